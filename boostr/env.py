@@ -1,0 +1,82 @@
+"""Every environment variable that boostr reads. The table in docs/backends.md is made from here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from boostr.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: its name, default (as written in the shell) and meaning."""
+
+    name: str
+    default: str
+    help: str
+
+    def text(self) -> str:
+        return os.environ.get(self.name, self.default)
+
+    def integer(self) -> int:
+        text = self.text()
+        try:
+            return int(text)
+        except ValueError:
+            raise OptionError(f"{self.name} must be a whole number, got {text!r}") from None
+
+
+BACKEND = Variable(
+    "BOOSTR_BACKEND",
+    "auto",
+    "auto | numpy | wgpu | cupy, with an optional `:index-or-adapter-name`. auto takes cupy if a "
+    "CUDA device answers, else wgpu if a real GPU answers, else numpy.",
+)
+DTYPE = Variable(
+    "BOOSTR_DTYPE", "", "dtype that weights are converted to at load; empty keeps the stored one."
+)
+NUM_THREADS = Variable(
+    "BOOSTR_NUM_THREADS", "0", "threads of the numpy backend's kernels; 0 is one for each core."
+)
+CACHE = Variable(
+    "BOOSTR_CACHE", "", "folder of compiled kernels and fetched models; default ~/.cache/boostr."
+)
+STRICT = Variable(
+    "BOOSTR_STRICT", "0", "1: an op that has no kernel for its arguments raises instead of running "
+    "its composite.",
+)  # fmt: skip
+DEBUG = Variable(
+    "BOOSTR_DEBUG", "0", "1 devices and fallback reasons, 2 time and GB/s of each kernel, "
+    "3 grids, 4 final source; on stderr.",
+)  # fmt: skip
+JIT = Variable(
+    "BOOSTR_JIT", "1", "0: the numpy backend runs composites only, as if numba were not installed."
+)
+REQUIRE = Variable(
+    "BOOSTR_REQUIRE", "", "tests only: comma-separated backends whose absence is a failure, not a "
+    "skip.",
+)  # fmt: skip
+
+VARIABLES = (BACKEND, DTYPE, NUM_THREADS, CACHE, STRICT, DEBUG, JIT, REQUIRE)
+
+
+def cache_dir() -> Path:
+    """The folder for compiled kernels and fetched models; not created by this call."""
+    text = CACHE.text()
+    if text:
+        return Path(text).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "boostr"
+
+
+def num_threads() -> int:
+    """Threads for CPU kernels: BOOSTR_NUM_THREADS, else the cores this process may run on."""
+    wanted = NUM_THREADS.integer()
+    if wanted < 0:
+        raise OptionError(f"{NUM_THREADS.name} must be 0 or more, got {wanted}")
+    if wanted:
+        return wanted
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count() or 1
