@@ -1,0 +1,47 @@
+"""Which backends there are, and how the one to use is chosen: argument > BOOSTR_BACKEND > auto."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+
+from boostr import env
+from boostr.backends.base import Backend, Kernel
+from boostr.errors import BackendError
+
+__all__ = ["Backend", "Kernel", "available", "get", "names"]
+
+# name -> module that defines `open_backend(selector) -> Backend` and `probe() -> str | None`.
+# In the order in which `auto` tries them; the last always answers.
+_MODULES = {"numpy": "boostr.backends.numpy"}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all backends of this version of boostr."""
+    return tuple(_MODULES)
+
+
+def available() -> dict[str, str | None]:
+    """For every backend None if it can run here, else the reason why not."""
+    return {name: importlib.import_module(module).probe() for name, module in _MODULES.items()}
+
+
+def get(name: str | Backend | None = None) -> Backend:
+    """The backend of that name ("numpy", "cupy:1"), or the default one. Opened once, then shared."""
+    if isinstance(name, Backend):
+        return name
+    text = name or env.BACKEND.text()
+    if text == "auto":
+        text = next(n for n, reason in available().items() if reason is None)
+    return _open(text)
+
+
+@cache
+def _open(text: str) -> Backend:
+    name, _, selector = text.partition(":")
+    if name not in _MODULES:
+        near = difflib.get_close_matches(name, _MODULES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BackendError(f"no backend {name!r} in this version; there is {', '.join(_MODULES)}{hint}")
+    return importlib.import_module(_MODULES[name]).open_backend(selector)

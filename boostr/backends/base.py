@@ -1,0 +1,170 @@
+"""The contract of a backend: about thirty primitives on its own arrays, and optional kernels.
+
+A backend's array type is its own affair (`numpy.ndarray`, `cupy.ndarray`, a GPU buffer with strides):
+nothing above this file looks inside. Primitives are called by `ops/core.py` with arguments already
+checked; they return new arrays, except the two that write in place (`assign`, `put_rows`).
+Low-precision floats are accumulated in float32 by `reduce`, `cumsum` and `matmul`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from boostr.program import Program
+
+Array = Any
+Shape = tuple[int, ...]
+
+UNARY = (
+    "neg", "abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid",
+    "floor", "round", "logical_not",
+)  # fmt: skip
+BINARY = (
+    "add", "sub", "mul", "div", "pow", "maximum", "minimum", "floor_div", "mod",
+    "bitwise_and", "bitwise_or", "right_shift", "left_shift",
+)  # fmt: skip
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+REDUCE = ("sum", "max", "min")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast implementation of one op on one backend.
+
+    `run` takes the op's tensors and options and returns its output(s) as tensors. `supports` takes the
+    same arguments and returns None, or the reason why this kernel cannot serve them.
+    """
+
+    run: Callable[..., Any]
+    supports: Callable[..., str | None] = lambda *args, **options: None
+
+
+class Backend(ABC):
+    """One place where tensors live and ops run. Instances are made once, by `backends.get`."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """The device's name as a user would write it, such as "numpy" or "cupy:0"."""
+
+    # -- creation and transfer -------------------------------------------------------------------
+    @abstractmethod
+    def from_numpy(self, array: np.ndarray) -> Array:
+        """Take a numpy array; numpy shares its memory, GPUs upload it."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The values on the host. Waits for the device; refused inside a capture."""
+
+    @abstractmethod
+    def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> Array: ...
+
+    @abstractmethod
+    def arange(self, start: float, stop: float, step: float, dtype: np.dtype) -> Array: ...
+
+    @abstractmethod
+    def shape(self, x: Array) -> Shape: ...
+
+    @abstractmethod
+    def dtype(self, x: Array) -> np.dtype: ...
+
+    # -- views: share memory where strides allow, else copy --------------------------------------
+    @abstractmethod
+    def reshape(self, x: Array, shape: Shape) -> Array: ...
+
+    @abstractmethod
+    def permute(self, x: Array, axes: Sequence[int]) -> Array: ...
+
+    @abstractmethod
+    def broadcast_to(self, x: Array, shape: Shape) -> Array: ...
+
+    @abstractmethod
+    def slice(self, x: Array, slices: tuple[slice, ...]) -> Array:
+        """One slice (step of either sign) for every axis."""
+
+    @abstractmethod
+    def bitcast(self, x: Array, dtype: np.dtype) -> Array:
+        """The same bytes as another dtype; the last axis shrinks or grows with the item size."""
+
+    # -- elementwise -----------------------------------------------------------------------------
+    @abstractmethod
+    def unary(self, name: str, x: Array) -> Array:
+        """One of UNARY."""
+
+    @abstractmethod
+    def binary(self, name: str, a: Array, b: Array | float | int, dtype: np.dtype) -> Array:
+        """One of BINARY or COMPARE, broadcasting; `dtype` is the operands' common dtype."""
+
+    @abstractmethod
+    def where(self, condition: Array, a: Array, b: Array, dtype: np.dtype) -> Array: ...
+
+    @abstractmethod
+    def cast(self, x: Array, dtype: np.dtype) -> Array: ...
+
+    @abstractmethod
+    def copy(self, x: Array) -> Array:
+        """A contiguous copy."""
+
+    # -- reductions, products, indexing ----------------------------------------------------------
+    @abstractmethod
+    def reduce(self, name: str, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+        """One of REDUCE over `axes`."""
+
+    @abstractmethod
+    def argmax(self, x: Array, axis: int) -> Array:
+        """int32 index of the first maximum."""
+
+    @abstractmethod
+    def argsort(self, x: Array, axis: int) -> Array:
+        """int32 indices that sort ascending; stable."""
+
+    @abstractmethod
+    def cumsum(self, x: Array, axis: int) -> Array: ...
+
+    @abstractmethod
+    def matmul(self, a: Array, b: Array) -> Array:
+        """[..., M, K] @ [..., K, N], broadcasting the leading axes; float32 sums."""
+
+    @abstractmethod
+    def take(self, x: Array, indices: Array, axis: int) -> Array:
+        """x's entries at integer `indices` along `axis`, whose place the axes of `indices` take."""
+
+    @abstractmethod
+    def take_along(self, x: Array, indices: Array, axis: int) -> Array:
+        """One entry per index: indices has x's rank, and x's shape except along `axis`."""
+
+    @abstractmethod
+    def scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
+        """zeros(shape) with values[i] added to row indices[i]; indices is flat."""
+
+    @abstractmethod
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array: ...
+
+    # -- in place --------------------------------------------------------------------------------
+    @abstractmethod
+    def assign(self, target: Array, source: Array) -> None:
+        """target[...] = source, shapes equal; dtypes may differ."""
+
+    @abstractmethod
+    def put_rows(self, target: Array, indices: Array, values: Array) -> None:
+        """target[indices[i]] = values[i]; a negative index is skipped."""
+
+    # -- kernels and programs --------------------------------------------------------------------
+    @abstractmethod
+    def kernel(self, op: str) -> Kernel | str:
+        """The kernel for an op by name, or the reason why there is none."""
+
+    @abstractmethod
+    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+        """Run `fn` once, record what it launched; see `boostr.program`."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""

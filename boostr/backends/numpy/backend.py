@@ -1,0 +1,105 @@
+"""NumpyBackend: primitives through numpy, kernels through `launch`, programs as lists of bound calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.array import ArrayBackend
+from boostr.backends.base import Array, Kernel
+from boostr.backends.numpy.kernel_table import find_kernel
+from boostr.backends.numpy.program import NumpyProgram, Recorder
+from boostr.errors import BackendError
+from boostr.program import Program
+
+
+class NumpyBackend(ArrayBackend):
+    """Tensors are numpy arrays, shared with the caller and never copied without need."""
+
+    name = "numpy"
+    device = "numpy"
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        self.recorder: Recorder | None = None
+        self._kernels: dict[str, Kernel | str] = {}
+
+    def from_numpy(self, array: np.ndarray) -> Array:
+        return array
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        if self.recorder is not None:
+            raise BackendError(
+                "capture: a tensor's values were read on the host; they differ from run to run, "
+                "so keep the computation in tensors"
+            )
+        return x
+
+    def _run(self, fn: Callable[..., Array], *args: Any) -> Array:
+        result = fn(*args)
+        if result is not None:
+            result = np.asarray(result)  # ufuncs of tensors without axes return scalars
+        if self.recorder is not None:
+            self.recorder.python_call(fn, args, result)
+        return result
+
+    def _erf(self, x: np.ndarray) -> np.ndarray:
+        if x.dtype == np.float64:
+            return _erf_float64(x)
+        return erf_float32(x.astype(np.float32, copy=False)).astype(x.dtype, copy=False)
+
+    # -- kernels and programs --------------------------------------------------------------------
+    def kernel(self, op: str) -> Kernel | str:
+        if op not in self._kernels:
+            self._kernels[op] = find_kernel(op)
+        return self._kernels[op]
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """Memory for a kernel's output; inside a capture from the program's arena."""
+        if self.recorder is not None:
+            return self.recorder.empty(shape, np.dtype(dtype))
+        return np.empty(shape, dtype)
+
+    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+        if self.recorder is not None:
+            raise BackendError("capture: captures cannot be nested")
+        self.recorder = Recorder()
+        try:
+            outputs = fn()
+            return outputs, NumpyProgram(self.recorder)
+        finally:
+            self.recorder = None
+
+
+def _erf_float64(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, otypes=[np.float64])(x) if x.size else x.copy()
+
+
+_ERF_P = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+)  # fmt: skip
+_ERF_Q = (
+    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)  # fmt: skip
+
+
+def erf_float32(x: np.ndarray) -> np.ndarray:
+    """erf as x·P(x²)/Q(x²) on [-4, 4], where it rounds to ±1 outside; a few ulp of float32.
+
+    The coefficients are the rational fit that Eigen and XLA use.
+    """
+    x = np.clip(x, np.float32(-4), np.float32(4))
+    square = x * x
+    return x * _horner(square, _ERF_P) / _horner(square, _ERF_Q)
+
+
+def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    total = np.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        total = total * x + np.float32(c)
+    return total

@@ -1,0 +1,136 @@
+"""How an op finds what runs it: a kernel of the backend, or its composite. The only place that picks.
+
+An `Op` is a name, a composite (its meaning, in other ops) and optionally a `vjp` (its gradient).
+Calling it asks the backend for a kernel; a kernel may refuse with a reason, and then the composite
+runs, or in strict mode `FallbackError` is raised. Primitives are ops whose composite is one method of
+the backend.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from boostr import autograd, env
+from boostr.backends.base import Backend
+from boostr.errors import BackendError, FallbackError
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+OPS: dict[str, Op] = {}
+
+_strict: ContextVar[bool | None] = ContextVar("strict", default=None)
+_reported: set[tuple[str, str, str]] = set()
+
+
+class Op:
+    """One operation of the library.
+
+    Args:
+        name: the field's name for it; a backend's kernel of the same name serves it.
+        composite: takes the op's tensors and options, returns a tensor or a tuple of tensors.
+        vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each positional
+            argument (a list for a list). Without one, the composite is differentiated.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        composite: Callable[..., Any],
+        vjp: Callable[..., tuple[Any, ...]] | None = None,
+        *,
+        primitive: bool = False,
+    ) -> None:
+        self.name = name
+        self.composite = composite
+        self.vjp = vjp
+        self.primitive = primitive
+        if not primitive:
+            OPS[name] = self
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        inputs = list(tensors_in(args))
+        if self.primitive:
+            outputs = self.composite(*args, **options)
+        else:
+            backend = common_backend(self.name, inputs)
+            run = self._find(backend, args, options)
+            if run is self.composite and self.vjp is None:
+                return run(*args, **options)  # its primitives record themselves
+            with autograd.no_grad():
+                outputs = run(*args, **options)
+        return autograd.record(self, inputs, args, options, outputs)
+
+    def _find(self, backend: Backend, args: tuple, options: dict) -> Callable[..., Any]:
+        kernel = backend.kernel(self.name)
+        reason = kernel if isinstance(kernel, str) else kernel.supports(*args, **options)
+        if reason is None:
+            return kernel.run  # type: ignore[union-attr]
+        if is_strict():
+            raise FallbackError(
+                f"{self.name}[{backend.name}]: no kernel for these arguments: {reason} "
+                "(strict mode forbids the composite)"
+            )
+        if env.DEBUG.integer() >= 1:
+            _report(self.name, backend.name, reason)
+        return self.composite
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+
+def tensors_in(args: Any) -> Iterator[Tensor]:
+    """Every tensor among the arguments: also inside lists, tuples and quantized weights."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, QuantizedTensor):
+            yield from arg.parts.values()
+        elif isinstance(arg, list | tuple):
+            yield from tensors_in(arg)
+
+
+def common_backend(op: str, inputs: list[Tensor]) -> Backend:
+    """The backend that all of an op's tensors share."""
+    if not inputs:
+        raise BackendError(f"{op}: expected at least one tensor, got none")
+    backend = inputs[0].backend
+    for tensor in inputs:
+        if tensor.backend is not backend:
+            raise BackendError(
+                f"{op}: tensors on different backends, {backend.device} and "
+                f"{tensor.backend.device}; move one with .to({backend.device!r})"
+            )
+    return backend
+
+
+def is_strict() -> bool:
+    """Whether a missing kernel is an error: `strict()` if entered, else BOOSTR_STRICT."""
+    chosen = _strict.get()
+    return env.STRICT.text() == "1" if chosen is None else chosen
+
+
+@contextmanager
+def strict(enabled: bool = True) -> Iterator[None]:
+    """Inside, an op without a kernel for its arguments raises `FallbackError` (or, False, never)."""
+    token = _strict.set(enabled)
+    try:
+        yield
+    finally:
+        _strict.reset(token)
+
+
+def coverage(backend: Backend) -> dict[str, str | None]:
+    """For every op: None if `backend` has a kernel for it, else why it runs the composite."""
+    found = {name: backend.kernel(name) for name in sorted(OPS)}
+    return {name: kernel if isinstance(kernel, str) else None for name, kernel in found.items()}
+
+
+def _report(op: str, backend: str, reason: str) -> None:
+    key = (op, backend, reason)
+    if key not in _reported:
+        _reported.add(key)
+        print(f"boostr: {op}[{backend}] runs its composite: {reason}", file=sys.stderr)

@@ -1,0 +1,169 @@
+"""Views and copies as ops: they share memory with their input where the backend's strides allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.dispatch import Op, common_backend
+from boostr.errors import DTypeError, ShapeError
+from boostr.ops import core
+from boostr.tensor import Tensor
+
+
+def _wrap(data: Any, like: Tensor) -> Tensor:
+    return Tensor.wrap(data, like.backend)
+
+
+_reshape_op = Op(
+    "reshape",
+    lambda x, shape: _wrap(x.backend.reshape(x.data, shape), x),
+    vjp=lambda g, y, x, shape: (reshape(g, x.shape), None),
+    primitive=True,
+)
+_permute_op = Op(
+    "permute",
+    lambda x, axes: _wrap(x.backend.permute(x.data, axes), x),
+    vjp=lambda g, y, x, axes: (permute(g, tuple(int(i) for i in np.argsort(axes))), None),
+    primitive=True,
+)
+_broadcast_op = Op(
+    "broadcast_to",
+    lambda x, shape: _wrap(x.backend.broadcast_to(x.data, shape), x),
+    vjp=lambda g, y, x, shape: (core.unbroadcast(g, x), None),
+    primitive=True,
+)
+_copy_op = Op(
+    "contiguous",
+    lambda x: _wrap(x.backend.copy(x.data), x),
+    vjp=lambda g, y, x: (g,),
+    primitive=True,
+)
+
+
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same elements in another shape; one entry may be -1."""
+    known = math.prod(n for n in shape if n != -1)
+    full = tuple(x.size // max(known, 1) if n == -1 else n for n in shape)
+    if math.prod(full) != x.size or sum(n == -1 for n in shape) > 1:
+        raise ShapeError(f"reshape: {list(x.shape)} ({x.size} elements) into {list(shape)}")
+    return _reshape_op(x, full)
+
+
+def permute(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Axes in another order, each named once."""
+    order = tuple(a % max(x.ndim, 1) for a in axes)
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"permute: axes {tuple(axes)} do not name each of {x.ndim} axes once")
+    return _permute_op(x, order)
+
+
+def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Repeat along axes of length 1, as numpy does."""
+    try:
+        fits = np.broadcast_shapes(x.shape, tuple(shape)) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(f"broadcast_to: {list(x.shape)} does not broadcast to {list(shape)}")
+    return _broadcast_op(x, tuple(shape))
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """A copy in row-major order."""
+    return _copy_op(x)
+
+
+def _slice(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    return _wrap(x.backend.slice(x.data, slices), x)
+
+
+def _slice_vjp(g: Tensor, y: Tensor, x: Tensor, slices: tuple[slice, ...]) -> tuple:
+    spread = x.full_like(0)
+    g.backend.assign(g.backend.slice(spread.data, slices), core.cast(g, x.dtype).data)
+    return spread, None
+
+
+_slice_op = Op("slice", _slice, vjp=_slice_vjp, primitive=True)
+
+
+def index(x: Tensor, key: Any) -> Tensor:
+    """x[key]: integers, slices, None and `...`, or one integer tensor for the first axis."""
+    if isinstance(key, Tensor | np.ndarray | list):
+        indices = key if isinstance(key, Tensor) else Tensor(np.asarray(key), backend=x.backend)
+        return core.take(x, indices, 0)
+    keys = key if isinstance(key, tuple) else (key,)
+    given = sum(k is not None and k is not Ellipsis for k in keys)
+    if given > x.ndim:
+        raise ShapeError(f"index: {given} indices for {x.ndim} axes")
+    if Ellipsis not in keys:
+        keys = (*keys, Ellipsis)
+    at = keys.index(Ellipsis)
+    keys = keys[:at] + (slice(None),) * (x.ndim - given) + keys[at + 1 :]
+    slices, shape, axis = [], [], 0
+    for k in keys:
+        if k is None:
+            shape.append(1)
+            continue
+        n = x.shape[axis]
+        if isinstance(k, slice):
+            slices.append(k)
+            shape.append(len(range(*k.indices(n))))
+        else:
+            at = _checked_index(k, n, axis)
+            slices.append(slice(at, at + 1))
+        axis += 1
+    part = _slice_op(x, tuple(slices))
+    return part if part.shape == tuple(shape) else reshape(part, shape)
+
+
+def _checked_index(k: Any, n: int, axis: int) -> int:
+    if not hasattr(k, "__index__"):
+        raise DTypeError(f"index: expected an integer, slice, None or ..., got {type(k).__name__}")
+    at = k.__index__()
+    if not -n <= at < n:
+        raise IndexError(f"index: {at} is outside of axis {axis} of length {n}")
+    return at % n
+
+
+_concat_op = Op(
+    "concat",
+    lambda parts, axis: _wrap(parts[0].backend.concat([p.data for p in parts], axis), parts[0]),
+    vjp=lambda g, y, parts, axis: (split(g, [p.shape[axis] for p in parts], axis), None),
+    primitive=True,
+)
+
+
+def concat(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors end to end along `axis`; their other axes agree."""
+    if not parts:
+        raise ShapeError("concat: expected at least one tensor")
+    axis %= parts[0].ndim
+    rest = {tuple(n for i, n in enumerate(p.shape) if i != axis) for p in parts}
+    if len(rest) != 1 or len({p.dtype for p in parts}) != 1:
+        got = ", ".join(f"{p.dtype}{list(p.shape)}" for p in parts)
+        raise ShapeError(f"concat: shapes must agree except along axis {axis}, got {got}")
+    common_backend("concat", list(parts))
+    return _concat_op(list(parts), axis)
+
+
+def split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Views of `x` of the given lengths along `axis`, which they must fill."""
+    axis %= x.ndim
+    if sum(sizes) != x.shape[axis]:
+        raise ShapeError(f"split: sizes {list(sizes)} do not add up to {x.shape[axis]}")
+    ends = np.cumsum([0, *sizes])
+    lead = (slice(None),) * axis
+    return [
+        _slice_op(x, (*lead, slice(int(a), int(b)), *(slice(None),) * (x.ndim - axis - 1)))
+        for a, b in zip(ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def bitcast(x: Tensor, dtype: Any) -> Tensor:
+    """The same bytes read as another dtype; the last axis changes with the item size. No gradient."""
+    return _wrap(x.backend.bitcast(x.data, dtypes.parse(dtype)), x)

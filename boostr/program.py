@@ -1,0 +1,42 @@
+"""Programs: a function run once and recorded, then replayed without Python per op.
+
+`capture(fn)` calls `fn()` once, for real, and records what it launched and on which buffers. `run()`
+repeats those launches on the same buffers: inputs are changed with `tensor.assign(...)` between runs,
+in-place ops (`kv_write`, `add_` of a counter) happen again, outputs are overwritten. All that differs
+from run to run must therefore live in tensors; Python values and shapes are frozen at capture.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from boostr import autograd, backends
+from boostr.backends.base import Backend
+
+
+class Program(ABC):
+    """A recorded function. `outputs` is what `fn` returned; each `run` overwrites its buffers."""
+
+    outputs: Any = None
+
+    @abstractmethod
+    def run(self) -> Any:
+        """Replay every recorded call; returns `outputs`."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of recorded calls."""
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """One line for each recorded call, in order."""
+
+
+def capture(fn: Callable[[], Any], backend: str | Backend | None = None) -> Program:
+    """Run `fn` once and record it. Reading a tensor's values inside `fn` is an error."""
+    with autograd.no_grad():
+        outputs, program = backends.get(backend).capture(fn)
+    program.outputs = outputs
+    return program
