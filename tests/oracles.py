@@ -206,15 +206,14 @@ def varlen_attention_backward(dout, q, k, v, cu_seqlens_q, cu_seqlens_k, **optio
 def paged_rows(cache, table_row, kv_len):
     """Rows 0..kv_len of one sequence: position j is in block table_row[(j // bs) % max_blocks].
 
-    The table wraps (a ring for sliding windows): a block that a later one has overwritten, or whose
-    entry is negative, reads as 0 and must be outside every query's window.
+    The table wraps (a ring for sliding windows): a row that a later position has overwritten, or
+    whose block is negative, reads as 0 and must be outside every query's window.
     """
     bs, columns = cache.shape[1], len(table_row)
     rows = np.zeros((kv_len, *cache.shape[2:]), cache.dtype)
-    oldest = (kv_len - 1) // bs - columns + 1
     for j in range(kv_len):
         block = table_row[(j // bs) % columns]
-        if j // bs >= oldest and block >= 0:
+        if j >= kv_len - bs * columns and block >= 0:
             rows[j] = cache[block, j % bs]
     return rows
 
