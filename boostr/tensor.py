@@ -281,6 +281,9 @@ class Tensor:
     def __or__(self, other: Any) -> Tensor:
         return _core.bitwise_or(self, other)
 
+    def __xor__(self, other: Any) -> Tensor:
+        return _core.bitwise_xor(self, other)
+
     def __rshift__(self, other: Any) -> Tensor:
         return _core.right_shift(self, other)
 

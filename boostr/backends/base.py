@@ -27,7 +27,7 @@ UNARY = (
 )  # fmt: skip
 BINARY = (
     "add", "sub", "mul", "div", "pow", "maximum", "minimum", "floor_div", "mod",
-    "bitwise_and", "bitwise_or", "right_shift", "left_shift",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "right_shift", "left_shift",
 )  # fmt: skip
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 REDUCE = ("sum", "max", "min")

@@ -5,6 +5,7 @@ from boostr.ops.elementwise import (
     add,
     bitwise_and,
     bitwise_or,
+    bitwise_xor,
     cast,
     cos,
     div,
@@ -64,8 +65,8 @@ from boostr.ops.views import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "argsort", "bitcast", "bitwise_and", "bitwise_or", "broadcast_to", "cast",
-    "concat", "contiguous", "cos", "cumsum", "div", "eq", "erf", "exp", "floor", "floor_div", "ge",
+    "abs", "add", "argmax", "argsort", "bitcast", "bitwise_and", "bitwise_or", "bitwise_xor", "broadcast_to",
+    "cast", "concat", "contiguous", "cos", "cumsum", "div", "eq", "erf", "exp", "floor", "floor_div", "ge",
     "gt", "index", "le", "left_shift", "log", "logical_not", "lt", "matmul", "max", "maximum", "mean",
     "min", "minimum", "mod", "mul", "ne", "neg", "permute", "pow", "reshape", "right_shift", "round",
     "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "split", "sqrt", "sub", "sum", "take",

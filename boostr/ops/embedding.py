@@ -1,0 +1,45 @@
+"""Rows of a table by token id; a packed table is decoded only where it is read."""
+
+from __future__ import annotations
+
+from boostr import dtypes
+from boostr.dispatch import Op, common_backend, tensors_in
+from boostr.errors import DTypeError, ShapeError
+from boostr.ops import core
+from boostr.ops.quant import dequantize
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+
+def embedding(
+    ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = None
+) -> Tensor:
+    """weight[ids].
+
+    Args:
+        ids: integer [T], each in 0..V-1 (not checked on the device).   weight: [V, E], any stored form.
+        dtype: of the result; default the weight's, float32 for a quantized one.
+    Returns:
+        [T, E].
+    Gradient: weight, if it is a float tensor.
+    """
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise DTypeError(f"embedding: ids must be integers [T], got {ids.dtype}{list(ids.shape)}")
+    if len(weight.shape) != 2:
+        raise ShapeError(f"embedding: weight must be [V, E], got {list(weight.shape)}")
+    common_backend("embedding", list(tensors_in((ids, weight))))
+    if dtype is None:
+        wanted = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
+    else:
+        wanted = dtypes.parse(dtype)
+    return _embedding(ids, weight, wanted)
+
+
+def _composite(ids: Tensor, weight: Tensor | QuantizedTensor, dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return core.cast(core.take(weight, ids), dtype)
+    parts = {name: core.take(part, ids) for name, part in weight.parts.items()}
+    return dequantize(QuantizedTensor(weight.scheme, (len(ids), weight.shape[1]), parts), dtype)
+
+
+_embedding = Op("embedding", _composite)

@@ -1,0 +1,107 @@
+"""Products with a weight [out, in] in any stored form: the op that most of a model's time is in."""
+
+from __future__ import annotations
+
+from boostr import dtypes
+from boostr.dispatch import Op
+from boostr.errors import DTypeError, ShapeError
+from boostr.ops import core
+from boostr.ops.norm import wide
+from boostr.ops.quant import dequantize, quantize_rows
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Weight = Tensor | QuantizedTensor
+_CHUNK = 1 << 22  # weights decoded at a time by the composite, which bounds its memory to 16 MiB
+
+
+def linear(
+    x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """x @ weightᵀ + bias + residual, summed in float32 (float64 for float64 inputs).
+
+    Args:
+        x: [..., K] float.   weight: [N, K], a float tensor of any width or a QuantizedTensor; it is
+            decoded inside the product and x keeps its precision, except under "w8a8", where each row
+            of x is rounded to int8 by its own scale and the products are summed in int32.
+        bias: [N].   residual: [..., N] in x's dtype.
+    Returns:
+        [..., N] in x's dtype.
+    Gradient: x, a float weight, bias, residual.
+    """
+    if not dtypes.is_float(x.dtype) or x.ndim < 1:
+        raise DTypeError(f"linear: x must be float [..., K], got {x.dtype}{list(x.shape)}")
+    if len(weight.shape) != 2 or weight.shape[1] != x.shape[-1]:
+        raise ShapeError(
+            f"linear: weight must be [N, K] with K = {x.shape[-1]}, got {list(weight.shape)}"
+        )
+    N = weight.shape[0]
+    if bias is not None and bias.shape != (N,):
+        raise ShapeError(f"linear: bias must be [N] = [{N}], got {list(bias.shape)}")
+    if residual is not None and residual.shape != (*x.shape[:-1], N):
+        raise ShapeError(
+            f"linear: residual must be {[*x.shape[:-1], N]}, got {list(residual.shape)}"
+        )
+    return _linear(x, weight, bias, residual)
+
+
+def _composite(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    h = wide(x).reshape(-1, x.shape[-1])
+    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
+        y = _w8a8(h, weight)
+    else:
+        y = _decoded(h, weight)
+    if bias is not None:
+        y = y + core.cast(bias, y.dtype)
+    y = y.reshape(*x.shape[:-1], weight.shape[0])
+    if residual is not None:
+        y = y + core.cast(residual, y.dtype)
+    return core.cast(y, x.dtype)
+
+
+def _decoded(h: Tensor, weight: Weight) -> Tensor:
+    """h @ weightᵀ, with the weight decoded to h's dtype a band of rows at a time."""
+    N, K = weight.shape
+    if isinstance(weight, Tensor) and weight.dtype == h.dtype:
+        return h @ weight.T
+    rows = max(_CHUNK // max(K, 1), 1)
+    parts = [
+        h @ core.cast(_float(_rows(weight, start, min(start + rows, N))), h.dtype).T
+        for start in range(0, N, rows)
+    ]
+    return parts[0] if len(parts) == 1 else core.concat(parts, 1)
+
+
+def _rows(weight: Weight, start: int, stop: int) -> Weight:
+    if (start, stop) == (0, weight.shape[0]):
+        return weight
+    if isinstance(weight, Tensor):
+        return weight[start:stop]
+    parts = {name: part[start:stop] for name, part in weight.parts.items()}
+    return QuantizedTensor(weight.scheme, (stop - start, weight.shape[1]), parts)
+
+
+def _float(weight: Weight) -> Tensor:
+    return dequantize(weight) if isinstance(weight, QuantizedTensor) else weight
+
+
+def _w8a8(h: Tensor, weight: QuantizedTensor) -> Tensor:
+    values, scales = quantize_rows(h)
+    exact = core.cast(values, dtypes.int32) @ core.cast(weight.parts["values"], dtypes.int32).T
+    return core.cast(exact, h.dtype) * scales * weight.parts["scales"].reshape(1, -1)
+
+
+def _vjp(
+    g: Tensor, y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None
+):
+    N, K = weight.shape
+    flat = wide(g).reshape(-1, N)
+    dx = core.cast((flat @ core.cast(_float(weight), flat.dtype)).reshape(x.shape), x.dtype)
+    dw = None
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        dw = core.cast(flat.T @ wide(x).reshape(-1, K), weight.dtype)
+    dbias = None if bias is None else core.cast(core.sum(flat, 0), bias.dtype)
+    return dx, dw, dbias, None if residual is None else core.cast(g, residual.dtype)
+
+
+_linear = Op("linear", _composite, vjp=_vjp)
