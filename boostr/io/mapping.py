@@ -1,0 +1,60 @@
+"""Read-only memory maps of model files, and typed views into them."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from boostr.errors import ModelFileError
+
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+def map_file(path: str | Path) -> mmap.mmap:
+    """Maps a whole file read-only; the file handle is closed before this returns.
+
+    The map is freed when its last user (a numpy view, say) is gone. It is never closed by hand:
+    that would fail while a view of it is alive.
+
+    Raises:
+        ModelFileError: missing, a folder, unreadable or empty.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelFileError(f"{path}: expected a file, got a folder") from None
+    except ValueError:  # mmap refuses a length of 0
+        raise ModelFileError(f"{path}: the file is empty") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def refuse_pickle(path: Path, head: bytes) -> None:
+    """Raises if `head`, the first bytes of a file, are those of a pickle or a zip (torch.save).
+
+    Judged by content and not by suffix, so that a renamed pickle is named as what it is.
+    """
+    if head.startswith(_PICKLES):
+        raise ModelFileError(
+            f"{path}: this is a pickle or zip as torch.save writes it, which can run code when it "
+            "is read; boostr never reads one. Convert it to safetensors where you trust it"
+        )
+
+
+def view_bytes(
+    data: mmap.mmap, begin: int, end: int, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Bytes [begin, end) of a map as a read-only array, without a copy.
+
+    Offsets that are no multiple of the item size give an aligned copy instead, since compiled
+    kernels may not take unaligned memory. The caller has checked the range against the map.
+    """
+    raw = np.frombuffer(data, np.uint8, count=end - begin, offset=begin if end > begin else 0)
+    if begin % dtype.alignment:
+        raw = raw.copy()
+        raw.flags.writeable = False
+    return raw.view(dtype).reshape(shape)

@@ -1,0 +1,172 @@
+"""Text to token ids and back, from a model folder (tokenizer.json) or a GGUF file's metadata."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from boostr.errors import TokenizerError
+from boostr.io.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
+from boostr.io.special_tokens import SpecialTokens
+from boostr.io.tokenizer_folder import load_folder
+from boostr.io.tokenizer_gguf import build_from_gguf
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with what generation needs beside it.
+
+    Text is never truncated or padded, whatever the files say. `source` names the file in errors.
+    """
+
+    def __init__(
+        self, inner: "tokenizers.Tokenizer", special: SpecialTokens, source: str = "tokenizer"
+    ) -> None:
+        self.inner, self.special, self.source = inner, special, source
+        inner.no_truncation()
+        inner.no_padding()
+        added = inner.get_added_tokens_decoder()
+        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.vocab_size: int = max(inner.get_vocab_size(), max(added, default=-1) + 1)
+        """One more than the largest id. The model's embedding may have more rows than that."""
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Self:
+        """Reads tokenizer.json and the files around it.
+
+        Raises:
+            TokenizerError: a file is missing or malformed, or names a token that does not exist.
+        """
+        inner, special = load_folder(Path(path))
+        return cls(inner, special, str(path))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], source: str = "GGUF metadata") -> Self:
+        """Builds the tokenizer that a GGUF file describes (byte-level BPE).
+
+        Raises:
+            TokenizerError: another kind of tokenizer, or a pre-tokenizer that is not known.
+        """
+        inner, special = build_from_gguf(metadata, source)
+        return cls(inner, special, source)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Special tokens written out in it become their ids.
+
+        `add_special_tokens` adds what the model expects around a text (a BOS, [CLS] and [SEP], or
+        nothing); turn it off for text that came out of `apply_chat_template`.
+
+        Raises:
+            TokenizerError: not a str, or one with half surrogate pairs (bytes that are not UTF-8).
+        """
+        try:
+            return self.inner.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:
+            raise TokenizerError(self._why_not(text, error)) from None
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; no spaces are "cleaned up".
+
+        Bytes that are no UTF-8 become U+FFFD. Ids beyond the vocabulary, which padded embeddings
+        have, give no text.
+
+        Raises:
+            TokenizerError: an id that is negative or no integer.
+        """
+        ids = [int(id_) for id_ in ids]
+        if any(not 0 <= id_ < 2**32 for id_ in ids):
+            bad = next(id_ for id_ in ids if not 0 <= id_ < 2**32)
+            raise TokenizerError(f"{self.source}: token ids must be >= 0, got {bad}")
+        if skip_special_tokens:
+            ids = [id_ for id_ in ids if id_ not in self._special_ids]
+        return self.inner.decode(ids, skip_special_tokens=False)
+
+    def stream(self, skip_special_tokens: bool = True) -> Detokenizer:
+        """A detokenizer for one sequence: `.add(id)` gives text as it completes.
+
+        `.finish()` gives the rest. The pieces joined are what `decode` gives for all ids together.
+        """
+        skip = self._special_ids if skip_special_tokens else frozenset[int]()
+        byte_level = type(self.inner.decoder).__name__ == "ByteLevel"
+        return (ByteLevelDetokenizer if byte_level else WindowDetokenizer)(self.inner, skip)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that starts a sequence, if the model declares one."""
+        return self._id_of("bos_token")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation. A generation_config.json may know more of them."""
+        return self.special.eos_ids
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding id, if the model declares one. boostr itself never pads."""
+        return self._id_of("pad_token")
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it (byte-level: "Ġthe"), or None."""
+        return self.inner.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token of an id as the vocabulary writes it, or None."""
+        return self.inner.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    def is_special(self, token_id: int) -> bool:
+        """True for control tokens: those that `decode` leaves out."""
+        return token_id in self._special_ids
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt text of a conversation; encode it with `add_special_tokens=False`.
+
+        `template` picks one of several named templates; without it, "tool_use" is taken for
+        `tools` where there is one, else "default". Other keywords reach the template as variables.
+
+        Raises:
+            TokenizerError: no template, an unknown name, or the template failed or refused.
+        """
+        from boostr.io.chat_template import render
+
+        templates = self.special.templates
+        if template is None:
+            template = "tool_use" if tools and "tool_use" in templates else "default"
+        if template not in templates:
+            known = ", ".join(sorted(templates)) or "none"
+            raise TokenizerError(
+                f"{self.source}: no chat template {template!r} (it has: {known}); give plain text, "
+                "or on the command line --raw"
+            )
+        variables = {
+            **self.special.names,
+            **kwargs,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return render(templates[template], variables, f"{self.source}: chat template {template!r}")
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special.names.get(name)
+        return None if token is None else self.inner.token_to_id(token)
+
+    def _why_not(self, text: object, error: Exception) -> str:
+        if not isinstance(text, str):
+            return f"{self.source}: expected a str to encode, got {type(text).__name__}"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as bad:
+            return (
+                f"{self.source}: the text is not valid UTF-8: character {bad.start} is "
+                f"{text[bad.start]!r}, half of a surrogate pair; decode the input as UTF-8 first"
+            )
+        return f"{self.source}: the text cannot be encoded: {error}"
