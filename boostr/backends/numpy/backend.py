@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel
 from boostr.backends.numpy.kernel_table import find_kernel
-from boostr.backends.numpy.program import NumpyProgram, Recorder
 from boostr.errors import BackendError
 from boostr.program import Program
+
+if TYPE_CHECKING:
+    from boostr.backends.numpy.program import Recorder
 
 
 class NumpyBackend(ArrayBackend):
@@ -60,18 +62,57 @@ class NumpyBackend(ArrayBackend):
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """Memory for a kernel's output; inside a capture from the program's arena."""
         if self.recorder is not None:
-            return self.recorder.empty(shape, np.dtype(dtype))
+            return self.recorder.arena.empty(shape, np.dtype(dtype))
         return np.empty(shape, dtype)
+
+    def dense(self, x: Array) -> Array:
+        """x with its elements in row-major order: itself, or a copy."""
+        return x if x.flags.c_contiguous else self.copy(x)
+
+    def launch(
+        self,
+        name: str,
+        params: Sequence[int],
+        *,
+        items: int,
+        grain: int,
+        reads: Sequence[np.ndarray],
+        writes: Sequence[np.ndarray],
+        **constants: Any,
+    ) -> None:
+        """Run the kernel `name` specialised by `constants` over `items`, at most `grain` at a time.
+
+        `params` are its int64 words (`address`, sizes, `jit.float_bits`); `reads` and `writes` are the
+        arrays whose memory it touches, from which a program knows what may run side by side.
+        """
+        from boostr.backends.numpy import jit, threads
+
+        if items <= 0:
+            return
+        words = np.array(params, np.int64)
+        function = jit.kernel(name, **constants)
+        calls = threads.Calls()
+        calls.add(function, words, items, grain)
+        threads.pool().run(calls.freeze().records)
+        if self.recorder is not None:
+            self.recorder.native_call((name, function, words, items, grain), reads, writes)
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.recorder is not None:
             raise BackendError("capture: captures cannot be nested")
+        from boostr.backends.numpy.program import NumpyProgram, Recorder
+
         self.recorder = Recorder()
         try:
             outputs = fn()
             return outputs, NumpyProgram(self.recorder)
         finally:
             self.recorder = None
+
+
+def address(x: np.ndarray) -> int:
+    """Where x's first element lies, as a kernel parameter."""
+    return x.__array_interface__["data"][0]
 
 
 def _erf_float64(x: np.ndarray) -> np.ndarray:

@@ -1,12 +1,25 @@
-"""Which module of this backend holds the kernel of which op."""
+"""Which module of this backend holds the kernel of which op. Opened on first use."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+
+from boostr import env
 from boostr.backends.base import Kernel
 
-_MODULES: dict[str, str] = {}
+# op -> module of boostr.backends.numpy whose KERNELS has it
+_MODULES = {
+    "rms_norm": "norm",
+}
 
 
 def find_kernel(op: str) -> Kernel | str:
     """The kernel of an op, or why there is none here."""
-    return _MODULES.get(op, "no kernel")  # type: ignore[return-value]
+    if op not in _MODULES:
+        return "the numpy backend has no kernel for it"
+    if env.JIT.integer() == 0:
+        return f"{env.JIT.name} is 0"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed (pip install 'boostr[cpu]')"
+    return importlib.import_module(f"boostr.backends.numpy.{_MODULES[op]}").KERNELS[op]
