@@ -1,0 +1,307 @@
+"""Native CPU kernels: compiled once with numba, kept on disk, loaded without numba afterwards.
+
+`kernel("linear.gemv", weight="bf16", rows=4)` gives the address of a native function
+
+    void f(int64 *params, int64 start, int64 stop)
+
+made by the factory `gemv(weight="bf16", rows=4)` of `kernels/linear.py`. The first time on a
+machine the factory's Python function goes through numba to LLVM IR, through llvmlite to an object
+file, and into `<cache>/kernels/<key>`; after that the file is mapped and neither numba nor the
+factory is imported. The key covers the name and constants, the sources of all kernels, the versions
+and the processor. A file that is damaged is compiled again, a cache that cannot be written costs
+one warning.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import platform
+import struct
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from boostr import env
+from boostr.errors import BackendError
+
+MAGIC = b"boostr kernel 1\n"
+FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+# What LLVM may call by itself; all are in libc or libm of every system.
+EXTERNAL = {"memcpy", "memset", "memmove"}
+
+_lock = threading.RLock()
+_addresses: dict[tuple, int] = {}
+_alive: list = []  # engines and mappings: the code lives as long as they do
+_override: "Target | None" = None
+compiled, loaded = 0, 0  # kernels compiled by this process, kernels taken from the disk
+compile_seconds = 0.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """The processor that kernels are compiled for."""
+
+    cpu: str
+    features: str  # LLVM's list, "+avx2,-avx512f,..."
+
+    def has(self, feature: str) -> bool:
+        return f"+{feature}" in self.features.split(",")
+
+    @property
+    def lanes(self) -> int:
+        """f32 lanes of a vector register."""
+        if self.has("avx512f"):
+            return 16
+        return 8 if self.has("avx2") else 4
+
+    @property
+    def converts_f16(self) -> bool:
+        """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""
+        return self.has("f16c") or self.has("neon")
+
+    @property
+    def vnni(self) -> bool:
+        return self.has("avx512vnni") and self.has("avx512f")
+
+
+@functools.cache
+def _host() -> Target:
+    import llvmlite.binding as llvm
+
+    return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+
+
+def target() -> Target:
+    """The processor to compile for: this one, unless a test said otherwise."""
+    return _override or _host()
+
+
+def use_target(cpu: str, features: str) -> None:
+    """For tests: compile for a lesser processor. Must come before the first kernel."""
+    global _override
+    _override = Target(cpu, features)
+
+
+def available() -> bool:
+    """Whether kernels can be compiled here: numba is installed and BOOSTR_JIT is not 0."""
+    return env.JIT.integer() != 0 and importlib.util.find_spec("numba") is not None
+
+
+# ---------------------------------------------------------------- keys
+
+
+def _cpu_lines() -> str:
+    """What identifies the processor, without llvmlite where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            block = file.read(8192).split("\n\n")[0]
+    except OSError:
+        return f"{_host().cpu} {_host().features}"
+    wanted = ("flags", "Features", "model", "CPU part", "CPU implementer", "isa")
+    return "\n".join(line for line in block.splitlines() if line.startswith(wanted))
+
+
+def _version_of(package: str) -> str:
+    """The version file of an installed package: read, not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return "none"
+    return (Path(spec.origin).parent / "_version.py").read_text()
+
+
+@functools.cache
+def _fingerprint() -> bytes:
+    """The hash of everything but name and constants that a compiled kernel depends on."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in [Path(__file__), *sorted((here / "kernels").glob("*.py"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("numba", "llvmlite"):
+        digest.update(_version_of(package).encode())
+    digest.update(f"{platform.machine()} {sys.platform} {_override}".encode())
+    digest.update(_cpu_lines().encode())
+    return digest.digest()
+
+
+def _key(name: str, constants: tuple) -> str:
+    digest = hashlib.sha256(_fingerprint() + repr((name, constants)).encode())
+    return digest.hexdigest()[:32]
+
+
+# ---------------------------------------------------------------- files
+
+
+def _folder() -> Path:
+    return env.cache_dir() / "kernels"
+
+
+def _read(path: Path) -> bytes | None:
+    """The body of a cache file; None if it is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    head = len(MAGIC) + 40
+    if len(data) < head or not data.startswith(MAGIC):
+        return None
+    (length,) = struct.unpack_from("<q", data, len(MAGIC))
+    body = data[head:]
+    if len(body) != length or hashlib.sha256(body).digest() != data[len(MAGIC) + 8 : head]:
+        return None
+    return body
+
+
+_warned = False
+
+
+def _write(path: Path, body: bytes) -> None:
+    """Puts a cache file in its place in one step, so that no reader ever sees half of one."""
+    global _warned
+    record = MAGIC + struct.pack("<q", len(body)) + hashlib.sha256(body).digest() + body
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(record)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        if not _warned:
+            _warned = True
+            _say(f"cannot keep compiled kernels in {path.parent} ({error.strerror}); set "
+                 f"{env.CACHE.name} to a folder that can be written")  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(f"boostr: {text}", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- compiling and loading
+
+
+@functools.cache
+def _machine():
+    """llvmlite's target machine for `target()`."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    here = target()
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=here.cpu, features=here.features, opt=3, reloc="pic", codemodel="small"
+    )
+
+
+def _object(function, name: str, symbol: str) -> bytes:
+    """Compiles one kernel: Python function -> numba -> LLVM IR -> object file."""
+    import llvmlite.binding as llvm
+
+    from boostr.backends.numpy.kernels import build
+
+    code = llvm.parse_assembly(build.llvm_ir(function, symbol))
+    code.verify()
+    _strip(code, symbol, name)
+    machine = _machine()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    builder = llvm.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(code, builder)
+    if env.DEBUG.integer() >= 4:
+        _say(f"{name}\n{machine.emit_assembly(code)}")
+    return machine.emit_object(code)
+
+
+def _function(name: str, constants: tuple):
+    """The Python function of a kernel, from its factory."""
+    family, factory = name.split(".")
+    module = importlib.import_module(f"boostr.backends.numpy.kernels.{family}")
+    return getattr(module, factory)(**dict(constants))
+
+
+def _strip(code, symbol: str, name: str) -> None:
+    """Makes everything but the entry private and refuses a kernel that would need Python to run."""
+    for function in code.functions:
+        if not function.is_declaration and function.name != symbol:
+            function.linkage = "internal"
+    for variable in code.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    needed = {
+        function.name
+        for function in code.functions
+        if function.is_declaration and not function.name.startswith("llvm.")
+    }
+    if needed - EXTERNAL:
+        raise BackendError(f"kernel {name} is not self-contained, it calls {sorted(needed)}")
+
+
+def _load(body: bytes, symbol: str) -> int:
+    """The address of `symbol` in an object file, mapped into this process."""
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(body))
+    engine.finalize_object()
+    _alive.append(engine)
+    return engine.get_function_address(symbol)
+
+
+def _obtain(name: str, constants: tuple) -> int:
+    global compiled, loaded, compile_seconds
+    key = _key(name, constants)
+    symbol, path = f"boostr_{key}", _folder() / key
+    body = _read(path)
+    if body is not None:
+        loaded += 1
+        return _load(body, symbol)
+    if compiled == 0:
+        _say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
+    started = time.perf_counter()
+    body = _object(_function(name, constants), f"{name} {dict(constants)}", symbol)
+    seconds = time.perf_counter() - started
+    compiled, compile_seconds = compiled + 1, compile_seconds + seconds
+    if env.DEBUG.integer() >= 1:
+        _say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
+    _write(path, body)
+    return _load(body, symbol)
+
+
+def kernel(name: str, **constants) -> int:
+    """The address of a native kernel, compiled now if this machine has never done so.
+
+    `name` is "family.factory": `kernels/<family>.py` has `factory(**constants)`, which returns the
+    Python function to compile. Constants are ints, strings, bools and tuples of them.
+    """
+    wanted = (name, tuple(sorted(constants.items())))
+    address = _addresses.get(wanted)
+    if address is None:
+        with _lock:
+            address = _addresses.get(wanted)
+            if address is None:
+                address = _addresses[wanted] = _obtain(*wanted)
+    return address
+
+
+def from_function(function) -> int:
+    """The address of a kernel given as its Python function; compiled each time, for trying out."""
+    with _lock:
+        return _load(_object(function, function.__name__, "boostr_trial"), "boostr_trial")
+
+
+def call(address: int, params, start: int, stop: int) -> None:
+    """Runs a kernel on the calling thread; `params` is an int64 array."""
+    FUNCTION(address)(params.ctypes.data, start, stop)
+
+
+def float_bits(value: float) -> int:
+    """A float as an int64 kernel parameter; `memory.float_param` reads it."""
+    return struct.unpack("<i", struct.pack("<f", value))[0]

@@ -1,0 +1,21 @@
+"""Where things lie in the thread pool's shared words; read by `threads.py` and by `pool.py`.
+
+A call is a record of RECORD int64 words. The state's hot words are 128 bytes apart, so that no two
+of them share a cache line (x86 fetches lines in pairs, Apple's lines have 128 bytes).
+"""
+
+# one call
+RECORD = 8
+FUNCTION, PARAMS, ITEMS, GRAIN, BARRIER, NEXT, TARGET = range(7)
+
+# the state
+EPOCH = 0  # number of the current run; -1 tells the workers to leave
+OPEN = 16  # the epoch while its run may be joined, else 0
+ACTIVE = 32  # workers inside of a run
+DONE = 48  # chunks finished in this run
+CURSOR = 64  # where a worker that joins late begins
+PARKED = 80  # workers that sleep or are about to
+CALLS, COUNT, YIELD, WORKERS, PATIENCE = 96, 97, 98, 99, 100
+WORKER = 112  # from here on WORKER_WORDS for each worker
+WORKER_WORDS = 16
+ASLEEP, WOKEN, SEEN = 0, 1, 2
