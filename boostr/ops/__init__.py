@@ -1,0 +1,26 @@
+"""The operations of boostr. Each is a composite of primitives, and a kernel where a backend has one."""
+
+from boostr.ops import core as core
+from boostr.ops.activation import (
+    geglu,
+    gelu,
+    log_softmax,
+    relu,
+    silu,
+    softmax,
+    swiglu,
+)
+from boostr.ops.attention import paged_attention, varlen_attention
+from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.embedding import embedding
+from boostr.ops.linear import linear
+from boostr.ops.loss import cross_entropy
+from boostr.ops.norm import layer_norm, rms_norm
+from boostr.ops.quant import dequantize, quantize
+from boostr.ops.rope import rope
+
+__all__ = [
+    "advance", "core", "cross_entropy", "dequantize", "embedding", "geglu", "gelu", "kv_write",
+    "layer_norm", "linear", "log_softmax", "paged_attention", "quantize", "relu", "rms_norm", "rope",
+    "silu", "slot_mapping", "softmax", "swiglu", "varlen_attention",
+]  # fmt: skip

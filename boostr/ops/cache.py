@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
@@ -43,6 +45,26 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     _kv_write(k, v, k_cache, v_cache, slots)
 
 
+def advance(ids: Tensor, chosen: Tensor, counters: Sequence[Tensor]) -> None:
+    """Make a decode step's outcome the next step's input, in place: ids = chosen, counters += 1.
+
+    Args:
+        ids, chosen: int32 [B].   counters: int32 tensors (positions, lengths, draws).
+    """
+    for name, x in (("ids", ids), ("chosen", chosen), *(("a counter", c) for c in counters)):
+        if x.dtype != dtypes.int32:
+            raise DTypeError(f"advance: {name} must be int32, got {x.dtype}")
+    if ids.shape != chosen.shape:
+        raise ShapeError(f"advance: ids {list(ids.shape)} and chosen {list(chosen.shape)} differ")
+    _advance(ids, chosen, list(counters))
+
+
+def _advance_composite(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
+    ids.assign(chosen)
+    for counter in counters:
+        counter.assign(counter + 1)
+
+
 def _slots(positions, sequence_ids, block_table, block_size) -> Tensor:
     column = core.mod(positions // block_size, block_table.shape[1])
     flat = sequence_ids * block_table.shape[1] + column
@@ -58,3 +80,4 @@ def _write(k, v, k_cache, v_cache, slots) -> None:
 
 _slot_mapping = Op("slot_mapping", _slots)
 _kv_write = Op("kv_write", _write)
+_advance = Op("advance", _advance_composite)

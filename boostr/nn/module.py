@@ -1,0 +1,49 @@
+"""Module: a tree of named parameters whose attribute paths are the names in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Weight = Tensor | QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The place of a weight that is still to be loaded.
+
+    Attributes:
+        shape: what the checkpoint must have.
+        role: "linear" (what `quantize=` packs), "embedding", or "vector", always kept in float32.
+    """
+
+    shape: tuple[int, ...]
+    role: str = "linear"
+
+
+class Module:
+    """Attributes that are parameters, modules or lists of modules form the tree."""
+
+    def parameters(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
+        """(checkpoint name, owner, attribute) of every parameter, in order of definition."""
+        for attribute, value in vars(self).items():
+            path = f"{prefix}{attribute}"
+            if isinstance(value, Module):
+                yield from value.parameters(path + ".")
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield from item.parameters(f"{path}.{index}.")
+            elif isinstance(value, Parameter | Tensor | QuantizedTensor):
+                yield path, self, attribute
+
+    def weights(self) -> dict[str, Weight]:
+        """Name -> weight of every parameter, once they are loaded."""
+        return {name: getattr(owner, attribute) for name, owner, attribute in self.parameters()}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} cannot be called")
