@@ -38,6 +38,9 @@ class ArrayBackend(Backend):
     def dtype(self, x: Array) -> np.dtype:
         return x.dtype
 
+    def is_contiguous(self, x: Array) -> bool:
+        return x.flags.c_contiguous
+
     def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> Array:
         if value == 0:  # zero pages stay unmapped until they are written
             return self.xp.zeros(shape, dtype)
@@ -123,8 +126,7 @@ class ArrayBackend(Backend):
         )
 
     def cumsum(self, x: Array, axis: int) -> Array:
-        wide = _accumulator(x.dtype)
-        return self._run(lambda v: v.cumsum(axis=axis, dtype=wide).astype(v.dtype), x)
+        return self._run(_cumsum, x, axis)
 
     def matmul(self, a: Array, b: Array) -> Array:
         return self._run(self._matmul, a, b)
@@ -164,6 +166,12 @@ class ArrayBackend(Backend):
 
 def _accumulator(dtype: np.dtype) -> np.dtype:
     return dtypes.float32 if dtype in dtypes.LOW_PRECISION else dtype
+
+
+def _cumsum(x: Array, axis: int) -> Array:
+    # a running sum cannot be added in pairs, so that its error grows with its length
+    wide = np.float64 if dtypes.is_float(x.dtype) else x.dtype
+    return x.cumsum(axis=axis, dtype=wide).astype(x.dtype, copy=False)
 
 
 def _typed_binary(fn: Callable[..., Array], a: Array, b: Array) -> Array:

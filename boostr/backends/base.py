@@ -76,6 +76,10 @@ class Backend(ABC):
     @abstractmethod
     def dtype(self, x: Array) -> np.dtype: ...
 
+    @abstractmethod
+    def is_contiguous(self, x: Array) -> bool:
+        """Whether the elements lie in row-major order without gaps; in-place ops need it."""
+
     # -- views: share memory where strides allow, else copy --------------------------------------
     @abstractmethod
     def reshape(self, x: Array, shape: Shape) -> Array: ...
