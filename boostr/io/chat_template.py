@@ -1,13 +1,323 @@
-"""Chat templates."""
+"""Renders the chat templates that come with models. The only file that imports jinja2.
 
-from typing import Any
+A template is a program from a stranger. It runs in jinja2's immutable sandbox with no loader, sees
+plain data only (strings, numbers, lists, dicts), and has a `Budget` for its work.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import markupsafe
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_indent
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from boostr.errors import TokenizerError
+from boostr.io.template_budget import MAX_JSON_INDENT, Budget, BudgetError
+
+MAX_SOURCE = 256 * 1024  # characters; the longest known template has 40 thousand
+# Not there: what grows without bound (`center`, `sum` of lists, `batch`) or takes regexes.
+_FILTERS = (
+    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length",
+    "list", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "select", "selectattr",
+    "sort", "unique",
+)  # fmt: skip
+_ON_TEXT = ("capitalize", "lower", "title", "trim", "upper")
+_GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
+_CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
+_budget: ContextVar[Budget] = ContextVar("budget")
 
 
-def render(source: str, variables: dict[str, Any], name: str) -> str:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def render(source: str, variables: Mapping[str, Any], name: str = "chat template") -> str:
+    """The text that a template gives for `variables`, which must be plain data.
 
-    return (
-        ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        .from_string(source)
-        .render(variables)
+    Offers what transformers offers: `raise_exception`, `strftime_now`, `tojson` without HTML
+    escapes, `break` and `continue`, `{% generation %}` blocks (rendered as if the tags were not
+    there); blocks are trimmed.
+
+    Raises:
+        TokenizerError: a syntax error, an error that the template raises, or a limit; `name` says
+            which template.
+    """
+    if len(source) > MAX_SOURCE:
+        raise TokenizerError(f"{name}: {len(source)} characters, the limit is {MAX_SOURCE}")
+    token = _budget.set(Budget())
+    try:
+        template = _compile(source)
+        return _collect(template, {key: plain(value, key) for key, value in variables.items()})
+    except jinja2.TemplateSyntaxError as error:
+        raise TokenizerError(f"{name}: line {error.lineno}: {error.message}") from None
+    except jinja2.TemplateError as error:
+        raise TokenizerError(f"{name}: {error.message or type(error).__name__}") from None
+    except BudgetError as error:
+        raise TokenizerError(f"{name} is refused: {error}") from None
+    except (RecursionError, MemoryError) as error:
+        raise TokenizerError(f"{name} is refused: {type(error).__name__}") from None
+    except TokenizerError as error:
+        raise TokenizerError(f"{name}: {error}") from None
+    except Exception as error:  # whatever Python raises inside of the template
+        raise TokenizerError(f"{name}: {type(error).__name__}: {error}") from None
+    finally:
+        _budget.reset(token)
+
+
+def plain(value: Any, where: str) -> Any:
+    """A deep copy as str, int, float, bool, None, list and dict: nothing with methods of its own.
+
+    Raises:
+        TokenizerError: anything else; `where` is the path to it.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}[{key!r:.40}]") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise TokenizerError(
+        f"{where}: expected strings, numbers, lists and dicts, got {type(value).__name__}"
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+def _collect(template: jinja2.Template, variables: dict[str, Any]) -> str:
+    budget, pieces, size = _budget.get(), [], 0
+    for piece in template.generate(variables):
+        size += len(piece)
+        budget.reserve(size)
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = _budget.get()
+        budget.binary(operator, left, right)
+        return budget.charge(super().call_binop(context, operator, left, right))
+
+    # jinja2 calls this with its own positional names, hence the underscores.
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        budget = _budget.get()
+        budget.step()
+        budget.method(__obj, args, kwargs)
+        return budget.charge(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`"...".format`, checked; jinja2 has wrapped it already when `call` sees it."""
+        safe_format = super().wrap_str_format(value)
+        if safe_format is None:
+            return None
+        template = value.__self__
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            _budget.get().format(template, template.count("{"), [*args, *kwargs.values()])
+            return safe_format(*args, **kwargs)
+
+        return checked
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return _metered(super()._parse(source, name, filename))
+
+
+def _metered(tree: nodes.Template) -> nodes.Template:
+    """Rewrites a syntax tree so that loops, text and `~` go through the budget."""
+    for node in tree.find_all(nodes.EvalContextModifier):
+        raise jinja2.TemplateSyntaxError("{% autoescape %} is not supported", node.lineno)
+    # Lists first: a rewritten node holds the old one, which find_all would meet again.
+    for loop in list(tree.find_all(nodes.For)):
+        loop.iter = _filter(_TURNS, loop.iter)
+    for output in list(tree.find_all(nodes.Output)):
+        output.nodes = [
+            _filter(_CHARGE, nodes.Const(child.data, lineno=child.lineno))
+            if isinstance(child, nodes.TemplateData)
+            else child
+            for child in output.nodes
+        ]
+    _replace_concat(tree)
+    return tree
+
+
+def _filter(name: str, node: nodes.Node) -> nodes.Filter:
+    made = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    made.set_environment(_environment())
+    return made
+
+
+def _replace_concat(parent: nodes.Node) -> None:
+    """Makes `a ~ b` a filter over [a, b]."""
+    for field, value in parent.iter_fields():
+        if isinstance(value, list):
+            value[:] = [_without_concat(item) for item in value]
+        else:
+            setattr(parent, field, _without_concat(value))
+
+
+def _without_concat(value: Any) -> Any:
+    if not isinstance(value, nodes.Node):
+        return value
+    _replace_concat(value)
+    if isinstance(value, nodes.Concat):
+        return _filter(_CONCAT, nodes.List(value.nodes, lineno=value.lineno))
+    return value
+
+
+@functools.cache
+def _environment() -> _Environment:
+    env = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,  # constants would be folded outside of any budget
+        finalize=jinja2.pass_context(lambda context, value: _finalize(value)),
+        extensions=[_Generation, loopcontrols],
+    )
+    known = {name: env.filters[name] for name in _FILTERS}
+    known |= {name: _on_text(env.filters[name]) for name in _ON_TEXT}
+    env.filters = {name: _charged(function) for name, function in (known | _TEXT_FILTERS).items()}
+    internal = {_CHARGE: _charge, _TURNS: _turns, _CONCAT: _concat}
+    for name, function in internal.items():  # pass_context: never folded into a constant
+        env.filters[name] = jinja2.pass_context(
+            lambda context, value, function=function: function(value)
+        )
+    env.tests = {name: _charged(function) for name, function in env.tests.items()}
+    env.globals = {name: env.globals[name] for name in _GLOBALS} | {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+    }
+    return env
+
+
+def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # keeps jinja2's marks such as pass_environment
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        budget = _budget.get()
+        budget.step()
+        return budget.charge(function(*args, **kwargs))
+
+    return wrapper
+
+
+def _on_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda value, *args: function(_budget.get().text(value), *args)
+
+
+def _finalize(value: Any) -> Any:
+    return value if isinstance(value, jinja2.Undefined) else _budget.get().text(value)
+
+
+def _charge(value: str) -> str:
+    return _budget.get().charge(value)
+
+
+def _turns(value: Any) -> Any:
+    return _budget.get().turns(value)
+
+
+def _concat(values: list[Any]) -> str:
+    return _join(values)
+
+
+def _raise_exception(message: Any) -> NoReturn:
+    raise jinja2.TemplateError(_budget.get().text(message))
+
+
+def _join(value: Any, d: Any = "", attribute: str | int | None = None) -> str:
+    budget = _budget.get()
+    if attribute is not None:
+        environment = _environment()
+        value = [environment.getitem(item, attribute) for item in budget.turns(value)]
+    separator, pieces, size = str(budget.text(d)), [], 0
+    for item in budget.turns(value):
+        pieces.append(str(budget.text(item)))
+        size += len(pieces[-1]) + len(separator)
+        budget.reserve(size)
+    return separator.join(pieces)
+
+
+def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
+    budget = _budget.get()
+    text, old, new = (str(budget.text(item)) for item in (value, old, new))
+    budget.replace(text, old, new)
+    return text.replace(old, new, count)
+
+
+def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    budget = _budget.get()
+    text = budget.text(value)
+    budget.width(width)
+    size = width if isinstance(width, int) else len(width)
+    budget.reserve(len(text) + (len(text.splitlines()) + 1) * size)
+    return do_indent(text, width, first, blank)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As in transformers: the HTML escapes of jinja2's own `tojson` are unknown to models."""
+    budget = _budget.get()
+    budget.width(indent, MAX_JSON_INDENT)
+    budget.measure(value, MAX_JSON_INDENT if indent else 0)
+    pair = (str(separators[0]), str(separators[1])) if separators else None
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys
+    )
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    template, values = _budget.get().text(value), kwargs or args
+    _budget.get().format(template, template.count("%"), list(values))
+    return template % values
+
+
+def _escape(value: Any) -> str:
+    return markupsafe.escape(_budget.get().text(value))
+
+
+def _string(value: Any) -> str:
+    return _budget.get().text(value)
+
+
+def _safe(value: Any) -> str:
+    """Marks text as HTML: what is then added to it with `+` gets escaped, as in transformers."""
+    return markupsafe.Markup(_budget.get().text(value))
+
+
+_TEXT_FILTERS: dict[str, Callable[..., str]] = {
+    "join": _join,
+    "replace": _replace,
+    "indent": _indent,
+    "tojson": _tojson,
+    "format": _format,
+    "escape": _escape,
+    "e": _escape,
+    "string": _string,
+    "safe": _safe,
+}

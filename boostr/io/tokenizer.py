@@ -146,6 +146,12 @@ class Tokenizer:
                 f"{self.source}: no chat template {template!r} (it has: {known}); give plain text, "
                 "or on the command line --raw"
             )
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise TokenizerError(
+                    f"{self.source}: messages[{i}] must be a dict with a 'role' (and 'content'), "
+                    f"got {message!r:.80}"
+                )
         variables = {
             **self.special.names,
             **kwargs,

@@ -125,7 +125,7 @@ def _mark_special(inner: "tokenizers.Tokenizer", names: dict[str, str]) -> None:
 
 
 def _surround(inner: "tokenizers.Tokenizer", config: dict[str, Any], names: dict[str, str]) -> None:
-    """`add_bos_token` and `add_eos_token`, where set, win over tokenizer.json (transformers' rule)."""
+    """`add_bos_token` and `add_eos_token`, where set, win (as in transformers)."""
     if "add_bos_token" not in config and "add_eos_token" not in config:
         return
     ends = []
