@@ -19,3 +19,10 @@ CALLS, COUNT, YIELD, WORKERS, PATIENCE = 96, 97, 98, 99, 100
 WORKER = 112  # from here on WORKER_WORDS for each worker
 WORKER_WORDS = 16
 ASLEEP, WOKEN, SEEN = 0, 1, 2
+
+# the parameters of the linear kernels; strides of x, y and the residual in elements, addresses of
+# things that are absent 0
+X, LDX, W, ROW_BYTES, SCALES, SCALES_PER_ROW, SHIFT, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR = range(
+    15
+)
+LINEAR_PARAMS = 15

@@ -1,21 +1,62 @@
-"""y = x wᵀ for few rows of x."""
+"""y = x wᵀ (+ bias) (+ residual) for 1 to 8 rows of x: weights are read once, at memory speed.
 
-from boostr.backends.numpy.kernels.memory import f32, load_n
-from boostr.backends.numpy.kernels.simd import LANES, fill, fma
+x [M, K] f32, w [N, K] in a form of `weights.py`, y [M, N] f32. One item is a row of w. A step takes
+a block of 32 elements of `rows` rows and multiplies it with the same block of all rows of x,
+accumulating in rows * columns vectors of f32, which are added up at the end of the row.
+"""
+
+from boostr.backends.numpy.kernels import layout
+from boostr.backends.numpy.kernels.memory import f32, put, spread, stack
+from boostr.backends.numpy.kernels.simd import fill, inline
 from boostr.backends.numpy.kernels.vmath import reduce_add
+from boostr.backends.numpy.kernels.weights import (
+    BLOCK,
+    contract,
+    decoder,
+    load_block,
+    load_block_n,
+)
+
+X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
+SCALES_PER_ROW, SHIFT, Y, LDY = layout.SCALES_PER_ROW, layout.SHIFT, layout.Y, layout.LDY
+M, K, BIAS, RESIDUAL, LDR = layout.M, layout.K, layout.BIAS, layout.RESIDUAL, layout.LDR
 
 
-def gemv():
+@inline
+def finish(params, value, m, n):
+    """Adds bias and residual to one element of the product and writes it."""
+    if params[BIAS] != 0:
+        value += f32(params[BIAS])[n]
+    if params[RESIDUAL] != 0:
+        value += f32(params[RESIDUAL])[m * params[LDR] + n]
+    f32(params[Y])[m * params[LDY] + n] = value
+
+
+def gemv(form: str, rows: int, columns: int):
+    """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end."""
+    whole, partial = decoder(form)
+    row_scale, tile = form == "i8", rows * columns
+
     def kernel(params, start, stop):
-        x, y, K = f32(params[0]), f32(params[2]), params[3]
-        for n in range(start, stop, 4):
-            w0 = f32(params[1]) + n * K
-            w = (w0, w0 + K, w0 + 2 * K, w0 + 3 * K)
-            acc = fill(4, 0.0)
-            for k in range(0, K, LANES):
-                acc = fma(load_n(w, k, K - k), load_n(x, k, K - k), acc)
-            sums = reduce_add(acc)
-            for i in range(4):
-                y[n + i] = sums[i]
+        length, count, shift = params[K], params[M], params[SHIFT]
+        blocks, tail = length // BLOCK, length % BLOCK
+        xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
+        results = stack(tile)
+        for n in range(start, stop, rows):
+            ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
+            scales = spread(rows, params[SCALES], params[SCALES_PER_ROW] * 4, n, stop - 1)
+            acc = fill(tile, 0.0)
+            for b in range(blocks):
+                acc = contract(whole(ws, scales, b, shift), load_block(xs, b), acc)
+            if tail != 0:
+                x = load_block_n(xs, blocks, tail)
+                acc = contract(partial(ws, scales, blocks, shift, tail), x, acc)
+            put(results, reduce_add(acc))
+            for r in range(min(rows, stop - n)):
+                for m in range(count):
+                    value = results[r * columns + m]
+                    if row_scale:
+                        value *= f32(params[SCALES])[n + r]
+                    finish(params, value, m, n + r)
 
     return kernel

@@ -16,7 +16,6 @@ from boostr.backends.numpy import jit
 from boostr.backends.numpy.kernels.simd import (
     F16,
     F32,
-    I1,
     I8,
     I16,
     I32,
@@ -299,5 +298,56 @@ def float_param(typingctx, bits):
     return signature(types.float32, bits), codegen
 
 
-__all__ = ["I1", "bf16", "decode", "f16", "f32", "f64", "float_param", "i8", "i32", "i64", "load",
-           "load_n", "prefetch", "store", "store_n", "u8"]  # fmt: skip
+@intrinsic
+def stack(typingctx, count):
+    """An f32 pointer to `count` (a constant) floats on the stack, 64-byte aligned, not set."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    size = count.literal_value
+
+    def codegen(context, builder, sig, values):
+        with builder.goto_entry_block():
+            room = builder.alloca(ir.ArrayType(F32, size))
+            room.align = 64
+        return builder.ptrtoint(room, I64)
+
+    return signature(Pointer("f32"), count), codegen
+
+
+@intrinsic
+def put(typingctx, pointer, values):
+    """Writes a tuple of f32 scalars or vectors one after the other."""
+
+    def codegen(context, builder, sig, args):
+        offset = 0
+        for i in range(len(values)):
+            value = builder.extract_value(args[1], i)
+            where = _locate(builder, args[0], I64(offset), 4, value.type)
+            builder.store(value, where, align=4)
+            offset += getattr(value.type, "count", 1)
+        return context.get_dummy_value()
+
+    return signature(types.none, pointer, values), codegen
+
+
+@intrinsic
+def spread(typingctx, count, address, stride, first, last):
+    """The addresses `address + stride * min(first + i, last)` for i < count (a constant), a tuple.
+
+    Rows of a matrix, where those past the end are read as the last one.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(context, builder, sig, values):
+        _, base, step, start, end = values
+        out = []
+        for i in range(len(result)):
+            index = builder.add(start, I64(i))
+            index = builder.select(builder.icmp_signed("<", index, end), index, end)
+            out.append(builder.add(base, builder.mul(index, step)))
+        return context.make_tuple(builder, result, out)
+
+    numbers = (types.int64,) * 4
+    return signature(result, count, *numbers), codegen

@@ -3,10 +3,6 @@
 Each factory returns a function of the kernel signature, whose first argument is the pool's state.
 """
 
-from typing import Any
-
-from numba import njit
-
 from boostr.backends.numpy.kernels.atomic import (
     exchange,
     fetch_add,
@@ -44,8 +40,7 @@ from boostr.backends.numpy.kernels.layout import (
     YIELD,
 )
 from boostr.backends.numpy.kernels.memory import i64
-
-inline: Any = njit(inline="always")
+from boostr.backends.numpy.kernels.simd import inline
 
 
 @inline

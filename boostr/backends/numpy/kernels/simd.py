@@ -15,7 +15,7 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, types
+from numba import extending, njit, types
 from numba.core.typing import templates
 
 from boostr.backends.numpy import jit
@@ -25,6 +25,7 @@ intrinsic: Any = extending.intrinsic
 lower_builtin: Any = extending.lower_builtin
 infer_global: Any = templates.infer_global
 register_model: Any = extending.register_model
+inline: Any = njit(inline="always")  # for helpers of kernels
 models, signature, AbstractTemplate = (
     extending.models,
     templates.signature,
