@@ -10,7 +10,13 @@ from boostr.backends.base import Kernel
 
 # op -> module of boostr.backends.numpy whose KERNELS has it
 _MODULES = {
-    "rms_norm": "norm",
+    op: module
+    for module, ops in {
+        "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
+        "rope": ("rope",),
+        "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
+    }.items()
+    for op in ops
 }
 
 
