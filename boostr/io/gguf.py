@@ -145,18 +145,17 @@ class _Reader:
         if count * each > self.size - self.at:
             self.fail(f"{what}: {count} do not fit into the {self.size - self.at} bytes left")
 
-    def number(self, fmt: str, size: int) -> Any:
+    def integer(self, size: int) -> int:
         if self.size - self.at < size:
             self.fail("the file is truncated")
-        (value,) = struct.unpack_from(fmt, self.data, self.at)
         self.at += size
-        return value
+        return int.from_bytes(self.data[self.at - size : self.at], "little")
 
     def u32(self) -> int:
-        return self.number("<I", 4)
+        return self.integer(4)
 
     def u64(self) -> int:
-        return self.number("<Q", 8)
+        return self.integer(8)
 
     def string(self, what: str) -> str:
         length = self.u64()
@@ -199,7 +198,9 @@ class _Reader:
         if kind not in _SCALARS:
             self.fail(f"{what}: unknown value type {kind}; known: 0 to 12")
         dtype = _SCALARS[kind]
-        value = self.number("<" + dtype.char, dtype.itemsize)
+        self.need(1, dtype.itemsize, what)
+        value = np.frombuffer(self.data, dtype, 1, self.at)[0].item()
+        self.at += dtype.itemsize
         return self.boolean(value, what) if kind == _BOOL else value
 
     def boolean(self, value: int, what: str) -> bool:

@@ -75,7 +75,11 @@ def _parse_json(raw: bytes, fail: Fail) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         fail("the header must start with '{'")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=without_duplicates)
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=without_duplicates,
+            parse_constant=_refuse_constant,
+        )
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, JSONDecodeError
         fail(f"the header is not JSON: {error}")
 
@@ -88,6 +92,10 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"key {twice!r:.200} is there twice")
     return keys
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _is_text(value: object) -> bool:

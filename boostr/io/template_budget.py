@@ -12,7 +12,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, V
 from types import BuiltinMethodType
 from typing import Any
 
-MAX_STEPS = 1_000_000  # loop turns, calls and filters
+MAX_STEPS = 500_000  # loop turns, calls and filters
 MAX_CHARS = 16 * 1024 * 1024  # of one string (or items of one list)
 MAX_WORK = 4 * MAX_CHARS  # of all strings made
 MAX_SECONDS = 5.0
