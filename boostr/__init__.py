@@ -2,8 +2,35 @@
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
+from boostr import ops as ops
+from boostr.autograd import gradcheck as gradcheck
+from boostr.autograd import no_grad as no_grad
+from boostr.dispatch import coverage as coverage
+from boostr.dispatch import strict as strict
+from boostr.program import Program as Program
+from boostr.program import capture as capture
 from boostr.tensor import Tensor as Tensor
 from boostr.tensor import arange as arange
 from boostr.tensor import full as full
 from boostr.tensor import ones as ones
 from boostr.tensor import zeros as zeros
+
+if TYPE_CHECKING:
+    from boostr.engine.load import load as load
+    from boostr.engine.options import SamplingOptions as SamplingOptions
+
+# Names whose modules need more than numpy, opened on first use.
+_LAZY = {
+    "load": "boostr.engine.load",
+    "SamplingOptions": "boostr.engine.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'boostr' has no attribute {name!r}")

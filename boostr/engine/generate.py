@@ -1,0 +1,94 @@
+"""The generation loop: packed prefill, then decode together until every sequence has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from boostr.engine.kv_cache import KVCache
+from boostr.engine.runner import Decoder, Runner
+from boostr.engine.sampler import Sampler
+from boostr.engine.sequence import Piece, Timings, TokenLogprobs
+from boostr.engine.sequence import Sequence as Generation
+from boostr.tensor import Tensor
+
+
+class _Clock:
+    """When things happened."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.start = time.perf_counter()
+        self.prompt_tokens = prompt_tokens
+        self.prompt_end = self.first = self.start
+        self.decoded = 0
+
+    def timings(self) -> Timings:
+        now = time.perf_counter()
+        return Timings(
+            self.prompt_end - self.start,
+            self.first - self.start,
+            now - self.first,
+            self.prompt_tokens,
+            self.decoded,
+        )
+
+
+def generate(
+    runner: Runner, sequences: Sequence[Generation], cache: KVCache, cached: Sequence[int] | None = None
+) -> Iterator[Piece]:
+    """Pieces of all sequences as they come; row i of the cache is for sequence i.
+
+    `cached` says how many tokens of each prompt are in the cache already.
+    """
+    known = list(cached or [0] * len(sequences))
+    clock = _Clock(sum(len(s.prompt) for s in sequences) - sum(known))
+    vocab = runner.module.config.vocab_size
+    sampler = Sampler(
+        runner.backend, [s.options for s in sequences], [s.prompt for s in sequences], vocab
+    )
+    prompts = [s.prompt for s in sequences]
+    logits = runner.prefill(cache, range(len(sequences)), prompts, known)
+    ids = sampler.choose(logits)
+    sampler.draws.assign(sampler.draws + 1)
+    chosen = ids.numpy()
+    clock.prompt_end = clock.first = time.perf_counter()
+    yield from _deliver(sequences, chosen, logits, clock)
+
+    active = [s for s in sequences if s.finish_reason is None]
+    rows = {id(s): row for row, s in enumerate(sequences)}
+    living: list[Generation] = list(sequences)  # the sequences that the sampler's rows are for
+    while active:
+        sampler = sampler.select([living.index(s) for s in active])
+        living = active
+        decoder = Decoder(
+            runner,
+            cache,
+            sampler,
+            [rows[id(s)] for s in active],
+            [s.output[-1] for s in active],
+            [len(s.prompt) + len(s.output) - 1 for s in active],
+        )
+        while len(active) == len(living):
+            chosen, logits = decoder.step()
+            clock.decoded += len(active)
+            yield from _deliver(living, chosen, logits, clock)
+            active = [s for s in living if s.finish_reason is None]
+
+
+def _deliver(
+    sequences: Sequence[Generation], chosen, logits: Tensor, clock: _Clock
+) -> Iterator[Piece]:
+    """Give each sequence its token; what that makes visible."""
+    rows = logits.numpy() if any(s.options.logprobs is not None for s in sequences) else None
+    for row, sequence in enumerate(sequences):
+        token = int(chosen[row])
+        wanted = sequence.options.logprobs
+        logprobs = None
+        if rows is not None and wanted is not None:
+            logprobs = TokenLogprobs.of(rows[row], token, wanted)
+        text = sequence.add(token)
+        ended = sequence.finish_reason is not None
+        yield Piece(
+            text, token, sequence.index, sequence.finish_reason, logprobs,
+            clock.timings() if ended else None,
+        )  # fmt: skip

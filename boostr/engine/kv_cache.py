@@ -1,0 +1,90 @@
+"""KVCache: keys and values of all layers, for a fixed number of sequences.
+
+Layers are grouped by geometry. A layer that sees everything keeps `capacity` positions of each sequence;
+one with a sliding window keeps a ring of window + chunk positions, in which old ones are overwritten.
+Both are block tables over [NB, bs, K, D] (see `ops.paged_attention`): here one block for each sequence,
+in a paged cache many small ones that sequences share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from boostr import ops
+from boostr.backends.base import Backend
+from boostr.errors import BackendError
+from boostr.models.config import DecoderConfig
+from boostr.nn.batch import CacheView
+from boostr.tensor import Tensor, zeros
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers of one geometry."""
+
+    capacity: int
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+
+class KVCache:
+    """Room for `sequences` sequences of up to `length` tokens.
+
+    Args:
+        chunk: most tokens of one sequence that a single forward pass writes.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, backend: Backend, sequences: int, length: int, chunk: int
+    ) -> None:
+        self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
+        windows = config.sliding_window
+        self._groups = [
+            self._group(config, window, [i for i, w in enumerate(windows) if w == window])
+            for window in dict.fromkeys(windows)
+        ]
+
+    def _group(self, config: DecoderConfig, window: int | None, layers: list[int]) -> _Group:
+        capacity = self.length if window is None else min(self.length, window + self.chunk)
+        shape = (self.sequences, capacity, config.num_key_value_heads, config.head_dim)
+        try:
+            keys, values = (
+                {layer: zeros(shape, "float32", self.backend) for layer in layers} for _ in range(2)
+            )
+        except MemoryError:
+            size = 8 * int(np.prod(shape)) * len(layers)
+            raise BackendError(
+                f"the KV cache for {self.sequences} sequences of {self.length} tokens needs "
+                f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens or the batch"
+            ) from None
+        return _Group(capacity, keys, values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved; on the CPU only what has been written is resident."""
+        tensors = (t for g in self._groups for t in (*g.keys.values(), *g.values.values()))
+        return sum(t.nbytes for t in tensors)
+
+    def block_tables(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """For each group the block table int32 [B, 1] of the given sequences."""
+        return [np.array(rows, np.int32).reshape(-1, 1) for _ in self._groups]
+
+    def views(
+        self, block_tables: Sequence[Tensor], positions: Tensor, sequence_ids: Tensor
+    ) -> list[CacheView]:
+        """What a forward pass needs to read and write the cache for tokens at these places.
+
+        positions, sequence_ids: int32 [T]; the latter index rows of the block tables.
+        """
+        return [
+            CacheView(
+                group.keys,
+                group.values,
+                table,
+                ops.slot_mapping(positions, sequence_ids, table, group.capacity),
+            )
+            for group, table in zip(self._groups, block_tables, strict=True)
+        ]

@@ -1,0 +1,136 @@
+"""load: from a name, folder or file to a model that is ready to use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from boostr import backends, dtypes, env
+from boostr.backends.base import Backend
+from boostr.engine.embedder import EmbeddingModel, Pooling
+from boostr.engine.model import LanguageModel
+from boostr.errors import DTypeError, ModelFileError
+from boostr.io.gguf import GGUFFile
+from boostr.io.hub import ResolvedModel, resolve, resolve_default
+from boostr.io.safetensors import open_safetensors
+from boostr.io.tokenizer import Tokenizer
+from boostr.models import family, is_encoder
+from boostr.models.config import RawConfig
+from boostr.models.gguf import GGUFWeights, hf_config
+from boostr.models.weights import SafetensorsWeights, WeightSource, load_parameters
+from boostr.nn.module import Module
+from boostr.quant.scheme import parse_scheme
+
+_LOADABLE = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    backend: str | Backend | None = None,
+    dtype: Any = None,
+    quantize: str | None = None,
+    quantize_embeddings: bool = False,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: bool = False,
+) -> LanguageModel | EmbeddingModel:
+    """Load a model.
+
+    Args:
+        model: a Hugging Face folder, a `.gguf` file, `org/name`, `hf://org/name@revision`; None is the
+            default model, SmolLM2-135M-Instruct.
+        backend: "numpy", "wgpu", "cupy", "auto"; default BOOSTR_BACKEND.
+        dtype: convert weights to "float32", "float16" or "bfloat16"; default as stored.
+        quantize: "int8", "int8-g32", "int8-g64", "int8-g128" or "w8a8" for the linear layers.
+        quantize_embeddings: also the embedding and the head.
+        offline: never reach for the network; default HF_HUB_OFFLINE.
+        progress: show a bar while downloading.
+    Returns:
+        A `LanguageModel` for decoders, an `EmbeddingModel` for encoders.
+    Raises:
+        DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
+    """
+    wanted = _weight_dtype(dtype)
+    if quantize is not None:
+        parse_scheme(quantize)
+    chosen = backends.get(backend)
+    found = (
+        resolve_default(offline=offline, progress=progress)
+        if model is None
+        else resolve(model, revision=revision, offline=offline, progress=progress)
+    )
+    options = {"dtype": wanted, "quantize": quantize, "quantize_embeddings": quantize_embeddings}
+    read = _load_gguf if found.kind == "gguf" else _load_folder
+    return read(found, chosen, options)
+
+
+def _weight_dtype(dtype: Any):
+    text = dtype if dtype is not None else env.DTYPE.text() or None
+    if text is None:
+        return None
+    wanted = dtypes.parse(text)
+    if wanted not in _LOADABLE:
+        names = ", ".join(str(d) for d in _LOADABLE)
+        raise DTypeError(f"load: dtype must be one of {names}, got {wanted}")
+    return wanted
+
+
+def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> LanguageModel:
+    with GGUFFile(found.path) as file:
+        config = RawConfig(hf_config(file), str(found.path))
+        module = _build(config, GGUFWeights(file), backend, options)
+        tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
+    _check_vocabulary(module, tokenizer)
+    return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore
+
+
+def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
+    folder = found.path
+    raw = read_json(folder / "config.json", required=True)
+    config = RawConfig(raw, str(folder / "config.json"))
+    model_type = config.get("model_type", str)
+    prefix = getattr(family(model_type, config.source), "prefix", "")
+    with open_safetensors(folder) as files:
+        module = _build(config, SafetensorsWeights(files, str(folder), prefix), backend, options)
+    tokenizer = Tokenizer.from_folder(folder)
+    _check_vocabulary(module, tokenizer)
+    if is_encoder(model_type):
+        pooling = Pooling.from_folder(folder)
+        return EmbeddingModel(module, tokenizer, backend, found.source, pooling)  # type: ignore
+    generation = RawConfig(read_json(folder / "generation_config.json"), str(folder))
+    eos = generation.ids("eos_token_id") or config.ids("eos_token_id")
+    return LanguageModel(module, tokenizer, backend, found.source, eos)  # type: ignore[arg-type]
+
+
+def _build(config: RawConfig, source: WeightSource, backend: Backend, options: dict) -> Module:
+    made = family(config.get("model_type", str), config.source)
+    module = made(made.read_config(config))  # type: ignore[attr-defined]
+    load_parameters(module, source, backend, **options)
+    return module
+
+
+def _check_vocabulary(module: Module, tokenizer: Tokenizer) -> None:
+    """Every id that the tokenizer gives must have a row in the embedding."""
+    rows = module.config.vocab_size  # type: ignore[attr-defined]
+    if tokenizer.vocab_size > rows:
+        raise ModelFileError(
+            f"{tokenizer.source}: the tokenizer has {tokenizer.vocab_size} tokens, the model's "
+            f"embedding only {rows}; the files do not belong together"
+        )
+
+
+def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    """An object from a JSON file; empty if it is not there and need not be."""
+    if not path.is_file():
+        if required:
+            raise ModelFileError(f"{path.parent}: no {path.name} in this folder")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path}: expected an object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,188 @@
+"""Runner: forward passes of a decoder over a KV cache: prompts in packed chunks, decode as a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from boostr import autograd, ops
+from boostr.backends.base import Backend
+from boostr.engine.kv_cache import KVCache
+from boostr.engine.rotary import Rotary
+from boostr.engine.sampler import Sampler
+from boostr.models.llama import CausalLM
+from boostr.nn.batch import Batch
+from boostr.program import Program, capture
+from boostr.tensor import Tensor
+
+PREFILL_CHUNK = 512  # tokens of one forward pass, which bounds its scratch memory
+_NLL_CHUNK = 128  # of these all logits are made
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens [start, stop) of the prompt in cache row `row`."""
+
+    row: int
+    start: int
+    stop: int
+
+
+class Runner:
+    """A decoder on its backend, with its rope tables."""
+
+    def __init__(self, module: CausalLM, backend: Backend) -> None:
+        self.module, self.backend = module, backend
+        self.rotary = Rotary(module.config.rope, backend)
+
+    def tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
+        """An int32 tensor on the model's backend."""
+        return Tensor(np.asarray(values, np.int32), backend=self.backend)
+
+    def new_cache(self, sequences: int, length: int) -> KVCache:
+        """A cache for prompts that `prefill` processes."""
+        chunk = min(PREFILL_CHUNK, length)
+        return KVCache(self.module.config, self.backend, sequences, length, chunk)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits [T, V] of one sequence, without a cache."""
+        positions = np.arange(len(ids))
+        cos, sin, rows = self.rotary.prompt(positions, [len(ids)], [len(ids)])
+        cu = self.tensor([0, len(ids)])
+        batch = Batch(self.tensor(ids), self.tensor(positions), cu, cos, sin, rows)
+        with autograd.no_grad():
+            return self.module(batch)
+
+    def nll(self, ids: Sequence[int]) -> float:
+        """Sum of -log p of tokens 1.. of a sequence, each given those before it.
+
+        Runs in chunks over a cache, so that never more than a chunk's logits are in memory.
+        """
+        cache = self.new_cache(1, len(ids))
+        total = 0.0
+        for start in range(0, len(ids) - 1, _NLL_CHUNK):
+            stop = min(start + _NLL_CHUNK, len(ids) - 1)
+            hidden = self._forward(cache, [_Piece(0, start, stop)], {0: ids})
+            with autograd.no_grad():
+                targets = self.tensor(ids[start + 1 : stop + 1])
+                logits = self.module.head(hidden)
+                total += ops.cross_entropy(logits, targets, reduction="sum").item()
+        return total
+
+    def prefill(
+        self, cache: KVCache, rows: Sequence[int], prompts: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Write prompts into rows of the cache; returns logits [B, V] after their last tokens.
+
+        Chunks of several prompts share a forward pass. `starts` says how many tokens of each prompt
+        the cache has already.
+        """
+        starts = starts or [0] * len(prompts)
+        spans = [(row, start, len(p)) for row, start, p in zip(rows, starts, prompts, strict=True)]
+        by_row = dict(zip(rows, prompts, strict=True))
+        last: dict[int, Tensor] = {}
+        for pieces in _passes(spans, cache.chunk):
+            hidden = self._forward(cache, pieces, by_row)
+            ends = np.cumsum([p.stop - p.start for p in pieces])
+            for piece, end in zip(pieces, ends, strict=True):
+                if piece.stop == len(by_row[piece.row]):
+                    last[piece.row] = hidden[int(end) - 1 : int(end)]
+        with autograd.no_grad():
+            return self.module.head(ops.core.concat([last[row] for row in rows]))
+
+    def _forward(self, cache: KVCache, pieces: Sequence[_Piece], prompts: dict) -> Tensor:
+        """Hidden states [T, E] of packed pieces, which go into the cache."""
+        ids = np.concatenate([prompts[p.row][p.start : p.stop] for p in pieces])
+        positions = np.concatenate([np.arange(p.start, p.stop) for p in pieces])
+        counts = [p.stop - p.start for p in pieces]
+        cos, sin, rope_rows = self.rotary.prompt(
+            positions, counts, [len(prompts[p.row]) for p in pieces]
+        )
+        owners = self.tensor(np.repeat(np.arange(len(pieces)), counts))
+        tables = [self.tensor(t) for t in cache.block_tables([p.row for p in pieces])]
+        places = self.tensor(positions)
+        batch = Batch(
+            self.tensor(ids),
+            places,
+            self.tensor(np.concatenate([[0], np.cumsum(counts)])),
+            cos,
+            sin,
+            rope_rows,
+            self.tensor([p.stop for p in pieces]),
+            cache.views(tables, places, owners),
+        )
+        with autograd.no_grad():
+            return self.module.hidden(batch)
+
+
+def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[_Piece]]:
+    """Spans (row, start, stop) cut so that each forward pass has at most `chunk` tokens."""
+    pieces: list[_Piece] = []
+    room = chunk
+    for row, start, stop in spans:
+        while start < stop:
+            take = min(room, stop - start)
+            pieces.append(_Piece(row, start, start + take))
+            start, room = start + take, room - take
+            if room == 0:
+                yield pieces
+                pieces, room = [], chunk
+    if pieces:
+        yield pieces
+
+
+class Decoder:
+    """One token more for each of B sequences at a time: a program over state on the device.
+
+    Args:
+        rows: cache rows of the sequences.   ids: their newest tokens, not yet in the cache.
+        positions: where these stand.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: KVCache,
+        sampler: Sampler,
+        rows: Sequence[int],
+        ids: Sequence[int],
+        positions: Sequence[int],
+    ) -> None:
+        self._runner, self._sampler, self._cache = runner, sampler, cache
+        B = len(rows)
+        self._ids = runner.tensor(ids)
+        self._positions = runner.tensor(positions)
+        self._kv_lens = runner.tensor(np.asarray(positions) + 1)
+        self._cu = runner.tensor(np.arange(B + 1))
+        self._owners = runner.tensor(np.arange(B))
+        self._tables = [runner.tensor(t) for t in cache.block_tables(rows)]
+        self._cos, self._sin = runner.rotary.decode(cache.length)
+        self._program: Program | None = None
+
+    def step(self) -> tuple[np.ndarray, Tensor]:
+        """Run the next step: (chosen ids int32 [B], logits [B, V], valid until the next step)."""
+        if self._program is None:
+            self._program = capture(self._step, self._runner.backend)
+        else:
+            self._program.run()
+        ids, logits = self._program.outputs
+        return ids.numpy(), logits
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        batch = Batch(
+            self._ids,
+            self._positions,
+            self._cu,
+            self._cos,
+            self._sin,
+            self._positions,
+            self._kv_lens,
+            self._cache.views(self._tables, self._positions, self._owners),
+        )
+        logits = self._runner.module(batch)
+        chosen = self._sampler.choose(logits)
+        ops.advance(self._ids, chosen, [self._positions, self._kv_lens, self._sampler.draws])
+        return chosen, logits

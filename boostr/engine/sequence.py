@@ -1,0 +1,128 @@
+"""Sequence: one prompt on its way to a completion, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from boostr.engine.options import SamplingOptions
+from boostr.engine.text import TextStream
+from boostr.io.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the model's own distribution (before penalties).
+
+    Attributes:
+        token_id, logprob: the chosen token.   top: (token id, logprob) of the most likely ones.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, logits: np.ndarray, token_id: int, count: int) -> TokenLogprobs:
+        """From logits [V]."""
+        shifted = logits.astype(np.float64) - float(logits.max())
+        log_p = shifted - np.log(np.exp(shifted).sum())
+        best = np.argsort(-log_p, kind="stable")[:count]
+        return cls(token_id, float(log_p[token_id]), tuple((int(i), float(log_p[i])) for i in best))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. Of a batch, each completion carries the times of the whole batch."""
+
+    prompt_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    prompt_tokens: int
+    decoded_tokens: int
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return self.decoded_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The outcome of a generation.
+
+    Attributes:
+        finish_reason: "stop" (an end token or a stop text) or "length" (max_tokens or the context).
+        token_ids: all generated tokens, an end token included.
+        logprobs: one entry a token if they were asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a stream. The last has a finish_reason, and timings."""
+
+    text: str
+    token_id: int | None
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: TokenLogprobs | None = None
+    timings: Timings | None = None
+
+
+@dataclass
+class Sequence:
+    """State of one generation. `limit` is the most tokens it may generate."""
+
+    index: int
+    prompt: list[int]
+    options: SamplingOptions
+    limit: int
+    eos_ids: frozenset[int]
+    stream: TextStream
+    output: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @classmethod
+    def start(
+        cls, index: int, prompt: list[int], options: SamplingOptions, limit: int,
+        eos_ids: frozenset[int], tokenizer: Tokenizer,
+    ) -> Sequence:  # fmt: skip
+        stream = TextStream(tokenizer.stream(), options.stop)
+        ends = frozenset() if options.ignore_eos else eos_ids
+        return cls(index, prompt, options, limit, ends, stream)
+
+    def add(self, token_id: int) -> str:
+        """Take a generated token; the text that may be shown now. Sets `finish_reason` at the end."""
+        self.output.append(token_id)
+        if token_id in self.eos_ids:
+            self.finish_reason = "stop"
+            return self.stream.finish()
+        text = self.stream.add(token_id)
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+        elif len(self.output) >= self.limit:
+            self.finish_reason = "length"
+            text += self.stream.finish()
+            if self.stream.stopped:
+                self.finish_reason = "stop"
+        return text

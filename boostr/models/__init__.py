@@ -1,0 +1,43 @@
+"""The model families: a closed table from Hugging Face's `model_type` to the module that builds it.
+
+Nothing in a model folder chooses code beyond this table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import ModuleType
+
+from boostr.errors import ModelFileError
+
+# model_type -> (module of boostr.models, class, what it is)
+FAMILIES = {
+    "llama": ("llama", "CausalLM", "decoder"),
+    "mistral": ("mistral", "CausalLM", "decoder"),
+    "qwen2": ("qwen2", "CausalLM", "decoder"),
+    "qwen3": ("qwen3", "CausalLM", "decoder"),
+    "bert": ("bert", "Model", "encoder"),
+}
+
+
+def family(model_type: str, source: str) -> type:
+    """The class of a model_type, which is a `nn.Module` with `read_config`."""
+    if model_type not in FAMILIES:
+        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+        hint = f" (nearest: {near[0]!r})" if near else ""
+        raise ModelFileError(
+            f"{source}: unknown architecture, model_type {model_type!r}{hint}; boostr has "
+            f"{', '.join(FAMILIES)}. How one is added: docs/adding.md"
+        )
+    module, name, _ = FAMILIES[model_type]
+    return getattr(_module(module), name)
+
+
+def is_encoder(model_type: str) -> bool:
+    """Whether a family gives embeddings rather than text."""
+    return FAMILIES[model_type][2] == "encoder"
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"boostr.models.{name}")

@@ -1,0 +1,159 @@
+"""BERT encoders (MiniLM, BGE, E5): hidden states of packed texts, for embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from boostr import nn, ops
+from boostr.errors import ModelFileError
+from boostr.models.config import RawConfig
+from boostr.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Hugging Face's names."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_act: str
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type tables, summed and normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        E = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, E)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
+        self.LayerNorm = nn.LayerNorm(E, config.layer_norm_eps)
+
+    def __call__(self, batch: nn.Batch) -> Tensor:
+        words, places = self.word_embeddings(batch.ids), self.position_embeddings(batch.positions)
+        first_type = self.token_type_embeddings(batch.ids * 0)
+        return self.LayerNorm(words + places + first_type)
+
+
+class SelfAttention(nn.Module):
+    """q, k, v with biases; every token sees every token of its text."""
+
+    def __init__(self, config: BertConfig) -> None:
+        E = config.hidden_size
+        self.query = nn.Linear(E, E, bias=True)
+        self.key = nn.Linear(E, E, bias=True)
+        self.value = nn.Linear(E, E, bias=True)
+        self._head_dim = E // config.num_attention_heads
+
+    def __call__(self, x: Tensor, batch: nn.Batch) -> Tensor:
+        T, E = x.shape
+        q, k, v = (
+            projection(x).reshape(T, -1, self._head_dim)
+            for projection in (self.query, self.key, self.value)
+        )
+        out, _ = ops.varlen_attention(q, k, v, batch.cu_seqlens, batch.cu_seqlens)
+        return out.reshape(T, E)
+
+
+class Output(nn.Module):
+    """LayerNorm(dense(x) + residual)."""
+
+    def __init__(self, features: int, config: BertConfig) -> None:
+        self.dense = nn.Linear(features, config.hidden_size, bias=True)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x, residual))
+
+
+class AttentionBlock(nn.Module):
+    """Attention and its output, under BERT's names."""
+
+    def __init__(self, config: BertConfig) -> None:
+        self.self = SelfAttention(config)
+        self.output = Output(config.hidden_size, config)
+
+
+class Intermediate(nn.Module):
+    """act(dense(x))."""
+
+    def __init__(self, config: BertConfig) -> None:
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self._act = nn.activation(nn.ACTIVATIONS, config.hidden_act)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._act(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each followed by its norm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        self.attention = AttentionBlock(config)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config.intermediate_size, config)
+
+    def __call__(self, x: Tensor, batch: nn.Batch) -> Tensor:
+        h = self.attention.output(self.attention.self(x, batch), residual=x)
+        return self.output(self.intermediate(h), residual=h)
+
+
+class Encoder(nn.Module):
+    """The stack of layers, under BERT's name."""
+
+    def __init__(self, config: BertConfig) -> None:
+        self.layer = [Layer(config) for _ in range(config.num_hidden_layers)]
+
+
+class Model(nn.Module):
+    """Hidden states; the pooler and pre-training heads of a checkpoint are not part of it."""
+
+    prefix = "bert."  # that checkpoints with a head put before every name
+    inert = ("embeddings.position_ids",)
+    unused = ("pooler.", "cls.")  # heads that a checkpoint may carry
+
+    def __init__(self, config: BertConfig) -> None:
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+
+    @staticmethod
+    def read_config(config: RawConfig) -> BertConfig:
+        positions = config.get("position_embedding_type", str, "absolute")
+        if positions != "absolute":
+            raise ModelFileError(
+                f"{config.source}: position_embedding_type must be 'absolute', got {positions!r}"
+            )
+        return BertConfig(
+            config.get("model_type", str),
+            config.size("vocab_size"),
+            config.size("hidden_size"),
+            config.size("intermediate_size"),
+            config.size("num_hidden_layers"),
+            config.size("num_attention_heads"),
+            config.size("max_position_embeddings", 512),
+            config.size("type_vocab_size", 2),
+            config.get("layer_norm_eps", float, 1e-12),
+            config.get("hidden_act", str, "gelu"),
+        )
+
+    def tied_names(self) -> dict[str, str]:
+        return {}
+
+    def hidden(self, batch: nn.Batch) -> Tensor:
+        """Last hidden states [T, E] of packed texts, float32."""
+        x = self.embeddings(batch)
+        for layer in self.encoder.layer:
+            x = layer(x, batch)
+        return x
+
+    def __call__(self, batch: nn.Batch) -> Any:
+        return self.hidden(batch)

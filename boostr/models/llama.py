@@ -1,0 +1,88 @@
+"""Llama 2 and 3, SmolLM2, TinyLlama, Yi: the plain decoder that its descendants vary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boostr import nn
+from boostr.models.config import DecoderConfig, RawConfig
+from boostr.tensor import Tensor
+
+
+class Layer(nn.Module):
+    """h = x + attention(norm(x)); h + mlp(norm(h))."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        E, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = nn.RMSNorm(E, eps)
+        self.self_attn = nn.Attention(
+            index,
+            E,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            window=config.sliding_window[index],
+            qk_norm_eps=eps if config.qk_norm else None,
+            rope_layout=config.rope_layout,
+        )
+        self.post_attention_layernorm = nn.RMSNorm(E, eps)
+        self.mlp = nn.GatedMLP(E, config.intermediate_size, config.hidden_act, config.mlp_bias)
+
+    def __call__(self, x: Tensor, batch: nn.Batch) -> Tensor:
+        h = self.self_attn(self.input_layernorm(x), batch, residual=x)
+        return self.mlp(self.post_attention_layernorm(h), residual=h)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, batch: nn.Batch) -> Tensor:
+        x = self.embed_tokens(batch.ids)
+        for layer in self.layers:
+            x = layer(x, batch)
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """A decoder and the head that turns its hidden states into logits."""
+
+    inert = ("rotary_emb.inv_freq",)  # buffers of old checkpoints, recomputed here
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self.model = Decoder(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size)
+
+    @staticmethod
+    def read_config(config: RawConfig) -> DecoderConfig:
+        attention_bias = config.get("attention_bias", bool, False)
+        return DecoderConfig.from_hf(
+            config,
+            qkv_bias=attention_bias,
+            output_bias=attention_bias,
+            mlp_bias=config.get("mlp_bias", bool, False),
+            rope_layout=config.get("rope_layout", str, "split-half"),
+        )
+
+    def tied_names(self) -> dict[str, str]:
+        """Name that a checkpoint may repeat -> name of the parameter that it must equal."""
+        return {} if self.lm_head else {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def hidden(self, batch: nn.Batch) -> Tensor:
+        """Final hidden states [T, E] of packed tokens, float32."""
+        return self.model(batch)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [N, V] of hidden states [N, E]."""
+        return self.lm_head(hidden) if self.lm_head else self.model.embed_tokens.as_linear(hidden)
+
+    def __call__(self, batch: nn.Batch) -> Any:
+        return self.head(self.hidden(batch))
