@@ -74,7 +74,8 @@ class Node:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
         found = _sweep([o for o, _ in pairs], [g for _, g in pairs])
-        return [found.get(id(copies[id(t)])) for t in self.inputs]
+        # a tensor that was given twice has one copy, whose gradient counts once
+        return [found.get(id(c)) if (c := copies.pop(id(t), None)) else None for t in self.inputs]
 
 
 def record(op: Op, inputs: list[Tensor], args: tuple, options: dict, outputs: Any) -> Any:

@@ -177,6 +177,7 @@ class Tensor:
     def transpose(self, a: int = -2, b: int = -1) -> Tensor:
         """Two axes swapped; by default the last two."""
         axes = list(range(self.ndim))
+        a, b = (_core.checked_axis("transpose", axis, self.ndim) for axis in (a, b))
         axes[a], axes[b] = axes[b], axes[a]
         return _core.permute(self, tuple(axes))
 
@@ -189,6 +190,7 @@ class Tensor:
 
     def squeeze(self, axis: int) -> Tensor:
         shape = list(self.shape)
+        axis = _core.checked_axis("squeeze", axis, self.ndim)
         if shape[axis] != 1:
             raise ShapeError(f"squeeze: axis {axis} has length {shape[axis]}, not 1")
         del shape[axis]
@@ -196,7 +198,7 @@ class Tensor:
 
     def unsqueeze(self, axis: int) -> Tensor:
         shape = list(self.shape)
-        shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 1)
+        shape.insert(_core.checked_axis("unsqueeze", axis, self.ndim + 1), 1)
         return _core.reshape(self, tuple(shape))
 
     def flatten(self) -> Tensor:

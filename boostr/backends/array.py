@@ -7,6 +7,7 @@ program; views share memory and need no entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -42,23 +43,19 @@ class ArrayBackend(Backend):
         return x.flags.c_contiguous
 
     def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> Array:
+        # recorded in a capture, as what is made here may be written to in place later
         if value == 0:  # zero pages stay unmapped until they are written
-            return self.xp.zeros(shape, dtype)
-        return self.xp.full(shape, value, dtype)
+            return self._run(self.xp.zeros, shape, dtype)
+        return self._run(self.xp.full, shape, value, dtype)
 
     def arange(self, start: float, stop: float, step: float, dtype: np.dtype) -> Array:
-        return self.xp.arange(start, stop, step, dtype=dtype)
+        return self._run(self.xp.arange, start, stop, step, dtype)
 
     # -- views -----------------------------------------------------------------------------------
     def reshape(self, x: Array, shape: Shape) -> Array:
-        if not x.flags.c_contiguous:
-            view = x.view()
-            try:
-                view.shape = shape  # fails where a copy would be needed
-                return view
-            except AttributeError:
-                x = self.copy(x)
-        return x.reshape(shape)
+        if x.flags.c_contiguous or _is_view(x.shape, x.strides, shape):
+            return x.reshape(shape)
+        return self._run(_reshape, x, shape)
 
     def permute(self, x: Array, axes: Sequence[int]) -> Array:
         return x.transpose(axes)
@@ -77,7 +74,7 @@ class ArrayBackend(Backend):
     # -- elementwise -----------------------------------------------------------------------------
     def unary(self, name: str, x: Array) -> Array:
         own = getattr(self, "_" + name, None)
-        return self._run(own or getattr(self.xp, _UNARY_NAMES.get(name, name)), x)
+        return self._run(_quiet(own or getattr(self.xp, _UNARY_NAMES.get(name, name))), x)
 
     def _rsqrt(self, x: Array) -> Array:
         return (1 / self.xp.sqrt(x)).astype(x.dtype, copy=False)
@@ -91,7 +88,7 @@ class ArrayBackend(Backend):
 
     def binary(self, name: str, a: Array, b: Array | float | int, dtype: np.dtype) -> Array:
         fn = getattr(self.xp, _BINARY_NAMES.get(name, name))
-        return self._run(_typed_binary, fn, self._as(a, dtype), self._as(b, dtype))
+        return self._run(_quiet(fn), self._as(a, dtype), self._as(b, dtype))
 
     def _as(self, x: Array | float | int, dtype: np.dtype) -> Array:
         if not hasattr(x, "dtype"):
@@ -102,14 +99,14 @@ class ArrayBackend(Backend):
         return self._run(self.xp.where, condition, self._as(a, dtype), self._as(b, dtype))
 
     def cast(self, x: Array, dtype: np.dtype) -> Array:
-        return self._run(_cast, x, dtype)
+        return self._run(_quiet(_cast), x, dtype)
 
     def copy(self, x: Array) -> Array:
-        return self._run(self.xp.ascontiguousarray, x) if x.size else x.copy()
+        return self._run(_copy, x)
 
     # -- reductions, products, indexing ----------------------------------------------------------
     def reduce(self, name: str, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-        return self._run(self._reduce, name, x, axes, keepdims)
+        return self._run(_quiet(self._reduce), name, x, axes, keepdims)
 
     def _reduce(self, name: str, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         if name == "sum":
@@ -118,18 +115,22 @@ class ArrayBackend(Backend):
         return self.xp.asarray(getattr(x, name)(axis=axes, keepdims=keepdims))
 
     def argmax(self, x: Array, axis: int) -> Array:
-        return self._run(lambda v: self.xp.asarray(v.argmax(axis)).astype(dtypes.int32), x)
+        return self._run(self._argmax, x, axis)
+
+    def _argmax(self, x: Array, axis: int) -> Array:
+        return self.xp.asarray(x.argmax(axis)).astype(dtypes.int32)
 
     def argsort(self, x: Array, axis: int) -> Array:
-        return self._run(
-            lambda v: self.xp.argsort(v, axis=axis, kind="stable").astype(dtypes.int32), x
-        )
+        return self._run(self._argsort, x, axis)
+
+    def _argsort(self, x: Array, axis: int) -> Array:
+        return self.xp.argsort(x, axis=axis, kind="stable").astype(dtypes.int32)
 
     def cumsum(self, x: Array, axis: int) -> Array:
-        return self._run(_cumsum, x, axis)
+        return self._run(_quiet(_cumsum), x, axis)
 
     def matmul(self, a: Array, b: Array) -> Array:
-        return self._run(self._matmul, a, b)
+        return self._run(_quiet(self._matmul), a, b)
 
     def _matmul(self, a: Array, b: Array) -> Array:
         dtype = a.dtype
@@ -138,15 +139,16 @@ class ArrayBackend(Backend):
         return self.xp.matmul(a, b)
 
     def take(self, x: Array, indices: Array, axis: int) -> Array:
-        return self._run(lambda v, i: self.xp.take(v, i, axis=axis), x, indices)
+        return self._run(self.xp.take, x, indices, axis)
 
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
-        return self._run(
-            lambda v, i: self.xp.take_along_axis(v, i.astype(np.int64), axis=axis), x, indices
-        )
+        return self._run(self._take_along, x, indices, axis)
+
+    def _take_along(self, x: Array, indices: Array, axis: int) -> Array:
+        return self.xp.take_along_axis(x, indices.astype(np.int64), axis)
 
     def scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
-        return self._run(self._scatter_add, shape, indices, values)
+        return self._run(_quiet(self._scatter_add), shape, indices, values)
 
     def _scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
         out = self.xp.zeros(shape, _accumulator(values.dtype))
@@ -154,14 +156,17 @@ class ArrayBackend(Backend):
         return out.astype(values.dtype, copy=False)
 
     def concat(self, arrays: Sequence[Array], axis: int) -> Array:
-        return self._run(lambda *parts: self.xp.concatenate(parts, axis=axis), *arrays)
+        return self._run(self._concat, axis, *arrays)
+
+    def _concat(self, axis: int, *arrays: Array) -> Array:
+        return self.xp.concatenate(arrays, axis)
 
     # -- in place --------------------------------------------------------------------------------
     def assign(self, target: Array, source: Array) -> None:
-        self._run(_assign, target, source)
+        self._run(_quiet(_assign), target, source)
 
     def put_rows(self, target: Array, indices: Array, values: Array) -> None:
-        self._run(_put_rows, target, indices, values)
+        self._run(_quiet(_put_rows), target, indices, values)
 
 
 def _accumulator(dtype: np.dtype) -> np.dtype:
@@ -174,14 +179,45 @@ def _cumsum(x: Array, axis: int) -> Array:
     return x.cumsum(axis=axis, dtype=wide).astype(x.dtype, copy=False)
 
 
-def _typed_binary(fn: Callable[..., Array], a: Array, b: Array) -> Array:
-    with np.errstate(all="ignore"):  # 0/0 and overflow follow IEEE, silently, as on a GPU
-        return fn(a, b)
+@cache
+def _quiet(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, in which 0/0 and overflow follow IEEE silently, as on a GPU."""
+
+    @wraps(fn, assigned=("__name__",), updated=())
+    def run(*args: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return fn(*args)
+
+    return run
 
 
 def _cast(x: Array, dtype: np.dtype) -> Array:
-    with np.errstate(all="ignore"):
-        return x.astype(dtype)
+    return x.astype(dtype)
+
+
+def _copy(x: Array) -> Array:
+    return x.copy(order="C")
+
+
+def _reshape(x: Array, shape: Shape) -> Array:
+    return x.reshape(shape)
+
+
+def _is_view(shape: Shape, strides: Shape, wanted: Shape) -> bool:
+    """Whether an array of these strides can be seen in the shape `wanted` without a copy."""
+    runs: list[tuple[int, int]] = []  # (elements, stride) of axes that lie without gaps
+    for n, stride in zip(shape, strides, strict=True):
+        if runs and runs[-1][1] == n * stride:
+            runs[-1] = (runs[-1][0] * n, stride)
+        elif n != 1:
+            runs.append((n, stride))
+    rest = [n for n in reversed(wanted) if n != 1]
+    for elements, _ in runs:
+        while elements > 1 and rest and elements % rest[-1] == 0:
+            elements //= rest.pop()
+        if elements > 1:
+            return False
+    return not rest
 
 
 def _assign(target: Array, source: Array) -> None:

@@ -47,12 +47,12 @@ def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x - max) / sum(exp(x - max)) along `axis`; a row of -inf alone gives zeros."""
-    return _softmax(_float("softmax", x), axis % x.ndim)
+    return _softmax(_float("softmax", x), core.checked_axis("softmax", axis, x.ndim))
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`."""
-    return _log_softmax(_float("log_softmax", x), axis % x.ndim)
+    return _log_softmax(_float("log_softmax", x), core.checked_axis("log_softmax", axis, x.ndim))
 
 
 def _float(op: str, x: Tensor) -> Tensor:

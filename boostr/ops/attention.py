@@ -141,12 +141,16 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, ndim: int) -> None:
     if K == 0 or H % K:
         raise ShapeError(f"{op}: H must be divisible by K, got H = {H}, K = {K}")
     if not dtypes.is_float(q.dtype) or k.dtype != v.dtype:
-        raise DTypeError(f"{op}: expected float q and equal k, v, got {q.dtype}, {k.dtype}, {v.dtype}")
+        raise DTypeError(
+            f"{op}: expected float q and equal k, v, got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
 
 
 def _check_int(op: str, name: str, x: Tensor, ndim: int) -> None:
     if x.dtype != dtypes.int32 or x.ndim != ndim:
-        raise DTypeError(f"{op}: {name} must be int32 with {ndim} axes, got {x.dtype}{list(x.shape)}")
+        raise DTypeError(
+            f"{op}: {name} must be int32 with {ndim} axes, got {x.dtype}{list(x.shape)}"
+        )
 
 
 def _check_per_head(q: Tensor, alibi_slopes: Tensor | None, sinks: Tensor | None) -> None:
@@ -323,7 +327,9 @@ def _backward_composite(g, g_lse, out, lse, q, k, v, cu_seqlens_q, cu_seqlens_k,
     G, Dv = q.shape[1] // K, v.shape[2]
 
     def grouped(x: Tensor) -> Tensor:  # [T, H, W] -> [K, G*T, W]
-        return wide(x).reshape(len(x), K, G, x.shape[2]).permute(1, 2, 0, 3).reshape(K, -1, x.shape[2])
+        return (
+            wide(x).reshape(len(x), K, G, x.shape[2]).permute(1, 2, 0, 3).reshape(K, -1, x.shape[2])
+        )
 
     delta = core.sum(wide(g) * wide(out), -1, keepdims=True) - wide(g_lse).unsqueeze(-1)
     dqs, dk, dv = [], None, None
@@ -352,9 +358,7 @@ def _vjp(grads, outputs, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, opti
     out, lse = outputs
     g = out.full_like(0) if grads[0] is None else grads[0]
     g_lse = lse.full_like(0) if grads[1] is None else grads[1]
-    dq, dk, dv = _backward(
-        g, g_lse, out, lse, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, options
-    )
+    dq, dk, dv = _backward(g, g_lse, out, lse, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, options)
     dsinks = None
     if sinks is not None and sinks.requires_grad:
         share = core.exp(core.cast(sinks, lse.dtype) - lse)

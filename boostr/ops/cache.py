@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from boostr import dtypes
 from boostr.dispatch import Op
-from boostr.errors import DTypeError, ShapeError
+from boostr.errors import BackendError, DTypeError, ShapeError
 from boostr.ops import core
 from boostr.tensor import Tensor
 
@@ -22,9 +22,16 @@ def slot_mapping(
     Returns:
         int32 [T].
     """
+    if block_table.dtype != dtypes.int32 or block_table.ndim != 2:
+        raise ShapeError(
+            "slot_mapping: block_table must be int32 [B, max_blocks], "
+            f"got {block_table.dtype}{list(block_table.shape)}"
+        )
     for name, x in (("positions", positions), ("sequence_ids", sequence_ids)):
         if x.dtype != dtypes.int32 or x.ndim != 1 or x.shape != positions.shape:
-            raise ShapeError(f"slot_mapping: {name} must be int32 [T], got {x.dtype}{list(x.shape)}")
+            raise ShapeError(
+                f"slot_mapping: {name} must be int32 [T], got {x.dtype}{list(x.shape)}"
+            )
     return _slot_mapping(positions, sequence_ids, block_table, block_size)
 
 
@@ -34,15 +41,17 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     Args:
         k: [T, K, D].   v: [T, K, Dv].   slots: int32 [T].   k_cache, v_cache: [NB, bs, K, D or Dv].
     """
-    if slots.dtype != dtypes.int32:
-        raise DTypeError(f"kv_write: slots must be int32, got {slots.dtype}")
+    if slots.dtype != dtypes.int32 or slots.ndim != 1:
+        raise DTypeError(f"kv_write: slots must be int32 [T], got {slots.dtype}{list(slots.shape)}")
     for name, x, cache in (("k", k, k_cache), ("v", v, v_cache)):
         if cache.ndim != 4 or x.shape != (slots.size, *cache.shape[2:]):
             raise ShapeError(
                 f"kv_write: {name} must be [T, K, D] and its cache [NB, bs, K, D], with T = "
                 f"{slots.size}; got {list(x.shape)} and {list(cache.shape)}"
             )
-    _kv_write(k, v, k_cache, v_cache, slots)
+        if not cache.backend.is_contiguous(cache.data):
+            raise BackendError(f"kv_write: {name}_cache is written in place and must be contiguous")
+    _kv_write(k.detach(), v.detach(), k_cache, v_cache, slots)
 
 
 def advance(ids: Tensor, chosen: Tensor, counters: Sequence[Tensor]) -> None:

@@ -7,6 +7,7 @@ from boostr.ops.elementwise import (
     bitwise_or,
     bitwise_xor,
     cast,
+    check_broadcast,
     cos,
     div,
     eq,
@@ -56,6 +57,7 @@ from boostr.ops.reduce import (
 from boostr.ops.views import (
     bitcast,
     broadcast_to,
+    checked_axis,
     concat,
     contiguous,
     index,
@@ -65,10 +67,11 @@ from boostr.ops.views import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "argsort", "bitcast", "bitwise_and", "bitwise_or", "bitwise_xor", "broadcast_to",
-    "cast", "concat", "contiguous", "cos", "cumsum", "div", "eq", "erf", "exp", "floor", "floor_div", "ge",
-    "gt", "index", "le", "left_shift", "log", "logical_not", "lt", "matmul", "max", "maximum", "mean",
-    "min", "minimum", "mod", "mul", "ne", "neg", "permute", "pow", "reshape", "right_shift", "round",
+    "abs", "add", "argmax", "argsort", "bitcast", "bitwise_and", "bitwise_or", "bitwise_xor",
+    "broadcast_to", "cast", "check_broadcast", "checked_axis", "concat", "contiguous", "cos",
+    "cumsum", "div", "eq", "erf", "exp", "floor", "floor_div", "ge", "gt", "index", "le",
+    "left_shift", "log", "logical_not", "lt", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "mod", "mul", "ne", "neg", "permute", "pow", "reshape", "right_shift", "round",
     "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "split", "sqrt", "sub", "sum", "take",
     "take_along", "tanh", "unbroadcast", "where",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import COMPARE
-from boostr.dispatch import Op
+from boostr.dispatch import Op, common_backend
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops import core
 from boostr.tensor import Tensor
@@ -102,7 +102,7 @@ def _binary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[..., T
         return op(a, b)
 
     function.__name__ = name
-    function.__doc__ = f"{name} of two broadcast operands" + (" as bool." if name in COMPARE else ".")
+    function.__doc__ = f"{name} of two broadcast operands{', as bool' * (name in COMPARE)}."
     return function
 
 
@@ -119,18 +119,23 @@ def _operands(name: str, a: Operand, b: Operand) -> tuple[Operand, Operand]:
         if not isinstance(v, Tensor | bool | int | float):
             raise DTypeError(f"{name}: expected a Tensor or a number, got {type(v).__name__}")
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        try:
-            np.broadcast_shapes(a.shape, b.shape)
-        except ValueError:
-            raise ShapeError(
-                f"{name}: shapes {list(a.shape)} and {list(b.shape)} do not broadcast"
-            ) from None
+        common_backend(name, [a, b])
+        check_broadcast(name, a.shape, b.shape)
     if name == "div":
         a, b = (
             cast(v, dtypes.float32) if isinstance(v, Tensor) and not dtypes.is_float(v.dtype) else v
             for v in (a, b)
         )
     return a, b
+
+
+def check_broadcast(name: str, *shapes: tuple[int, ...]) -> None:
+    """Raise where shapes do not broadcast against each other."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        got = " and ".join(str(list(s)) for s in shapes)
+        raise ShapeError(f"{name}: shapes {got} do not broadcast") from None
 
 
 def _common_dtype(a: Operand, b: Operand) -> np.dtype:
@@ -202,6 +207,12 @@ _where_op = Op("where", _where, vjp=_where_vjp, primitive=True)
 
 
 def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
-    """a where condition is true, else b; at least one of a, b is a tensor."""
+    """a where the bool condition is true, else b; at least one of a, b is a tensor."""
+    if not isinstance(condition, Tensor) or condition.dtype != dtypes.bool_:
+        got = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
+        raise DTypeError(f"where: condition must be a bool tensor, got {got}")
     a, b = _operands("where", a, b)
+    tensors = [condition, *(v for v in (a, b) if isinstance(v, Tensor))]
+    common_backend("where", tensors)
+    check_broadcast("where", *(v.shape for v in tensors))
     return _where_op(condition, a, b)

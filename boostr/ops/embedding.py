@@ -11,9 +11,7 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 
-def embedding(
-    ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = None
-) -> Tensor:
+def embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = None) -> Tensor:
     """weight[ids].
 
     Args:

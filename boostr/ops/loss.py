@@ -65,8 +65,12 @@ def _vjp(g, losses, logits, targets, counts, smoothing):
     """softmax(logits) - (1 - s) · onehot - s / V, times the row's gradient."""
     V = logits.shape[1]
     p = core.exp(log_softmax(wide(logits)))
-    ids = core.reshape(core.cast(Tensor.wrap(
-        logits.backend.arange(0, V, 1, dtypes.int32), logits.backend), targets.dtype), (1, V))
+    ids = core.reshape(
+        core.cast(
+            Tensor.wrap(logits.backend.arange(0, V, 1, dtypes.int32), logits.backend), targets.dtype
+        ),
+        (1, V),
+    )
     hot = core.cast(core.eq(ids, targets.unsqueeze(1)), p.dtype)
     slope = p - hot * (1 - smoothing) - smoothing / V
     rows = core.where(counts, g, 0.0).unsqueeze(1)

@@ -67,7 +67,9 @@ def _check(
         raise ShapeError(f"{op}: x must be [..., E], got a scalar")
     for name, part in (("weight", weight), ("bias", bias)):
         if part is not None and part.shape != x.shape[-1:]:
-            raise ShapeError(f"{op}: {name} must be [E] = {list(x.shape[-1:])}, got {list(part.shape)}")
+            raise ShapeError(
+                f"{op}: {name} must be [E] = {list(x.shape[-1:])}, got {list(part.shape)}"
+            )
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ShapeError(
             f"{op}: residual must be {x.dtype}{list(x.shape)} as x, "

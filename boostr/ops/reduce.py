@@ -20,14 +20,14 @@ def _wrap(data: Any, like: Tensor) -> Tensor:
 
 
 # -- reductions ----------------------------------------------------------------------------------
-def _axes(x: Tensor, axis: Axes) -> tuple[int, ...]:
+def _axes(op: str, x: Tensor, axis: Axes) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(x.ndim))
-    wanted = (axis,) if isinstance(axis, int) else tuple(axis)
-    for a in wanted:
-        if not -x.ndim <= a < x.ndim:
-            raise ShapeError(f"reduce: axis {a} of a tensor with {x.ndim} axes")
-    return tuple(a % x.ndim for a in wanted)
+    wanted = (axis,) if isinstance(axis, int) else axis
+    axes = tuple(core.checked_axis(op, a, x.ndim) for a in wanted)
+    if len(set(axes)) != len(axes):
+        raise ShapeError(f"{op}: axes {tuple(wanted)} name an axis twice")
+    return axes
 
 
 def _keep(g: Tensor, x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -45,13 +45,17 @@ def _reduction(name: str, vjp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     op = Op(name, run, vjp=gradient, primitive=True)
 
     def function(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
-        axes = _axes(x, axis)
+        axes = _axes(name, x, axis)
+        if name == "sum" and x.dtype.kind in "biu" and x.dtype.itemsize < 4:
+            x = core.cast(x, dtypes.int32)  # the sum of flags or bytes is a count
         if name != "sum" and math.prod(x.shape[a] for a in axes) == 0:
             raise ShapeError(f"{name}: no elements along axes {axes} of {list(x.shape)}")
         return op(x, axes, keepdims)
 
     function.__name__ = name
-    function.__doc__ = f"{name} over `axis` (None: all); low precision is summed in float32."
+    function.__doc__ = f"{name} over `axis` (None: all)."
+    if name == "sum":
+        function.__doc__ += " Low precision is added in float32; bool and bytes give int32."
     return function
 
 
@@ -66,18 +70,19 @@ min = _reduction("min", _extremum_vjp)
 
 
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """Mean over `axis`; integers become float32."""
-    if not dtypes.is_float(x.dtype):
-        x = core.cast(x, dtypes.float32)
-    count = math.prod(x.shape[a] for a in _axes(x, axis))
+    """Mean over `axis`, in x's dtype; integers become float32."""
+    wide = x if x.dtype == dtypes.float64 else core.cast(x, dtypes.float32)
+    axes = _axes("mean", x, axis)
+    count = math.prod(x.shape[a] for a in axes)
     if count == 0:
         raise ShapeError(f"mean: no elements along axis {axis} of {list(x.shape)}")
-    return sum(x, axis, keepdims) * (1.0 / count)
+    result = sum(wide, axes, keepdims) * (1.0 / count)  # a float16 sum could overflow
+    return core.cast(result, x.dtype) if dtypes.is_float(x.dtype) else result
 
 
 def argmax(x: Tensor, axis: int = -1) -> Tensor:
     """int32 index of the first maximum along `axis`; has no gradient."""
-    (a,) = _axes(x, axis)
+    a = core.checked_axis("argmax", axis, x.ndim)
     if x.shape[a] == 0:
         raise ShapeError(f"argmax: axis {axis} of {list(x.shape)} is empty")
     return _argmax_op(x, a)
@@ -90,7 +95,7 @@ _argmax_op = Op(
 
 def argsort(x: Tensor, axis: int = -1) -> Tensor:
     """int32 indices that sort ascending along `axis`, stable; has no gradient."""
-    (a,) = _axes(x, axis)
+    a = core.checked_axis("argsort", axis, x.ndim)
     return _wrap(x.backend.argsort(x.data, a), x)
 
 
@@ -104,8 +109,7 @@ _cumsum_op = Op(
 
 def cumsum(x: Tensor, axis: int = -1) -> Tensor:
     """Sums of all elements up to and including each, along `axis`."""
-    (a,) = _axes(x, axis)
-    return _cumsum_op(x, a)
+    return _cumsum_op(x, core.checked_axis("cumsum", axis, x.ndim))
 
 
 def _suffix_sum(g: Tensor, axis: int) -> Tensor:
@@ -129,6 +133,9 @@ _matmul_op = Op(
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """[..., M, K] @ [..., K, N] -> [..., M, N], leading axes broadcast; sums in float32 or wider."""
+    for v in (a, b):
+        if not isinstance(v, Tensor):
+            raise DTypeError(f"matmul: expected two Tensors, got {type(v).__name__}")
     common_backend("matmul", [a, b])
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(
@@ -136,6 +143,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         )
     if a.dtype != b.dtype:
         raise DTypeError(f"matmul: dtypes must agree, got {a.dtype} and {b.dtype}; use .to(dtype)")
+    core.check_broadcast("matmul", a.shape[:-2], b.shape[:-2])
     return _matmul_op(a, b)
 
 
@@ -163,8 +171,7 @@ def take(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
     """x's entries at `indices` along `axis`; the axes of `indices` take that axis's place."""
     common_backend("take", [x, indices])
     _check_integer("take", indices)
-    (a,) = _axes(x, axis)
-    return _take_op(x, indices, a)
+    return _take_op(x, indices, core.checked_axis("take", axis, x.ndim))
 
 
 def _take_along_vjp(g: Tensor, y: Tensor, x: Tensor, indices: Tensor, axis: int) -> tuple:
@@ -188,13 +195,17 @@ _take_along_op = Op(
 
 
 def take_along(x: Tensor, indices: Tensor, axis: int = -1) -> Tensor:
-    """out[.., i, ..] = x[.., indices[.., i, ..], ..]: one entry for each index, ranks equal."""
+    """out[.., i, ..] = x[.., indices[.., i, ..], ..]: one entry, in 0..n-1, for each index.
+
+    `indices` has x's shape except along `axis`.
+    """
     common_backend("take_along", [x, indices])
     _check_integer("take_along", indices)
-    (a,) = _axes(x, axis)
-    if indices.ndim != x.ndim:
+    a = core.checked_axis("take_along", axis, x.ndim)
+    if indices.shape[:a] + indices.shape[a + 1 :] != x.shape[:a] + x.shape[a + 1 :]:
         raise ShapeError(
-            f"take_along: indices must have {x.ndim} axes as x has, got {indices.ndim}"
+            f"take_along: indices must be as x {list(x.shape)} except along axis {a}, "
+            f"got {list(indices.shape)}"
         )
     return _take_along_op(x, indices, a)
 
@@ -211,7 +222,13 @@ _scatter_op = Op(
 
 def scatter_add(shape: Sequence[int], indices: Tensor, rows: Tensor) -> Tensor:
     """zeros(shape) with rows[i] added to its row indices[i]; repeated indices add up."""
+    common_backend("scatter_add", [indices, rows])
     _check_integer("scatter_add", indices)
+    if indices.ndim != 1 or rows.shape != (indices.size, *shape[1:]):
+        raise ShapeError(
+            f"scatter_add: expected indices [N] and rows {['N', *shape[1:]]}, "
+            f"got {list(indices.shape)} and {list(rows.shape)}"
+        )
     return _scatter_op(tuple(shape), indices, rows)
 
 

@@ -89,7 +89,9 @@ def _angles(inverse: np.ndarray, length: int) -> np.ndarray:
 
 def _tables(angles: np.ndarray, factor: Any) -> tuple[np.ndarray, np.ndarray]:
     angles = angles.astype(np.float64)
-    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
+    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(
+        np.float32
+    )
 
 
 def _plain(config: RopeConfig, theta: float | None = None) -> np.ndarray:

@@ -45,6 +45,13 @@ _copy_op = Op(
 )
 
 
+def checked_axis(op: str, axis: int, ndim: int) -> int:
+    """`axis` counted from the front; it must be one of `ndim`."""
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"{op}: axis {axis} of a tensor with {ndim} axes")
+    return axis % ndim
+
+
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The same elements in another shape; one entry may be -1."""
     known = math.prod(n for n in shape if n != -1)
@@ -56,7 +63,7 @@ def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def permute(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Axes in another order, each named once."""
-    order = tuple(a % max(x.ndim, 1) for a in axes)
+    order = tuple(a + x.ndim if a < 0 else a for a in axes)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"permute: axes {tuple(axes)} do not name each of {x.ndim} axes once")
     return _permute_op(x, order)
@@ -74,8 +81,8 @@ def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """A copy in row-major order."""
-    return _copy_op(x)
+    """x itself if its elements lie in row-major order, else a copy that does."""
+    return x if x.backend.is_contiguous(x.data) else _copy_op(x)
 
 
 def _slice(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
@@ -142,7 +149,7 @@ def concat(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors end to end along `axis`; their other axes agree."""
     if not parts:
         raise ShapeError("concat: expected at least one tensor")
-    axis %= parts[0].ndim
+    axis = checked_axis("concat", axis, parts[0].ndim)
     rest = {tuple(n for i, n in enumerate(p.shape) if i != axis) for p in parts}
     if len(rest) != 1 or len({p.dtype for p in parts}) != 1:
         got = ", ".join(f"{p.dtype}{list(p.shape)}" for p in parts)
@@ -153,7 +160,7 @@ def concat(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> list[Tensor]:
     """Views of `x` of the given lengths along `axis`, which they must fill."""
-    axis %= x.ndim
+    axis = checked_axis("split", axis, x.ndim)
     if sum(sizes) != x.shape[axis]:
         raise ShapeError(f"split: sizes {list(sizes)} do not add up to {x.shape[axis]}")
     ends = np.cumsum([0, *sizes])
@@ -166,4 +173,9 @@ def split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> list[Tensor]:
 
 def bitcast(x: Tensor, dtype: Any) -> Tensor:
     """The same bytes read as another dtype; the last axis changes with the item size. No gradient."""
-    return _wrap(x.backend.bitcast(x.data, dtypes.parse(dtype)), x)
+    wanted = dtypes.parse(dtype)
+    if x.ndim == 0 or x.shape[-1] * x.dtype.itemsize % wanted.itemsize:
+        raise ShapeError(
+            f"bitcast: the last axis of {x.dtype}{list(x.shape)} does not divide into {wanted}"
+        )
+    return _wrap(x.backend.bitcast(x.data, wanted), x)

@@ -1,0 +1,67 @@
+"""The backends that every op test runs on: each as it is, and each with its composites alone."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+
+from boostr import Tensor, backends, env
+from boostr.errors import BoostrError
+
+COMPOSITE = "-composite"
+VARIANTS = [name + suffix for name in backends.names() for suffix in ("", COMPOSITE)]
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def open_backend(name: str) -> backends.Backend:
+    """The backend, or a visible skip where it is missing, or a failure if BOOSTR_REQUIRE names it."""
+    reason = backends.available()[name]
+    if reason is None:
+        return backends.get(name)
+    if name in env.REQUIRE.text().split(","):
+        pytest.fail(f"{env.REQUIRE.name} names {name}, which is missing: {reason}")
+    pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture(params=VARIANTS)
+def backend(request, monkeypatch) -> backends.Backend:
+    """Every backend of the library, with its kernels and (`NAME-composite`) without them."""
+    found = open_backend(request.param.removesuffix(COMPOSITE))
+    if request.param.endswith(COMPOSITE):
+        monkeypatch.setattr(found, "kernel", lambda op: "the test wants composites")
+    return found
+
+
+@pytest.fixture(params=[name for name in backends.names()])
+def plain_backend(request) -> backends.Backend:
+    """Every backend once: for tests that no kernel can change."""
+    return open_backend(request.param)
+
+
+@pytest.fixture
+def backend64(backend) -> backends.Backend:
+    """A backend that can hold float64, as gradcheck needs."""
+    return _with_dtype(backend, "float64")
+
+
+@pytest.fixture(params=FLOATS)
+def dtype(request, backend) -> str:
+    """The name of every float dtype that the backend of the test can hold."""
+    _with_dtype(backend, request.param)
+    return request.param
+
+
+def _with_dtype(backend: backends.Backend, name: str) -> backends.Backend:
+    try:
+        Tensor(np.zeros(1, np.float32), name, backend)
+    except BoostrError as error:
+        pytest.skip(f"{backend.name} holds no {name}: {error}")
+    return backend
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """Random numbers that are the same for one test on every backend and in every run."""
+    return np.random.default_rng(zlib.crc32(request.function.__name__.encode()))

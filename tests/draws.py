@@ -1,0 +1,46 @@
+"""Inputs of tests, and what a refused call must say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boostr import Tensor, dtypes
+from boostr.backends import Backend
+from boostr.errors import BoostrError
+
+
+def normal(rng: np.random.Generator, shape: Any, dtype: str = "float32", scale: float = 1.0):
+    """Normal numbers of any float dtype; each call draws new ones."""
+    return (rng.standard_normal(shape) * scale).astype(dtypes.parse(dtype))
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    """x's values in memory with a hole after every element of every axis."""
+    room = np.zeros([2 * n for n in x.shape], x.dtype)
+    view = room[tuple(slice(None, None, 2) for _ in x.shape)]
+    view[...] = x
+    return view
+
+
+def tensors(backend: Backend, *arrays: Any) -> list[Tensor]:
+    """Each array as a tensor; None stays None."""
+    return [None if a is None else Tensor(a, backend=backend) for a in arrays]  # type: ignore[misc]
+
+
+def leaves(backend: Backend, *arrays: np.ndarray) -> list[Tensor]:
+    """Float64 tensors that require a gradient, for gradcheck."""
+    return [Tensor(a.astype(np.float64), backend=backend, requires_grad=True) for a in arrays]
+
+
+@contextmanager
+def refused(error: type[BoostrError], *words: Any) -> Iterator[None]:
+    """The call raises `error` and its message has all of `words`: the op, the expected and the got."""
+    with pytest.raises(error) as caught:
+        yield
+    missing = [w for w in map(str, words) if w not in str(caught.value)]
+    assert not missing, f"{missing} not in the message {str(caught.value)!r}"

@@ -1,0 +1,113 @@
+"""Activations and softmax against the oracle."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+from draws import leaves, normal, refused, strided, tensors
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.autograd import gradcheck
+from boostr.errors import DTypeError, OptionError, ShapeError
+from boostr.ops import activation as F
+
+ONE = {
+    "silu": (F.silu, oracles.silu),
+    "relu": (F.relu, lambda x: np.maximum(np.asarray(x, np.float64), 0)),
+    "gelu": (F.gelu, oracles.gelu),
+    "gelu-tanh": (lambda x: F.gelu(x, "tanh"), lambda x: oracles.gelu(x, "tanh")),
+}
+TWO = {
+    "swiglu": (F.swiglu, oracles.swiglu),
+    "geglu": (F.geglu, oracles.geglu),
+    "geglu-tanh": (
+        lambda g, u: F.geglu(g, u, "tanh"),
+        lambda g, u: oracles.geglu(g, u, "tanh"),
+    ),
+}
+SHAPES = [(3, 64), (0, 5), (1, 1), (2, 3, 33), (4, 1000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ONE)
+def test_activation(name, shape, backend, dtype, rng):
+    fn, truth = ONE[name]
+    x = normal(rng, shape, dtype, 3.0)
+    got = fn(Tensor(strided(x), backend=backend))
+    assert got.dtype == x.dtype
+    assert_close(got.numpy(), truth(x.astype(np.float64)), dtype=dtype, reduce=1)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_activation_of_large_inputs(name, backend):
+    fn, truth = ONE[name]
+    x = np.array([-1e4, -100, -20, 0, 20, 100, 1e4], np.float32)
+    assert_close(fn(Tensor(x, backend=backend)).numpy(), truth(x), dtype="float32", reduce=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", TWO)
+def test_gated(name, shape, backend, dtype, rng):
+    fn, truth = TWO[name]
+    gate, up = normal(rng, shape, dtype, 2.0), normal(rng, shape, dtype)
+    got = fn(*tensors(backend, strided(gate), up))
+    assert got.dtype == gate.dtype
+    want = truth(gate.astype(np.float64), up)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=3.0)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_activation_gradient(name, backend64, rng):
+    gradcheck(ONE[name][0], leaves(backend64, normal(rng, (3, 4), scale=2.0)))
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_gated_gradient(name, backend64, rng):
+    gradcheck(TWO[name][0], leaves(backend64, normal(rng, (2, 3)), normal(rng, (2, 3))))
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax(name, scale, axis, backend, dtype, rng):
+    x = normal(rng, (5, 7, 65), dtype, scale)
+    got = getattr(F, name)(Tensor(strided(x), backend=backend), axis)
+    assert got.dtype == x.dtype
+    want = getattr(oracles, name)(x.astype(np.float64), axis)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=1.0 + (name != "softmax") * scale)
+
+
+def test_masked_softmax(backend):
+    x = np.array([[0, -math.inf, 0], [-math.inf] * 3], np.float32)
+    got = F.softmax(Tensor(x, backend=backend))
+    assert got.tolist() == [[0.5, 0, 0.5], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_gradient(name, axis, backend64, rng):
+    gradcheck(lambda x: getattr(F, name)(x, axis), leaves(backend64, normal(rng, (3, 4))))
+
+
+def test_refuses(rng):
+    x = Tensor(normal(rng, (2, 3)), backend="numpy")
+    n = x.to("int32")
+    for name in ("silu", "gelu", "softmax", "log_softmax"):
+        with refused(DTypeError, name, "float", "int32"):
+            getattr(F, name)(n)
+    for name in ("softmax", "log_softmax"):
+        with refused(ShapeError, name, "axis 2", "2 axes"):
+            getattr(F, name)(x, 2)
+    for name in ("swiglu", "geglu"):
+        with refused(ShapeError, name, "float32[2, 3]", "float32[2, 2]"):
+            getattr(F, name)(x, x[:, 1:])
+        with refused(ShapeError, name, "float32[2, 3]", "float16[2, 3]"):
+            getattr(F, name)(x, x.to(dtypes.float16))
+        with refused(DTypeError, name, "float", "int32"):
+            getattr(F, name)(n, n)
+    with refused(OptionError, "gelu", "tanh", "'erf'"):
+        F.gelu(x, "erf")
+    with refused(OptionError, "geglu", "tanh", "'erf'"):
+        F.geglu(x, x, "erf")
