@@ -15,6 +15,10 @@ _MODULES = {
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "rope": ("rope",),
         "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
+        "embedding": ("embedding",),
+        "cache": ("slot_mapping", "kv_write"),
+        "attention": ("paged_attention",),
+        "sampling": ("argmax",),
     }.items()
     for op in ops
 }

@@ -1,3 +1,10 @@
-"""Sizes that launches and kernels must agree on; imports no numba, as `layout.py`."""
+"""What launches and kernels of the ops must agree on; imports no numba, as `layout.py`."""
 
 CHUNK = 512  # elements of a row that are one item of an elementwise kernel
+
+# Parameters of the attention kernels. Strides are in elements. CU_K is 0 for a paged cache, which
+# has TABLE [B, COLUMNS], KV_LENS [B], BLOCK_SIZE and BLOCKS instead; ALIBI and SINKS may be 0.
+(Q, Q_STRIDE, KEYS, K_STRIDE, VALUES, V_STRIDE, OUT, LSE, CU_Q, CU_K, TABLE, KV_LENS, COLUMNS,
+ BLOCK_SIZE, BLOCKS, SEGMENTS, TOKENS, HEADS, KV_HEADS, WIDTH, V_WIDTH, SCALE, SOFTCAP, LEFT, RIGHT,
+ BOTTOM_RIGHT, ALIBI, SINKS, SPLITS) = range(29)  # fmt: skip
+MAX_GROUP = 256  # query heads of one kv head that the decode kernel keeps state for
