@@ -35,6 +35,8 @@ def linear(
         raise ShapeError(
             f"linear: weight must be [N, K] with K = {x.shape[-1]}, got {list(weight.shape)}"
         )
+    if isinstance(weight, Tensor) and not dtypes.is_float(weight.dtype):
+        raise DTypeError(f"linear: weight must be float or quantized, got {weight.dtype}")
     N = weight.shape[0]
     if bias is not None and bias.shape != (N,):
         raise ShapeError(f"linear: bias must be [N] = [{N}], got {list(bias.shape)}")

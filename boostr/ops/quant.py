@@ -35,6 +35,8 @@ def dequantize(w: QuantizedTensor, dtype: object = "float32") -> Tensor:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """(values int8 as x, scales float32 [..., 1]): each row rounded by its own absmax / 127."""
+    if x.ndim < 1 or not dtypes.is_float(x.dtype):
+        raise ShapeError(f"quantize_rows: x must be float [..., K], got {x.dtype}{list(x.shape)}")
     flat = x.reshape(-1, x.shape[-1])
     values, scales = _quantize(flat, max(x.shape[-1], 1))
     return values.reshape(x.shape), scales.reshape(*x.shape[:-1], 1)

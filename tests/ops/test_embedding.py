@@ -1,0 +1,57 @@
+"""Rows of a table in every stored form."""
+
+import numpy as np
+import oracles
+import pytest
+from draws import leaves, normal, refused, tensors
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.autograd import gradcheck
+from boostr.errors import DTypeError, ShapeError
+from boostr.ops.embedding import embedding
+from boostr.ops.quant import dequantize, quantize
+from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+
+IDS = [np.array(v, np.int32) for v in ([3, 0, 3, 9], [], [9])]
+
+
+@pytest.mark.parametrize("ids", IDS, ids=str)
+def test_embedding(ids, backend, dtype, rng):
+    w = normal(rng, (10, 33), dtype)
+    got = embedding(*tensors(backend, ids, w))
+    assert got.dtype == w.dtype
+    np.testing.assert_array_equal(got.numpy().astype(np.float64), oracles.embedding(ids, w))
+    assert embedding(*tensors(backend, ids, w), dtype="bf16").dtype == dtypes.bfloat16
+
+
+@pytest.mark.parametrize("scheme", QUANTIZABLE)
+def test_int8(scheme, backend, rng):
+    w = quantize(Tensor(normal(rng, (10, 100)), backend=backend), scheme)
+    got = embedding(Tensor(IDS[0], backend=backend), w)
+    assert got.dtype == dtypes.float32
+    np.testing.assert_array_equal(got.numpy(), dequantize(w).numpy()[IDS[0]])
+
+
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_1"])
+def test_blocks(scheme, backend, rng):
+    raw = rng.integers(0, 60, (10, 2 * SCHEMES[scheme].block_bytes)).astype(np.uint8)
+    w = QuantizedTensor(SCHEMES[scheme], (10, 64), {"blocks": Tensor(raw, backend=backend)})
+    got = embedding(Tensor(IDS[0], backend=backend), w, "float32")
+    want = getattr(oracles, f"dequantize_{scheme}")(raw)[IDS[0]]
+    assert_close(got.numpy(), want, dtype="float32", reduce=1)
+
+
+def test_gradient(backend64, rng):
+    ids = Tensor(IDS[0], backend=backend64)
+    gradcheck(lambda w: embedding(ids, w), leaves(backend64, normal(rng, (10, 2))))
+
+
+def test_refuses(rng):
+    ids, w = tensors("numpy", IDS[0], normal(rng, (10, 4)))
+    with refused(DTypeError, "embedding", "integers", "float32"):
+        embedding(w[0], w)
+    with refused(DTypeError, "embedding", "[T]", "int32[2, 2]"):
+        embedding(ids.reshape(2, 2), w)
+    with refused(ShapeError, "embedding", "[V, E]", "[4]"):
+        embedding(ids, w[0])

@@ -1,0 +1,153 @@
+"""linear on every stored form of the weight, against the oracle on the decoded one."""
+
+from importlib import import_module
+
+import numpy as np
+import oracles
+import pytest
+from draws import leaves, normal, refused, strided, tensors
+from tolerance import assert_close, rms
+
+from boostr import Tensor, dtypes
+from boostr.autograd import gradcheck
+from boostr.errors import DTypeError, ShapeError
+from boostr.ops.linear import linear
+from boostr.ops.quant import quantize
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
+
+SHAPES = [(1, 64, 64), (3, 96, 33), (17, 576, 48), (0, 32, 8), (2, 1, 1), (5, 100, 7)]
+GROUPED = ("int8", "int8-g32", "int8-g64", "int8-g128")
+
+
+def decoded(scheme, parts):
+    q, s = (parts[name].numpy() for name in ("values", "scales"))
+    return oracles.dequantize_int8(q, s, SCHEMES[scheme].group_size or None)
+
+
+def close(got, want, x, w, dtype):
+    assert got.dtype == dtypes.parse(dtype)
+    K = np.shape(w)[1]
+    assert_close(got.numpy(), want, dtype=dtype, reduce=K, scale=rms(x) * rms(w))
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_float_weights(shape, stored, backend, dtype, rng):
+    T, K, N = shape
+    x, w = normal(rng, (T, K), dtype), normal(rng, (N, K), stored)
+    got = linear(*tensors(backend, x, w))
+    close(got, oracles.linear(x, w), x, w, dtype)
+
+
+@pytest.mark.parametrize("lead", [(5,), (2, 3), ()])
+def test_bias_and_residual(lead, backend, dtype, rng):
+    x, w = normal(rng, (*lead, 64), dtype), normal(rng, (16, 64), dtype)
+    b, r = normal(rng, (16,), dtype), normal(rng, (*lead, 16), dtype)
+    want = oracles.linear(x.astype(np.float64), w, b)
+    tx, tw, tb, tr = tensors(backend, x, w, b, r)
+    close(linear(tx, tw, tb), want, x, w, dtype)
+    close(linear(tx, tw, tb, tr), want + r.astype(np.float64), x, w, dtype)
+    close(linear(tx, tw, None, tr), want - b.astype(np.float64) + r.astype(np.float64), x, w, dtype)
+
+
+def test_strided_inputs(backend, dtype, rng):
+    x, w = normal(rng, (4, 64), dtype), normal(rng, (8, 64), dtype)
+    got = linear(*tensors(backend, strided(x), strided(w)))
+    close(got, oracles.linear(x, w), x, w, dtype)
+    turned = Tensor(np.ascontiguousarray(w.T), backend=backend).T
+    close(linear(Tensor(x, backend=backend), turned), oracles.linear(x, w), x, w, dtype)
+
+
+def test_long_sums(backend, rng):
+    x, w = normal(rng, (2, 8192)), normal(rng, (3, 8192), "bfloat16")
+    close(linear(*tensors(backend, x, w)), oracles.linear(x, w), x, w, "float32")
+
+
+def test_weights_in_bands(backend, rng, monkeypatch):
+    monkeypatch.setattr(import_module("boostr.ops.linear"), "_CHUNK", 64 * 3)
+    x, w = normal(rng, (2, 64)), normal(rng, (10, 64), "bfloat16")
+    close(linear(*tensors(backend, x, w)), oracles.linear(x, w), x, w, "float32")
+    q = quantize(Tensor(w, backend=backend), "int8-g32")
+    got, truth = linear(Tensor(x, backend=backend), q), decoded("int8-g32", q.parts)
+    close(got, oracles.linear(x, truth), x, truth, "float32")
+
+
+@pytest.mark.parametrize("scheme", GROUPED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_weights(shape, scheme, backend, dtype, rng):
+    T, K, N = shape
+    x, b = normal(rng, (T, K), dtype), normal(rng, (N,))
+    w = quantize(Tensor(normal(rng, (N, K)), backend=backend), scheme)
+    got = linear(Tensor(x, backend=backend), w, Tensor(b, backend=backend))
+    truth = decoded(scheme, w.parts)
+    # the decoded weight is rounded to float32: for float64 inputs that is the precision
+    precision = "float32" if dtype == "float64" else dtype
+    assert got.dtype == x.dtype
+    want = oracles.linear(x.astype(np.float64), truth, b)
+    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_w8a8(shape, backend, rng):
+    T, K, N = shape
+    x, b = normal(rng, (T, K)), normal(rng, (N,))
+    w = quantize(Tensor(normal(rng, (N, K)), backend=backend), "w8a8")
+    got = linear(Tensor(x, backend=backend), w, Tensor(b, backend=backend))
+    q, scale = (w.parts[name].numpy() for name in ("values", "scales"))
+    # integer sums are exact: what is left is the rounding of three float32 products and a sum
+    assert_close(got.numpy(), oracles.linear_w8a8(x, q, scale, b), dtype="float32", reduce=1)
+
+
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_1"])
+@pytest.mark.parametrize("shape", [(1, 64, 8), (7, 576, 33), (0, 32, 4)], ids=str)
+def test_blocks(shape, scheme, backend, rng):
+    T, K, N = shape
+    blocks = rng.integers(0, 256, (N, K // 32, SCHEMES[scheme].block_bytes)).astype(np.uint8)
+    for at in (0, 2) if scheme == "q4_1" else (0,):
+        blocks[:, :, at : at + 2] = normal(rng, (N, K // 32, 1), "float16", 0.02).view(np.uint8)
+    raw, x = blocks.reshape(N, -1), normal(rng, (T, K))
+    truth = getattr(oracles, f"dequantize_{scheme}")(raw)
+    w = QuantizedTensor(SCHEMES[scheme], (N, K), {"blocks": Tensor(raw, backend=backend)})
+    close(linear(Tensor(x, backend=backend), w), oracles.linear(x, truth), x, truth, "float32")
+
+
+def test_gradient(backend64, rng):
+    x, w, b, r = (normal(rng, s) for s in ((2, 2, 3), (4, 3), (4,), (2, 2, 4)))
+    gradcheck(linear, leaves(backend64, x, w))
+    gradcheck(linear, leaves(backend64, x, w, b))
+    gradcheck(linear, leaves(backend64, x, w, b, r))
+    gradcheck(lambda x, w, r: linear(x, w, None, r), leaves(backend64, x, w, r))
+
+
+@pytest.mark.parametrize("scheme", GROUPED)
+def test_gradient_through_a_packed_weight(scheme, backend64, rng):
+    w = quantize(Tensor(normal(rng, (4, 40)), backend=backend64), scheme)
+    gradcheck(lambda x: linear(x, w), leaves(backend64, normal(rng, (2, 40))))
+
+
+def test_gradient_in_mixed_precision(backend, rng):
+    """A bf16 weight gets a bf16 gradient, float32 inputs a float32 one."""
+    x, w = tensors(backend, normal(rng, (3, 8)), normal(rng, (4, 8), "bfloat16"))
+    x.requires_grad = w.requires_grad = True
+    linear(x, w).sum().backward()
+    assert x.grad.dtype == dtypes.float32 and w.grad.dtype == dtypes.bfloat16
+    want = np.broadcast_to(w.numpy().astype(np.float64).sum(0), (3, 8))
+    assert_close(x.grad.numpy(), want, dtype="float32", reduce=4)
+
+
+def test_refuses(rng):
+    x, w, b = tensors("numpy", normal(rng, (2, 64)), normal(rng, (8, 64)), normal(rng, (8,)))
+    with refused(DTypeError, "linear", "float", "int32"):
+        linear(x.to("int32"), w)
+    with refused(DTypeError, "linear", "[..., K]", "[]"):
+        linear(x[0, 0], w)
+    with refused(DTypeError, "linear", "weight", "int8"):
+        linear(x, w.to("int8"))
+    with refused(ShapeError, "linear", "K = 64", "[64, 8]"):
+        linear(x, w.T)
+    with refused(ShapeError, "linear", "K = 64", "[8, 32]"):
+        linear(x, quantize(w[:, :32], "int8"))
+    with refused(ShapeError, "linear", "[N] = [8]", "[7]"):
+        linear(x, w, b[:7])
+    with refused(ShapeError, "linear", "residual", "[2, 8]", "[8]"):
+        linear(x, w, None, b)

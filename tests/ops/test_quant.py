@@ -1,0 +1,120 @@
+"""Quantizing to int8 and reading int8 and GGUF blocks back, against the oracle."""
+
+import numpy as np
+import oracles
+import pytest
+from draws import normal, refused, strided
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.errors import DTypeError, OptionError, ShapeError
+from boostr.ops.quant import dequantize, quantize, quantize_rows
+from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor, parse_scheme
+
+SHAPES = [(3, 128), (2, 100), (1, 7), (4, 65), (0, 32), (2, 0)]
+BLOCKS = {"q8_0": oracles.dequantize_q8_0, "q4_1": oracles.dequantize_q4_1}
+
+
+def group_of(scheme):
+    return SCHEMES[scheme].group_size or None
+
+
+def draw_blocks(rng, scheme, N, K):
+    """Blocks of random bytes whose f16 numbers are of a usual size."""
+    blocks = rng.integers(0, 256, (N, K // 32, SCHEMES[scheme].block_bytes)).astype(np.uint8)
+    for at in (0, 2) if scheme == "q4_1" else (0,):
+        d = normal(rng, (N, K // 32, 1), "float16", 0.05)
+        blocks[:, :, at : at + 2] = d.view(np.uint8)
+    return blocks.reshape(N, -1)
+
+
+def packed(backend, scheme, raw, K):
+    part = Tensor(raw, backend=backend)
+    return QuantizedTensor(SCHEMES[scheme], (len(raw), K), {"blocks": part})
+
+
+@pytest.mark.parametrize("scheme", QUANTIZABLE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_quantize(shape, scheme, backend, dtype, rng):
+    w = normal(rng, shape, dtype)
+    got = quantize(Tensor(strided(w) if w.size else w, backend=backend), scheme)
+    if shape[1] == 0:
+        assert got.parts["values"].shape == shape
+        return
+    q, scale = oracles.quantize_int8(w, group_of(scheme))
+    assert got.shape == shape and got.scheme.name == scheme
+    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
+
+
+@pytest.mark.parametrize("scheme", QUANTIZABLE)
+def test_dequantize(scheme, backend, rng):
+    w = normal(rng, (3, 100))
+    got = dequantize(quantize(Tensor(w, backend=backend), scheme))
+    q, scale = oracles.quantize_int8(w, group_of(scheme))
+    want = oracles.dequantize_int8(q, scale, group_of(scheme))
+    assert_close(got.numpy(), want, dtype="float32", reduce=1, scale=0.0)
+    assert np.all(
+        np.abs(want - w) <= np.repeat(scale, group_of(scheme) or 100, 1)[:, :100] * 0.5001
+    )
+
+
+def test_zero_and_extreme_rows(backend):
+    w = np.zeros((3, 64), np.float32)
+    w[1, 5], w[2] = -3e38, np.linspace(-1e-37, 1e-37, 64)
+    got = quantize(Tensor(w, backend=backend), "int8-g32")
+    q, scale = oracles.quantize_int8(w, 32)
+    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
+    assert got.parts["values"].numpy()[0].max() == 0
+
+
+def test_halves_round_to_even(backend):
+    w = np.array([[127, 0.5, 1.5, -0.5, -2.5]], np.float32)
+    got = quantize(Tensor(w, backend=backend), "int8").parts["values"]
+    assert got.tolist() == [[127, 0, 2, 0, -2]]
+
+
+def test_quantize_rows(backend, rng):
+    x = normal(rng, (2, 3, 50))
+    values, scales = quantize_rows(Tensor(x, backend=backend))
+    q, scale = oracles.quantize_int8(x.reshape(6, 50))
+    np.testing.assert_array_equal(values.numpy(), q.reshape(x.shape))
+    np.testing.assert_array_equal(scales.numpy(), scale.reshape(2, 3, 1))
+
+
+@pytest.mark.parametrize("wanted", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("scheme", BLOCKS)
+def test_blocks(scheme, wanted, backend, rng):
+    raw = draw_blocks(rng, scheme, 5, 96)
+    got = dequantize(packed(backend, scheme, raw, 96), wanted)
+    assert got.dtype == dtypes.parse(wanted)
+    assert_close(got.numpy(), BLOCKS[scheme](raw), dtype=wanted, reduce=1)
+
+
+def test_described(backend, rng):
+    w = quantize(Tensor(normal(rng, (4, 64)), backend=backend), "int8-g32")
+    assert w.nbytes == 4 * 64 + 4 * 2 * 4 and w.backend is backend
+    assert repr(w) == "QuantizedTensor(int8-g32, shape=[4, 64])"
+    assert w.to(backend).parts["values"] is w.parts["values"]
+
+
+def test_refuses(rng):
+    w = Tensor(normal(rng, (2, 64)), backend="numpy")
+    with refused(OptionError, "quantize", "'int8-g33'", "did you mean 'int8-g32'"):
+        parse_scheme("int8-g33")
+    with refused(OptionError, "quantize", "'q8_0'", "known: int8"):
+        quantize(w, "q8_0")
+    with refused(ShapeError, "quantize", "[N, K]", "[64]"):
+        quantize(w[0], "int8")
+    with refused(ShapeError, "quantize", "float", "int32"):
+        quantize(w.to("int32"), "int8")
+    with refused(DTypeError, "dequantize", "float", "int8"):
+        dequantize(quantize(w, "int8"), "int8")
+    q = quantize(w, "int8").parts
+    with refused(ShapeError, "int8-g32", "(2, 2)", "(2, 1)"):
+        QuantizedTensor(SCHEMES["int8-g32"], (2, 64), q)
+    with refused(ShapeError, "q8_0", "multiple of 32", "33"):
+        QuantizedTensor(SCHEMES["q8_0"], (2, 33), q)
+    with refused(ShapeError, "quantize_rows", "[..., K]", "[]"):
+        quantize_rows(w[0, 0])
