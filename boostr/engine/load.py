@@ -66,6 +66,25 @@ def load(
     return read(found, chosen, options)
 
 
+def load_module(
+    folder: str | Path, *, backend: str | Backend | None = None, dtype: Any = None,
+    quantize: str | None = None, quantize_embeddings: bool = False,
+) -> Module:  # fmt: skip
+    """The model of a Hugging Face folder without its tokenizer; options as in `load`."""
+    path = Path(folder)
+    config = RawConfig(read_json(path / "config.json", required=True), str(path / "config.json"))
+    options = {
+        "dtype": _weight_dtype(dtype), "quantize": quantize, "quantize_embeddings": quantize_embeddings,
+    }  # fmt: skip
+    return _folder_module(config, path, backends.get(backend), options)
+
+
+def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
+    prefix = getattr(family(config.get("model_type", str), config.source), "prefix", "")
+    with open_safetensors(weights) as files:
+        return _build(config, SafetensorsWeights(files, str(weights), prefix), backend, options)
+
+
 def _weight_dtype(dtype: Any):
     text = dtype if dtype is not None else env.DTYPE.text() or None
     if text is None:
@@ -91,9 +110,7 @@ def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     raw = read_json(folder / "config.json", required=True)
     config = RawConfig(raw, str(folder / "config.json"))
     model_type = config.get("model_type", str)
-    prefix = getattr(family(model_type, config.source), "prefix", "")
-    with open_safetensors(folder) as files:
-        module = _build(config, SafetensorsWeights(files, str(folder), prefix), backend, options)
+    module = _folder_module(config, folder, backend, options)
     tokenizer = Tokenizer.from_folder(folder)
     _check_vocabulary(module, tokenizer)
     if is_encoder(model_type):

@@ -1,0 +1,130 @@
+"""Every decoder family against transformers: logits, greedy ids, prefill = decode = chunked = packed."""
+
+from __future__ import annotations
+
+import cases
+import numpy as np
+import pytest
+
+from boostr.engine.load import load_module
+from boostr.engine.options import SamplingOptions
+from boostr.engine.runner import Decoder, Runner
+from boostr.engine.sampler import Sampler
+
+DECODERS = [c for c in cases.CASES if c["family"] != "bert"]
+PLAIN = [c for c in DECODERS if not c["cache_sensitive"]]
+RTOL = 1e-4
+
+
+def by_name(rows):
+    return pytest.mark.parametrize("case", rows, ids=[c["name"] for c in rows])
+
+
+def make_runner(case, tmp_path, backend, **options) -> Runner:
+    return Runner(load_module(cases.checkpoint(case, tmp_path), backend=backend, **options), backend)
+
+
+def assert_logits(actual, expected, rtol=RTOL):
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= rtol, f"relative error {error:.2e} > {rtol}"
+
+
+def greedy(runner, prompts, count):
+    """Greedy ids [len(prompts)][count], all prompts decoded together."""
+    cache = runner.new_cache(len(prompts), max(map(len, prompts)) + count)
+    options = [SamplingOptions()] * len(prompts)
+    sampler = Sampler(runner.backend, options, prompts, runner.module.config.vocab_size)
+    rows = range(len(prompts))
+    ids = [sampler.choose(runner.prefill(cache, rows, prompts)).numpy().tolist()]
+    decoder = Decoder(runner, cache, sampler, rows, ids[0], [len(p) for p in prompts])
+    while len(ids) < count:
+        ids.append(decoder.step()[0].tolist())
+    return np.array(ids).T.tolist()
+
+
+@by_name(DECODERS)
+def test_logits_equal_transformers(case, backend, tmp_path):
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    for ids, logits in zip(
+        cases.segments(truth, "input_ids"), cases.segments(truth, "logits"), strict=True
+    ):
+        assert_logits(runner.logits(ids).numpy(), logits)
+
+
+@by_name(DECODERS)
+def test_greedy_ids_equal_transformers(case, backend, tmp_path):
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    prompt, ids = truth["prompt"].tolist(), truth["greedy_ids"].tolist()
+    assert greedy(runner, [prompt], len(ids)) == [ids]
+
+
+def test_bf16_weights_are_within_bf16_of_transformers_in_bf16(backend, tmp_path):
+    (case,) = [c for c in DECODERS if c["name"] == "llama/bf16"]
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    for ids, logits in zip(
+        cases.segments(truth, "input_ids"), cases.segments(truth, "logits_bf16"), strict=True
+    ):
+        # In norm: the largest single error, 2.3e-2, is that of transformers' own bf16 arithmetic (our
+        # logits are within 1e-4 of its float32 ones, see test_logits_equal_transformers).
+        error = np.linalg.norm(runner.logits(ids).numpy() - logits) / np.linalg.norm(logits)
+        assert error <= 2e-2
+
+
+@by_name(DECODERS)
+def test_chunked_prefill_equals_whole(case, backend, tmp_path):
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    ids = max(cases.segments(truth, "input_ids"), key=len)
+    whole = runner.logits(ids).numpy()[-1:]
+    for chunk in (1, 5, len(ids)):
+        cache = runner.new_cache(1, len(ids))
+        cache.chunk = chunk
+        assert_logits(runner.prefill(cache, [0], [ids]).numpy(), whole)
+
+
+@by_name(PLAIN)
+def test_decoding_step_by_step_equals_prefill(case, backend, tmp_path):
+    """The logits of every step of the captured program are those of the sequence as one prompt."""
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    prompt = truth["prompt"].tolist()
+    cache = runner.new_cache(1, len(prompt) + 24)
+    sampler = Sampler(backend, [SamplingOptions()], [prompt], runner.module.config.vocab_size)
+    first = int(sampler.choose(runner.prefill(cache, [0], [prompt])).numpy()[0])
+    decoder = Decoder(runner, cache, sampler, [0], [first], [len(prompt)])
+    sequence, steps = [*prompt, first], []
+    for _ in range(20):
+        ids, logits = decoder.step()
+        sequence.append(int(ids[0]))
+        steps.append(logits.numpy()[0].copy())
+    whole = runner.logits(sequence[:-1]).numpy()[len(prompt) :]
+    assert_logits(np.stack(steps), whole)
+
+
+@by_name(PLAIN)
+def test_batch_of_eight_lengths_equals_each_alone(case, backend, tmp_path):
+    runner, truth = make_runner(case, tmp_path, backend), cases.expected(case)
+    ids = max(cases.segments(truth, "input_ids"), key=len).tolist()
+    prompts = [ids[: n + 1] for n in range(0, 8)] if len(ids) < 40 else [
+        ids[a:b] for a, b in ((0, 1), (3, 5), (0, 8), (2, 13), (1, 18), (5, 28), (0, 33), (7, 40))
+    ]  # fmt: skip
+    together = runner.prefill(runner.new_cache(8, 48), range(8), prompts).numpy()
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = runner.prefill(runner.new_cache(1, 48), [0], [prompt]).numpy()[0]
+        assert_logits(row, alone)
+    assert greedy(runner, prompts, 12) == [greedy(runner, [p], 12)[0] for p in prompts]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-g32", "int8-g64", "int8-g128", "w8a8"])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_quantized_models_stay_close(scheme, embeddings, backend, tmp_path):
+    """int8 weights change logits by about the size of their rounding, never more."""
+    (case,) = [c for c in DECODERS if c["name"] == "llama/untied"]
+    truth = cases.expected(case)
+    runner = make_runner(
+        case, tmp_path, backend, quantize=scheme, quantize_embeddings=embeddings
+    )
+    ids = max(cases.segments(truth, "input_ids"), key=len)
+    logits = max(cases.segments(truth, "logits"), key=len)
+    assert_logits(runner.logits(ids).numpy(), logits, rtol=0.08)
+    packed = {n for n, w in runner.module.weights().items() if hasattr(w, "scheme")}
+    assert ("lm_head.weight" in packed) == embeddings
+    assert "model.layers.0.self_attn.q_proj.weight" in packed
