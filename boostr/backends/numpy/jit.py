@@ -62,6 +62,17 @@ class Target:
         return 8 if self.has("avx2") else 4
 
     @property
+    def tile(self) -> tuple[int, int]:
+        """(rows, vectors per row) of the matrix product's register tile.
+
+        Accumulators, one row of vectors and a spread element fill the 32 registers of AVX-512 and
+        NEON, the 16 of AVX2 and SSE.
+        """
+        if self.has("avx512f"):
+            return 14, 2
+        return (12, 2) if self.has("neon") else (6, 2)
+
+    @property
     def converts_f16(self) -> bool:
         """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""
         return self.has("f16c") or self.has("neon")

@@ -22,7 +22,6 @@ ASLEEP, WOKEN, SEEN = 0, 1, 2
 
 # the parameters of the linear kernels; strides of x, y and the residual in elements, addresses of
 # things that are absent 0
-X, LDX, W, ROW_BYTES, SCALES, SCALES_PER_ROW, SHIFT, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR = range(
-    15
-)
-LINEAR_PARAMS = 15
+X, LDX, W, ROW_BYTES, SCALES, SCALES_PER_ROW, SHIFT, Y, LDY = range(9)
+M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(9, 17)
+LINEAR_PARAMS = 17

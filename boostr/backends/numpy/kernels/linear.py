@@ -6,11 +6,12 @@ accumulating in rows * columns vectors of f32, which are added up at the end of 
 """
 
 from boostr.backends.numpy.kernels import layout
-from boostr.backends.numpy.kernels.memory import f32, put, spread, stack
+from boostr.backends.numpy.kernels.memory import f32, prefetch, put, spread, stack
 from boostr.backends.numpy.kernels.simd import fill, inline
 from boostr.backends.numpy.kernels.vmath import reduce_add
 from boostr.backends.numpy.kernels.weights import (
     BLOCK,
+    block_bytes,
     contract,
     decoder,
     load_block,
@@ -32,21 +33,25 @@ def finish(params, value, m, n):
     f32(params[Y])[m * params[LDY] + n] = value
 
 
-def gemv(form: str, rows: int, columns: int):
+def gemv(form: str, rows: int, columns: int, dist: int = 0, level: int = 3):
     """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end."""
     whole, partial = decoder(form)
+    step = block_bytes(form) * rows
     row_scale, tile = form == "i8", rows * columns
 
     def kernel(params, start, stop):
         length, count, shift = params[K], params[M], params[SHIFT]
         blocks, tail = length // BLOCK, length % BLOCK
         xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
-        results = stack(tile)
+        results = f32(stack(tile))
         for n in range(start, stop, rows):
             ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
             scales = spread(rows, params[SCALES], params[SCALES_PER_ROW] * 4, n, stop - 1)
             acc = fill(tile, 0.0)
+            ahead = ws[0] + dist
             for b in range(blocks):
+                if dist:
+                    prefetch(ahead + b * step, step, level)
                 acc = contract(whole(ws, scales, b, shift), load_block(xs, b), acc)
             if tail != 0:
                 x = load_block_n(xs, blocks, tail)

@@ -276,16 +276,22 @@ def store_n(typingctx, pointer, index, value, count):
 
 
 @intrinsic
-def prefetch(typingctx, pointer, index):
-    """Asks for the cache line of element `index`; any address is allowed."""
+def prefetch(typingctx, address, size, level):
+    """Asks for the cache lines of the `size` bytes (a constant) from an int64 address on.
+
+    Level 3 is L1, 2 is L2. Any address is allowed, also one past the end of an array.
+    """
+    if not isinstance(size, types.IntegerLiteral) or not isinstance(level, types.IntegerLiteral):
+        return None
+    hint = I32(level.literal_value)
 
     def codegen(context, builder, sig, values):
-        pointer_type = sig.args[0]
-        where = _locate(builder, values[0], values[1], pointer_type.size, I8)
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), [where, I32(0), I32(3), I32(1)])
+        for line in range(0, size.literal_value, 64):
+            where = builder.inttoptr(builder.add(values[0], I64(line)), ir.PointerType(I8))
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [where, I32(0), hint, I32(1)])
         return context.get_dummy_value()
 
-    return signature(types.none, pointer, index), codegen
+    return signature(types.none, types.int64, size, level), codegen
 
 
 @intrinsic
@@ -300,7 +306,7 @@ def float_param(typingctx, bits):
 
 @intrinsic
 def stack(typingctx, count):
-    """An f32 pointer to `count` (a constant) floats on the stack, 64-byte aligned, not set."""
+    """The address of `count` (a constant) floats on the stack, 64-byte aligned, not set."""
     if not isinstance(count, types.IntegerLiteral):
         return None
     size = count.literal_value
@@ -311,7 +317,7 @@ def stack(typingctx, count):
             room.align = 64
         return builder.ptrtoint(room, I64)
 
-    return signature(Pointer("f32"), count), codegen
+    return signature(types.int64, count), codegen
 
 
 @intrinsic

@@ -129,9 +129,9 @@ def block_vectors(builder, form, row, scales, block, shift, count=None):
 def decoder(form: str):
     """Intrinsics (whole, partial) that decode block `block` of a tuple of R rows.
 
-    whole(rows, scales, block, shift) and partial(rows, scales, block, shift, count) give R * VECTORS
-    vectors, row by row; `rows` and `scales` are tuples of R int64 addresses, `count` < 32 the number of
-    elements that exist (zeros after them).
+    whole(rows, scales, block, shift) and partial(rows, scales, block, shift, count) give R *
+    VECTORS vectors, row by row; `rows` and `scales` are tuples of R int64 addresses, `count` < 32
+    the number of elements that exist (zeros after them).
     """
 
     def make(rows, scales, block, shift, count=None):
