@@ -68,16 +68,17 @@ def varlen_attention(
     Gradient: q, k, v and sinks.
     Source: Dao 2023, FlashAttention-2; ALiBi: Press et al. 2021; sinks: gpt-oss.
     """
-    _check_heads("varlen_attention", q, k, v, 3)
+    op = "varlen_attention"
+    _check_heads(op, q, k, v, 3)
     for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        _check_int("varlen_attention", name, cu, 1)
+        _check_int(op, name, cu, 1)
     if cu_seqlens_q.shape != cu_seqlens_k.shape or cu_seqlens_q.size < 2:
         raise ShapeError(
-            f"varlen_attention: cu_seqlens must both be [B+1], got {list(cu_seqlens_q.shape)} "
+            f"{op}: cu_seqlens must both be [B+1], got {list(cu_seqlens_q.shape)} "
             f"and {list(cu_seqlens_k.shape)}"
         )
-    options = _options(q, causal, window, scale, softcap, causal_alignment)
-    _check_per_head(q, alibi_slopes, sinks)
+    options = _options(op, q, causal, window, scale, softcap, causal_alignment)
+    _check_per_head(op, q, alibi_slopes, sinks)
     return _varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, options)
 
 
@@ -107,20 +108,24 @@ def paged_attention(
         block_table: int32 [B, max_blocks].   kv_lens: int32 [B], keys of each sequence, the new ones
             included.   The options are those of `varlen_attention`.
     Returns:
-        out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H]. No gradient.
+        out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H].
+    Gradient: as that of its primitives; training uses `varlen_attention`.
     """
-    _check_heads("paged_attention", q, k_cache, v_cache, 4)
-    _check_int("paged_attention", "cu_seqlens_q", cu_seqlens_q, 1)
-    _check_int("paged_attention", "block_table", block_table, 2)
-    _check_int("paged_attention", "kv_lens", kv_lens, 1)
+    op = "paged_attention"
+    _check_heads(op, q, k_cache, v_cache, 4)
+    _check_int(op, "cu_seqlens_q", cu_seqlens_q, 1)
+    _check_int(op, "block_table", block_table, 2)
+    _check_int(op, "kv_lens", kv_lens, 1)
     B = cu_seqlens_q.size - 1
+    if B < 1:
+        raise ShapeError(f"{op}: cu_seqlens_q must be [B+1], got {list(cu_seqlens_q.shape)}")
     if block_table.shape[0] != B or kv_lens.size != B:
         raise ShapeError(
-            f"paged_attention: block_table and kv_lens must have B = {B} rows, "
+            f"{op}: block_table and kv_lens must have B = {B} rows, "
             f"got {list(block_table.shape)} and {list(kv_lens.shape)}"
         )
-    options = _options(q, causal, window, scale, softcap, causal_alignment)
-    _check_per_head(q, alibi_slopes, sinks)
+    options = _options(op, q, causal, window, scale, softcap, causal_alignment)
+    _check_per_head(op, q, alibi_slopes, sinks)
     return _paged(
         q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi_slopes, sinks, options
     )
@@ -140,9 +145,9 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, ndim: int) -> None:
     H, K = q.shape[1], k.shape[-2]
     if K == 0 or H % K:
         raise ShapeError(f"{op}: H must be divisible by K, got H = {H}, K = {K}")
-    if not dtypes.is_float(q.dtype) or k.dtype != v.dtype:
+    if not dtypes.is_float(q.dtype) or not dtypes.is_float(k.dtype) or k.dtype != v.dtype:
         raise DTypeError(
-            f"{op}: expected float q and equal k, v, got {q.dtype}, {k.dtype}, {v.dtype}"
+            f"{op}: expected float q and k, v of one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}"
         )
 
 
@@ -153,22 +158,25 @@ def _check_int(op: str, name: str, x: Tensor, ndim: int) -> None:
         )
 
 
-def _check_per_head(q: Tensor, alibi_slopes: Tensor | None, sinks: Tensor | None) -> None:
+def _check_per_head(op: str, q: Tensor, alibi_slopes: Tensor | None, sinks: Tensor | None) -> None:
     for name, x in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if x is not None and x.shape != q.shape[1:2]:
-            raise ShapeError(f"attention: {name} must be [H] = [{q.shape[1]}], got {list(x.shape)}")
+            raise ShapeError(f"{op}: {name} must be [H] = [{q.shape[1]}], got {list(x.shape)}")
     if alibi_slopes is not None and alibi_slopes.requires_grad:
-        raise OptionError("attention: alibi_slopes are constants and have no gradient")
+        raise OptionError(f"{op}: alibi_slopes are constants and have no gradient")
 
 
-def _options(q, causal, window, scale, softcap, alignment) -> AttentionOptions:
+def _options(op, q, causal, window, scale, softcap, alignment) -> AttentionOptions:
     if alignment not in ALIGNMENTS:
-        raise OptionError(f"attention: causal_alignment must be in {ALIGNMENTS}, got {alignment!r}")
-    left, right = (-1 if w is None else int(w) for w in (window or (None, None)))
-    if left < -1 or right < -1:
-        raise OptionError(f"attention: window must be (left, right) >= 0, or -1, got {window}")
+        raise OptionError(f"{op}: causal_alignment must be in {ALIGNMENTS}, got {alignment!r}")
+    sides = (None, None) if window is None else tuple(window)
+    if len(sides) != 2 or any(w is not None and w < -1 for w in sides):
+        raise OptionError(
+            f"{op}: window must be (left, right), each >= 0, -1 or None, got {window}"
+        )
+    left, right = (-1 if w is None else int(w) for w in sides)
     if softcap is not None and softcap < 0:
-        raise OptionError(f"attention: softcap must be positive, got {softcap}")
+        raise OptionError(f"{op}: softcap must be positive, got {softcap}")
     return AttentionOptions(
         causal=causal,
         left=left,

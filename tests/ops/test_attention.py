@@ -1,0 +1,304 @@
+"""Attention against the oracle through the edge table: forward, gradients, paged, chunked."""
+
+import numpy as np
+import oracles
+import pytest
+from draws import leaves, normal, refused, strided, tensors
+from ops.attention_cases import CASES, SINKS, SLOPES, SMALL, close, draw
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.autograd import gradcheck
+from boostr.errors import DTypeError, OptionError, ShapeError
+from boostr.ops import core
+from boostr.ops.attention import paged_attention, varlen_attention
+
+BY_NAME = {case.name: case for case in CASES}
+rows = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+few = pytest.mark.parametrize(
+    "case", [BY_NAME[n] for n in ("ragged", "prefix-hit", "everything")], ids=lambda c: c.name
+)
+
+
+def placed(backend, options):
+    """Options whose arrays are tensors."""
+    return {
+        name: Tensor(value, backend=backend) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
+def attend(backend, q, k, v, case):
+    lengths = tensors(backend, case.cu_seqlens_q, case.cu_seqlens_k)
+    return varlen_attention(*tensors(backend, q, k, v), *lengths, **placed(backend, case.options))
+
+
+def oracle(q, k, v, case):
+    options = {n: v for n, v in case.options.items()}
+    return oracles.varlen_attention(q, k, v, case.cu_seqlens_q, case.cu_seqlens_k, **options)
+
+
+# -- forward -------------------------------------------------------------------------------------
+@rows
+def test_varlen(case, backend, rng):
+    q, k, v = draw(rng, case, "float32")
+    out, lse = attend(backend, q, k, v, case)
+    assert out.shape == (*q.shape[:2], v.shape[2]) and lse.shape == q.shape[:2]
+    close((out, lse), oracle(q, k, v, case), q, k, v, "float32", case.options)
+
+
+@few
+def test_varlen_dtypes(case, backend, dtype, rng):
+    q, k, v = draw(rng, case, dtype)
+    out, lse = attend(backend, q, k, v, case)
+    assert out.dtype == q.dtype
+    assert lse.dtype == (dtypes.float64 if dtype == "float64" else dtypes.float32)
+    close((out, lse), oracle(q, k, v, case), q, k, v, dtype, case.options)
+
+
+@few
+def test_varlen_strided(case, backend, rng):
+    """Views such as the thirds of a fused qkv projection."""
+    q, k, v = draw(rng, case, "float32")
+    close(attend(backend, strided(q), strided(k), strided(v), case), oracle(q, k, v, case),
+          q, k, v, "float32", case.options)  # fmt: skip
+
+
+def test_fused_projection(backend, rng):
+    case = BY_NAME["ragged"]
+    T, H, K, D = sum(case.len_q), case.H, case.K, case.D
+    qkv = normal(rng, (T, (H + 2 * K) * D))
+    fused = Tensor(qkv, backend=backend)
+    q, k, v = (
+        fused[:, a * D : b * D].reshape(T, b - a, D)
+        for a, b in ((0, H), (H, H + K), (H + K, H + 2 * K))
+    )
+    lengths = tensors(backend, case.cu_seqlens_q, case.cu_seqlens_k)
+    arrays = [x.numpy() for x in (q, k, v)]
+    close(varlen_attention(q, k, v, *lengths, causal=True), oracle(*arrays, case), *arrays,
+          "float32", case.options)  # fmt: skip
+
+
+def test_mixed_dtypes(backend, rng):
+    """float32 queries on a bfloat16 cache."""
+    case = BY_NAME["prefix-hit"]
+    (q, _, _), (_, k, v) = draw(rng, case, "float32"), draw(rng, case, "bfloat16")
+    got = attend(backend, q, k, v, case)
+    assert got[0].dtype == dtypes.float32
+    close(got, oracle(q, k, v, case), q, k, v, "float32", case.options)
+
+
+def test_packed_is_one_at_a_time(backend, rng):
+    case = BY_NAME["ragged"]
+    q, k, v = draw(rng, case, "float32")
+    whole = attend(backend, q, k, v, case)[0].numpy()
+    for a, b in zip(case.cu_seqlens_q[:-1], case.cu_seqlens_q[1:], strict=True):
+        cu = np.array([0, b - a], np.int32)
+        part = varlen_attention(*tensors(backend, q[a:b], k[a:b], v[a:b], cu, cu), causal=True)
+        assert_close(part[0].numpy(), whole[a:b], dtype="float32", reduce=1)
+
+
+# -- gradients -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", [*SMALL, BY_NAME["past-the-block"]], ids=lambda c: c.name)
+def test_backward(case, backend, rng):
+    q, k, v = draw(rng, case, "float32")
+    dout = normal(rng, (*q.shape[:2], v.shape[2]))
+    inputs = tensors(backend, q, k, v)
+    for x in inputs:
+        x.requires_grad = True
+    lengths = tensors(backend, case.cu_seqlens_q, case.cu_seqlens_k)
+    out, _ = varlen_attention(*inputs, *lengths, **placed(backend, case.options))
+    out.backward(Tensor(dout, backend=backend))
+    want = oracles.varlen_attention_backward(
+        dout, q, k, v, case.cu_seqlens_q, case.cu_seqlens_k, **case.options
+    )
+    # the error of a score, times the largest factor that it meets on its way back
+    size = 4 * (1 + case.scale_of_logits) * max(len(q), 1) ** 0.5 * case.D**0.5
+    for x, truth in zip(inputs, want, strict=True):
+        grown = size * max(np.abs(truth).max(initial=0), 1) / case.D**0.5
+        assert_close(x.grad.numpy(), truth, dtype="float32", reduce=1, scale=grown)
+
+
+OPTIONS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "top-left": {"causal": True, "causal_alignment": "top-left"},
+    "window": {"window": (1, 1)},
+    "scale": {"scale": 0.8},
+    "softcap": {"softcap": 2.0},
+    "alibi": {"alibi_slopes": SLOPES},
+    "everything": {"causal": True, "window": (2, 0), "softcap": 2.0, "alibi_slopes": SLOPES},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradcheck(name, backend64, rng):
+    cu = tensors(backend64, *(np.array(c, np.int32) for c in ([0, 2, 2, 3], [0, 3, 4, 4])))
+    arrays = [normal(rng, s) for s in ((3, 4, 2), (4, 2, 2), (4, 2, 3))]
+    options = placed(backend64, OPTIONS[name])
+    gradcheck(
+        lambda q, k, v: (lambda out, lse: out.sum(-1) * 0.7 + finite(lse))(
+            *varlen_attention(q, k, v, *cu, **options)
+        ),
+        leaves(backend64, *arrays),
+    )
+
+
+def finite(lse):
+    return core.where(lse > -np.inf, lse, 0.0)
+
+
+def test_gradcheck_of_sinks(backend64, rng):
+    cu = tensors(backend64, *(np.array(c, np.int32) for c in ([0, 2, 3], [0, 3, 3])))
+    arrays = [normal(rng, s) for s in ((3, 4, 2), (3, 2, 2), (3, 2, 3), (4,))]
+
+    def fn(q, k, v, sinks):
+        out, lse = varlen_attention(q, k, v, *cu, sinks=sinks, causal=True)
+        return out.sum(-1) * lse
+
+    gradcheck(fn, leaves(backend64, *arrays))
+
+
+# -- paged ---------------------------------------------------------------------------------------
+def paged(rng, k, case, bs, columns=None):
+    """A cache with k's rows in blocks in random order among other numbers, and its table."""
+    B = len(case.len_k)
+    need = [-(-n // bs) for n in case.len_k]
+    columns = columns or max([1, *need])
+    blocks = rng.permutation(sum(min(n, columns) for n in need) + 3).astype(np.int32)
+    table, used = np.full((B, columns), -1, np.int32), 0
+    for b, n in enumerate(need):
+        own = min(n, columns)
+        table[b, :own] = blocks[used : used + own]
+        used += own
+    caches = []
+    for x in k:
+        cache = normal(rng, (len(blocks), bs, *x.shape[1:]), "float32", 100.0).astype(x.dtype)
+        for b, start in enumerate(case.cu_seqlens_k[:-1]):
+            for p in range(case.len_k[b]):
+                cache[table[b, p // bs % columns], p % bs] = x[start + p]
+        caches.append(cache)
+    return *caches, table, np.array(case.len_k, np.int32)
+
+
+@pytest.mark.parametrize("bs", [1, 3, 16])
+@pytest.mark.parametrize("case", [c for c in CASES if not c.extra], ids=lambda c: c.name)
+def test_paged_is_varlen(case, bs, backend, rng):
+    q, k, v = draw(rng, case, "float32")
+    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, bs)
+    options = {"causal": False, **placed(backend, case.options)}
+    args = tensors(backend, q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens)
+    got = paged_attention(*args, **options)
+    close(got, oracle(q, k, v, case), q, k, v, "float32", case.options)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_paged_dtypes(stored, backend, rng):
+    case = BY_NAME["everything"]
+    q, k, v = draw(rng, case, stored)
+    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, 16)
+    args = tensors(backend, q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens)
+    got = paged_attention(*args, **placed(backend, case.options))
+    close(got, oracle(q, k, v, case), q, k, v, stored, case.options)
+
+
+@pytest.mark.parametrize(("bs", "columns"), [(1, 12), (3, 4), (16, 1), (4, 3)])
+def test_rings(bs, columns, backend, rng):
+    """A window of 8 and up to 4 new tokens live in a ring of 12 rows or more, at positions past it."""
+    base = BY_NAME["window-prefix"]
+    options = {"causal": True, "window": (8, 0)}
+    q, k, v = draw(rng, base, "float32")
+    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), base, bs, columns)
+    got = paged_attention(
+        *tensors(backend, q, k_cache, v_cache, base.cu_seqlens_q, table, kv_lens), **options
+    )
+    want = oracles.paged_attention(
+        q, k_cache, v_cache, base.cu_seqlens_q, table, kv_lens, **options
+    )
+    close(got, want, q, k, v, "float32", options)
+    whole = oracles.varlen_attention(q, k, v, base.cu_seqlens_q, base.cu_seqlens_k, **options)
+    np.testing.assert_allclose(want[0], whole[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_chunked_is_whole(chunk, backend, rng):
+    """A prompt in chunks over a paged cache, as prefill and decode do it, equals one call."""
+    base = BY_NAME["window-left"]
+    T, bs = base.len_q[0], 4
+    case = type(base)("chunked", (T,), (T,), options=base.options)
+    q, k, v = draw(rng, case, "float32")
+    whole = oracle(q, k, v, case)
+    k_cache, v_cache, table, _ = paged(rng, (k, v), case, bs)
+    for a in range(0, T, chunk):
+        b = min(a + chunk, T)
+        lengths = np.array([0, b - a], np.int32), table, np.array([b], np.int32)
+        got = paged_attention(*tensors(backend, q[a:b], k_cache, v_cache, *lengths), **case.options)
+        close(got, [x[a:b] for x in whole], q[a:b], k, v, "float32", case.options)
+
+
+# -- refusals ------------------------------------------------------------------------------------
+def arguments(paged=False):
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, s) for s in ((3, 4, 8), (3, 2, 8), (3, 2, 8)))
+    cu = np.array([0, 3], np.int32)
+    if not paged:
+        return tensors("numpy", q, k, v, cu, cu)
+    table, kv_lens = np.array([[0, 1]], np.int32), np.array([3], np.int32)
+    shape = (1, 3, 2, 8)
+    return tensors("numpy", q, k.reshape(shape), v.reshape(shape), cu, table, kv_lens)
+
+
+@pytest.mark.parametrize("op", [varlen_attention, paged_attention])
+def test_refuses_heads_and_options(op):
+    q, k, v, *rest = arguments(op is paged_attention)
+    name = op.__name__
+    with refused(ShapeError, name, "[Tq, H, D]", "[3, 8]"):
+        op(q[:, 0], k, v, *rest)
+    with refused(ShapeError, name, "K, D]", str(list(k[0].shape))):
+        op(q, k[0], v, *rest)
+    with refused(ShapeError, name, "D", "8 and 4"):
+        op(q, k[..., :4], v, *rest)
+    with refused(ShapeError, name, "divisible", "H = 3, K = 2"):
+        op(q[:, :3], k, v, *rest)
+    with refused(DTypeError, name, "float q", "int32"):
+        op(q.to("int32"), k, v, *rest)
+    with refused(DTypeError, name, "float", "int8"):
+        op(q, k.to("int8"), v.to("int8"), *rest)
+    with refused(DTypeError, name, "float32, bfloat16"):
+        op(q, k, v.to("bf16"), *rest)
+    with refused(DTypeError, name, "cu_seqlens_q", "int32", "int64"):
+        op(q, k, v, rest[0].to("int64"), *rest[1:])
+    with refused(DTypeError, name, "cu_seqlens_q", "1 axes", "[1, 2]"):
+        op(q, k, v, rest[0].unsqueeze(0), *rest[1:])
+    with refused(ShapeError, name, "cu_seqlens", "[B+1]", "[1]"):
+        op(q, k, v, rest[0][:1], *(x[:1] for x in rest[1:]))
+    for word, option, error in (
+        ("sinks", {"sinks": Tensor(SINKS[:3], backend="numpy")}, ShapeError),
+        ("alibi_slopes", {"alibi_slopes": Tensor(SLOPES[:3], backend="numpy")}, ShapeError),
+        ("causal_alignment", {"causal_alignment": "left"}, OptionError),
+        ("window", {"window": (-2, 0)}, OptionError),
+        ("window", {"window": (1, 2, 3)}, OptionError),
+        ("softcap", {"softcap": -1.0}, OptionError),
+    ):
+        with refused(error, name, word, "got"):
+            op(q, k, v, *rest, **option)
+    slopes = Tensor(SLOPES, backend="numpy", requires_grad=True)
+    with refused(OptionError, name, "alibi_slopes", "no gradient"):
+        op(q, k, v, *rest, alibi_slopes=slopes)
+
+
+def test_varlen_refuses_lengths():
+    q, k, v, cu, _ = arguments()
+    with refused(ShapeError, "varlen_attention", "[B+1]", "[2]", "[3]"):
+        varlen_attention(q, k, v, cu, Tensor(np.array([0, 1, 3], np.int32), backend="numpy"))
+
+
+def test_paged_refuses_tables():
+    q, k, v, cu, table, kv_lens = arguments(paged=True)
+    with refused(DTypeError, "paged_attention", "block_table", "2 axes", "[2]"):
+        paged_attention(q, k, v, cu, table[0], kv_lens)
+    with refused(DTypeError, "paged_attention", "kv_lens", "int32", "float32"):
+        paged_attention(q, k, v, cu, table, kv_lens.to("float32"))
+    with refused(ShapeError, "paged_attention", "B = 1", "[2]"):
+        two = Tensor(np.array([1, 2], np.int32), backend="numpy")
+        paged_attention(q, k, v, cu, table, two)
