@@ -47,7 +47,8 @@ class WindowDetokenizer:
     """For every other decoder: decodes a short window of ids and emits what is new in it.
 
     Decoders treat the first token specially (they strip its space), so the window starts with the
-    tokens of the last piece emitted, as context.
+    tokens of the last piece emitted, as context. Byte-fallback decoders (Llama 2) judge a run of
+    byte tokens as a whole, so a run that is no UTF-8 may give another number of U+FFFD here.
     """
 
     def __init__(self, inner: "tokenizers.Tokenizer", skip: frozenset[int]) -> None:

@@ -80,7 +80,7 @@ def resolve(
         DownloadError: not in the cache and not to be had; the message says what to do.
     """
     path = Path(model).expanduser()
-    if path.exists():
+    if str(model) and path.exists():  # Path("") is the current folder
         if revision:
             raise ModelFileError(f"{path}: a local path has no revision, got {revision!r}")
         return _local(path)

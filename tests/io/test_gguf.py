@@ -314,7 +314,11 @@ VALID = pack(
     [info("a", [2, 3], 0), info("b", [32, 2], 8, 32), info("c", [4], 28, 128)],
     bytes(200),
 )  # fmt: skip
-FUZZ = settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def survives(tmp_path: Path, raw: bytes) -> bool:
