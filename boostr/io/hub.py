@@ -169,7 +169,7 @@ def _from_hub(reference: _Reference, offline: bool, progress: bool) -> ResolvedM
     if cached:
         return cached
     if offline:
-        raise DownloadError(f"{reference} is not in the cache, and offline mode is on")
+        raise DownloadError(f"{reference}: not found on this machine, and offline mode is on")
     try:
         files = _within(_PROBE_SECONDS, lambda: _list_files(reference))
     except _UnreachableError as error:
@@ -177,7 +177,7 @@ def _from_hub(reference: _Reference, offline: bool, progress: bool) -> ResolvedM
         if cached:
             return cached
         raise DownloadError(
-            f"{reference} is no local path, not in the cache, and the hub does not answer ({error})"
+            f"{reference}: not found on this machine, and the hub does not answer ({error})"
         ) from None
     _check_files(reference, files)
     return _download(reference, progress)

@@ -314,11 +314,8 @@ VALID = pack(
     [info("a", [2, 3], 0), info("b", [32, 2], 8, 32), info("c", [4], 28, 128)],
     bytes(200),
 )  # fmt: skip
-FUZZ = settings(
-    max_examples=500,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+FUZZ = settings(max_examples=500, deadline=None, suppress_health_check=CHECKS)
 
 
 def survives(tmp_path: Path, raw: bytes) -> bool:
@@ -371,9 +368,7 @@ lists = st.one_of(
 keys = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6)
 
 
-@settings(
-    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
 @given(
     st.dictionaries(keys, st.one_of(scalars, lists), max_size=4),
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
