@@ -28,7 +28,7 @@ def available() -> dict[str, str | None]:
 
 
 def get(name: str | Backend | None = None) -> Backend:
-    """The backend of that name ("numpy", "cupy:1"), or the default one. Opened once, then shared."""
+    """The backend of that name ("numpy", "cupy:1"), or the default. Opened once, then shared."""
     if isinstance(name, Backend):
         return name
     text = name or env.BACKEND.text()
@@ -43,5 +43,7 @@ def _open(text: str) -> Backend:
     if name not in _MODULES:
         near = difflib.get_close_matches(name, _MODULES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise BackendError(f"no backend {name!r} in this version; there is {', '.join(_MODULES)}{hint}")
+        raise BackendError(
+            f"no backend {name!r} in this version; there is {', '.join(_MODULES)}{hint}"
+        )
     return importlib.import_module(_MODULES[name]).open_backend(selector)

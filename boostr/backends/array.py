@@ -90,7 +90,7 @@ class ArrayBackend(Backend):
         fn = getattr(self.xp, _BINARY_NAMES.get(name, name))
         return self._run(_quiet(fn), self._as(a, dtype), self._as(b, dtype))
 
-    def _as(self, x: Array | float | int, dtype: np.dtype) -> Array:
+    def _as(self, x: Any, dtype: np.dtype) -> Array:
         if not hasattr(x, "dtype"):
             return dtype.type(x)
         return x if x.dtype == dtype else self.cast(x, dtype)

@@ -1,8 +1,9 @@
 """The contract of a backend: about thirty primitives on its own arrays, and optional kernels.
 
-A backend's array type is its own affair (`numpy.ndarray`, `cupy.ndarray`, a GPU buffer with strides):
-nothing above this file looks inside. Primitives are called by `ops/core.py` with arguments already
-checked; they return new arrays, except the two that write in place (`assign`, `put_rows`).
+A backend's array type is its own affair (`numpy.ndarray`, `cupy.ndarray`, a GPU buffer with
+strides): nothing above this file looks inside. Primitives are called by `ops/core.py` with
+arguments already checked; they return new arrays, except the two that write in place (`assign`,
+`put_rows`).
 Low-precision floats are accumulated in float32 by `reduce`, `cumsum` and `matmul`.
 """
 
@@ -37,8 +38,8 @@ REDUCE = ("sum", "max", "min")
 class Kernel:
     """A fast implementation of one op on one backend.
 
-    `run` takes the op's tensors and options and returns its output(s) as tensors. `supports` takes the
-    same arguments and returns None, or the reason why this kernel cannot serve them.
+    `run` takes the op's tensors and options and returns its output(s) as tensors. `supports` takes
+    the same arguments and returns None, or the reason why this kernel cannot serve them.
     """
 
     run: Callable[..., Any]
@@ -170,5 +171,6 @@ class Backend(ABC):
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         """Run `fn` once, record what it launched; see `boostr.program`."""
 
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""

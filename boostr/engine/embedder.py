@@ -117,9 +117,9 @@ class EmbeddingModel:
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         ids = np.concatenate([np.asarray(s, np.int32) for s in sequences])
         positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
-        batch = Batch(*(Tensor(a, backend=self.backend) for a in (ids, positions, ends)))
+        packed, places, cu = (Tensor(a, backend=self.backend) for a in (ids, positions, ends))
         with autograd.no_grad():
-            states = self.module.hidden(batch).numpy()
+            states = self.module.hidden(Batch(packed, places, cu)).numpy()
         return np.split(states, ends[1:-1])
 
     def _embed_packed(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:

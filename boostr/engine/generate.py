@@ -34,7 +34,10 @@ class _Clock:
 
 
 def generate(
-    runner: Runner, sequences: Sequence[Generation], cache: KVCache, cached: Sequence[int] | None = None
+    runner: Runner,
+    sequences: Sequence[Generation],
+    cache: KVCache,
+    cached: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
     """Pieces of all sequences as they come; row i of the cache is for sequence i.
 

@@ -1,9 +1,10 @@
 """KVCache: keys and values of all layers, for a fixed number of sequences.
 
-Layers are grouped by geometry. A layer that sees everything keeps `capacity` positions of each sequence;
-one with a sliding window keeps a ring of window + chunk positions, in which old ones are overwritten.
-Both are block tables over [NB, bs, K, D] (see `ops.paged_attention`): here one block for each sequence,
-in a paged cache many small ones that sequences share.
+Layers are grouped by geometry. A layer that sees everything keeps `capacity` positions of each
+sequence; one with a sliding window keeps a ring of window + chunk positions, in which old ones are
+overwritten.
+Both are block tables over [NB, bs, K, D] (see `ops.paged_attention`): here one block for each
+sequence, in a paged cache many small ones that sequences share.
 """
 
 from __future__ import annotations

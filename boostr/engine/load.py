@@ -39,7 +39,8 @@ def load(
     """Load a model.
 
     Args:
-        model: a Hugging Face folder, a `.gguf` file, `org/name`, `hf://org/name@revision`; None is the
+        model: a Hugging Face folder, a `.gguf` file, `org/name`, `hf://org/name@revision`; None is
+            the
             default model, SmolLM2-135M-Instruct.
         backend: "numpy", "wgpu", "cupy", "auto"; default BOOSTR_BACKEND.
         dtype: convert weights to "float32", "float16" or "bfloat16"; default as stored.
@@ -74,8 +75,10 @@ def load_module(
     path = Path(folder)
     config = RawConfig(read_json(path / "config.json", required=True), str(path / "config.json"))
     options = {
-        "dtype": _weight_dtype(dtype), "quantize": quantize, "quantize_embeddings": quantize_embeddings,
-    }  # fmt: skip
+        "dtype": _weight_dtype(dtype),
+        "quantize": quantize,
+        "quantize_embeddings": quantize_embeddings,
+    }
     return _folder_module(config, path, backends.get(backend), options)
 
 

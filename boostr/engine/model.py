@@ -89,7 +89,7 @@ class LanguageModel:
         options: SamplingOptions | None = None,
         **changes: Any,
     ) -> Iterator[Piece]:
-        """As `generate`, a piece of text at a time. The last piece has `finish_reason`, `timings`."""
+        """As `generate`, a piece at a time; the last has `finish_reason` and `timings`."""
         sequence = self._start(0, prompt, messages, _options(options, changes))
         return generate(self.runner, [sequence], self._cache([sequence]))
 
@@ -154,10 +154,14 @@ class LanguageModel:
         vocab = self.config.vocab_size
         wrong = next((i for i in ids if not 0 <= i < vocab), None)
         if wrong is not None:
-            raise TokenizerError(f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}")
+            raise TokenizerError(
+                f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}"
+            )
 
     def _cache(self, sequences: Sequence[Generation]) -> KVCache:
-        return self.runner.new_cache(len(sequences), max(len(s.prompt) + s.limit for s in sequences))
+        return self.runner.new_cache(
+            len(sequences), max(len(s.prompt) + s.limit for s in sequences)
+        )
 
     def _complete(self, sequences: list[Generation]) -> list[Completion]:
         texts = ["" for _ in sequences]

@@ -13,8 +13,8 @@ from boostr.errors import OptionError
 class SamplingOptions:
     """Options of one generation.
 
-    The order is: penalties and bias on the logits, temperature, top-k, top-p, min-p, then a draw that
-    depends only on `seed` and on how many tokens came before.
+    The order is: penalties and bias on the logits, temperature, top-k, top-p, min-p, then a draw
+    that depends only on `seed` and on how many tokens came before.
 
     Attributes:
         max_tokens: most tokens to generate.
@@ -24,13 +24,15 @@ class SamplingOptions:
         min_p: keep tokens at least min_p times as likely as the most likely; 0 keeps all.
         repetition_penalty: logits of tokens in prompt or output are divided by it (multiplied when
             negative); 1 is off.
-        presence_penalty, frequency_penalty: subtracted from a token's logit once it is in the output,
+        presence_penalty, frequency_penalty: subtracted from a token's logit once it is in the
+            output,
             and once more for each time it is; 0 is off.
         logit_bias: token id -> number added to its logit.
         seed: of the draws; None takes a fresh one.
         stop: texts that end the generation; they are not part of the result.
         ignore_eos: go on past end-of-sequence tokens.
-        logprobs: None, or how many most likely tokens to report for each token, with the chosen one.
+        logprobs: None, or how many most likely tokens to report for each token, with the chosen
+        one.
     """
 
     max_tokens: int = 256
@@ -67,7 +69,9 @@ class SamplingOptions:
             raise OptionError(f"stop must be texts that are not empty, got {list(self.stop)}")
         for token, bias in self.logit_bias.items():
             if not isinstance(token, int) or not math.isfinite(bias):
-                raise OptionError(f"logit_bias must map token ids to numbers, got {token!r}: {bias}")
+                raise OptionError(
+                    f"logit_bias must map token ids to numbers, got {token!r}: {bias}"
+                )
 
     @property
     def penalizes(self) -> bool:

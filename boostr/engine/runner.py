@@ -1,4 +1,4 @@
-"""Runner: forward passes of a decoder over a KV cache: prompts in packed chunks, decode as a program."""
+"""Runner: forward passes of a decoder: prompts in packed chunks, decoding as a program."""
 
 from __future__ import annotations
 

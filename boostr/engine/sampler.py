@@ -39,7 +39,12 @@ class Sampler:
         if not self._greedy:
             seeds = [secrets.randbits(63) if o.seed is None else o.seed for o in options]
             self._put("seeds", seed_words(seeds))
-            for name, dtype in (("temperature", "f4"), ("top_k", "i4"), ("top_p", "f4"), ("min_p", "f4")):
+            for name, dtype in (
+                ("temperature", "f4"),
+                ("top_k", "i4"),
+                ("top_p", "f4"),
+                ("min_p", "f4"),
+            ):
                 self._put(name, np.array([getattr(o, name) for o in options], dtype))
         if self._penalizes:
             self._add_penalties(options, prompts, vocab_size)

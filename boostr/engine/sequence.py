@@ -112,7 +112,7 @@ class Sequence:
         return cls(index, prompt, options, limit, ends, stream)
 
     def add(self, token_id: int) -> str:
-        """Take a generated token; the text that may be shown now. Sets `finish_reason` at the end."""
+        """Take a generated token; the text to show now. Sets `finish_reason` at the end."""
         self.output.append(token_id)
         if token_id in self.eos_ids:
             self.finish_reason = "stop"

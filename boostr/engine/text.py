@@ -1,4 +1,4 @@
-"""Text of a growing sequence: whole characters only, cut before stop strings across token borders."""
+"""Text of a growing sequence: whole characters, cut before stop strings across token borders."""
 
 from __future__ import annotations
 

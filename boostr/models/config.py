@@ -21,7 +21,7 @@ class RawConfig:
         self.source = source
 
     def get(self, name: str, kind: type, default: Any = _MISSING) -> Any:
-        """The value of a key as `kind`; without a default it must be there. null counts as absent."""
+        """The value of a key as `kind`; without a default it must be there. null is absent."""
         value = self.raw.get(name)
         if value is None:
             if default is _MISSING:
@@ -35,8 +35,8 @@ class RawConfig:
             )
         return value
 
-    def size(self, name: str, default: Any = _MISSING) -> int:
-        """A count, which must be 1 or more."""
+    def size(self, name: str, default: Any = _MISSING) -> Any:
+        """A count, which must be 1 or more; or the default."""
         value = self.get(name, int, default)
         if value is not None and value < 1:
             raise ModelFileError(f"{self.source}: config {name!r} must be 1 or more, got {value}")
@@ -126,7 +126,9 @@ def rope_config(config: RawConfig, head_dim: int, max_positions: int) -> RopeCon
     """Rope from either spelling: v5's `rope_parameters`, or `rope_theta` with `rope_scaling`."""
     parameters = config.raw.get("rope_parameters") or config.raw.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
-        raise ModelFileError(f"{config.source}: rope parameters must be a table, got {parameters!r}")
+        raise ModelFileError(
+            f"{config.source}: rope parameters must be a table, got {parameters!r}"
+        )
     if "full_attention" in parameters:  # v5, by layer type: alike for all, or a model reads them
         kinds = [p for p in parameters.values() if isinstance(p, Mapping)]
         if any(p != kinds[0] for p in kinds):

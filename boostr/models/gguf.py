@@ -1,4 +1,4 @@
-"""GGUF files as checkpoints: their metadata as a config.json, their tensors under Hugging Face names."""
+"""GGUF as checkpoints: metadata as a config.json, tensors under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -88,15 +88,17 @@ def _rope_scaling(file: GGUFFile, metadata: Mapping[str, Any], architecture: str
     kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if "rope_freqs.weight" in file.tensors:
         raise ModelFileError(
-            f"{file.path}: frequency factors (rope_freqs.weight) are not supported in GGUF; load the "
-            "model from its Hugging Face folder"
+            f"{file.path}: frequency factors (rope_freqs.weight) are not supported in GGUF; load "
+            "the model from its Hugging Face folder"
         )
     if kind in ("none", None):
         return None
     factor = metadata.get(f"{architecture}.rope.scaling.factor")
     original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
     if kind not in ("linear", "yarn"):
-        raise ModelFileError(f"{file.path}: rope scaling {kind!r} in GGUF; known: none, linear, yarn")
+        raise ModelFileError(
+            f"{file.path}: rope scaling {kind!r} in GGUF; known: none, linear, yarn"
+        )
     return {
         "rope_type": kind, "factor": factor, "original_max_position_embeddings": original,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Strict loading: every parameter of a model set exactly once from a source, and nothing left over."""
+"""Strict loading: every parameter set exactly once from a source, and nothing left over."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def _check_tied(module: Module, source: WeightSource, backend: Backend) -> None:
     for repeated, name in module.tied_names().items():  # type: ignore[attr-defined]
         if repeated not in names:
             continue
-        pair = [_dequantized(source.weight(n, backend)).numpy() for n in (repeated, name)]
-        if pair[0].shape != pair[1].shape or not np.array_equal(*pair):
+        copy, kept = (_dequantized(source.weight(n, backend)).numpy() for n in (repeated, name))
+        if not np.array_equal(copy, kept):
             raise ModelFileError(
                 f"{source.path}: the config ties {repeated!r} to {name!r}, but the checkpoint has "
                 "different numbers for them; set tie_word_embeddings to false to use both"

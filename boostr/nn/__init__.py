@@ -8,6 +8,6 @@ from boostr.nn.module import Module, Parameter
 from boostr.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
-    "ACTIVATIONS", "Attention", "Batch", "CacheView", "Embedding", "GatedMLP", "LayerNorm", "Linear",
-    "Module", "Parameter", "RMSNorm", "activation",
+    "ACTIVATIONS", "Attention", "Batch", "CacheView", "Embedding", "GatedMLP", "LayerNorm",
+    "Linear", "Module", "Parameter", "RMSNorm", "activation",
 ]  # fmt: skip

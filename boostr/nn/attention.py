@@ -14,7 +14,8 @@ class Attention(Module):
 
     Args:
         layer: index into the cache.   features: E.   heads, kv_heads, head_dim: H, K, D.
-        bias: of q, k, v.   output_bias: of o_proj.   window: tokens seen, itself included; None all.
+        bias: of q, k, v.   output_bias: of o_proj.   window: tokens seen, itself included; None
+        all.
         qk_norm_eps: RMS norm of each head of q and k before rope (Qwen3); None has none.
         rope_layout: see `ops.rope`.
     """

@@ -62,8 +62,8 @@ class Batch:
     ) -> Tensor:
         """Causal attention of the new tokens to all of their sequence, cached ones included.
 
-        q: [T, H, D]; k, v: [T, K, D], which go into the cache. `window` is the number of tokens that a
-        token sees, itself included. Returns [T, H, D].
+        q: [T, H, D]; k, v: [T, K, D], which go into the cache. `window` is the number of tokens
+        that a token sees, itself included. Returns [T, H, D].
         """
         sides = None if window is None else (window - 1, None)
         view = next((c for c in self.caches if layer in c.keys), None)

@@ -1,11 +1,11 @@
 """Schemes of quantized weights, and the tensor that carries one: packed parts plus a logical shape.
 
-Symmetric int8 (`int8`, `int8-g32|g64|g128`, `w8a8`): parts `values` int8 [N, K] and `scales` float32
-[N, G], one scale for each row (G = 1) or for each group of 32, 64 or 128 inputs (G = ceil(K / group);
-the last group may be short). w = values · scale.
+Symmetric int8 (`int8`, `int8-g32|g64|g128`, `w8a8`): parts `values` int8 [N, K] and `scales`
+float32 [N, G], one scale for each row (G = 1) or for each group of 32, 64 or 128 inputs (G =
+ceil(K / group); the last group may be short). w = values · scale.
 GGUF blocks (`q8_0`, `q4_1`): one part `blocks` uint8 [N, bytes], the rows as they lie in the file,
-32 inputs to a block. Q8_0: f16 d, 32 int8; w = d·q. Q4_1: f16 d, f16 m, 16 bytes whose low nibbles are
-elements 0..15 and high nibbles 16..31; w = d·q + m. (Source: the GGML reference, ggml-quants.)
+32 inputs to a block. Q8_0: f16 d, 32 int8; w = d·q. Q4_1: f16 d, f16 m, 16 bytes whose low nibbles
+are elements 0..15 and high nibbles 16..31; w = d·q + m. (Source: the GGML reference, ggml-quants.)
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ def parse_scheme(name: str) -> Scheme:
     if name not in QUANTIZABLE:
         near = difflib.get_close_matches(name, QUANTIZABLE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"quantize: unknown scheme {name!r}; known: {', '.join(QUANTIZABLE)}{hint}")
+        raise OptionError(
+            f"quantize: unknown scheme {name!r}; known: {', '.join(QUANTIZABLE)}{hint}"
+        )
     return SCHEMES[name]
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A weight [N, K] in packed form. Ops that take weights (`linear`, `embedding`) take it as it is."""
+    """A weight [N, K] in packed form, which `ops.linear` and `ops.embedding` take as it is."""
 
     scheme: Scheme
     shape: tuple[int, int]

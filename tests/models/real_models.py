@@ -1,4 +1,4 @@
-"""The real checkpoints that packages of the Python index carry; tests that need one skip without it."""
+"""The real checkpoints that packages of the Python index carry; without them tests skip."""
 
 from __future__ import annotations
 

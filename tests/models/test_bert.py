@@ -16,7 +16,10 @@ BERTS = [c for c in cases.CASES if c["family"] == "bert"]
 
 @pytest.mark.parametrize("case", BERTS, ids=[c["name"] for c in BERTS])
 def test_packed_hidden_states_equal_transformers(case, backend, tmp_path):
-    module, truth = load_module(cases.checkpoint(case, tmp_path), backend=backend), cases.expected(case)
+    module, truth = (
+        load_module(cases.checkpoint(case, tmp_path), backend=backend),
+        cases.expected(case),
+    )
     model = EmbeddingModel(module, None, backend, "tiny", Pooling())  # type: ignore[arg-type]
     packed = np.concatenate(model.hidden(cases.segments(truth, "input_ids")))
     expected = truth["last_hidden_state"]

@@ -1,4 +1,4 @@
-"""Every decoder family against transformers: logits, greedy ids, prefill = decode = chunked = packed."""
+"""Every decoder family against transformers: logits, greedy ids, prefill = decode = chunked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def by_name(rows):
 
 
 def make_runner(case, tmp_path, backend, **options) -> Runner:
-    return Runner(load_module(cases.checkpoint(case, tmp_path), backend=backend, **options), backend)
+    return Runner(
+        load_module(cases.checkpoint(case, tmp_path), backend=backend, **options), backend
+    )
 
 
 def assert_logits(actual, expected, rtol=RTOL):
@@ -119,12 +121,11 @@ def test_quantized_models_stay_close(scheme, embeddings, backend, tmp_path):
     """int8 weights change logits by about the size of their rounding, never more."""
     (case,) = [c for c in DECODERS if c["name"] == "llama/untied"]
     truth = cases.expected(case)
-    runner = make_runner(
-        case, tmp_path, backend, quantize=scheme, quantize_embeddings=embeddings
-    )
+    runner = make_runner(case, tmp_path, backend, quantize=scheme, quantize_embeddings=embeddings)
     ids = max(cases.segments(truth, "input_ids"), key=len)
     logits = max(cases.segments(truth, "logits"), key=len)
-    assert_logits(runner.logits(ids).numpy(), logits, rtol=0.08)
+    actual = runner.logits(ids).numpy()
+    assert np.linalg.norm(actual - logits) <= 0.06 * np.linalg.norm(logits)
     packed = {n for n, w in runner.module.weights().items() if hasattr(w, "scheme")}
     assert ("lm_head.weight" in packed) == embeddings
     assert "model.layers.0.self_attn.q_proj.weight" in packed

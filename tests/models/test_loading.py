@@ -1,4 +1,4 @@
-"""Strict loading: every parameter exactly once, one error with everything, the four cases of tying."""
+"""Strict loading: every parameter exactly once, one error with all, the four cases of tying."""
 
 from __future__ import annotations
 

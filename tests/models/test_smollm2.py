@@ -19,7 +19,10 @@ def model():
 
 @pytest.mark.parametrize("run", RUNS, ids=[r["name"] for r in RUNS])
 def test_prompt_ids(model, run):
-    assert model.encode(None if run["messages"] else run["prompt"], run["messages"]) == run["prompt_ids"]
+    assert (
+        model.encode(None if run["messages"] else run["prompt"], run["messages"])
+        == run["prompt_ids"]
+    )
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[r["name"] for r in RUNS])

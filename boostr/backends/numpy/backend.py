@@ -1,4 +1,4 @@
-"""NumpyBackend: primitives through numpy, kernels through `launch`, programs as lists of bound calls."""
+"""NumpyBackend: primitives through numpy, kernels through `launch`, programs as lists of calls."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class NumpyBackend(ArrayBackend):
     """Tensors are numpy arrays, shared with the caller and never copied without need."""
 
     name = "numpy"
-    device = "numpy"
 
     def __init__(self) -> None:
         super().__init__(np)
         self.recorder: Recorder | None = None
         self._kernels: dict[str, Kernel | str] = {}
+
+    @property
+    def device(self) -> str:
+        return "numpy"
 
     def from_numpy(self, array: np.ndarray) -> Array:
         return array
@@ -82,8 +85,8 @@ class NumpyBackend(ArrayBackend):
     ) -> None:
         """Run the kernel `name` specialised by `constants` over `items`, at most `grain` at a time.
 
-        `params` are its int64 words (`address`, sizes, `jit.float_bits`); `reads` and `writes` are the
-        arrays whose memory it touches, from which a program knows what may run side by side.
+        `params` are its int64 words (`address`, sizes, `jit.float_bits`); `reads` and `writes` are
+        the arrays whose memory it touches, from which a program knows what may run side by side.
         """
         from boostr.backends.numpy import jit, threads
 
@@ -96,6 +99,9 @@ class NumpyBackend(ArrayBackend):
         threads.pool().run(calls.freeze().records)
         if self.recorder is not None:
             self.recorder.native_call((name, function, words, items, grain), reads, writes)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: calls return when they are done."""
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.recorder is not None:

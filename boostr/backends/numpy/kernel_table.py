@@ -12,12 +12,13 @@ from boostr.backends.base import Kernel
 _MODULES = {
     op: module
     for module, ops in {
+        "linear": ("linear",),
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "rope": ("rope",),
         "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
         "embedding": ("embedding",),
         "cache": ("slot_mapping", "kv_write"),
-        "attention": ("paged_attention",),
+        "attention": ("varlen_attention", "paged_attention"),
         "sampling": ("argmax",),
     }.items()
     for op in ops

@@ -1,12 +1,15 @@
-"""What a capture on the CPU records, and its replay: runs of kernel calls, one native call for each.
+"""What a capture on the CPU records, and its replay: runs of kernel calls, one native call for
+each.
 
-Within a run of kernels a barrier stands only where a call touches memory that an earlier call since the
-last barrier wrote, or writes what one read. Intermediate results come from an arena that hands memory on
-when the tensor that held it dies, in the order of the capture, which is also the order of every replay.
+Within a run of kernels a barrier stands only where a call touches memory that an earlier call
+since the last barrier wrote, or writes what one read. Intermediate results come from an arena that
+hands memory on when the tensor that held it dies, in the order of the capture, which is also the
+order of every replay.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -115,7 +118,7 @@ class NumpyProgram(Program):
     """Kernel calls in native lists, numpy calls between them."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._kept = (recorder.arena.blocks, recorder.kept)
+        self._kept: list[Any] = [recorder.arena.blocks, recorder.kept]
         self._calls = recorder.calls
         self._steps: list[Callable[[], None]] = []
         pending: list[NativeCall] = []
@@ -134,12 +137,10 @@ class NumpyProgram(Program):
         for call, barrier in zip(pending, barriers(pending), strict=True):
             calls.add(call.address, call.params, call.items, call.grain, barrier)
         records = calls.freeze().records
-        pool = threads.pool()
-
-        def run(calls=calls, address=records.ctypes.data, count=len(records)) -> None:
-            pool.run_at(address, count)
-
-        self._steps.append(run)
+        self._kept.append(calls)
+        self._steps.append(
+            functools.partial(threads.pool().run_at, records.ctypes.data, len(records))
+        )
         pending.clear()
 
     def run(self) -> Any:

@@ -1,0 +1,111 @@
+"""Launches of the linear kernels: GEMV for few rows of x, packed GEMM for many. See
+`kernels/linear.py` and `kernels/gemm.py`; weights are read in their stored form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Kernel
+from boostr.backends.numpy import jit
+from boostr.backends.numpy.backend import NumpyBackend, address
+from boostr.backends.numpy.kernels import layout
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Weight = Tensor | QuantizedTensor
+
+_LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
+_DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
+FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
+_FLOAT_FORMS = {dtypes.float32: "f32", dtypes.bfloat16: "bf16", dtypes.float16: "f16"}
+_GROUP_SHIFTS = {32: 0, 64: 1, 128: 2}  # blocks of 32 -> groups
+
+
+def _form(weight: Weight) -> str | None:
+    """The kernels' name for how a weight is stored; None if they do not read it."""
+    if isinstance(weight, Tensor):
+        return _FLOAT_FORMS.get(weight.dtype)
+    scheme = weight.scheme
+    if scheme.is_block:
+        return scheme.name
+    return None if scheme.activations_int8 else ("i8g" if scheme.group_size else "i8")
+
+
+def _supports(
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None
+) -> str | None:
+    for part in (x, bias, residual):
+        if part is not None and part.dtype != dtypes.float32:
+            return f"dtype {part.dtype} is not float32"
+    if _form(weight) is None:
+        return f"no kernel for {weight!r}"
+    return None
+
+
+def _stored(weight: Weight, backend: NumpyBackend) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """(the stored rows, their scales or None, log2 of the blocks of 32 that share a scale)."""
+    if isinstance(weight, Tensor):
+        return backend.dense(weight.data), None, 0
+    if weight.scheme.is_block:
+        return backend.dense(weight.parts["blocks"].data), None, 0
+    values, scales = (backend.dense(weight.parts[n].data) for n in ("values", "scales"))
+    return values, scales, _GROUP_SHIFTS.get(weight.scheme.group_size, 0)
+
+
+def _linear(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    backend: NumpyBackend = x.backend  # type: ignore[assignment]
+    N, K = weight.shape
+    out = backend.empty((*x.shape[:-1], N))
+    source = backend.dense(x.data)
+    rows, scales, shift = _stored(weight, backend)
+    extra = [backend.dense(t.data) if t is not None else None for t in (bias, residual)]
+    M = out.size // N if N else 0
+    p = [0] * layout.LINEAR_PARAMS
+    p[layout.X], p[layout.LDX] = address(source), K
+    p[layout.W], p[layout.ROW_BYTES] = address(rows), rows.strides[0]
+    if scales is not None:
+        p[layout.SCALES], p[layout.SCALES_PER_ROW] = address(scales), scales.shape[1]
+    p[layout.SHIFT], p[layout.Y], p[layout.LDY] = shift, address(out), N
+    p[layout.M], p[layout.N], p[layout.K] = M, N, K
+    if extra[0] is not None:
+        p[layout.BIAS] = address(extra[0])
+    if extra[1] is not None:
+        p[layout.RESIDUAL], p[layout.LDR] = address(extra[1]), N
+    reads = [a for a in (source, rows, scales, *extra) if a is not None]
+    form = _form(weight)
+    assert form is not None
+    if M <= FEW:
+        _gemv(backend, p, form, M, N, reads, out)
+    elif M:
+        _gemm(backend, p, form, (M, N, K), reads, out)
+    return Tensor.wrap(out, backend)
+
+
+def _gemv(backend: NumpyBackend, p: list[int], form: str, M: int, N: int, reads, out) -> None:
+    columns = next(c for c in (1, 2, 4, 8) if c >= M)
+    rows = 4 if columns <= 2 else 2
+    backend.launch(
+        "linear.gemv", p, items=N, grain=max(rows, min(32, N // 8 // rows * rows)), reads=reads,
+        writes=[out], form=form, rows=rows, columns=columns,
+    )  # fmt: skip
+
+
+def _gemm(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
+    M, N, K = sizes
+    target = jit.target()
+    tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
+    tiles, panels = -(-M // tile_rows), -(-N // columns)
+    depth = -(-K // 32) * 32
+    packed = backend.empty((tiles * depth * tile_rows,))
+    groups = min(tiles, max(1, _LEAST_ITEMS // panels))  # a panel is decoded once for each group
+    p[layout.PACKED], p[layout.TILES_PER_ITEM] = address(packed), -(-tiles // groups)
+    items = panels * -(-tiles // p[layout.TILES_PER_ITEM])
+    backend.launch("gemm.pack", p, items=tiles, grain=2, reads=reads, writes=[packed])
+    backend.launch(
+        "gemm.gemm", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
+        form=form, depth=_DEPTH,
+    )  # fmt: skip
+
+
+KERNELS = {"linear": Kernel(_linear, _supports)}
