@@ -15,10 +15,6 @@ from boostr.ops.attention import AttentionOptions
 from boostr.tensor import Tensor
 
 
-def _decode_supports(q, k, v, cu_q, *rest) -> str | None:
-    return not_float32(q, k, v)
-
-
 class _Call:
     """Parameters and arrays of one launch, filled in by name."""
 
@@ -81,17 +77,16 @@ def _paged_call(q, k_cache, v_cache, cu_q, block_table, kv_lens, alibi, sinks, o
 def _splits(call: _Call) -> int:
     """How many parts a row's keys are divided into, from shapes alone: items for all threads."""
     words = call.words
-    wanted = 8 * threads.pool().threads
+    wanted = 4 * threads.pool().threads
     most = max(1, words[at.COLUMNS] * words[at.BLOCK_SIZE] // 64)
-    cells = max(1, words[at.TOKENS] * words[at.KV_HEADS])
-    return max(1, min(-(-wanted // cells), most, 64))
+    return max(1, min(-(-wanted // max(1, words[at.TOKENS])), most, 64))
 
 
 def _decode(call: _Call) -> tuple[np.ndarray, np.ndarray]:
     """Each query row by itself."""
     splits = _splits(call)
     T, H, Dv = (call.words[i] for i in (at.TOKENS, at.HEADS, at.V_WIDTH))
-    items = T * splits * call.words[at.KV_HEADS]
+    items = T * splits
     out, lse = call.outputs()
     if splits == 1:
         call.launch("attention_decode.decode", items, out, lse)
@@ -107,16 +102,47 @@ def _decode(call: _Call) -> tuple[np.ndarray, np.ndarray]:
     return out, lse
 
 
-def _paged_supports(q, k_cache, v_cache, *rest) -> str | None:
-    if q.shape[1] // k_cache.shape[2] > at.MAX_GROUP:
-        return f"more than {at.MAX_GROUP} query heads for each kv head"
-    return not_float32(q, k_cache, v_cache)
+def _blocks(call: _Call) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of query rows against tiles of keys."""
+    words = call.words
+    T, H, K = (words[i] for i in (at.TOKENS, at.HEADS, at.KV_HEADS))
+    rows_of_block = at.VECTORS * jit.target().lanes
+    blocks = -(-T * (H // K) // rows_of_block) + words[at.SEGMENTS]  # each segment rounds up
+    words[at.SPLITS] = blocks
+    out, lse = call.outputs()
+    if T:
+        D, Dv = words[at.WIDTH], words[at.V_WIDTH]
+        call.launch("attention.attention", blocks * K, out, lse, D=D, Dv=Dv)
+    return out, lse
+
+
+def _supports(q, k, v, *rest) -> str | None:
+    widest = max(q.shape[2], v.shape[-1])
+    if widest > at.MAX_WIDTH:
+        return f"head_dim {widest} is more than {at.MAX_WIDTH}"
+    return not_float32(q, k, v)
+
+
+def _varlen(q, k, v, cu_q, cu_k, alibi, sinks, options) -> tuple[Tensor, Tensor]:
+    call = _Call(q, v, options)
+    (keys, _, k_stride), (values, _, v_stride) = (rows(call.backend, x.data) for x in (k, v))
+    call.array(at.KEYS, keys)
+    call.array(at.VALUES, values)
+    call.set({at.K_STRIDE: k_stride, at.V_STRIDE: v_stride, at.SEGMENTS: cu_q.size - 1})
+    call.tensors({at.CU_Q: cu_q, at.CU_K: cu_k, at.ALIBI: alibi, at.SINKS: sinks})
+    out, lse = _blocks(call)
+    return Tensor.wrap(out, call.backend), Tensor.wrap(lse, call.backend)
 
 
 def _paged(q: Tensor, *args) -> tuple[Tensor, Tensor]:
     call = _paged_call(q, *args)
-    out, lse = _decode(call)
+    T, H, _ = q.shape
+    few = 4 * call.words[at.SEGMENTS] >= T and H <= at.MAX_HEADS
+    out, lse = _decode(call) if few else _blocks(call)
     return Tensor.wrap(out, call.backend), Tensor.wrap(lse, call.backend)
 
 
-KERNELS = {"paged_attention": Kernel(_paged, _paged_supports)}
+KERNELS = {
+    "varlen_attention": Kernel(_varlen, _supports),
+    "paged_attention": Kernel(_paged, _supports),
+}

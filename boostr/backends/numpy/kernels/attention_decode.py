@@ -1,10 +1,11 @@
 """Attention of single query rows: decode steps, where reading the cache is the work.
 
-One item is (query row t, split s, kv head): its G = H / K query heads share each tile of TILE keys,
-so the cache is read once. A row's keys are divided into `splits` parts (flash-decoding) by what
-kv_lens says when the kernel runs; part s writes its softmax(q k) v and log-sum-exp to out, lse
+One item is (query row t, split s). It goes through its keys in tiles of TILE, all heads of a tile
+together, so that the cache is read once, in the order of memory, and asks for the next tile while
+it works on one. A row's keys are divided into `splits` parts (flash-decoding) by what kv_lens says
+when the kernel runs; part s writes its softmax(q k) v and log-sum-exp to out, lse
 [T, H, splits, ...], and `combine` joins them. With one split these are the results.
-Limits: G <= MAX_GROUP. Source: Dao et al. 2023, Flash-Decoding for long-context inference.
+Limits: H <= MAX_HEADS. Source: Dao et al. 2023, Flash-Decoding for long-context inference.
 """
 
 from numba import float32
@@ -25,6 +26,7 @@ from boostr.backends.numpy.kernels.memory import (
     i64,
     load,
     load_n,
+    prefetch,
     stack,
     store,
     store_n,
@@ -47,32 +49,32 @@ from boostr.backends.numpy.kernels.vmath import exp, reduce_add, reduce_max
 
 HEADS, KV_HEADS, LSE, OUT, Q, Q_STRIDE = at.HEADS, at.KV_HEADS, at.LSE, at.OUT, at.Q, at.Q_STRIDE
 SCALE, SOFTCAP, ALIBI, SINKS, SPLITS = at.SCALE, at.SOFTCAP, at.ALIBI, at.SINKS, at.SPLITS
-WIDTH, V_WIDTH, MAX_GROUP = at.WIDTH, at.V_WIDTH, at.MAX_GROUP
+WIDTH, V_WIDTH, MAX_HEADS, CU_Q = at.WIDTH, at.V_WIDTH, at.MAX_HEADS, at.CU_Q
 TILE = 32
-WORDS = 2 * TILE  # floats in the room of TILE int64
+ROOM = 12 * TILE  # two lists of keys, values and positions: 2 * 3 * TILE int64, in floats
 MINUS_INF = float("-inf")
 
 
 @inline
-def _dots(q, keys, j, D):
-    """q · k of LANES keys from entry j on."""
+def _dots(q, keys, j, first, D):
+    """q · k of LANES keys from entry j on; the head's part of a row begins at element `first`."""
     rows = pointers(keys, j, LANES)
     acc = fill(LANES, 0.0)
     whole = D - D % LANES
     for d in range(0, whole, LANES):
-        acc = fma(load(rows, d), load(q, d), acc)
+        acc = fma(load(rows, first + d), load(q, d), acc)
     if whole < D:
-        acc = fma(load_n(rows, whole, D - whole), load_n(q, whole, D - whole), acc)
+        acc = fma(load_n(rows, first + whole, D - whole), load_n(q, whole, D - whole), acc)
     return sum_each(acc)
 
 
 @inline
-def _scores(params, q, h, keys, places, position, n, scores):
+def _scores(params, q, h, first, keys, places, position, n, scores):
     """Writes the scores of n keys (-inf up to the next multiple of LANES); their maximum."""
     scale, softcap = float_param(params[SCALE]), float_param(params[SOFTCAP])
     top = vector(MINUS_INF)
     for j in range(0, n, LANES):
-        s = _dots(q, keys, j, params[WIDTH]) * scale
+        s = _dots(q, keys, j, first, params[WIDTH]) * scale
         if softcap != 0:
             s = tanh(s / softcap) * softcap
         if params[ALIBI] != 0:
@@ -101,13 +103,13 @@ def _four(x, d):
 
 
 @inline
-def _add_values(out, values, scores, n, decay, Dv):
+def _add_values(out, values, first, scores, n, decay, Dv):
     """out = out * decay + sum over n keys of weight * value."""
     whole = Dv - Dv % (4 * LANES)
     for d in range(0, whole, 4 * LANES):
         acc = fma(_four(out, d), decay, 0.0)
         for j in range(n):
-            acc = fma(_four(f32(values[j]), d), scores[j], acc)
+            acc = fma(_four(f32(values[j]), first + d), scores[j], acc)
         store(out, d, acc[0])
         store(out, d + LANES, acc[1])
         store(out, d + 2 * LANES, acc[2])
@@ -115,34 +117,55 @@ def _add_values(out, values, scores, n, decay, Dv):
     for d in range(whole, Dv, LANES):
         one = load_n(out, d, Dv - d) * decay
         for j in range(n):
-            one = fma(load_n(f32(values[j]), d, Dv - d), scores[j], one)
+            one = fma(load_n(f32(values[j]), first + d, Dv - d), scores[j], one)
         store_n(out, d, one, Dv - d)
 
 
 @inline
-def _begin(params, out, tops, totals, h0, G, with_sink):
+def _begin(params, out, tops, totals, with_sink):
     """Empty sums; one split of a row starts with the sink, if there is one."""
     step, sink = params[SPLITS] * params[V_WIDTH], with_sink and params[SINKS] != 0
-    for g in range(G):
-        tops[g] = f32(params[SINKS])[h0 + g] if sink else float32(MINUS_INF)
-        totals[g] = float32(1.0) if sink else float32(0.0)
+    for h in range(params[HEADS]):
+        tops[h] = f32(params[SINKS])[h] if sink else float32(MINUS_INF)
+        totals[h] = float32(1.0) if sink else float32(0.0)
         for d in range(0, params[V_WIDTH], LANES):
-            store_n(out + g * step, d, vector(0.0), params[V_WIDTH] - d)
+            store_n(out + h * step, d, vector(0.0), params[V_WIDTH] - d)
 
 
 @inline
-def _end(params, out, lse, tops, totals, G):
+def _end(params, out, lse, tops, totals):
     """Divides by the sums and writes their logarithms."""
     Dv, splits = params[V_WIDTH], params[SPLITS]
-    for g in range(G):
-        row, total = out + g * splits * Dv, totals[g]
+    for h in range(params[HEADS]):
+        row, total = out + h * splits * Dv, totals[h]
         if total > 0:
             share = float32(1.0) / total
             for d in range(0, Dv, LANES):
                 store_n(row, d, load_n(row, d, Dv - d) * share, Dv - d)
-            lse[g * splits] = tops[g] + reduce_max(log(vector(total)))
+            lse[h * splits] = tops[h] + reduce_max(log(vector(total)))
         else:
-            lse[g * splits] = MINUS_INF
+            lse[h * splits] = MINUS_INF
+
+
+@inline
+def _ask(table, first, last, size):
+    """Prefetches `size` bytes at each address first..last of a table into L2."""
+    for j in range(first, last):
+        for offset in range(0, size, 64):
+            prefetch(table[j] + offset, 64, 2)
+
+
+@inline
+def _part(params, t, split, b):
+    """(position of query t, first key, one past the last key) of one split of its keys."""
+    count = key_count(params, b)
+    position = t - i32(params[CU_Q])[b] + shift_of(params, b, count)
+    low, high = first_key(params, count, position), last_key(params, count, position)
+    splits = params[SPLITS]
+    size = (max(high - low, 0) + splits - 1) // splits
+    size = (size + TILE - 1) // TILE * TILE
+    low += split * size
+    return position, low, min(high, low + size)
 
 
 def decode():
@@ -150,43 +173,48 @@ def decode():
 
     def kernel(params, start, stop):
         H, K, splits, Dv = params[HEADS], params[KV_HEADS], params[SPLITS], params[V_WIDTH]
-        G = H // K
-        keys, values = i64(stack(WORDS)), i64(stack(WORDS))
-        where = i64(stack(WORDS))
+        D, G = params[WIDTH], H // K
+        room = i64(stack(ROOM))
         scores, places = f32(stack(TILE)), f32(stack(TILE))
-        tops, totals = f32(stack(MAX_GROUP)), f32(stack(MAX_GROUP))
+        tops, totals = f32(stack(MAX_HEADS)), f32(stack(MAX_HEADS))
         for item in range(start, stop):
-            kv, split, t = item % K, item // K % splits, item // (K * splits)
-            first_head = kv * G
-            cell = (t * H + first_head) * splits + split
-            out, lse = f32(params[OUT]) + cell * Dv, f32(params[LSE]) + cell
+            split, t = item % splits, item // splits
+            out, lse = f32(params[OUT]) + (t * H * splits + split) * Dv, f32(params[LSE])
+            lse = lse + (t * H * splits + split)
             b = segment_of(params, t)
-            _begin(params, out, tops, totals, first_head, G, b >= 0 and split == 0)
-            position, low, high = 0, 0, 0
+            _begin(params, out, tops, totals, b >= 0 and split == 0)
+            position, low, high, n = 0, 0, 0, 0
+            keys, values, where = room, room + TILE, room + 2 * TILE
             if b >= 0:
-                count = key_count(params, b)
-                position = t - i32(params[at.CU_Q])[b] + shift_of(params, b, count)
-                low, high = first_key(params, count, position), last_key(params, count, position)
-                part = ((max(high - low, 0) + splits - 1) // splits + TILE - 1) // TILE * TILE
-                low += split * part
-                high = min(high, low + part)
+                position, low, high = _part(params, t, split, b)
+                n = list_keys(params, 0, b, low, min(low + TILE, high), keys, values, where)
+            turn = 0
             while low < high:
-                n = list_keys(params, kv, b, low, min(low + TILE, high), keys, values, where)
                 for j in range(n, TILE):
                     keys[j] = keys[0]
                 for j in range(n):
                     places[j] = float32(where[j])
-                for g in range(G if n > 0 else 0):
-                    q = f32(params[Q]) + (t * params[Q_STRIDE] + (first_head + g) * params[WIDTH])
-                    top = _scores(params, q, first_head + g, keys, places, position, n, scores)
-                    top = max(tops[g], top)
-                    if top > MINUS_INF:
-                        decay = exp(tops[g] - top)
-                        tops[g] = top
-                        totals[g] = totals[g] * decay + _weights(scores, n, top)
-                        _add_values(out + g * splits * Dv, values, scores, n, decay, Dv)
-                low += TILE
-            _end(params, out, lse, tops, totals, G)
+                low, turn = low + TILE, 1 - turn
+                after = room + turn * (3 * TILE)
+                more = list_keys(params, 0, b, low, min(low + TILE, high), after, after + TILE,
+                                 after + 2 * TILE)  # fmt: skip
+                for h in range(H):
+                    first, last = h * more // H, (h + 1) * more // H
+                    _ask(after, first, last, K * D * 4)
+                    _ask(after + TILE, first, last, K * Dv * 4)
+                    if n > 0:
+                        kv = h // G
+                        q = f32(params[Q]) + (t * params[Q_STRIDE] + h * D)
+                        top = _scores(params, q, h, kv * D, keys, places, position, n, scores)
+                        top = max(tops[h], top)
+                        if top > MINUS_INF:
+                            decay = exp(tops[h] - top)
+                            tops[h] = top
+                            totals[h] = totals[h] * decay + _weights(scores, n, top)
+                            _add_values(out + h * splits * Dv, values, kv * Dv, scores, n, decay,
+                                        Dv)  # fmt: skip
+                keys, values, where, n = after, after + TILE, after + 2 * TILE, more
+            _end(params, out, lse, tops, totals)
 
     return kernel
 

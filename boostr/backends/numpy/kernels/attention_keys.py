@@ -75,7 +75,7 @@ def _list_contiguous(params, kv, b, first, last, keys, values, places):
         keys[j], values[j], places[j] = key, value, first + j
         key += params[K_STRIDE] * 4
         value += params[V_STRIDE] * 4
-    return last - first
+    return max(last - first, 0)
 
 
 @inline

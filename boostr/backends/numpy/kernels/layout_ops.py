@@ -7,4 +7,6 @@ CHUNK = 512  # elements of a row that are one item of an elementwise kernel
 (Q, Q_STRIDE, KEYS, K_STRIDE, VALUES, V_STRIDE, OUT, LSE, CU_Q, CU_K, TABLE, KV_LENS, COLUMNS,
  BLOCK_SIZE, BLOCKS, SEGMENTS, TOKENS, HEADS, KV_HEADS, WIDTH, V_WIDTH, SCALE, SOFTCAP, LEFT, RIGHT,
  BOTTOM_RIGHT, ALIBI, SINKS, SPLITS) = range(29)  # fmt: skip
-MAX_GROUP = 256  # query heads of one kv head that the decode kernel keeps state for
+MAX_HEADS = 256  # query heads that the decode kernel keeps state for
+VECTORS = 3  # vectors of query rows in a block of the prefill kernel
+MAX_WIDTH = 512  # of a head, in the prefill kernel

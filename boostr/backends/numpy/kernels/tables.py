@@ -67,6 +67,23 @@ def spread_run(typingctx, row, index, count):
 
 
 @intrinsic
+def load_run(typingctx, row, index, count):
+    """`count` (a constant) vectors that lie one after the other from element `index` on."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(f32x, count.literal_value)
+
+    def codegen(context, builder, sig, values):
+        out = []
+        for i in range(len(result)):
+            at = builder.add(values[1], I64(i * LANES))
+            out.append(builder.load(_locate(builder, values[0], at, 4, f32x.llvm), align=4))
+        return context.make_tuple(builder, result, out)
+
+    return signature(result, row, types.int64, count), codegen
+
+
+@intrinsic
 def sum_each(typingctx, vectors):
     """The vector whose lane i is the sum over the lanes of vectors[i], for a tuple of LANES."""
     if not isinstance(vectors.dtype, Vec) or len(vectors) != LANES:
