@@ -17,7 +17,7 @@ _MODULES = {
         "rope": ("rope",),
         "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
         "embedding": ("embedding",),
-        "cache": ("slot_mapping", "kv_write"),
+        "cache": ("slot_mapping", "kv_write", "advance"),
         "attention": ("varlen_attention", "paged_attention"),
         "sampling": ("argmax",),
     }.items()
