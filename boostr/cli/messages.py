@@ -1,0 +1,45 @@
+"""From what the user typed to what a model is asked: text from stdin, system prompts, templates."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from boostr.errors import OptionError
+from boostr.io.hub import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from boostr.engine.model import LanguageModel
+
+# The default model's template has a system prompt of its own, with which so small a model answers a
+# plain prompt with an introduction of itself, in French. With this one it answers.
+DEFAULT_MODEL_SYSTEM = "You are a helpful assistant."
+
+
+def read_stdin() -> str:
+    """All of stdin as UTF-8, without the newline that ends it."""
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"stdin is not valid UTF-8: byte {error.start} is {data[error.start]:#x}"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def has_template(model: LanguageModel) -> bool:
+    """Whether the model came with a chat template."""
+    return "default" in model.tokenizer.special.templates
+
+
+def system_prompt(model: LanguageModel, wanted: str | None) -> str | None:
+    """The system prompt to send: what was asked for, else the default model's, else none."""
+    if wanted is not None or not has_template(model):
+        return wanted
+    return DEFAULT_MODEL_SYSTEM if DEFAULT_MODEL.rpartition("/")[2] in model.source else None
+
+
+def as_messages(system: str | None, *turns: dict[str, str]) -> list[dict[str, str]]:
+    """A conversation, with its system prompt if it has one."""
+    return ([] if system is None else [{"role": "system", "content": system}]) + list(turns)

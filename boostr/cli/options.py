@@ -1,0 +1,164 @@
+"""Options that several verbs share, packed into one object before the verb is called."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boostr.cli.types import BACKEND, DTYPE, SCHEME, TEXT
+from boostr.engine.options import SamplingOptions
+from boostr.errors import BoostrError, OptionError
+
+if TYPE_CHECKING:
+    from boostr.engine.embedder import EmbeddingModel
+    from boostr.engine.model import LanguageModel
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to use, and how it is loaded. None for `model` is the default model."""
+
+    model: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    quantize_embeddings: bool = False
+    revision: str | None = None
+    offline: bool = False
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.revision and self.model is None:
+            raise click.UsageError("--revision says which version of -m; give both")
+        if self.quantize_embeddings and self.quantize is None:
+            raise click.UsageError("--quantize-embeddings needs --quantize")
+
+    def load(self) -> tuple[LanguageModel | EmbeddingModel, float]:
+        """The model, and the seconds that loading took."""
+        from boostr.engine.load import load
+
+        start = time.perf_counter()
+        model = load(
+            self.model,
+            backend=self.backend,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            quantize_embeddings=self.quantize_embeddings,
+            revision=self.revision,
+            offline=self.offline or None,
+            progress=True,
+        )
+        seconds = time.perf_counter() - start
+        if self.verbose:
+            size = model.weight_bytes / 1e6
+            click.echo(
+                f"{model.source}: {model.config.model_type}, {size:.1f} MB of weights on "
+                f"{model.backend.device}, loaded in {seconds:.2f} s",
+                err=True,
+            )
+        return model, seconds
+
+    def load_decoder(self) -> tuple[LanguageModel, float]:
+        """As `load`, for verbs that generate text."""
+        from boostr.engine.model import LanguageModel
+
+        model, seconds = self.load()
+        if not isinstance(model, LanguageModel):
+            raise OptionError(
+                f"{model.source} is an encoder, which gives vectors and no text; use: boostr embed"
+            )
+        return model, seconds
+
+
+def packed(name: str, kind: type, options: list[Callable[[Command], Command]]):
+    """A decorator: adds `options`, passes their values to the verb as one `kind` named `name`."""
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in names if key in values}
+            return command(**values, **{name: kind(**own)})
+
+        run: Command = call
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
+
+
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
+_model = click.option(
+    "-m", "--model", metavar="MODEL",
+    help="Folder, .gguf file, org/name or org/name:file.gguf. [default: SmolLM2-135M-Instruct]",
+)  # fmt: skip
+_backend = click.option(
+    "--backend", type=BACKEND, metavar="NAME", help="numpy, wgpu, cupy or auto. [BOOSTR_BACKEND]"
+)
+_dtype = click.option(
+    "--dtype", type=DTYPE, metavar="NAME",
+    help="Convert weights to float32, float16 or bfloat16. [default: as stored]",
+)  # fmt: skip
+_quantize = [
+    click.option(
+        "--quantize", type=SCHEME, metavar="SCHEME",
+        help="int8, int8-g32, int8-g64, int8-g128 or w8a8 for the linear layers.",
+    ),
+    click.option("--quantize-embeddings", is_flag=True, help="Also the embedding and the head."),
+]  # fmt: skip
+_source = [
+    click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
+    click.option("--offline", is_flag=True, help="Use the cache only, never the network."),
+]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+model_choice = packed(
+    "choice", ModelChoice, [_model, _backend, _dtype, *_quantize, *_source, _verbose]
+)
+source_choice = packed("choice", ModelChoice, [*_source, _verbose])
+
+
+def _sampling(flag: str, kind: Any, text: str, **more: Any) -> Callable[[Command], Command]:
+    """An option for a field of SamplingOptions, which checks it and knows its default."""
+    name = flag.removeprefix("--").replace("-", "_")
+    field = next(f for f in fields(SamplingOptions) if f.name == name)
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            SamplingOptions(**{name: value})
+        except BoostrError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        return value
+
+    default = None if field.default is MISSING else field.default
+    return click.option(
+        flag, name, type=kind, default=default, callback=check, help=text,
+        show_default=isinstance(default, int | float), **more,
+    )  # fmt: skip
+
+
+sampling_options = packed(
+    "options",
+    SamplingOptions,
+    [
+        _sampling("--max-tokens", int, "Most tokens to generate.", metavar="N"),
+        _sampling("--temperature", float, "0 takes the likeliest token.", metavar="T"),
+        _sampling("--top-k", int, "Keep the K likeliest tokens; 0 keeps all.", metavar="K"),
+        _sampling("--top-p", float, "Keep the likeliest tokens up to P together.", metavar="P"),
+        _sampling("--min-p", float, "Keep tokens P times as likely as the first.", metavar="P"),
+        _sampling("--repetition-penalty", float, "Divide repeated logits; 1 is off.", metavar="X"),
+        _sampling("--presence-penalty", float, "Subtract from used tokens.", metavar="X"),
+        _sampling("--frequency-penalty", float, "Subtract for each use.", metavar="X"),
+        _sampling("--seed", int, "Of the draws. [default: a fresh one]", metavar="N"),
+        _sampling("--stop", TEXT, "End before this text; repeatable.", metavar="TEXT",
+                  multiple=True),
+    ],
+)  # fmt: skip

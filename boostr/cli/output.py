@@ -1,0 +1,55 @@
+"""What verbs print: JSON, sizes, timings. Answers go to stdout, everything about them to stderr."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from boostr.engine.sequence import Timings, Usage
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout, in ASCII so that it parses under any locale."""
+    click.echo(json.dumps(value))
+
+
+def timings_line(usage: Usage, timings: Timings) -> str:
+    """One line for people."""
+    prompt = f"{usage.prompt_tokens} prompt tokens"
+    if timings.prompt_tokens_per_second:
+        prompt += f" at {timings.prompt_tokens_per_second:.1f} tok/s"
+    generated = f"{usage.completion_tokens} generated"
+    if timings.decoded_tokens:
+        generated += f" at {timings.decode_tokens_per_second:.1f} tok/s"
+    return f"[{prompt}; {generated}; first token after {timings.first_token_seconds:.2f} s]"
+
+
+def timings_json(timings: Timings, load_seconds: float) -> dict[str, float]:
+    """Timings for programs; seconds and tokens per second."""
+    return {
+        "load_seconds": load_seconds,
+        "prompt_seconds": timings.prompt_seconds,
+        "first_token_seconds": timings.first_token_seconds,
+        "decode_seconds": timings.decode_seconds,
+        "prompt_tokens_per_second": timings.prompt_tokens_per_second,
+        "decode_tokens_per_second": timings.decode_tokens_per_second,
+    }
+
+
+def human_bytes(count: float) -> str:
+    """A size in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def human_count(count: float) -> str:
+    """A number in thousands, millions or billions."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            return f"{count / limit:.2f} {unit}"
+    return f"{count:.0f}"

@@ -1,0 +1,88 @@
+"""Types of command line values. The library says what is valid; here it becomes a usage error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from boostr.errors import BoostrError
+
+
+class _Checked(click.ParamType):
+    """A text that `check` accepts; what it raises is shown with the option's name."""
+
+    def __init__(self, name: str, check: Callable[[str], None]) -> None:
+        self.name, self._check = name, check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            self._check(value)
+        except BoostrError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class _Text(click.ParamType):
+    """Text for a model: bytes of the command line that are not UTF-8 are refused."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            self.fail(f"not valid UTF-8 at character {error.start}", param, ctx)
+        return value
+
+
+class Counts(click.ParamType):
+    """Whole numbers with commas between them, each `least` or more: "128,512"."""
+
+    name = "N[,N...]"
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers with commas between them", param, ctx)
+        if min(numbers) < self.least:
+            self.fail(f"must be {self.least} or more, got {min(numbers)}", param, ctx)
+        return numbers
+
+
+def _check_backend(value: str) -> None:
+    from boostr import backends
+    from boostr.errors import BackendError
+
+    name = value.partition(":")[0]
+    if name not in (*backends.names(), "auto"):
+        raise BackendError(f"no backend {name!r}; there is {', '.join(backends.names())} and auto")
+
+
+def _check_dtype(value: str) -> None:
+    from boostr.dtypes import bfloat16, float16, float32, parse
+    from boostr.errors import DTypeError
+
+    if parse(value) not in (float32, float16, bfloat16):
+        raise DTypeError(f"must be float32, float16 or bfloat16, got {value!r}")
+
+
+def _check_scheme(value: str) -> None:
+    from boostr.quant.scheme import parse_scheme
+
+    parse_scheme(value)
+
+
+TEXT = _Text()
+BACKEND = _Checked("backend", _check_backend)
+DTYPE = _Checked("dtype", _check_dtype)
+SCHEME = _Checked("scheme", _check_scheme)
