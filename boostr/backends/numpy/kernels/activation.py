@@ -11,7 +11,6 @@ from boostr.backends.numpy.kernels.memory import f32, load, load_n, store_n
 from boostr.backends.numpy.kernels.simd import (
     LANES,
     fill,
-    fma,
     inline,
     iota,
     less,
@@ -19,28 +18,13 @@ from boostr.backends.numpy.kernels.simd import (
     select,
     vector,
 )
-from boostr.backends.numpy.kernels.special import erf, log, sigmoid
+from boostr.backends.numpy.kernels.special import gelu, gelu_tanh, log, silu
 from boostr.backends.numpy.kernels.vmath import exp, reduce_add, reduce_max
 
 MINUS_INF = float("-inf")
 
 
-@inline
-def _silu(x):
-    return x * sigmoid(x)
-
-
-@inline
-def _gelu(x):
-    return x * 0.5 * (1.0 + erf(x * 0.7071067811865476))
-
-
-@inline
-def _gelu_tanh(x):
-    return x * sigmoid(1.5957691216057308 * fma(x * x * x, 0.044715, x))
-
-
-_FORMS = {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh}
+_FORMS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 def elementwise(form: str, gated: bool):

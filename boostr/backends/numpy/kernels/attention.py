@@ -109,13 +109,13 @@ def _load_queries(params, row0, row1, kv, start, shift, qt, per_row, D):
 
 
 @inline
-def _multiply(qt, keys, n, s, D):
-    """s [3, TILE, LANES] = k qᵀ for n keys, KEYS at a time."""
+def _multiply(qt, keys, kv, n, s, D):
+    """s [3, TILE, LANES] = k qᵀ for n keys, KEYS at a time; kv head `kv`."""
     for j in range(0, n, KEYS):
         rows = pointers(keys, j, KEYS)
         a, b, c = fill(KEYS, 0.0), fill(KEYS, 0.0), fill(KEYS, 0.0)
         for d in range(D):
-            k = spread_at(rows, d)
+            k = spread_at(rows, kv * D + d)
             x = _three(qt, d * ROWS, LANES)
             a, b, c = fma(k, x[0], a), fma(k, x[1], b), fma(k, x[2], c)
         put(s + j * LANES, a)
@@ -163,7 +163,7 @@ def _weigh(s, n, top, total):
 
 
 @inline
-def _add_values(o, values, n, s, decay, Dv):
+def _add_values(o, values, kv, n, s, decay, Dv):
     """o [3, Dv, LANES] = o * decay + vᵀ p, KEYS of Dv at a time."""
     plane = Dv * LANES
     for d in range(0, Dv - Dv % KEYS, KEYS):
@@ -172,7 +172,7 @@ def _add_values(o, values, n, s, decay, Dv):
         b = mul(load_run(o, plane + at_d, KEYS), decay[1])
         c = mul(load_run(o, 2 * plane + at_d, KEYS), decay[2])
         for j in range(n):
-            v = spread_run(f32(values[j]), d, KEYS)
+            v = spread_run(f32(values[j]), kv * Dv + d, KEYS)
             p = _three(s, j * LANES, PLANE)
             a, b, c = fma(v, p[0], a), fma(v, p[1], b), fma(v, p[2], c)
         put(o + at_d, a)
@@ -181,7 +181,7 @@ def _add_values(o, values, n, s, decay, Dv):
     for d in range(Dv - Dv % KEYS, Dv):
         one = mul(_three(o, d * LANES, plane), decay)
         for j in range(n):
-            one = fma(_three(s, j * LANES, PLANE), f32(values[j])[d], one)
+            one = fma(_three(s, j * LANES, PLANE), f32(values[j])[kv * Dv + d], one)
         for i in range(3):
             store(o, i * plane + d * LANES, one[i])
 
@@ -253,14 +253,14 @@ def attention(D: int, Dv: int):
             low, high = first_key(params, count, lowest), last_key(params, count, highest)
             while low < high:
                 last = min(low + TILE, high)
-                n = list_keys(params, kv, b, low, last, keys, values, where)
+                n = list_keys(params, b, low, last, keys, values, where)
                 for j in range(n, (n + KEYS - 1) // KEYS * KEYS):
                     keys[j] = keys[0]
-                _multiply(qt, keys, n, s, D)
+                _multiply(qt, keys, kv, n, s, D)
                 if not _plain(params, low, last - 1, lowest, highest):
                     _adjust(params, s, where, n, per_row)
                 top, total, decay = _weigh(s, n, top, total)
-                _add_values(o, values, n, s, decay, Dv)
+                _add_values(o, values, kv, n, s, decay, Dv)
                 low += TILE
             _normalise(o, lse, top, total, Dv)
             _finish(params, o, lse, row0, row1, kv, begin, Dv)

@@ -183,37 +183,35 @@ def decode():
             lse = lse + (t * H * splits + split)
             b = segment_of(params, t)
             _begin(params, out, tops, totals, b >= 0 and split == 0)
-            position, low, high, n = 0, 0, 0, 0
-            keys, values, where = room, room + TILE, room + 2 * TILE
+            position, low, high = 0, 0, 0
             if b >= 0:
                 position, low, high = _part(params, t, split, b)
-                n = list_keys(params, 0, b, low, min(low + TILE, high), keys, values, where)
-            turn = 0
-            while low < high:
+            n, turn, keys = 0, 0, room + 3 * TILE
+            while n > 0 or low < high:  # works on n keys while it asks for the next ones
+                ask = room + turn * (3 * TILE)
+                last = min(low + TILE, high)
+                more = list_keys(params, b, low, last, ask, ask + TILE, ask + 2 * TILE)
+                low, turn = max(low, last), 1 - turn
                 for j in range(n, TILE):
                     keys[j] = keys[0]
                 for j in range(n):
-                    places[j] = float32(where[j])
-                low, turn = low + TILE, 1 - turn
-                after = room + turn * (3 * TILE)
-                more = list_keys(params, 0, b, low, min(low + TILE, high), after, after + TILE,
-                                 after + 2 * TILE)  # fmt: skip
+                    places[j] = float32(keys[2 * TILE + j])
                 for h in range(H):
                     first, last = h * more // H, (h + 1) * more // H
-                    _ask(after, first, last, K * D * 4)
-                    _ask(after + TILE, first, last, K * Dv * 4)
+                    _ask(ask, first, last, K * D * 4)
+                    _ask(ask + TILE, first, last, K * Dv * 4)
                     if n > 0:
-                        kv = h // G
                         q = f32(params[Q]) + (t * params[Q_STRIDE] + h * D)
+                        kv = h // G
                         top = _scores(params, q, h, kv * D, keys, places, position, n, scores)
                         top = max(tops[h], top)
                         if top > MINUS_INF:
                             decay = exp(tops[h] - top)
                             tops[h] = top
                             totals[h] = totals[h] * decay + _weights(scores, n, top)
-                            _add_values(out + h * splits * Dv, values, kv * Dv, scores, n, decay,
-                                        Dv)  # fmt: skip
-                keys, values, where, n = after, after + TILE, after + 2 * TILE, more
+                            row = out + h * splits * Dv
+                            _add_values(row, keys + TILE, kv * Dv, scores, n, decay, Dv)
+                keys, n = ask, more
             _end(params, out, lse, tops, totals)
 
     return kernel

@@ -11,7 +11,7 @@ from boostr.backends.numpy.kernels.simd import inline
 BLOCK_SIZE, BLOCKS, BOTTOM_RIGHT = at.BLOCK_SIZE, at.BLOCKS, at.BOTTOM_RIGHT
 COLUMNS, CU_K, CU_Q, KEYS, KV_LENS = at.COLUMNS, at.CU_K, at.CU_Q, at.KEYS, at.KV_LENS
 K_STRIDE, LEFT, RIGHT, SEGMENTS, TABLE = at.K_STRIDE, at.LEFT, at.RIGHT, at.SEGMENTS, at.TABLE
-VALUES, V_STRIDE, WIDTH, V_WIDTH = at.VALUES, at.V_STRIDE, at.WIDTH, at.V_WIDTH
+VALUES, V_STRIDE = at.VALUES, at.V_STRIDE
 
 
 @inline
@@ -67,48 +67,34 @@ def last_key(params, count, position):
 
 
 @inline
-def _list_contiguous(params, kv, b, first, last, keys, values, places):
-    row = i32(params[CU_K])[b] + first
-    key = params[KEYS] + (row * params[K_STRIDE] + kv * params[WIDTH]) * 4
-    value = params[VALUES] + (row * params[V_STRIDE] + kv * params[V_WIDTH]) * 4
-    for j in range(last - first):
-        keys[j], values[j], places[j] = key, value, first + j
-        key += params[K_STRIDE] * 4
-        value += params[V_STRIDE] * 4
-    return max(last - first, 0)
+def list_keys(params, b, first, last, keys, values, places):
+    """Addresses of keys first..last of segment b and of their values, and their positions.
 
-
-@inline
-def _list_paged(params, kv, b, first, last, keys, values, places):
-    size, columns = params[BLOCK_SIZE], params[COLUMNS]
-    blocks = i32(params[TABLE]) + b * columns
-    column, offset, n, position = (first // size) % columns, first % size, 0, first
+    Keys in no block (a negative entry of the table) are left out. Returns how many there are.
+    """
+    paged, size, columns = params[CU_K] == 0, params[BLOCK_SIZE], params[COLUMNS]
+    column, offset, n, position = 0, 0, 0, first
+    if paged:
+        column, offset = (first // size) % columns, first % size
     while position < last:
-        run = min(size - offset, last - position)
-        block = blocks[column]
-        if block >= 0 and block < params[BLOCKS]:
-            row = block * size + offset
-            key = params[KEYS] + (row * params[K_STRIDE] + kv * params[WIDTH]) * 4
-            value = params[VALUES] + (row * params[V_STRIDE] + kv * params[V_WIDTH]) * 4
+        run, row = last - position, -1
+        if paged:
+            run = min(size - offset, run)
+            block = i32(params[TABLE])[b * columns + column]
+            if block < params[BLOCKS]:
+                row = block * size + offset
+            offset, column = 0, column + 1
+            if column == columns:
+                column = 0
+        else:
+            row = i32(params[CU_K])[b] + position
+        if row >= 0:
+            key = params[KEYS] + row * params[K_STRIDE] * 4
+            value = params[VALUES] + row * params[V_STRIDE] * 4
             for j in range(run):
                 keys[n], values[n], places[n] = key, value, position + j
                 key += params[K_STRIDE] * 4
                 value += params[V_STRIDE] * 4
                 n += 1
         position += run
-        offset = 0
-        column += 1
-        if column == columns:
-            column = 0
     return n
-
-
-@inline
-def list_keys(params, kv, b, first, last, keys, values, places):
-    """Addresses of keys first..last of kv head `kv` and of their values, and their positions.
-
-    Keys in no block (a negative entry of the table) are left out. Returns how many there are.
-    """
-    if params[CU_K] != 0:
-        return _list_contiguous(params, kv, b, first, last, keys, values, places)
-    return _list_paged(params, kv, b, first, last, keys, values, places)
