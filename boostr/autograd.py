@@ -1,8 +1,8 @@
 """Reverse-mode differentiation: a tape of nodes hanging off tensors, walked backwards.
 
-A node is recorded for an op when one of its inputs needs a gradient. Its gradient is the op's `vjp`;
-an op that ran a kernel and has none is differentiated by running its composite again under the tape
-(the rule of MLX's `Custom::vjp`), so every composite is its own default gradient.
+A node is recorded for an op when one of its inputs needs a gradient. Its gradient is the op's
+`vjp`; an op that ran a kernel and has none is differentiated by running its composite again under
+the tape (the rule of MLX's `Custom::vjp`), so every composite is its own default gradient.
 """
 
 from __future__ import annotations
@@ -74,8 +74,11 @@ class Node:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
         found = _sweep([o for o, _ in pairs], [g for _, g in pairs])
-        # a tensor that was given twice has one copy, whose gradient counts once
-        return [found.get(id(c)) if (c := copies.pop(id(t), None)) else None for t in self.inputs]
+        results: list[Tensor | None] = []
+        for tensor in self.inputs:
+            copy = copies.pop(id(tensor), None)  # given twice, it has one copy that counts once
+            results.append(None if copy is None else found.get(id(copy)))
+        return results
 
 
 def record(op: Op, inputs: list[Tensor], args: tuple, options: dict, outputs: Any) -> Any:
@@ -195,8 +198,8 @@ def gradcheck(
 ) -> None:
     """Compare the gradients of `fn(*inputs)` with central differences; raise AssertionError if off.
 
-    Inputs that require a gradient must be float64. A random projection of the output makes one scalar,
-    so that each input element costs two evaluations.
+    Inputs that require a gradient must be float64. A random projection of the output makes one
+    scalar, so that each input element costs two evaluations.
     """
     from boostr.tensor import Tensor
 

@@ -1,9 +1,9 @@
-"""How an op finds what runs it: a kernel of the backend, or its composite. The only place that picks.
+"""How an op finds what runs it: a backend's kernel, or its composite. The only place that picks.
 
 An `Op` is a name, a composite (its meaning, in other ops) and optionally a `vjp` (its gradient).
 Calling it asks the backend for a kernel; a kernel may refuse with a reason, and then the composite
-runs, or in strict mode `FallbackError` is raised. Primitives are ops whose composite is one method of
-the backend.
+runs, or in strict mode `FallbackError` is raised. Primitives are ops whose composite is one method
+of the backend.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Op:
     Args:
         name: the field's name for it; a backend's kernel of the same name serves it.
         composite: takes the op's tensors and options, returns a tensor or a tuple of tensors.
-        vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each positional
-            argument (a list for a list). Without one, the composite is differentiated.
+        vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each
+            positional argument (a list for a list). Without one, the composite is differentiated.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def is_strict() -> bool:
 
 @contextmanager
 def strict(enabled: bool = True) -> Iterator[None]:
-    """Inside, an op without a kernel for its arguments raises `FallbackError` (or, False, never)."""
+    """Inside, an op that has no kernel for its arguments raises `FallbackError` (False: never)."""
     token = _strict.set(enabled)
     try:
         yield
@@ -125,6 +125,8 @@ def strict(enabled: bool = True) -> Iterator[None]:
 
 def coverage(backend: Backend) -> dict[str, str | None]:
     """For every op: None if `backend` has a kernel for it, else why it runs the composite."""
+    import boostr.ops  # noqa: F401  (each family registers its ops when it is imported)
+
     found = {name: backend.kernel(name) for name in sorted(OPS)}
     return {name: kernel if isinstance(kernel, str) else None for name, kernel in found.items()}
 

@@ -1,7 +1,7 @@
 """Every error that boostr raises on purpose.
 
-All derive from `BoostrError`, so that a program can catch one type, and from the built-in that fits,
-so that code which knows nothing of boostr behaves. The command line prints the message of any
+All derive from `BoostrError`, so that a program can catch one type, and from the built-in that
+fits, so that code which knows nothing of boostr behaves. The command line prints the message of any
 `BoostrError` without a traceback.
 """
 

@@ -1,9 +1,10 @@
 """Programs: a function run once and recorded, then replayed without Python per op.
 
-`capture(fn)` calls `fn()` once, for real, and records what it launched and on which buffers. `run()`
-repeats those launches on the same buffers: inputs are changed with `tensor.assign(...)` between runs,
-in-place ops (`kv_write`, `add_` of a counter) happen again, outputs are overwritten. All that differs
-from run to run must therefore live in tensors; Python values and shapes are frozen at capture.
+`capture(fn)` calls `fn()` once, for real, and records what it launched and on which buffers.
+`run()` repeats those launches on them: inputs are changed with `tensor.assign(...)` between
+runs, in-place ops (`kv_write`, `add_` of a counter) happen again, outputs are overwritten. All that
+differs from run to run must therefore live in tensors; Python values and shapes are frozen at
+capture.
 """
 
 from __future__ import annotations

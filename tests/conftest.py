@@ -16,7 +16,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def open_backend(name: str) -> backends.Backend:
-    """The backend, or a visible skip where it is missing, or a failure if BOOSTR_REQUIRE names it."""
+    """The backend; a visible skip where it is missing, a failure if BOOSTR_REQUIRE names it."""
     reason = backends.available()[name]
     if reason is None:
         return backends.get(name)
@@ -34,7 +34,7 @@ def backend(request, monkeypatch) -> backends.Backend:
     return found
 
 
-@pytest.fixture(params=[name for name in backends.names()])
+@pytest.fixture(params=list(backends.names()))
 def plain_backend(request) -> backends.Backend:
     """Every backend once: for tests that no kernel can change."""
     return open_backend(request.param)

@@ -39,7 +39,7 @@ def leaves(backend: Backend, *arrays: np.ndarray) -> list[Tensor]:
 
 @contextmanager
 def refused(error: type[BoostrError], *words: Any) -> Iterator[None]:
-    """The call raises `error` and its message has all of `words`: the op, the expected and the got."""
+    """The call raises `error`, with all of `words` (op, expected, got) in its message."""
     with pytest.raises(error) as caught:
         yield
     missing = [w for w in map(str, words) if w not in str(caught.value)]

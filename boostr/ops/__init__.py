@@ -1,4 +1,4 @@
-"""The operations of boostr. Each is a composite of primitives, and a kernel where a backend has one."""
+"""The operations: each a composite of primitives, and a kernel where a backend has one."""
 
 from boostr.ops import core as core
 from boostr.ops.activation import (
@@ -18,9 +18,11 @@ from boostr.ops.loss import cross_entropy
 from boostr.ops.norm import layer_norm, rms_norm
 from boostr.ops.quant import dequantize, quantize
 from boostr.ops.rope import rope
+from boostr.ops.sampling import filtered_probabilities, penalize, record_tokens, sample
 
 __all__ = [
-    "advance", "core", "cross_entropy", "dequantize", "embedding", "geglu", "gelu", "kv_write",
-    "layer_norm", "linear", "log_softmax", "paged_attention", "quantize", "relu", "rms_norm", "rope",
-    "silu", "slot_mapping", "softmax", "swiglu", "varlen_attention",
+    "advance", "core", "cross_entropy", "dequantize", "embedding", "filtered_probabilities",
+    "geglu", "gelu", "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention",
+    "penalize", "quantize", "record_tokens", "relu", "rms_norm", "rope", "sample", "silu",
+    "slot_mapping", "softmax", "swiglu", "varlen_attention",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Attention over packed sequences of different lengths, from contiguous keys or from a paged cache.
 
-One mathematical core serves both: every query and key has a segment and a position, and a query sees
-the keys of its segment that the mask on positions lets through. The composite works on blocks of
-queries, so that its memory is block · T, never T · T; kernels keep less.
+One mathematical core serves both: every query and key has a segment and a position, and a query
+sees the keys of its segment that the mask on positions lets through. The composite works on blocks
+of queries, so that its memory is block · T, never T · T; kernels keep less.
 """
 
 from __future__ import annotations
@@ -53,18 +53,19 @@ def varlen_attention(
     score = softcap · tanh(scale · q·k / softcap) - slope · |position_q - position_k|, masked.
 
     Args:
-        q: [Tq, H, D] float.   k: [Tk, K, D].   v: [Tk, K, Dv]; H divisible by K, head h reads kv head
-            h // (H/K).
+        q: [Tq, H, D] float.   k: [Tk, K, D].   v: [Tk, K, Dv]; H divisible by K, head h reads kv
+            head h // (H/K).
         cu_seqlens_q, cu_seqlens_k: int32 [B+1], non-decreasing from 0 to Tq / Tk.
         causal: a query sees no key after its own position.
         window: (left, right): how many keys before and after its position it sees; None or -1: all.
-        scale: default D**-0.5.   softcap: None or 0: none.   alibi_slopes, sinks: float32 [H]; a sink
-            is one more logit that takes probability and has no value.
+        scale: default D**-0.5.   softcap: None or 0: none.   alibi_slopes, sinks: float32 [H]; a
+            sink is one more logit that takes probability and has no value.
         causal_alignment: where query i of a segment stands: "bottom-right" at i + len_k - len_q
             (chunked prefill, prefix hits), "top-left" at i.
     Returns:
-        out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H] (float64 for float64 q), the log of the softmax's normaliser. A
-        query that sees no key gives 0 and lse -inf (with sinks: lse = sink).
+        out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H] (float64 for float64 q), the log of the
+        softmax's normaliser. A query that sees no key gives 0 and lse -inf (with sinks: lse =
+        sink).
     Gradient: q, k, v and sinks.
     Source: Dao 2023, FlashAttention-2; ALiBi: Press et al. 2021; sinks: gpt-oss.
     """
@@ -101,12 +102,13 @@ def paged_attention(
     """`varlen_attention` whose keys and values are in the blocks of a cache.
 
     Position p of sequence b is at block_table[b, (p // bs) % max_blocks], offset p % bs. The table
-    wraps, so a ring of blocks is a sliding-window cache; the window must then hide overwritten keys.
+    wraps, so a ring of blocks is a sliding-window cache; the window must then hide overwritten
+    keys.
 
     Args:
         q: [Tq, H, D].   k_cache, v_cache: [NB, bs, K, D].   cu_seqlens_q: int32 [B+1].
-        block_table: int32 [B, max_blocks].   kv_lens: int32 [B], keys of each sequence, the new ones
-            included.   The options are those of `varlen_attention`.
+        block_table: int32 [B, max_blocks].   kv_lens: int32 [B], keys of each sequence, the new
+            ones included.   The options are those of `varlen_attention`.
     Returns:
         out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H].
     Gradient: as that of its primitives; training uses `varlen_attention`.
@@ -147,7 +149,8 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, ndim: int) -> None:
         raise ShapeError(f"{op}: H must be divisible by K, got H = {H}, K = {K}")
     if not dtypes.is_float(q.dtype) or not dtypes.is_float(k.dtype) or k.dtype != v.dtype:
         raise DTypeError(
-            f"{op}: expected float q and k, v of one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}"
+            f"{op}: expected float q and k, v of one float dtype, "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}"
         )
 
 
@@ -328,7 +331,8 @@ def _paged_composite(
 def _backward_composite(g, g_lse, out, lse, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, options):
     """dq, dk, dv, in the dtypes of q, k, v. With p the probabilities, per query row:
 
-    dv = pᵀ g; ds = p · (g vᵀ - rowsum(g · out) + g_lse) · slack; dq = scale · ds k; dk = scale · dsᵀ q.
+    dv = pᵀ g; ds = p · (g vᵀ - rowsum(g · out) + g_lse) · slack;
+    dq = scale · ds k; dk = scale · dsᵀ q.
     """
     queries, keys = _varlen_places(q, k, cu_seqlens_q, cu_seqlens_k, options)
     Tk, K, D = k.shape

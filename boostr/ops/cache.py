@@ -1,4 +1,4 @@
-"""Writing new keys and values into a paged cache. See `paged_attention` for where positions live."""
+"""Writing keys and values into a paged cache; `paged_attention` says where positions live."""
 
 from __future__ import annotations
 

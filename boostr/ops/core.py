@@ -1,4 +1,5 @@
 """The primitives as ops, each with its gradient. Everything else in `ops/` is composed of these."""
+# ruff: noqa: A004  (named as in numpy)
 
 from boostr.ops.elementwise import (
     abs,

@@ -3,6 +3,7 @@
 Operands broadcast as in numpy; two tensors of different dtypes are brought to their common one
 (`bf16 + f32 = f32`), Python numbers take the tensor's.
 """
+# ruff: noqa: A001  (named as in numpy)
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def _binary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[..., T
         x, y = (v.data if isinstance(v, Tensor) else v for v in (a, b))
         return _wrap(like.backend.binary(name, x, y, dtype), like)
 
-    def gradient(g: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Any, Any]:
+    def gradient(g: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Any, ...]:
         if vjp is None:
             return None, None
         return tuple(

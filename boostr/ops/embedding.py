@@ -15,7 +15,8 @@ def embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = Non
     """weight[ids].
 
     Args:
-        ids: integer [T], each in 0..V-1 (not checked on the device).   weight: [V, E], any stored form.
+        ids: integer [T], each in 0..V-1 (not checked on the device).   weight: [V, E], any stored
+            form.
         dtype: of the result; default the weight's, float32 for a quantized one.
     Returns:
         [T, E].

@@ -22,8 +22,8 @@ def linear(
 
     Args:
         x: [..., K] float.   weight: [N, K], a float tensor of any width or a QuantizedTensor; it is
-            decoded inside the product and x keeps its precision, except under "w8a8", where each row
-            of x is rounded to int8 by its own scale and the products are summed in int32.
+            decoded inside the product and x keeps its precision, except under "w8a8", where each
+            row of x is rounded to int8 by its own scale and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
     Returns:
         [..., N] in x's dtype.

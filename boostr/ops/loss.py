@@ -24,7 +24,8 @@ def cross_entropy(
     """-log softmax(logits)[target], in float32 or wider.
 
     Args:
-        logits: [T, V] float.   targets: integer [T]; rows whose target is `ignore_index` do not count.
+        logits: [T, V] float.   targets: integer [T]; rows whose target is `ignore_index` do not
+            count.
         reduction: "mean" over the rows that count (nan if none does), "sum" or "none".
         label_smoothing: s in [0, 1]: (1 - s) · loss + s · mean over the vocabulary of -log softmax.
     Returns:

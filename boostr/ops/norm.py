@@ -1,7 +1,8 @@
-"""RMS and layer normalisation over the last axis, optionally with the residual add that precedes it.
+"""RMS and layer normalisation over the last axis, optionally with the residual add before it.
 
-Statistics and the product with the weight are in float32 (float64 for float64 inputs), the result in
-x's dtype. With `residual`, h = x + residual is normalised and returned too: one pass over memory.
+Statistics and the product with the weight are in float32 (float64 for float64 inputs), the result
+in x's dtype. With `residual`, h = x + residual is normalised and returned too: one pass over
+memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def rms_norm(
 
     Args:
         x: [..., E] float.   weight: [E].   residual: as x; it is added to x first.
-        eps: added to the mean square.   weight_offset: 1 for Gemma, whose weights are stored minus 1.
+        eps: added to the mean square.   weight_offset: 1 for Gemma, stored minus 1.
     Returns:
         [..., E] in x's dtype; with `residual` the pair (normalised, x + residual).
     Source: Zhang & Sennrich 2019, Root Mean Square Layer Normalization.
@@ -44,7 +45,7 @@ def layer_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """(x - mean(x)) / sqrt(var(x) + eps) · weight + bias, over the last axis; var is the biased one.
+    """(x - mean(x)) / sqrt(var(x) + eps) · weight + bias, over the last axis; var is biased.
 
     Args:
         x: [..., E] float.   weight, bias: [E].   residual: as x; it is added to x first.

@@ -14,8 +14,9 @@ def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
     """Round a weight to int8: scale = absmax / 127 of each row or group, values = rint(w / scale).
 
     Args:
-        w: [N, K] float.   scheme: "int8" (a scale for each row), "int8-g32|g64|g128" (for each group
-            of inputs; the last may be short), "w8a8" (as int8; `linear` rounds its input too).
+        w: [N, K] float.   scheme: "int8" (a scale for each row), "int8-g32|g64|g128" (for each
+            group of inputs; the last may be short), "w8a8" (as int8; `linear` rounds its input
+            too).
     """
     chosen = parse_scheme(scheme)
     if w.ndim != 2 or not dtypes.is_float(w.dtype):

@@ -1,4 +1,5 @@
 """Reductions, products and indexing as ops, each with its gradient."""
+# ruff: noqa: A001  (named as in numpy)
 
 from __future__ import annotations
 
@@ -132,7 +133,7 @@ _matmul_op = Op(
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """[..., M, K] @ [..., K, N] -> [..., M, N], leading axes broadcast; sums in float32 or wider."""
+    """[..., M, K] @ [..., K, N] -> [..., M, N], leading axes broadcast; float32 sums or wider."""
     for v in (a, b):
         if not isinstance(v, Tensor):
             raise DTypeError(f"matmul: expected two Tensors, got {type(v).__name__}")

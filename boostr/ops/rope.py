@@ -17,12 +17,13 @@ def rope(
 ) -> Tensor:
     """Rotate pairs of x's head dimensions by position · frequency.
 
-    (a, b) becomes (a·cos - b·sin, b·cos + a·sin). The pairs are (i, i + R/2) in "split-half" (Hugging
-    Face checkpoints) and (2i, 2i + 1) in "interleaved" (GGUF llama). Where R < D (partial rotary),
-    dimensions R.. pass through.
+    (a, b) becomes (a·cos - b·sin, b·cos + a·sin). The pairs are (i, i + R/2) in "split-half"
+    (Hugging Face checkpoints) and (2i, 2i + 1) in "interleaved" (GGUF llama). Where R < D (partial
+    rotary), dimensions R.. pass through.
 
     Args:
-        x: [T, H, D] float.   cos, sin: [S, R/2] float32 tables, R <= D even; R is twice their width.
+        x: [T, H, D] float.   cos, sin: [S, R/2] float32 tables, R <= D even; R is twice
+            their width.
         positions: [T] int32, each in 0..S-1: the row of the tables for each token.
     Returns:
         [T, H, D] in x's dtype.

@@ -63,7 +63,7 @@ class RopeConfig:
 
 
 def frequencies(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
-    """(inverse frequencies float64 [R/2], factor on cos and sin) for a sequence of `length` tokens."""
+    """(inverse frequencies float64 [R/2], factor on cos and sin) for `length` tokens."""
     return ROPE_TYPES[config.rope_type](config, length)
 
 
@@ -157,13 +157,13 @@ def _yarn_factor(config: RopeConfig, factor: float) -> float:
 
 
 def _longrope(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
-    """A factor for each dimension, another set beyond the trained context. Source: LongRoPE, 2024."""
+    """A factor for each dimension, another set beyond the trained context. Source: LongRoPE."""
     trained = config.original_positions
     name = "long_factor" if length > trained else "short_factor"
     factors = np.asarray(config.parameters.get(name) or [], dtype=np.float64)
     if factors.shape != (config.rotary_dim // 2,):
         raise OptionError(
-            f"rope: longrope's {name} must have {config.rotary_dim // 2} numbers, got {factors.size}"
+            f"rope: longrope's {name} must be {config.rotary_dim // 2} numbers, got {factors.size}"
         )
     extension = config.parameters.get("factor")
     if extension is None:

@@ -1,8 +1,8 @@
 """Choosing tokens from logits, a batch at a time and on the device: no value is read on the host.
 
 The order is that of Hugging Face's warpers: penalties and bias, temperature, top-k, top-p, min-p,
-draw. Each row has its own options and its own random stream, so a row gives the same token alone and
-in a batch. The draw is defined so that every backend can repeat it:
+draw. Each row has its own options and its own random stream, so a row gives the same token alone
+and in a batch. The draw is defined so that every backend can repeat it:
 
     candidates   i = 0, 1, ... in order of falling logit, ties by rising id
     w[i]         exp((x[i] - x[0]) / temperature); C[i] = w[0] + ... + w[i]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -167,12 +168,12 @@ def split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> list[Tensor]:
     lead = (slice(None),) * axis
     return [
         _slice_op(x, (*lead, slice(int(a), int(b)), *(slice(None),) * (x.ndim - axis - 1)))
-        for a, b in zip(ends[:-1], ends[1:], strict=True)
+        for a, b in pairwise(ends)
     ]
 
 
 def bitcast(x: Tensor, dtype: Any) -> Tensor:
-    """The same bytes read as another dtype; the last axis changes with the item size. No gradient."""
+    """The same bytes as another dtype; the last axis changes with the item size. No gradient."""
     wanted = dtypes.parse(dtype)
     if x.ndim == 0 or x.shape[-1] * x.dtype.itemsize % wanted.itemsize:
         raise ShapeError(

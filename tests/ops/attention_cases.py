@@ -12,7 +12,7 @@ from tolerance import assert_close, rms
 
 @dataclass(frozen=True)
 class Case:
-    """One row: lengths of the segments, heads, widths and options. `extra` tokens are in no segment."""
+    """One row: lengths of segments, heads, widths, options. `extra` tokens are in no segment."""
 
     name: str
     len_q: tuple[int, ...]
@@ -100,7 +100,7 @@ def draw(rng: np.random.Generator, case: Case, dtype: str) -> tuple[np.ndarray, 
 
 
 def close(got, want, q, k, v, dtype: str, options: dict[str, Any]) -> None:
-    """Compare (out, lse). A score is a sum of D terms, and its error moves the average of v by as much."""
+    """Compare (out, lse): the error of a score moves the average of v by as much."""
     out, lse = (x.numpy() for x in got)
     scale = options.get("scale", q.shape[2] ** -0.5)
     size = 1 + rms(q) * rms(k) * scale * np.sqrt(q.shape[2])

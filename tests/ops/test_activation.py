@@ -11,19 +11,19 @@ from tolerance import assert_close
 from boostr import Tensor, dtypes
 from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, OptionError, ShapeError
-from boostr.ops import activation as F
+from boostr.ops import activation
 
 ONE = {
-    "silu": (F.silu, oracles.silu),
-    "relu": (F.relu, lambda x: np.maximum(np.asarray(x, np.float64), 0)),
-    "gelu": (F.gelu, oracles.gelu),
-    "gelu-tanh": (lambda x: F.gelu(x, "tanh"), lambda x: oracles.gelu(x, "tanh")),
+    "silu": (activation.silu, oracles.silu),
+    "relu": (activation.relu, lambda x: np.maximum(np.asarray(x, np.float64), 0)),
+    "gelu": (activation.gelu, oracles.gelu),
+    "gelu-tanh": (lambda x: activation.gelu(x, "tanh"), lambda x: oracles.gelu(x, "tanh")),
 }
 TWO = {
-    "swiglu": (F.swiglu, oracles.swiglu),
-    "geglu": (F.geglu, oracles.geglu),
+    "swiglu": (activation.swiglu, oracles.swiglu),
+    "geglu": (activation.geglu, oracles.geglu),
     "geglu-tanh": (
-        lambda g, u: F.geglu(g, u, "tanh"),
+        lambda g, u: activation.geglu(g, u, "tanh"),
         lambda g, u: oracles.geglu(g, u, "tanh"),
     ),
 }
@@ -73,7 +73,7 @@ def test_gated_gradient(name, backend64, rng):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax(name, scale, axis, backend, dtype, rng):
     x = normal(rng, (5, 7, 65), dtype, scale)
-    got = getattr(F, name)(Tensor(strided(x), backend=backend), axis)
+    got = getattr(activation, name)(Tensor(strided(x), backend=backend), axis)
     assert got.dtype == x.dtype
     want = getattr(oracles, name)(x.astype(np.float64), axis)
     assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=1.0 + (name != "softmax") * scale)
@@ -81,14 +81,14 @@ def test_softmax(name, scale, axis, backend, dtype, rng):
 
 def test_masked_softmax(backend):
     x = np.array([[0, -math.inf, 0], [-math.inf] * 3], np.float32)
-    got = F.softmax(Tensor(x, backend=backend))
+    got = activation.softmax(Tensor(x, backend=backend))
     assert got.tolist() == [[0.5, 0, 0.5], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_gradient(name, axis, backend64, rng):
-    gradcheck(lambda x: getattr(F, name)(x, axis), leaves(backend64, normal(rng, (3, 4))))
+    gradcheck(lambda x: getattr(activation, name)(x, axis), leaves(backend64, normal(rng, (3, 4))))
 
 
 def test_refuses(rng):
@@ -96,18 +96,18 @@ def test_refuses(rng):
     n = x.to("int32")
     for name in ("silu", "gelu", "softmax", "log_softmax"):
         with refused(DTypeError, name, "float", "int32"):
-            getattr(F, name)(n)
+            getattr(activation, name)(n)
     for name in ("softmax", "log_softmax"):
         with refused(ShapeError, name, "axis 2", "2 axes"):
-            getattr(F, name)(x, 2)
+            getattr(activation, name)(x, 2)
     for name in ("swiglu", "geglu"):
         with refused(ShapeError, name, "float32[2, 3]", "float32[2, 2]"):
-            getattr(F, name)(x, x[:, 1:])
+            getattr(activation, name)(x, x[:, 1:])
         with refused(ShapeError, name, "float32[2, 3]", "float16[2, 3]"):
-            getattr(F, name)(x, x.to(dtypes.float16))
+            getattr(activation, name)(x, x.to(dtypes.float16))
         with refused(DTypeError, name, "float", "int32"):
-            getattr(F, name)(n, n)
+            getattr(activation, name)(n, n)
     with refused(OptionError, "gelu", "tanh", "'erf'"):
-        F.gelu(x, "erf")
+        activation.gelu(x, "erf")
     with refused(OptionError, "geglu", "tanh", "'erf'"):
-        F.geglu(x, x, "erf")
+        activation.geglu(x, x, "erf")

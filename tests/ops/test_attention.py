@@ -34,8 +34,8 @@ def attend(backend, q, k, v, case):
 
 
 def oracle(q, k, v, case):
-    options = {n: v for n, v in case.options.items()}
-    return oracles.varlen_attention(q, k, v, case.cu_seqlens_q, case.cu_seqlens_k, **options)
+    lengths = case.cu_seqlens_q, case.cu_seqlens_k
+    return oracles.varlen_attention(q, k, v, *lengths, **case.options)
 
 
 # -- forward -------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_paged_dtypes(stored, backend, rng):
 
 @pytest.mark.parametrize(("bs", "columns"), [(1, 12), (3, 4), (16, 1), (4, 3)])
 def test_rings(bs, columns, backend, rng):
-    """A window of 8 and up to 4 new tokens live in a ring of 12 rows or more, at positions past it."""
+    """A window of 8 and up to 4 new tokens in a ring of 12 rows or more, at positions past it."""
     base = BY_NAME["window-prefix"]
     options = {"causal": True, "window": (8, 0)}
     q, k, v = draw(rng, base, "float32")

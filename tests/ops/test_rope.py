@@ -1,4 +1,4 @@
-"""rope against the oracle, and its tables against the oracle's frequencies for every scaling type."""
+"""rope against the oracle, and its tables for every scaling type."""
 
 import numpy as np
 import oracles

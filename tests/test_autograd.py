@@ -1,0 +1,167 @@
+"""The tape: leaves, sharing, depth, no_grad, kernels without a gradient of their own, gradcheck."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from draws import leaves, normal, refused
+
+from boostr import Tensor, autograd, backends, dtypes
+from boostr.autograd import gradcheck, gradients, no_grad
+from boostr.backends import Kernel
+from boostr.dispatch import OPS, Op
+from boostr.errors import OptionError, ShapeError
+from boostr.ops import core, linear, rms_norm
+
+
+def leaf(values):
+    return leaves("numpy", np.array(values, np.float64))[0]
+
+
+def test_backward_adds_to_the_leaves():
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    (x * y + x).sum().backward()
+    assert x.grad.tolist() == [4, 5] and y.grad.tolist() == [1, 2]
+    (x * 2).sum().backward()
+    assert x.grad.tolist() == [6, 7]
+
+
+def test_a_value_used_many_times():
+    x = leaf([2.0])
+    y = x * x
+    (y * y + y).backward()
+    assert x.grad.item() == pytest.approx(4 * 8 + 2 * 2)
+
+
+def test_backward_of_a_leaf_itself():
+    x = leaf([2.0])
+    x.backward()
+    assert x.grad.item() == 1
+
+
+def test_gradients_leaves_grad_alone():
+    x, y, z = leaf([1.0]), leaf([2.0]), leaf([3.0])
+    inner = x * y
+    got = gradients(inner * y, [x, inner, z])
+    assert [None if g is None else g.item() for g in got] == [4, 2, None] and x.grad is None
+
+
+def test_a_given_gradient():
+    x = leaf([1.0, 2.0])
+    (x * 3).backward(Tensor(np.array([1.0, -1.0]), backend="numpy"))
+    assert x.grad.tolist() == [3, -3]
+
+
+def test_no_grad_records_nothing():
+    x = leaf([1.0])
+    with no_grad():
+        y = x * 2
+    assert not y.requires_grad and (x * 2).requires_grad
+
+
+def test_integers_carry_no_gradient():
+    x = leaf([3.0, 1.0])
+    assert not core.argmax(x).requires_grad
+    assert not x.to("int32").requires_grad and not (x > 0).requires_grad
+    values = core.take(x, core.argsort(x))
+    values.sum().backward()
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_deep_tapes_do_not_recurse():
+    x = leaf([1.0])
+    y = x
+    for _ in range(5000):
+        y = y + 0
+    y.backward()
+    assert x.grad.item() == 1
+
+
+def test_tapes_are_freed():
+    x = leaf([1.0])
+    y = (x * 2).sum()
+    held = weakref.ref(y)
+    y.backward()
+    del y
+    gc.collect()
+    assert held() is None
+
+
+def test_lists_of_tensors():
+    x, y = leaf([1.0]), leaf([2.0])
+    core.concat([x, y, x]).sum().backward()
+    assert x.grad.item() == 2 and y.grad.item() == 1
+
+
+def test_gradient_keeps_the_dtype_of_its_tensor(plain_backend):
+    x = Tensor(np.ones((2, 4), dtypes.bfloat16), backend=plain_backend, requires_grad=True)
+    w = Tensor(np.ones(4, np.float32), backend=plain_backend, requires_grad=True)
+    (rms_norm(x, w).to("float32") * w).sum().backward()
+    assert x.grad.dtype == dtypes.bfloat16 and w.grad.dtype == dtypes.float32
+
+
+# -- kernels -------------------------------------------------------------------------------------
+@pytest.fixture
+def op_with_kernel(monkeypatch):
+    """An op of two outputs without a vjp, served by a "kernel" that records nothing."""
+    numpy = backends.get("numpy")
+
+    def composite(a, b, many):
+        return a * b + many[0], b * 3
+
+    op = Op("test_op", composite)
+    kernel, found = Kernel(run=lambda *args: composite(*args)), numpy.kernel
+    monkeypatch.setattr(numpy, "kernel", lambda n: kernel if n == "test_op" else found(n))
+    yield op
+    del OPS["test_op"]
+
+
+def test_a_kernel_without_vjp_uses_its_composite(op_with_kernel, rng):
+    a, b, c = leaves("numpy", *(normal(rng, (3,)) for _ in range(3)))
+    first, second = op_with_kernel(a, b, [c])
+    assert first.node.op is op_with_kernel
+    (first * second).sum().backward()
+    gradcheck(lambda a, b, c: op_with_kernel(a, b, [c])[0], [a, b, c])
+    gradcheck(lambda a, b, c: op_with_kernel(a, b, [c])[1], [a, b, c])
+
+
+def test_one_tensor_given_twice_counts_twice_and_not_four_times(op_with_kernel):
+    x = leaf([3.0])
+    op_with_kernel(x, x, [x])[0].backward()
+    assert x.grad.item() == 2 * 3 + 1
+
+
+def test_unused_outputs_are_none(op_with_kernel):
+    a, b, c = leaf([1.0]), leaf([2.0]), leaf([3.0])
+    op_with_kernel(a, b, [c])[1].backward()
+    assert b.grad.item() == 3 and a.grad is None
+
+
+# -- gradcheck -----------------------------------------------------------------------------------
+def test_gradcheck_finds_a_wrong_gradient():
+    wrong = Op("test_wrong", lambda x: x * x, vjp=lambda g, y, x: (g * x,))
+    del OPS["test_wrong"]
+    with pytest.raises(AssertionError):
+        gradcheck(wrong, [leaf([1.0, 2.0])])
+    gradcheck(lambda x: x * x, [leaf([1.0, 2.0])])
+
+
+def test_gradcheck_leaves_its_inputs_as_they_were(rng):
+    x, w = leaves("numpy", normal(rng, (2, 3)), normal(rng, (4, 3)))
+    before = x.numpy().copy()
+    gradcheck(linear, [x, w])
+    np.testing.assert_array_equal(x.numpy(), before)
+    assert x.grad is None
+
+
+def test_refuses():
+    x = leaf([1.0, 2.0])
+    with refused(ShapeError, "backward", "(2,)", "scalar"):
+        (x * 2).backward()
+    with refused(ShapeError, "backward", "(2,)", "(1,)"):
+        (x * 2).backward(Tensor(np.ones(1), backend="numpy"))
+    with refused(OptionError, "backward", "requires a gradient"):
+        autograd.backward(x.detach())
+    with refused(OptionError, "gradcheck", "float64", "float32"):
+        gradcheck(lambda x: x * 2, [Tensor([1.0], backend="numpy", requires_grad=True)])

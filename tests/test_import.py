@@ -1,0 +1,33 @@
+"""`import boostr` is light: what it must not import, and how long it may take."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("numba", "llvmlite", "wgpu", "cupy", "torch", "transformers", "tokenizers", "jinja2",
+         "huggingface_hub", "scipy")  # fmt: skip
+LIMIT = 0.4  # seconds: part of the specification, so the one time limit among the tests
+TIMED = (
+    "import time; start = time.perf_counter(); import boostr; print(time.perf_counter() - start)"
+)
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_imports_nothing_heavy():
+    found = python(f"import sys, boostr; print(*(m for m in {HEAVY} if m in sys.modules))")
+    assert found == ""
+
+
+def test_import_time():
+    assert min(float(python(TIMED)) for _ in range(5)) < LIMIT
+
+
+def test_version():
+    assert python("import boostr; print(boostr.__version__)").count(".") == 2
