@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from boostr.errors import OptionError
+from boostr.io import wheel_model
 from boostr.io.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def system_prompt(model: LanguageModel, wanted: str | None) -> str | None:
     """The system prompt to send: what was asked for, else the default model's, else none."""
     if wanted is not None or not has_template(model):
         return wanted
-    return DEFAULT_MODEL_SYSTEM if DEFAULT_MODEL.rpartition("/")[2] in model.source else None
+    names = (DEFAULT_MODEL.rpartition("/")[2], wheel_model.REQUIREMENT)
+    return DEFAULT_MODEL_SYSTEM if any(name in model.source for name in names) else None
 
 
 def as_messages(system: str | None, *turns: dict[str, str]) -> list[dict[str, str]]:

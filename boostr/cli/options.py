@@ -36,7 +36,7 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         if self.revision and self.model is None:
-            raise click.UsageError("--revision says which version of -m; give both")
+            raise click.UsageError("--revision needs a MODEL that it is a revision of")
         if self.quantize_embeddings and self.quantize is None:
             raise click.UsageError("--quantize-embeddings needs --quantize")
 

@@ -1,0 +1,56 @@
+"""`boostr embed`: texts to vectors."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import numpy as np
+
+from boostr.cli.messages import read_stdin
+from boostr.cli.options import ModelChoice, as_json, model_choice
+from boostr.cli.output import print_json
+from boostr.cli.types import TEXT
+from boostr.errors import OptionError
+
+
+@click.command("embed")
+@click.argument("texts", metavar="TEXT...", type=TEXT, nargs=-1, required=True)
+@model_choice
+@as_json
+def command(texts: tuple[str, ...], choice: ModelChoice, as_json: bool) -> None:
+    """Print the vectors of one or more TEXTs as a JSON list of lists.
+
+    One "-" reads texts from stdin, one a line. MODEL must be an encoder, such as a
+    sentence-transformers folder. --json gives an object with the model beside the vectors.
+    """
+    if choice.model is None:
+        raise click.UsageError("-m is missing: the default model writes text, it has no vectors")
+    if "-" in texts:
+        if len(texts) > 1:
+            raise click.UsageError('"-" reads the texts from stdin, give no other TEXT with it')
+        texts = tuple(read_stdin().splitlines())
+        if not texts:
+            raise OptionError("stdin has no lines")
+    model, load_seconds = choice.load()
+    start = time.perf_counter()
+    vectors = model.embed(texts)
+    seconds = time.perf_counter() - start
+    if not as_json:
+        print_json(_numbers(vectors))
+        return
+    print_json(
+        {
+            "model": model.source,
+            "backend": model.backend.device,
+            "dimension": vectors.shape[1],
+            "count": len(vectors),
+            "embeddings": _numbers(vectors),
+            "timings": {"load_seconds": load_seconds, "embed_seconds": seconds},
+        }
+    )
+
+
+def _numbers(vectors: np.ndarray) -> list[list[float]]:
+    """Numbers with the nine digits that a float32 needs, not the seventeen of its double."""
+    return [[float(f"{value:.9g}") for value in row] for row in vectors.tolist()]

@@ -1,0 +1,33 @@
+"""Ctrl-C that stops an answer at its next token, and leaves the program and the model whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class StopOnInterrupt:
+    """While entered, the first Ctrl-C sets `requested`; a second one raises KeyboardInterrupt.
+
+    A KeyboardInterrupt may come between any two steps of Python, also inside of a running program;
+    a flag is looked at between tokens only. Elsewhere than in the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopOnInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _request(self, *signal_and_frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
