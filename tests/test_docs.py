@@ -1,0 +1,123 @@
+"""Documentation that runs: code blocks of README and docs, and the tables made from the code.
+
+`python tests/test_docs.py` rewrites the tables.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The boostr commands of a page that can run by themselves."""
+    lines = [line for code in blocks(page, "sh") for line in code.splitlines()]
+    return [line for line in lines if line.startswith("boostr ") and "boostr chat" not in line]
+
+
+def coverage_table() -> str:
+    from boostr import backends, coverage, engine  # noqa: F401
+    from boostr.engine import load  # noqa: F401  (every op is defined once this is imported)
+
+    rows = coverage(backends.get("numpy"))
+    lines = ["| op | numpy |", "|---|---|"]
+    return "\n".join(lines + [f"| {op} | {'kernel' if why is None else 'composite'} |"
+                              for op, why in rows.items()])  # fmt: skip
+
+
+def variables_table() -> str:
+    from boostr import env
+
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    return "\n".join(
+        lines
+        + [f"| `{v.name}` | `{v.default}` | {v.help.replace('|', '&#124;')} |" for v in env.VARIABLES]
+    )
+
+
+TABLES = {"coverage": coverage_table, "variables": variables_table}
+
+
+def with_tables(text: str) -> str:
+    """The page with its generated tables as they should be."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.S)
+        if pattern.search(text):
+            table = make()
+            text = pattern.sub(lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text)
+    return text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])
+def test_tables_are_current(page):
+    pytest.importorskip("numba", reason="the table tells what has a kernel, which needs numba")
+    assert with_tables(page.read_text()) == page.read_text(), "run: python tests/test_docs.py"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A BOOSTR_CACHE that has the default model, so that pages run without a network."""
+    import real_models
+
+    from boostr import env
+    from boostr.io import wheel_model
+
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").mkdir()
+    shutil.copyfile(real_models.smollm2(), folder / "models" / wheel_model.GGUF_NAME)
+    if (env.cache_dir() / "kernels").is_dir():  # compiled already: saves minutes
+        shutil.copytree(env.cache_dir() / "kernels", folder / "kernels")
+    return folder
+
+
+@pytest.fixture
+def with_cache(cache, monkeypatch):
+    monkeypatch.setenv("BOOSTR_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+WITH_PYTHON = [p for p in PAGES if blocks(p, "python")]
+WITH_COMMANDS = [p for p in PAGES if commands(p)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=[p.name for p in WITH_PYTHON])
+def test_python_blocks_run(page, with_cache, capsys):
+    scope: dict = {"__name__": "__main__"}
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), scope)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=[p.name for p in WITH_COMMANDS])
+def test_commands_run(page, with_cache, tmp_path):
+    import real_models
+
+    (tmp_path / "MiniLM").symlink_to(real_models.minilm())
+    (tmp_path / "model.gguf").symlink_to(real_models.smollm2())
+    for line in commands(page):
+        line = line.replace("boostr ", f"{sys.executable} -m boostr ", 1)
+        run = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, f"{line}\n{run.stderr}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
