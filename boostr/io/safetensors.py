@@ -45,11 +45,11 @@ class SafetensorsFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self._info(name).shape
+        return self.info(name).shape
 
     def dtype(self, name: str) -> np.dtype:
         """The numpy dtype (bf16 and fp8 from ml_dtypes) that `tensor(name)` has."""
-        info = self._info(name)
+        info = self.info(name)
         if info.dtype not in DTYPES:
             raise ModelFileError(
                 f"{self.path}: tensor {name!r} is {info.dtype}; boostr reads {', '.join(DTYPES)}"
@@ -58,7 +58,7 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> np.ndarray:
         """A read-only view of the file, no copy (unaligned tensors are copied)."""
-        info, dtype = self._info(name), self.dtype(name)
+        info, dtype = self.info(name), self.dtype(name)
         if self._data is None:
             raise ModelFileError(f"{self.path}: tensor {name!r} was asked for after close()")
         try:
@@ -79,7 +79,8 @@ class SafetensorsFile:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _info(self, name: str) -> TensorInfo:
+    def info(self, name: str) -> TensorInfo:
+        """The header's row of a tensor, also of dtypes that `tensor` cannot give."""
         if name not in self._infos:
             raise ModelFileError(f"{self.path}: no tensor {name!r} among {len(self._infos)}")
         return self._infos[name]
@@ -126,6 +127,10 @@ class SafetensorsFolder:
     def tensor(self, name: str) -> np.ndarray:
         """A read-only view of the shard, no copy (unaligned tensors are copied)."""
         return self._file(name).tensor(name)
+
+    def info(self, name: str) -> TensorInfo:
+        """The header's row of a tensor, also of dtypes that `tensor` cannot give."""
+        return self._file(name).info(name)
 
     def close(self) -> None:
         """Drops the maps; the memory goes when the last tensor taken from them does."""

@@ -223,6 +223,8 @@ def test_what_the_file_may_hold_and_we_do_not_read(tmp_path: Path) -> None:
             st_file.tensor("b")
         with pytest.raises(ModelFileError, match="no tensor 'c' among 2"):
             st_file.tensor("c")
+        info = st_file.info("a")
+        assert (info.dtype, info.shape, info.end - info.begin) == ("F4", (2,), 1)
 
 
 sizes = st.one_of(st.integers(-2, 9), st.sampled_from([2**31, 2**32, 2**63, 2**64]), st.floats())
