@@ -27,12 +27,12 @@ def strided(x: np.ndarray) -> np.ndarray:
     return view
 
 
-def tensors(backend: Backend, *arrays: Any) -> list[Tensor]:
+def tensors(backend: str | Backend, *arrays: Any) -> list[Any]:
     """Each array as a tensor; None stays None."""
-    return [None if a is None else Tensor(a, backend=backend) for a in arrays]  # type: ignore[misc]
+    return [None if a is None else Tensor(a, backend=backend) for a in arrays]
 
 
-def leaves(backend: Backend, *arrays: np.ndarray) -> list[Tensor]:
+def leaves(backend: str | Backend, *arrays: np.ndarray) -> list[Any]:
     """Float64 tensors that require a gradient, for gradcheck."""
     return [Tensor(a.astype(np.float64), backend=backend, requires_grad=True) for a in arrays]
 

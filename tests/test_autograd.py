@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from boostr.errors import OptionError, ShapeError
 from boostr.ops import core, linear, rms_norm
 
 
-def leaf(values):
+def leaf(values) -> Any:
     return leaves("numpy", np.array(values, np.float64))[0]
 
 

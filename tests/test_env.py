@@ -77,3 +77,16 @@ def test_auto_finds_a_backend_that_answers(monkeypatch):
 def test_available_gives_a_reason_or_none(name):
     reason = backends.available()[name]
     assert reason is None or reason
+
+
+def test_a_missing_backend_is_a_skip_or_a_failure(monkeypatch):
+    """BOOSTR_REQUIRE is what lets continuous integration trust the `backend` fixture."""
+    from conftest import open_backend
+
+    monkeypatch.setattr(backends, "available", lambda: {"numpy": "no such device"})
+    monkeypatch.setenv("BOOSTR_REQUIRE", "")
+    with pytest.raises(pytest.skip.Exception, match="numpy: no such device"):
+        open_backend("numpy")
+    monkeypatch.setenv("BOOSTR_REQUIRE", "wgpu,numpy")
+    with pytest.raises(pytest.fail.Exception, match="no such device"):
+        open_backend("numpy")

@@ -167,7 +167,7 @@ def test_tensors_of_two_backends_do_not_mix():
     from boostr.backends.numpy import NumpyBackend
 
     class Other(NumpyBackend):
-        device = "numpy-two"
+        device = "numpy-two"  # type: ignore[assignment]
 
     other = Other()
     x, y = zeros((2, 2), backend="numpy"), zeros((2, 2), backend=other)

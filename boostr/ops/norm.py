@@ -7,6 +7,8 @@ memory.
 
 from __future__ import annotations
 
+from typing import overload
+
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
@@ -14,6 +16,23 @@ from boostr.ops import core
 from boostr.tensor import Tensor
 
 
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float = ..., weight_offset: float = ...
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float = ..., residual: Tensor, weight_offset: float = ...
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = ...,
+    residual: Tensor | None,
+    weight_offset: float = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor,
     weight: Tensor,
@@ -37,6 +56,23 @@ def rms_norm(
     return _add_rms_norm(x, residual, weight, eps, weight_offset)
 
 
+@overload
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., *, eps: float = ...
+) -> Tensor: ...
+@overload
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., *, eps: float = ..., residual: Tensor
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    eps: float = ...,
+    residual: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def layer_norm(
     x: Tensor,
     weight: Tensor,

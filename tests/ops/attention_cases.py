@@ -70,6 +70,7 @@ CASES = [
     _same("window-none", 20, options={"window": (None, None)}),
     _same("window-self", 5, 9, options={"window": (0, 0)}),
     _same("window-both", 70, 3, options={"window": (5, 2)}),
+    _same("window-right-but-causal", 20, options={"causal": True, "window": (5, 2)}),
     _same("window-right", 20, options={"window": (-1, 3)}),
     _same("window-over-blocks", 300, H=2, K=1, options={"causal": True, "window": (64, None)}),
     Case("window-prefix", (4, 1), (40, 33), options={"causal": True, "window": (16, 0)}),
