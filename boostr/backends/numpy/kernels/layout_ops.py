@@ -1,6 +1,7 @@
 """What launches and kernels of the ops must agree on; imports no numba, as `layout.py`."""
 
 CHUNK = 512  # elements of a row that are one item of an elementwise kernel
+PENALTY_CHUNK = 4096  # logits of a row that are one item of `penalize`
 
 # Parameters of the attention kernels. Strides are in elements. CU_K is 0 for a paged cache, which
 # has TABLE [B, COLUMNS], KV_LENS [B], BLOCK_SIZE and BLOCKS instead; ALIBI and SINKS may be 0.
