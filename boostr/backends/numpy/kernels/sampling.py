@@ -31,12 +31,6 @@ from boostr.backends.numpy.kernels.vmath import exp, reduce_add, reduce_max, red
 
 BUCKETS = 2048
 LEVELS = (2.0, 4.0, 6.0, 9.0, 13.0)  # values of (x0 - x) / temperature
-    2.0,
-    4.0,
-    6.0,
-    9.0,
-    13.0,
-)  # distances (x0 - x) / temperature for which the weight is known
 ENDS = BUCKETS + LANES  # one more bucket for those that are no candidates
 FARTHEST = 90.0  # weights below e**-90 are 0
 INFINITE = float("inf")
