@@ -171,6 +171,10 @@ class Decoder:
         ids, logits = self._program.outputs
         return ids.numpy(), logits
 
+    def describe(self) -> list[str]:
+        """One line for each call of the program, which the first step records."""
+        return [] if self._program is None else self._program.describe()
+
     def _step(self) -> tuple[Tensor, Tensor]:
         batch = Batch(
             self._ids,
