@@ -84,7 +84,7 @@ def _linear(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | N
 
 def _gemv(backend: NumpyBackend, p: list[int], form: str, M: int, N: int, reads, out) -> None:
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    rows = 4 if columns <= 2 else 2
+    rows = 1
     backend.launch(
         "linear.gemv", p, items=N, grain=max(rows, min(32, N // 8 // rows * rows)), reads=reads,
         writes=[out], form=form, rows=rows, columns=columns,
