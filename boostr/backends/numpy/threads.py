@@ -1,14 +1,14 @@
 """The thread pool that runs native kernels: the caller and N - 1 workers.
 
 A list of calls is an int64 array of records [function, params, items, grain, barrier, -, -, -]
-(`kernels/layout.py`). One native call runs all of it: each thread takes chunks [start, stop) of at
-most `grain` items from the call's counter, and goes on to the next call when they are used up.
-After a call whose barrier word is not 0 all threads wait until every chunk so far is done; calls
-between two barriers must not depend on each other.
+(`kernels/layout.py`). One native call runs all of it: each thread takes chunks [start, stop) from
+the call's counter, long ones first and none shorter than `grain` items but the last, and goes on to
+the next call when they are used up. After a call whose barrier word is not 0 all threads wait until
+every item so far is done; calls between two barriers must not depend on each other.
 
 Workers are Python daemon threads that sit in a native function without the GIL. When idle they spin
 for a short while (a decode step follows another within microseconds), then sleep on a Python lock.
-Nothing waits for a worker that sleeps: completion counts chunks, not threads, so a late worker
+Nothing waits for a worker that sleeps: completion counts items, not threads, so a late worker
 costs speed and never a deadlock.
 """
 
@@ -38,7 +38,7 @@ class Calls:
         self.records = np.zeros((0, layout.RECORD), np.int64)
 
     def add(self, address: int, params: np.ndarray, items: int, grain: int, barrier=True) -> None:
-        """One call: `items` units of work, handed out in chunks of at most `grain`."""
+        """One call: `items` units of work, handed out in chunks of a multiple of `grain`."""
         self._kept.append(params)
         row = (address, params.ctypes.data, items, max(1, grain), int(barrier))
         self._rows.append(row)

@@ -11,6 +11,7 @@ from boostr.backends.numpy.kernels.atomic import (
     pause,
     read,
     read_relaxed,
+    replace,
     write,
 )
 from boostr.backends.numpy.kernels.layout import (
@@ -55,24 +56,42 @@ def _wait_until(state, word, least):
 
 
 @inline
+def _take(record, shares):
+    """Claims the next chunk of a call: (start, stop), empty when all items are taken.
+
+    A chunk is a share of what is left, and at least `grain` items: long ones first, because memory
+    is read fastest in long runs of addresses, short ones last, so that the threads finish together.
+    """
+    items, grain = record[ITEMS], record[GRAIN]
+    start = read_relaxed(record, NEXT)
+    while start < items:
+        size = max(1, (items - start) // (grain * shares)) * grain
+        stop = min(start + size, items)
+        found = replace(record, NEXT, start, stop)
+        if found == start:
+            return start, stop
+        start = found
+    return items, items
+
+
+@inline
 def _drive(state):
     """Takes chunks of all calls in order; what every thread of a run does.
 
-    A thread leaves a call when its counter is used up. At a barrier it reports how many chunks it
+    A thread leaves a call when all its items are taken. At a barrier it reports how many items it
     has done and waits for the sum of all; so a thread that joins late, or never, is not waited for.
     """
     calls, count = i64(state[CALLS]), state[COUNT]
+    shares = 2 * (state[WORKERS] + 1)
     mine = 0
     index = read(state, CURSOR)
     while index < count:
         record = calls + index * RECORD
-        items, grain = record[ITEMS], record[GRAIN]
-        while read_relaxed(record, NEXT) < items:
-            start = fetch_add(record, NEXT, grain)
-            if start >= items:
-                break
-            invoke(record[FUNCTION], record[PARAMS], start, min(start + grain, items))
-            mine += 1
+        start, stop = _take(record, shares)
+        while start < stop:
+            invoke(record[FUNCTION], record[PARAMS], start, stop)
+            mine += stop - start
+            start, stop = _take(record, shares)
         if record[BARRIER] != 0:
             if mine != 0:
                 fetch_add(state, DONE, mine)
@@ -90,7 +109,7 @@ def run():
         total = 0
         for index in range(count):
             record = records + index * RECORD
-            total += (record[ITEMS] + record[GRAIN] - 1) // record[GRAIN]
+            total += record[ITEMS]
             record[NEXT] = 0
             record[TARGET] = total
         records[(count - 1) * RECORD + BARRIER] = 1
