@@ -246,17 +246,23 @@ def _download(reference: _Reference, progress: bool) -> ResolvedModel:
 
 
 def _cached(reference: _Reference) -> ResolvedModel | None:
-    """The model in the Hugging Face cache, if all of it is there. Opens no connection."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    """The model in the Hugging Face cache, if all of it is there. Opens no connection.
 
-    if reference.file:
-        found = try_to_load_from_cache(reference.repo, reference.file, revision=reference.revision)
-        return _resolved(reference, Path(found)) if isinstance(found, str) else None
+    Reads the cache's layout, which is documented: the hub's own client takes 0.2 s to import.
+    """
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
+    revision = reference.revision or "main"
     try:
-        path = snapshot_download(reference.repo, revision=reference.revision, local_files_only=True)
-    except Exception:  # its type depends on the version
-        return None
-    return _resolved(reference, Path(path)) if _is_complete(Path(path)) else None
+        commit = (root / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision
+    path = root / "snapshots" / commit
+    if reference.file:
+        path /= reference.file
+        return _resolved(reference, path) if path.is_file() else None
+    return _resolved(reference, path) if _is_complete(path) else None
 
 
 def _is_complete(folder: Path) -> bool:
