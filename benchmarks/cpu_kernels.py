@@ -1,10 +1,11 @@
-"""Time of each CPU kernel on the shapes of SmolLM2-135M, beside its composite and the machine's limits.
+"""Time of each CPU kernel on SmolLM2-135M's shapes, beside its composite and the machine's limits.
 
     python benchmarks/cpu_kernels.py [name ...]
 
-Each line: best and median time of one call replayed from a program, over enough copies of its inputs
-that caches do not flatter it (16 layers), GB/s or GFLOP/s, that as a share of the read bandwidth or
-sgemm speed measured between the runs of the same kernel, and how many times the composite takes.
+Each line: best and median time of one call replayed from a program, over enough copies of its
+inputs that the inner caches do not flatter it (16), GB/s or GFLOP/s, that as a share of the read
+bandwidth or sgemm speed measured between the runs of the same kernel (small inputs live in outer
+caches and exceed it), and how many times as long the composite takes.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ def _prefill(S: int) -> Case:
         q, k, v = (_normal(rng, S, heads, D) for heads in (H, K, K))
         return q, k, v, _int(0, S), _int(0, S)
 
-    return Case(f"attention S={S} causal", make,
-                lambda *a: ops.varlen_attention(*a, causal=True), flops=2 * H * D * S * S)  # fmt: skip
+    return Case(
+        f"attention S={S} causal", make, lambda *a: ops.varlen_attention(*a, causal=True),
+        flops=2 * H * D * S * S,
+    )  # fmt: skip
 
 
 def _rows(T: int) -> list[Case]:
@@ -85,7 +88,8 @@ def _rows(T: int) -> list[Case]:
     return [
         Case(f"rms_norm T={T}", lambda rng: (_normal(rng, T, E), _normal(rng, E)), ops.rms_norm,
              nbytes=T * E * 8),
-        Case(f"add_rms_norm T={T}", lambda rng: (_normal(rng, T, E), _normal(rng, E), _normal(rng, T, E)),
+        Case(f"add_rms_norm T={T}",
+             lambda rng: (_normal(rng, T, E), _normal(rng, E), _normal(rng, T, E)),
              lambda x, w, r: ops.rms_norm(x, w, residual=r), nbytes=T * E * 16),
         Case(f"rope T={T}", rope, ops.rope, nbytes=T * H * D * 8),
         Case(f"swiglu T={T}", lambda rng: (_normal(rng, T, F), _normal(rng, T, F)), ops.swiglu,
@@ -99,8 +103,13 @@ def _rows(T: int) -> list[Case]:
 
 def _sampling(name: str, top_k: int, top_p: float) -> Case:
     def make(rng):
-        options = np.float32([0.8]), _int(top_k), np.float32([top_p]), np.float32([0])
-        return _normal(rng, 1, V) * 3, *options, np.uint32([[1, 2]]), _int(3)
+        options = (
+            np.full(1, 0.8, np.float32),
+            _int(top_k),
+            np.full(1, top_p, np.float32),
+            np.zeros(1, np.float32),
+        )
+        return _normal(rng, 1, V) * 3, *options, np.array([[1, 2]], np.uint32), _int(3)
 
     return Case(f"sample {name} V={V}", make, ops.sample, nbytes=V * 4)
 
@@ -167,8 +176,8 @@ def measure(case: Case, backend: Backend, rng: np.random.Generator, limits: Limi
         composite = min(_time(lambda: case.call(*layers[0])) for _ in range(2))
     finally:
         backend._kernels = kernel  # type: ignore[attr-defined]
-    return (f"{case.name:28} {best * 1e6:10.1f} {np.median(times) * 1e6:10.1f} {speed} {share:6.0%} "
-            f"{composite / best:8.1f}x")  # fmt: skip
+    start = f"{case.name:28} {best * 1e6:8.1f} {np.median(times) * 1e6:8.1f} {speed}"
+    return f"{start} {share:6.0%} {composite / best:8.1f}x"
 
 
 class _NoKernels(dict):
@@ -187,9 +196,7 @@ def main() -> None:
     wanted = parser.parse_args().names
     rng = np.random.default_rng(0)
     backend, limits = backends.get("numpy"), Limits(rng)
-    print(
-        f"{'kernel':28} {'best us':>10} {'median us':>10} {'speed':>15} {'share':>6} {'composite':>9}"
-    )
+    print(f"{'kernel':28} {'best us':>8} {'median':>8} {'speed':>15} {'share':>6} {'composite':>9}")
     for case in cases():
         if not wanted or any(name in case.name for name in wanted):
             print(measure(case, backend, rng, limits), flush=True)
