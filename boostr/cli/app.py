@@ -59,6 +59,9 @@ class Verbs(click.Group):
             return code if isinstance(code, int) else 0
         except click.exceptions.Exit as done:
             return done.exit_code
+        except click.exceptions.NoArgsIsHelpError as help_text:
+            click.echo(help_text.format_message(), err=True)
+            return help_text.exit_code
         except click.ClickException as error:
             return _usage(error)
         except (click.Abort, KeyboardInterrupt):

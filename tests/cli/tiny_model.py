@@ -1,0 +1,68 @@
+"""A tiny model with a tokenizer and a chat template, and how the command line is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from boostr.io.safetensors import save
+from boostr.models import family
+from boostr.models.config import RawConfig
+
+ROOT = Path(__file__).parents[2]
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONFIG = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+    "vocab_size": 256 + len(SPECIAL), "eos_token_id": 257, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: object) -> Path:
+    """A random llama whose tokens are bytes. It never ends by itself: its end token scores 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = {**CONFIG, **changes}
+    (folder / "config.json").write_text(json.dumps(raw))
+    config = RawConfig({**CONFIG, "model_type": "llama"}, "tiny")
+    made = family("llama", "tiny")
+    rng = np.random.default_rng(7)
+    weights = {}
+    for name, owner, attribute in made(made.read_config(config)).parameters():
+        shape = getattr(owner, attribute).shape
+        vector = len(shape) == 1
+        weights[name] = np.ones(shape, "f4") if vector else rng.standard_normal(shape, "f4") / 4
+    weights["lm_head.weight"][-len(SPECIAL) :] = 0
+    save(folder / "model.safetensors", weights)
+    save_tokenizer(folder, template)
+    return folder
+
+
+def save_tokenizer(folder: Path, template: str | None) -> None:
+    """A byte-level tokenizer without merges: a token is a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    inner.decoder = decoders.ByteLevel()  # type: ignore
+    inner.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL])
+    inner.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>"} | ({} if template is None else {"chat_template": template})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def command(*args: str | bytes) -> list[str | bytes]:
+    """The command line of a process."""
+    return [sys.executable, "-m", "boostr", *args]
+
+
+def environment(changes: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process, in which boostr is the one under test."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(changes or {})}
