@@ -169,6 +169,23 @@ def test_embedding_blocks(scheme, size, numpy_backend, rng):
     )
 
 
+# -- quantization --------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+@pytest.mark.parametrize("scheme", ("int8", "int8-g32", "int8-g128"))
+@pytest.mark.parametrize("K", (1, 100, 576))
+def test_quantize_and_back(dtype, scheme, K, numpy_backend, rng):
+    w = normal(rng, (300, K), dtype)
+    w[3] = 0
+    (tensor,) = tensors(numpy_backend, w)
+    packed = quantize(tensor, scheme)
+    group = packed.scheme.group_size or K
+    values, scales = oracles.quantize_int8(w, group)
+    assert np.array_equal(packed.parts["scales"].numpy(), scales)
+    assert np.array_equal(packed.parts["values"].numpy(), values)
+    want = oracles.dequantize_int8(values, scales, group)
+    assert_close(ops.dequantize(packed).numpy(), want, dtype="float32", reduce=1, c=1)
+
+
 # -- cache ---------------------------------------------------------------------------------------
 def test_slots_and_kv_write(numpy_backend, rng):
     table = rng.permutation(24).reshape(2, 12)[:, :10].astype(np.int32)

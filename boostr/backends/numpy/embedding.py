@@ -10,7 +10,7 @@ from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-_FORMS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+FORMS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> str | None:
@@ -19,7 +19,7 @@ def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) ->
     if ids.dtype not in (dtypes.int32, dtypes.int64):
         return f"ids are {ids.dtype}, not int32 or int64"
     if isinstance(weight, Tensor):
-        if str(weight.dtype) not in _FORMS:
+        if str(weight.dtype) not in FORMS:
             return f"dtype {weight.dtype} of the table"
         return None if weight.data.flags.c_contiguous else "the table is not dense"
     if all(part.data.flags.c_contiguous for part in weight.parts.values()):
@@ -27,10 +27,10 @@ def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) ->
     return "the table is not dense"
 
 
-def _form(weight: Tensor | QuantizedTensor) -> tuple[str, np.ndarray, np.ndarray | None, int]:
+def packed_form(weight: Tensor | QuantizedTensor) -> tuple[str, np.ndarray, np.ndarray | None, int]:
     """(form of `kernels/weights.py`, rows, scales, log2 of blocks that share a scale)."""
     if isinstance(weight, Tensor):
-        return _FORMS[str(weight.dtype)], weight.data, None, 0
+        return FORMS[str(weight.dtype)], weight.data, None, 0
     scheme = weight.scheme
     if scheme.is_block:
         return scheme.name, weight.parts["blocks"].data, None, 0
@@ -43,7 +43,7 @@ def _form(weight: Tensor | QuantizedTensor) -> tuple[str, np.ndarray, np.ndarray
 
 def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: NumpyBackend = ids.backend  # type: ignore[assignment]
-    form, table, scales, shift = _form(weight)
+    form, table, scales, shift = packed_form(weight)
     tokens = backend.dense(ids.data)
     V, E = weight.shape
     out = backend.empty((ids.size, E))

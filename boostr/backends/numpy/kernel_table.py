@@ -19,6 +19,7 @@ _MODULES = {
         "embedding": ("embedding",),
         "cache": ("slot_mapping", "kv_write", "advance"),
         "attention": ("varlen_attention", "paged_attention"),
+        "quant": ("quantize", "dequantize"),
         "sampling": ("argmax", "penalize", "sample", "record_tokens"),
     }.items()
     for op in ops

@@ -3,19 +3,40 @@
 from numba import int64
 
 from boostr.backends.numpy.kernels.memory import f32, i32, i64, put, stack
-from boostr.backends.numpy.kernels.simd import mul
+from boostr.backends.numpy.kernels.simd import inline, mul
 from boostr.backends.numpy.kernels.weights import BLOCK, decoder
+
+
+def decode_row(whole, partial, row_scale: bool):
+    """decode(row, scales, y, E, shift): one row of E elements as f32, by those of a `decoder`."""
+
+    @inline
+    def decode(row, scales, y, E, shift):
+        blocks, tail = E // BLOCK, E % BLOCK
+        for b in range(blocks):
+            v = whole((row,), (scales,), b, shift)
+            if row_scale:
+                v = mul(v, f32(scales)[0])
+            put(y + b * BLOCK, v)
+        if tail != 0:
+            rest = f32(stack(BLOCK))
+            v = partial((row,), (scales,), blocks, shift, tail)
+            if row_scale:
+                v = mul(v, f32(scales)[0])
+            put(rest, v)
+            for e in range(tail):
+                y[blocks * BLOCK + e] = rest[e]
+
+    return decode
 
 
 def gather(form: str, wide_ids: bool):
     """params: ids, rows, scales, y, E, V, bytes of a row, scales of a row, shift (`weights.py`)."""
     whole, partial = decoder(form)
-    row_scale = form == "i8"
+    decode = decode_row(whole, partial, form == "i8")
 
     def kernel(params, start, stop):
-        E, V, shift = params[4], params[5], params[8]
-        blocks, tail = E // BLOCK, E % BLOCK
-        rest = f32(stack(BLOCK))
+        E, V = params[4], params[5]
         for t in range(start, stop):
             if wide_ids:
                 token = i64(params[0])[t]
@@ -23,18 +44,6 @@ def gather(form: str, wide_ids: bool):
                 token = int64(i32(params[0])[t])
             token = min(max(token, 0), V - 1)
             row, scales = params[1] + token * params[6], params[2] + token * params[7] * 4
-            y = f32(params[3]) + t * E
-            for b in range(blocks):
-                v = whole((row,), (scales,), b, shift)
-                if row_scale:
-                    v = mul(v, f32(scales)[0])
-                put(y + b * BLOCK, v)
-            if tail != 0:
-                v = partial((row,), (scales,), blocks, shift, tail)
-                if row_scale:
-                    v = mul(v, f32(scales)[0])
-                put(rest, v)
-                for e in range(tail):
-                    y[blocks * BLOCK + e] = rest[e]
+            decode(row, scales, f32(params[3]) + t * E, E, params[8])
 
     return kernel
