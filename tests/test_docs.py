@@ -25,7 +25,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The boostr commands of a page that can run by themselves."""
     lines = [line for code in blocks(page, "sh") for line in code.splitlines()]
-    return [line for line in lines if line.startswith("boostr ") and "boostr chat" not in line]
+    return [line for line in lines if line.startswith(("boostr ", "echo ")) and " chat" not in line]
 
 
 def coverage_table() -> str:
@@ -107,7 +107,7 @@ def test_commands_run(page, with_cache, tmp_path):
     (tmp_path / "MiniLM").symlink_to(real_models.minilm())
     (tmp_path / "model.gguf").symlink_to(real_models.smollm2())
     for line in commands(page):
-        line = line.replace("boostr ", f"{sys.executable} -m boostr ", 1)
+        line = re.sub(r"(^|\| )boostr ", rf"\1{sys.executable} -m boostr ", line)
         run = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, f"{line}\n{run.stderr}"
 
