@@ -25,3 +25,8 @@ ASLEEP, WOKEN, SEEN = 0, 1, 2
 X, LDX, W, ROW_BYTES, SCALES, SCALES_PER_ROW, SHIFT, Y, LDY = range(9)
 M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(9, 17)
 LINEAR_PARAMS = 17
+
+
+def digit_record(lanes: int) -> int:
+    """Bytes of one step of split x, LANES * 8 elements, for `digits.gemv`."""
+    return 9 * 4 * lanes
