@@ -2,11 +2,11 @@
 
     python benchmarks/cpu_models.py FOLDER [--threads 2] [--repetitions 5] [--rounds 2]
 
-FOLDER is what make_models.py writes; LLAMA_BENCH and TORCH_PYTHON name the peers (see peers.py). For
-each row ours and the peer run in turns, each in processes of its own, `rounds` times; the figures
-are the best repetition of each, as other work on a shared machine only ever slows one down, and the
-mean and standard deviation of the better round. The floor of decoding is the weights' bytes at the
-bandwidth that this machine reads with these threads.
+FOLDER is what make_models.py writes; LLAMA_BENCH and TORCH_PYTHON name the peers (see peers.py).
+For each row ours and the peer run in turns, each in processes of its own, `rounds` times; the
+figures are the best repetition of each, as other work on a shared machine only ever slows one down,
+and the mean and standard deviation of the better round. The floor of decoding is the weights' bytes
+at the bandwidth that this machine reads with these threads.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/cpu_start.py MODEL... [--repetitions 5]
 
-MODEL is a folder or a .gguf file. Each row is `boostr run` in a process of its own: warm is the best
-of the repetitions with compiled kernels in the cache, cold is one run with an empty cache, both from
-the start of the process to the first byte of text. Memory is the process's peak resident size
-less the bytes of the weights, which are mapped from the file and count as resident.
+MODEL is a folder or a .gguf file. Each row is `boostr run` in a process of its own: warm is the
+best of the repetitions with compiled kernels in the cache, cold is one run with an empty cache,
+both from the start of the process to the first byte of text. Memory is the process's peak resident
+size less the bytes of the weights, which are mapped from the file and count as resident.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
-    print("| model | first token, warm | first token, cold | compiling adds | memory over weights |")
+    print("| model | first token, warm | cold | compiling adds | memory over weights |")
     print("|---|---|---|---|---|")
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as cache:

@@ -42,10 +42,10 @@ def variables_table() -> str:
     from boostr import env
 
     lines = ["| variable | default | meaning |", "|---|---|---|"]
-    return "\n".join(
-        lines
-        + [f"| `{v.name}` | `{v.default}` | {v.help.replace('|', '&#124;')} |" for v in env.VARIABLES]
-    )
+    for v in env.VARIABLES:
+        meaning = v.help.replace("|", "&#124;")
+        lines.append(f"| `{v.name}` | `{v.default}` | {meaning} |")
+    return "\n".join(lines)
 
 
 TABLES = {"coverage": coverage_table, "variables": variables_table}
