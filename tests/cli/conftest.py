@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from boostr.cli.app import app
 
-sys.path.insert(0, str(Path(__file__).parent))  # tiny_model.py is there, for the tests as for us
+sys.path.append(str(Path(__file__).parent))  # tiny_model.py is there, for the tests as for us
 from tiny_model import command, environment, make_tiny
 
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from boostr.io import wheel_model
 
-sys.path.insert(0, str(Path(__file__).parent))  # fake_hub.py is there, for the tests as for us
+sys.path.append(str(Path(__file__).parent))  # fake_hub.py is there, for the tests as for us
 from fake_hub import GGUF, fake_pip, unreachable
 
 _LLAMA3 = (
