@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from boostr import __version__
+from boostr import __version__, env
 from boostr.errors import BoostrError
 
 # verb -> what it does; the module of the same name in this package has it as `command`
@@ -106,7 +106,7 @@ def _usage(error: click.ClickException) -> int:
 
 def _fail(message: str) -> int:
     _say(message)
-    if os.environ.get("BOOSTR_DEBUG", "0") not in ("", "0"):
+    if env.DEBUG.text() not in ("", "0"):
         traceback.print_exc()
     return 1
 

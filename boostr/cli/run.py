@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boostr.cli.messages import as_messages, has_template, read_stdin, system_prompt
+from boostr.cli.messages import (
+    DEFAULT_MODEL_SYSTEM,
+    as_messages,
+    has_template,
+    read_stdin,
+    system_prompt,
+)
 from boostr.cli.options import ModelChoice, as_json, model_choice, sampling_options
 from boostr.cli.output import print_json, timings_json, timings_line
 from boostr.cli.types import TEXT
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
 @click.option(
     "--system", type=TEXT, metavar="TEXT",
-    help="System prompt. [default: the chat template's own]",
+    help=f"System prompt. [default: the chat template's own; of the default model "
+    f"{DEFAULT_MODEL_SYSTEM!r}]",
 )  # fmt: skip
 @as_json
 def command(
