@@ -147,6 +147,7 @@ def _flat(report: Report, row: Row) -> dict[str, Any]:
         "load_seconds": report.load_seconds,
         "peak_bytes": report.peak_bytes,
         "peak_above_weights_bytes": above,
+        "compiled_kernels": report.compiled_kernels,
         "excluded": EXCLUDED,
         **{f"version_{name}": version for name, version in report.versions.items()},
     }
@@ -171,13 +172,18 @@ def _print_markdown(report: Report) -> None:
         above = report.peak_bytes - report.weight_bytes
         click.echo(
             f"peak memory, loading and running: {human_bytes(report.peak_bytes)} above the start, "
-            f"{above / 2**20:+.1f} MiB to the weights"
+            f"{above / 2**20:+.1f} MiB to the weights{_with_compiler(report)}"
         )
     for row in report.rows:
         for line in _details(report, row):
             click.echo(f"{row.test}: {line}")
     click.echo(f"not in the times: {EXCLUDED}")
     click.echo(", ".join(f"{name} {version}" for name, version in report.versions.items()))
+
+
+def _with_compiler(report: Report) -> str:
+    compiled = report.compiled_kernels
+    return f" (with the compiler, which made {compiled} kernels: repeat)" if compiled else ""
 
 
 def _details(report: Report, row: Row) -> list[str]:

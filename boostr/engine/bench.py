@@ -106,6 +106,7 @@ class Report:
         weights: the stored form of most weights ("q4_1", "bfloat16", "int8").
         step_weight_bytes: weights that a decode step reads: all but an embedding with its own head.
         peak_bytes: resident memory above the start, with loading; None if the system does not say.
+        compiled_kernels: in this run; if not 0, the compiler is in peak_bytes.
         read_bandwidth: bytes/s, of the CPU; None on other devices.
     """
 
@@ -119,6 +120,7 @@ class Report:
     threads: int
     load_seconds: float
     peak_bytes: int | None
+    compiled_kernels: int
     read_bandwidth: float | None
     versions: dict[str, str]
     rows: list[Row]
@@ -160,6 +162,7 @@ def bench(
         threads=threads,
         load_seconds=load_seconds,
         peak_bytes=peak,
+        compiled_kernels=_compiled_kernels(),
         read_bandwidth=read_bandwidth(threads) if on_cpu else None,
         versions=versions(),
         rows=rows,
@@ -290,6 +293,12 @@ def _check_context(model: LanguageModel, plan: Plan) -> None:
                 f"bench: {f'pp{prompt}' if prompt else f'tg{generate}'} at depth {depth} needs "
                 f"{need} positions, the model's context holds {context}"
             )
+
+
+def _compiled_kernels() -> int:
+    from boostr.backends.numpy import jit
+
+    return jit.compiled
 
 
 def _step_weight_bytes(model: LanguageModel) -> int:
