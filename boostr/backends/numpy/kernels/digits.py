@@ -22,7 +22,7 @@ from numba import types
 
 from boostr.backends.numpy import jit
 from boostr.backends.numpy.kernels import layout
-from boostr.backends.numpy.kernels.linear import finish
+from boostr.backends.numpy.kernels.linear import AHEAD, finish
 from boostr.backends.numpy.kernels.memory import decode, f32, i32, prefetch, put, spread, stack
 from boostr.backends.numpy.kernels.simd import (
     F32,
@@ -217,8 +217,8 @@ def q4_1_step(typingctx, rows, records, block, last, acc):
     return signature(acc, rows, records, types.int64, types.int64, acc), codegen
 
 
-def gemv(rows: int, columns: int, distance: int = 0):
-    """Item n is row n of w; `columns` >= M rows of x, split."""
+def gemv(columns: int, rows: int = 4):
+    """Item n is row n of w; `columns` >= M rows of x, split; `rows` rows of w at a time."""
     tile, bytes_per_step = rows * columns, STEP * 20 * rows
 
     def kernel(params, start, stop):
@@ -230,8 +230,7 @@ def gemv(rows: int, columns: int, distance: int = 0):
             acc = fill(tile, 0.0)
             for step in range(steps):
                 xs = spread(columns, params[PACKED] + step * RECORD, steps * RECORD, 0, count - 1)
-                if distance:
-                    prefetch(ws[0] + distance + step * bytes_per_step, bytes_per_step, 3)
+                prefetch(ws[0] + AHEAD + step * bytes_per_step, bytes_per_step, 3)
                 acc = q4_1_step(ws, xs, step * STEP, blocks - 1, acc)
             put(results, reduce_add(acc))
             for r in range(min(rows, stop - n)):

@@ -33,8 +33,18 @@ def finish(params, value, m, n):
     f32(params[Y])[m * params[LDY] + n] = value
 
 
-def gemv(form: str, rows: int, columns: int, dist: int = 0, level: int = 3):
-    """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end."""
+AHEAD = 2048  # bytes; two rows of weights at a time are two streams, which prefetchers follow badly
+
+
+def gemv(form: str, columns: int, rows: int = 0):
+    """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end.
+
+    rows = 0 is the best for the form: plain floats and one x run at memory speed row by row;
+    decoding forms share the loads of x between two rows, and ask for their weights in order of
+    addresses.
+    """
+    rows = rows or (1 if columns == 1 and form in ("f32", "bf16", "f16") else 2)
+    distance = AHEAD if rows > 1 else 0
     whole, partial = decoder(form)
     step = block_bytes(form) * rows
     row_scale, tile = form == "i8", rows * columns
@@ -48,10 +58,10 @@ def gemv(form: str, rows: int, columns: int, dist: int = 0, level: int = 3):
             ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
             scales = spread(rows, params[SCALES], params[SCALES_PER_ROW] * 4, n, stop - 1)
             acc = fill(tile, 0.0)
-            ahead = ws[0] + dist
+            ahead = ws[0] + distance
             for b in range(blocks):
-                if dist:
-                    prefetch(ahead + b * step, step, level)
+                if distance:
+                    prefetch(ahead + b * step, step, 3)
                 acc = contract(whole(ws, scales, b, shift), load_block(xs, b), acc)
             if tail != 0:
                 x = load_block_n(xs, blocks, tail)

@@ -235,6 +235,11 @@ def _fma(builder, a, b, c):
 add = elementwise(2, _either("fadd", "add"), "a + b")
 sub = elementwise(2, _either("fsub", "sub"), "a - b")
 mul = elementwise(2, _either("fmul", "mul"), "a * b")
+divide = elementwise(
+    2,
+    lambda builder, a, b: builder.fdiv(a, b, flags=("nsz",)),
+    "a / b rounded once; the operator / may become a product with 1 / b",
+)
 fma = elementwise(3, _fma, "a * b + c, rounded once")
 maximum = elementwise(2, _pick(">"), "the larger of a and b")
 minimum = elementwise(2, _pick("<"), "the smaller of a and b")
