@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from tiny_model import command, environment, make_tiny
 
 from boostr.cli.app import app
-
-sys.path.append(str(Path(__file__).parent))  # tiny_model.py is there, for the tests as for us
-from tiny_model import command, environment, make_tiny
 
 
 @pytest.fixture(scope="session")
