@@ -66,8 +66,8 @@ def test_bf16_weights_are_within_bf16_of_transformers_in_bf16(backend, tmp_path)
     for ids, logits in zip(
         cases.segments(truth, "input_ids"), cases.segments(truth, "logits_bf16"), strict=True
     ):
-        # In norm: the largest single error, 2.3e-2, is that of transformers' own bf16 arithmetic (our
-        # logits are within 1e-4 of its float32 ones, see test_logits_equal_transformers).
+        # In norm: the largest single error, 2.3e-2, is that of transformers' own bf16 arithmetic
+        # (our logits are within 1e-4 of its float32 ones, see test_logits_equal_transformers).
         error = np.linalg.norm(runner.logits(ids).numpy() - logits) / np.linalg.norm(logits)
         assert error <= 2e-2
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from its GGUF file, against transformers on the same dequantized weights."""
+"""SmolLM2-135M-Instruct from GGUF, against transformers on the same dequantized weights."""
 
 from __future__ import annotations
 

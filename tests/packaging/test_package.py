@@ -33,7 +33,8 @@ def test_wheel_has_every_module_and_nothing_else(wheel):
 
 
 def test_gpu_sources_ship_in_the_wheel(wheel):
-    sources = {p.relative_to(ROOT / "shaders") for p in (ROOT / "shaders").rglob("*") if p.is_file()}
+    folder = ROOT / "shaders"
+    sources = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
     assert sources
     for source in sources:
         assert f"boostr/shaders/{source.as_posix()}" in wheel.namelist()
