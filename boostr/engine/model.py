@@ -46,7 +46,7 @@ class LanguageModel:
 
     Attributes:
         tokenizer, config, backend, module: what it is made of.
-        source: where it came from.   defaults: sampling options that the checkpoint recommends.
+        source: where it came from.
     """
 
     def __init__(
