@@ -1,15 +1,15 @@
 """Native CPU kernels: compiled once with numba, kept on disk, loaded without numba afterwards.
 
-`kernel("linear.gemv", weight="bf16", rows=4)` gives the address of a native function
+`kernel("linear.gemv", form="bf16", columns=1)` gives the address of a native function
 
     void f(int64 *params, int64 start, int64 stop)
 
-made by the factory `gemv(weight="bf16", rows=4)` of `kernels/linear.py`. The first time on a
+made by the factory `gemv(form="bf16", columns=1)` of `kernels/linear.py`. The first time on a
 machine the factory's Python function goes through numba to LLVM IR, through llvmlite to an object
-file, and into `<cache>/kernels/<key>`; after that the file is mapped and neither numba nor the
-factory is imported. The key covers the name and constants, the sources of all kernels, the versions
-and the processor. A file that is damaged is compiled again, a cache that cannot be written costs
-one warning.
+file, and into `<cache>/kernels/<key>`; after that the file is mapped (`store.py`, `image.py`), and
+neither numba nor LLVM nor the factory is imported. The key covers the name and constants, the
+sources of all kernels, the versions and the processor. A file that is damaged is compiled again, a
+cache that cannot be written costs one warning.
 """
 
 import ctypes
@@ -17,20 +17,18 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import os
 import platform
 import struct
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from boostr import env
+from boostr.backends.numpy import image, store
 from boostr.errors import BackendError
 
-MAGIC = b"boostr kernel 1\n"
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 # What LLVM may call by itself; all are in libc or libm of every system.
@@ -38,7 +36,7 @@ EXTERNAL = {"memcpy", "memset", "memmove"}
 
 _lock = threading.RLock()
 _addresses: dict[tuple, int] = {}
-_alive: list = []  # engines and mappings: the code lives as long as they do
+_alive: list = []  # LLVM's engines: their code lives as long as they do
 _override: "Target | None" = None
 compiled, loaded = 0, 0  # kernels compiled by this process, kernels taken from the disk
 compile_seconds = 0.0
@@ -84,9 +82,19 @@ class Target:
 
 @functools.cache
 def _host() -> Target:
+    """This machine, as LLVM calls it; kept on disk, so that a warm start need not load LLVM."""
+    name = hashlib.sha256(_cpu_lines().encode() + _version_of("llvmlite").encode()).hexdigest()
+    path = store.folder() / f"target-{name[:24]}"
+    found = store.read(path) if _cpu_lines() else None
+    if found is not None:
+        cpu, features = found.body.decode().split("\n")
+        return Target(cpu, features)
     import llvmlite.binding as llvm
 
-    return Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    here = Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    if _cpu_lines():
+        store.write(path, f"{here.cpu}\n{here.features}".encode())
+    return here
 
 
 def target() -> Target:
@@ -108,13 +116,14 @@ def available() -> bool:
 # ---------------------------------------------------------------- keys
 
 
+@functools.cache
 def _cpu_lines() -> str:
-    """What identifies the processor, without llvmlite where the system tells it."""
+    """What the system says of the processor; empty where only LLVM can tell."""
     try:
         with open("/proc/cpuinfo") as file:
             block = file.read(8192).split("\n\n")[0]
     except OSError:
-        return f"{_host().cpu} {_host().features}"
+        return ""
     wanted = ("flags", "Features", "model", "CPU part", "CPU implementer", "isa")
     return "\n".join(line for line in block.splitlines() if line.startswith(wanted))
 
@@ -132,69 +141,19 @@ def _fingerprint() -> bytes:
     """The hash of everything but name and constants that a compiled kernel depends on."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in [Path(__file__), *sorted((here / "kernels").glob("*.py"))]:
+    own = [here / name for name in ("jit.py", "image.py", "store.py")]
+    for path in [*own, *sorted((here / "kernels").glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for package in ("numba", "llvmlite"):
         digest.update(_version_of(package).encode())
     digest.update(f"{platform.machine()} {sys.platform} {_override}".encode())
-    digest.update(_cpu_lines().encode())
+    digest.update((_cpu_lines() or str(_host())).encode())
     return digest.digest()
 
 
 def _key(name: str, constants: tuple) -> str:
     digest = hashlib.sha256(_fingerprint() + repr((name, constants)).encode())
     return digest.hexdigest()[:32]
-
-
-# ---------------------------------------------------------------- files
-
-
-def _folder() -> Path:
-    return env.cache_dir() / "kernels"
-
-
-def _read(path: Path) -> bytes | None:
-    """The body of a cache file; None if it is missing or damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    head = len(MAGIC) + 40
-    if len(data) < head or not data.startswith(MAGIC):
-        return None
-    (length,) = struct.unpack_from("<q", data, len(MAGIC))
-    body = data[head:]
-    if len(body) != length or hashlib.sha256(body).digest() != data[len(MAGIC) + 8 : head]:
-        return None
-    return body
-
-
-_warned = False
-
-
-def _write(path: Path, body: bytes) -> None:
-    """Puts a cache file in its place in one step, so that no reader ever sees half of one."""
-    global _warned
-    record = MAGIC + struct.pack("<q", len(body)) + hashlib.sha256(body).digest() + body
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(record)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        if not _warned:
-            _warned = True
-            _say(f"cannot keep compiled kernels in {path.parent} ({error.strerror}); set "
-                 f"{env.CACHE.name} to a folder that can be written")  # fmt: skip
-
-
-def _say(text: str) -> None:
-    print(f"boostr: {text}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- compiling and loading
@@ -227,7 +186,7 @@ def _object(function, name: str, symbol: str) -> bytes:
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(code, builder)
     if env.DEBUG.integer() >= 4:
-        _say(f"{name}\n{machine.emit_assembly(code)}")
+        store.say(f"{name}\n{machine.emit_assembly(code)}")
     return machine.emit_object(code)
 
 
@@ -266,23 +225,37 @@ def _load(body: bytes, symbol: str) -> int:
     return engine.get_function_address(symbol)
 
 
+def _from_disk(path: Path, symbol: str) -> int | None:
+    """The address of a stored kernel; None if there is none or it is damaged."""
+    found = store.read(path)
+    if found is None:
+        return None
+    if found.address is not None:
+        return found.address
+    return None if found.entry != store.OBJECT else _load(found.body, symbol)
+
+
 def _obtain(name: str, constants: tuple) -> int:
     global compiled, loaded, compile_seconds
     key = _key(name, constants)
-    symbol, path = f"boostr_{key}", _folder() / key
-    body = _read(path)
-    if body is not None:
+    symbol, path = f"boostr_{key}", store.folder() / key
+    address = _from_disk(path, symbol)
+    if address is not None:
         loaded += 1
-        return _load(body, symbol)
+        return address
     if compiled == 0:
-        _say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
+        store.say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
     started = time.perf_counter()
     body = _object(_function(name, constants), f"{name} {dict(constants)}", symbol)
     seconds = time.perf_counter() - started
     compiled, compile_seconds = compiled + 1, compile_seconds + seconds
     if env.DEBUG.integer() >= 1:
-        _say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
-    _write(path, body)
+        store.say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
+    flat = image.flatten(body, symbol)
+    if flat is None:
+        store.write(path, body)
+    else:
+        store.write(path, *flat)
     return _load(body, symbol)
 
 
