@@ -99,8 +99,8 @@ def flatten(data: bytes, symbol: str) -> tuple[bytes, int] | None:
 
 
 def map_file(descriptor: int, size: int, offset: int) -> tuple[mmap.mmap, int] | None:
-    """(mapping, address of byte `offset`) of an open file, executable; None if that is
-    forbidden.""" if not hasattr(mmap, "PROT_EXEC"):
+    """(mapping, address of byte `offset`) of an open file as code; None if that is forbidden."""
+    if not hasattr(mmap, "PROT_EXEC"):
         return None
     try:
         protection = mmap.PROT_READ | mmap.PROT_EXEC
