@@ -92,7 +92,7 @@ def test_inert_buffers_of_old_checkpoints_are_ignored(edit):
         ("rope_parameters", {"rope_type": "llama3"}, "needs the parameter"),
         ("num_hidden_layers", "two", "must be int"),
         ("num_hidden_layers", 0, "1 or more"),
-        ("num_key_value_heads", 3, "multiple"),
+        ("num_key_value_heads", 4, "multiple"),
         ("hidden_size", None, "lacks 'hidden_size'"),
     ],
 )
