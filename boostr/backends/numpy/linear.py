@@ -16,6 +16,7 @@ from boostr.tensor import Tensor
 Weight = Tensor | QuantizedTensor
 
 _LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
+_GRAIN = 8  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 _FLOAT_FORMS = {dtypes.float32: "f32", dtypes.bfloat16: "bf16", dtypes.float16: "f16"}
@@ -29,7 +30,9 @@ def _form(weight: Weight) -> str | None:
     scheme = weight.scheme
     if scheme.is_block:
         return scheme.name
-    return None if scheme.activations_int8 else ("i8g" if scheme.group_size else "i8")
+    if scheme.activations_int8:
+        return "w8a8"
+    return "i8g" if scheme.group_size else "i8"
 
 
 def _supports(
@@ -76,23 +79,71 @@ def _linear(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | N
     form = _form(weight)
     assert form is not None
     if M <= FEW:
-        _gemv(backend, p, form, M, N, reads, out)
+        _gemv(backend, p, form, (M, N, K), reads, out)
     elif M:
         _gemm(backend, p, form, (M, N, K), reads, out)
     return Tensor.wrap(out, backend)
 
 
-def _gemv(backend: NumpyBackend, p: list[int], form: str, M: int, N: int, reads, out) -> None:
+def _gemv(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
+    M, N, K = sizes
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    rows = 1
-    backend.launch(
-        "linear.gemv", p, items=N, grain=max(rows, min(32, N // 8 // rows * rows)), reads=reads,
-        writes=[out], form=form, rows=rows, columns=columns,
-    )  # fmt: skip
+    kernel, constants = "linear.gemv", {"form": form, "columns": columns}
+    if form in _PACKED_X:
+        kernel, constants = _PACKED_X[form][1], {"columns": columns}
+        packed = _pack(backend, p, form, M, K, reads[0])
+        p[layout.PACKED] = address(packed)
+        reads = [*reads, packed]
+    backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
+
+
+def _digit_bytes(M: int, K: int) -> tuple[int, int]:
+    lanes = jit.target().lanes
+    blocks, step = K // 32, lanes // 4
+    steps = -(-blocks // step)
+    return M * steps * layout.digit_record(lanes), M * steps * step
+
+
+def _record_bytes(M: int, K: int) -> tuple[int, int]:
+    return M * (64 + -(-K // 32) * 64), M
+
+
+# Forms whose kernels want x in integers: (kernel that makes them, kernel that uses them, function
+# of M and K that gives the bytes they take and the items that make them).
+_PACKED_X = {
+    "q4_1": ("digits.split", "digits.gemv", _digit_bytes),
+    "w8a8": ("int8.quantize_rows", "int8.gemv", _record_bytes),
+}
+
+
+def _pack(
+    backend: NumpyBackend, p: list[int], form: str, M: int, K: int, x: np.ndarray
+) -> np.ndarray:
+    """x in the integers that kernels of `form` multiply; a program makes them once for each x."""
+    maker, _, size = _PACKED_X[form]
+    recorder = backend.recorder
+    known = recorder.derived(maker, x) if recorder is not None else None
+    if known is not None:
+        return known
+    nbytes, items = size(M, K)
+    packed = backend.empty((nbytes,), np.uint8)
+    q = [*p]
+    q[layout.PACKED] = address(packed)
+    backend.launch(maker, q, items=items, grain=8, reads=[x], writes=[packed])
+    if recorder is not None:
+        recorder.remember(maker, x, packed)
+    return packed
 
 
 def _gemm(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
     M, N, K = sizes
+    if form == "w8a8":  # x rounded, then the product of form i8
+        rounded = backend.empty((M, K))
+        q = [*p]
+        q[layout.PACKED] = address(rounded)
+        backend.launch("int8.round_rows", q, items=M, grain=8, reads=reads, writes=[rounded])
+        p[layout.X], p[layout.LDX], form = address(rounded), K, "i8"
+        reads = [*reads, rounded]
     target = jit.target()
     tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
     tiles, panels = -(-M // tile_rows), -(-N // columns)

@@ -99,8 +99,18 @@ class Recorder:
         self.calls: list[PythonCall | NativeCall] = []
         self.arena = Arena()
         self.kept: list[Any] = []  # memory that is not the arena's: weights, caches, inputs
+        self._derived: dict[tuple[str, Range], np.ndarray] = {}
+
+    def derived(self, name: str, x: np.ndarray) -> np.ndarray | None:
+        """What `remember` was given for x, if nothing has written to x since."""
+        return self._derived.get((name, byte_bounds(x)))
+
+    def remember(self, name: str, x: np.ndarray, value: np.ndarray) -> None:
+        """Note that `value` was computed from x by kernel `name`, so that it need not be again."""
+        self._derived[name, byte_bounds(x)] = value
 
     def python_call(self, fn: Callable[..., Any], args: tuple, result: np.ndarray | None) -> None:
+        self._derived.clear()  # it may write anywhere
         self.calls.append(PythonCall(fn, args, result))
 
     def native_call(
@@ -110,8 +120,11 @@ class Recorder:
         writes: Sequence[np.ndarray],
     ) -> None:
         self.kept += [x for x in (*reads, *writes) if not Arena.owns(x)]
-        spans = [[byte_bounds(x) for x in group if x.size] for group in (reads, writes)]
-        self.calls.append(NativeCall(*call, *spans))
+        read, written = ([byte_bounds(x) for x in group if x.size] for group in (reads, writes))
+        self._derived = {
+            key: value for key, value in self._derived.items() if not _overlap([key[1]], written)
+        }
+        self.calls.append(NativeCall(*call, read, written))
 
 
 class NumpyProgram(Program):
