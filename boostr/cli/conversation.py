@@ -29,6 +29,7 @@ class Conversation:
         if not has_template(model):
             raise OptionError(f"{model.source} has no chat template; use: boostr run --raw")
         self._model, self._options = model, options
+        self._cache = model.new_prompt_cache()
         self.system = system_prompt(model, system)
         self.turns: list[dict[str, str]] = []
         self.dropped = 0
@@ -53,7 +54,9 @@ class Conversation:
             del kept[:2]  # a question with its answer, so that the roles still alternate
         self.dropped = len(self.turns) + 1 - len(kept)
         pieces = self._model.stream(
-            messages=as_messages(self.system, *kept), options=replace(self._options)
+            messages=as_messages(self.system, *kept),
+            options=replace(self._options),
+            prompt_cache=self._cache,
         )
         self.turns = kept
         return pieces

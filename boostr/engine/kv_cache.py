@@ -42,6 +42,7 @@ class KVCache:
         self, config: DecoderConfig, backend: Backend, sequences: int, length: int, chunk: int
     ) -> None:
         self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
+        self._config = config
         windows = config.sliding_window
         self._groups = [
             self._group(config, window, [i for i, w in enumerate(windows) if w == window])
@@ -62,6 +63,27 @@ class KVCache:
                 f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens or the batch"
             ) from None
         return _Group(capacity, keys, values)
+
+    def grown(self, length: int, written: int, keep: int) -> KVCache | None:
+        """A cache with room for `length` tokens that has the first `keep` of the `written` ones.
+
+        This cache if it is long enough, else a copy. None if a ring has overwritten what would be
+        seen again: after a wrap only the whole sequence can be continued.
+        """
+        wrapped = any(group.capacity < written for group in self._groups)
+        if wrapped and keep < written:
+            return None
+        if length <= self.length:
+            return self
+        larger = KVCache(self._config, self.backend, self.sequences, length, self.chunk)
+        for old, new in zip(self._groups, larger._groups, strict=True):
+            if old.capacity < written and old.capacity != new.capacity:
+                return None
+            rows = min(keep if old.capacity >= written else old.capacity, old.capacity)
+            for source, target in ((old.keys, new.keys), (old.values, new.values)):
+                for layer, tensor in source.items():
+                    target[layer][:, :rows].assign(tensor[:, :rows])
+        return larger
 
     @property
     def nbytes(self) -> int:

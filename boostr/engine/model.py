@@ -12,6 +12,7 @@ from boostr.backends.base import Backend
 from boostr.engine.generate import generate
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.options import SamplingOptions
+from boostr.engine.prompt_cache import PromptCache
 from boostr.engine.runner import Runner
 from boostr.engine.sequence import Completion, Piece, TokenLogprobs, Usage
 from boostr.engine.sequence import Sequence as Generation
@@ -87,11 +88,22 @@ class LanguageModel:
         *,
         messages: Messages | None = None,
         options: SamplingOptions | None = None,
+        prompt_cache: PromptCache | None = None,
         **changes: Any,
     ) -> Iterator[Piece]:
-        """As `generate`, a piece at a time; the last has `finish_reason` and `timings`."""
+        """As `generate`, a piece at a time; the last has `finish_reason` and `timings`.
+
+        With a `prompt_cache` (see `new_prompt_cache`) the tokens that the prompt shares with the
+        one before are not processed again.
+        """
         sequence = self._start(0, prompt, messages, _options(options, changes))
+        if prompt_cache is not None:
+            return prompt_cache.generate(sequence)
         return generate(self.runner, [sequence], self._cache([sequence]))
+
+    def new_prompt_cache(self) -> PromptCache:
+        """What a conversation keeps from turn to turn; for `stream`."""
+        return PromptCache(self.runner)
 
     def generate_batch(
         self,
