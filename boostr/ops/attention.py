@@ -278,6 +278,8 @@ def _attend_block(q, k, v, queries, keys, alibi, sinks, options) -> tuple[Tensor
     out = p.reshape(K, H // K * Tq, Tk) @ wide(v).permute(1, 0, 2)
     out = out.reshape(K, H // K, Tq, Dv).permute(2, 0, 1, 3).reshape(Tq, H, Dv)
     lse = lse.permute(2, 0, 1).reshape(Tq, H)
+    if sinks is not None:  # a token outside of all segments sees no sink either
+        lse = core.where((queries.segment >= 0).unsqueeze(1), lse, -math.inf)
     return core.cast(out, q.dtype), lse
 
 

@@ -51,6 +51,7 @@ CASES = [
     Case("no-keys", (2, 3), (0, 4)),
     Case("no-queries", (0, 3), (5, 2), options=CAUSAL),
     _same("tokens-outside", 3, 2, extra=4, options=CAUSAL),
+    _same("tokens-outside-with-sinks", 3, 2, extra=4, options={"causal": True, "sinks": SINKS}),
     _same("ragged", 17, 1, 33, 65, options=CAUSAL),
     _same("bidirectional", 17, 1, 33, 65),
     _same("past-the-block", 261, options=CAUSAL),
