@@ -12,7 +12,7 @@ from boostr.backends.numpy import jit
 HERE = Path(__file__).parent
 SELECTION = ("rms_norm and 37", "rope and 80", "swiglu", "softmax and 37", "embedding_blocks",
              "penalize", "sample and 1000", "argmax", "odd-everything", "decode_rows and 80",
-             "captured_lengths", "everything")  # fmt: skip
+             "captured_lengths", "everything", "int8_gemm")  # fmt: skip
 RUN = """
 import sys
 import pytest
@@ -22,7 +22,9 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", sys.argv[2], *
 """
 
 
-@pytest.mark.parametrize(("lanes", "features"), ((8, "+avx2,+fma,+f16c"), (4, "+avx,+fma,+f16c")))
+@pytest.mark.parametrize(
+    ("lanes", "features"), ((8, "+avx2,+fma,+f16c"), (4, "+sse2,+avx,+fma,+f16c"))
+)
 def test_narrower_vectors(lanes, features):
     here = jit.target()
     if not (here.has("avx2") and here.has("fma")):
@@ -30,7 +32,7 @@ def test_narrower_vectors(lanes, features):
     off = "-avx512f" if lanes == 8 else "-avx512f,-avx2"
     assert jit.Target("haswell", f"{features},{off}").lanes == lanes
     chosen = " or ".join(f"({part})" for part in SELECTION)
-    files = [str(HERE / f"test_numpy_{name}.py") for name in ("kernels", "attention")]
+    files = [str(HERE / f"test_numpy_{name}.py") for name in ("kernels", "attention", "int8_gemm")]
     command = [sys.executable, "-c", RUN, f"{features},{off}", chosen, *files]
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -18,6 +18,7 @@ Weight = Tensor | QuantizedTensor
 _LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
 _GRAIN = 8  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
+_INT8_DEPTH = 2048  # the same for int8 weights
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 _FLOAT_FORMS = {dtypes.float32: "f32", dtypes.bfloat16: "bf16", dtypes.float16: "f16"}
 _GROUP_SHIFTS = {32: 0, 64: 1, 128: 2}  # blocks of 32 -> groups
@@ -137,6 +138,9 @@ def _pack(
 
 def _gemm(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
     M, N, K = sizes
+    if form == "w8a8" and jit.target().int8_dot:
+        _gemm_int8(backend, p, sizes, reads, out)
+        return
     if form == "w8a8":  # x rounded, then the product of form i8
         rounded = backend.empty((M, K))
         q = [*p]
@@ -146,16 +150,37 @@ def _gemm(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> 
         reads = [*reads, rounded]
     target = jit.target()
     tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
-    tiles, panels = -(-M // tile_rows), -(-N // columns)
-    depth = -(-K // 32) * 32
+    tiles, depth = -(-M // tile_rows), -(-K // 32) * 32
     packed = backend.empty((tiles * depth * tile_rows,))
-    groups = min(tiles, max(1, _LEAST_ITEMS // panels))  # a panel is decoded once for each group
-    p[layout.PACKED], p[layout.TILES_PER_ITEM] = address(packed), -(-tiles // groups)
-    items = panels * -(-tiles // p[layout.TILES_PER_ITEM])
+    p[layout.PACKED] = address(packed)
+    items = _share_out(p, tiles, -(-N // columns))
     backend.launch("gemm.pack", p, items=tiles, grain=2, reads=reads, writes=[packed])
     backend.launch(
         "gemm.gemm", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
         form=form, depth=_DEPTH,
+    )  # fmt: skip
+
+
+def _share_out(p: list[int], tiles: int, panels: int) -> int:
+    """Sets how many tiles an item takes against its panel, which is decoded once for each item."""
+    groups = min(tiles, max(1, _LEAST_ITEMS // panels))
+    p[layout.TILES_PER_ITEM] = -(-tiles // groups)
+    return panels * -(-tiles // p[layout.TILES_PER_ITEM])
+
+
+def _gemm_int8(backend: NumpyBackend, p: list[int], sizes, reads, out) -> None:
+    M, N, K = sizes
+    target = jit.target()
+    tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
+    tiles, group = -(-M // tile_rows), layout.int8_group(target.int8_dot)
+    size = layout.int8_tile(K, tile_rows, group * target.lanes, group)
+    packed = backend.empty((tiles * size,), np.uint8)
+    p[layout.PACKED] = address(packed)
+    items = _share_out(p, tiles, -(-N // columns))
+    backend.launch("int8_gemm.pack", p, items=tiles, grain=1, reads=reads, writes=[packed])
+    backend.launch(
+        "int8_gemm.product", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
+        depth=_INT8_DEPTH,
     )  # fmt: skip
 
 

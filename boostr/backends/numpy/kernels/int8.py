@@ -72,7 +72,8 @@ def store_i16(typingctx, address, value):
 
 
 @inline
-def _scale(x, length):
+def row_scale(x, length):
+    """max|x| / 127 of a row."""
     top = vector(0.0)
     for k in range(0, length, LANES):
         top = maximum(absolute(load_n(x, k, length - k)), top)
@@ -100,7 +101,7 @@ def quantize_rows():
         size = record_bytes(length)
         for m in range(start, stop):
             x, record = f32(params[X]) + m * params[LDX], params[PACKED] + m * size
-            scale = _scale(x, length)
+            scale = row_scale(x, length)
             f32(record)[0] = scale
             for k in range(0, (length + BLOCK - 1) // BLOCK * BLOCK, LANES):
                 store_i16(record + HEAD + k * 2, to_i32(_whole(x, k, length, scale)))
@@ -116,7 +117,7 @@ def round_rows():
         for m in range(start, stop):
             x = f32(params[X]) + m * params[LDX]
             y = f32(params[PACKED]) + m * length
-            scale = _scale(x, length)
+            scale = row_scale(x, length)
             for k in range(0, length, LANES):
                 store_n(y, k, _whole(x, k, length, scale) * scale, length - k)
 

@@ -30,3 +30,20 @@ LINEAR_PARAMS = 17
 def digit_record(lanes: int) -> int:
     """Bytes of one step of split x, LANES * 8 elements, for `digits.gemv`."""
     return 9 * 4 * lanes
+
+
+# packed x of `int8_gemm`: a head of scales and, from INT8_OFFSETS on, of offsets; then words
+INT8_OFFSETS, INT8_HEAD = 64, 128
+
+
+def int8_group(route: str) -> int:
+    """Elements of int8 x in a word of 32 bits; see `int8_gemm`."""
+    return 2 if route == "pmaddwd" else 4
+
+
+def int8_tile(length: int, rows: int, span: int, group: int) -> int:
+    """Bytes of a packed tile of `rows` rows of `length` elements, with room for a vector's tail.
+
+    `span` is how many elements a vector of words has, `group` how many a word has.
+    """
+    return INT8_HEAD + (length + span - 1) // span * (span // group) * rows * 4 + 64
