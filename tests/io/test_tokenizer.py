@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import real_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Inner
@@ -18,7 +19,6 @@ from boostr.io.gguf import GGUFFile
 from boostr.io.special_tokens import SpecialTokens
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_gguf import PRE_TOKENIZERS
-from boostr.io.wheel_model import cached_gguf
 
 TEXTS = [
     "", " ", "The capital of France is", "Hello  world   \n\n\n  x",
@@ -303,11 +303,8 @@ SMOLLM2 = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(cached_gguf() is None, reason="the default model's GGUF is not in the cache")
 def test_smollm2() -> None:
-    path = cached_gguf()
-    assert path is not None
+    path = real_models.smollm2()
     with GGUFFile(path) as file:
         ours = Tokenizer.from_gguf(file.metadata, path.name)
     assert (ours.vocab_size, ours.bos_id, ours.eos_ids) == (49152, 1, (2, 0))
