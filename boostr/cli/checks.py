@@ -16,9 +16,7 @@ from boostr import __version__, backends, env
 from boostr.cli.output import human_bytes
 
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
-NEEDED = (
-    "numpy", "ml-dtypes", "safetensors", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm",
-)  # fmt: skip
+NEEDED = ("numpy", "ml-dtypes", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm")
 OPTIONAL = ("numba", "llvmlite", "wgpu", "cupy-cuda12x", "cupy-cuda13x")
 HUB_SECONDS = 3.0
 # flags of /proc/cpuinfo that kernels make use of

@@ -76,3 +76,14 @@ def test_the_version_is_that_of_the_package():
     import boostr
 
     assert metadata.version("boostr") == boostr.__version__
+
+
+def test_doctor_knows_what_boostr_needs():
+    from boostr.cli import checks
+
+    needed = {
+        re.match(r"[\w.-]+", line)[0]  # type: ignore[index]
+        for line in metadata.requires("boostr") or ()
+        if "extra" not in line
+    }
+    assert set(checks.NEEDED) == needed
