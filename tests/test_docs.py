@@ -112,6 +112,27 @@ def test_commands_run(page, with_cache, tmp_path):
         assert run.returncode == 0, f"{line}\n{run.stderr}"
 
 
+def run_example(name: str, *arguments: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_example_semantic_search(tmp_path):
+    import real_models
+
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("Cats sleep all day.\nThe train was late.\nBread needs flour and water.\n")
+    folder = str(real_models.minilm())
+    first = run_example("semantic_search.py", folder, "How do I bake?", str(sentences))[0]
+    assert first.endswith("Bread needs flour and water.")
+
+
+def test_example_classify(with_cache):
+    lines = run_example("classify.py", "I loved every minute of it.", "positive", "negative")
+    scores = {line.split()[0]: float(line.split()[1]) for line in lines}
+    assert scores["positive"] > scores["negative"]
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
