@@ -52,14 +52,14 @@ class Target:
     def has(self, feature: str) -> bool:
         return f"+{feature}" in self.features.split(",")
 
-    @property
+    @functools.cached_property
     def lanes(self) -> int:
         """f32 lanes of a vector register."""
         if self.has("avx512f"):
             return 16
         return 8 if self.has("avx2") else 4
 
-    @property
+    @functools.cached_property
     def tile(self) -> tuple[int, int]:
         """(rows, vectors per row) of the matrix product's register tile.
 
@@ -75,7 +75,7 @@ class Target:
         """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""
         return self.has("f16c") or self.has("neon")
 
-    @property
+    @functools.cached_property
     def int8_dot(self) -> str:
         """The instruction of the int8 product for many rows; "" where float32 is as good.
 
