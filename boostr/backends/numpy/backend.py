@@ -10,6 +10,7 @@ import numpy as np
 
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel
+from boostr.backends.numpy import jit, threads
 from boostr.backends.numpy.kernel_table import find_kernel
 from boostr.errors import BackendError
 from boostr.program import Program
@@ -88,15 +89,11 @@ class NumpyBackend(ArrayBackend):
         `params` are its int64 words (`address`, sizes, `jit.float_bits`); `reads` and `writes` are
         the arrays whose memory it touches, from which a program knows what may run side by side.
         """
-        from boostr.backends.numpy import jit, threads
-
         if items <= 0:
             return
         words = np.array(params, np.int64)
         function = jit.kernel(name, **constants)
-        calls = threads.Calls()
-        calls.add(function, words, items, grain)
-        threads.pool().run(calls.freeze().records)
+        threads.run_one(function, address(words), items, grain)
         if self.recorder is not None:
             self.recorder.native_call((name, function, words, items, grain), reads, writes)
 

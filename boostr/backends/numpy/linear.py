@@ -44,6 +44,8 @@ def _supports(
             return f"dtype {part.dtype} is not float32"
     if _form(weight) is None:
         return f"no kernel for {weight!r}"
+    if weight.shape[1] == 0:
+        return "K is 0"
     return None
 
 

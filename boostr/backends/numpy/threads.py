@@ -1,10 +1,10 @@
 """The thread pool that runs native kernels: the caller and N - 1 workers.
 
 A list of calls is an int64 array of records [function, params, items, grain, barrier, -, -, -]
-(`kernels/layout.py`). One native call runs all of it: each thread takes chunks [start, stop) from
-the call's counter, long ones first and none shorter than `grain` items but the last, and goes on to
-the next call when they are used up. After a call whose barrier word is not 0 all threads wait until
-every item so far is done; calls between two barriers must not depend on each other.
+(`kernels/layout.py`). One native call runs all of it: the items of a call are shared out evenly,
+each thread takes its share in order in chunks [start, stop) of `grain` items, then helps with the
+others' shares, then goes on to the next call. After a call whose barrier word is not 0 all threads
+wait until every item so far is done; calls between two barriers must not depend on each other.
 
 Workers are Python daemon threads that sit in a native function without the GIL. When idle they spin
 for a short while (a decode step follows another within microseconds), then sleep on a Python lock.
@@ -38,7 +38,7 @@ class Calls:
         self.records = np.zeros((0, layout.RECORD), np.int64)
 
     def add(self, address: int, params: np.ndarray, items: int, grain: int, barrier=True) -> None:
-        """One call: `items` units of work, handed out in chunks of a multiple of `grain`."""
+        """One call: `items` units of work, handed out in chunks of at most `grain`."""
         self._kept.append(params)
         row = (address, params.ctypes.data, items, max(1, grain), int(barrier))
         self._rows.append(row)
@@ -55,6 +55,23 @@ def aligned(words: int) -> np.ndarray:
     room = np.zeros(words + 16, np.int64)
     skip = (-room.ctypes.data % 128) // 8
     return room[skip : skip + words]
+
+
+class _OneCall(threading.local):
+    """A record that each Python thread fills anew for `run_one`."""
+
+    def __init__(self):
+        self.record = aligned(layout.RECORD)
+        self.address = self.record.ctypes.data
+
+
+_one = _OneCall()
+
+
+def run_one(function: int, params: int, items: int, grain: int) -> None:
+    """Runs one call: the address of a kernel, that of its parameters, its work."""
+    _one.record[:5] = (function, params, items, max(1, grain), 1)
+    pool().run_at(_one.address, 1)
 
 
 def _yield_address() -> int:
@@ -92,11 +109,17 @@ class Pool:
         self._state[layout.YIELD] = _yield_address()
         self._state[layout.WORKERS] = workers
         self._state[layout.PATIENCE] = 5000 if threads <= cores else 50
+        self._make_room(256)
         self._spins = self._measure(spin)
         self._beds = [threading.Lock() for _ in range(workers)]
         for bed in self._beds:
             bed.acquire()
         self._start()
+
+    def _make_room(self, count: int) -> None:
+        """Words for what has been taken of each thread's share of `count` calls."""
+        self._taken = aligned(2 * count * self.threads)
+        self._state[layout.TAKEN] = self._taken.ctypes.data
 
     def _measure(self, spin) -> int:
         """How many pauses SPIN_SECONDS are."""
@@ -150,6 +173,8 @@ class Pool:
                 return
             if self._words[layout.PARKED]:
                 self._rouse()
+            if count * self.threads > len(self._taken):
+                self._make_room(count)
             self._run(self._address, address, count)
 
     def close(self) -> None:
