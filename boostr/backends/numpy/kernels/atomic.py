@@ -52,18 +52,6 @@ read, read_relaxed = _reader("seq_cst"), _reader("monotonic")
 
 
 @intrinsic
-def replace(typingctx, pointer, index, expected, value):
-    """p[i] = value if p[i] is `expected`, at once; the old value tells whether it was."""
-
-    def codegen(context, builder, sig, values):
-        where = _word(builder, values[0], values[1])
-        pair = builder.cmpxchg(where, values[2], values[3], "seq_cst", "monotonic")
-        return builder.extract_value(pair, 0)
-
-    return signature(types.int64, pointer, *(types.int64,) * 3), codegen
-
-
-@intrinsic
 def write(typingctx, pointer, index, value):
     """p[i] = value; everything written before it is seen by who reads it."""
 

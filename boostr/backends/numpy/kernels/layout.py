@@ -6,7 +6,7 @@ of them share a cache line (x86 fetches lines in pairs, Apple's lines have 128 b
 
 # one call
 RECORD = 8
-FUNCTION, PARAMS, ITEMS, GRAIN, BARRIER, NEXT, TARGET = range(7)
+FUNCTION, PARAMS, ITEMS, GRAIN, BARRIER, SHARE, TARGET = range(7)  # the last two: by `run`
 
 # the state
 EPOCH = 0  # number of the current run; -1 tells the workers to leave
@@ -16,6 +16,7 @@ DONE = 48  # items finished in this run
 CURSOR = 64  # where a worker that joins late begins
 PARKED = 80  # workers that sleep or are about to
 CALLS, COUNT, YIELD, WORKERS, PATIENCE = 96, 97, 98, 99, 100
+TAKEN = 101  # address of the items taken of each share of each call
 WORKER = 112  # from here on WORKER_WORDS for each worker
 WORKER_WORDS = 16
 ASLEEP, WOKEN, SEEN = 0, 1, 2

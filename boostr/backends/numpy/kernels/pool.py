@@ -11,7 +11,6 @@ from boostr.backends.numpy.kernels.atomic import (
     pause,
     read,
     read_relaxed,
-    replace,
     write,
 )
 from boostr.backends.numpy.kernels.layout import (
@@ -26,13 +25,14 @@ from boostr.backends.numpy.kernels.layout import (
     FUNCTION,
     GRAIN,
     ITEMS,
-    NEXT,
     OPEN,
     PARAMS,
     PARKED,
     PATIENCE,
     RECORD,
     SEEN,
+    SHARE,
+    TAKEN,
     TARGET,
     WOKEN,
     WORKER,
@@ -56,42 +56,45 @@ def _wait_until(state, word, least):
 
 
 @inline
-def _take(record, shares):
-    """Claims the next chunk of a call: (start, stop), empty when all items are taken.
+def _take(cursors, thread, threads, items, share, grain):
+    """Claims the next chunk of a call: (start, stop), both 0 when all items are taken.
 
-    A chunk is a share of what is left, and at least `grain` items: long ones first, because memory
-    is read fastest in long runs of addresses, short ones last, so that the threads finish together.
+    Each thread has its own share, a run of items that it takes in order: memory is read fastest in
+    long runs of addresses, and prefetching past a chunk's end is then never in vain. A thread whose
+    share is done goes on with what is left of the next one's, so that all finish together.
     """
-    items, grain = record[ITEMS], record[GRAIN]
-    start = read_relaxed(record, NEXT)
-    while start < items:
-        size = max(1, (items - start) // (grain * shares)) * grain
-        stop = min(start + size, items)
-        found = replace(record, NEXT, start, stop)
-        if found == start:
-            return start, stop
-        start = found
-    return items, items
+    for turn in range(threads):
+        owner = thread + turn
+        if owner >= threads:
+            owner -= threads
+        first = owner * share
+        size = min(share, items - first)
+        if read_relaxed(cursors, owner) < size:
+            at = fetch_add(cursors, owner, grain)
+            if at < size:
+                return first + at, first + min(at + grain, size)
+    return 0, 0
 
 
 @inline
-def _drive(state):
+def _drive(state, thread):
     """Takes chunks of all calls in order; what every thread of a run does.
 
     A thread leaves a call when all its items are taken. At a barrier it reports how many items it
     has done and waits for the sum of all; so a thread that joins late, or never, is not waited for.
     """
-    calls, count = i64(state[CALLS]), state[COUNT]
-    shares = 2 * (state[WORKERS] + 1)
+    calls, count, threads = i64(state[CALLS]), state[COUNT], state[WORKERS] + 1
     mine = 0
     index = read(state, CURSOR)
     while index < count:
         record = calls + index * RECORD
-        start, stop = _take(record, shares)
+        cursors = i64(state[TAKEN]) + index * threads
+        items, share, grain = record[ITEMS], record[SHARE], record[GRAIN]
+        start, stop = _take(cursors, thread, threads, items, share, grain)
         while start < stop:
             invoke(record[FUNCTION], record[PARAMS], start, stop)
             mine += stop - start
-            start, stop = _take(record, shares)
+            start, stop = _take(cursors, thread, threads, items, share, grain)
         if record[BARRIER] != 0:
             if mine != 0:
                 fetch_add(state, DONE, mine)
@@ -102,16 +105,22 @@ def _drive(state):
 
 
 def run():
-    """run(state, calls, count): does all calls together with the workers that are awake."""
+    """run(state, calls, count): does all calls together with the workers that are awake.
+
+    TAKEN must have room for count * threads words.
+    """
 
     def kernel(state, calls, count):
-        records = i64(calls)
+        records, taken, threads = i64(calls), i64(state[TAKEN]), state[WORKERS] + 1
         total = 0
         for index in range(count):
             record = records + index * RECORD
+            grain = record[GRAIN]
             total += record[ITEMS]
-            record[NEXT] = 0
+            record[SHARE] = (record[ITEMS] + threads * grain - 1) // (threads * grain) * grain
             record[TARGET] = total
+        for index in range(count * threads):
+            taken[index] = 0
         records[(count - 1) * RECORD + BARRIER] = 1
         state[CALLS] = calls
         state[COUNT] = count
@@ -120,7 +129,7 @@ def run():
         epoch = state[EPOCH] + 1
         exchange(state, OPEN, epoch)
         exchange(state, EPOCH, epoch)
-        _drive(state)
+        _drive(state, 0)
         # Close, then wait: a worker counts itself in before it looks whether the run is open, so
         # after this nobody touches the records, and the caller may change or free them.
         exchange(state, OPEN, 0)
@@ -167,7 +176,7 @@ def work():
                 own[SEEN] = epoch
                 fetch_add(state, ACTIVE, 1)
                 if read(state, OPEN) != 0:
-                    _drive(state)
+                    _drive(state, index + 1)
                 fetch_add(state, ACTIVE, -1)
                 idle = 0
                 continue
