@@ -37,8 +37,11 @@ compile-time constants.
     threads.pool().run(calls.freeze().records)
 
 What is in the language: `simd.py` (vectors, arithmetic, masks, `fill`), `memory.py` (pointers,
-loads, stores, decoding of bf16, f16, int8), `vmath.py` (sums over lanes, exp). Helpers:
-`njit(inline="always")`.
+loads, stores, prefetch, `stack`, decoding of bf16, f16, int8), `vmath.py` (sums over lanes, exp),
+`weights.py` (blocks of stored weights), `tiles.py` (register tiles). `simd.inline` marks helpers.
+- The threads share the items of a call evenly, in runs of consecutive items, and take them `grain`
+  at a time: choose it so that a chunk takes a microsecond or more (weights: 16 to 64 KB), and order
+  the items so that a run of them reads memory in order.
 - `range`, `while`, `if`, integers, `math.sqrt` work as in numba. Nothing may allocate or raise: no
   arrays, no lists, no `assert`, no division of Python ints that could be by zero. `jit.py` refuses
   such a kernel.
