@@ -5,8 +5,8 @@
 Few rows of x: weights' bytes per second, as a share of the read bandwidth that all threads reach,
 measured in the same rounds. Each shape is run over as many different matrices as fill 128 MB, more
 than the last-level cache, as a decode step does; random data. Many rows of x: GFLOP/s beside
-numpy's BLAS, alternating with it. Best and median of the rounds: where others use the machine too, the best
-of both columns is what to compare.
+numpy's BLAS, alternating with it. Best and median of the rounds: where others use the machine too,
+the best of both columns is what to compare.
 """
 
 import argparse
