@@ -16,7 +16,7 @@ from boostr.tensor import Tensor
 Weight = Tensor | QuantizedTensor
 
 _LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
-_GRAIN = 8  # rows of w that a thread takes at the least
+_GRAIN = 32  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 _INT8_DEPTH = 2048  # the same for int8 weights
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
