@@ -1,5 +1,9 @@
 """Which kernel runs, why not, strict mode, coverage and the debug report."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from draws import refused
@@ -116,3 +120,19 @@ def test_tensors_are_found_inside_lists_and_weights():
 
 def test_repr(twice):
     assert repr(twice) == "Op(test_twice)"
+
+
+@pytest.mark.parametrize(("level", "shown"), [(1, False), (2, True), (3, True)])
+def test_debug_times_each_kernel(level, shown):
+    pytest.importorskip("numba")
+    code = (
+        "import numpy as np, boostr\n"
+        "x = boostr.Tensor(np.ones((3, 8), np.float32), backend='numpy')\n"
+        "boostr.ops.rms_norm(x, x[0])"
+    )
+    environment = {**os.environ, "BOOSTR_DEBUG": str(level)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ("GB/s" in run.stderr) == shown
+    assert ("items by" in run.stderr) == (level == 3)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boostr import env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel
 from boostr.backends.numpy import jit, threads
@@ -28,6 +31,7 @@ class NumpyBackend(ArrayBackend):
         super().__init__(np)
         self.recorder: Recorder | None = None
         self._kernels: dict[str, Kernel | str] = {}
+        self._debug = env.DEBUG.integer()
 
     @property
     def device(self) -> str:
@@ -93,7 +97,17 @@ class NumpyBackend(ArrayBackend):
             return
         words = np.array(params, np.int64)
         function = jit.kernel(name, **constants)
+        started = time.perf_counter()
         threads.run_one(function, address(words), items, grain)
+        if self._debug >= 2:
+            seconds = time.perf_counter() - started
+            touched = sum(x.nbytes for x in (*reads, *writes))
+            grid = f", {items} items by {grain}" if self._debug >= 3 else ""
+            print(
+                f"boostr: {name} {constants or ''} {seconds * 1e6:.0f} us, "
+                f"{touched / seconds / 1e9:.1f} GB/s{grid}",
+                file=sys.stderr,
+            )
         if self.recorder is not None:
             self.recorder.native_call((name, function, words, items, grain), reads, writes)
 
