@@ -74,8 +74,11 @@ def num_threads() -> int:
     wanted = NUM_THREADS.integer()
     if wanted < 0:
         raise OptionError(f"{NUM_THREADS.name} must be 0 or more, got {wanted}")
-    if wanted:
-        return wanted
+    return wanted or cores()
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows

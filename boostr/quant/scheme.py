@@ -54,7 +54,6 @@ SCHEMES = {
         Scheme("q4_1", group_size=32, block_bytes=20),
     )
 }
-BLOCK_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.is_block)
 QUANTIZABLE = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_block)
 
 

@@ -105,10 +105,9 @@ class Pool:
         self._run, self._wake, self._work, spin = (
             jit.FUNCTION(jit.kernel(f"pool.{name}")) for name in ("run", "wake", "work", "spin")
         )
-        cores = os.cpu_count() or 1
         self._state[layout.YIELD] = _yield_address()
         self._state[layout.WORKERS] = workers
-        self._state[layout.PATIENCE] = 5000 if threads <= cores else 50
+        self._state[layout.PATIENCE] = 5000 if threads <= env.cores() else 50
         self._make_room(256)
         self._spins = self._measure(spin)
         self._beds = [threading.Lock() for _ in range(workers)]
