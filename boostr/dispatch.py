@@ -34,6 +34,8 @@ class Op:
         composite: takes the op's tensors and options, returns a tensor or a tuple of tensors.
         vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each
             positional argument (a list for a list). Without one, the composite is differentiated.
+        fusion: the composite is a sequence of ops that have kernels of their own; strict mode lets
+            it run, since it checks these.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Op:
         vjp: Callable[..., tuple[Any, ...]] | None = None,
         *,
         primitive: bool = False,
+        fusion: bool = False,
     ) -> None:
         self.name = name
         self.composite = composite
         self.vjp = vjp
         self.primitive = primitive
+        self.fusion = fusion
         if not primitive:
             OPS[name] = self
 
@@ -69,6 +73,8 @@ class Op:
         reason = kernel if isinstance(kernel, str) else kernel.supports(*args, **options)
         if reason is None:
             return kernel.run  # type: ignore[union-attr]
+        if self.fusion:
+            return self.composite
         if is_strict():
             raise FallbackError(
                 f"{self.name}[{backend.name}]: no kernel for these arguments: {reason} "

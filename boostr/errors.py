@@ -26,6 +26,10 @@ class BackendError(BoostrError, RuntimeError):
     """A backend that is missing, cannot do what was asked, or tensors of two backends in one op."""
 
 
+class OutOfMemoryError(BackendError, MemoryError):
+    """A device without room for what was asked; says how much was needed."""
+
+
 class FallbackError(BackendError):
     """Strict mode: an op had no kernel for these arguments and would have run its composite."""
 

@@ -14,7 +14,7 @@ __all__ = ["Backend", "Kernel", "available", "get", "names"]
 
 # name -> module that defines `open_backend(selector) -> Backend` and `probe() -> str | None`.
 # In the order in which `auto` tries them; the last always answers.
-_MODULES = {"numpy": "boostr.backends.numpy"}
+_MODULES = {"cupy": "boostr.backends.cupy", "numpy": "boostr.backends.numpy"}
 
 
 def names() -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
@@ -16,7 +18,11 @@ _CHUNK = 1 << 22  # weights decoded at a time by the composite, which bounds its
 
 
 def linear(
-    x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: object = None,
 ) -> Tensor:
     """x @ weightᵀ + bias + residual, summed in float32 (float64 for float64 inputs).
 
@@ -25,8 +31,9 @@ def linear(
             decoded inside the product and x keeps its precision, except under "w8a8", where each
             row of x is rounded to int8 by its own scale and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
+        dtype: of the result; default x's.
     Returns:
-        [..., N] in x's dtype.
+        [..., N].
     Gradient: x, a float weight, bias, residual.
     """
     if not dtypes.is_float(x.dtype) or x.ndim < 1:
@@ -44,10 +51,15 @@ def linear(
         raise ShapeError(
             f"linear: residual must be {[*x.shape[:-1], N]}, got {list(residual.shape)}"
         )
-    return _linear(x, weight, bias, residual)
+    wanted = x.dtype if dtype is None else dtypes.parse(dtype)
+    if not dtypes.is_float(wanted):
+        raise DTypeError(f"linear: dtype must be a float, got {wanted}")
+    return _linear(x, weight, bias, residual, wanted)
 
 
-def _composite(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _composite(
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
+) -> Tensor:
     h = wide(x).reshape(-1, x.shape[-1])
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         y = _w8a8(h, weight)
@@ -58,7 +70,7 @@ def _composite(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor 
     y = y.reshape(*x.shape[:-1], weight.shape[0])
     if residual is not None:
         y = y + core.cast(residual, y.dtype)
-    return core.cast(y, x.dtype)
+    return core.cast(y, dtype)
 
 
 def _decoded(h: Tensor, weight: Weight) -> Tensor:
@@ -94,8 +106,9 @@ def _w8a8(h: Tensor, weight: QuantizedTensor) -> Tensor:
 
 
 def _vjp(
-    g: Tensor, y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None
-):
+    g: Tensor, y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None,
+    residual: Tensor | None, dtype: np.dtype,
+):  # fmt: skip
     N, K = weight.shape
     flat = wide(g).reshape(-1, N)
     dx = core.cast((flat @ core.cast(_float(weight), flat.dtype)).reshape(x.shape), x.dtype)
@@ -103,7 +116,7 @@ def _vjp(
     if isinstance(weight, Tensor) and weight.requires_grad:
         dw = core.cast(flat.T @ wide(x).reshape(-1, K), weight.dtype)
     dbias = None if bias is None else core.cast(core.sum(flat, 0), bias.dtype)
-    return dx, dw, dbias, None if residual is None else core.cast(g, residual.dtype)
+    return dx, dw, dbias, None if residual is None else core.cast(g, residual.dtype), None
 
 
 _linear = Op("linear", _composite, vjp=_vjp)

@@ -37,11 +37,13 @@ def _form(weight: Weight) -> str | None:
 
 
 def _supports(
-    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
 ) -> str | None:
     for part in (x, bias, residual):
         if part is not None and part.dtype != dtypes.float32:
             return f"dtype {part.dtype} is not float32"
+    if dtype != dtypes.float32:
+        return f"result dtype {dtype} is not float32"
     if _form(weight) is None:
         return f"no kernel for {weight!r}"
     if weight.shape[1] == 0:
@@ -59,7 +61,9 @@ def _stored(weight: Weight, backend: NumpyBackend) -> tuple[np.ndarray, np.ndarr
     return values, scales, _GROUP_SHIFTS.get(weight.scheme.group_size, 0)
 
 
-def _linear(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _linear(
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
+) -> Tensor:
     backend: NumpyBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape
     out = backend.empty((*x.shape[:-1], N))

@@ -1,0 +1,236 @@
+"""CupyBackend: primitives through CuPy, kernels of our own, programs as CUDA graphs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import cupyx
+import numpy as np
+from cupyx.scipy import special
+
+from boostr import dtypes, env
+from boostr.backends.array import ArrayBackend
+from boostr.backends.base import Array, Kernel, Shape
+from boostr.backends.cupy.device import Caps
+from boostr.backends.cupy.kernel_table import find_kernel
+from boostr.backends.cupy.kernels import Kernels
+from boostr.errors import BackendError, DTypeError, OutOfMemoryError
+from boostr.program import Program
+
+_C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+_UNKNOWN = (dtypes.float8_e4m3, dtypes.float8_e5m2)  # CuPy has no such arrays
+
+
+_put_rows = cupy.ElementwiseKernel(
+    "int64 index, T value, int64 width", "raw T target",
+    "if (index >= 0) target[index * width + i % width] = value;", "boostr_put_rows",
+)  # fmt: skip
+
+
+class CupyBackend(ArrayBackend):
+    """Tensors are cupy arrays on one GPU. Work goes to CuPy's current stream.
+
+    Attributes:
+        caps: what the GPU can do.
+        names: of the kernels launched in the capture under way; None outside of one.
+    """
+
+    name = "cupy"
+
+    def __init__(self, index: int) -> None:
+        count = cupy.cuda.runtime.getDeviceCount()
+        if index >= count:
+            raise BackendError(f"backend cupy:{index}: this machine has {count} CUDA device(s)")
+        super().__init__(cupy)
+        self.caps = Caps.read(index)
+        self.names: list[str] | None = None
+        self._kernels = Kernels(self.caps.arch)
+        self._found: dict[str, Kernel | str] = {}
+        self._debug = env.DEBUG.integer()
+        cupy.cuda.Device(index).use()
+        cupy.cuda.runtime.free(0)  # creates the context
+        if self._debug >= 1:
+            print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
+
+    @property
+    def device(self) -> str:
+        return f"cupy:{self.caps.index}"
+
+    # -- creation and transfer -------------------------------------------------------------------
+    def _run(self, fn: Callable[..., Array], *args: Any) -> Array:
+        self._use()
+        try:
+            return fn(*args)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from None
+
+    def _use(self) -> None:
+        """Make this GPU the thread's current one."""
+        if cupy.cuda.runtime.getDevice() != self.caps.index:
+            cupy.cuda.runtime.setDevice(self.caps.index)
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
+        """What to say when memory runs out; gives back what CuPy keeps for reuse."""
+        cupy.get_default_memory_pool().free_all_blocks()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return OutOfMemoryError(
+            f"{self.device} is out of memory: {error}; {free / 2**30:.2f} of {total / 2**30:.2f} "
+            "GiB are free now. A smaller or quantized model (--quantize int8), a shorter context "
+            "or a smaller batch needs less"
+        )
+
+    def from_numpy(self, array: np.ndarray) -> Array:
+        if array.dtype in _UNKNOWN:
+            raise DTypeError(f"{self.device} holds no {array.dtype}")
+        if self.names is None:
+            return self._run(cupy.asarray, array)
+        # a constant of the function being recorded: uploaded now, beside the capture
+        with cupy.cuda.Stream(non_blocking=True) as beside:
+            made = self._run(cupy.asarray, array)
+            beside.synchronize()
+        return made
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        if self.names is not None:
+            raise BackendError(
+                "capture: a tensor's values were read on the host; they differ from run to run, "
+                "so keep the computation in tensors"
+            )
+        self._use()
+        return cupy.asnumpy(x)
+
+    def empty(self, shape: Shape, dtype: Any = np.float32) -> Array:
+        """Uninitialised memory; inside a capture it belongs to the program."""
+        return self._run(cupy.empty, shape, dtype)
+
+    def dense(self, x: Array) -> Array:
+        """x with its elements in row-major order: itself, or a copy."""
+        return x if x.flags.c_contiguous else self.copy(x)
+
+    # -- where CuPy differs from numpy -----------------------------------------------------------
+    def unary(self, name: str, x: Array) -> Array:
+        return self._wide_if(name == "round" or name == "floor", super().unary, name, x)
+
+    def binary(self, name: str, a: Array, b: Array | float | int, dtype: np.dtype) -> Array:
+        if dtype == dtypes.bfloat16 and name in ("floor_div", "mod", "pow"):
+            wide = super().binary(name, a, b, dtypes.float32)
+            return self.cast(wide, dtype)
+        return super().binary(name, a, b, dtype)
+
+    def _wide_if(self, gap: bool, fn: Callable[..., Array], name: str, x: Array) -> Array:
+        """Through float32 for the functions that CuPy has not for bf16."""
+        if gap and x.dtype == dtypes.bfloat16:
+            return self.cast(fn(name, self.cast(x, dtypes.float32)), x.dtype)
+        return fn(name, x)
+
+    def _erf(self, x: Array) -> Array:
+        if x.dtype == dtypes.float64:
+            return special.erf(x)
+        return special.erf(x.astype(np.float32, copy=False)).astype(x.dtype, copy=False)
+
+    def _argsort(self, x: Array, axis: int) -> Array:
+        if x.dtype in dtypes.LOW_PRECISION:
+            x = x.astype(np.float32)
+        return cupy.argsort(x, axis=axis, kind="stable").astype(dtypes.int32)
+
+    def _matmul(self, a: Array, b: Array) -> Array:
+        if dtypes.is_float(a.dtype):
+            from boostr.backends.cupy import blas
+
+            return blas.matmul(self, a, b)
+        return cupy.matmul(a, b)
+
+    def _scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
+        wide = dtypes.float32 if values.dtype in dtypes.LOW_PRECISION else values.dtype
+        out = cupy.zeros(shape, wide)
+        cupyx.scatter_add(out, indices, values.astype(wide, copy=False))
+        return out.astype(values.dtype, copy=False)
+
+    def put_rows(self, target: Array, indices: Array, values: Array) -> None:
+        width = values.size // max(len(indices), 1)
+        if values.size:
+            rows = cupy.broadcast_to(indices[:, None], (len(indices), width))
+            flat = values.reshape(len(indices), width).astype(target.dtype, copy=False)
+            self._run(_put, rows, flat, width, target)
+
+    # -- kernels and programs --------------------------------------------------------------------
+    def kernel(self, op: str) -> Kernel | str:
+        if op not in self._found:
+            self._found[op] = find_kernel(op)
+        return self._found[op]
+
+    def c_type(self, dtype: np.dtype) -> str:
+        """The name in `prelude.cuh` of float32, float16 or bfloat16."""
+        return _C_TYPES[dtype]
+
+    def stream_pointer(self) -> int:
+        """CUDA's handle of the current stream."""
+        self._use()
+        return cupy.cuda.get_current_stream().ptr
+
+    def launch(
+        self,
+        family: str,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        *,
+        shared_bytes: int = 0,
+        dependent: bool = False,
+        **defines: int | str,
+    ) -> None:
+        """Start kernel `name` of shaders/cuda/FAMILY.cu, specialised by `defines`.
+
+        `args` are arrays, None, int (`int`), float (`float`), numpy.int64 and bytes; `dependent`
+        lets it begin before the kernel before it has ended (see `pdl_wait` in prelude.cuh).
+        """
+        stream = self.stream_pointer()
+        dependent = dependent and self.caps.compute_capability >= 90
+        start = cupy.cuda.Event() if self._debug >= 2 and self.names is None else None
+        if start is not None:
+            start.record()
+        self._kernels.launch(
+            family, name, grid, block, args, stream=stream, shared_bytes=shared_bytes,
+            dependent=dependent, **defines,
+        )  # fmt: skip
+        if self.names is not None:
+            self.names.append(f"{family}.{name}")
+        if start is not None:
+            self._report(start, f"{family}.{name} {defines or ''}", (grid, block), args)
+
+    def _report(self, start: Any, name: str, shape: tuple, args: Sequence[Any]) -> None:
+        """BOOSTR_DEBUG=2: time and the bandwidth of touching every array once; 3: grids."""
+        end = cupy.cuda.Event()
+        end.record()
+        end.synchronize()
+        micro = cupy.cuda.get_elapsed_time(start, end) * 1e3
+        touched = sum(a.nbytes for a in args if hasattr(a, "nbytes") and hasattr(a, "data"))
+        grid = f", grid {shape[0]} of {shape[1]}" if self._debug >= 3 else ""
+        rate = touched / max(micro, 1e-3) / 1e3
+        print(f"boostr: {name} {micro:.1f} us, {rate:.0f} GB/s{grid}", file=sys.stderr)
+
+    def synchronize(self) -> None:
+        self._use()
+        cupy.cuda.get_current_stream().synchronize()
+
+    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+        if self.names is not None:
+            raise BackendError("capture: captures cannot be nested")
+        from boostr.backends.cupy.program import record
+
+        self._use()
+        self.names = names = []
+        try:
+            return record(fn, names)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from None
+        finally:
+            self.names = None
+
+
+def _put(rows: Array, values: Array, width: int, target: Array) -> None:
+    _put_rows(rows, values, width, target, size=values.size)

@@ -1,0 +1,133 @@
+"""The CUDA driver through ctypes: modules, launches with attributes, tensor maps.
+
+CuPy's own launches take no attributes (no programmatic dependent launch), which decoding needs.
+All calls work on the context that CuPy made current.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from boostr.errors import BackendError
+
+_MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+_PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
+_BUFFER_POINTER, _BUFFER_SIZE = 1, 2  # CU_LAUNCH_PARAM_*
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16)]
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    ]
+
+
+_DEPENDENT = _Attribute(_PROGRAMMATIC_SERIALIZATION, 0, (ctypes.c_int * 16)(1))
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libcuda; raises BackendError if there is no NVIDIA driver."""
+    for name in ("libcuda.so.1", "libcuda.so", "nvcuda.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BackendError("no NVIDIA driver: libcuda.so.1 was not found")
+
+
+def check(status: int, what: str) -> None:
+    """Raise BackendError with the driver's own words for an error code."""
+    if status:
+        text = ctypes.c_char_p()
+        library().cuGetErrorString(status, ctypes.byref(text))
+        words = text.value.decode() if text.value else "unknown error"
+        raise BackendError(f"CUDA: {what}: {words} (error {status})")
+
+
+class Module:
+    """Loaded machine code. Kernels are looked up by name."""
+
+    def __init__(self, cubin: bytes, name: str) -> None:
+        self._handle = ctypes.c_void_p()
+        self._name = name
+        check(library().cuModuleLoadData(ctypes.byref(self._handle), cubin), f"loading {name}")
+
+    def function(self, name: str, shared_bytes: int = 0) -> ctypes.c_void_p:
+        """A kernel's handle; `shared_bytes` above 48 KiB must be asked for here."""
+        handle = ctypes.c_void_p()
+        status = library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
+        check(status, f"{self._name} has no kernel {name}")
+        if shared_bytes > 48 * 1024:
+            status = library().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
+            check(status, f"{name}: {shared_bytes} bytes of shared memory")
+        return handle
+
+
+def pack_arguments(args: Sequence[Any]) -> bytes:
+    """Kernel arguments as the driver wants them, naturally aligned.
+
+    An array is its address (None: a null pointer), int is `int`, float is `float`, numpy.int64 is
+    `long long`; bytes (a tensor map) lie as they are and must come first.
+    """
+    form, values = ["@"], []
+    for arg in args:
+        if arg is None:
+            form.append("P")
+            values.append(0)
+        elif isinstance(arg, int):
+            form.append("i")
+            values.append(arg)
+        elif isinstance(arg, float):
+            form.append("f")
+            values.append(arg)
+        elif isinstance(arg, np.int64):
+            form.append("q")
+            values.append(int(arg))
+        elif isinstance(arg, bytes):
+            form.append(f"{len(arg)}s")
+            values.append(arg)
+        else:
+            form.append("P")
+            values.append(arg.data.ptr)
+    return struct.pack("".join(form), *values)
+
+
+def launch(
+    function: ctypes.c_void_p,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    stream: int,
+    shared_bytes: int = 0,
+    dependent: bool = False,
+) -> None:
+    """Start a kernel. `dependent`: it may begin before the one before it has ended (sm_90)."""
+    words = pack_arguments(args)
+    size = ctypes.c_size_t(len(words))
+    extra = (ctypes.c_void_p * 5)(
+        _BUFFER_POINTER, ctypes.cast(words, ctypes.c_void_p), _BUFFER_SIZE,
+        ctypes.addressof(size), 0,
+    )  # fmt: skip
+    config = _Config(
+        (*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block))), shared_bytes, stream
+    )
+    if dependent:
+        config.attributes, config.attribute_count = ctypes.pointer(_DEPENDENT), 1
+    status = library().cuLaunchKernelEx(ctypes.byref(config), function, None, extra)
+    if status:
+        check(status, f"launch of grid {tuple(grid)}, block {tuple(block)}, {shared_bytes} bytes")

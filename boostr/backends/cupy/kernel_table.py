@@ -1,0 +1,40 @@
+"""Which module of this backend holds the kernel of which op. Opened on first use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from boostr.backends.base import Kernel
+
+# module of boostr.backends.cupy -> the ops in its KERNELS
+OPS_OF = {
+    "linear": ("linear",),
+    "norm": (
+        "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
+        "layer_norm_backward",
+    ),
+    "rope": ("rope",),
+    "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
+    "embedding": ("embedding",),
+    "cache": ("slot_mapping", "kv_write", "advance"),
+    "quant": ("quantize", "dequantize"),
+    "attention": ("varlen_attention", "paged_attention"),
+    "attention_backward": ("varlen_attention_backward",),
+    "loss": ("cross_entropy", "cross_entropy_backward"),
+    "optim": ("adamw",),
+    "sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
+                 "filtered_probabilities"),
+    "decoder": ("qkv_rope", "paged_attention_linear", "norm_gated_linear", "norm_linear"),
+}  # fmt: skip
+_MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
+
+
+def find_kernel(op: str) -> Kernel | str:
+    """The kernel of an op, or why there is none here."""
+    if op not in _MODULE:
+        return "the cupy backend has no kernel for it"
+    module = f"boostr.backends.cupy.{_MODULE[op]}"
+    if importlib.util.find_spec(module) is None:
+        return "not built yet"
+    return importlib.import_module(module).KERNELS.get(op, "not built yet")
