@@ -50,6 +50,9 @@ class Backend(ABC):
     """One place where tensors live and ops run. Instances are made once, by `backends.get`."""
 
     name: str
+    prefill_chunk = 512  # tokens of one forward pass of a prompt, which bounds its scratch memory
+    run_ahead = 0  # decode steps that are started before the token of an earlier one is read
+    joins_weights = False  # whether weights that read the same input should lie end to end
 
     @property
     @abstractmethod
@@ -64,6 +67,15 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, x: Array) -> np.ndarray:
         """The values on the host. Waits for the device; refused inside a capture."""
+
+    def start_read(self, x: Array) -> Callable[[], np.ndarray]:
+        """Begin to copy x's values of now to the host; the result waits for them."""
+        values = self.to_numpy(x).copy()
+        return lambda: values
+
+    def activation_dtype(self, stored: np.dtype) -> np.dtype:
+        """The dtype of a model's activations and cache when its embedding is stored as `stored`."""
+        return np.dtype(np.float32)
 
     @abstractmethod
     def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> Array: ...

@@ -216,7 +216,7 @@ class _Case:
 
     def _steps(self, count: int) -> tuple[float, float]:
         """Seconds of `count` steps, and of the step before them that is captured."""
-        decoder = self._decoder()
+        decoder = self._decoder(count + 1, self._runner.backend.run_ahead)
         start = time.perf_counter()
         decoder.step()
         captured = time.perf_counter()
@@ -228,7 +228,7 @@ class _Case:
         if self._runner.backend.name != "numpy":
             return None
         with _NativeClock() as clock:
-            decoder = self._decoder()
+            decoder = self._decoder(count + 1, 0)
             decoder.step()  # captured with the clock in place
             clock.seconds = 0.0
             start = time.perf_counter()
@@ -240,12 +240,13 @@ class _Case:
         outside = seconds - clock.seconds / count
         return StepCost(seconds, outside, len(calls) - in_numpy, in_numpy)
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, steps: int, run_ahead: int) -> Decoder:
         B = self._batch
         ids = [tokens[self._depth] for tokens in self._tokens]
         return Decoder(
-            self._runner, self._at_depth(), self._sampler(), range(B), ids, [self._depth] * B
-        )
+            self._runner, self._at_depth(), self._sampler(), range(B), ids, [self._depth] * B,
+            steps, run_ahead,
+        )  # fmt: skip
 
     def _at_depth(self) -> KVCache:
         """The cache with the first `depth` tokens in it."""

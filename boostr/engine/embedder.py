@@ -119,7 +119,7 @@ class EmbeddingModel:
         positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
         packed, places, cu = (Tensor(a, backend=self.backend) for a in (ids, positions, ends))
         with autograd.no_grad():
-            states = self.module.hidden(Batch(packed, places, cu)).numpy()
+            states = self.module.hidden(Batch(packed, places, cu)).to("float32").numpy()
         return np.split(states, ends[1:-1])
 
     def _embed_packed(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:

@@ -61,7 +61,7 @@ def generate(
     rows = {id(s): row for row, s in enumerate(sequences)}
     living: list[Generation] = list(sequences)  # the sequences that the sampler's rows are for
     while active:
-        sampler = sampler.select([living.index(s) for s in active])
+        sampler = sampler.select([living.index(s) for s in active], [len(s.output) for s in active])
         living = active
         decoder = Decoder(
             runner,
@@ -70,12 +70,22 @@ def generate(
             [rows[id(s)] for s in active],
             [s.output[-1] for s in active],
             [len(s.prompt) + len(s.output) - 1 for s in active],
+            min(s.limit - len(s.output) for s in active),
+            _run_ahead(runner, sampler, active),
         )
         while len(active) == len(living):
             chosen, logits = decoder.step()
             clock.decoded += len(active)
             yield from _deliver(living, chosen, logits, clock)
             active = [s for s in living if s.finish_reason is None]
+
+
+def _run_ahead(runner: Runner, sampler: Sampler, active: Sequence[Generation]) -> int:
+    """Steps to start before a token is read: none where the host looks at logits, or where steps
+    that are thrown away would leave their tokens in the penalties of the sequences that go on."""
+    if any(s.options.logprobs is not None for s in active):
+        return 0
+    return 0 if sampler.penalizes and len(active) > 1 else runner.backend.run_ahead
 
 
 def _deliver(

@@ -36,12 +36,20 @@ class KVCache:
 
     Args:
         chunk: most tokens of one sequence that a single forward pass writes.
+        dtype: of keys and values.
     """
 
     def __init__(
-        self, config: DecoderConfig, backend: Backend, sequences: int, length: int, chunk: int
+        self,
+        config: DecoderConfig,
+        backend: Backend,
+        sequences: int,
+        length: int,
+        chunk: int,
+        dtype: np.dtype,
     ) -> None:
         self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
+        self.dtype = dtype
         self._config = config
         windows = config.sliding_window
         self._groups = [
@@ -54,10 +62,11 @@ class KVCache:
         shape = (self.sequences, capacity, config.num_key_value_heads, config.head_dim)
         try:
             keys, values = (
-                {layer: zeros(shape, "float32", self.backend) for layer in layers} for _ in range(2)
+                {i: zeros(shape, self.dtype, self.backend) for i in layers}
+                for _ in range(2)
             )
         except MemoryError:
-            size = 8 * int(np.prod(shape)) * len(layers)
+            size = 2 * self.dtype.itemsize * int(np.prod(shape)) * len(layers)
             raise BackendError(
                 f"the KV cache for {self.sequences} sequences of {self.length} tokens needs "
                 f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens or the batch"
@@ -75,7 +84,7 @@ class KVCache:
             return None
         if length <= self.length:
             return self
-        larger = KVCache(self._config, self.backend, self.sequences, length, self.chunk)
+        larger = KVCache(self._config, self.backend, self.sequences, length, self.chunk, self.dtype)
         for old, new in zip(self._groups, larger._groups, strict=True):
             if old.capacity < written and old.capacity != new.capacity:
                 return None
@@ -84,6 +93,11 @@ class KVCache:
                 for layer, tensor in source.items():
                     target[layer][:, :rows].assign(tensor[:, :rows])
         return larger
+
+    @property
+    def has_rings(self) -> bool:
+        """Whether some layers keep only the newest positions, so that writing overwrites."""
+        return any(group.capacity < self.length for group in self._groups)
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,12 @@ from boostr.backends.base import Backend
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.rotary import Rotary
 from boostr.engine.sampler import Sampler
+from boostr.errors import BackendError
 from boostr.models.llama import CausalLM
 from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
 
-PREFILL_CHUNK = 512  # tokens of one forward pass, which bounds its scratch memory
 _NLL_CHUNK = 128  # of these all logits are made
 
 
@@ -43,8 +44,9 @@ class Runner:
 
     def new_cache(self, sequences: int, length: int) -> KVCache:
         """A cache for prompts that `prefill` processes."""
-        chunk = min(PREFILL_CHUNK, length)
-        return KVCache(self.module.config, self.backend, sequences, length, chunk)
+        chunk = min(self.backend.prefill_chunk, length)
+        dtype = self.module.activation_dtype
+        return KVCache(self.module.config, self.backend, sequences, length, chunk, dtype)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits [T, V] of one sequence, without a cache."""
@@ -137,9 +139,13 @@ def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[
 class Decoder:
     """One token more for each of B sequences at a time: a program over state on the device.
 
+    The device may be some steps ahead of what has been read; these change nothing but cache rows
+    behind the sequences' ends and the sampler's counters.
+
     Args:
         rows: cache rows of the sequences.   ids: their newest tokens, not yet in the cache.
-        positions: where these stand.
+        positions: where these stand.   limit: the most steps that will be asked for.
+        run_ahead: steps to start before an earlier one is read; 0 keeps `logits` in step with it.
     """
 
     def __init__(
@@ -150,8 +156,14 @@ class Decoder:
         rows: Sequence[int],
         ids: Sequence[int],
         positions: Sequence[int],
+        limit: int | None = None,
+        run_ahead: int = 0,
     ) -> None:
         self._runner, self._sampler, self._cache = runner, sampler, cache
+        room = cache.length - max(positions)
+        self._left = room if limit is None else min(limit, room)
+        self._ahead = 0 if cache.has_rings else run_ahead
+        self._pending: deque[Callable[[], np.ndarray]] = deque()
         B = len(rows)
         self._ids = runner.tensor(ids)
         self._positions = runner.tensor(positions)
@@ -163,13 +175,25 @@ class Decoder:
         self._program: Program | None = None
 
     def step(self) -> tuple[np.ndarray, Tensor]:
-        """Run the next step: (chosen ids int32 [B], logits [B, V], valid until the next step)."""
+        """The next step: (chosen ids int32 [B], logits [B, V], valid until the next call).
+
+        With `run_ahead`, logits are those of the newest step that was started.
+        """
+        while self._left > 0 and len(self._pending) <= self._ahead:
+            self._start()
+        if self._program is None or not self._pending:
+            raise BackendError("decode: the cache has no room for another token")
+        return self._pending.popleft()(), self._program.outputs[1]
+
+    def _start(self) -> None:
+        """Start a step on the device, and the copy of what it chooses to the host."""
         if self._program is None:
             self._program = capture(self._step, self._runner.backend)
         else:
             self._program.run()
-        ids, logits = self._program.outputs
-        return ids.numpy(), logits
+        self._left -= 1
+        ids: Tensor = self._program.outputs[0]
+        self._pending.append(self._runner.backend.start_read(ids.data))
 
     def describe(self) -> list[str]:
         """One line for each call of the program, which the first step records."""

@@ -72,6 +72,11 @@ class Sampler:
         """int32 [B]: tokens chosen so far, which is the counter of the next draw."""
         return self._state["draws"]
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was chosen changes what is likely."""
+        return self._penalizes
+
     def choose(self, logits: Tensor) -> Tensor:
         """Token ids int32 [B] from logits [B, V]; capturable."""
         s = self._state
@@ -90,12 +95,13 @@ class Sampler:
             record_tokens(ids, s["seen"], s["counts"])
         return ids
 
-    def select(self, rows: Sequence[int]) -> Sampler:
-        """The sampler of some of the sequences, where they stand now."""
+    def select(self, rows: Sequence[int], drawn: Sequence[int]) -> Sampler:
+        """The sampler of some of the sequences, of which each has drawn that many tokens."""
         chosen = object.__new__(Sampler)
         chosen.backend = self.backend
         chosen._greedy, chosen._penalizes = self._greedy, self._penalizes
         chosen._state = {}
         for name, tensor in self._state.items():
             chosen._put(name, tensor.numpy()[list(rows)])
+        chosen._put("draws", np.array(drawn, np.int32))
         return chosen

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from boostr import nn
+import numpy as np
+
+from boostr import nn, ops
 from boostr.models.config import DecoderConfig, RawConfig
 from boostr.tensor import Tensor
 
@@ -24,19 +26,20 @@ class Layer(nn.Module):
             bias=config.qkv_bias,
             output_bias=config.output_bias,
             window=config.sliding_window[index],
-            qk_norm_eps=eps if config.qk_norm else None,
+            qk_norm=config.qk_norm,
+            eps=eps,
             rope_layout=config.rope_layout,
         )
         self.post_attention_layernorm = nn.RMSNorm(E, eps)
         self.mlp = nn.GatedMLP(E, config.intermediate_size, config.hidden_act, config.mlp_bias)
 
     def __call__(self, x: Tensor, batch: nn.Batch) -> Tensor:
-        h = self.self_attn(self.input_layernorm(x), batch, residual=x)
-        return self.mlp(self.post_attention_layernorm(h), residual=h)
+        h = self.self_attn(x, self.input_layernorm, batch)
+        return self.mlp(h, self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm."""
+    """Embedding, layers, and the final norm, which the head applies."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -47,7 +50,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(batch.ids)
         for layer in self.layers:
             x = layer(x, batch)
-        return self.norm(x)
+        return x
 
 
 class CausalLM(nn.Module):
@@ -76,13 +79,19 @@ class CausalLM(nn.Module):
         """Name that a checkpoint may repeat -> name of the parameter that it must equal."""
         return {} if self.lm_head else {"lm_head.weight": "model.embed_tokens.weight"}
 
+    @property
+    def activation_dtype(self) -> np.dtype:
+        """Of hidden states, keys and values."""
+        return self.model.embed_tokens.dtype
+
     def hidden(self, batch: nn.Batch) -> Tensor:
-        """Final hidden states [T, E] of packed tokens, float32."""
+        """Hidden states [T, E] of packed tokens before the final norm."""
         return self.model(batch)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""
-        return self.lm_head(hidden) if self.lm_head else self.model.embed_tokens.as_linear(hidden)
+        norm, owner = self.model.norm, self.lm_head or self.model.embed_tokens
+        return ops.norm_linear(hidden, norm.weight, owner.weight, eps=norm.eps, dtype="float32")
 
     def __call__(self, batch: nn.Batch) -> Any:
         return self.head(self.hidden(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from boostr import dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import SafetensorsSource
+from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -77,6 +78,7 @@ def load_parameters(
     """
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     _check_names(module, places, source)
+    groups = dict(module.adjacent_weights()) if backend.joins_weights else {}
     for name, (owner, attribute) in places.items():
         place: Parameter = getattr(owner, attribute)
         role = "embedding" if name == "lm_head.weight" else place.role
@@ -85,11 +87,43 @@ def load_parameters(
             weight = _dequantized(weight).to("float32")
         else:
             weight = _converted(weight, dtype)
+            if isinstance(owner, Embedding):
+                stored = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
+                owner.dtype = backend.activation_dtype(stored)
             packs = quantize_embeddings if role == "embedding" else True
             if quantize is not None and packs:
                 weight = ops.quantize(_dequantized(weight), quantize)
         setattr(owner, attribute, weight)
+        if name in groups:
+            _join(groups[name])
     _check_tied(module, source, backend)
+
+
+def _join(layers: Sequence[Module]) -> None:
+    """Put the weights of some linear layers end to end in memory, if their form is the same."""
+    weights: list[Weight] = [layer.weight for layer in layers]  # type: ignore[attr-defined]
+    first = weights[0]
+    if isinstance(first, Tensor):
+        if any(not isinstance(w, Tensor) or w.dtype != first.dtype for w in weights):
+            return
+        joined = _end_to_end(weights)  # type: ignore[arg-type]
+    else:
+        if any(not isinstance(w, QuantizedTensor) or w.scheme != first.scheme for w in weights):
+            return
+        parts = {n: _end_to_end([w.parts[n] for w in weights]) for n in first.parts}  # type: ignore
+        joined = [
+            QuantizedTensor(first.scheme, w.shape, {n: part[i] for n, part in parts.items()})  # type: ignore
+            for i, w in enumerate(weights)
+        ]
+    for layer, weight in zip(layers, joined, strict=True):
+        layer.weight = weight  # type: ignore[attr-defined]
+
+
+def _end_to_end(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same rows as views of one tensor."""
+    whole = ops.core.concat(list(tensors))
+    ends = np.cumsum([len(t) for t in tensors])
+    return [whole[int(end) - len(t) : int(end)] for t, end in zip(tensors, ends, strict=True)]
 
 
 def _dequantized(weight: Weight) -> Tensor:

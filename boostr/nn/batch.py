@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from boostr import ops
+from boostr.errors import ShapeError
 from boostr.tensor import Tensor
 
 
@@ -44,37 +44,12 @@ class Batch:
     kv_lens: Tensor | None = None
     caches: list[CacheView] = field(default_factory=list)
 
-    def rotate(self, x: Tensor, layout: str) -> Tensor:
-        """Rope on [T, H, D]."""
+    def rotary(self) -> tuple[Tensor, Tensor, Tensor]:
+        """cos, sin and the row of them for each token."""
         if self.cos is None or self.sin is None or self.rope_rows is None:
-            return x
-        return ops.rope(x, self.cos, self.sin, self.rope_rows, layout=layout)
+            raise ShapeError("this model rotates its heads: the batch needs cos, sin and rope_rows")
+        return self.cos, self.sin, self.rope_rows
 
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float | None = None,
-        window: int | None = None,
-    ) -> Tensor:
-        """Causal attention of the new tokens to all of their sequence, cached ones included.
-
-        q: [T, H, D]; k, v: [T, K, D], which go into the cache. `window` is the number of tokens
-        that a token sees, itself included. Returns [T, H, D].
-        """
-        sides = None if window is None else (window - 1, None)
-        view = next((c for c in self.caches if layer in c.keys), None)
-        if view is None or self.kv_lens is None:
-            cu = self.cu_seqlens
-            out, _ = ops.varlen_attention(q, k, v, cu, cu, causal=True, window=sides, scale=scale)
-            return out
-        keys, values = view.keys[layer], view.values[layer]
-        ops.kv_write(k, v, keys, values, view.slots)
-        out, _ = ops.paged_attention(
-            q, keys, values, self.cu_seqlens, view.block_table, self.kv_lens,
-            window=sides, scale=scale,
-        )  # fmt: skip
-        return out
+    def cache(self, layer: int) -> CacheView | None:
+        """Where keys and values of a layer are kept; None without a cache."""
+        return next((view for view in self.caches if layer in view.keys), None)

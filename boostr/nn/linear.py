@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boostr import ops
+from boostr import dtypes, ops
 from boostr.nn.module import Module, Parameter
 from boostr.tensor import Tensor
 
@@ -21,14 +21,15 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of a table [V, E] by id, as float32."""
+    """Rows of a table [V, E] by id.
+
+    Attributes:
+        dtype: of the rows, and so of the activations of the model; loading sets it.
+    """
 
     def __init__(self, count: int, features: int) -> None:
         self.weight: Any = Parameter((count, features), "embedding")
+        self.dtype = dtypes.float32
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, "float32")
-
-    def as_linear(self, x: Tensor) -> Tensor:
-        """x @ weightᵀ: the head of a model whose embeddings are tied."""
-        return ops.linear(x, self.weight)
+        return ops.embedding(ids, self.weight, self.dtype)

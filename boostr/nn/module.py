@@ -26,7 +26,13 @@ class Parameter:
 
 
 class Module:
-    """Attributes that are parameters, modules or lists of modules form the tree."""
+    """Attributes that are parameters, modules or lists of modules form the tree.
+
+    `adjacent` names linear layers that read the same input: a backend that multiplies them at once
+    wants their weights to lie end to end.
+    """
+
+    adjacent: tuple[str, ...] = ()
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(checkpoint name, owner, attribute) of every parameter, in order of definition."""
@@ -40,6 +46,18 @@ class Module:
                         yield from item.parameters(f"{path}.{index}.")
             elif isinstance(value, Parameter | Tensor | QuantizedTensor):
                 yield path, self, attribute
+
+    def adjacent_weights(self, prefix: str = "") -> Iterator[tuple[str, list[Module]]]:
+        """(name of the last weight, layers) of every group of adjacent layers in the tree."""
+        if self.adjacent:
+            layers = [getattr(self, name) for name in self.adjacent]
+            yield f"{prefix}{self.adjacent[-1]}.weight", layers
+        for attribute, value in vars(self).items():
+            children = value if isinstance(value, list) else [value]
+            for index, child in enumerate(children):
+                if isinstance(child, Module):
+                    place = f"{attribute}.{index}" if isinstance(value, list) else attribute
+                    yield from child.adjacent_weights(f"{prefix}{place}.")
 
     def weights(self) -> dict[str, Weight]:
         """Name -> weight of every parameter, once they are loaded."""

@@ -14,10 +14,10 @@ class RMSNorm(Module):
 
     def __init__(self, features: int, eps: float) -> None:
         self.weight: Any = Parameter((features,), "vector")
-        self._eps = eps
+        self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, eps=self._eps)
+        return ops.rms_norm(x, self.weight, eps=self.eps)
 
 
 class LayerNorm(Module):

@@ -39,6 +39,9 @@ class CupyBackend(ArrayBackend):
     """
 
     name = "cupy"
+    prefill_chunk = 8192
+    run_ahead = 2
+    joins_weights = True
 
     def __init__(self, index: int) -> None:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -102,6 +105,24 @@ class CupyBackend(ArrayBackend):
         self._use()
         return cupy.asnumpy(x)
 
+    def start_read(self, x: Array) -> Callable[[], np.ndarray]:
+        stream = cupy.cuda.get_current_stream()
+        values = cupyx.empty_pinned(x.shape, x.dtype)
+        self.dense(x).get(stream=stream, out=values, blocking=False)
+        done = cupy.cuda.Event(block=False, disable_timing=True)
+        done.record(stream)
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return values
+
+        return wait
+
+    def activation_dtype(self, stored: np.dtype) -> np.dtype:
+        if stored == dtypes.bfloat16 and self.caps.compute_capability < 80:
+            return dtypes.float32  # Turing's tensor cores and arithmetic know no bf16
+        return stored if stored in _C_TYPES else dtypes.float32
+
     def empty(self, shape: Shape, dtype: Any = np.float32) -> Array:
         """Uninitialised memory; inside a capture it belongs to the program."""
         return self._run(cupy.empty, shape, dtype)
@@ -137,11 +158,13 @@ class CupyBackend(ArrayBackend):
         return cupy.argsort(x, axis=axis, kind="stable").astype(dtypes.int32)
 
     def _matmul(self, a: Array, b: Array) -> Array:
-        if dtypes.is_float(a.dtype):
+        if not dtypes.is_float(a.dtype):
+            return cupy.matmul(a, b)
+        try:
             from boostr.backends.cupy import blas
-
-            return blas.matmul(self, a, b)
-        return cupy.matmul(a, b)
+        except ImportError:
+            return super()._matmul(a, b)
+        return blas.matmul(self, a, b)
 
     def _scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
         wide = dtypes.float32 if values.dtype in dtypes.LOW_PRECISION else values.dtype

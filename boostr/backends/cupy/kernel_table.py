@@ -25,7 +25,9 @@ OPS_OF = {
     "optim": ("adamw",),
     "sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
                  "filtered_probabilities"),
-    "decoder": ("qkv_rope", "paged_attention_linear", "norm_gated_linear", "norm_linear"),
+    "decoder": (
+        "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
+    ),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 
