@@ -75,7 +75,7 @@ def qkv_rope_write(
     eps: float,
     layout: str = "split-half",
 ) -> Tensor:
-    """`qkv_rope` whose k and v go into a cache, as `ops.kv_write` puts them. Returns q [T, H, D]."""
+    """`qkv_rope` whose k and v go into a cache as by `ops.kv_write`. Returns q [T, H, D]."""
     _check_qkv(x, weights, biases, head_norms, head_dim)
     return _qkv_rope_write(
         x, norm, list(weights), list(biases), list(head_norms), cos, sin, rows,

@@ -132,20 +132,9 @@ class CupyBackend(ArrayBackend):
         return x if x.flags.c_contiguous else self.copy(x)
 
     # -- where CuPy differs from numpy -----------------------------------------------------------
-    def unary(self, name: str, x: Array) -> Array:
-        return self._wide_if(name == "round" or name == "floor", super().unary, name, x)
-
-    def binary(self, name: str, a: Array, b: Array | float | int, dtype: np.dtype) -> Array:
-        if dtype == dtypes.bfloat16 and name in ("floor_div", "mod", "pow"):
-            wide = super().binary(name, a, b, dtypes.float32)
-            return self.cast(wide, dtype)
-        return super().binary(name, a, b, dtype)
-
-    def _wide_if(self, gap: bool, fn: Callable[..., Array], name: str, x: Array) -> Array:
-        """Through float32 for the functions that CuPy has not for bf16."""
-        if gap and x.dtype == dtypes.bfloat16:
-            return self.cast(fn(name, self.cast(x, dtypes.float32)), x.dtype)
-        return fn(name, x)
+    def where(self, condition: Array, a: Array, b: Array, dtype: np.dtype) -> Array:
+        made = super().where(condition, a, b, dtype)
+        return made if made.dtype == dtype else self.cast(made, dtype)  # scalars widen bf16
 
     def _erf(self, x: Array) -> Array:
         if x.dtype == dtypes.float64:
@@ -169,7 +158,7 @@ class CupyBackend(ArrayBackend):
     def _scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:
         wide = dtypes.float32 if values.dtype in dtypes.LOW_PRECISION else values.dtype
         out = cupy.zeros(shape, wide)
-        cupyx.scatter_add(out, indices, values.astype(wide, copy=False))
+        cupy.add.at(out, indices, values.astype(wide, copy=False))
         return out.astype(values.dtype, copy=False)
 
     def put_rows(self, target: Array, indices: Array, values: Array) -> None:
@@ -256,4 +245,4 @@ class CupyBackend(ArrayBackend):
 
 
 def _put(rows: Array, values: Array, width: int, target: Array) -> None:
-    _put_rows(rows, values, width, target, size=values.size)
+    _put_rows(rows, values, width, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from boostr.errors import BackendError
 
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
+_MOST_ARGUMENT_BYTES = 4096
 _BUFFER_POINTER, _BUFFER_SIZE = 1, 2  # CU_LAUNCH_PARAM_*
 
 
@@ -78,33 +80,57 @@ class Module:
         return handle
 
 
-def pack_arguments(args: Sequence[Any]) -> bytes:
-    """Kernel arguments as the driver wants them, naturally aligned.
+@cache
+def _layout(form: str) -> struct.Struct:
+    return struct.Struct(form)
+
+
+def _form_and_values(args: Sequence[Any]) -> tuple[str, list[Any]]:
+    """Kernel arguments as `struct` packs them, naturally aligned as C does.
 
     An array is its address (None: a null pointer), int is `int`, float is `float`, numpy.int64 is
     `long long`; bytes (a tensor map) lie as they are and must come first.
     """
-    form, values = ["@"], []
+    form, values = "@", []
     for arg in args:
-        if arg is None:
-            form.append("P")
+        kind = type(arg)
+        if kind is int:
+            form += "i"
+            values.append(arg)
+        elif kind is float:
+            form += "f"
+            values.append(arg)
+        elif arg is None:
+            form += "P"
             values.append(0)
-        elif isinstance(arg, int):
-            form.append("i")
+        elif kind is bytes:
+            form += f"{len(arg)}s"
             values.append(arg)
-        elif isinstance(arg, float):
-            form.append("f")
-            values.append(arg)
-        elif isinstance(arg, np.int64):
-            form.append("q")
+        elif kind is np.int64:
+            form += "q"
             values.append(int(arg))
-        elif isinstance(arg, bytes):
-            form.append(f"{len(arg)}s")
-            values.append(arg)
         else:
-            form.append("P")
+            form += "P"
             values.append(arg.data.ptr)
-    return struct.pack("".join(form), *values)
+    return form, values
+
+
+class _Room(threading.local):
+    """What a launch is described in, made once for each thread: it is half of a launch's cost."""
+
+    def __init__(self) -> None:
+        self.words = ctypes.create_string_buffer(_MOST_ARGUMENT_BYTES)
+        self.size = ctypes.c_size_t()
+        self.extra = (ctypes.c_void_p * 5)(
+            _BUFFER_POINTER, ctypes.addressof(self.words), _BUFFER_SIZE,
+            ctypes.addressof(self.size), 0,
+        )  # fmt: skip
+        self.config = _Config()
+        self.config_at = ctypes.byref(self.config)
+        self.run = library().cuLaunchKernelEx
+
+
+_room: _Room | None = None
 
 
 def launch(
@@ -117,17 +143,22 @@ def launch(
     dependent: bool = False,
 ) -> None:
     """Start a kernel. `dependent`: it may begin before the one before it has ended (sm_90)."""
-    words = pack_arguments(args)
-    size = ctypes.c_size_t(len(words))
-    extra = (ctypes.c_void_p * 5)(
-        _BUFFER_POINTER, ctypes.cast(words, ctypes.c_void_p), _BUFFER_SIZE,
-        ctypes.addressof(size), 0,
-    )  # fmt: skip
-    config = _Config(
-        (*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block))), shared_bytes, stream
-    )
+    global _room
+    room = _room
+    if room is None:
+        room = _room = _Room()
+    form, values = _form_and_values(args)
+    layout = _layout(form)
+    layout.pack_into(room.words, 0, *values)
+    room.size.value = layout.size
+    config = room.config
+    config.grid[:] = (*grid, 1, 1)[:3]
+    config.block[:] = (*block, 1, 1)[:3]
+    config.shared_bytes, config.stream = shared_bytes, stream
     if dependent:
         config.attributes, config.attribute_count = ctypes.pointer(_DEPENDENT), 1
-    status = library().cuLaunchKernelEx(ctypes.byref(config), function, None, extra)
+    else:
+        config.attribute_count = 0
+    status = room.run(room.config_at, function, None, room.extra)
     if status:
         check(status, f"launch of grid {tuple(grid)}, block {tuple(block)}, {shared_bytes} bytes")

@@ -49,10 +49,10 @@ class Kernels:
         self, family: str, name: str, shared_bytes: int, defines: Mapping[str, int | str]
     ) -> ctypes.c_void_p:
         """The handle of kernel `name` of `FAMILY.cu` under these macros."""
-        variant = (family, tuple(sorted(defines.items())))
-        key = (name, shared_bytes, variant)
+        key = (family, name, shared_bytes, *defines.items())
         found = self._functions.get(key)
         if found is None:
+            variant = (family, tuple(sorted(defines.items())))
             module = self._modules.get(variant)
             if module is None:
                 text = shaders.cuda_source(family, defines)
