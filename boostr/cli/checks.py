@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from boostr import __version__, backends, env
 from boostr.cli.output import human_bytes
+from boostr.errors import BoostrError
 
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
 NEEDED = ("numpy", "ml-dtypes", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm")
@@ -165,8 +167,21 @@ def _backends(only: str | None) -> Iterator[Check]:
         yield Check(name, PASS, f"device {backend.device}")
         if name == "numpy":
             yield _kernels()
+        if name == "cupy":
+            yield _cuda(backend)
         for title, status, detail in check_arithmetic(backend):
             yield Check(f"{name} {title}", status, detail)
+
+
+def _cuda(backend: Any) -> Check:
+    """The GPU and the software that boostr reaches it through."""
+    from boostr.backends.cupy import report
+
+    try:
+        wrong, line = report.problem(backend.caps), report.describe(backend.caps)
+    except BoostrError as error:
+        return Check("cuda", FAIL, str(error))
+    return Check("cuda", WARN if wrong else PASS, f"{line}; {wrong}" if wrong else line)
 
 
 def _kernels() -> Check:

@@ -64,13 +64,13 @@ def mismatch() -> str | None:
     if driver // 1000 >= built // 1000:
         return None
     if driver < 12000:
-        return f"the driver offers CUDA {_dotted(driver)}, boostr needs 12.0: update the driver"
+        return f"the driver offers CUDA {dotted(driver)}, boostr needs 12.0: update the driver"
     return (
-        f"CuPy is built for CUDA {_dotted(built)}, the driver offers {_dotted(driver)}: "
+        f"CuPy is built for CUDA {dotted(built)}, the driver offers {dotted(driver)}: "
         f"pip uninstall -y cupy-cuda{built // 1000}x && pip install 'boostr[cuda12]'"
     )
 
 
-def _dotted(version: int) -> str:
+def dotted(version: int) -> str:
     """13000 is CUDA 13.0."""
     return f"{version // 1000}.{version % 1000 // 10}"

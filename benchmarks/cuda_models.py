@@ -1,0 +1,283 @@
+"""Whole models on one NVIDIA GPU, random weights of real shapes: boostr beside transformers.
+
+    python benchmarks/cuda_models.py [--models 135M,1B,8B] [--tests decode,prefill,batch]
+        [--quantize int8] [--peer none|eager|compile] [--repetitions 5] [--kernels]
+
+decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
+(weights and cache) at 3.0 TB/s. batch: the same for 32 sequences. prefill: 4096 tokens. The peer is
+transformers in bf16 on the same GPU, in the same run: "eager" or a static cache with torch.compile
+(whose compilation takes about a minute a model and is not timed). `--kernels` prints where a step's
+time goes. Rates are tokens per second, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cuda_timing
+import numpy as np
+
+from boostr import backends, dtypes
+from boostr.engine.options import SamplingOptions
+from boostr.engine.runner import Decoder, Runner
+from boostr.engine.sampler import Sampler
+from boostr.models import family
+from boostr.models.config import RawConfig
+from boostr.models.weights import load_parameters
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+PROMPT, NEW, PREFILL, BATCH = 128, 128, 4096, 32
+MODELS: dict[str, dict[str, Any]] = {
+    "135M": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+        "tie_word_embeddings": True, "rope_theta": 100000.0,
+    },
+    "1B": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "tie_word_embeddings": True, "rope_theta": 500000.0,
+    },
+    "8B": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "tie_word_embeddings": False, "rope_theta": 500000.0,
+    },
+}  # fmt: skip
+
+
+class RandomWeights:
+    """A checkpoint of normal numbers, made on the device when they are asked for."""
+
+    path = "random"
+
+    def __init__(self, module: Any, dtype: np.dtype) -> None:
+        self._shapes = {
+            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
+        }
+        self._dtype = dtype
+
+    @property
+    def names(self) -> Iterator[str]:
+        yield from self._shapes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def weight(self, name: str, backend: Any) -> Tensor:
+        import cupy
+
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return Tensor.wrap(cupy.ones(shape, np.float32), backend)
+        made = cupy.random.standard_normal(shape, np.float32)
+        made *= shape[1] ** -0.5
+        return Tensor.wrap(made.astype(self._dtype), backend)
+
+
+def random_runner(config: dict[str, Any], quantize: str | None, dtype: np.dtype) -> Runner:
+    """A model of that config on the GPU."""
+    raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **config}
+    made = family("llama", "random")
+    module: Any = made(made.read_config(RawConfig(raw, "random")))
+    backend = backends.get("cupy")
+    load_parameters(module, RandomWeights(module, dtype), backend, quantize=quantize,
+                    quantize_embeddings=quantize is not None)  # fmt: skip
+    return Runner(module, backend)
+
+
+def step_bytes(runner: Runner, batch: int, length: int) -> int:
+    """Bytes that a decode step must read: all matrices but an untied embedding, and the cache."""
+    module: Any = runner.module
+    weights = module.weights()
+    skipped = [] if module.lm_head is None else ["model.embed_tokens.weight"]
+    matrices = sum(w.nbytes for name, w in weights.items() if name not in skipped)
+    c = module.config
+    row = 2 * c.num_key_value_heads * c.head_dim * module.activation_dtype.itemsize
+    return matrices + batch * length * row * c.num_hidden_layers
+
+
+def prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, vocab, (batch, length)).tolist()
+
+
+def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, Decoder]:
+    """Tokens per second of all sequences together."""
+    vocab = runner.module.config.vocab_size
+    cache = runner.new_cache(batch, PROMPT + NEW + 8)
+    rows = range(batch)
+    runner.prefill(cache, rows, prompts(batch, PROMPT, vocab))
+    seconds = []
+    for _ in range(repetitions):
+        sampler = Sampler(runner.backend, [SamplingOptions()] * batch, [[]] * batch, vocab)
+        decoder = Decoder(
+            runner, cache, sampler, rows, [1] * batch, [PROMPT] * batch, NEW + 1,
+            runner.backend.run_ahead,
+        )  # fmt: skip
+        decoder.step()
+        start = time.perf_counter()
+        for _ in range(NEW):
+            decoder.step()
+        seconds.append(time.perf_counter() - start)
+    return batch * NEW / statistics.median(seconds), decoder
+
+
+def prefill_rate(runner: Runner, repetitions: int) -> float:
+    """Tokens per second of one prompt, until its last logits are on the device."""
+    cache = runner.new_cache(1, PREFILL)
+    tokens = prompts(1, PREFILL, runner.module.config.vocab_size)
+    seconds = []
+    for _ in range(repetitions + 1):
+        runner.backend.synchronize()
+        start = time.perf_counter()
+        runner.prefill(cache, [0], tokens)
+        runner.backend.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return PREFILL / statistics.median(seconds[1:])
+
+
+# -- the peer ------------------------------------------------------------------------------------
+class Peer:
+    """transformers, bf16, random weights of the same shape."""
+
+    def __init__(self, config: dict[str, Any], compiled: bool) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        torch.set_float32_matmul_precision("high")
+        self._compiled = compiled
+        settings = LlamaConfig(**config, max_position_embeddings=8192)
+        with torch.device("cuda"):
+            self._model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).eval()
+        self._vocab = config["vocab_size"]
+
+    def decode_rate(self, batch: int, repetitions: int) -> float:
+        import torch
+
+        ids = torch.randint(0, self._vocab, (batch, PROMPT), device="cuda")
+        options: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        if self._compiled:
+            options["cache_implementation"] = "static"
+
+        def run(new: int) -> float:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with torch.no_grad():
+                self._model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
+                    min_new_tokens=new, **options,
+                )  # fmt: skip
+            torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        for _ in range(2 if self._compiled else 1):
+            run(NEW + 1)
+        times = [run(NEW + 1) - run(1) for _ in range(min(repetitions, 3))]
+        return batch * NEW / statistics.median(times)
+
+    def prefill_rate(self, repetitions: int) -> float:
+        import torch
+
+        ids = torch.randint(0, self._vocab, (1, PREFILL), device="cuda")
+        seconds = []
+        for _ in range(repetitions + 1):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with torch.no_grad():
+                self._model(ids, use_cache=True, logits_to_keep=1)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return PREFILL / statistics.median(seconds[1:])
+
+
+# -- the table -----------------------------------------------------------------------------------
+def measure(name: str, options: argparse.Namespace, quantize: str | None) -> list[list[Any]]:
+    """Rows of one model in one form of weights."""
+    config, tests = MODELS[name], options.tests.split(",")
+    runner = random_runner(config, quantize, dtypes.parse(options.dtype))
+    ours: dict[str, tuple[float, float]] = {}
+    for test, batch in (("decode", 1), ("batch", BATCH)):
+        if test in tests:
+            rate, decoder = decode_rate(runner, batch, options.repetitions)
+            bound = batch * cuda_timing.COPY_BYTES / step_bytes(runner, batch, PROMPT + NEW // 2)
+            ours[test] = rate, bound
+            if options.kernels:
+                print(f"{name} {quantize or options.dtype} {test}: {len(decoder.describe())} own "
+                      f"kernels a step: {summary(decoder.describe())}")  # fmt: skip
+            del decoder
+    if "prefill" in tests:
+        ours["prefill"] = prefill_rate(runner, options.repetitions), float("nan")
+    packed = any(isinstance(w, QuantizedTensor) for w in runner.module.weights().values())
+    del runner
+    free()
+    theirs = peer_rates(config, ours, options) if not packed else {}
+    return [
+        [name, quantize or options.dtype, test, rate, bound, rate / bound,
+         theirs.get(test, float("nan")), rate / theirs.get(test, float("nan"))]
+        for test, (rate, bound) in ours.items()
+    ]  # fmt: skip
+
+
+def summary(names: list[str]) -> str:
+    """Kernels by how often they are launched."""
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def peer_rates(config: dict[str, Any], tests: Any, options: argparse.Namespace) -> dict:
+    if options.peer == "none":
+        return {}
+    peer = Peer(config, options.peer == "compile")
+    rates = {}
+    if "prefill" in tests:  # first: generate may compile the forward pass
+        rates["prefill"] = peer.prefill_rate(options.repetitions)
+    for test, batch in (("decode", 1), ("batch", BATCH)):
+        if test in tests:
+            rates[test] = peer.decode_rate(batch, options.repetitions)
+    del peer
+    free()
+    return rates
+
+
+def free() -> None:
+    """Give the device's memory back."""
+    import cupy
+
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="135M,1B,8B")
+    parser.add_argument("--tests", default="decode,prefill,batch")
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--quantize", default="")
+    parser.add_argument("--peer", choices=("none", "eager", "compile"), default="compile")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--kernels", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    for name in options.models.split(","):
+        rows += measure(name, options, None)
+        for scheme in filter(None, options.quantize.split(",")):
+            rows += measure(name, options, scheme)
+    print(cuda_timing.table(
+        ["model", "weights", "test", "tok/s", "bound", "share", "transformers", "ratio"], rows
+    ))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

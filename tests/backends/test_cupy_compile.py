@@ -1,0 +1,65 @@
+"""The compile gate: every CUDA kernel for every architecture, without a GPU.
+
+NVRTC and CUDA's headers come by pip; a kernel that spills registers, or whose wgmma the assembler
+serialises, fails here.
+"""
+
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+
+import pytest
+
+from boostr import shaders
+from boostr.backends.cupy import nvrtc
+from boostr.backends.cupy.kernel_table import OPS_OF
+from boostr.backends.cupy.kernels import Variant
+from boostr.errors import BackendError
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")
+MODULES = [*OPS_OF, "attention_decode", "attention_sm90", "gemv"]
+
+
+def variants():
+    """(module, its variants); launch modules import nothing of CUDA."""
+    for name in MODULES:
+        module = importlib.import_module(f"boostr.backends.cupy.{name}")
+        yield name, list(getattr(module, "VARIANTS", []))
+
+
+def architectures(variant: Variant) -> list[str]:
+    if variant.only:
+        return [variant.only]
+    return [a for a in ARCHITECTURES if int(a[3:5]) >= variant.least]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    try:
+        nvrtc.library()
+        nvrtc.include_folder()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("module", "listed"), variants(), ids=lambda x: x if x is str else None)
+def test_compiles_without_spills(module, listed):
+    jobs = [(v, arch) for v in listed for arch in architectures(v)]
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        results = pool.map(lambda job: job[0].compile(job[1]), jobs)
+        for (variant, arch), made in zip(jobs, results, strict=True):
+            what = f"{variant.family} {dict(variant.defines)} {arch}"
+            assert made.spilled_bytes == 0, f"{what} spills {made.spilled_bytes} bytes"
+            assert not made.warnings, f"{what}: {made.warnings}"
+
+
+def test_every_source_is_compiled():
+    """A file that no variant names would be dead or untested."""
+    named = {v.family for _, listed in variants() for v in listed}
+    files = {p.stem for p in (shaders.folder() / "cuda").glob("*.cu")}
+    assert files == named
+
+
+def test_a_source_that_does_not_compile_says_where():
+    with pytest.raises(nvrtc.CompileError, match=r"broken for sm_80 does not compile(?s:.)*line"):
+        nvrtc.compile_source("__global__ void line() { undefined(); }", "sm_80", "broken")
