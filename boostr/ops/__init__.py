@@ -23,13 +23,15 @@ from boostr.ops.fused import (
 from boostr.ops.linear import linear
 from boostr.ops.loss import cross_entropy
 from boostr.ops.norm import layer_norm, rms_norm
+from boostr.ops.optim import adamw, adamw_step, clip_scale, global_norm
 from boostr.ops.quant import dequantize, quantize
 from boostr.ops.rope import rope
 from boostr.ops.sampling import filtered_probabilities, penalize, record_tokens, sample
 
 __all__ = [
-    "advance", "core", "cross_entropy", "dequantize", "embedding", "filtered_probabilities",
-    "geglu", "gelu", "kv_write", "layer_norm", "linear", "log_softmax", "norm_gated_linear",
+    "adamw", "adamw_step", "advance", "clip_scale", "core", "cross_entropy", "dequantize",
+    "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "kv_write",
+    "layer_norm", "linear", "log_softmax", "norm_gated_linear",
     "norm_linear", "paged_attention", "paged_attention_linear", "penalize", "qkv_rope",
     "qkv_rope_write", "quantize", "record_tokens", "relu", "rms_norm", "rope", "sample", "silu",
     "slot_mapping", "softmax", "swiglu", "varlen_attention",

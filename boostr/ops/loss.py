@@ -6,9 +6,8 @@ from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, OptionError, ShapeError
 from boostr.ops import core
-from boostr.ops.activation import log_softmax
 from boostr.ops.norm import wide
-from boostr.tensor import Tensor
+from boostr.tensor import Tensor, arange
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -46,36 +45,55 @@ def cross_entropy(
         raise OptionError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise OptionError(f"cross_entropy: label_smoothing must be in 0..1, got {label_smoothing}")
+    return _cross_entropy(logits, targets, ignore_index, label_smoothing, reduction)[0]
+
+
+def _composite(
+    logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(the loss, lse [T] = log sum exp(logits), how many rows count): what the gradient needs."""
+    x = wide(logits)
     counts = core.ne(targets, ignore_index)
-    losses = _losses(logits, core.where(counts, targets, 0), counts, label_smoothing)
-    if reduction == "none":
-        return losses
-    total = core.sum(losses)
-    return total if reduction == "sum" else total / core.sum(core.cast(counts, losses.dtype))
-
-
-def _composite(logits: Tensor, targets: Tensor, counts: Tensor, smoothing: float) -> Tensor:
-    log_p = log_softmax(wide(logits))
-    loss = -core.take_along(log_p, targets.unsqueeze(1), 1).squeeze(1) * (1 - smoothing)
+    highest = core.max(x, 1, keepdims=True)
+    shifted = x - highest
+    log_sum = core.log(core.sum(core.exp(shifted), 1))
+    chosen = core.take_along(shifted, core.where(counts, targets, 0).unsqueeze(1), 1)
+    loss = (log_sum - chosen.squeeze(1)) * (1 - smoothing)
     if smoothing:
-        loss = loss - core.mean(log_p, 1) * smoothing
-    return core.where(counts, loss, 0.0)
+        loss = loss + (log_sum - core.mean(shifted, 1)) * smoothing
+    loss = core.where(counts, loss, 0.0)
+    rows = core.sum(core.cast(counts, loss.dtype))
+    if reduction != "none":
+        loss = core.sum(loss) if reduction == "sum" else core.sum(loss) / rows
+    return loss, log_sum + highest.squeeze(1), rows
 
 
-def _vjp(g, losses, logits, targets, counts, smoothing):
-    """softmax(logits) - (1 - s) · onehot - s / V, times the row's gradient."""
+def _vjp(given, outputs, logits, targets, ignore_index, smoothing, reduction):
+    _, lse, rows = outputs
+    dx = _backward(given[0], lse, rows, logits, targets, ignore_index, smoothing, reduction)
+    return dx, None, None, None, None
+
+
+def _backward_composite(
+    g: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    smoothing: float,
+    reduction: str,
+) -> Tensor:
+    """softmax(logits) - (1 - s) · onehot - s / V, times the row's gradient; in logits' dtype."""
     V = logits.shape[1]
-    p = core.exp(log_softmax(wide(logits)))
-    ids = core.reshape(
-        core.cast(
-            Tensor.wrap(logits.backend.arange(0, V, 1, dtypes.int32), logits.backend), targets.dtype
-        ),
-        (1, V),
-    )
+    p = core.exp(wide(logits) - lse.unsqueeze(1))
+    ids = core.cast(arange(V, backend=logits.backend), targets.dtype).unsqueeze(0)
     hot = core.cast(core.eq(ids, targets.unsqueeze(1)), p.dtype)
     slope = p - hot * (1 - smoothing) - smoothing / V
-    rows = core.where(counts, g, 0.0).unsqueeze(1)
-    return core.cast(slope * rows, logits.dtype), None, None, None
+    scale = g / rows if reduction == "mean" else g
+    scale = core.where(core.ne(targets, ignore_index), scale, 0.0).unsqueeze(1)
+    return core.cast(slope * scale, logits.dtype)
 
 
-_losses = Op("cross_entropy", _composite, vjp=_vjp)
+_cross_entropy = Op("cross_entropy", _composite, vjp=_vjp)
+_backward = Op("cross_entropy_backward", _backward_composite)
