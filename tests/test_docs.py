@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -29,13 +30,19 @@ def commands(page: Path) -> list[str]:
 
 
 def coverage_table() -> str:
-    from boostr import backends, coverage, engine  # noqa: F401
+    from boostr import backends
+    from boostr.dispatch import OPS
     from boostr.engine import load  # noqa: F401  (every op is defined once this is imported)
 
-    rows = coverage(backends.get("numpy"))
-    lines = ["| op | numpy |", "|---|---|"]
-    return "\n".join(lines + [f"| {op} | {'kernel' if why is None else 'composite'} |"
-                              for op, why in rows.items()])  # fmt: skip
+    names = sorted(backends.names(), reverse=True)
+    tables = [importlib.import_module(f"boostr.backends.{name}.kernel_table") for name in names]
+    lines = [f"| op | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for op, found in sorted(OPS.items()):
+        kernels = [table.find_kernel(op) for table in tables]
+        without = "its parts" if found.fusion else "composite"
+        cells = [without if isinstance(kernel, str) else "kernel" for kernel in kernels]
+        lines.append(f"| {op} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def variables_table() -> str:

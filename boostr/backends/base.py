@@ -183,6 +183,17 @@ class Backend(ABC):
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         """Run `fn` once, record what it launched; see `boostr.program`."""
 
+    def memory_bandwidth(self) -> float | None:
+        """Bytes per second that the device's memory was just measured at; None if not known."""
+        return None
+
+    def used_memory(self) -> int | None:
+        """Bytes of the device's own memory taken since it was opened; None where it has none."""
+        return None
+
+    def release_memory(self) -> None:
+        """Give memory that is kept for reuse back to the device."""
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""

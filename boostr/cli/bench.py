@@ -186,13 +186,19 @@ def _with_compiler(report: Report) -> str:
     return f" (with the compiler, which made {compiled} kernels: repeat)" if compiled else ""
 
 
+def _reader(report: Report) -> str:
+    """Whose bandwidth the report compares with."""
+    on_cpu = report.backend == "numpy"
+    return f"{report.threads} threads read" if on_cpu else "a copy moves on the device"
+
+
 def _details(report: Report, row: Row) -> list[str]:
     """What there is to say of a decode row besides its rate."""
     lines, bandwidth, step = [], report.weight_bandwidth(row), row.step
     if bandwidth is not None and report.read_bandwidth is not None:
         lines.append(
             f"reads {bandwidth / 1e9:.1f} GB/s of weights, {bandwidth / report.read_bandwidth:.0%} "
-            f"of the {report.read_bandwidth / 1e9:.1f} GB/s that {report.threads} threads read here"
+            f"of the {report.read_bandwidth / 1e9:.1f} GB/s that {_reader(report)} here"
         )
     if step is not None:
         lines.append(

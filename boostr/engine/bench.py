@@ -105,9 +105,10 @@ class Report:
     Attributes:
         weights: the stored form of most weights ("q4_1", "bfloat16", "int8").
         step_weight_bytes: weights that a decode step reads: all but an embedding with its own head.
-        peak_bytes: resident memory above the start, with loading; None if the system does not say.
+        peak_bytes: resident memory above the start, with loading (on a GPU: its memory taken); None
+            if the system does not say.
         compiled_kernels: in this run; if not 0, the compiler is in peak_bytes.
-        read_bandwidth: bytes/s, of the CPU; None on other devices.
+        read_bandwidth: bytes/s, read by the CPU or copied by the GPU; None where not measured.
     """
 
     model: str
@@ -149,7 +150,8 @@ def bench(
         rows.append(measure(prompt or generate, plan.repetitions))
         if on_row is not None:
             on_row(rows[-1])
-    peak, threads = memory.above_start(), env.num_threads()
+    on_device, threads = model.backend.used_memory(), env.num_threads()
+    peak = memory.above_start() if on_device is None else on_device
     on_cpu = model.backend.name == "numpy"
     return Report(
         model=model.source,
@@ -163,7 +165,7 @@ def bench(
         load_seconds=load_seconds,
         peak_bytes=peak,
         compiled_kernels=_compiled_kernels(),
-        read_bandwidth=read_bandwidth(threads) if on_cpu else None,
+        read_bandwidth=read_bandwidth(threads) if on_cpu else model.backend.memory_bandwidth(),
         versions=versions(),
         rows=rows,
     )

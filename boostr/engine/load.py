@@ -10,7 +10,7 @@ from boostr import backends, dtypes, env
 from boostr.backends.base import Backend
 from boostr.engine.embedder import EmbeddingModel, Pooling
 from boostr.engine.model import LanguageModel
-from boostr.errors import DTypeError, ModelFileError
+from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
@@ -64,7 +64,12 @@ def load(
     )
     options = {"dtype": wanted, "quantize": quantize, "quantize_embeddings": quantize_embeddings}
     read = _load_gguf if found.kind == "gguf" else _load_folder
-    return read(found, chosen, options)
+    try:
+        return read(found, chosen, options)
+    except OutOfMemoryError as error:
+        failure = str(error)
+    chosen.release_memory()  # what was loaded is free now that the error's frames are gone
+    raise OutOfMemoryError(f"loading {found.source}: {failure}")
 
 
 def load_module(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
 _C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+_PROBE_BYTES = 1 << 29
 _UNKNOWN = (dtypes.float8_e4m3, dtypes.float8_e5m2)  # CuPy has no such arrays
 
 
@@ -55,6 +58,7 @@ class CupyBackend(ArrayBackend):
         self._debug = env.DEBUG.integer()
         cupy.cuda.Device(index).use()
         cupy.cuda.runtime.free(0)  # creates the context
+        self._taken_at_start = self._taken()
         if self._debug >= 1:
             print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
 
@@ -77,7 +81,7 @@ class CupyBackend(ArrayBackend):
 
     def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
         """What to say when memory runs out; gives back what CuPy keeps for reuse."""
-        cupy.get_default_memory_pool().free_all_blocks()
+        self.release_memory()
         free, total = cupy.cuda.runtime.memGetInfo()
         return OutOfMemoryError(
             f"{self.device} is out of memory: {error}; {free / 2**30:.2f} of {total / 2**30:.2f} "
@@ -228,6 +232,29 @@ class CupyBackend(ArrayBackend):
     def synchronize(self) -> None:
         self._use()
         cupy.cuda.get_current_stream().synchronize()
+
+    def _taken(self) -> int:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return total - free
+
+    def used_memory(self) -> int:
+        return max(0, self._taken() - self._taken_at_start)
+
+    def release_memory(self) -> None:
+        gc.collect()
+        cupy.get_default_memory_pool().free_all_blocks()
+
+    def memory_bandwidth(self) -> float:
+        """Of a copy, bytes read and written; the best of a few."""
+        source = cupy.arange(_PROBE_BYTES // 8)
+        target = cupy.empty_like(source)
+        events = [cupy.cuda.Event() for _ in range(6)]
+        for event in events:
+            event.record()
+            target[...] = source
+        events[-1].synchronize()
+        times = [cupy.cuda.get_elapsed_time(*pair) for pair in itertools.pairwise(events[1:])]
+        return 2 * _PROBE_BYTES / (min(times) * 1e-3)
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.names is not None:
