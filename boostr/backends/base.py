@@ -191,7 +191,7 @@ class Backend(ABC):
         """Bytes of the device's own memory taken since it was opened; None where it has none."""
         return None
 
-    def release_memory(self) -> None:
+    def release_memory(self) -> None:  # noqa: B027  (most backends keep none)
         """Give memory that is kept for reuse back to the device."""
 
     @abstractmethod
