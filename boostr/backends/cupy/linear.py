@@ -1,0 +1,167 @@
+"""linear: few rows go to the GEMV, the rest to tensor cores (ours or cuBLASLt's) or plain float32.
+
+| x, weight | more than 8 rows |
+|---|---|
+| f16 or bf16, of one type | up to 64 rows `gemm_mma.cu`, beyond that cuBLASLt |
+| f16 or bf16, int8 (per row or group) | `gemm_mma.cu`, the weight widened in registers |
+| any, w8a8 | x rounded by `gemm_int8.cu`, then int8 `gemm_mma.cu` |
+| f32, f32 | cuBLASLt, without TF32 |
+| all else: f32 x, GGUF blocks, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Kernel
+from boostr.backends.cupy import blas, gemm
+from boostr.backends.cupy.gemm import FLOAT, VARIANTS, Stored, Weight
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+_TYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+FEW = 8  # rows of x that the GEMV takes
+_SKINNY = 64  # rows up to which our kernel reads 16-bit weights faster than cuBLASLt
+
+
+def _supports(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: np.dtype | None = None,
+) -> str | None:
+    floats = [t for t in (x, bias, residual) if t is not None]
+    floats += [weight] if isinstance(weight, Tensor) else []
+    for part in floats:
+        if part.dtype not in _TYPES:
+            return f"dtype {part.dtype} is none of float32, float16, bfloat16"
+    if dtype is not None and dtype not in _TYPES:
+        return f"result dtype {dtype} is none of float32, float16, bfloat16"
+    if isinstance(weight, QuantizedTensor):
+        for name, part in weight.parts.items():
+            if name == "scales" and part.dtype != dtypes.float32:
+                return f"scales are {part.dtype}, not float32"
+    if weight.shape[1] == 0:
+        return "K is 0"
+    return None
+
+
+def _linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: np.dtype | None = None,
+) -> Tensor:
+    backend: Any = x.backend
+    N, K = weight.shape
+    lead = x.shape[:-1]
+    M = math.prod(lead)
+    out_dtype = x.dtype if dtype is None else dtype
+    if M == 0 or N == 0:
+        return Tensor.wrap(backend.empty((*lead, N), out_dtype), backend)
+    rows = _rows(backend, x.data, M, K)
+    flat_bias = None if bias is None else backend.dense(bias.data)
+    flat_residual = None if residual is None else backend.dense(residual.data).reshape(M, N)
+    if M <= FEW:
+        from boostr.backends.cupy import gemv
+
+        y = gemv.gemv(backend, rows, weight, flat_bias, flat_residual, out_dtype)
+    else:
+        y = backend.empty((M, N), out_dtype)
+        product(backend, rows, Stored.of(weight, backend), flat_bias, flat_residual, y)
+    return Tensor.wrap(y.reshape(*lead, N), backend)
+
+
+def _rows(backend: Any, x: Any, M: int, K: int) -> Any:
+    """x as [M, K] with dense rows; a 2-D view keeps its row stride."""
+    if x.ndim == 2 and x.strides[1] == x.itemsize and x.strides[0] >= K * x.itemsize:
+        return x
+    return backend.dense(x).reshape(M, K)
+
+
+def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
+    """out [M, N] = x [M, K] wᵀ + bias + residual by whatever is fastest for these arguments.
+
+    x and out may have any row stride; residual shares out's.
+    """
+    refusal = gemm.tensor_cores_take(backend, x, [w])
+    if refusal is None and (w.form != FLOAT or x.shape[0] <= _SKINNY):
+        gemm.mma(backend, x, [w], [bias], residual, out)
+    elif _blas_takes(backend, x, w, bias, residual, out):
+        blas.linear(backend, x, w.rows, out, bias, residual)
+    elif refusal is None:
+        gemm.mma(backend, x, [w], [bias], residual, out)
+    else:
+        gemm.simt(backend, x, w, bias, residual, out)
+
+
+def _blas_takes(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> bool:
+    if w.form != FLOAT or w.rows.dtype != x.dtype or out.dtype not in (x.dtype, dtypes.float32):
+        return False
+    if x.dtype == dtypes.bfloat16 and backend.caps.compute_capability < 80:
+        return False
+    return all(a is None or a.dtype == out.dtype for a in (bias, residual))
+
+
+def segments_gemm(
+    backend: Any, x: Any, weights: list[Weight], biases: list[Any], out_dtype: np.dtype
+) -> Any:
+    """x [M, K] times up to three weights [N_i, K] side by side: [M, sum N_i].
+
+    Weights that lie one behind the other in memory are multiplied as one.
+
+    Args:
+        x: a cupy array with dense rows.   biases: a cupy array [N_i] or None for each weight.
+    """
+    M = x.shape[0]
+    stored = [Stored.of(weight, backend) for weight in weights]
+    out = backend.empty((M, sum(w.N for w in stored)), out_dtype)
+    if out.size == 0:
+        return out
+    skinny = stored[0].form != FLOAT or M <= _SKINNY
+    given = {b.dtype for b in biases if b is not None}
+    if skinny and len(given) <= 1 and gemm.tensor_cores_take(backend, x, stored) is None:
+        gemm.mma(backend, x, stored, biases, None, out)
+        return out
+    if _adjacent(stored) and all(b is None for b in biases):
+        whole = Stored(FLOAT, 0, _Joined(stored), None, out.shape[1], x.shape[1])
+        if _blas_takes(backend, x, whole, None, None, out):
+            blas.linear(backend, x, whole.rows, out)
+            return out
+    start = 0
+    for w, bias in zip(stored, biases, strict=True):
+        product(backend, x, w, bias, None, out[:, start : start + w.N])
+        start += w.N
+    return out
+
+
+def _adjacent(weights: list[Stored]) -> bool:
+    """Whether float weights of one type lie one behind the other."""
+    return all(
+        a.form == b.form == FLOAT
+        and a.rows.dtype == b.rows.dtype
+        and b.rows.data.ptr == a.rows.data.ptr + a.rows.nbytes
+        for a, b in itertools.pairwise(weights)
+    )
+
+
+class _Joined:
+    """Adjacent weights seen as one array: what `blas.linear` asks of one."""
+
+    def __init__(self, weights: list[Stored]) -> None:
+        first = weights[0].rows
+        self.data, self.dtype, self.itemsize = first.data, first.dtype, first.itemsize
+        self.shape = (sum(w.N for w in weights), weights[0].K)
+        self.strides = first.strides
+
+
+KERNELS = {"linear": Kernel(_linear, _supports)}
+
+__all__ = ["FEW", "KERNELS", "VARIANTS", "product", "segments_gemm"]
