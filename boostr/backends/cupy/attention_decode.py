@@ -1,0 +1,294 @@
+"""Attention of few queries per sequence over a paged cache: partials over the keys, then combined.
+
+The grid depends on shapes alone: lengths are read on the device, which divides the keys that are
+there evenly over the blocks (`shaders/cuda/attention_decode.cu`). So a captured step serves every
+length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.cupy.kernels import Variant
+from boostr.ops.attention import AttentionOptions
+from boostr.tensor import Tensor
+
+FEW = 8  # queries per sequence, on average, up to which this is the way
+MAX_DIM = 256
+_FAMILY = "attention_decode"
+_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+_FAR = 1 << 29  # a window side beyond every position
+
+
+# -- what a call needs ----------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Call:
+    """Shapes and types of one call, from which the launch follows."""
+
+    q_dtype: np.dtype
+    cache_dtype: np.dtype
+    T: int
+    H: int
+    K: int
+    D: int
+    Dv: int
+    B: int
+    capacity: int  # keys that one query can see at most
+    aligned: bool  # all rows begin at multiples of 16 bytes
+    softcap: bool = False
+    alibi: bool = False
+
+    @property
+    def queries(self) -> int:
+        """Per sequence, on average, rounded up."""
+        return -(-self.T // self.B)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A specialisation of the kernel and its launch.
+
+    Attributes:
+        rows: (query, head) pairs of a block.   keys: of a unit, which one warp takes at a time.
+        warps, stages, blocks: of a block; units in each warp's ring; blocks of a multiprocessor.
+        grain: the fewest units that a group takes.   groups: of K blocks each, the grid's height.
+        splits: S, the most groups that can share a sequence.
+    """
+
+    mma: bool
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    blocks: int
+    grain: int
+    groups: int
+    splits: int
+    shared_bytes: int
+
+    def defines(self, call: Call, c_type: Any) -> dict[str, int | str]:
+        return {
+            "Q_TYPE": c_type(call.q_dtype), "CACHE_TYPE": c_type(call.cache_dtype),
+            "HEAD_DIM": call.D, "V_DIM": call.Dv, "MMA": int(self.mma), "ROWS": self.rows,
+            "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
+            "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
+            "ALIBI": int(call.alibi),
+        }  # fmt: skip
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _bytes(call: Call, mma: bool, rows: int, keys: int, warps: int) -> tuple[int, int, int]:
+    """Shared memory: (of one stage of all warps, of merging, static)."""
+    size = call.cache_dtype.itemsize
+    piece = 16 // size
+    k_width = _round_up(call.D, 16 if mma else 8 * piece)
+    v_width = _round_up(call.Dv, 16 if mma else 32)
+    stage = warps * keys * (k_width + v_width + 2 * piece) * size
+    merge = warps * rows * (v_width + 8) * 4
+    query = rows * (k_width + piece) * size if mma else (k_width + warps * keys) * rows * 4
+    return stage, merge, query + rows * (16 + 8 * warps) + 512
+
+
+def plan(
+    call: Call, compute_capability: int, sms: int, shared_bytes: int, max_splits: int = 1 << 20,
+    **chosen: Any,
+) -> Plan:  # fmt: skip
+    """How to run a call. `chosen` overrides fields: benchmarks compare them."""
+    dim = max(call.D, call.Dv)
+    group = call.H // call.K
+    mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
+    mma = mma and compute_capability >= (80 if call.q_dtype == dtypes.bfloat16 else 75)
+    wanted = group * call.queries
+    if mma:
+        rows, keys = 32 if wanted > 16 and dim <= 128 else 16, 16
+    else:
+        most = 16 if dim <= 128 else 8
+        rows = next(r for r in (1, 4, 8, most) if r >= min(wanted, most))
+        wide = call.cache_dtype == dtypes.float32 and dim > 64
+        keys = 8 if wide or rows == 16 else 16
+    rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
+    warps = chosen.get("warps", 4)
+    stage, merge, static = _bytes(call, mma, rows, keys, warps)
+    blocks = chosen.get("blocks", 2)
+    room = (shared_bytes - 2048) // blocks - static
+    if blocks == 2 and room < max(2 * stage, merge):
+        blocks, room = 1, shared_bytes - 1024 - static
+    grain = chosen.get("grain", warps)
+    units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
+    most_units = units * (call.T * group // rows + call.B)
+    groups = min(max(1, sms * blocks // call.K), max(1, most_units // grain), max_splits)
+    share = max(-(-most_units // groups), 2 * grain - 1)  # the most units of one block
+    stages = min(4, room // stage, max(1, -(-share // warps)))
+    stages = chosen.get("stages", max(1, stages))
+    splits = min(groups, (units - 2) // grain + 2)
+    memory = max(stages * stage, merge)
+    return Plan(mma, rows, keys, warps, stages, blocks, grain, groups, splits, memory)
+
+
+# -- arrays ---------------------------------------------------------------------------------------
+def _row_stride(cache: Any) -> int | None:
+    """Bytes from one position's row to the next if they are evenly spaced over all blocks."""
+    NB, bs = cache.shape[:2]
+    if cache.size == 0 or cache.strides[3] != cache.itemsize:
+        return None if cache.size else 0
+    if bs == 1:
+        return cache.strides[0]
+    return cache.strides[1] if NB == 1 or cache.strides[0] == bs * cache.strides[1] else None
+
+
+def _aligned(x: Any) -> bool:
+    """Whether every row of the last axis begins at a multiple of 16 bytes and ends at one."""
+    return not any(n % 16 for n in (x.data.ptr, x.shape[-1] * x.itemsize, *x.strides[:-1]))
+
+
+def _capacity(block_table: Any, bs: int, T: int, options: AttentionOptions) -> int:
+    """Keys that the queries of one sequence can see together."""
+    rows = block_table.shape[1] * bs
+    right = 0 if options.causal else options.right
+    if options.left >= 0 and right >= 0:
+        rows = min(rows, options.left + right + T)
+    return max(rows, 1)
+
+
+def supports(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
+) -> str | None:  # fmt: skip
+    """None if these arguments are for this kernel, else why not."""
+    B = kv_lens.size
+    if q.dtype not in _FLOATS or k_cache.dtype not in _FLOATS:
+        return f"dtypes {q.dtype}, {k_cache.dtype} not in float32, float16, bfloat16"
+    if max(q.shape[2], v_cache.shape[3]) > MAX_DIM or not min(q.shape[2], v_cache.shape[3]):
+        return f"head_dim {q.shape[2]}, {v_cache.shape[3]} is not in 1..{MAX_DIM}"
+    if q.shape[0] > FEW * B:
+        return f"{q.shape[0]} queries of {B} sequences are more than {FEW} each"
+    for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if _row_stride(x.data) is None:
+            return f"the positions of {name} are not evenly spaced rows"
+    for name, x in (("alibi_slopes", alibi), ("sinks", sinks)):
+        if x is not None and x.dtype != dtypes.float32:
+            return f"{name} is {x.dtype}, not float32"
+    rows = max(k_cache.shape[0] * k_cache.shape[1], block_table.shape[1] * k_cache.shape[1])
+    return f"{rows} rows of the cache are more than {_FAR}" if rows > _FAR else None
+
+
+# -- launches -------------------------------------------------------------------------------------
+def partials(
+    backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
+    block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
+    max_splits: int = 1 << 20, dependent: bool = False, **chosen: Any,
+) -> tuple[Any, Any, int]:  # fmt: skip
+    """Sums over the keys that each of S splits took.
+
+    Args:
+        max_splits: at most so many, where combining them is dear.
+        dependent: start before the kernel before has ended (see `Backend.launch`).
+    Returns:
+        partial_out f32 [T, H, S, Dv], the sums of exp(score - m) v; partial_ms f32 [T, H, S, 2],
+        m (natural log units) and the sum of exp(score - m); S. A split that got no keys has
+        (-inf, 0) in partial_ms and nothing of meaning in partial_out: skip it. Sinks are the
+        combiner's affair.
+    """
+    k, v, queries = k_cache.data, v_cache.data, q.data
+    cached = _aligned(k) and _aligned(v) and q.shape[2] * q.dtype.itemsize % 16 == 0
+    if queries.strides[2] != queries.itemsize or (cached and not _aligned(queries)):
+        queries = backend.copy(queries)
+    T, H, D = q.shape
+    bs, K, Dv = v.shape[1:]
+    table = backend.dense(block_table.data)
+    call = Call(
+        q.dtype, k_cache.dtype, T, H, K, D, Dv, kv_lens.size,
+        _capacity(table, bs, T, options), cached, options.softcap > 0, alibi is not None,
+    )  # fmt: skip
+    caps = backend.caps
+    chosen_plan = plan(
+        call, caps.compute_capability, caps.sms, caps.shared_bytes, max_splits, **chosen
+    )
+    S = chosen_plan.splits
+    out, ms = backend.empty((T, H, S, Dv)), backend.empty((T, H, S, 2))
+    if out.size == 0:
+        return out, ms, S
+    size, q_size = k.itemsize, queries.itemsize
+    right = 0 if options.causal else options.right
+    args = (
+        queries, k, v, *(backend.dense(x.data) for x in (cu_seqlens_q,)), table,
+        backend.dense(kv_lens.data), None if alibi is None else backend.dense(alibi.data),
+        out, ms, *(np.int64(n // q_size) for n in queries.strides[:2]),
+        *(np.int64(n // size) for x in (k, v) for n in (_row_stride(x), x.strides[2])),
+        T, H, H // K, kv_lens.size, bs, max(1, table.shape[1]), S, chosen_plan.grain,
+        min(options.left, _FAR), min(right, _FAR), int(options.bottom_right),
+        float(options.scale), float(options.softcap),
+    )  # fmt: skip
+    backend.launch(
+        _FAMILY, "attention_partials", (K, chosen_plan.groups), (32 * chosen_plan.warps,), args,
+        shared_bytes=chosen_plan.shared_bytes, dependent=dependent,
+        **chosen_plan.defines(call, backend.c_type),
+    )  # fmt: skip
+    return out, ms, S
+
+
+def combine(
+    backend: Any, partial_out: Any, partial_ms: Any, sinks: Tensor | None, cu_seqlens_q: Tensor,
+    dtype: np.dtype,
+) -> tuple[Any, Any]:  # fmt: skip
+    """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
+    T, H, S, Dv = partial_out.shape
+    out, lse = backend.empty((T, H, Dv), dtype), backend.empty((T, H))
+    args = (
+        partial_out, partial_ms, None if sinks is None else backend.dense(sinks.data),
+        backend.dense(cu_seqlens_q.data), out, lse, H, S, cu_seqlens_q.size - 1,
+    )  # fmt: skip
+    if out.size:
+        backend.launch(
+            "attention_combine", "attention_combine", (T * H,), (128,), args, dependent=True,
+            Q_TYPE=backend.c_type(dtype), V_DIM=Dv,
+        )  # fmt: skip
+    return out, lse
+
+
+def attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
+    **chosen: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The op `paged_attention` for the arguments that `supports` lets through."""
+    backend: Any = q.backend
+    out, ms, _ = partials(
+        backend, q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, options, **chosen
+    )
+    made = combine(backend, out, ms, sinks, cu_seqlens_q, q.dtype)
+    return Tensor.wrap(made[0], backend), Tensor.wrap(made[1], backend)
+
+
+# -- for the compile gate -------------------------------------------------------------------------
+_NAMES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+
+
+def _variant(q: np.dtype, cache: np.dtype, H: int, D: int, **rest: Any) -> Variant:
+    """The class of calls with 4 kv heads, as an sm_80 takes it (an sm_75 for `least` 75)."""
+    call = Call(q, cache, 1, H, 4, D, D, 1, 4096, **{"aligned": True, **rest})
+    least = 80 if dtypes.bfloat16 in (q, cache) else 75
+    made = plan(call, least, 108, 166912 if least == 80 else 65536)
+    return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__), least=least)
+
+
+_F32, _F16, _BF16 = dtypes.float32, dtypes.float16, dtypes.bfloat16
+VARIANTS = [
+    *(_variant(_BF16, _BF16, 16, D) for D in (64, 80, 96, 128, 256)),
+    _variant(_BF16, _BF16, 16, 128, softcap=True, alibi=True),
+    _variant(_BF16, _BF16, 128, 64),
+    _variant(_BF16, _BF16, 128, 128),
+    _variant(_F16, _F16, 16, 64),
+    *(_variant(_F32, _F32, H, D) for H, D in ((4, 64), (16, 64), (16, 128), (64, 128), (64, 256))),
+    _variant(_F32, _BF16, 16, 128),
+    _variant(_BF16, _F32, 16, 128),
+    _variant(_F32, _F32, 8, 1, aligned=False, softcap=True, alibi=True),
+    *(Variant("attention_combine", {"Q_TYPE": t, "V_DIM": 64}) for t in _NAMES.values()),
+]

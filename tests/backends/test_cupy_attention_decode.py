@@ -1,0 +1,287 @@
+"""The split-KV kernel of few queries per sequence, on the GPU, with outputs poisoned."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import open_backend
+from draws import normal, tensors
+from ops.attention_cases import CASES, close, draw
+from ops.test_attention import oracle, paged
+from tolerance import rms
+
+from boostr import Tensor, dtypes
+from boostr.dispatch import strict
+from boostr.ops.attention import attention_options, paged_attention
+from boostr.program import capture
+
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The backend; whatever a kernel leaves unwritten in its outputs is NaN."""
+    backend = open_backend("cupy")
+    empty = backend.empty
+
+    def poisoned(shape, dtype=np.float32):
+        made = empty(shape, dtype)
+        if made.nbytes:
+            made.data.memset_async(0xFF, made.nbytes)
+        return made
+
+    monkeypatch.setattr(backend, "empty", poisoned)
+    return backend
+
+
+def attend(backend, arrays, options, **chosen):
+    return attend_tensors(backend, tensors(backend, *arrays), options, **chosen)
+
+
+def attend_tensors(backend, inputs, options, **chosen):
+    """The kernel itself, whatever the number of queries."""
+    from boostr.backends.cupy import attention_decode as decode
+
+    q = inputs[0]
+    options = {"causal": True, "causal_alignment": "bottom-right", **options}
+    alibi, sinks = tensors(backend, *(options.get(n) for n in ("alibi_slopes", "sinks")))
+    numbers = attention_options(
+        "test", q, options["causal"], options.get("window"), options.get("scale"),
+        options.get("softcap"), options["causal_alignment"],
+    )  # fmt: skip
+    args = *inputs, alibi, sinks, numbers
+    reason = decode.supports(*args)
+    assert reason is None or "queries of" in reason, reason
+    return decode.attend(*args, **chosen)
+
+
+# -- the edge table of attention ------------------------------------------------------------------
+@pytest.mark.parametrize("bs", [3, 16])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_edge_table(case, bs, dtype, cupy, rng):
+    q, k, v = draw(rng, case, dtype)
+    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, bs)
+    arrays = q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens
+    got = attend(cupy, arrays, {"causal": False, **case.options})
+    close(got, oracle(q, k, v, case), q, k, v, dtype, case.options)
+
+
+# -- everything else against plain float64 --------------------------------------------------------
+def reference(arrays, options):
+    """out, lse, and the rms of the weights of each row's keys (what rounding of weights moves)."""
+    q, k_cache, v_cache, cu, table, lens = arrays
+    q, k_cache, v_cache = (x.astype(np.float64) for x in (q, k_cache, v_cache))
+    (T, H, D), (_, bs, K, Dv) = q.shape, v_cache.shape
+    scale = options.get("scale", D**-0.5)
+    cap, slopes, sinks = (options.get(n) for n in ("softcap", "alibi_slopes", "sinks"))
+    left, right = options.get("window") or (-1, -1)
+    out, lse, spread = np.zeros((T, H, Dv)), np.full((T, H), -np.inf), np.zeros((T, H))
+    for b, (start, end) in enumerate(itertools.pairwise(cu)):
+        p = np.arange(max(0, lens[b] - table.shape[1] * bs), lens[b])
+        blocks = table[b, p // bs % table.shape[1]]
+        p, blocks = p[blocks >= 0], blocks[blocks >= 0]
+        keys, values = k_cache[blocks, p % bs], v_cache[blocks, p % bs]
+        for t in range(start, end):
+            at = t - start + lens[b] - (end - start)
+            seen = p <= at if options.get("causal", True) else np.ones(len(p), bool)
+            seen &= (p >= at - left) | (left < 0)
+            seen &= (p <= at + right) | (right < 0)
+            for h in range(H):
+                s = keys[seen, h // (H // K)] @ q[t, h] * scale
+                s = cap * np.tanh(s / cap) if cap else s
+                s = s - slopes[h] * np.abs(p[seen] - at) if slopes is not None else s
+                both = s if sinks is None else np.append(s, sinks[h])
+                if not len(both):
+                    continue
+                w = np.exp(s - both.max())
+                total = np.exp(both - both.max()).sum()
+                out[t, h] = w / total @ values[seen, h // (H // K)]
+                lse[t, h] = np.log(total) + both.max()
+                spread[t, h] = np.sqrt((w * w).sum()) / total
+    return out, lse, spread
+
+
+def compare(got, arrays, options):
+    want, want_lse, spread = reference(arrays, options)
+    out, lse = (x.numpy() for x in got)
+    q, k_cache, v_cache = arrays[:3]
+    size = 2 + rms(q) * rms(k_cache) * options.get("scale", q.shape[2] ** -0.5) * q.shape[2] ** 0.5
+    slopes = options.get("alibi_slopes")
+    size += 0 if slopes is None else float(slopes.max()) * int(arrays[5].max(initial=0))
+    np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(want_lse))
+    seen = ~np.isneginf(want_lse)
+    noise = 16 * EPS["float32"] * size
+    bad = np.abs(lse - want_lse)[seen] > noise
+    assert not bad.any(), f"lse: {bad.sum()} off by up to {np.abs(lse - want_lse)[seen].max():.3g}"
+    eps = EPS[str(out.dtype)] if out.dtype != np.float32 else 0.0
+    spread = spread[..., None] * rms(v_cache)
+    allowed = noise * rms(v_cache) + 2 * eps * (np.abs(want) + spread)
+    error = np.abs(out.astype(np.float64) - want)
+    at = np.unravel_index(int(np.argmax(np.nan_to_num(error / allowed, nan=np.inf))), error.shape)
+    assert np.all(error <= allowed), (
+        f"out: {int((~(error <= allowed)).sum())} of {error.size}, worst {at}: {out[at]:.6g} "
+        f"for {want[at]:.6g}, allowed {allowed[at]:.3g}"
+    )
+
+
+def build(rng, len_q, len_k, H, K, D, *, bs=16, columns=None, dtype="bfloat16", cache=None,
+          Dv=None, holes=0.0, extra=0):  # fmt: skip
+    """Arrays of a call; blocks in random order, table entries -1 with probability `holes`."""
+    need = [-(-n // bs) for n in len_k]
+    columns = columns or max([1, *need])
+    B, NB = len(len_k), sum(min(n, columns) for n in need) + 3
+    table, free = np.full((B, columns), -1, np.int32), list(rng.permutation(NB))
+    for b, n in enumerate(need):
+        for c in range(min(n, columns)):
+            table[b, c] = free.pop() if rng.random() >= holes else -1
+    q = normal(rng, (sum(len_q) + extra, H, D), dtype)
+    k, v = (normal(rng, (NB, bs, K, d), cache or dtype) for d in (D, Dv or D))
+    cu = np.cumsum([0, *len_q]).astype(np.int32)
+    return q, k, v, cu, table, np.array(len_k, np.int32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("H", "K", "D"), [(32, 8, 128), (9, 3, 64), (4, 4, 80), (16, 1, 96),
+                                           (8, 2, 256), (24, 1, 64)])  # fmt: skip
+def test_decode(H, K, D, dtype, cupy, rng):
+    """One query each, lengths from none to thousands, and two per-sequence extremes."""
+    lengths = [1, 0, 15, 16, 17, 63, 64, 65, 1000, 2047]
+    arrays = build(rng, [1] * len(lengths), lengths, H, K, D, dtype=dtype)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+@pytest.mark.parametrize("bs", [1, 16, 64, 256, 1500])
+@pytest.mark.parametrize("length", [1, 129, 1500])
+def test_block_sizes(length, bs, cupy, rng):
+    arrays = build(rng, [1], [length], 8, 2, 64, bs=bs)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+OPTIONS = {
+    "bidirectional": {"causal": False},
+    "window": {"window": (100, 0)},
+    "both": {"window": (70, 3), "causal": False},
+    "softcap": {"softcap": 3.0},
+    "alibi": {"alibi_slopes": np.linspace(0.01, 0.3, 8, dtype=np.float32)},
+    "sinks": {"sinks": np.linspace(-2, 6, 8, dtype=np.float32)},
+    "scale": {"scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_options(name, dtype, cupy, rng):
+    arrays = build(rng, [1, 0, 5, 8, 2], [700, 30, 333, 4, 0], 8, 2, 64, dtype=dtype, extra=3)
+    compare(attend(cupy, arrays, OPTIONS[name]), arrays, OPTIONS[name])
+
+
+@pytest.mark.parametrize("queries", [(8, 8, 8), (1, 0, 23), (40,), (0, 0, 1)])
+@pytest.mark.parametrize(("H", "K", "D"), [(8, 2, 128), (3, 3, 64)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_several_queries(H, K, D, queries, dtype, cupy, rng):
+    arrays = build(rng, queries, [900, 31, 500][: len(queries)], H, K, D, dtype=dtype)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+@pytest.mark.parametrize(("bs", "columns"), [(16, 9), (100, 1), (3, 50)])
+def test_ring_and_holes(bs, columns, cupy, rng):
+    """Positions past the capacity, and blocks that are not there."""
+    lengths = [90, 1000, 151, 5000]
+    arrays = build(rng, [1, 2, 1, 1], lengths, 8, 2, 64, bs=bs, columns=columns, holes=0.3)
+    for options in ({}, {"window": (60, 0)}):
+        compare(attend(cupy, arrays, options), arrays, options)
+
+
+@pytest.mark.parametrize("batch", [33, 70])
+def test_many_sequences(batch, cupy, rng):
+    lengths = rng.integers(0, 200, batch)
+    lengths[batch // 2] = 3000
+    queries = rng.integers(0, 3, batch)
+    arrays = build(rng, queries, lengths, 4, 2, 64)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+@pytest.mark.parametrize("chosen", [
+    {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1}, {"stages": 4, "warps": 2},
+    {"keys": 32}, {"rows": 32}, {"warps": 8, "blocks": 1}, {"blocks": 1, "stages": 6},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_plans(chosen, dtype, cupy, rng):
+    if dtype == "float32" and chosen.get("rows", chosen.get("keys")) == 32:
+        pytest.skip("tensor cores only")
+    arrays = build(rng, [1, 3, 1], [1, 3000, 777], 8, 2, 64, dtype=dtype)
+    compare(attend(cupy, arrays, {}, **chosen), arrays, {})
+
+
+@pytest.mark.parametrize(("dtype", "cache"), [("float32", "bfloat16"), ("bfloat16", "float32"),
+                                              ("float16", "bfloat16")])  # fmt: skip
+def test_mixed_types(dtype, cache, cupy, rng):
+    arrays = build(rng, [1, 1], [300, 40], 8, 2, 64, dtype=dtype, cache=cache)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+@pytest.mark.parametrize(("D", "Dv"), [(72, 40), (20, 12), (7, 5), (256, 64), (64, 256), (136, 8)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_odd_dims(D, Dv, dtype, cupy, rng):
+    arrays = build(rng, [1, 2], [300, 40], 6, 2, D, Dv=Dv, dtype=dtype)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+def test_views(cupy, rng):
+    """q within a fused projection, keys and values side by side in one pool, an odd address."""
+    arrays = build(rng, [1, 1], [300, 40], 8, 2, 64)
+    q, k, v = arrays[:3]
+    both = Tensor(np.stack([k, v], 2), backend=cupy)  # [NB, bs, 2, K, D]
+    shape = k.shape
+    placed = [both[:, :, i : i + 1].reshape(*shape) for i in (0, 1)]
+    assert not placed[0].data.flags.c_contiguous
+    for shift in (0, 1, 8):
+        fused = normal(rng, (2, 12 * 64 + 8), "bfloat16")
+        fused[:, shift : 8 * 64 + shift] = q.reshape(2, -1)
+        heads = Tensor(fused, backend=cupy)[:, shift : 8 * 64 + shift].reshape(2, 8, 64)
+        compare(attend_tensors(cupy, [heads, *placed, *tensors(cupy, *arrays[3:])], {}), arrays, {})
+    flat = normal(rng, (k.size + 3,), "bfloat16")
+    flat[3:] = k.ravel()
+    odd = Tensor(flat, backend=cupy)[3:].reshape(*shape)
+    assert odd.data.data.ptr % 16
+    args = [*tensors(cupy, q), odd, *tensors(cupy, *arrays[2:])]
+    compare(attend_tensors(cupy, args, {}), arrays, {})
+
+
+def test_op_runs_the_kernel(cupy, rng):
+    arrays = build(rng, [1, 1, 1], [300, 40, 1], 8, 2, 64)
+    with strict():
+        compare(paged_attention(*tensors(cupy, *arrays)), arrays, {})
+
+
+def test_lengths_are_read_by_the_program(cupy, rng):
+    """A captured step serves every length."""
+    q, k, v, cu, table, lens = build(rng, [1, 1], [1500, 700], 8, 2, 64, bs=1500, columns=1)
+    args = tensors(cupy, q, k, v, cu, table, lens)
+    program = capture(lambda: paged_attention(*args), cupy)
+    for lengths in ([1, 2], [1500, 0], [64, 900]):
+        args[5].assign(np.array(lengths, np.int32))
+        compare(program.run(), (q, k, v, cu, table, np.array(lengths, np.int32)), {})
+
+
+def test_long(cupy, rng):
+    """32k keys, where int16 and float16 indices would long have ended; one head is enough."""
+    arrays = build(rng, [1], [32769], 4, 1, 128, bs=64)
+    compare(attend(cupy, arrays, {}), arrays, {})
+
+
+def test_refuses(cupy, rng):
+    from boostr.backends.cupy import attention_decode as decode
+
+    def reason(arrays, sinks=None):
+        q = tensors(cupy, *arrays)
+        options = attention_options("test", q[0], True, None, None, None, "bottom-right")
+        return decode.supports(*q, None, sinks, options)
+
+    assert "float64" in reason(build(rng, [1], [5], 2, 1, 8, dtype="float64"))
+    assert "head_dim 264" in reason(build(rng, [1], [5], 2, 1, 264))
+    assert "9 queries of 1" in reason(build(rng, [9], [20], 2, 1, 8))
+    small = build(rng, [1], [5], 2, 1, 8)
+    assert "sinks" in reason(small, Tensor(np.zeros(2), "float16", cupy))
+    assert reason(small) is None and dtypes.bfloat16 == small[0].dtype
