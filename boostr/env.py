@@ -52,12 +52,16 @@ DEBUG = Variable(
 JIT = Variable(
     "BOOSTR_JIT", "1", "0: the numpy backend runs composites only, as if numba were not installed."
 )
+DETERMINISTIC = Variable(
+    "BOOSTR_DETERMINISTIC", "0", "1: kernels whose sums would depend on the order of threads "
+    "(attention backward) take a slower, repeatable path.",
+)  # fmt: skip
 REQUIRE = Variable(
     "BOOSTR_REQUIRE", "", "tests only: comma-separated backends whose absence is a failure, not a "
     "skip.",
 )  # fmt: skip
 
-VARIABLES = (BACKEND, DTYPE, NUM_THREADS, CACHE, STRICT, DEBUG, JIT, REQUIRE)
+VARIABLES = (BACKEND, DTYPE, NUM_THREADS, CACHE, STRICT, DEBUG, JIT, DETERMINISTIC, REQUIRE)
 
 
 def cache_dir() -> Path:

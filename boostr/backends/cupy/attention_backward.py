@@ -1,0 +1,305 @@
+"""The gradient of packed attention on CUDA: with tensor cores, else on plain cores.
+
+Kernels: shaders/cuda/attention_backward.cu (keys stay, dq by atomics), attention_backward_dq.cu
+(dq in a fixed order, for BOOSTR_DETERMINISTIC=1) and attention_backward_simt.cu.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from boostr import dtypes, env
+from boostr.backends.base import Kernel
+from boostr.backends.cupy.kernels import Variant
+from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
+MAX_WIDTH = 256
+_UNLIMITED = 1 << 30
+_LARGE = 160 * 1024  # bytes of shared memory a block: A100, H100; other GPUs from sm_80 have 99 KB
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Tile of `backward_keys`; the macros at the head of attention_backward.cu."""
+
+    TILE_Q: int
+    TILE_K: int
+    WARP_COUNT: int
+    SN: int
+    KN: int
+    QM: int
+    QS: int = 2
+    OS: int = 2
+    MC: int = 32
+    BLOCKS: int = 1
+    DQ: int = 1
+
+    def shared_bytes(self, DP: int) -> int:
+        pitch, p_pitch = 2 * DP + 16, 2 * self.TILE_Q + 16
+        own_rows = self.SN == self.WARP_COUNT
+        kept = 1 if own_rows and self.DQ else 0 if own_rows else 2
+        rows = 2 * self.TILE_K + (self.QS + self.OS) * self.TILE_Q
+        return rows * pitch + 16 * self.TILE_Q + kept * self.TILE_K * p_pitch
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Tile of `backward_queries`; the macros at the head of attention_backward_dq.cu."""
+
+    TILE_K: int
+    RI: int
+    WARP_COUNT: int
+    MC: int = 32
+    BLOCKS: int = 1
+
+    @property
+    def rows(self) -> int:
+        return 16 * self.RI * self.WARP_COUNT
+
+    def shared_bytes(self, DP: int) -> int:
+        return (2 * self.rows + 4 * self.TILE_K) * (2 * DP + 16)
+
+
+# padded head_dim -> tile: with 160 KB of shared memory or more, and with 99 KB
+KEYS = {
+    64: Keys(128, 128, 8, SN=4, KN=4, QM=4),
+    96: Keys(64, 128, 8, SN=4, KN=4, QM=4),
+    128: Keys(64, 128, 8, SN=4, KN=4, QM=2, OS=1),
+    256: Keys(64, 64, 8, SN=4, KN=2, QM=2, QS=1, OS=1),
+}
+SMALL_KEYS = {
+    64: Keys(64, 64, 4, SN=2, KN=2, QM=2),
+    96: Keys(64, 64, 4, SN=2, KN=2, QM=2, OS=1),
+    128: Keys(64, 64, 8, SN=4, KN=2, QM=2, QS=1, OS=1),
+    256: Keys(32, 32, 4, SN=2, KN=2, QM=2, QS=1, OS=1),
+}
+QUERIES = {
+    64: Queries(64, 2, 4, BLOCKS=2),
+    96: Queries(64, 1, 8),
+    128: Queries(64, 1, 8),
+    256: Queries(32, 1, 4),
+}
+SMALL_QUERIES = {
+    64: Queries(64, 2, 4),
+    96: Queries(32, 1, 4),
+    128: Queries(32, 1, 4),
+    256: Queries(16, 1, 2, MC=16),
+}
+
+
+def _padded(D: int) -> int:
+    return min(width for width in KEYS if width >= D)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arrays and numbers of one call, as the kernels want them."""
+
+    backend: CupyBackend
+    g: Any
+    g_lse: Any
+    out: Any
+    lse: Any
+    q: Any
+    k: Any
+    v: Any
+    cu_q: Any
+    cu_k: Any
+    alibi: Any
+    options: Any
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, H, K, D."""
+        return len(self.cu_q) - 1, self.q.shape[1], self.k.shape[1], self.q.shape[2]
+
+    @property
+    def mask(self) -> tuple[int, int, int, float, float]:
+        """The end of the kernels' arguments: lowest and highest distance, alignment, numbers."""
+        o = self.options
+        highest = o.right if o.right >= 0 else _UNLIMITED
+        if o.causal:
+            highest = min(highest, 0)
+        lowest = -o.left if o.left >= 0 else -_UNLIMITED
+        return lowest, highest, int(o.bottom_right), o.scale, o.softcap
+
+    def outputs(self) -> tuple[Any, Any, Any]:
+        """dq, dk, dv, not yet written."""
+        return tuple(self.backend.empty(x.shape, x.dtype) for x in (self.q, self.k, self.v))
+
+    def prepare_grid(self, numbers: int) -> tuple[int]:
+        """Enough blocks of 256 for `numbers` independent pieces, at most 16 for each core."""
+        return (max(1, min(-(-numbers // 256), 16 * self.backend.caps.sms)),)
+
+
+def _on_tensor_cores(q: Tensor, k: Tensor, v: Tensor, capability: int) -> bool:
+    width = q.shape[2]
+    return (
+        capability >= 80
+        and q.dtype in dtypes.LOW_PRECISION
+        and q.dtype == k.dtype == v.dtype
+        and width == v.shape[2]
+        and width % 8 == 0
+    )
+
+
+def _wide_rows(backend: CupyBackend, x: Any) -> Any:
+    """x [T, heads, D], or a copy, such that every head's row can be read in pieces of 16 bytes."""
+    row, head, last = x.strides
+    small = max(x.shape[0] * row, x.shape[1] * head) < 2**31  # the kernels' strides are ints
+    if last == x.itemsize and not (x.data.ptr % 16 or row % 16 or head % 16) and row >= 0 and small:
+        return x
+    return backend.copy(x)
+
+
+def _strides(*arrays: Any) -> list[int]:
+    """Of rows and heads, in elements."""
+    return [s // x.itemsize for x in arrays for s in x.strides[:2]]
+
+
+def _prepare(call: _Call, outputs: tuple, tile: Keys, defines: dict[str, Any]) -> tuple[Any, Any]:
+    """stats [H, Tq, 2] and, unless the tile makes no dq, its sums [H, slots, M * DP], cleared."""
+    B, H, K, D = call.shape
+    Tq, Tk = len(call.q), len(call.k)
+    empty = call.backend.empty
+    stats = empty((H, Tq, 2))
+    size = tile.TILE_Q * defines["DP"]
+    sums = empty((H, Tq // tile.TILE_Q + B, size)) if tile.DQ else None
+    pieces = 0 if sums is None else sums.size // 4
+    grid = call.prepare_grid(max(Tq * H * 16, pieces))
+    call.backend.launch(
+        "attention_backward", "backward_prepare", grid, (256,),
+        [call.g, call.out, call.lse, call.g_lse, stats, sums, *outputs, call.cu_q, call.cu_k, B, H,
+         K, D, Tq, Tk, dtypes.int64.type(pieces)],
+        **defines,
+    )  # fmt: skip
+    return stats, sums
+
+
+def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
+    backend, (B, H, K, D) = call.backend, call.shape
+    Tq, Tk, DP = len(call.q), len(call.k), _padded(D)
+    large = backend.caps.shared_bytes >= _LARGE
+    ordered = env.DETERMINISTIC.text() == "1"
+    tile = (KEYS if large else SMALL_KEYS)[DP]
+    if ordered:
+        tile = replace(tile, DQ=0)
+    extra = int(call.alibi is not None or call.options.softcap > 0)
+    common = {"TYPE": backend.c_type(call.q.dtype), "DP": DP, "EXTRA": extra}
+    defines = {**common, **asdict(tile)}
+    dq, dk, dv = outputs = call.outputs()
+    stats, sums = _prepare(call, outputs, tile, defines)
+    numbers = [B, H, K, D, Tq, *_strides(call.q, call.k, call.v), *call.mask]
+    lengths = [call.cu_q, call.cu_k, call.alibi]
+    backend.launch(
+        "attention_backward", "backward_keys", (Tk // tile.TILE_K + B, K), (32 * tile.WARP_COUNT,),
+        [call.q, call.k, call.v, call.g, stats, sums, dk, dv, *lengths, *numbers],
+        shared_bytes=tile.shared_bytes(DP), **defines,
+    )  # fmt: skip
+    if ordered:
+        rows = (QUERIES if large else SMALL_QUERIES)[DP]
+        backend.launch(
+            "attention_backward_dq", "backward_queries", (Tq // rows.rows + B, H),
+            (32 * rows.WARP_COUNT,),
+            [call.q, call.k, call.v, call.g, stats, dq, *lengths, *numbers],
+            shared_bytes=rows.shared_bytes(DP), **common, **asdict(rows),
+        )  # fmt: skip
+    else:
+        backend.launch(
+            "attention_backward", "backward_finish", (Tq // tile.TILE_Q + B, H),
+            (32 * tile.WARP_COUNT,), [sums, dq, call.cu_q, B, H, D, call.options.scale], **defines,
+        )  # fmt: skip
+    return outputs
+
+
+def _run_plain(call: _Call) -> tuple[Any, Any, Any]:
+    backend, (B, H, K, D) = call.backend, call.shape
+    Tq, Tk, Dv = len(call.q), len(call.k), call.v.shape[2]
+    width = next(w for w in (32, 64, 128, 256) if w >= max(D, Dv))
+    kept, passing = (16, 8) if width > 128 else (32, 16)
+    shared = 2 * (kept + passing) * (width + 1) * 4 + 8 * kept * passing
+    defines = {
+        "TQ": backend.c_type(call.q.dtype), "TK": backend.c_type(call.k.dtype), "WIDTH": width,
+    }  # fmt: skip
+    dq, dk, dv = outputs = call.outputs()
+    stats = backend.empty((H, Tq, 2))
+    inputs = [call.q, call.k, call.v, call.g, stats]
+    lengths = [call.cu_q, call.cu_k]
+    sizes = [B, H, K, D, Dv, Tq]
+
+    def launch(name: str, grid: tuple[int, ...], args: list[Any], shared_bytes: int = 0) -> None:
+        backend.launch(
+            "attention_backward_simt",
+            name,
+            grid,
+            (256,),
+            args,
+            shared_bytes=shared_bytes,
+            **defines,
+        )
+
+    before = [call.g, call.out, call.lse, call.g_lse, stats, *outputs, *lengths, *sizes, Tk]
+    after = [*lengths, call.alibi, *sizes, *call.mask]
+    launch("backward_prepare", call.prepare_grid(32 * Tq * H), before)
+    launch("backward_keys", (Tk // kept + B, K), [*inputs, dk, dv, *after], shared)
+    launch("backward_queries", (Tq // kept + B, H), [*inputs, dq, *after], shared)
+    return outputs
+
+
+def _run(g, g_lse, out, lse, q, k, v, cu_q, cu_k, alibi, options) -> tuple[Tensor, ...]:
+    """dq, dk, dv of `varlen_attention`, in the dtypes of q, k and v."""
+    backend: CupyBackend = q.backend
+    fast = _on_tensor_cores(q, k, v, backend.caps.compute_capability)
+
+    def dense(x: Tensor | None, dtype: Any = None) -> Any:
+        if x is None:
+            return None
+        data = x.data if dtype is None or x.dtype == dtype else backend.cast(x.data, dtype)
+        data = backend.dense(data)
+        return backend.copy(data) if fast and data.data.ptr % 16 else data
+
+    qs, ks, vs = (_wide_rows(backend, x.data) if fast else dense(x) for x in (q, k, v))
+    call = _Call(
+        backend, dense(g, q.dtype), dense(g_lse, dtypes.float32), dense(out), dense(lse),
+        qs, ks, vs,
+        dense(cu_q), dense(cu_k), dense(alibi, dtypes.float32), options,
+    )  # fmt: skip
+    made = _run_tiles(call) if fast else _run_plain(call)
+    return tuple(Tensor.wrap(x, backend) for x in made)
+
+
+def _supports(g, g_lse, out, lse, q, k, v, *rest) -> str | None:
+    widest = max(q.shape[2], v.shape[2])
+    if widest > MAX_WIDTH:
+        return f"head_dim {widest} is more than {MAX_WIDTH}"
+    for x in (q, k):
+        if x.dtype not in (dtypes.float32, *dtypes.LOW_PRECISION):
+            return f"dtype {x.dtype} (float32, float16 and bfloat16 have kernels)"
+    if lse.dtype != dtypes.float32:
+        return f"lse in {lse.dtype}, expected float32"
+    return None
+
+
+KERNELS = {"varlen_attention_backward": Kernel(_run, _supports)}
+
+
+def _variants() -> list[Variant]:
+    made = []
+    for keys, queries in ((KEYS, QUERIES), (SMALL_KEYS, SMALL_QUERIES)):
+        for DP, (kind, extra) in itertools.product(keys, (("bf16", 0), ("f16", 1))):
+            head = {"TYPE": kind, "DP": DP, "EXTRA": extra}
+            tiles = keys[DP], replace(keys[DP], DQ=0)
+            made += [Variant("attention_backward", {**head, **asdict(t)}, 80) for t in tiles]
+            made.append(Variant("attention_backward_dq", {**head, **asdict(queries[DP])}, 80))
+    plain = [("float", "float", width) for width in (32, 64, 128, 256)]
+    for q, k, width in [*plain, ("f16", "f16", 64), ("float", "bf16", 128)]:
+        made.append(Variant("attention_backward_simt", {"TQ": q, "TK": k, "WIDTH": width}))
+    return made
+
+
+VARIANTS = _variants()
