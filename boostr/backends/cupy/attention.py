@@ -1,0 +1,291 @@
+"""Attention on CUDA: which kernel serves a call, and the launches of the mma.sync and SIMT kernels.
+
+In order: split keys for few queries (`attention_decode`), the Hopper kernel (`attention_sm90`),
+`shaders/cuda/attention.cu` (tensor cores, 16-bit), `attention_simt.cu` (everything else).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Kernel
+from boostr.backends.cupy.kernels import Variant
+from boostr.tensor import Tensor
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+MAX_V_WIDTH = 512  # of the SIMT kernel
+_SIMT_SIDE = 64
+_FAR = 1 << 30  # a window side without limit
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Tiles:
+    """How `attention.cu` is cut: 16 * tiles_m * warps queries against block_n keys at a time."""
+
+    block_n: int
+    tiles_m: int = 2
+    warps: int = 4
+    blocks: int = 2  # resident on a multiprocessor, at least
+    q_registers: bool = False
+
+    @property
+    def rows(self) -> int:
+        return 16 * self.tiles_m * self.warps
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """q, and two stages of k and of v."""
+        chunks = head_dim // 8
+        pitch = 16 * (chunks if chunks % 8 == 0 else chunks | 1)
+        tiles = (self.rows, *(self.block_n,) * 4)
+        return sum(-(-n * pitch // 1024) * 1024 for n in tiles)
+
+    def defines(self, head_dim: int, c_type: str, paged: bool, general: bool) -> dict[str, Any]:
+        return {
+            "DTYPE": c_type, "HEAD_DIM": head_dim, "BLOCK_N": self.block_n,
+            "TILES_M": self.tiles_m, "BLOCK_WARPS": self.warps, "BLOCKS": self.blocks,
+            "Q_REGISTERS": int(self.q_registers), "PAGED": int(paged), "GENERAL": int(general),
+        }  # fmt: skip
+
+
+def choose_tiles(head_dim: int, paged: bool, general: bool, shared_bytes: int) -> Tiles | None:
+    """The tiles for a GPU whose blocks may take `shared_bytes`; None: it has too little."""
+    if head_dim <= 96:
+        return Tiles(64)
+    if head_dim == 128:
+        if shared_bytes > 2 * 96 * 1024:
+            return Tiles(32 if paged and general else 64)
+        return Tiles(32) if shared_bytes > 2 * 64 * 1024 else Tiles(32, tiles_m=1)
+    return Tiles(32, tiles_m=1) if shared_bytes > 96 * 1024 else None
+
+
+# -- one call --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of either op. `cu_k` is kv_lens and k, v are caches if there is a `table`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+    table: Tensor | None
+    alibi: Tensor | None
+    sinks: Tensor | None
+    options: Any
+
+    @property
+    def backend(self) -> Any:
+        return self.q.backend
+
+    @property
+    def width(self) -> int:
+        return max(self.q.shape[2], self.v.shape[-1])
+
+    @property
+    def head_dim(self) -> int:
+        """The compiled width that holds q, k and v; 0 if none does."""
+        return next((d for d in HEAD_DIMS if self.width <= d), 0)
+
+    @property
+    def general(self) -> bool:
+        exact = self.q.shape[2] == self.v.shape[-1] == self.head_dim
+        return bool(self.options.softcap) or self.alibi is not None or not exact
+
+    def tiles(self) -> Tiles | None:
+        """How the tensor-core kernel serves this call; None if it cannot."""
+        q, k, caps = self.q, self.k, self.backend.caps
+        sixteen = dtypes.float16, dtypes.bfloat16
+        least = 80 if q.dtype == dtypes.bfloat16 else 75
+        widths = q.shape[2] % 8 == 0 == self.v.shape[-1] % 8
+        fits = q.dtype == k.dtype and q.dtype in sixteen and self.head_dim and widths
+        if not fits or caps.compute_capability < least or self.options.scale <= 0:
+            return None
+        tiles = choose_tiles(self.head_dim, self.table is not None, self.general, caps.shared_bytes)
+        enough = tiles is not None and tiles.shared_bytes(self.head_dim) + 64 <= caps.shared_bytes
+        return tiles if enough else None
+
+
+def _rows(backend: Any, x: Any, aligned: bool) -> Any:
+    """x [..., D] with elements of a row side by side, and on 16 bytes if `aligned`; else a copy."""
+    size = x.dtype.itemsize
+    straight = x.shape[-1] == 1 or x.strides[-1] == size
+    if aligned:
+        outer = [s for s, n in zip(x.strides[:-1], x.shape[:-1], strict=True) if n > 1]
+        straight = straight and not any(s % 16 for s in (x.data.ptr, *outer))
+    return x if straight and x.size else backend.copy(x)
+
+
+def _together(heads: int, group: int, head_bytes: int, l2_bytes: int) -> int:
+    """How many query heads run side by side: as many as keep their keys and values in the L2."""
+    fit = max(1, l2_bytes // 2 // max(1, head_bytes))
+    kv_heads = heads // group
+    return group * max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and n <= fit)
+
+
+def _arguments(call: _Call, aligned: bool) -> tuple[list[Any], Any, Any]:
+    """(kernel arguments, out, lse)."""
+    backend, options = call.backend, call.options
+    (Tq, H, D), (K, Dv) = call.q.shape, call.v.shape[-2:]
+    q, k, v = (_rows(backend, x.data, aligned) for x in (call.q, call.k, call.v))
+    out = backend.empty((Tq, H, Dv), q.dtype)
+    lse = backend.empty((Tq, H), np.dtype(np.float32))
+
+    def strides(x: Any, *axes: int) -> list[np.int64]:
+        return [np.int64(x.strides[axis] // x.dtype.itemsize) for axis in axes]
+
+    blocks = [strides(x, 0)[0] if call.table is not None else np.int64(0) for x in (k, v)]
+    dense = [
+        None if x is None else backend.dense(x.data)
+        for x in (call.cu_q, call.cu_k, call.table, call.alibi, call.sinks)
+    ]
+    block_size, columns = 1, 1
+    if call.table is not None:
+        block_size, columns = k.shape[1], call.table.shape[1]
+    keys = k.shape[0] * (block_size if call.table is not None else 1)
+    together = _together(H, H // K, keys * (D + Dv) * k.dtype.itemsize, backend.caps.l2_bytes)
+    left, right = (_FAR if side < 0 else side for side in (options.left, options.right))
+    args = [
+        out, lse, q, k, v, *dense, *strides(q, 0, 1), *strides(k, -3, -2), *strides(v, -3, -2),
+        *blocks, Tq, call.cu_q.size - 1, H, H // K, D, Dv, left, 0 if options.causal else right,
+        int(options.bottom_right), float(options.scale), float(options.softcap), block_size,
+        columns, together,
+    ]  # fmt: skip
+    return args, out, lse
+
+
+def _grid(call: _Call, rows: int, together: int) -> tuple[int, int]:
+    Tq, H, _ = call.q.shape
+    tiles = Tq // rows + call.cu_q.size  # each segment rounds up; so does what is in none
+    return tiles * together, H // together
+
+
+def _mma(call: _Call, tiles: Tiles) -> tuple[Any, Any]:
+    args, out, lse = _arguments(call, aligned=True)
+    backend = call.backend
+    c_type = backend.c_type(call.q.dtype)
+    backend.launch(
+        "attention", "attention", _grid(call, tiles.rows, args[-1]), (32 * tiles.warps,), args,
+        shared_bytes=tiles.shared_bytes(call.head_dim),
+        **tiles.defines(call.head_dim, c_type, call.table is not None, call.general),
+    )  # fmt: skip
+    return out, lse
+
+
+def _simt(call: _Call) -> tuple[Any, Any]:
+    args, out, lse = _arguments(call, aligned=False)
+    backend = call.backend
+    backend.launch(
+        "attention_simt", "attention_simt", _grid(call, _SIMT_SIDE, args[-1]), (256,), args,
+        **_simt_defines(
+            backend.c_type(call.q.dtype), backend.c_type(call.k.dtype), call.v.shape[-1],
+            call.table is not None,
+        ),
+    )  # fmt: skip
+    return out, lse
+
+
+def _simt_defines(q_type: str, kv_type: str, v_width: int, paged: bool) -> dict[str, Any]:
+    chunks = next(n for n in (1, 2, 4, 8) if v_width <= n * _SIMT_SIDE)
+    return {"Q_TYPE": q_type, "KV_TYPE": kv_type, "V_CHUNKS": chunks, "PAGED": int(paged)}
+
+
+# -- routing ---------------------------------------------------------------------------------------
+@cache
+def _module(name: str) -> ModuleType | None:
+    path = f"boostr.backends.cupy.{name}"
+    return importlib.import_module(path) if importlib.util.find_spec(path) else None
+
+
+# (module, what it is asked, what runs), in order; a decode step's few queries go to split keys
+_SPECIALISTS = {
+    "varlen_attention": (("attention_sm90", "supports", "run"),),
+    "paged_attention": (
+        ("attention_decode", "supports", "attend"),
+        ("attention_sm90", "paged_supports", "paged_run"),
+    ),
+}
+
+
+def _specialist(op: str, args: tuple[Any, ...]) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What another module has for this call."""
+    for name, asked, runs in _SPECIALISTS[op]:
+        module = _module(name)
+        if module is not None and getattr(module, asked)(*args) is None:
+            return getattr(module, runs)
+    return None
+
+
+def _supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
+    floats = dtypes.float32, dtypes.float16, dtypes.bfloat16
+    if q.dtype not in floats or k.dtype not in floats:
+        return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
+    if v.shape[-1] > MAX_V_WIDTH:
+        return f"values of width {v.shape[-1]} are more than {MAX_V_WIDTH}"
+    return None
+
+
+def _serve(call: _Call) -> tuple[Tensor, Tensor]:
+    backend = call.backend
+    tiles = call.tiles()
+    out, lse = _simt(call) if tiles is None else _mma(call, tiles)
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
+    special = _specialist("varlen_attention", args)
+    if special is not None:
+        return special(*args)
+    q, k, v, cu_q, cu_k, alibi, sinks, options = args
+    return _serve(_Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options))
+
+
+def _paged(*args: Any) -> tuple[Tensor, Tensor]:
+    special = _specialist("paged_attention", args)
+    if special is not None:
+        return special(*args)
+    q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
+    return _serve(_Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
+
+
+KERNELS = {
+    "varlen_attention": Kernel(_varlen, _supports),
+    "paged_attention": Kernel(_paged, _supports),
+}
+
+
+def _variants() -> list[Variant]:
+    """bf16 for the GPUs of each size of shared memory, f16 for the smallest, and SIMT."""
+    made: dict[tuple[Any, ...], Variant] = {}
+
+    def add(
+        head_dim: int, c_type: str, kilobytes: int, least: int, paged: bool, general: bool
+    ) -> None:
+        tiles = choose_tiles(head_dim, paged, general, kilobytes * 1024)
+        if tiles is not None and tiles.shared_bytes(head_dim) < kilobytes * 1024 - 64:
+            variant = Variant("attention", tiles.defines(head_dim, c_type, paged, general), least)
+            made.setdefault(tuple(variant.defines.values()), variant)
+
+    for head_dim in HEAD_DIMS:
+        add(head_dim, "f16", 64, 75, False, False)
+        for paged, general in ((False, False), (True, False), (False, True), (True, True)):
+            for kilobytes, least in ((99, 80), (163, 80), (227, 90)):
+                add(head_dim, "bf16", kilobytes, least, paged, general)
+    simt = [
+        Variant("attention_simt", _simt_defines(*types, width, width > 64))
+        for types in (("float", "float"), ("bf16", "float"), ("float", "f16"))
+        for width in (64, 512)
+    ]
+    return [*made.values(), *simt]
+
+
+VARIANTS = _variants()
