@@ -1,0 +1,171 @@
+"""Attention forward on Hopper: tensor maps, tile sizes and launches of `attention_sm90.cu`.
+
+`attention.py` asks `supports` / `paged_supports` first and serves the rest with mma.sync.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.tensor_map import mappable, tensor_map
+from boostr.tensor import Tensor
+
+FAMILY = "attention_sm90"
+_FAR = 1 << 30  # a window side without end
+_DTYPES = (dtypes.float16, dtypes.bfloat16)
+_ALIGN = 1024 + 256  # of the tiles; barriers
+
+
+# -- tiles ---------------------------------------------------------------------------------------
+def tiles(D: int, masked: bool, plain: bool) -> dict[str, int]:
+    """TILE_N, CONSUMERS, STAGES for a head width.
+
+    Args:
+        masked: causal or windowed.   plain: no softcap, no ALiBi, no paged cache.
+    """
+    if D == 64:
+        consumers, tile_n, stages = (3, 128, 4) if plain else (2, 128, 4)
+    elif masked or not plain:
+        consumers, tile_n, stages = 2, 128, 2
+    else:
+        consumers, tile_n, stages = 2, 176, 2
+    return {
+        "TILE_N": tile_n, "CONSUMERS": consumers, "STAGES": stages,
+        "OVERLAP": 1, "PINGPONG": 1, "POLY": 0, "LAZY": 0,
+    }  # fmt: skip
+
+
+def shared_bytes(D: int, tile: dict[str, int]) -> int:
+    """Shared memory of one block: q's tile, STAGES tiles of k and of v, barriers."""
+    rows = 64 * tile["CONSUMERS"] + 2 * tile["STAGES"] * tile["TILE_N"]
+    return rows * D * 2 + _ALIGN
+
+
+def _variant(dtype: str, D: int, tile: dict[str, int] | None = None, **flags: int) -> dict:
+    """All macros of a specialisation; flags: RIGHT, LEFT, PAGED, SOFTCAP, ALIBI, SINKS."""
+    names = ("RIGHT", "LEFT", "PAGED", "SOFTCAP", "ALIBI", "SINKS")
+    flags = {name: int(flags.get(name, 0)) for name in names}
+    plain = not (flags["PAGED"] or flags["SOFTCAP"] or flags["ALIBI"])
+    tile = tile or tiles(D, bool(flags["RIGHT"] or flags["LEFT"]), plain)
+    return {"DTYPE": dtype, "HEAD_DIM": D, **tile, **flags}
+
+
+VARIANTS = [
+    Variant(FAMILY, _variant(dtype, D, **flags), least=90, only="sm_90a")
+    for dtype in ("bf16", "f16")
+    for D in (64, 128)
+    for flags in (
+        {}, {"RIGHT": 1}, {"RIGHT": 1, "LEFT": 1}, {"RIGHT": 1, "LEFT": 1, "PAGED": 1},
+        {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 1, "ALIBI": 1, "SINKS": 1},
+    )
+]  # fmt: skip
+
+
+# -- what it can do ------------------------------------------------------------------------------
+def supports(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, options) -> str | None:
+    """None, or why this kernel cannot serve the arguments of op "varlen_attention"."""
+    return _refusal(q, k, v, options)
+
+
+def paged_supports(
+    q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
+) -> str | None:
+    """None, or why this kernel cannot serve the arguments of op "paged_attention"."""
+    bs, columns = k_cache.shape[1], block_table.shape[1]
+    if bs % 128 and (columns > 1 or options.left >= 0):
+        return f"a block of {bs} keys does not hold whole tiles of 128"
+    if not (mappable(k_cache.data) and mappable(v_cache.data)):
+        return "the cache's rows are not 16-byte aligned"
+    return _refusal(q, k_cache, v_cache, options)
+
+
+def _refusal(q, k, v, options) -> str | None:
+    if q.backend.caps.compute_capability != 90:
+        return f"compute capability {q.backend.caps.compute_capability} is not 90"
+    if q.dtype not in _DTYPES or k.dtype != q.dtype:
+        return f"q {q.dtype} and k, v {k.dtype} are not both float16 or bfloat16"
+    D, Dv = q.shape[-1], v.shape[-1]
+    if Dv != D or D not in (64, 128):
+        return f"head_dim {D}, {Dv} not in 64, 128"
+    if options.scale <= 0:
+        return f"scale {options.scale} is not positive"
+    if not q.size or not k.size:
+        return "nothing to attend"
+    return None
+
+
+# -- launches ------------------------------------------------------------------------------------
+def run(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, options) -> tuple[Tensor, Tensor]:
+    """Op "varlen_attention"."""
+    return _attend(q, k, v, cu_seqlens_q, cu_seqlens_k, None, alibi, sinks, options)
+
+
+def paged_run(
+    q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
+) -> tuple[Tensor, Tensor]:
+    """Op "paged_attention"."""
+    table = block_table.backend.dense(block_table.data)
+    return _attend(q, k_cache, v_cache, cu_seqlens_q, kv_lens, table, alibi, sinks, options)
+
+
+def _attend(q, k, v, cu_seqlens_q, kv, table, alibi, sinks, options, tile=None):
+    """Plan and attend. kv: cu_seqlens_k [B+1], or kv_lens [B] with a block table."""
+    backend = q.backend
+    Tq, H, D = q.shape
+    K, B = k.shape[-2], cu_seqlens_q.size - 1
+    defines = _variant(
+        backend.c_type(q.dtype), D, tile,
+        RIGHT=options.right >= 0, LEFT=options.left >= 0 or table is not None,
+        PAGED=table is not None, SOFTCAP=options.softcap > 0, ALIBI=alibi is not None,
+        SINKS=sinks is not None,
+    )  # fmt: skip
+    rows = 64 * defines["CONSUMERS"]
+    maps = _maps(backend, q, k, v, rows, defines["TILE_N"])
+    cu_q, kv = backend.dense(cu_seqlens_q.data), backend.dense(kv.data)
+    out = backend.empty((Tq, H, D), q.dtype)
+    lse = backend.empty((Tq, H), np.float32)
+    plan = backend.empty((4 + 4 * B,), np.int32)
+    backend.launch(
+        FAMILY, "attention_plan", (17,), (1024,),
+        (plan, cu_q, kv, out, lse, B, Tq, H, K, backend.caps.l2_bytes // 2), **defines,
+    )  # fmt: skip
+    columns, bs = (table.shape[1], k.shape[1]) if table is not None else (1, 1)
+    backend.launch(
+        FAMILY, "attention_sm90", (min(backend.caps.sms, _most_items(Tq, H, B, rows)),),
+        (128 * (defines["CONSUMERS"] + 1),),
+        (*maps, out, lse, plan, cu_q, kv, table, _floats(alibi), _floats(sinks), B, H, K, columns,
+         bs, _side(options.left), _side(options.right), int(options.bottom_right),
+         float(options.scale), float(options.softcap)),
+        shared_bytes=shared_bytes(D, defines), dependent=True, **defines,
+    )  # fmt: skip
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+def _most_items(Tq: int, H: int, B: int, rows: int) -> int:
+    """No fewer than the work items of any cu_seqlens over Tq tokens."""
+    return H * min(Tq, Tq // rows + B)
+
+
+def _maps(backend, q, k, v, rows: int, tile_n: int) -> list[bytes]:
+    """Tensor maps [D, heads, tokens]; a cache's blocks lie one after another."""
+    maps = []
+    for x, box in ((q.data, rows), (k.data, tile_n), (v.data, tile_n)):
+        if x.ndim == 4:
+            x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        x = x if mappable(x) else backend.copy(x)
+        maps.append(tensor_map(x, (box, 1, 64)))
+    return maps
+
+
+def _side(window: int) -> int:
+    return _FAR if window < 0 else min(window, _FAR)
+
+
+def _floats(x: Tensor | None) -> Any:
+    if x is None:
+        return None
+    return x.backend.dense(x.backend.cast(x.data, np.dtype(np.float32)))

@@ -1,0 +1,59 @@
+"""Tensor maps: how Hopper's copy engine finds tiles of an array (`shaders/cuda/hopper.cuh`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from boostr.backends.cupy import driver
+
+_TYPES = {"float16": 6, "bfloat16": 9}  # CUtensorMapDataType
+_SWIZZLE_128, _PROMOTION_256 = 3, 3  # CUtensorMapSwizzle, CUtensorMapL2promotion
+_BYTES = 128
+
+
+def tensor_map(array: Any, box: Sequence[int]) -> bytes:
+    """The map of a 16-bit array [..., D], read in boxes with a 128-byte swizzle.
+
+    Args:
+        array: last axis contiguous; address and other strides multiples of 16 bytes (`mappable`).
+        box: elements of each axis of `array`, outermost first; the last is 64 (128 bytes).
+    Returns:
+        128 bytes, for a `const __grid_constant__ TensorMap` parameter. Elements out of bounds read
+        as zero.
+    """
+    return _encoded(array.data.ptr, array.shape, array.strides, array.dtype.name, tuple(box))
+
+
+def mappable(array: Any) -> bool:
+    """Whether the copy engine can read this 16-bit array as it lies."""
+    *outer, inner = array.strides
+    regular = all(s % 16 == 0 and s > 0 for s in outer)
+    return inner == 2 and regular and array.data.ptr % 16 == 0 and array.size > 0
+
+
+@lru_cache(maxsize=1024)
+def _encoded(
+    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box: tuple[int, ...]
+) -> bytes:
+    rank = len(shape)
+    room = ctypes.create_string_buffer(_BYTES + 64)
+    aligned = -ctypes.addressof(room) % 64
+    status = driver.library().cuTensorMapEncodeTiled(
+        ctypes.byref(room, aligned),
+        _TYPES[dtype],
+        rank,
+        ctypes.c_void_p(pointer),
+        (ctypes.c_uint64 * rank)(*reversed(shape)),
+        (ctypes.c_uint64 * (rank - 1))(*reversed(strides[:-1])),
+        (ctypes.c_uint32 * rank)(*reversed(box)),
+        (ctypes.c_uint32 * rank)(*(1,) * rank),
+        0,  # not interleaved
+        _SWIZZLE_128,
+        _PROMOTION_256,
+        0,  # zeros out of bounds
+    )
+    driver.check(status, f"tensor map of {shape}, strides {strides}, box {box}")
+    return room.raw[aligned : aligned + _BYTES]
