@@ -38,7 +38,12 @@ template <typename T, int N> DEVICE void store_vec(T* p, Vec<T, N> v) { *(Vec<T,
 // 16 bytes that are read once: past L1, first to leave L2.
 DEVICE uint4 load_stream(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+#if __CUDA_ARCH__ >= 800
+#define LOAD_STREAM "ld.global.nc.L1::no_allocate.L2::256B.v4.u32"
+#else
+#define LOAD_STREAM "ld.global.nc.L1::no_allocate.v4.u32"
+#endif
+  asm volatile(LOAD_STREAM " {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }

@@ -1,0 +1,88 @@
+// y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode step,
+// at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh), sums are
+// f32 (int32 under W8A8), y is OUT_T. x comes as it is, or through an RMS norm, or as the partial
+// results of split attention (gemv_input.cuh).
+// Grid: as many blocks as fill the device at most; a block's teams take every total-teams-th unit of
+// rows (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
+// Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
+#include "prelude.cuh"
+#include "weights.cuh"
+#include "gemv_rows.cuh"
+#include "gemv_input.cuh"
+#ifndef OUT_T
+#define OUT_T X_T
+#endif
+#ifndef BIAS_T
+#define BIAS_T float
+#endif
+#ifndef REST_T
+#define REST_T X_T
+#endif
+
+struct Product : Input {
+  const u8* weight_rows;
+  const float* weight_scales;
+  const BIAS_T* bias;
+  const REST_T* residual;
+  OUT_T* out;
+  int N, row_bytes, groups;
+  int units, first, stride;
+  float row_scale[PER_LANE], add[PER_LANE], rest[PER_LANE];
+
+  DEVICE int index(int unit, int lane_row, int r) const {
+    return (unit * PER_LANE + r) * LANE_ROWS + lane_row;
+  }
+  DEVICE const u8* at(int unit, int lane_row, int r) const {
+    return weight_rows + (i64)min(index(unit, lane_row, r), N - 1) * row_bytes;
+  }
+  DEVICE const float* scales(int unit, int lane_row, int r) const {
+    return weight_scales + (i64)min(index(unit, lane_row, r), N - 1) * groups;
+  }
+  DEVICE void fixed(int unit, int lane_row, int) {
+#pragma unroll
+    for (int r = 0; r < PER_LANE; r++) {
+      const int n = min(index(unit, lane_row, r), N - 1);
+      row_scale[r] = FORM == INT8 || FORM == W8A8 ? weight_scales[n] : 1.f;
+      add[r] = bias ? to_float(bias[n]) : 0.f;
+    }
+  }
+  DEVICE void fresh(int unit, int lane_row, int m) {
+#pragma unroll
+    for (int r = 0; r < PER_LANE; r++) {
+      const int n = min(index(unit, lane_row, r), N - 1);
+      rest[r] = residual ? to_float(residual[(i64)m * N + n]) : 0.f;
+    }
+  }
+  DEVICE void input(Xs* shared, int stride_) { fill(shared, stride_); }
+  DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
+#pragma unroll
+    for (int r = 0; r < PER_LANE; r++) {
+      const int n = index(unit, lane_row, r);
+      float y = (float)total[r];
+      if (FORM == W8A8) y *= Input::scales[m];
+      y = y * row_scale[r] + add[r] + rest[r];
+      if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
+    }
+  }
+};
+
+// gemv[min(SMs * blocks, units / TEAMS), THREADS]
+extern "C" __global__ void __launch_bounds__(THREADS)
+gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const REST_T* residual,
+     OUT_T* out, const NORM_T* norm, float* ms, const float* sinks, int M, int N, int K,
+     int row_bytes, int H, int S, float eps, float offset) {
+  extern __shared__ __align__(128) u8 shared[];
+  __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
+  Product job;
+  job.x = x, job.norm = norm, job.ms = ms, job.sinks = sinks, job.room = room;
+  job.Input::scales = x_scales;
+  job.mix = (float*)behind(shared, K);
+  job.M = M, job.K = K, job.H = H, job.S = S, job.eps = eps, job.offset = offset;
+  job.weight_rows = weight, job.weight_scales = scales, job.bias = bias;
+  job.residual = residual, job.out = out, job.N = N, job.row_bytes = row_bytes;
+  job.groups = (K + GROUP - 1) / GROUP;
+  job.units = (N + UNIT_ROWS - 1) / UNIT_ROWS;
+  job.first = (threadIdx.x >> 5) / KSPLIT * gridDim.x + blockIdx.x;
+  job.stride = gridDim.x * TEAMS;
+  stream_rows(job, shared, K, row_bytes);
+}

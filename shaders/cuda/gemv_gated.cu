@@ -1,0 +1,91 @@
+// out[m, f] = act(gate) * up, gate = sum_k x[m, k] gate_w[f, k] (+ gate_bias[f]), up likewise: the gated
+// MLP's first half for the 1..8 rows m of a decode step. x comes through an RMS norm or as it is;
+// weights [F, K] in a stored form, f32 sums; act is silu or gelu ("none", "tanh").
+// Thread mapping, grid and shared memory as gemv.cu; a lane has the gate row and the up row of an f
+// (rows 2j and 2j + 1 of its PER_LANE, which is even). Source: Shazeer 2020, GLU Variants.
+#include "prelude.cuh"
+#include "weights.cuh"
+#include "gemv_rows.cuh"
+#include "gemv_input.cuh"
+#define SILU 0
+#define GELU 1
+#define GELU_TANH 2
+#ifndef ACT
+#define ACT SILU
+#endif
+#ifndef BIAS_T
+#define BIAS_T float
+#endif
+static_assert(PER_LANE % 2 == 0, "gate and up rows come in pairs");
+
+DEVICE float activated(float g) {
+  if (ACT == SILU) return g / (1.f + __expf(-g));
+  if (ACT == GELU) return 0.5f * g * (1.f + erff(g * 0.70710678f));
+  return 0.5f * g * (1.f + tanhf(0.79788456f * (g + 0.044715f * g * g * g)));
+}
+
+struct Gated : Input {
+  const u8* gate_rows;
+  const u8* up_rows;
+  const float* gate_scales;
+  const float* up_scales;
+  const BIAS_T* gate_bias;
+  const BIAS_T* up_bias;
+  X_T* out;
+  int F, row_bytes, groups;
+  int units, first, stride;
+  float row_scale[PER_LANE], add[PER_LANE];
+
+  DEVICE int index(int unit, int lane_row, int r) const {
+    return (unit * (PER_LANE / 2) + r / 2) * LANE_ROWS + lane_row;
+  }
+  DEVICE const u8* at(int unit, int lane_row, int r) const {
+    const i64 offset = (i64)min(index(unit, lane_row, r), F - 1) * row_bytes;
+    return (r & 1 ? up_rows : gate_rows) + offset;
+  }
+  DEVICE const float* scales(int unit, int lane_row, int r) const {
+    const i64 offset = (i64)min(index(unit, lane_row, r), F - 1) * groups;
+    return (r & 1 ? up_scales : gate_scales) + offset;
+  }
+  DEVICE void fixed(int unit, int lane_row, int) {
+#pragma unroll
+    for (int r = 0; r < PER_LANE; r++) {
+      const int f = min(index(unit, lane_row, r), F - 1);
+      const BIAS_T* bias = r & 1 ? up_bias : gate_bias;
+      row_scale[r] = FORM == INT8 || FORM == W8A8 ? (r & 1 ? up_scales : gate_scales)[f] : 1.f;
+      add[r] = bias ? to_float(bias[f]) : 0.f;
+    }
+  }
+  DEVICE void fresh(int, int, int) {}
+  DEVICE void input(Xs* shared, int stride_) { fill(shared, stride_); }
+  DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
+    const float x_scale = FORM == W8A8 ? Input::scales[m] : 1.f;
+#pragma unroll
+    for (int r = 0; r < PER_LANE; r += 2) {
+      const int f = index(unit, lane_row, r);
+      const float gate = (float)total[r] * x_scale * row_scale[r] + add[r];
+      const float up = (float)total[r + 1] * x_scale * row_scale[r + 1] + add[r + 1];
+      if (f < F) out[(i64)m * F + f] = from_float<X_T>(activated(gate) * up);
+    }
+  }
+};
+
+// gemv_gated[min(SMs * blocks, units / TEAMS), THREADS]
+extern "C" __global__ void __launch_bounds__(THREADS)
+gemv_gated(X_T* x, const u8* gate, const float* gate_scales, const BIAS_T* gate_bias,
+           const u8* up, const float* up_scales, const BIAS_T* up_bias, X_T* out,
+           const NORM_T* norm, int M, int F, int K, int row_bytes, float eps, float offset) {
+  extern __shared__ __align__(128) u8 shared[];
+  __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
+  Gated job;
+  job.x = x, job.norm = norm, job.room = room, job.Input::scales = x_scales;
+  job.M = M, job.K = K, job.eps = eps, job.offset = offset;
+  job.gate_rows = gate, job.gate_scales = gate_scales, job.gate_bias = gate_bias;
+  job.up_rows = up, job.up_scales = up_scales, job.up_bias = up_bias;
+  job.out = out, job.F = F, job.row_bytes = row_bytes;
+  job.groups = (K + GROUP - 1) / GROUP;
+  job.units = (F + UNIT_ROWS / 2 - 1) / (UNIT_ROWS / 2);
+  job.first = (threadIdx.x >> 5) / KSPLIT * gridDim.x + blockIdx.x;
+  job.stride = gridDim.x * TEAMS;
+  stream_rows(job, shared, K, row_bytes);
+}
