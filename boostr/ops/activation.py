@@ -107,11 +107,59 @@ def _log_softmax_composite(x: Tensor, axis: int) -> Tensor:
     return core.cast(shifted - total, x.dtype)
 
 
-_silu = Op("silu", _silu_composite)
-_gelu = Op("gelu", lambda x, form: core.cast(_gelu_wide(wide(x), form), x.dtype))
-_swiglu = Op("swiglu", _swiglu_composite)
+# -- gradients -----------------------------------------------------------------------------------
+def _silu_slope(h: Tensor) -> tuple[Tensor, Tensor]:
+    """(silu(h), its derivative)."""
+    s = core.sigmoid(h)
+    return h * s, s * (1 + h * (1 - s))
+
+
+def _gelu_slope(h: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """(gelu(h), its derivative)."""
+    if approximate == "none":
+        phi = 0.5 * (1 + core.erf(h * math.sqrt(0.5)))
+        density = core.exp(h * h * -0.5) * (1 / math.sqrt(2 * math.pi))
+        return h * phi, phi + h * density
+    t = core.tanh((h + h * h * h * 0.044715) * math.sqrt(2 / math.pi))
+    inner = (1 + h * h * (3 * 0.044715)) * math.sqrt(2 / math.pi)
+    return h * 0.5 * (1 + t), 0.5 * (1 + t) + h * 0.5 * (1 - t * t) * inner
+
+
+def _one_backward(g: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    return core.cast(wide(g) * slope, x.dtype)
+
+
+def _gated_backward(
+    g: Tensor, gate: Tensor, up: Tensor, pair: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(dgate, dup) of f(gate) · up, `pair` being f and f' of gate."""
+    value, slope = pair
+    dgate = core.cast(wide(g) * wide(up) * slope, gate.dtype)
+    return dgate, core.cast(wide(g) * value, up.dtype)
+
+
+_silu = Op("silu", _silu_composite, vjp=lambda g, y, x: (_silu_backward(g, x),))
+_gelu = Op(
+    "gelu",
+    lambda x, form: core.cast(_gelu_wide(wide(x), form), x.dtype),
+    vjp=lambda g, y, x, form: (_gelu_backward(g, x, form), None),
+)
+_swiglu = Op("swiglu", _swiglu_composite, vjp=lambda g, y, gate, up: _swiglu_backward(g, gate, up))
 _geglu = Op(
-    "geglu", lambda gate, up, form: core.cast(_gelu_wide(wide(gate), form) * wide(up), gate.dtype)
+    "geglu",
+    lambda gate, up, form: core.cast(_gelu_wide(wide(gate), form) * wide(up), gate.dtype),
+    vjp=lambda g, y, gate, up, form: (*_geglu_backward(g, gate, up, form), None),
+)
+_silu_backward = Op("silu_backward", lambda g, x: _one_backward(g, x, _silu_slope(wide(x))[1]))
+_gelu_backward = Op(
+    "gelu_backward", lambda g, x, form: _one_backward(g, x, _gelu_slope(wide(x), form)[1])
+)
+_swiglu_backward = Op(
+    "swiglu_backward", lambda g, gate, up: _gated_backward(g, gate, up, _silu_slope(wide(gate)))
+)
+_geglu_backward = Op(
+    "geglu_backward",
+    lambda g, gate, up, form: _gated_backward(g, gate, up, _gelu_slope(wide(gate), form)),
 )
 _softmax = Op("softmax", _softmax_composite, vjp=_softmax_vjp)
 _log_softmax = Op("log_softmax", _log_softmax_composite)

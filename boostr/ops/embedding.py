@@ -41,4 +41,16 @@ def _composite(ids: Tensor, weight: Tensor | QuantizedTensor, dtype) -> Tensor:
     return dequantize(QuantizedTensor(weight.scheme, (len(ids), weight.shape[1]), parts), dtype)
 
 
-_embedding = Op("embedding", _composite)
+def _vjp(g, y, ids, weight, dtype):
+    if isinstance(weight, QuantizedTensor):
+        return None, None, None
+    return None, _embedding_backward(g, ids, weight.shape[0], weight.dtype), None
+
+
+def _backward_composite(g: Tensor, ids: Tensor, rows: int, dtype) -> Tensor:
+    """dweight [rows, E]: row v is the sum of the g[t] with ids[t] = v, added up in float32."""
+    return core.cast(core.scatter_add((rows, g.shape[1]), ids, g), dtype)
+
+
+_embedding = Op("embedding", _composite, vjp=_vjp)
+_embedding_backward = Op("embedding_backward", _backward_composite)

@@ -147,7 +147,90 @@ def _add_layer(
     return _layer(h, weight, bias, eps), h
 
 
-_rms_norm = Op("rms_norm", _rms)
-_add_rms_norm = Op("add_rms_norm", _add_rms)
-_layer_norm = Op("layer_norm", _layer)
-_add_layer_norm = Op("add_layer_norm", _add_layer)
+# -- gradients -----------------------------------------------------------------------------------
+def _rms_backward(
+    g: Tensor,
+    passed: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
+    eps: float,
+    weight_offset: float,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(dh, dweight). g is the gradient of the result, `passed` that of h itself.
+
+    With n = h / rms and c = g · (weight + offset): dh = (c - n · mean(c · n)) / rms + passed,
+    dweight = the sum over rows of g · n.
+    """
+    wide_h, wide_g = wide(h), wide(g)
+    scale = core.rsqrt(core.mean(wide_h * wide_h, -1, keepdims=True) + eps)
+    n, c = wide_h * scale, wide_g * (wide(weight) + weight_offset)
+    dh = scale * (c - n * core.mean(c * n, -1, keepdims=True))
+    dw = _over_rows(wide_g * n, weight) if wants_weight else None
+    return _with_passed(dh, passed, h), dw
+
+
+def _layer_backward(
+    g: Tensor, passed: Tensor | None, h: Tensor, weight: Tensor, eps: float, wants_weight: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dh, dweight, dbias). As for RMS, with n = (h - mean(h)) / sd, and c loses its mean."""
+    wide_h, wide_g = wide(h), wide(g)
+    centred = wide_h - core.mean(wide_h, -1, keepdims=True)
+    scale = core.rsqrt(core.mean(centred * centred, -1, keepdims=True) + eps)
+    n, c = centred * scale, wide_g * wide(weight)
+    c = c - core.mean(c, -1, keepdims=True)
+    dh = _with_passed(scale * (c - n * core.mean(c * n, -1, keepdims=True)), passed, h)
+    if not wants_weight:
+        return dh, None, None
+    return dh, _over_rows(wide_g * n, weight), _over_rows(wide_g, weight)
+
+
+def _over_rows(x: Tensor, like: Tensor) -> Tensor:
+    """The sum over all axes but the last, in the dtype of `like`."""
+    return core.cast(core.sum(x.reshape(-1, x.shape[-1]), 0), like.dtype)
+
+
+def _with_passed(dh: Tensor, passed: Tensor | None, h: Tensor) -> Tensor:
+    return core.cast(dh if passed is None else dh + wide(passed), h.dtype)
+
+
+def _rms_vjp(g, y, x, weight, eps, weight_offset):
+    wants = weight.requires_grad
+    return *_rms_norm_backward(g, None, x, weight, eps, weight_offset, wants), None, None
+
+
+def _add_rms_vjp(grads, outputs, x, residual, weight, eps, weight_offset):
+    g, passed = grads
+    if g is None:
+        return passed, passed, None, None, None
+    wants = weight.requires_grad
+    dh, dw = _rms_norm_backward(g, passed, outputs[1], weight, eps, weight_offset, wants)
+    return dh, dh, dw, None, None
+
+
+def _layer_vjp(g, y, x, weight, bias, eps):
+    wants = weight.requires_grad or (bias is not None and bias.requires_grad)
+    dh, dw, db = _layer_norm_backward(g, None, x, weight, eps, wants)
+    return dh, dw, _as_bias(db, bias), None
+
+
+def _add_layer_vjp(grads, outputs, x, residual, weight, bias, eps):
+    g, passed = grads
+    if g is None:
+        return passed, passed, None, None, None
+    wants = weight.requires_grad or (bias is not None and bias.requires_grad)
+    dh, dw, db = _layer_norm_backward(g, passed, outputs[1], weight, eps, wants)
+    return dh, dh, dw, _as_bias(db, bias), None
+
+
+def _as_bias(db: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """dbias comes in the weight's dtype."""
+    return db if db is None or bias is None else core.cast(db, bias.dtype)
+
+
+_rms_norm = Op("rms_norm", _rms, vjp=_rms_vjp)
+_add_rms_norm = Op("add_rms_norm", _add_rms, vjp=_add_rms_vjp)
+_layer_norm = Op("layer_norm", _layer, vjp=_layer_vjp)
+_add_layer_norm = Op("add_layer_norm", _add_layer, vjp=_add_layer_vjp)
+_rms_norm_backward = Op("rms_norm_backward", _rms_backward)
+_layer_norm_backward = Op("layer_norm_backward", _layer_backward)

@@ -31,7 +31,7 @@ def dequantize(w: QuantizedTensor, dtype: object = "float32") -> Tensor:
     wanted = dtypes.parse(dtype)
     if not dtypes.is_float(wanted):
         raise DTypeError(f"dequantize: dtype must be a float, got {wanted}")
-    return core.cast(_dequantize(w), wanted)
+    return _dequantize(w, wanted)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,11 +60,11 @@ def _quantize_composite(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return core.concat(values, 1), core.concat(scales, 1)
 
 
-def _dequantize_composite(w: QuantizedTensor) -> Tensor:
+def _dequantize_composite(w: QuantizedTensor, dtype) -> Tensor:
     if w.scheme.is_block:
-        return _BLOCKS[w.scheme.name](w)
+        return core.cast(_BLOCKS[w.scheme.name](w), dtype)
     values = core.cast(w.parts["values"], dtypes.float32)
-    return values * _spread(w.parts["scales"], w.scheme, w.shape[1])
+    return core.cast(values * _spread(w.parts["scales"], w.scheme, w.shape[1]), dtype)
 
 
 def _spread(scales: Tensor, scheme: Scheme, K: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.embedding import FORMS, packed_form
@@ -28,13 +30,13 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return Tensor.wrap(values, backend), Tensor.wrap(scales, backend)
 
 
-def _dequantize_supports(w: QuantizedTensor) -> str | None:
+def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
     if all(part.data.flags.c_contiguous for part in w.parts.values()):
         return None
     return "a part is not dense"
 
 
-def _dequantize(w: QuantizedTensor) -> Tensor:
+def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: NumpyBackend = w.backend  # type: ignore[assignment]
     form, table, scales, shift = packed_form(w)
     N, K = w.shape
@@ -45,7 +47,8 @@ def _dequantize(w: QuantizedTensor) -> Tensor:
         "quant.dequantize", params, items=N, grain=8,
         reads=[table] if scales is None else [table, scales], writes=[out], form=form,
     )  # fmt: skip
-    return Tensor.wrap(out, backend)
+    made = Tensor.wrap(out, backend)
+    return made if dtype == out.dtype else made.to(dtype)
 
 
 KERNELS = {

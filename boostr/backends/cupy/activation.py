@@ -1,0 +1,149 @@
+"""Launches of the activation and softmax kernels; see `shaders/cuda/activation.cu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.base import Kernel
+from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.rows import flat_rows, no_type, plan, rows, run_length
+from boostr.tensor import Tensor
+
+FORMS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+_THREADS, _UNROLL = 256, 2
+
+
+def _form(approximate: str) -> str:
+    return "gelu_tanh" if approximate == "tanh" else "gelu"
+
+
+def _elementwise(backend: Any, name: str, form: str, sources: list[Any], outputs: list[Any],
+                 gated: bool) -> None:  # fmt: skip
+    """Launch over arrays of one shape. Outputs may lie apart by rows as the sources do."""
+    if not sources[0].size:
+        return
+    arrays, count, columns, strides = flat_rows(backend, *sources, *outputs)
+    run = run_length((columns, *strides), *arrays)
+    chunks = -(-columns // (run * _THREADS * _UNROLL))
+    ins, outs = arrays[: len(sources)], arrays[len(sources) :]
+    lengths = [np.int64(s) for s in strides[: len(sources)]]
+    if not gated:  # the place of `up`
+        ins, outs = [*ins, None], [*outs, None][: len(outs) + (name != "elementwise")]
+        lengths.append(np.int64(0))
+    backend.launch(
+        "activation", name, (count * chunks,), (_THREADS,),
+        [*ins, *outs, np.int64(columns), chunks, *lengths, np.int64(strides[-1])],
+        dependent=True, X=backend.c_type(sources[0].dtype), VEC=run, THREADS=_THREADS,
+        UNROLL=_UNROLL, FORM=FORMS[form], GATED=int(gated),
+    )  # fmt: skip
+
+
+def _forward(form: str, x: Tensor, up: Tensor | None = None) -> Tensor:
+    backend: Any = x.backend
+    out = backend.empty(x.shape, x.dtype)
+    sources = [x.data] if up is None else [x.data, up.data]
+    _elementwise(backend, "elementwise", form, sources, [out], up is not None)
+    return Tensor.wrap(out, backend)
+
+
+def _backward(form: str, g: Tensor, x: Tensor) -> Tensor:
+    backend: Any = x.backend
+    dx = backend.empty(x.shape, x.dtype)
+    _elementwise(backend, "elementwise_backward", form, [g.data, x.data], [dx], False)
+    return Tensor.wrap(dx, backend)
+
+
+def _gated_backward(form: str, g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    backend: Any = gate.backend
+    found = [backend.empty(gate.shape, gate.dtype) for _ in range(2)]
+    sources = [g.data, gate.data, up.data]
+    _elementwise(backend, "elementwise_backward", form, sources, found, True)
+    return Tensor.wrap(found[0], backend), Tensor.wrap(found[1], backend)
+
+
+def gated(backend: Any, gate_up: Any, act: str) -> Any:
+    """act(gate) * up [T, F] for one array [T, 2F], gate in its left half and up in its right.
+
+    act: "silu", "gelu" or "gelu_tanh". Rows may be strided.
+    """
+    T, F = gate_up.shape[0], gate_up.shape[1] // 2
+    out = backend.empty((T, F), gate_up.dtype)
+    _elementwise(backend, "elementwise", act, [gate_up[:, :F], gate_up[:, F:]], [out], True)
+    return out
+
+
+def gated_backward(backend: Any, g: Any, gate_up: Any, act: str) -> Any:
+    """The gradient [T, 2F] of `gated` with respect to gate_up, from that of its result [T, F]."""
+    F = gate_up.shape[1] // 2
+    made = backend.empty(gate_up.shape, gate_up.dtype)
+    sources = [g, gate_up[:, :F], gate_up[:, F:]]
+    found = [made[:, :F], made[:, F:]]
+    _elementwise(backend, "elementwise_backward", act, sources, found, True)
+    return made
+
+
+def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
+    backend: Any = x.backend
+    out = backend.empty(x.shape, x.dtype)
+    N = x.shape[axis]
+    if not x.size:
+        return Tensor.wrap(out, backend)
+    macros: dict[str, Any] = {"X": backend.c_type(x.dtype), "LOG": int(log)}
+    if axis != x.ndim - 1:
+        inner = int(np.prod(x.shape[axis + 1 :]))
+        columns = x.size // N
+        backend.launch(
+            "activation", "softmax_columns", (-(-columns // 128),), (128,),
+            [backend.dense(x.data), out, np.int64(columns), N, inner], dependent=True,
+            **macros, **plan(32, 1, True),
+        )  # fmt: skip
+        return Tensor.wrap(out, backend)
+    source, inner, stride = rows(backend, x.data)
+    count = x.size // N
+    shape = plan(N, run_length((N, stride), source), count > 4 * backend.caps.sms)
+    backend.launch(
+        "activation", "softmax", (-(-count // shape["ROWS"]),), (shape["LANES"] * shape["ROWS"],),
+        [source, out, count, N, inner, np.int64(stride)], dependent=True, **macros, **shape,
+    )  # fmt: skip
+    return Tensor.wrap(out, backend)
+
+
+def _backward_supports(g: Tensor, x: Tensor, *args: Any) -> str | None:
+    if g.dtype != x.dtype:
+        return f"the gradient is {g.dtype}, x {x.dtype}"
+    return no_type(x)
+
+
+KERNELS = {
+    "silu": Kernel(lambda x: _forward("silu", x), no_type),
+    "gelu": Kernel(lambda x, form: _forward(_form(form), x), no_type),
+    "swiglu": Kernel(lambda gate, up: _forward("silu", gate, up), no_type),
+    "geglu": Kernel(lambda gate, up, form: _forward(_form(form), gate, up), no_type),
+    "silu_backward": Kernel(lambda g, x: _backward("silu", g, x), _backward_supports),
+    "gelu_backward": Kernel(lambda g, x, form: _backward(_form(form), g, x), _backward_supports),
+    "swiglu_backward": Kernel(
+        lambda g, gate, up: _gated_backward("silu", g, gate, up), _backward_supports
+    ),
+    "geglu_backward": Kernel(
+        lambda g, gate, up, form: _gated_backward(_form(form), g, gate, up), _backward_supports
+    ),
+    "softmax": Kernel(_softmax, no_type),
+    "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), no_type),
+}
+
+VARIANTS = [
+    *(
+        Variant("activation", {"X": x, "VEC": run, "THREADS": _THREADS, "UNROLL": _UNROLL,
+                               "FORM": form, "GATED": gate})
+        for x, run, forms in (("bf16", 8, (0, 1, 2)), ("f16", 1, (0,)), ("float", 4, (0, 2)))
+        for form in forms
+        for gate in (0, 1)
+    ),
+    *(
+        Variant("activation", {"X": x, "LOG": log, **plan(length, run, True)})
+        for x, run, length in (("bf16", 8, 2048), ("f16", 1, 65), ("float", 4, 128256))
+        for log in (0, 1)
+    ),
+]  # fmt: skip

@@ -1,0 +1,90 @@
+"""Launches of the kernels of the paged cache; see `shaders/cuda/cache.cu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.base import Kernel
+from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.rows import TYPES, has_dense_rows, run_length
+from boostr.tensor import Tensor
+
+_MOST_COUNTERS = 4
+
+
+def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, block_size: int):
+    backend: Any = positions.backend
+    reads = [backend.dense(x.data) for x in (positions, sequence_ids, block_table)]
+    slots = backend.empty(positions.shape, "int32")
+    T = positions.size
+    backend.launch(
+        "cache", "slot_mapping", (-(-T // 256),), (256,),
+        [*reads, slots, T, block_table.shape[1], block_size], dependent=True,
+    )  # fmt: skip
+    return Tensor.wrap(slots, backend)
+
+
+def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
+    if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
+        return "a cache is not dense"
+    if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
+        return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
+    for dtype in (k.dtype, k_cache.dtype):
+        if dtype not in TYPES:
+            return f"dtype {dtype} is not float32, float16 or bfloat16"
+    return None
+
+
+def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    backend: Any = k.backend
+    new = [x.data if x.size and has_dense_rows(x.data) else backend.dense(x.data) for x in (k, v)]
+    caches = [k_cache.data, v_cache.data]
+    widths = [c.shape[2] * c.shape[3] for c in caches]
+    T = slots.size
+    if not T or not k.size + v.size:
+        return
+    strides = [x.strides[0] // x.itemsize if T > 1 else 0 for x in new]
+    run = run_length((*widths, *strides), *new, *caches)
+    threads = min(256, max(32, -(-max(widths) // (32 * run)) * 32))
+    backend.launch(
+        "cache", "kv_write", (T, 2), (threads,),
+        [*new, *caches, backend.dense(slots.data), *widths, *map(np.int64, strides),
+         k_cache.shape[0] * k_cache.shape[1]],
+        dependent=True, X=backend.c_type(k.dtype), C=backend.c_type(k_cache.dtype), VEC=run,
+    )  # fmt: skip
+
+
+def _advance_supports(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
+    if not all(t.data.flags.c_contiguous for t in (ids, *counters)):
+        return "a tensor is not dense"
+    if len(counters) > _MOST_COUNTERS:
+        return f"{len(counters)} counters, more than {_MOST_COUNTERS}"
+    return None
+
+
+def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
+    backend: Any = ids.backend
+    args = [ids.data, backend.dense(chosen.data), ids.size]
+    for counter in counters:
+        args += [counter.data, counter.size]
+    args += [None, 0] * (_MOST_COUNTERS - len(counters))
+    backend.launch("cache", "advance", (1,), (256,), args, dependent=True)
+
+
+KERNELS = {
+    "slot_mapping": Kernel(_slot_mapping),
+    "kv_write": Kernel(_kv_write, _kv_supports),
+    "advance": Kernel(_advance, _advance_supports),
+}
+
+VARIANTS = [
+    Variant("cache"),
+    *(
+        Variant("cache", {"X": x, "C": c, "VEC": run})
+        for x, c, run in (
+            ("bf16", "bf16", 8), ("float", "float", 4), ("float", "bf16", 8), ("f16", "float", 1),
+        )
+    ),
+]  # fmt: skip

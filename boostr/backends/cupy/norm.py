@@ -1,0 +1,165 @@
+"""Launches of the norm kernels; see `shaders/cuda/norm.cu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.base import Kernel
+from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.rows import no_type, plan, rows, run_length
+from boostr.tensor import Tensor
+
+_THREADS_AN_SM = 1024  # of the gradient's grid
+
+
+def _launch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    layer: bool,
+    eps: float,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """(y, h): h only with a residual."""
+    backend: Any = x.backend
+    source, inner, stride = rows(backend, x.data)
+    other = None if residual is None else backend.dense(residual.data)
+    w = backend.dense(weight.data)
+    b = None if bias is None else backend.dense(bias.data)
+    y = backend.empty(x.shape, x.dtype)
+    h = None if residual is None else backend.empty(x.shape, x.dtype)
+    E = x.shape[-1]
+    if x.size:
+        count = x.size // E
+        arrays = [a for a in (source, other, w, b) if a is not None]
+        run = run_length((E, stride), *arrays)
+        shape = plan(E, run, count > 4 * backend.caps.sms)
+        backend.launch(
+            "norm", "norm_forward", (-(-count // shape["ROWS"]),),
+            (shape["LANES"] * shape["ROWS"],),
+            [source, other, w, b, y, h, count, E, inner, np.int64(stride), float(eps),
+             float(offset)],
+            dependent=True, **_macros(backend, x, weight, residual, layer, bias), **shape,
+        )  # fmt: skip
+    return Tensor.wrap(y, backend), None if h is None else Tensor.wrap(h, backend)
+
+
+def _macros(backend, x, weight, added, layer, bias) -> dict[str, int | str]:
+    return {
+        "X": backend.c_type(x.dtype), "W": backend.c_type(weight.dtype),
+        "ADD": int(added is not None), "LAYER": int(layer), "BIAS": int(bias is not None),
+    }  # fmt: skip
+
+
+def _backward_plan(E: int, run: int) -> dict[str, int]:
+    shape = plan(E, run, True)
+    if shape["LANES"] * shape["ITEMS"] > 1024:  # more than the registers of a thread can hold
+        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1}
+    return shape
+
+
+def _backward(
+    g: Tensor, passed: Tensor | None, x: Tensor, weight: Tensor, layer: bool, wants: bool,
+    eps: float, offset: float = 0.0,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dh, dweight, dbias); the last only for a layer norm, neither if not wanted."""
+    backend: Any = x.backend
+    arrays = [backend.dense(t.data) for t in (g, x, weight)]
+    added = None if passed is None else backend.dense(passed.data)
+    dh = backend.empty(x.shape, x.dtype)
+    E = x.shape[-1]
+    count = x.size // max(E, 1)
+    run = run_length((E,), *arrays, *(() if added is None else (added,)))
+    shape = _backward_plan(E, run)
+    threads = shape["LANES"] * shape["ROWS"]
+    most = backend.caps.sms * max(1, _THREADS_AN_SM // threads)
+    blocks = min(-(-count // shape["ROWS"]), most)
+    groups = blocks * shape["ROWS"]
+    macros = _macros(backend, x, weight, passed, layer, None)
+    partial = backend.empty((1 + layer, groups, E), "float32") if wants else None
+    if x.size:
+        backend.launch(
+            "norm", "norm_backward", (blocks,), (threads,),
+            [arrays[0], added, arrays[1], arrays[2], dh, partial, count, E, float(eps),
+             float(offset)],
+            dependent=True, **macros, **shape,
+        )  # fmt: skip
+    if partial is None:
+        return Tensor.wrap(dh, backend), None, None
+    found = [backend.empty((E,), weight.dtype) for _ in range(1 + layer)]
+    backend.launch(
+        "norm", "norm_weights", (-(-E // 32), 1 + layer), (1024,),
+        [partial, found[0], found[-1], groups, E], dependent=True, **macros, **shape,
+    )  # fmt: skip
+    dw, db = Tensor.wrap(found[0], backend), Tensor.wrap(found[-1], backend)
+    return Tensor.wrap(dh, backend), dw, db if layer else None
+
+
+def _rms_norm(x, weight, eps: float, weight_offset: float):
+    return _launch(x, None, weight, None, False, eps, weight_offset)[0]
+
+
+def _add_rms_norm(x, residual, weight, eps: float, weight_offset: float):
+    return _launch(x, residual, weight, None, False, eps, weight_offset)
+
+
+def _layer_norm(x, weight, bias, eps: float):
+    return _launch(x, None, weight, bias, True, eps)[0]
+
+
+def _add_layer_norm(x, residual, weight, bias, eps: float):
+    return _launch(x, residual, weight, bias, True, eps)
+
+
+def _rms_norm_backward(g, passed, x, weight, eps: float, weight_offset: float, wants: bool):
+    return _backward(g, passed, x, weight, False, wants, eps, weight_offset)[:2]
+
+
+def _layer_norm_backward(g, passed, x, weight, eps: float, wants: bool):
+    return _backward(g, passed, x, weight, True, wants, eps)
+
+
+def _layer_supports(*args: Any) -> str | None:
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    weight, bias = args[-3], args[-2]
+    if bias is not None and bias.dtype != weight.dtype:
+        return f"bias is {bias.dtype}, weight {weight.dtype}"
+    return no_type(*tensors)
+
+
+def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
+    for t in (g, passed):
+        if t is not None and t.dtype != x.dtype:
+            return f"a gradient is {t.dtype}, x {x.dtype}"
+    return no_type(x, *args)
+
+
+KERNELS = {
+    "rms_norm": Kernel(_rms_norm, no_type),
+    "add_rms_norm": Kernel(_add_rms_norm, no_type),
+    "layer_norm": Kernel(_layer_norm, _layer_supports),
+    "add_layer_norm": Kernel(_add_layer_norm, _layer_supports),
+    "rms_norm_backward": Kernel(_rms_norm_backward, _backward_supports),
+    "layer_norm_backward": Kernel(_layer_norm_backward, _backward_supports),
+}
+
+
+def _variant(x: str, w: str, run: int, length: int, add: int, layer: int, busy: bool) -> Variant:
+    macros = {"X": x, "W": w, "ADD": add, "LAYER": layer, "BIAS": layer}
+    return Variant("norm", {**macros, **plan(length, run, busy)})
+
+
+VARIANTS = [
+    *(
+        _variant(x, x, run, length, add, layer, True)
+        for x, run in (("float", 4), ("bf16", 8))
+        for length in (576, 2048, 8192)
+        for add, layer in ((0, 0), (1, 1))
+    ),
+    *(_variant("f16", "float", 1, length, 1, 1, True) for length in (33, 5000)),
+    _variant("bf16", "bf16", 8, 2048, 1, 0, False),
+    _variant("bf16", "bf16", 8, 100000, 1, 1, True),
+]

@@ -1,0 +1,65 @@
+// The paged cache: where tokens lie, writing rows of keys and values, stepping a decode loop.
+//
+// slot_mapping: slot = block * bs + position % bs, block = table[sequence, position / bs % columns];
+//   -1 where the block is negative. One thread a token.
+// kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped. blockIdx.x
+//   is the token, blockIdx.y 0 for k and 1 for v; a thread copies runs of VEC elements.
+// advance: ids = chosen, then each counter += 1. One block.
+//
+// Macros: X type of new rows, C type of the caches, VEC (only kv_write).
+#include "rows.cuh"
+
+#ifndef X
+extern "C" __global__ void __launch_bounds__(256)
+slot_mapping(const int* positions, const int* sequences, const int* table, int* slots, int T,
+             int columns, int block_size) {
+  const int t = blockIdx.x * 256 + threadIdx.x;
+  pdl_wait();
+  pdl_launch();
+  if (t >= T) return;
+  const int position = positions[t];
+  int page = position / block_size, offset = position % block_size;
+  if (offset < 0) {  // floor, as the composite has it
+    offset += block_size;
+    page--;
+  }
+  int column = page % columns;
+  if (column < 0) column += columns;
+  const int block = table[(i64)sequences[t] * columns + column];
+  slots[t] = block < 0 ? -1 : block * block_size + offset;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+advance(int* ids, const int* chosen, int n, int* a, int an, int* b, int bn, int* c, int cn, int* d,
+        int dn) {
+  pdl_wait();
+  pdl_launch();
+  for (int i = threadIdx.x; i < n; i += 256) ids[i] = chosen[i];
+  for (int i = threadIdx.x; i < an; i += 256) a[i]++;
+  for (int i = threadIdx.x; i < bn; i += 256) b[i]++;
+  for (int i = threadIdx.x; i < cn; i += 256) c[i]++;
+  for (int i = threadIdx.x; i < dn; i += 256) d[i]++;
+}
+#else
+extern "C" __global__ void
+kv_write(const X* k, const X* v, C* k_cache, C* v_cache, const int* slots, int k_width, int v_width,
+         i64 k_stride, i64 v_stride, int total_slots) {
+  const bool is_v = blockIdx.y;
+  const i64 t = blockIdx.x;
+  const X* source = is_v ? v + t * v_stride : k + t * k_stride;
+  const int width = is_v ? v_width : k_width;
+  pdl_wait();
+  pdl_launch();
+  const i64 slot = slots[t];
+  if (slot < 0 || slot >= total_slots) return;
+  C* to = (is_v ? v_cache : k_cache) + slot * width;
+#pragma unroll 2
+  for (int i = threadIdx.x * VEC; i < width; i += blockDim.x * VEC) {
+    Pack<X, VEC> a = load_pack<X, VEC>(source + i);
+    float y[VEC];
+#pragma unroll
+    for (int j = 0; j < VEC; j++) y[j] = a[j];
+    store_floats<C, VEC>(to + i, y);
+  }
+}
+#endif

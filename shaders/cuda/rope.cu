@@ -1,0 +1,136 @@
+// Rotary position embedding of packed heads, alone or with all that a prompt does between the
+// qkv product and attention: RMS norm of each q and k head, rotation, k and v into the cache.
+//
+//   (a, b) -> (a cos - b sin, b cos + a sin), cos and sin of row rows[t]; the pairs are
+//   (i, i + R/2), or (2i, 2i + 1) with INTERLEAVED; dimensions R.. of a head pass through.
+//
+// A token t has H + 2 K heads side by side, of D elements, from element t * stride of x: q, then k,
+// then v (K = 0: only heads to rotate). q goes to out [T, H, D]. k and v go to rows `slots[t]` of
+// k_out, v_out [slots, K, D] (negative: dropped), or to row t where slots is null.
+//
+// Threads: LANES of them a head, the heads of a token side by side; blockIdx.x is the token,
+// blockIdx.y a share of its heads. A lane has ITEMS runs of VEC pairs, two runs of VEC elements
+// each: elements p and p + R/2, or 2p and 2p + VEC. Dimensions that pass through are runs of the
+// same form. VEC = 1 takes any even R <= D and any alignment.
+//
+// Macros: X type of x and out, C type of k_out and v_out, VEC, ITEMS, LANES, INTERLEAVED, NORM.
+// Source: Su et al. 2021, RoFormer; the norm of heads: Qwen3.
+#include "rows.cuh"
+
+extern "C" __global__ void
+rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float* sin_table,
+     const int* rows, const int* slots, const float* q_norm, const float* k_norm, int H, int K,
+     int D, int half, int total_slots, i64 stride, float eps) {
+  const int lane = threadIdx.x % LANES, team = threadIdx.x / LANES, teams = blockDim.x / LANES;
+  const i64 t = blockIdx.x;
+  const int pass = (D - 2 * half + 1) / 2, pairs = half + pass, heads = H + 2 * K;
+  // first element of each of the two runs of this lane
+  int first[ITEMS], second[ITEMS];
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++) {
+    const int p = (i * LANES + lane) * VEC;
+    first[i] = INTERLEAVED ? 2 * p : p < half ? p : p + half;
+    second[i] = INTERLEAVED ? 2 * p + VEC : p < half ? p + half : p + half + pass;
+    if (p >= pairs) first[i] = second[i] = D;
+  }
+  pdl_wait();
+  pdl_launch();
+  const int row = rows[t];
+  const i64 slot = slots && K ? slots[t] : t;
+  float c[ITEMS][VEC], s[ITEMS][VEC];
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++) {
+    const int p = (i * LANES + lane) * VEC;
+    Pack<float, VEC> cs, sn;
+    cs.clear();
+    sn.clear();
+    if (p < half) {
+      cs = load_pack<float, VEC>(cos_table + (i64)row * half + p);
+      sn = load_pack<float, VEC>(sin_table + (i64)row * half + p);
+    }
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+      c[i][j] = p < half ? cs[j] : 1.f;
+      s[i][j] = sn[j];
+    }
+  }
+  const int base = blockIdx.y * teams + team, hop = teams * gridDim.y;
+  const int rounds = (heads + hop - 1) / hop;  // the same for all threads: lanes shuffle
+#pragma unroll 2
+  for (int n = 0; n < rounds; n++) {
+    const int head = base + n * hop;
+    const bool live = head < heads;
+    const X* source = x + t * stride + (i64)(live ? head : 0) * D;
+    Pack<X, VEC> a[ITEMS], b[ITEMS];
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      a[i].clear();
+      b[i].clear();
+      if (live && first[i] < D) a[i] = load_pack<X, VEC>(source + first[i]);
+      if (live && second[i] < D) b[i] = load_pack<X, VEC>(source + second[i]);
+    }
+    const bool is_q = head < H, is_v = head >= H + K;
+    float r = 1.f;
+    const float* gain = nullptr;
+#if NORM
+    float total = 0.f;
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+#pragma unroll
+      for (int j = 0; j < VEC; j++) total += a[i][j] * a[i][j] + b[i][j] * b[i][j];
+    int turn = 0;
+    total = row_reduce<AddOp, LANES>(total, nullptr, turn);
+    gain = is_v ? nullptr : is_q ? q_norm : k_norm;
+    if (gain) r = rsqrtf(total / D + eps);
+#endif
+    if (!live || (!is_q && (slot < 0 || slot >= total_slots))) continue;
+    const int kv = head - H - (is_v ? K : 0);
+    const i64 kv_at = (slot * K + kv) * D;
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      if (first[i] >= D) continue;
+      float u[VEC], v[VEC], y[VEC], z[VEC];
+      Pack<float, VEC> gu, gv;
+      if (gain) {
+        gu = load_pack<float, VEC>(gain + first[i]);
+        gv.clear();
+        if (second[i] < D) gv = load_pack<float, VEC>(gain + second[i]);
+      }
+#pragma unroll
+      for (int j = 0; j < VEC; j++) {
+        u[j] = a[i][j];
+        v[j] = b[i][j];
+        if (gain) {
+          u[j] *= r * gu[j];
+          v[j] *= r * gv[j];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < VEC; j++) {
+#if INTERLEAVED && VEC > 1
+        // pair m of this lane is (w[2m], w[2m + 1]) of its 2 VEC elements w; j is one of the first
+        const int m = j / 2, n2 = VEC / 2 + j / 2;
+        const float e0 = u[j & ~1], o0 = u[j | 1], e1 = v[j & ~1], o1 = v[j | 1];
+        y[j] = j & 1 ? o0 * c[i][m] + e0 * s[i][m] : e0 * c[i][m] - o0 * s[i][m];
+        z[j] = j & 1 ? o1 * c[i][n2] + e1 * s[i][n2] : e1 * c[i][n2] - o1 * s[i][n2];
+#else
+        y[j] = u[j] * c[i][j] - v[j] * s[i][j];
+        z[j] = v[j] * c[i][j] + u[j] * s[i][j];
+#endif
+        if (is_v) {
+          y[j] = u[j];
+          z[j] = v[j];
+        }
+      }
+      if (is_q) {
+        X* to = out + (t * H + head) * D;
+        store_floats<X, VEC>(to + first[i], y);
+        if (second[i] < D) store_floats<X, VEC>(to + second[i], z);
+      } else {
+        C* to = (is_v ? v_out : k_out) + kv_at;
+        store_floats<C, VEC>(to + first[i], y);
+        if (second[i] < D) store_floats<C, VEC>(to + second[i], z);
+      }
+    }
+  }
+}

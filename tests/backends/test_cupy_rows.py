@@ -1,0 +1,417 @@
+"""The bandwidth-bound CUDA kernels against the float64 oracle, strictly (no composite steps in)."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+from conftest import open_backend
+from draws import normal, tensors
+from tolerance import assert_close, rms
+
+from boostr import Tensor, dispatch, dtypes, ops
+from boostr.ops import norm as norm_ops
+from boostr.ops.activation import _geglu_backward, _gelu_backward, _silu_backward, _swiglu_backward
+from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.embedding import _embedding_backward, embedding
+from boostr.ops.quant import dequantize, quantize, quantize_rows
+from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+
+FLOATS = ("float32", "float16", "bfloat16")
+# One element, off the runs of 16 bytes, part of a warp, models' widths, past what registers hold.
+WIDTHS = (1, 7, 33, 64, 100, 576, 1000, 2048, 4096, 8192, 12344, 40000)
+floats = pytest.mark.parametrize("dtype", FLOATS)
+widths = pytest.mark.parametrize("E", WIDTHS)
+
+
+@pytest.fixture(scope="module")
+def cupy_backend():
+    return open_backend("cupy")
+
+
+@pytest.fixture(autouse=True)
+def strictly():
+    with dispatch.strict():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poison(cupy_backend, monkeypatch):
+    """Memory that a kernel has not written is nan (or -1), so that no result is right by luck."""
+    empty = cupy_backend.empty
+
+    def poisoned(shape, dtype=np.float32):
+        made = empty(shape, dtype)
+        made.view(np.uint8)[...] = 255 if made.size and made.ndim else 0
+        return made
+
+    monkeypatch.setattr(cupy_backend, "empty", poisoned)
+
+
+def columns(x: np.ndarray, rest: int = 8) -> np.ndarray:
+    """x as the first columns of a wider matrix, as a fused product gives it."""
+    room = np.full((*x.shape[:-1], x.shape[-1] + rest), np.nan, x.dtype)
+    room[..., : x.shape[-1]] = x
+    return room[..., : x.shape[-1]]
+
+
+def view(backend, x: np.ndarray, rest: int = 8) -> Tensor:
+    """The tensor of `columns(x)`, strided on the device too."""
+    room = np.full((*x.shape[:-1], x.shape[-1] + rest), np.nan, x.dtype)
+    room[..., : x.shape[-1]] = x
+    return Tensor(room, backend=backend)[..., : x.shape[-1]]
+
+
+def f64(*arrays):
+    return [None if a is None else np.asarray(a).astype(np.float64) for a in arrays]
+
+
+# -- norm ----------------------------------------------------------------------------------------
+@widths
+@floats
+@pytest.mark.parametrize("rows", (3, 1100))
+def test_rms_norm(rows, dtype, E, cupy_backend, rng):
+    rows = min(rows, max(3, 2_000_000 // E))
+    x, r, w = normal(rng, (rows, E), dtype), normal(rng, (rows, E), dtype), normal(rng, (E,), dtype)
+    a, b, c = tensors(cupy_backend, x, r, w)
+    got = ops.rms_norm(view(cupy_backend, x), c, eps=1e-5, weight_offset=1.0)
+    want, _ = oracles.rms_norm(x, w, 1e-5, None, 1.0)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=2)
+    got, sums = ops.rms_norm(a, c, eps=1e-5, residual=b)
+    want, h = oracles.rms_norm(x, w, 1e-5, r)
+    assert_close(sums.numpy(), h, dtype=dtype, reduce=1)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=2, c=4)
+
+
+@widths
+@floats
+def test_layer_norm(dtype, E, cupy_backend, rng):
+    rows = 5 if E > 5000 else 700
+    x, r = normal(rng, (rows, E), dtype), normal(rng, (rows, E), dtype)
+    w, bias = normal(rng, (E,), dtype), normal(rng, (E,), dtype)
+    a, b, c, d = tensors(cupy_backend, x, r, w, bias)
+    want, _ = oracles.layer_norm(x, w, bias, 1e-2)
+    got = ops.layer_norm(view(cupy_backend, x), c, d, eps=1e-2)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=4)
+    want, h = oracles.layer_norm(x, w, None, 1e-2, r)
+    got, sums = ops.layer_norm(a, c, eps=1e-2, residual=b)
+    assert_close(sums.numpy(), h, dtype=dtype, reduce=1)
+    # the rounding of h counts 1/sqrt(eps) times where h has no variance
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=4 if E > 1 else 40, c=4)
+
+
+@floats
+def test_norm_of_heads_in_a_fused_product(dtype, cupy_backend, rng):
+    x, w = normal(rng, (50, 3 * 64), dtype), normal(rng, (64,), "float32")
+    heads = view(cupy_backend, x, 128).reshape(50, 3, 64)
+    got = ops.rms_norm(heads, Tensor(w, backend=cupy_backend))
+    want, _ = oracles.rms_norm(x.reshape(50, 3, 64), w)
+    assert_close(got.numpy(), want, dtype=dtype, reduce=1, scale=2)
+
+
+def rms_gradient(g, passed, h, w, eps, offset):
+    g, passed, h, w = f64(g, passed, h, w)
+    r = 1 / np.sqrt((h * h).mean(-1, keepdims=True) + eps)
+    n, c = h * r, g * (w + offset)
+    dh = r * (c - n * (c * n).mean(-1, keepdims=True))
+    return dh if passed is None else dh + passed, (g * n).sum(0), None
+
+
+def layer_gradient(g, passed, h, w, eps, offset):
+    g, passed, h, w = f64(g, passed, h, w)
+    centred = h - h.mean(-1, keepdims=True)
+    r = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    n, c = centred * r, g * w
+    c = c - c.mean(-1, keepdims=True)
+    dh = r * (c - n * (c * n).mean(-1, keepdims=True))
+    return dh if passed is None else dh + passed, (g * n).sum(0), g.sum(0)
+
+
+@pytest.mark.parametrize("E", (1, 7, 33, 64, 576, 1000, 2048, 4096, 8192, 12344, 40000))
+@floats
+@pytest.mark.parametrize("rows", (1, 3, 1501))
+@pytest.mark.parametrize("kind", ("rms", "layer"))
+def test_norm_gradient(kind, rows, dtype, E, cupy_backend, rng):
+    rows = min(rows, max(3, 2_500_000 // E))
+    g, p, h = (normal(rng, (rows, E), dtype) for _ in range(3))
+    w = normal(rng, (E,), "float32" if E == 576 else dtype)
+    for passed in (None, p) if rows == 3 else (p,) if dtype == "bfloat16" else (None,):
+        tg, tp, th, tw = tensors(cupy_backend, g, passed, h, w)
+        if kind == "rms":
+            got = (*norm_ops._rms_norm_backward(tg, tp, th, tw, 1e-2, 1.0, True), None)
+            want = rms_gradient(g, passed, h, w, 1e-2, 1.0)
+        else:
+            got = norm_ops._layer_norm_backward(tg, tp, th, tw, 1e-2, True)
+            want = layer_gradient(g, passed, h, w, 1e-2, 0.0)
+        steep = 10 if E == 1 else 1  # 1 / sqrt(eps) where a row has no variance
+        assert_close(got[0].numpy(), want[0], dtype=dtype, reduce=1, scale=4 * steep)
+        for mine, truth in zip(got[1:], want[1:], strict=True):
+            if truth is not None:
+                assert_close(mine.numpy(), truth, dtype=w.dtype, reduce=rows, scale=2)
+    if rows == 1:
+        return
+    again = norm_ops._rms_norm_backward(tg, tp, th, tw, 1e-2, 1.0, True)
+    same = norm_ops._rms_norm_backward(tg, tp, th, tw, 1e-2, 1.0, True)
+    for one, two in zip(again, same, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    assert norm_ops._rms_norm_backward(tg, tp, th, tw, 1e-2, 0.0, False)[1] is None
+
+
+# -- rope ----------------------------------------------------------------------------------------
+SIZES = ((64, 32), (80, 40), (80, 16), (96, 48), (128, 64), (256, 128), (6, 3), (5, 2), (512, 256))
+
+
+def rope_case(rng, D, half, T, S=5000):
+    cos, sin = normal(rng, (S, half)), normal(rng, (S, half))
+    rows = rng.integers(0, S, T).astype(np.int32)
+    rows[0] = S - 1
+    return cos, sin, rows
+
+
+@floats
+@pytest.mark.parametrize("layout", ("split-half", "interleaved"))
+@pytest.mark.parametrize(("D", "half"), SIZES)
+@pytest.mark.parametrize(("T", "H"), ((1, 9), (9, 3), (700, 5)))
+def test_rope(T, H, D, half, layout, dtype, cupy_backend, rng):
+    x = normal(rng, (T, H * D), dtype)
+    cos, sin, rows = rope_case(rng, D, half, T)
+    c, s, p = tensors(cupy_backend, cos, sin, rows)
+    want = oracles.rope(x.reshape(T, H, D), cos, sin, rows, layout == "interleaved")
+    for rest in (0, 2 * D, 3):
+        a = view(cupy_backend, x, rest).reshape(T, H, D)
+        assert_close(ops.rope(a, c, s, p, layout=layout).numpy(), want, dtype=dtype, reduce=2)
+
+
+@pytest.mark.parametrize("layout", ("split-half", "interleaved"))
+@pytest.mark.parametrize(("D", "half"), SIZES)
+@pytest.mark.parametrize(("dtype", "stored"), (("bfloat16", "bfloat16"), ("float32", "float16"),
+                                               ("float16", "float32")))  # fmt: skip
+@pytest.mark.parametrize(("T", "normed", "cached"), ((1, 1, 1), (5, 0, 1), (600, 1, 1), (7, 1, 0)))
+def test_rope_write(T, normed, cached, dtype, stored, D, half, layout, cupy_backend, rng):
+    from boostr.backends.cupy.rope import rope_write
+
+    H, K, bs = 6, 2, 16
+    x = normal(rng, (T, (H + 2 * K) * D), dtype)
+    cos, sin, rows = rope_case(rng, D, half, T)
+    gains = [normal(rng, (D,)) if normed else None for _ in range(2)]
+    slots = rng.permutation(50 * bs)[:T].astype(np.int32)
+    slots[T // 2 : T // 2 + (T > 1)] = -1
+    caches = [normal(rng, (50, bs, K, D), stored) for _ in range(2)] if cached else [None] * 2
+    ts = tensors(cupy_backend, *gains, cos, sin, rows, *caches, slots)
+    data = [None if t is None else t.data for t in ts]
+    q, k, v = rope_write(
+        cupy_backend, view(cupy_backend, x, 16).data, H, K, D, data[0], data[1], 1e-5, data[2],
+        data[3], data[4], layout, data[5], data[6], data[7] if cached else None,
+    )  # fmt: skip
+    heads = x.astype(np.float64).reshape(T, H + 2 * K, D)
+    want_q, want_k, want_v = heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
+    if normed:
+        want_q = oracles.rms_norm(want_q, gains[0], 1e-5)[0]
+        want_k = oracles.rms_norm(want_k, gains[1], 1e-5)[0]
+    turn = layout == "interleaved"
+    want_q, want_k = (oracles.rope(z, cos, sin, rows, turn) for z in (want_q, want_k))
+    scale = 3 * rms(want_q)
+    assert_close(Tensor.wrap(q, cupy_backend).numpy(), want_q, dtype=dtype, reduce=2, scale=scale)
+    if not cached:
+        for got, want in ((k, want_k), (v, want_v)):
+            got = Tensor.wrap(got, cupy_backend).numpy()
+            assert_close(got, want, dtype=dtype, reduce=2, scale=scale)
+        return
+    assert k is None and v is None
+    for held, before, want in ((ts[5], caches[0], want_k), (ts[6], caches[1], want_v)):
+        truth = oracles.kv_write(before.astype(np.float64), want, slots)
+        assert_close(held.numpy(), truth, dtype=stored, reduce=2, scale=scale)
+
+
+# -- activations and softmax ---------------------------------------------------------------------
+def slopes(name, x):
+    """(f, f') in float64, f' by the formula."""
+    erf = np.vectorize(math.erf, otypes=[float])
+    if name == "silu":
+        s = 1 / (1 + np.exp(-x))
+        return x * s, s * (1 + x * (1 - s))
+    if name == "gelu":
+        phi = 0.5 * (1 + erf(x * np.sqrt(0.5)))
+        return x * phi, phi + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+    a, b = np.sqrt(2 / np.pi), 0.044715
+    t = np.tanh(a * (x + b * x**3))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * a * (1 + 3 * b * x * x)
+
+
+def activation_ops(name):
+    """(f, gated f, their gradients) of the op family."""
+    if name == "silu":
+        return ops.silu, ops.swiglu, _silu_backward, _swiglu_backward
+    form = "none" if name == "gelu" else "tanh"
+    return (
+        lambda x: ops.gelu(x, form),
+        lambda g, u: ops.geglu(g, u, form),
+        lambda g, x: _gelu_backward(g, x, form),
+        lambda g, x, u: _geglu_backward(g, x, u, form),
+    )
+
+
+@floats
+@pytest.mark.parametrize("name", ("silu", "gelu", "gelu_tanh"))
+@pytest.mark.parametrize(("T", "F"), ((1, 1), (5, 37), (3, 512), (300, 1536), (1, 100003)))
+def test_activation(T, F, name, dtype, cupy_backend, rng):
+    x, u, g = normal(rng, (T, 2 * F), dtype, 4.0), None, normal(rng, (T, F), dtype)
+    x[0, 0] = 1000 if F > 1 else 3
+    x[0, -1] = -1000
+    x, u = x[:, :F], x[:, F:] / 4
+    one, two, d_one, d_two = activation_ops(name)
+    f, slope = slopes(name, x.astype(np.float64))
+    both = np.concatenate([x, u], 1).astype(dtypes.parse(dtype))
+    wide = Tensor(both, backend=cupy_backend)
+    tg = Tensor(g, backend=cupy_backend)
+    wu, wg = both[:, F:].astype(np.float64), g.astype(np.float64)
+    cases = [(wide[:, :F], wide[:, F:])]
+    cases.append(tensors(cupy_backend, both[:, :F].copy(), both[:, F:].copy()))
+    for tx, tu in cases:
+        size = 1 + 1000 * (np.abs(f) > 500)
+        assert_close(one(tx).numpy(), f, dtype=dtype, reduce=1, scale=size)
+        assert_close(two(tx, tu).numpy(), f * wu, dtype=dtype, reduce=1, scale=4 * size)
+        assert_close(d_one(tg, tx).numpy(), wg * slope, dtype=dtype, reduce=1, scale=4)
+        dx, du = d_two(tg, tx, tu)
+        assert_close(dx.numpy(), wg * wu * slope, dtype=dtype, reduce=1, scale=16)
+        assert_close(du.numpy(), wg * f, dtype=dtype, reduce=1, scale=4 * size)
+
+
+@floats
+@pytest.mark.parametrize(("T", "F"), ((1, 5), (3, 512), (257, 1000)))
+def test_gated_matrix(T, F, dtype, cupy_backend, rng):
+    from boostr.backends.cupy.activation import gated, gated_backward
+
+    x, g = normal(rng, (T, 2 * F), dtype), normal(rng, (T, F), dtype)
+    tx, tg = view(cupy_backend, x, 16), Tensor(g, backend=cupy_backend)
+    (wx, wg), (f, slope) = f64(x, g), slopes("silu", x[:, :F].astype(np.float64))
+    got = Tensor.wrap(gated(cupy_backend, tx.data, "silu"), cupy_backend).numpy()
+    assert_close(got, f * wx[:, F:], dtype=dtype, reduce=1, scale=3)
+    got = Tensor.wrap(gated_backward(cupy_backend, tg.data, tx.data, "silu"), cupy_backend).numpy()
+    want = np.concatenate([wg * slope * wx[:, F:], wg * f], 1)
+    assert_close(got, want, dtype=dtype, reduce=1, scale=4)
+
+
+@floats
+@pytest.mark.parametrize("name", ("softmax", "log_softmax"))
+@pytest.mark.parametrize("N", (1, 5, 64, 1000, 4096, 32768, 50257))
+def test_softmax(N, name, dtype, cupy_backend, rng):
+    x = normal(rng, (9, N), dtype, 10.0)
+    want = getattr(oracles, name)(x.astype(np.float64), -1)
+    got = getattr(ops, name)(view(cupy_backend, x)).numpy()
+    assert_close(got, want, dtype=dtype, reduce=1, scale=1 if name == "softmax" else 10)
+    x = normal(rng, (3, min(N, 1000), 7), dtype, 10.0)
+    want = getattr(oracles, name)(x.astype(np.float64), 1)
+    got = getattr(ops, name)(Tensor(x, backend=cupy_backend), 1).numpy()
+    assert_close(got, want, dtype=dtype, reduce=1, scale=1 if name == "softmax" else 10)
+
+
+# -- embedding -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize("E", (1, 33, 64, 2048, 5000))
+def test_embedding(E, stored, dtype, cupy_backend, rng):
+    w, ids = normal(rng, (97, E), stored), rng.integers(0, 97, 70)
+    for kind in (np.int32, np.int64):
+        got = embedding(*tensors(cupy_backend, ids.astype(kind), w), dtype=dtype).numpy()
+        np.testing.assert_array_equal(got, w[ids].astype(dtypes.parse(dtype)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("K", (32, 100, 2048))
+def test_packed_weights(K, scheme, dtype, cupy_backend, rng):
+    if SCHEMES[scheme].is_block:
+        K = -(-K // 32) * 32
+        raw = rng.integers(0, 60, (97, K // 32 * SCHEMES[scheme].block_bytes)).astype(np.uint8)
+        parts = {"blocks": Tensor(raw, backend=cupy_backend)}
+        w = QuantizedTensor(SCHEMES[scheme], (97, K), parts)
+        want = getattr(oracles, f"dequantize_{scheme}")(raw)
+    else:
+        x, group = normal(rng, (97, K)), SCHEMES[scheme].group_size or None
+        w = quantize(Tensor(x, backend=cupy_backend), scheme)
+        want = oracles.dequantize_int8(*oracles.quantize_int8(x, group), group)
+    ids = rng.integers(0, 97, 40).astype(np.int32)
+    got = embedding(Tensor(ids, backend=cupy_backend), w, dtype)
+    assert_close(got.numpy(), want[ids], dtype=dtype, reduce=1, scale=0.1)
+    assert_close(dequantize(w, dtype).numpy(), want, dtype=dtype, reduce=1, scale=0.1)
+
+
+@floats
+@pytest.mark.parametrize(("T", "V", "E"), ((0, 5, 8), (1, 1, 1), (50, 7, 33), (5000, 3, 64),
+                                           (4097, 5000, 576), (2000, 1, 2056)))  # fmt: skip
+def test_embedding_gradient(T, V, E, dtype, cupy_backend, rng):
+    g, ids = normal(rng, (T, E), dtype), rng.integers(0, V, T)
+    ids[: T // 3] = V // 2  # one id that many tokens have
+    want = np.zeros((V, E))
+    np.add.at(want, ids, g.astype(np.float64))
+    many = np.bincount(ids, minlength=V)[:, None] + 1
+    tg = Tensor(g, backend=cupy_backend)
+    for kind, table in ((np.int32, dtype), (np.int64, "float32")):
+        ti = Tensor(ids.astype(kind), backend=cupy_backend)
+        runs = [_embedding_backward(tg, ti, V, dtypes.parse(table)).numpy() for _ in range(2)]
+        # 8 accumulators, each of a share of the tokens
+        assert_close(runs[0], want, dtype=table, reduce=1, scale=np.sqrt(many),
+                     c=16 if table == "float32" else None)  # fmt: skip
+        np.testing.assert_array_equal(*runs)
+
+
+# -- cache and quantization ----------------------------------------------------------------------
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("K", "D", "Dv"), ((2, 64, 64), (1, 5, 3), (8, 128, 128), (3, 80, 48)))
+def test_kv_write(K, D, Dv, dtype, stored, cupy_backend, rng):
+    k, v = normal(rng, (70, K * D), dtype), normal(rng, (70, K * Dv), dtype)
+    slots = rng.permutation(16 * 7).astype(np.int32)[:70]
+    slots[[3, 9]] = -1
+    caches = [normal(rng, (7, 16, K, n), stored) for n in (D, Dv)]
+    held = tensors(cupy_backend, *caches)
+    parts = [view(cupy_backend, k).reshape(70, K, D), view(cupy_backend, v, 3).reshape(70, K, Dv)]
+    kv_write(*parts, *held, Tensor(slots, backend=cupy_backend))
+    for cache, before, x, n in zip(held, caches, (k, v), (D, Dv), strict=True):
+        want = oracles.kv_write(before, x.reshape(70, K, n).astype(before.dtype), slots)
+        np.testing.assert_array_equal(cache.numpy(), want)
+
+
+def test_steps_of_a_decode_loop(cupy_backend):
+    ids, chosen = np.arange(600, dtype=np.int32), np.arange(600, 0, -1).astype(np.int32)
+    held = tensors(cupy_backend, ids, chosen, ids, ids[:3], ids[:1])
+    advance(held[0], held[1], held[2:])
+    assert held[0].tolist() == chosen.tolist() and held[2].tolist() == (ids + 1).tolist()
+    assert held[3].tolist() == [1, 2, 3] and held[4].tolist() == [1]
+    table = np.array([[5, 2, 9], [1, -1, 4]], np.int32)
+    positions, rows = np.arange(900, dtype=np.int32), np.arange(900, dtype=np.int32) % 2
+    got = slot_mapping(*tensors(cupy_backend, positions, rows, table), 16).numpy()
+    block = table[rows, positions // 16 % 3]
+    np.testing.assert_array_equal(got, np.where(block < 0, -1, block * 16 + positions % 16))
+
+
+@floats
+@pytest.mark.parametrize("scheme", QUANTIZABLE)
+@pytest.mark.parametrize(("N", "K"), ((5, 1), (7, 100), (3, 4096), (300, 576), (2, 14336)))
+def test_quantize(N, K, scheme, dtype, cupy_backend, rng):
+    w = normal(rng, (N, K), dtype)
+    w[0] = 0
+    got = quantize(Tensor(w, backend=cupy_backend), scheme)
+    q, scale = oracles.quantize_int8(w, SCHEMES[scheme].group_size or None)
+    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
+    values, _ = quantize_rows(Tensor(w, backend=cupy_backend))
+    np.testing.assert_array_equal(values.numpy(), oracles.quantize_int8(w)[0])
+
+
+# -- through the tape ----------------------------------------------------------------------------
+def test_gradients_reach_the_leaves(cupy_backend, rng):
+    """x -> norm -> gated -> norm with residual: gradient kernels run, and agree with numpy."""
+    arrays = [normal(rng, s) for s in ((37, 64), (64,), (37, 64), (64,), (64,))]
+    found = []
+    for backend in (cupy_backend, "numpy"):
+        leaves = [Tensor(a, backend=backend, requires_grad=True) for a in arrays]
+        with dispatch.strict(backend != "numpy"):
+            x, w, up, w2, b2 = leaves
+            h = ops.swiglu(ops.rms_norm(x, w), up)
+            y, _ = ops.layer_norm(h, w2, b2, residual=x)
+            y.backward(Tensor(arrays[2], backend=backend))
+        found.append([leaf.grad.numpy() for leaf in leaves])
+    for mine, truth in zip(*found, strict=True):
+        assert_close(mine, truth, dtype="float32", reduce=64, scale=rms(truth))
