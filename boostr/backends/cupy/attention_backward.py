@@ -126,7 +126,7 @@ class _Call:
         if o.causal:
             highest = min(highest, 0)
         lowest = -o.left if o.left >= 0 else -_UNLIMITED
-        return lowest, highest, int(o.bottom_right), o.scale, o.softcap
+        return lowest, highest, int(o.bottom_right), float(o.scale), float(o.softcap)
 
     def outputs(self) -> tuple[Any, Any, Any]:
         """dq, dk, dv, not yet written."""
@@ -212,7 +212,7 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     else:
         backend.launch(
             "attention_backward", "backward_finish", (Tq // tile.TILE_Q + B, H),
-            (32 * tile.WARP_COUNT,), [sums, dq, call.cu_q, B, H, D, call.options.scale], **defines,
+            (32 * tile.WARP_COUNT,), [sums, dq, call.cu_q, B, H, D, float(call.options.scale)], **defines,
         )  # fmt: skip
     return outputs
 
