@@ -17,6 +17,7 @@ from boostr.tensor import Tensor
 FAMILY = "attention_sm90"
 _FAR = 1 << 30  # a window side without end
 _DTYPES = (dtypes.float16, dtypes.bfloat16)
+_FLAGS = ("RIGHT", "LEFT", "PAGED", "SOFTCAP", "ALIBI", "SINKS")
 _ALIGN = 1024 + 256  # of the tiles; barriers
 
 
@@ -45,17 +46,18 @@ def shared_bytes(D: int, tile: dict[str, int]) -> int:
     return rows * D * 2 + _ALIGN
 
 
-def _variant(dtype: str, D: int, tile: dict[str, int] | None = None, **flags: int) -> dict:
+def _variant(
+    dtype: str, D: int, tile: dict[str, int] | None, flags: dict[str, Any]
+) -> dict[str, Any]:
     """All macros of a specialisation; flags: RIGHT, LEFT, PAGED, SOFTCAP, ALIBI, SINKS."""
-    names = ("RIGHT", "LEFT", "PAGED", "SOFTCAP", "ALIBI", "SINKS")
-    flags = {name: int(flags.get(name, 0)) for name in names}
+    flags = {name: int(flags.get(name, False)) for name in _FLAGS}
     plain = not (flags["PAGED"] or flags["SOFTCAP"] or flags["ALIBI"])
     tile = tile or tiles(D, bool(flags["RIGHT"] or flags["LEFT"]), plain)
     return {"DTYPE": dtype, "HEAD_DIM": D, **tile, **flags}
 
 
 VARIANTS = [
-    Variant(FAMILY, _variant(dtype, D, **flags), least=90, only="sm_90a")
+    Variant(FAMILY, _variant(dtype, D, None, flags), least=90, only="sm_90a")
     for dtype in ("bf16", "f16")
     for D in (64, 128)
     for flags in (
@@ -112,18 +114,24 @@ def paged_run(
     return _attend(q, k_cache, v_cache, cu_seqlens_q, kv_lens, table, alibi, sinks, options)
 
 
-def _attend(q, k, v, cu_seqlens_q, kv, table, alibi, sinks, options, tile=None):
+def _attend(
+    q, k, v, cu_seqlens_q, kv, table, alibi, sinks, options, tile=None
+) -> tuple[Tensor, Tensor]:
     """Plan and attend. kv: cu_seqlens_k [B+1], or kv_lens [B] with a block table."""
-    backend = q.backend
+    backend: Any = q.backend
     Tq, H, D = q.shape
     K, B = k.shape[-2], cu_seqlens_q.size - 1
-    defines = _variant(
-        backend.c_type(q.dtype), D, tile,
-        RIGHT=options.right >= 0, LEFT=options.left >= 0 or table is not None,
-        PAGED=table is not None, SOFTCAP=options.softcap > 0, ALIBI=alibi is not None,
-        SINKS=sinks is not None,
-    )  # fmt: skip
-    rows = 64 * defines["CONSUMERS"]
+    right = 0 if options.causal else options.right
+    flags = {
+        "RIGHT": right >= 0,
+        "LEFT": options.left >= 0 or table is not None,
+        "PAGED": table is not None,
+        "SOFTCAP": options.softcap > 0,
+        "ALIBI": alibi is not None,
+        "SINKS": sinks is not None,
+    }
+    defines = _variant(backend.c_type(q.dtype), D, tile, flags)
+    rows, threads = 64 * defines["CONSUMERS"], 128 * (defines["CONSUMERS"] + 1)
     maps = _maps(backend, q, k, v, rows, defines["TILE_N"])
     cu_q, kv = backend.dense(cu_seqlens_q.data), backend.dense(kv.data)
     out = backend.empty((Tq, H, D), q.dtype)
@@ -134,12 +142,13 @@ def _attend(q, k, v, cu_seqlens_q, kv, table, alibi, sinks, options, tile=None):
         (plan, cu_q, kv, out, lse, B, Tq, H, K, backend.caps.l2_bytes // 2), **defines,
     )  # fmt: skip
     columns, bs = (table.shape[1], k.shape[1]) if table is not None else (1, 1)
+    alibi, sinks = _floats(backend, alibi), _floats(backend, sinks)
+    blocks = min(backend.caps.sms, _most_items(Tq, H, B, rows))
     backend.launch(
-        FAMILY, "attention_sm90", (min(backend.caps.sms, _most_items(Tq, H, B, rows)),),
-        (128 * (defines["CONSUMERS"] + 1),),
-        (*maps, out, lse, plan, cu_q, kv, table, _floats(alibi), _floats(sinks), B, H, K, columns,
-         bs, _side(options.left), _side(options.right), int(options.bottom_right),
-         float(options.scale), float(options.softcap)),
+        FAMILY, "attention_sm90", (blocks,), (threads,),
+        (*maps, out, lse, plan, cu_q, kv, table, alibi, sinks, B, H, K, columns, bs,
+         _side(options.left), _side(right), int(options.bottom_right), float(options.scale),
+         float(options.softcap)),
         shared_bytes=shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
@@ -150,8 +159,8 @@ def _most_items(Tq: int, H: int, B: int, rows: int) -> int:
     return H * min(Tq, Tq // rows + B)
 
 
-def _maps(backend, q, k, v, rows: int, tile_n: int) -> list[bytes]:
-    """Tensor maps [D, heads, tokens]; a cache's blocks lie one after another."""
+def _maps(backend: Any, q, k, v, rows: int, tile_n: int) -> list[bytes]:
+    """Tensor maps of [tokens, heads, D]; a cache's blocks lie one after another."""
     maps = []
     for x, box in ((q.data, rows), (k.data, tile_n), (v.data, tile_n)):
         if x.ndim == 4:
@@ -165,7 +174,5 @@ def _side(window: int) -> int:
     return _FAR if window < 0 else min(window, _FAR)
 
 
-def _floats(x: Tensor | None) -> Any:
-    if x is None:
-        return None
-    return x.backend.dense(x.backend.cast(x.data, np.dtype(np.float32)))
+def _floats(backend: Any, x: Tensor | None) -> Any:
+    return None if x is None else backend.dense(backend.cast(x.data, np.dtype(np.float32)))
