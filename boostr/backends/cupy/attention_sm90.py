@@ -132,7 +132,9 @@ def _attend(
     }
     defines = _variant(backend.c_type(q.dtype), D, tile, flags)
     rows, threads = 64 * defines["CONSUMERS"], 128 * (defines["CONSUMERS"] + 1)
-    maps = _maps(backend, q, k, v, rows, defines["TILE_N"])
+    read = [_mappable(backend, x.data) for x in (q, k, v)]  # kept until the launch
+    boxes = rows, defines["TILE_N"], defines["TILE_N"]
+    maps = [tensor_map(x, (box, 1, 64)) for x, box in zip(read, boxes, strict=True)]
     cu_q, kv = backend.dense(cu_seqlens_q.data), backend.dense(kv.data)
     out = backend.empty((Tq, H, D), q.dtype)
     lse = backend.empty((Tq, H), np.float32)
@@ -159,15 +161,11 @@ def _most_items(Tq: int, H: int, B: int, rows: int) -> int:
     return H * min(Tq, Tq // rows + B)
 
 
-def _maps(backend: Any, q, k, v, rows: int, tile_n: int) -> list[bytes]:
-    """Tensor maps of [tokens, heads, D]; a cache's blocks lie one after another."""
-    maps = []
-    for x, box in ((q.data, rows), (k.data, tile_n), (v.data, tile_n)):
-        if x.ndim == 4:
-            x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-        x = x if mappable(x) else backend.copy(x)
-        maps.append(tensor_map(x, (box, 1, 64)))
-    return maps
+def _mappable(backend: Any, x: Any) -> Any:
+    """x as [tokens, heads, D] that a tensor map can read; a cache's blocks lie end to end."""
+    if x.ndim == 4:
+        x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    return x if mappable(x) else backend.copy(x)
 
 
 def _side(window: int) -> int:
