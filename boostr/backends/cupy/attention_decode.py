@@ -96,37 +96,41 @@ def _bytes(call: Call, mma: bool, rows: int, keys: int, warps: int) -> tuple[int
     return stage, merge, query + rows * (16 + 8 * warps) + 512
 
 
+def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
+    """(tensor cores or not, rows of a block, keys of a unit)."""
+    dim = max(call.D, call.Dv)
+    wanted = call.H // call.K * call.queries
+    mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
+    if mma and compute_capability >= (80 if call.q_dtype == dtypes.bfloat16 else 75):
+        return True, 32 if wanted > 16 and dim <= 128 else 16, 16
+    most = 16 if dim <= 128 else 8
+    rows = next(r for r in (1, 4, 8, most) if r >= min(wanted, most))
+    wide = call.cache_dtype == dtypes.float32 and dim > 64
+    return False, rows, 8 if wide or rows == 16 else 16
+
+
 def plan(
     call: Call, compute_capability: int, sms: int, shared_bytes: int, max_splits: int = 1 << 20,
     **chosen: Any,
 ) -> Plan:  # fmt: skip
     """How to run a call. `chosen` overrides fields: benchmarks compare them."""
-    dim = max(call.D, call.Dv)
-    group = call.H // call.K
-    mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
-    mma = mma and compute_capability >= (80 if call.q_dtype == dtypes.bfloat16 else 75)
-    wanted = group * call.queries
-    if mma:
-        rows, keys = 32 if wanted > 16 and dim <= 128 else 16, 16
-    else:
-        most = 16 if dim <= 128 else 8
-        rows = next(r for r in (1, 4, 8, most) if r >= min(wanted, most))
-        wide = call.cache_dtype == dtypes.float32 and dim > 64
-        keys = 8 if wide or rows == 16 else 16
+    mma, rows, keys = _tile(call, compute_capability)
     rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
-    warps = chosen.get("warps", 4)
+    warps, blocks = chosen.get("warps", 4), chosen.get("blocks", 2)
     stage, merge, static = _bytes(call, mma, rows, keys, warps)
-    blocks = chosen.get("blocks", 2)
     room = (shared_bytes - 2048) // blocks - static
     if blocks == 2 and room < max(2 * stage, merge):
         blocks, room = 1, shared_bytes - 1024 - static
-    grain = chosen.get("grain", warps)
+    while warps > 1 and room < max(2 * stage, merge):
+        warps //= 2
+        stage, merge, static = _bytes(call, mma, rows, keys, warps)
+    grain = chosen.get("grain", 4)
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
-    most_units = units * (call.T * group // rows + call.B)
+    most_units = units * (call.T * (call.H // call.K) // rows + call.B)
     groups = min(max(1, sms * blocks // call.K), max(1, most_units // grain), max_splits)
     share = max(-(-most_units // groups), 2 * grain - 1)  # the most units of one block
-    stages = min(4, room // stage, max(1, -(-share // warps)))
-    stages = chosen.get("stages", max(1, stages))
+    most = 4 if compute_capability >= 80 else 1  # there loading is not asynchronous
+    stages = chosen.get("stages", max(1, min(most, room // stage, -(-share // warps))))
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge)
     return Plan(mma, rows, keys, warps, stages, blocks, grain, groups, splits, memory)
