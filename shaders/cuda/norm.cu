@@ -41,7 +41,7 @@ norm_forward(const X* x, const X* residual, const W* weight, const W* bias, X* y
   int turn = 0;
   const int lane = threadIdx.x % LANES;
   COUNT_STEPS;
-  const float inverse = 1.f / E;
+  const float inverse = __fdividef(1.f, (float)E);
   pdl_wait();
   pdl_launch();
   for (int base = blockIdx.x * ROWS; base < rows; base += gridDim.x * ROWS) {
@@ -127,7 +127,7 @@ norm_backward(const X* g, const X* passed, const X* x, const W* weight, X* dh, f
   int turn = 0;
   const int lane = threadIdx.x % LANES;
   COUNT_STEPS;
-  const float inverse = 1.f / E;
+  const float inverse = __fdividef(1.f, (float)E);
   const int group = blockIdx.x * ROWS + threadIdx.x / LANES, groups = gridDim.x * ROWS;
   float* dw = partial + (i64)group * E;
   float* db = partial + ((i64)groups + group) * E;

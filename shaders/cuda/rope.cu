@@ -81,7 +81,7 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
     int turn = 0;
     total = row_reduce<AddOp, LANES>(total, nullptr, turn);
     gain = is_v ? nullptr : is_q ? q_norm : k_norm;
-    if (gain) r = rsqrtf(total / D + eps);
+    if (gain) r = rsqrtf(__fdividef(total, (float)D) + eps);
 #endif
     if (!live || (!is_q && (slot < 0 || slot >= total_slots))) continue;
     const int kv = head - H - (is_v ? K : 0);

@@ -68,6 +68,31 @@ def test_gated_gradient(name, backend64, rng):
     gradcheck(TWO[name][0], leaves(backend64, normal(rng, (2, 3)), normal(rng, (2, 3))))
 
 
+SLOPES = {
+    "silu": oracles.silu_slope,
+    "gelu": oracles.gelu_slope,
+    "gelu-tanh": lambda x: oracles.gelu_slope(x, "tanh"),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_gradient_of_every_dtype(name, backend, dtype, rng):
+    """Of f(x) and of f(gate) · up, at usual and at large inputs."""
+    x, up, g = (normal(rng, (5, 33), dtype, s) for s in (3.0, 1.0, 1.0))
+    x[0, :4] = [-100, -15, 15, 100]
+    wx, wu, wg = (a.astype(np.float64) for a in (x, up, g))
+    fn, truth = ONE[name]
+    one = Tensor(x, backend=backend, requires_grad=True)
+    fn(one).backward(Tensor(g, backend=backend))
+    slope = SLOPES[name](wx)
+    assert_close(one.grad.numpy(), wg * slope, dtype=dtype, reduce=1)
+    gate, other = (Tensor(a, backend=backend, requires_grad=True) for a in (x, up))
+    gated = TWO[{"silu": "swiglu", "gelu": "geglu", "gelu-tanh": "geglu-tanh"}[name]][0]
+    gated(gate, other).backward(Tensor(g, backend=backend))
+    assert_close(gate.grad.numpy(), wg * slope * wu, dtype=dtype, reduce=1, scale=3)
+    assert_close(other.grad.numpy(), wg * truth(wx), dtype=dtype, reduce=1, scale=3)
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])

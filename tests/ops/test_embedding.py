@@ -47,6 +47,20 @@ def test_gradient(backend64, rng):
     gradcheck(lambda w: embedding(ids, w), leaves(backend64, normal(rng, (10, 2))))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_gradient_of_every_dtype(kind, backend, dtype, rng):
+    """Tokens that several positions share add up; rows that none has are zero."""
+    ids, w = rng.integers(3, 9, 40).astype(kind), normal(rng, (10, 33), dtype)
+    g = normal(rng, (40, 33), dtype)
+    leaf = Tensor(w, backend=backend, requires_grad=True)
+    embedding(Tensor(ids, backend=backend), leaf).backward(Tensor(g, backend=backend))
+    want = np.zeros(w.shape)
+    np.add.at(want, ids, g.astype(np.float64))
+    assert leaf.grad.dtype == w.dtype
+    assert_close(leaf.grad.numpy(), want, dtype=dtype, reduce=7)
+    assert not leaf.grad.numpy()[:3].any()
+
+
 def test_refuses(rng):
     ids, w = tensors("numpy", IDS[0], normal(rng, (10, 4)))
     with refused(DTypeError, "embedding", "integers", "float32"):

@@ -6,9 +6,10 @@ import pytest
 from draws import leaves, normal, refused, strided, tensors
 from tolerance import assert_close
 
-from boostr import dtypes
+from boostr import Tensor, dtypes
 from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, ShapeError
+from boostr.ops import core
 from boostr.ops.norm import layer_norm, rms_norm
 
 SHAPES = [(5, 64), (1, 576), (3, 2, 33), (0, 16), (7, 1), (2, 1000)]
@@ -89,6 +90,38 @@ def test_layer_norm_gradient(backend64, rng):
             lambda x, r, w, b, i=i: layer_norm(x, w, b, residual=r)[i],
             leaves(backend64, x, r, w, b),
         )
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+def test_gradient_of_every_dtype(op, residual, backend, dtype, rng):
+    N, E = 9, 40
+    x, r, g, p = (normal(rng, (N, E), dtype) for _ in range(4))
+    w, b = (normal(rng, (E,), dtype) for _ in range(2))
+    r = r if residual else None
+    leaf = [None if a is None else Tensor(a, backend=backend, requires_grad=True)
+            for a in (x, r, w, b)]  # fmt: skip
+    tg, tp = tensors(backend, g, p)
+    h = x if r is None else (Tensor(x, backend=backend) + Tensor(r, backend=backend)).numpy()
+    if op == "rms_norm":
+        out = rms_norm(leaf[0], leaf[2], eps=1e-5, residual=leaf[1], weight_offset=1.0)
+        want = [*oracles.rms_norm_backward(g, h, w, 1e-5, 1.0), None]
+        leaf[3] = None
+    else:
+        out = layer_norm(leaf[0], leaf[2], leaf[3], eps=1e-5, residual=leaf[1])
+        want = list(oracles.layer_norm_backward(g, h, w, 1e-5))
+    if residual:
+        joint = core.sum(out[0] * tg) + core.sum(out[1] * tp)
+        joint.backward()
+        want[0] = want[0] + p.astype(np.float64)
+    else:
+        out.backward(tg)
+    want.insert(1, want[0] if residual else None)
+    for a, truth in zip(leaf, want, strict=True):
+        if a is not None:
+            assert a.grad.dtype == dtypes.parse(dtype)
+            reduce = N if truth.ndim == 1 else 1
+            assert_close(a.grad.numpy(), truth, dtype=dtype, reduce=reduce, scale=3)
 
 
 def test_residual_that_is_x_itself(backend64, rng):
