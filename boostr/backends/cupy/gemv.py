@@ -11,32 +11,23 @@ dependently on the current stream, and return device arrays:
     norm_gated_gemv(backend, x, norm, gate, up, act=, gate_bias=, up_bias=) -> [M, F]
     qkv_rope_write(backend, x, norm, q, k, v, caches, rope, ...) -> q [M, H, D]
 
-`refusal(weight, rows, K, dtype)` gives the reason why a product cannot be served, or None.
+`shared_refusal(...)` says why rows of x do not fit the device's shared memory, or None.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from boostr import dtypes
+from boostr.backends.cupy.gemv_plan import (  # isort: skip
+    C_TYPES, CHUNK, Array, Plan, Stored, Weight, choose, padded_rows, shared_bytes,
+    shared_refusal, stored,
+)  # fmt: skip
 from boostr.backends.cupy.kernels import Variant
-from boostr.quant.scheme import QuantizedTensor
-from boostr.tensor import Tensor
 
-Array = Any
-Weight = Tensor | QuantizedTensor
-
-MAX_ROWS = 8
 ACTIVATIONS = {"silu": "SILU", "gelu": "GELU", "gelu_tanh": "GELU_TANH"}
-_C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
-_FORMS = {dtypes.float32: "F32", dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
-_CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
-    "F32": (4, 16), "F16": (8, 16), "BF16": (8, 16), "INT8": (16, 16), "INT8_GROUP": (16, 16),
-    "W8A8": (16, 16), "Q8_0": (32, 34), "Q4_1": (32, 20),
-}  # fmt: skip
 
 
 class Norm(NamedTuple):
@@ -64,163 +55,8 @@ class HeadNorm(NamedTuple):
     eps: float
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a kernel is cut up; the macros of gemv_rows.cuh."""
-
-    lanes: int = 8
-    per_lane: int = 2
-    unroll: int = 2
-    stages: int = 4
-    ksplit: int = 1
-    warps: int = 8
-    fetch: int = 1
-    packed: bool = False
-    slow: bool = False
-    blocks_per_sm: int = 1
-    cluster: int = 1
-
-    @property
-    def unit_rows(self) -> int:
-        return 32 // self.lanes * self.per_lane
-
-    def ring_bytes(self, form: str, group: int) -> int:
-        if self.slow:
-            return 0
-        inputs, size = _CHUNK[form]
-        chunks = self.lanes * self.unroll
-        slot = chunks * size + (16 if form in ("Q8_0", "Q4_1") else 0)
-        scales = chunks * inputs // group if form == "INT8_GROUP" else 0
-        stage = self.unit_rows * slot + _up(self.unit_rows * scales * 4, 16)
-        return self.warps * self.stages * stage
-
-    def x_bytes(self, form: str, rows: int, K: int, item: int) -> int:
-        size = 1 if form == "W8A8" else item if self.packed else 4
-        return _up(rows * _up(K, self.lanes * _CHUNK[form][0]) * size, 16)
-
-    def partial_bytes(self, rows: int) -> int:
-        return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
-
-    def defines(self) -> dict[str, int | str]:
-        found: dict[str, int | str] = {
-            "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
-            "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
-            "FETCH": self.fetch, "PACKED": int(self.packed), "SLOW": int(self.slow),
-        }  # fmt: skip
-        return found
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-class Stored(NamedTuple):
-    """A weight as the kernels take it."""
-
-    form: str
-    rows: Array
-    scales: Array | None
-    group: int
-    N: int
-    K: int
-    row_bytes: int
-
-    @property
-    def fast(self) -> bool:
-        """Whether its rows can be copied 16 bytes at a time."""
-        whole = self.form in ("Q8_0", "Q4_1") or self.row_bytes % 16 == 0
-        return whole and self.rows.data.ptr % 16 == 0
-
-
-def stored(backend: Any, weight: Weight) -> Stored:
-    """The parts of a weight; they are constant while a program lives."""
-    N, K = weight.shape
-    if isinstance(weight, Tensor):
-        rows = backend.dense(weight.data)
-        return Stored(_FORMS[weight.dtype], rows, None, 32, N, K, K * weight.dtype.itemsize)
-    scheme, parts = weight.scheme, weight.parts
-    if scheme.is_block:
-        rows = backend.dense(parts["blocks"].data)
-        form = scheme.name.upper()
-        return Stored(form, rows, None, 32, N, K, K // 32 * scheme.block_bytes)
-    rows, scales = (backend.dense(parts[name].data) for name in ("values", "scales"))
-    form = "W8A8" if scheme.activations_int8 else "INT8_GROUP" if scheme.group_size else "INT8"
-    return Stored(form, rows, scales, scheme.group_size or 32, N, K, K)
-
-
-def refusal(weight: Weight, rows: int, K: int, dtype: Any) -> str | None:
-    """Why `rows` rows of `dtype` cannot be multiplied with the weight here; None if they can."""
-    if rows > MAX_ROWS:
-        return f"{rows} rows of x, at most {MAX_ROWS}"
-    if K == 0:
-        return "K is 0"
-    if dtype not in _C_TYPES:
-        return f"dtype {dtype} of x"
-    if isinstance(weight, Tensor) and weight.dtype not in _FORMS:
-        return f"dtype {weight.dtype} of the weight"
-    return None
-
-
-def padded_rows(rows: int) -> int:
-    """The number of rows, 1, 2, 4 or 8, that kernels for `rows` rows are made for."""
-    return 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-
-
-# -- how a kernel is cut up -------------------------------------------------------------------
-_RING = 72 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
-
-
-def choose(backend: Any, w: Stored, rows: int, count: int, item: int, pairs: bool) -> Plan:
-    """The plan for `count` rows (or `pairs` of rows) of a weight. item: bytes of an x value."""
-    caps = backend.caps
-    fetch = 1 if caps.compute_capability >= 80 else 0
-    packed = rows > 2 and item == 2 and w.form not in ("F32", "W8A8")
-    step = 8 * _CHUNK[w.form][0]
-    wide = pairs or rows > 1 or count >= 16 * caps.sms * 8
-    plan = Plan(per_lane=2 if wide else 1, fetch=fetch, packed=packed, slow=not w.fast)
-    teams = -(-count * (2 if pairs else 1) // plan.unit_rows)
-    ksplit = 1
-    while ksplit < 8 and teams * ksplit * 2 <= caps.sms * 8 and ksplit * step < w.K:
-        ksplit *= 2
-    least = max(1, w.group * 8 // (step * 8)) if w.form == "INT8_GROUP" else 1
-    unroll = 4
-    while unroll > least and (unroll * step * ksplit > w.K or (unroll > 2 and plan.per_lane > 1)):
-        unroll //= 2
-    plan = replace(plan, ksplit=ksplit, unroll=unroll)
-    stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
-    left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
-    room = min(_RING, left - 8192)
-    per_row = -(-w.K // (unroll * step * ksplit))
-    passes = -(-teams * ksplit // (caps.sms * 8))
-    stages = max(2, min(8, room // max(stage, 1), per_row * passes))
-    return replace(plan, stages=stages)
-
-
-def _fits(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
-    """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
-    need = plan.ring_bytes(w.form, w.group) + plan.x_bytes(w.form, rows, w.K, item)
-    need += plan.partial_bytes(rows) + more
-    if need > backend.caps.shared_bytes - 1024:
-        raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
-    return need
-
-
-def shared_refusal(
-    backend: Any, weight: Weight, rows: int, dtype: Any, more: int = 0
-) -> str | None:
-    """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
-    K, item = weight.shape[1], np.dtype(dtype).itemsize
-    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
-        item = 1
-    elif rows <= 2 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
-        item = 4
-    need = padded_rows(rows) * (K + 1024) * item + more + (48 << 10)
-    return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"
-
-
 def _grid(backend: Any, plan: Plan, units: int) -> tuple[int]:
-    teams = plan.warps // plan.ksplit
-    return (max(1, min(backend.caps.sms * plan.blocks_per_sm, -(-units // teams), units)),)
+    return (max(1, min(backend.caps.sms * plan.blocks_per_sm, units)),)
 
 
 def _launch(
@@ -234,7 +70,7 @@ def _launch(
 
 
 def _c_type(array: Array | None) -> str:
-    return "float" if array is None else _C_TYPES[array.dtype]
+    return "float" if array is None else C_TYPES[array.dtype]
 
 
 def _alike(plan: Plan, *arrays: Array | None) -> Plan:
@@ -266,12 +102,13 @@ def _halves(
 ) -> Array:  # fmt: skip
     """As gemv, half of the rows after the other: for rows that do not fit shared memory at once."""
     M = len(x)
-    if out is None:
-        out = backend.empty((M, weight.shape[0]), np.dtype(out_dtype or x.dtype))
+    made = (
+        backend.empty((M, weight.shape[0]), np.dtype(out_dtype or x.dtype)) if out is None else out
+    )
     for part in (slice(0, (M + 1) // 2), slice((M + 1) // 2, M)):
         rest = None if residual is None else residual[part]
-        gemv(backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=out[part])
-    return out
+        gemv(backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=made[part])
+    return made
 
 
 def norm_gemv(
@@ -312,7 +149,7 @@ def _product(
         out = backend.empty((M, w.N), np.dtype(out_dtype or dtype))
     plan = plan or choose(backend, w, rows, w.N, dtype.itemsize, False)
     plan = _alike(plan, x, norm and norm.weight)
-    shared = _fits(backend, plan, w, rows, dtype.itemsize, rows * H * S * 4)
+    shared = shared_bytes(backend, plan, w, rows, dtype.itemsize, rows * H * S * 4)
     args = [
         x, w.rows, w.scales, bias, residual, out, norm and norm.weight, ms, sinks, M, w.N, K,
         w.row_bytes, H, S, float(norm.eps if norm else 0), float(norm.offset if norm else 0),
@@ -320,8 +157,9 @@ def _product(
     kind = "COMBINE" if ms is not None else "RMS_NORM" if norm else "PLAIN"
     grid = _grid(backend, plan, -(-w.N // plan.unit_rows))
     _launch(
-        backend, "gemv", plan, w, grid, args, shared, INPUT=kind, ROWS=rows, X_T=_C_TYPES[dtype],
-        OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias), NORM_T=_c_type(norm and norm.weight),
+        backend, "gemv", plan, w, grid, args, shared, INPUT=kind, ROWS=rows, X_T=C_TYPES[dtype],
+        OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
+        NORM_T=_c_type(norm and norm.weight),
     )  # fmt: skip
     return out
 
@@ -341,14 +179,14 @@ def norm_gated_gemv(
     out = backend.empty((M, g.N), x.dtype)
     plan = plan or choose(backend, g, rows, g.N, x.dtype.itemsize, True)
     plan = _alike(plan, x, u.rows, norm and norm.weight)
-    shared = _fits(backend, plan, g, rows, x.dtype.itemsize)
+    shared = shared_bytes(backend, plan, g, rows, x.dtype.itemsize)
     args = [
         x, g.rows, g.scales, gate_bias, u.rows, u.scales, up_bias, out, norm and norm.weight, M,
         g.N, K, g.row_bytes, float(norm.eps if norm else 0), float(norm.offset if norm else 0),
     ]  # fmt: skip
     grid = _grid(backend, plan, -(-g.N // (plan.unit_rows // 2)))
     _launch(
-        backend, "gemv_gated", plan, g, grid, args, shared, ROWS=rows, X_T=_C_TYPES[x.dtype],
+        backend, "gemv_gated", plan, g, grid, args, shared, ROWS=rows, X_T=C_TYPES[x.dtype],
         INPUT="RMS_NORM" if norm else "PLAIN", ACT=ACTIVATIONS[act],
         BIAS_T=_c_type(gate_bias), NORM_T=_c_type(norm and norm.weight),
     )  # fmt: skip
@@ -380,7 +218,7 @@ def qkv_rope_write(
     plan = plan or _qkv_plan(backend, q, rows, heads, D, x.dtype.itemsize, head_norm is not None)
     plan = _alike(plan, x, k.rows, v.rows, norm and norm.weight)
     values = rows * (D // plan.cluster) * 4 if head_norm else 0
-    shared = _fits(backend, plan, q, rows, x.dtype.itemsize, values)
+    shared = shared_bytes(backend, plan, q, rows, x.dtype.itemsize, values)
     bias = next((b for b in biases if b is not None), None)
     args = [
         x, q.rows, q.scales, biases[0], k.rows, k.scales, biases[1], v.rows, v.scales, biases[2],
@@ -392,7 +230,7 @@ def qkv_rope_write(
     grid = _grid(backend, plan, -(-heads * (D // 2) // (32 // plan.lanes)))
     _launch(
         backend, "gemv_qkv", plan, q, (heads * plan.cluster,) if head_norm else grid, args, shared,
-        ROWS=rows, X_T=_C_TYPES[x.dtype], INPUT="RMS_NORM" if norm else "PLAIN",
+        ROWS=rows, X_T=C_TYPES[x.dtype], INPUT="RMS_NORM" if norm else "PLAIN",
         BIAS_T=_c_type(bias), NORM_T=_c_type(norm and norm.weight), QK_NORM=int(bool(head_norm)),
         HEAD_NORM_T=_c_type(head_norm and head_norm.q), INTERLEAVED=int(rope.interleaved),
         CLUSTER=plan.cluster,
@@ -429,7 +267,7 @@ def _variant(
 
 
 VARIANTS = [
-    *(_variant("gemv", form, least=80) for form in _CHUNK),
+    *(_variant("gemv", form, least=80) for form in CHUNK),
     *(_variant("gemv", "BF16", rows, 80) for rows in (2, 4, 8)),
     *(_variant("gemv", "INT8_GROUP", rows, 80, GROUP=128) for rows in (2, 8)),
     *(_variant("gemv", form) for form in ("F16", "Q8_0")),
@@ -440,7 +278,6 @@ VARIANTS = [
     _variant("gemv_gated", "F16", ACT="GELU_TANH"),
     *(_variant("gemv_qkv", form, least=80) for form in ("BF16", "INT8", "Q4_1")),
     _variant("gemv_qkv", "F16", INTERLEAVED=1, QK_NORM=1),
-    Variant("gemv_qkv", {**_variant("gemv_qkv", "BF16", least=80).defines, "QK_NORM": 1, "CLUSTER": 4},
-            90, "sm_90a"),
+    replace(_variant("gemv_qkv", "BF16", least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
 ]  # fmt: skip
 KERNELS: dict[str, Any] = {}  # `linear` and the fused ops of other modules launch these

@@ -1,0 +1,164 @@
+"""How the decode kernels of `gemv.py` are cut up, and weights as they take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Array = Any
+Weight = Tensor | QuantizedTensor
+
+MAX_ROWS = 8
+C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+_FORMS = {dtypes.float32: "F32", dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
+CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
+    "F32": (4, 16), "F16": (8, 16), "BF16": (8, 16), "INT8": (16, 16), "INT8_GROUP": (16, 16),
+    "W8A8": (16, 16), "Q8_0": (32, 34), "Q4_1": (32, 20),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a kernel is cut up; the macros of gemv_rows.cuh."""
+
+    lanes: int = 8
+    per_lane: int = 2
+    unroll: int = 2
+    stages: int = 4
+    ksplit: int = 1
+    warps: int = 8
+    fetch: int = 1
+    packed: bool = False
+    slow: bool = False
+    blocks_per_sm: int = 1
+    cluster: int = 1
+
+    @property
+    def unit_rows(self) -> int:
+        return 32 // self.lanes * self.per_lane
+
+    def ring_bytes(self, form: str, group: int) -> int:
+        if self.slow:
+            return 0
+        inputs, size = CHUNK[form]
+        chunks = self.lanes * self.unroll
+        slot = chunks * size + (16 if form in ("Q8_0", "Q4_1") else 0)
+        scales = chunks * inputs // group if form == "INT8_GROUP" else 0
+        stage = self.unit_rows * slot + _up(self.unit_rows * scales * 4, 16)
+        return self.warps * self.stages * stage
+
+    def x_bytes(self, form: str, rows: int, K: int, item: int) -> int:
+        size = 1 if form == "W8A8" else item if self.packed else 4
+        return _up(rows * _up(K, self.lanes * CHUNK[form][0]) * size, 16)
+
+    def partial_bytes(self, rows: int) -> int:
+        return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
+
+    def defines(self) -> dict[str, int | str]:
+        found: dict[str, int | str] = {
+            "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
+            "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
+            "FETCH": self.fetch, "PACKED": int(self.packed), "SLOW": int(self.slow),
+        }  # fmt: skip
+        return found
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class Stored(NamedTuple):
+    """A weight as the kernels take it."""
+
+    form: str
+    rows: Array
+    scales: Array | None
+    group: int
+    N: int
+    K: int
+    row_bytes: int
+
+    @property
+    def fast(self) -> bool:
+        """Whether its rows can be copied 16 bytes at a time."""
+        whole = self.form in ("Q8_0", "Q4_1") or self.row_bytes % 16 == 0
+        return whole and self.rows.data.ptr % 16 == 0
+
+
+def stored(backend: Any, weight: Weight) -> Stored:
+    """The parts of a weight; they are constant while a program lives."""
+    N, K = weight.shape
+    if isinstance(weight, Tensor):
+        rows = backend.dense(weight.data)
+        return Stored(_FORMS[weight.dtype], rows, None, 32, N, K, K * weight.dtype.itemsize)
+    scheme, parts = weight.scheme, weight.parts
+    if scheme.is_block:
+        rows = backend.dense(parts["blocks"].data)
+        form = scheme.name.upper()
+        return Stored(form, rows, None, 32, N, K, K // 32 * scheme.block_bytes)
+    rows, scales = (backend.dense(parts[name].data) for name in ("values", "scales"))
+    form = "W8A8" if scheme.activations_int8 else "INT8_GROUP" if scheme.group_size else "INT8"
+    return Stored(form, rows, scales, scheme.group_size or 32, N, K, K)
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows, 1, 2, 4 or 8, that kernels for `rows` rows are made for."""
+    return 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+
+
+# -- how a kernel is cut up -------------------------------------------------------------------
+_RING = 72 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
+
+
+def choose(backend: Any, w: Stored, rows: int, count: int, item: int, pairs: bool) -> Plan:
+    """The plan for `count` rows (or `pairs` of rows) of a weight. item: bytes of an x value."""
+    caps = backend.caps
+    fetch = 1 if caps.compute_capability >= 80 else 0
+    packed = rows > 2 and item == 2 and w.form not in ("F32", "W8A8")
+    step = 8 * CHUNK[w.form][0]
+    wide = pairs or rows > 1 or count >= 16 * caps.sms * 8
+    plan = Plan(per_lane=2 if wide else 1, fetch=fetch, packed=packed, slow=not w.fast)
+    teams = -(-count * (2 if pairs else 1) // plan.unit_rows)
+    ksplit = 1
+    while ksplit < 8 and teams * ksplit * 2 <= caps.sms * 8 and ksplit * step < w.K:
+        ksplit *= 2
+    least = max(1, w.group * 8 // (step * 8)) if w.form == "INT8_GROUP" else 1
+    unroll = 4
+    while unroll > least and (unroll * step * ksplit > w.K or (unroll > 2 and plan.per_lane > 1)):
+        unroll //= 2
+    plan = replace(plan, ksplit=ksplit, unroll=unroll)
+    stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
+    left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
+    room = min(_RING, left - 8192)
+    per_row = -(-w.K // (unroll * step * ksplit))
+    passes = -(-teams * ksplit // (caps.sms * 8))
+    stages = max(2, min(8, room // max(stage, 1), per_row * passes))
+    return replace(plan, stages=stages)
+
+
+def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
+    """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
+    need = plan.ring_bytes(w.form, w.group) + plan.x_bytes(w.form, rows, w.K, item)
+    need += plan.partial_bytes(rows) + more
+    if need > backend.caps.shared_bytes - 1024:
+        raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
+    return need
+
+
+def shared_refusal(
+    backend: Any, weight: Weight, rows: int, dtype: Any, more: int = 0
+) -> str | None:
+    """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
+    K, item = weight.shape[1], np.dtype(dtype).itemsize
+    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
+        item = 1
+    elif rows <= 2 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
+        item = 4
+    need = padded_rows(rows) * (K + 1024) * item + more + (48 << 10)
+    return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"
