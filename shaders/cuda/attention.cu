@@ -67,7 +67,7 @@ DEVICE void load_rows(u32 to, const T* from, i64 stride, int exist, int width) {
   }
 }
 
-// The same with rows in blocks that are smaller than a tile, or not aligned with it.
+// The same for a tile that lies in several blocks.
 DEVICE void load_scattered(u32 to, const T* cache, i64 stride, i64 block_stride, const int* table,
                            const Layout& at, int start, int exist, int width) {
 #pragma unroll 2
@@ -83,17 +83,15 @@ DEVICE void load_scattered(u32 to, const T* cache, i64 stride, i64 block_stride,
 
 // Starts the loads of the keys and values from position `start` on.
 DEVICE void load_keys(u32 k_to, u32 v_to, const Kept& kept, const Layout& at, int start) {
-  int exist = kept.len_k - start;
-  if (PAGED && at.block_size % BLOCK_N) {
+  int exist = kept.len_k - start, row = PAGED ? start % at.block_size : start;
+  if (PAGED && row + min(BLOCK_N, exist) > at.block_size) {
     load_scattered(k_to, kept.k, at.k_row, at.k_block, kept.table, at, start, exist, at.D);
     load_scattered(v_to, kept.v, at.v_row, at.v_block, kept.table, at, start, exist, at.Dv);
   } else {
     const T *k = kept.k, *v = kept.v;
-    int row = start;
     if (PAGED) {
       int block = kept.table[start / at.block_size % at.columns];
       k += block * at.k_block, v += block * at.v_block;
-      row = start % at.block_size;
       if (block < 0) exist = 0;
     }
     load_rows<BLOCK_N>(k_to, k + row * at.k_row, at.k_row, exist, at.D);
