@@ -42,6 +42,8 @@ typedef float acc_t;
 #define W_STAGE (ROWS * 128)
 #define X_STAGE (TOKENS * X_CHUNKS * 16)
 #define STAGE_BYTES (W_STAGE + X_STAGE + ROWS * STAGE_SCALES * 4)
+// how many blocks of k the compiler may interleave without running out of registers
+#define UNROLL (FORM == 0 || MT * NT < 8 ? 4 : FORM != 2 && MT * NT <= 16 ? 2 : 1)
 #define LD_TILE (ROWS + 4)                // floats of a token in the epilogue's tile
 
 // -- PTX -----------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) 
 DEVICE void products(u32 stage, acc_t (&acc)[MT][NT][4], int row0, int token0) {
   const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
   const u32 xs = stage + W_STAGE;
-#pragma unroll (FORM == 2 && MT * NT >= 8 ? 1 : 4)
+#pragma unroll UNROLL
   for (int b = 0; b < (FORM == 1 || FORM == 2 ? 4 : 2); ++b) {
     uint4 xv[NT];
 #pragma unroll
@@ -269,6 +271,7 @@ struct Epilogue {
 };
 
 DEVICE void store_tile(const float* tile, Epilogue e) {
+#pragma unroll 1
   for (int at = threadIdx.x; at < TOKENS * ROWS / 4; at += THREADS) {
     const int token = at / (ROWS / 4), row = at % (ROWS / 4) * 4;
     if (token >= e.tokens || row >= e.rows) continue;
@@ -306,7 +309,7 @@ DEVICE void store_tile(const float* tile, Epilogue e) {
 
 // Grid: (row tiles of all weights x token tiles, shares of K). Eight token tiles go together through
 // the rows, so that what one wave of blocks reads stays in the L2 cache.
-extern "C" __global__ void __launch_bounds__(THREADS) gemm_mma(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
     const x_t* x, i64 ldx, const float* x_scales,
     const char* w0, const char* w1, const char* w2,
     const float* s0, const float* s1, const float* s2,
