@@ -23,7 +23,6 @@ import cupy
 import ml_dtypes
 import numpy as np
 import torch
-
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
