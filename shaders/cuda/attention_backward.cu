@@ -1,10 +1,8 @@
-// Gradient of varlen attention with tensor cores (mma.sync, sm_80 and later), in three kernels:
-//
-//   backward_prepare   stats[h][i] = (lse log2(e), delta), zeros where nothing else is written
-//   backward_keys      a block keeps N keys of one kv head in shared memory, walks over all tiles
-//                      of M queries of all heads of its group: dk and dv in registers, the tile's
-//                      part of dq added to dq_sum (f32) by atomics
-//   backward_finish    dq = scale dq_sum in q's dtype
+// Gradient of varlen attention with tensor cores (mma.sync, sm_80 and later): a block keeps N keys of
+// one kv head in shared memory and walks over all tiles of M queries of all heads of its group, dk
+// and dv in registers, the tile's part of dq added to dq_sum (f32) by atomics. Before it runs
+// `backward_prepare`, which makes the stats (lse log2(e), delta) [H, Tq] and clears dq_sum, after it
+// `backward_finish` (attention_backward_ends.cu).
 //
 // q [Tq, H, D], k, v [Tk, K, D] (rows and heads strided, D contiguous), out, g [Tq, H, D]. D is a
 // multiple of 8 up to DP, the padded width. Scores are computed transposed, keys as rows: with
@@ -65,7 +63,7 @@ DEVICE void weigh(float (&s)[SI][SB][4], u32 (&p)[SI][SB][2], const float2* stat
         if (EXTRA) w = score.log2_weight(s[i][j][x], row - column - mask.shift, slack[x]) - lse;
         else w = fmaf(s[i][j][x], score.unit, -lse);
         if (MASKED && !mask.sees(column, row)) w = -INF;
-        s[i][j][x] = exp2_fast(w);
+        s[i][j][x] = power2(w);
       }
       p[i][j][0] = pack2<TYPE>(s[i][j][0], s[i][j][1]);
       p[i][j][1] = pack2<TYPE>(s[i][j][2], s[i][j][3]);
@@ -99,26 +97,6 @@ DEVICE void keep(char* to, const u32 (&p)[SI][SB][2]) {
       *(u32*)(to + 16 * i * P_PITCH + 16 * j) = p[i][j][0];
       *(u32*)(to + (16 * i + 8) * P_PITCH + 16 * j) = p[i][j][1];
     }
-}
-
-// Four sums of fragment `piece` to dq_sum; its order is undone by backward_finish.
-DEVICE i64 sum_at(int piece, int x) {
-  int lane = threadIdx.x & 31;
-#if __CUDA_ARCH__ >= 900
-  return piece * 128 + lane * 4 + x;
-#else
-  return piece * 128 + x * 32 + lane;
-#endif
-}
-DEVICE void add_sums(float* sum, int piece, const float (&c)[4]) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
-               :: "l"(sum + sum_at(piece, 0)), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3])
-               : "memory");
-#else
-#pragma unroll
-  for (int x = 0; x < 4; x++) atomicAdd(sum + sum_at(piece, x), c[x]);
-#endif
 }
 
 // A gradient [N, D] from registers through shared memory to its rows.
@@ -265,71 +243,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
   const i64 at = ((i64)(k0 + n0) * K + kv) * D;
   store_tile(dk_sum, room + AT_K, dk + at, rows, K, D, scale);
   store_tile(dv_sum, room + AT_V, dv + at, rows, K, D, 1.f);
-}
-
-// -- before and after --------------------------------------------------------------------------------
-DEVICE void fill_zero(TYPE* x, i64 from, i64 to, i64 step, i64 start) {
-  for (i64 i = from + start; i < to; i += step) x[i] = from_float<TYPE>(0.f);
-}
-
-// A group of LANES threads makes the stats of one (token, head). All threads together clear
-// dq_sum and the gradients of tokens outside of all segments.
-extern "C" __global__ void __launch_bounds__(256) backward_prepare(
-    const TYPE* g, const TYPE* out, const float* lse, const float* g_lse, float2* stats,
-    float4* dq_sum, TYPE* dq, TYPE* dk, TYPE* dv, const int* cu_q, const int* cu_k, int B, int H,
-    int K, int D, int Tq, int Tk, i64 sums) {
-  constexpr int LANES = DP <= 64 ? 8 : DP <= 128 ? 16 : 32;
-  const i64 step = (i64)gridDim.x * 256, start = (i64)blockIdx.x * 256 + threadIdx.x;
-  for (i64 i = start; i < sums; i += step) dq_sum[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-  fill_zero(dq, (i64)cu_q[B] * H * D, (i64)Tq * H * D, step, start);
-  fill_zero(dk, (i64)cu_k[B] * K * D, (i64)Tk * K * D, step, start);
-  fill_zero(dv, (i64)cu_k[B] * K * D, (i64)Tk * K * D, step, start);
-  const i64 total = (i64)Tq * H, padded = (total + 31) / 32 * 32;  // whole warps stay together
-  for (i64 row = start / LANES; row < padded; row += step / LANES) {
-    float sum = 0.f;
-    int column = (threadIdx.x & (LANES - 1)) * 8;
-    if (row < total && column < D) {
-      auto x = load_vec<TYPE, 8>(g + row * D + column), y = load_vec<TYPE, 8>(out + row * D + column);
-#pragma unroll
-      for (int i = 0; i < 8; i++) sum += x[i] * y[i];
-    }
-#pragma unroll
-    for (int d = LANES / 2; d; d >>= 1) sum += __shfl_xor_sync(FULL_MASK, sum, d);
-    if (row < total && column == 0) {
-      float l = lse[row];
-      bool blind = l == -INF;  // sees no key: p = exp(-inf) = 0
-      float2 made = make_float2(blind ? INF : l * LOG2E, blind ? 0.f : sum - g_lse[row]);
-      stats[row % H * Tq + row / H] = made;
-    }
-  }
-}
-
-// A block makes M rows of dq of one head.
-extern "C" __global__ void __launch_bounds__(THREADS) backward_finish(
-    const float* dq_sum, TYPE* dq, const int* cu_q, int B, int H, int D, float scale) {
-  __shared__ __align__(16) char rows[M * PITCH];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y;
-  const int b = segment_of_slot(cu_q, B, blockIdx.x, M);
-  const int i0 = (blockIdx.x - first_slot(cu_q, b, M)) * M, len = cu_q[b + 1] - cu_q[b];
-  if (i0 >= len) return;
-  const float* sum = dq_sum + ((i64)head * gridDim.x + blockIdx.x) * (M * DP);
-  char* own = rows + (warp / QD * (M / QM) + lane / 4) * PITCH +
-              2 * (warp % QD * (DP / QD) + 2 * (lane & 3));
-#pragma unroll
-  for (int i = 0; i < QI; i++)
-#pragma unroll
-    for (int j = 0; j < QB; j++) {
-      float c[4];
-#pragma unroll
-      for (int x = 0; x < 4; x++) c[x] = scale * sum[sum_at((warp * QI + i) * QB + j, x)];
-      *(u32*)(own + 16 * i * PITCH + 16 * j) = pack2<TYPE>(c[0], c[1]);
-      *(u32*)(own + (16 * i + 8) * PITCH + 16 * j) = pack2<TYPE>(c[2], c[3]);
-    }
-  __syncthreads();
-  TYPE* to = dq + ((i64)(cu_q[b] + i0) * H + head) * D;
-  for (int piece = threadIdx.x; piece < M * (DP / 8); piece += THREADS) {
-    int row = piece / (DP / 8), column = piece % (DP / 8);
-    if (row < len - i0 && column * 8 < D)
-      *(uint4*)(to + (i64)row * H * D + column * 8) = *(uint4*)(rows + row * PITCH + column * 16);
-  }
 }

@@ -41,3 +41,53 @@ struct Mask {
   DEVICE int first_key(int i0) const { return max(0, i0 + shift + lowest); }
   DEVICE int last_key(int i1) const { return min(keys - 1, i1 - 1 + shift + highest); }
 };
+
+DEVICE float power2(float x) {  // -inf gives 0; relative error 2^-22
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// What turns scale-free scores into probabilities. `unit` is scale * log2(e), or scale / softcap.
+struct Score {
+  float unit, cap, slope;  // cap: softcap * log2(e), 0: none; slope: of ALiBi, * log2(e)
+
+  DEVICE Score(float scale, float softcap, float alibi)
+      : unit(softcap > 0.f ? scale / softcap : scale * LOG2E),
+        cap(softcap * LOG2E), slope(alibi * LOG2E) {}
+  // log2 of exp(score); slack is multiplied by the softcap's derivative.
+  DEVICE float log2_weight(float s, int distance, float& slack) const {
+    float x = s * unit;
+    if (cap > 0.f) {
+      float t = 1.f - __fdividef(2.f, 1.f + power2(x * (2.f * LOG2E)));
+      slack = 1.f - t * t;
+      x = t * cap;
+    }
+    return x - slope * fabsf((float)distance);
+  }
+};
+
+// Sums of dq lie tile by tile in the order of fragments (pieces of 16 x 8, 4 numbers a lane), so
+// that what a warp adds at once is one contiguous piece: where number x of this lane is.
+DEVICE int sum_at(int piece, int x) {
+  int lane = threadIdx.x & 31;
+#if __CUDA_ARCH__ >= 900
+  return piece * 128 + lane * 4 + x;
+#else
+  return piece * 128 + x * 32 + lane;
+#endif
+}
+#if __CUDA_ARCH__ >= 900
+DEVICE void add_four(float* to, const float* c) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
+               ::"l"(to), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]) : "memory");
+}
+#endif
+DEVICE void add_sums(float* sum, int piece, const float (&c)[4]) {
+#if __CUDA_ARCH__ >= 900
+  add_four(sum + sum_at(piece, 0), c);
+#else
+#pragma unroll
+  for (int x = 0; x < 4; x++) atomicAdd(sum + sum_at(piece, x), c[x]);
+#endif
+}

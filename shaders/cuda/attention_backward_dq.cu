@@ -33,7 +33,7 @@ DEVICE void slope_of(u32 (&ds)[RI][CB][2], float (&s)[RI][CB][4], const float (&
         if (EXTRA) w = score.log2_weight(s[i][j][x], column - row - mask.shift, slack) - stat.x;
         else w = fmaf(s[i][j][x], score.unit, -stat.x);
         if (MASKED && !mask.sees(row, column)) w = -INF;
-        s[i][j][x] = exp2_fast(w) * slack * (dp[i][j][x] - stat.y);
+        s[i][j][x] = power2(w) * slack * (dp[i][j][x] - stat.y);
       }
       ds[i][j][0] = pack2<TYPE>(s[i][j][0], s[i][j][1]);
       ds[i][j][1] = pack2<TYPE>(s[i][j][2], s[i][j][3]);

@@ -1,25 +1,6 @@
 // Products of tiles in shared memory, for the kernels of attention's gradient. Included where DP (the
 // padded width), TYPE, THREADS and PITCH (bytes of a row, an odd multiple of 16) are known.
 
-// What turns scale-free scores into probabilities. `unit` is scale * log2(e), or scale / softcap.
-struct Score {
-  float unit, cap, slope;  // cap: softcap * log2(e), 0: none; slope: of ALiBi, * log2(e)
-
-  DEVICE Score(float scale, float softcap, float alibi)
-      : unit(softcap > 0.f ? scale / softcap : scale * LOG2E),
-        cap(softcap * LOG2E), slope(alibi * LOG2E) {}
-  // log2 of exp(score); slack is multiplied by the softcap's derivative.
-  DEVICE float log2_weight(float s, int distance, float& slack) const {
-    float x = s * unit;
-    if (cap > 0.f) {
-      float t = 1.f - __fdividef(2.f, 1.f + exp2_fast(x * (2.f * LOG2E)));
-      slack = 1.f - t * t;
-      x = t * cap;
-    }
-    return x - slope * fabsf((float)distance);
-  }
-};
-
 // This lane's address for ldmatrix_x4 on a 16 x 16 block: matrices down the rows first, or along
 // the columns first. See mma.cuh: `a` serves A, and B whose rows are k (transposed); `b` serves B
 // whose rows are columns of the product, and A whose rows are k (transposed).

@@ -9,6 +9,7 @@ from ops.attention_cases import CASES, SINKS, SLOPES, TOP_LEFT, Case, draw
 from tolerance import assert_close
 
 from boostr import Tensor, capture, dispatch
+from boostr.backends.cupy import attention_backward
 from boostr.ops.attention import _backward, attention_options
 
 # Lengths around the tiles of 16 to 256 keys and queries.
@@ -114,13 +115,20 @@ def test_tensor_cores(case, dtype, ordered, cupy_backend, rng, monkeypatch):
     close(_backward(*args), want, dtype)
 
 
+@pytest.mark.parametrize("case", [*WIDTHS, *OPTIONS], ids=lambda c: c.name)
+def test_without_hopper(case, cupy_backend, rng, monkeypatch):
+    """What runs on other GPUs with 160 KB of shared memory a block."""
+    monkeypatch.setattr(attention_backward, "HOPPER", {})
+    args, want = arguments(cupy_backend, rng, case, "bfloat16")
+    close(_backward(*args), want, "bfloat16")
+
+
 @pytest.mark.parametrize("ordered", ["0", "1"])
-@pytest.mark.parametrize("case", OPTIONS[1:6], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*WIDTHS[2:], *OPTIONS[1:6]], ids=lambda c: c.name)
 def test_tiles_of_small_gpus(case, ordered, cupy_backend, rng, monkeypatch):
     """What runs where a block has 99 KB of shared memory."""
-    from boostr.backends.cupy import attention_backward
-
     monkeypatch.setattr(attention_backward, "_LARGE", 1 << 30)
+    monkeypatch.setattr(attention_backward, "HOPPER", {})
     monkeypatch.setenv("BOOSTR_DETERMINISTIC", ordered)
     args, want = arguments(cupy_backend, rng, case, "bfloat16")
     close(_backward(*args), want, "bfloat16")

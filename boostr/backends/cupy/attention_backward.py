@@ -1,7 +1,8 @@
 """The gradient of packed attention on CUDA: with tensor cores, else on plain cores.
 
-Kernels: shaders/cuda/attention_backward.cu (keys stay, dq by atomics), attention_backward_dq.cu
-(dq in a fixed order, for BOOSTR_DETERMINISTIC=1) and attention_backward_simt.cu.
+Kernels: shaders/cuda/attention_backward_sm90.cu and attention_backward.cu (keys stay, dq by
+atomics), attention_backward_ends.cu (before and after them), attention_backward_dq.cu (dq in a
+fixed order, for BOOSTR_DETERMINISTIC=1) and attention_backward_simt.cu.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class Keys:
     MC: int = 32
     BLOCKS: int = 1
     DQ: int = 1
+    family = "attention_backward"
+
+    def macros(self) -> dict[str, Any]:
+        return asdict(self)
 
     def shared_bytes(self, DP: int) -> int:
         pitch, p_pitch = 2 * DP + 16, 2 * self.TILE_Q + 16
@@ -45,6 +50,25 @@ class Keys:
         kept = 1 if own_rows and self.DQ else 0 if own_rows else 2
         rows = 2 * self.TILE_K + (self.QS + self.OS) * self.TILE_Q
         return rows * pitch + 16 * self.TILE_Q + kept * self.TILE_K * p_pitch
+
+
+@dataclass(frozen=True)
+class Hopper:
+    """Tile of `backward_keys` in attention_backward_sm90.cu, for a padded width of 64 or 128."""
+
+    TILE_Q: int
+    QM: int
+    DQ: int = 1
+    TILE_K = 128
+    WARP_COUNT = 8
+    family = "attention_backward_sm90"
+
+    def macros(self) -> dict[str, Any]:
+        return {"DQ": self.DQ}
+
+    def shared_bytes(self, DP: int) -> int:
+        keys, queries = 2 * self.TILE_K * DP * 2, 4 * self.TILE_Q * DP * 2
+        return keys + queries + self.DQ * self.TILE_Q * self.TILE_K * 2 + 16 * self.TILE_Q
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,8 @@ class Queries:
         return (2 * self.rows + 4 * self.TILE_K) * (2 * DP + 16)
 
 
-# padded head_dim -> tile: with 160 KB of shared memory or more, and with 99 KB
+# padded head_dim -> tile: on compute capability 9.0, with 160 KB of shared memory, with 99 KB
+HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4)}
 KEYS = {
     64: Keys(128, 128, 8, SN=4, KN=4, QM=4),
     96: Keys(64, 128, 8, SN=4, KN=4, QM=4),
@@ -92,8 +117,18 @@ SMALL_QUERIES = {
 }
 
 
-def _padded(D: int) -> int:
-    return min(width for width in KEYS if width >= D)
+def _tile(D: int, caps: Any) -> tuple[int, Keys | Hopper]:
+    """The padded width and the tile for a head_dim."""
+    if caps.compute_capability == 90 and max(HOPPER, default=0) >= D:
+        tiles = HOPPER
+    else:
+        tiles = KEYS if caps.shared_bytes >= _LARGE else SMALL_KEYS
+    DP = min(width for width in tiles if width >= D)
+    return DP, tiles[DP]
+
+
+def _query_tile(DP: int, caps: Any) -> Queries:
+    return (QUERIES if caps.shared_bytes >= _LARGE else SMALL_QUERIES)[DP]
 
 
 @dataclass(frozen=True)
@@ -162,58 +197,51 @@ def _strides(*arrays: Any) -> list[int]:
     return [s // x.itemsize for x in arrays for s in x.strides[:2]]
 
 
-def _prepare(call: _Call, outputs: tuple, tile: Keys, defines: dict[str, Any]) -> tuple[Any, Any]:
-    """stats [H, Tq, 2] and, unless the tile makes no dq, its sums [H, slots, M * DP], cleared."""
-    B, H, K, D = call.shape
-    Tq, Tk = len(call.q), len(call.k)
-    empty = call.backend.empty
-    stats = empty((H, Tq, 2))
-    size = tile.TILE_Q * defines["DP"]
-    sums = empty((H, Tq // tile.TILE_Q + B, size)) if tile.DQ else None
-    pieces = 0 if sums is None else sums.size // 4
-    grid = call.prepare_grid(max(Tq * H * 16, pieces))
-    call.backend.launch(
-        "attention_backward", "backward_prepare", grid, (256,),
-        [call.g, call.out, call.lse, call.g_lse, stats, sums, *outputs, call.cu_q, call.cu_k, B, H,
-         K, D, Tq, Tk, dtypes.int64.type(pieces)],
-        **defines,
-    )  # fmt: skip
-    return stats, sums
-
-
 def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     backend, (B, H, K, D) = call.backend, call.shape
-    Tq, Tk, DP = len(call.q), len(call.k), _padded(D)
-    large = backend.caps.shared_bytes >= _LARGE
+    Tq, Tk = len(call.q), len(call.k)
+    DP, tile = _tile(D, backend.caps)
     ordered = env.DETERMINISTIC.text() == "1"
-    tile = (KEYS if large else SMALL_KEYS)[DP]
     if ordered:
         tile = replace(tile, DQ=0)
-    extra = int(call.alibi is not None or call.options.softcap > 0)
-    common = {"TYPE": backend.c_type(call.q.dtype), "DP": DP, "EXTRA": extra}
-    defines = {**common, **asdict(tile)}
+    kind: dict[str, Any] = {"TYPE": backend.c_type(call.q.dtype), "DP": DP}
+    special: dict[str, Any] = {"EXTRA": int(call.alibi is not None or call.options.softcap > 0)}
+    ends: dict[str, Any] = {
+        **kind,
+        **{name: getattr(tile, name) for name in ("TILE_Q", "WARP_COUNT", "QM")},
+    }
     dq, dk, dv = outputs = call.outputs()
-    stats, sums = _prepare(call, outputs, tile, defines)
-    numbers = [B, H, K, D, Tq, *_strides(call.q, call.k, call.v), *call.mask]
-    lengths = [call.cu_q, call.cu_k, call.alibi]
+    stats = backend.empty((H, Tq, 2))
+    slots, threads = Tq // tile.TILE_Q + B, (32 * tile.WARP_COUNT,)
+    sums = None if ordered else backend.empty((H, slots, tile.TILE_Q * DP))
+    pieces = 0 if sums is None else sums.size // 4
     backend.launch(
-        "attention_backward", "backward_keys", (Tk // tile.TILE_K + B, K), (32 * tile.WARP_COUNT,),
-        [call.q, call.k, call.v, call.g, stats, sums, dk, dv, *lengths, *numbers],
-        shared_bytes=tile.shared_bytes(DP), **defines,
+        "attention_backward_ends", "backward_prepare",
+        call.prepare_grid(max(Tq * H * 16, pieces)), (256,),
+        [call.g, call.out, call.lse, call.g_lse, stats, sums, *outputs, call.cu_q, call.cu_k, B, H,
+         K, D, Tq, Tk, dtypes.int64.type(pieces)],
+        **ends,
     )  # fmt: skip
-    if ordered:
-        rows = (QUERIES if large else SMALL_QUERIES)[DP]
+    inputs = [call.q, call.k, call.v, call.g, stats]
+    numbers = [call.cu_q, call.cu_k, call.alibi, B, H, K, D, Tq,
+               *_strides(call.q, call.k, call.v), *call.mask]  # fmt: skip
+    backend.launch(
+        tile.family, "backward_keys", (Tk // tile.TILE_K + B, K), threads,
+        [*inputs, sums, dk, dv, *numbers],
+        shared_bytes=tile.shared_bytes(DP), **kind, **special, **tile.macros(),
+    )  # fmt: skip
+    if not ordered:
         backend.launch(
-            "attention_backward_dq", "backward_queries", (Tq // rows.rows + B, H),
-            (32 * rows.WARP_COUNT,),
-            [call.q, call.k, call.v, call.g, stats, dq, *lengths, *numbers],
-            shared_bytes=rows.shared_bytes(DP), **common, **asdict(rows),
+            "attention_backward_ends", "backward_finish", (slots, H), threads,
+            [sums, dq, call.cu_q, B, H, D, float(call.options.scale)], **ends,
         )  # fmt: skip
-    else:
-        backend.launch(
-            "attention_backward", "backward_finish", (Tq // tile.TILE_Q + B, H),
-            (32 * tile.WARP_COUNT,), [sums, dq, call.cu_q, B, H, D, float(call.options.scale)], **defines,
-        )  # fmt: skip
+        return outputs
+    rows = _query_tile(DP, backend.caps)
+    backend.launch(
+        "attention_backward_dq", "backward_queries", (Tq // rows.rows + B, H),
+        (32 * rows.WARP_COUNT,), [*inputs, dq, *numbers],
+        shared_bytes=rows.shared_bytes(DP), **kind, **special, **asdict(rows),
+    )  # fmt: skip
     return outputs
 
 
@@ -290,12 +318,17 @@ KERNELS = {"varlen_attention_backward": Kernel(_run, _supports)}
 
 def _variants() -> list[Variant]:
     made = []
-    for keys, queries in ((KEYS, QUERIES), (SMALL_KEYS, SMALL_QUERIES)):
+    for keys, queries in ((KEYS, QUERIES), (SMALL_KEYS, SMALL_QUERIES), (HOPPER, {})):
         for DP, (kind, extra) in itertools.product(keys, (("bf16", 0), ("f16", 1))):
-            head = {"TYPE": kind, "DP": DP, "EXTRA": extra}
-            tiles = keys[DP], replace(keys[DP], DQ=0)
-            made += [Variant("attention_backward", {**head, **asdict(t)}, 80) for t in tiles]
-            made.append(Variant("attention_backward_dq", {**head, **asdict(queries[DP])}, 80))
+            tile, head = keys[DP], {"TYPE": kind, "DP": DP}
+            ends = {"TILE_Q": tile.TILE_Q, "WARP_COUNT": tile.WARP_COUNT, "QM": tile.QM}
+            made.append(Variant("attention_backward_ends", {**head, **ends}, 80))
+            head["EXTRA"] = extra
+            only = "sm_90a" if keys is HOPPER else None
+            both = tile, replace(tile, DQ=0)
+            made += [Variant(t.family, {**head, **t.macros()}, 80, only) for t in both]
+            if DP in queries:
+                made.append(Variant("attention_backward_dq", {**head, **asdict(queries[DP])}, 80))
     plain = [("float", "float", width) for width in (32, 64, 128, 256)]
     for q, k, width in [*plain, ("f16", "f16", 64), ("float", "bf16", 128)]:
         made.append(Variant("attention_backward_simt", {"TQ": q, "TK": k, "WIDTH": width}))
