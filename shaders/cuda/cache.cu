@@ -1,9 +1,9 @@
 // The paged cache: where tokens lie, writing rows of keys and values, stepping a decode loop.
 //
-// slot_mapping: slot = block * bs + position % bs, block = table[sequence, position / bs % columns];
-//   -1 where the block is negative. One thread a token.
-// kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped. blockIdx.x
-//   is the token, blockIdx.y 0 for k and 1 for v; a thread copies runs of VEC elements.
+// slot_mapping: slot = block * bs + position % bs, block = table[sequence, position / bs %
+//   columns]; -1 where the block is negative. One thread a token.
+// kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped.
+//   blockIdx.x is the token, blockIdx.y 0 for k and 1 for v; a thread copies runs of VEC elements.
 // advance: ids = chosen, then each counter += 1. One block.
 //
 // Macros: X type of new rows, C type of the caches, VEC (only kv_write).

@@ -11,7 +11,8 @@
 // id that occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather` sorts
 // one stretch in shared memory and adds its rows up in the order of tokens. An id that more than
 // CAP tokens have, of which there are fewer than T / CAP, searches all ids in order instead.
-// Table rows that do not occur are zeroed by `zero`. Macros: ID, X type of g, O type of dtable, RUN.
+// Table rows that do not occur are zeroed by `zero`.
+// Macros: ID, X type of g, O type of dtable, RUN.
 #include "packed.cuh"
 
 #if FORM >= 0

@@ -5,11 +5,12 @@
 // h = x + residual (ADD; then written too) or x. Sums and products in f32.
 //
 // Gradients, n = the normalised row before the weight, c = g * (w + offset) or g * w:
-//   RMS    dh = r * (c - n * mean(c * n))            layer  dh = r * (c - mean(c) - n * mean(c * n))
+//   RMS    dh = r * (c - n * mean(c * n))
+//   layer  dh = r * (c - mean(c) - n * mean(c * n))
 //   dw = sum over rows of g * n, db = sum over rows of g
 //
-// Threads: LANES of them a row, ROWS rows a block (1 where LANES > 32). Thread l has the runs of VEC
-// elements l, l + LANES, ...: ITEMS of them, kept in registers, so that memory is read once;
+// Threads: LANES of them a row, ROWS rows a block (1 where LANES > 32). Thread l has the runs l,
+// l + LANES, ... of VEC elements: ITEMS of them, kept in registers, so that memory is read once;
 // ITEMS = 0: as many as it takes, read again (rows that are too long or not in runs of 16 bytes).
 // The gradient goes over rows with a grid of few blocks: a thread's columns stay the same, so it
 // adds up dw and db in registers, and `norm_weights` adds the blocks' partial sums: deterministic.
@@ -35,8 +36,8 @@ DEVICE i64 row_start(int row, int E, int inner, i64 stride) {
 #define COLUMN(i) ((lane + (i) * LANES) * VEC)
 
 extern "C" __global__ void __launch_bounds__(LANES* ROWS)
-norm_forward(const X* x, const X* residual, const W* weight, const W* bias, X* y, X* h, int rows, int E,
-     int inner, i64 stride, float eps, float offset) {
+norm_forward(const X* x, const X* residual, const W* weight, const W* bias, X* y, X* h, int rows,
+             int E, int inner, i64 stride, float eps, float offset) {
   __shared__ float room[LANES > 32 ? LANES / 16 : 1];
   int turn = 0;
   const int lane = threadIdx.x % LANES;

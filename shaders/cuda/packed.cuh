@@ -23,7 +23,8 @@ DEVICE void decode(const void* table, const float* scales, i64 row, int column, 
   } else {
     const int2 words = *(const int2*)q;
 #pragma unroll
-    for (int j = 0; j < N; j++) out[j] = scale * (float)(i8)((j < 4 ? words.x : words.y) >> 8 * (j & 3));
+    for (int j = 0; j < N; j++)
+      out[j] = scale * (float)(i8)((j < 4 ? words.x : words.y) >> 8 * (j & 3));
   }
 #elif FORM == 2
   const u8* block = (const u8*)table + (row * (K / 32) + column / 32) * 34;

@@ -1,9 +1,9 @@
-// What the kernels that go over rows share: runs of elements in registers, sums over a row's threads.
+// What the kernels that go over rows share: runs of elements in registers, sums over a row.
 // Data that other kernels write is read by plain loads after `pdl_wait`: never through the
 // read-only path (`__ldg`, `const __restrict__`), which may keep what was there before the wait.
 #include "prelude.cuh"
 
-// -- N elements of T: loaded and stored in accesses of up to 16 bytes, kept as they lie -------------
+// -- N elements of T: loaded and stored in accesses of up to 16 bytes, kept as they lie -----------
 template <typename T, int N> struct Pack {
   static constexpr int BYTES = N * (int)sizeof(T);
   u32 word[(BYTES + 3) / 4];
@@ -23,7 +23,9 @@ template <typename T, int N> struct Pack {
     }
   }
 };
-DEVICE float unpack(u32 w, int odd, bf16*) { return __uint_as_float(odd ? w & 0xffff0000u : w << 16); }
+DEVICE float unpack(u32 w, int odd, bf16*) {
+  return __uint_as_float(odd ? w & 0xffff0000u : w << 16);
+}
 DEVICE float unpack(u32 w, int odd, f16*) {
   return __half2float(__ushort_as_half((u16)(odd ? w >> 16 : w & 0xffffu)));
 }
@@ -60,7 +62,8 @@ template <typename T, int N> DEVICE Pack<T, N> load_pack(const T* p) {
 #pragma unroll
     for (int i = 0; i < Pack<T, N>::BYTES / 16; i++) {
       uint4 a = ((const uint4*)p)[i];
-      v.word[4 * i] = a.x; v.word[4 * i + 1] = a.y; v.word[4 * i + 2] = a.z; v.word[4 * i + 3] = a.w;
+      u32* w = v.word + 4 * i;
+      w[0] = a.x; w[1] = a.y; w[2] = a.z; w[3] = a.w;
     }
   }
   return v;
@@ -71,8 +74,10 @@ template <typename T, int N> DEVICE void store_pack(T* p, const Pack<T, N>& v) {
   else if constexpr (Pack<T, N>::BYTES == 8) *(uint2*)p = make_uint2(v.word[0], v.word[1]);
   else {
 #pragma unroll
-    for (int i = 0; i < Pack<T, N>::BYTES / 16; i++)
-      ((uint4*)p)[i] = make_uint4(v.word[4 * i], v.word[4 * i + 1], v.word[4 * i + 2], v.word[4 * i + 3]);
+    for (int i = 0; i < Pack<T, N>::BYTES / 16; i++) {
+      const u32* w = v.word + 4 * i;
+      ((uint4*)p)[i] = make_uint4(w[0], w[1], w[2], w[3]);
+    }
   }
 }
 template <typename T, int N> DEVICE void store_floats(T* p, const float (&x)[N]) {
@@ -81,7 +86,7 @@ template <typename T, int N> DEVICE void store_floats(T* p, const float (&x)[N])
   store_pack<T, N>(p, v);
 }
 
-// -- sums and maxima over the N threads of a row ----------------------------------------------------
+// -- sums and maxima over the N threads of a row --------------------------------------------------
 // N is a power of two; more than a warp means that the block has one row. Then `room` is shared
 // memory for 2 * COUNT * N / 32 floats, and `turn` flips between one call and the next: one barrier
 // a call is enough, as a half of `room` is written again only after the barrier of the other half.
