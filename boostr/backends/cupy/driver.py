@@ -70,11 +70,11 @@ class Module:
         check(library().cuModuleLoadData(ctypes.byref(self._handle), cubin), f"loading {name}")
 
     def function(self, name: str, shared_bytes: int = 0) -> ctypes.c_void_p:
-        """A kernel's handle; `shared_bytes` above 48 KiB must be asked for here."""
+        """A kernel's handle. Above 48 KiB, static ones included, shared memory must be asked for."""
         handle = ctypes.c_void_p()
         status = library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
         check(status, f"{self._name} has no kernel {name}")
-        if shared_bytes > 48 * 1024:
+        if shared_bytes:
             status = library().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
             check(status, f"{name}: {shared_bytes} bytes of shared memory")
         return handle
