@@ -70,7 +70,7 @@ class Module:
         check(library().cuModuleLoadData(ctypes.byref(self._handle), cubin), f"loading {name}")
 
     def function(self, name: str, shared_bytes: int = 0) -> ctypes.c_void_p:
-        """A kernel's handle. Above 48 KiB, static ones included, shared memory must be asked for."""
+        """A kernel's handle; what it may take beyond 48 KiB of shared memory is asked for here."""
         handle = ctypes.c_void_p()
         status = library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
         check(status, f"{self._name} has no kernel {name}")
