@@ -263,8 +263,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     int D, int Dv, int left, int right, int bottom_right, float scale, float softcap,
     int block_size, int columns, int together) {
   extern __shared__ __align__(1024) char shared[];
-  __shared__ Kept kept;
   constexpr int KV_BYTES = Rows::bytes(BLOCK_N);
+  Kept& kept = *(Kept*)(shared + Rows::bytes(BLOCK_M) + 4 * KV_BYTES);  // 128 bytes at the end
   u32 q_to = shared_address(shared), k_to = q_to + Rows::bytes(BLOCK_M), v_to = k_to + 2 * KV_BYTES;
   int warp_row = threadIdx.x / 32 * (16 * TILES_M);
   Layout at = {k_row, v_row, k_block, v_block, D, Dv, block_size, columns};

@@ -43,11 +43,11 @@ class Tiles:
         return 16 * self.tiles_m * self.warps
 
     def shared_bytes(self, head_dim: int) -> int:
-        """q, and two stages of k and of v."""
+        """q, two stages of k and of v, and what the kernel calls `Kept`."""
         chunks = head_dim // 8
         pitch = 16 * (chunks if chunks % 8 == 0 else chunks | 1)
         tiles = (self.rows, *(self.block_n,) * 4)
-        return sum(-(-n * pitch // 1024) * 1024 for n in tiles)
+        return sum(-(-n * pitch // 1024) * 1024 for n in tiles) + 128
 
     def defines(self, head_dim: int, c_type: str, paged: bool, general: bool) -> dict[str, Any]:
         return {
@@ -63,7 +63,7 @@ def choose_tiles(head_dim: int, paged: bool, general: bool, shared_bytes: int) -
         return Tiles(64)
     if head_dim == 128:
         if shared_bytes > 2 * 96 * 1024:
-            return Tiles(32 if paged and general else 64)
+            return Tiles(32 if general else 64)
         return Tiles(32) if shared_bytes > 2 * 64 * 1024 else Tiles(32, tiles_m=1)
     return Tiles(32, tiles_m=1) if shared_bytes > 96 * 1024 else None
 
@@ -111,7 +111,7 @@ class _Call:
         if not fits or caps.compute_capability < least or self.options.scale <= 0:
             return None
         tiles = choose_tiles(self.head_dim, self.table is not None, self.general, caps.shared_bytes)
-        enough = tiles is not None and tiles.shared_bytes(self.head_dim) + 64 <= caps.shared_bytes
+        enough = tiles is not None and tiles.shared_bytes(self.head_dim) <= caps.shared_bytes
         return tiles if enough else None
 
 
@@ -271,7 +271,7 @@ def _variants() -> list[Variant]:
         head_dim: int, c_type: str, kilobytes: int, least: int, paged: bool, general: bool
     ) -> None:
         tiles = choose_tiles(head_dim, paged, general, kilobytes * 1024)
-        if tiles is not None and tiles.shared_bytes(head_dim) < kilobytes * 1024 - 64:
+        if tiles is not None and tiles.shared_bytes(head_dim) <= kilobytes * 1024:
             variant = Variant("attention", tiles.defines(head_dim, c_type, paged, general), least)
             made.setdefault(tuple(variant.defines.values()), variant)
 
