@@ -41,8 +41,9 @@ struct Call {
   const int *cu, *table, *lens;
   const float* alibi;
   float *out, *ms;
-  i64 q_row, q_head, k_row, k_head, v_row, v_head;
-  int T, H, G, B, bs, columns, S, grain, left, right, bottom_right;
+  i64 q_row, q_head, k_head, v_head;
+  int k_row, v_row;  // elements from one position to the next
+  int T, H, G, B, bs, bs_shift, columns, S, grain_shift, left, right, bottom_right;
   float scale, softcap;
 };
 
@@ -50,6 +51,7 @@ struct Call {
 struct RowInfo {
   int lo, hi, position;
   float slope;
+  int result, pad[3];  // t * H + h
 };
 
 struct Shared {
@@ -62,6 +64,12 @@ struct Shared {
   float* p;        // of this warp, MMA 0: [KEYS][ROWS]
 };
 
+DEVICE int warp_add(int x) {
+#pragma unroll
+  for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(FULL_MASK, x, d);
+  return x;
+}
+
 // -- loading -------------------------------------------------------------------------------------
 // Until all but the newest N groups of this warp's lanes have landed.
 template <int N> DEVICE void wait_landed() {
@@ -71,7 +79,7 @@ template <int N> DEVICE void wait_landed() {
 
 // KEYS rows of a cache to shared memory; lane r has the row of key r, negative: zeros.
 template <int REAL, int WIDTH, int PITCH>
-DEVICE void load_rows(CT* to, const CT* from, i64 stride, int row_of_lane) {
+DEVICE void load_rows(CT* to, const CT* from, int stride, int row_of_lane) {
   int lane = threadIdx.x & 31;
 #if VEC
   constexpr int N = WIDTH / PIECE;
@@ -86,7 +94,7 @@ DEVICE void load_rows(CT* to, const CT* from, i64 stride, int row_of_lane) {
       int row = __shfl_sync(FULL_MASK, row_of_lane, key & 31);
       bool there = at < KEYS * N && row >= 0 && piece < REAL / PIECE;
       held[i] = make_uint4(0, 0, 0, 0);
-      if (there) held[i] = *(const uint4*)(from + row * stride + piece * PIECE);
+      if (there) held[i] = *(const uint4*)(from + (i64)row * stride + piece * PIECE);
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
@@ -103,13 +111,13 @@ DEVICE void load_rows(CT* to, const CT* from, i64 stride, int row_of_lane) {
       constexpr int ROWS_OF = 32 % N ? 1 : 32 / N;
       int row = __shfl_sync(FULL_MASK, row_of_lane, i * ROWS_OF + lane / N);
       bool there = row >= 0 && (REAL == WIDTH || lane % N < REAL / PIECE);
-      cp_async16(base + i * ROWS_OF * PITCH * (int)sizeof(CT), from + (there ? row * stride : 0),
+      cp_async16(base + i * ROWS_OF * PITCH * (int)sizeof(CT), from + (i64)max(row, 0) * stride,
                  there);
     } else {
       int at = i * 32 + lane, key = at / N, piece = at % N;
       int row = __shfl_sync(FULL_MASK, row_of_lane, key & 31);
       bool there = row >= 0 && (REAL == WIDTH || piece < REAL / PIECE);
-      const CT* source = from + (there ? row * stride + (piece - lane % N) * PIECE : 0);
+      const CT* source = from + (i64)max(row, 0) * stride + (piece - lane % N) * PIECE;
       if (KEYS * N % 32 == 0 || at < KEYS * N)
         cp_async16(shared_address(to + key * PITCH + piece * PIECE), source, there);
     }
@@ -119,7 +127,8 @@ DEVICE void load_rows(CT* to, const CT* from, i64 stride, int row_of_lane) {
   for (int key = 0; key < KEYS; key++) {
     int row = __shfl_sync(FULL_MASK, row_of_lane, key);
     for (int d = lane; d < WIDTH; d += 32)
-      to[key * PITCH + d] = row >= 0 && d < REAL ? from[row * stride + d] : from_float<CT>(0.f);
+      to[key * PITCH + d] = row >= 0 && d < REAL ? from[(i64)row * stride + d]
+                                                     : from_float<CT>(0.f);
   }
 #endif
 }
@@ -127,7 +136,7 @@ DEVICE void load_rows(CT* to, const CT* from, i64 stride, int row_of_lane) {
 // One sequence as the block sees it.
 struct Sequence {
   int first, queries, length, lo, hi, units;  // units of KEYS that any of its queries sees
-  DEVICE int passes(int G) const { return (queries * G + ROWS - 1) / ROWS; }
+  DEVICE int passes(int G) const { return (u32)(queries * G + ROWS - 1) / ROWS; }
 };
 
 DEVICE Sequence sequence(const Call& a, int b) {
@@ -140,7 +149,7 @@ DEVICE Sequence sequence(const Call& a, int b) {
   if (a.left >= 0) s.lo = max(s.lo, shift - a.left);
   s.hi = s.length - 1;
   if (a.right >= 0) s.hi = min(s.hi, shift + s.queries - 1 + a.right);
-  s.units = s.queries > 0 && s.hi >= s.lo ? s.hi / KEYS - s.lo / KEYS + 1 : 0;
+  s.units = s.queries > 0 && s.hi >= s.lo ? (u32)s.hi / KEYS - (u32)s.lo / KEYS + 1 : 0;
   return s;
 }
 
@@ -148,8 +157,12 @@ DEVICE Sequence sequence(const Call& a, int b) {
 DEVICE int lookup(const Call& a, const Sequence& s, int b, int u, int end) {
   int p = u * KEYS + (threadIdx.x & (KEYS - 1));
   if (u >= end || p < s.lo || p > s.hi) return -1;
-  int column = p / a.bs, offset = p - column * a.bs;
-  if (column >= a.columns) column %= a.columns;
+  int column = 0, offset = p;
+  if (p >= a.bs) {
+    column = a.bs_shift >= 0 ? p >> a.bs_shift : (int)((u32)p / (u32)a.bs);
+    offset -= column * a.bs;
+    if (column >= a.columns) column = (u32)column % (u32)a.columns;
+  }
   int block = a.table[(i64)b * a.columns + column];
   return block < 0 ? -1 : block * a.bs + offset;
 }
@@ -183,289 +196,35 @@ DEVICE float score(const Call& a, const Shared& sh, float dot, int row, int p, b
 }
 
 #if MMA
-constexpr int TILES = ROWS / 16;
-constexpr bool Q_HELD = TILES == 1 && HEAD_DIM <= 128;
-
-// Sums of one warp. Lane l has rows l/4 and l/4 + 8 of each tile, columns 2 (l%4) + {0, 1} of 8.
-struct Sums {
-  float o[TILES][V_WIDTH / 8][4], top[TILES][2], sum[TILES][2];
-  u32 q[K_WIDTH / 16][4];
-
-  DEVICE u32 q_at(const Shared& sh, int tile, int k) {
-    int lane = threadIdx.x & 31;
-    return shared_address((const CT*)sh.q + (tile * 16 + (lane & 15)) * K_PITCH + (lane >> 4) * 8) +
-           k * 32;
-  }
-
-  DEVICE void begin(const Shared& sh) {
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-      top[t][0] = top[t][1] = -INF;
-      sum[t][0] = sum[t][1] = 0.f;
-#pragma unroll
-      for (int n = 0; n < V_WIDTH / 8; n++)
-        o[t][n][0] = o[t][n][1] = o[t][n][2] = o[t][n][3] = 0.f;
-    }
-    if (Q_HELD)
-#pragma unroll
-      for (int k = 0; k < K_WIDTH / 16; k++) ldmatrix_x4(q[k], q_at(sh, 0, k));
-  }
-
-  // p (u's first key) and which keys are there; K rows and V rows of the unit; `values` waits.
-  template <typename Wait>
-  DEVICE void step(const Call& a, const Shared& sh, int p0, u32 mask, bool full, const CT* keys,
-                   Wait values) {
-    int lane = threadIdx.x & 31;
-    float s[TILES][KEYS / 8][4];
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; n++) s[t][n][0] = s[t][n][1] = s[t][n][2] = s[t][n][3] = 0.f;
-    u32 at = shared_address(keys + ((lane & 7) + (lane >> 4) * 8) * K_PITCH +
-                            ((lane >> 3) & 1) * 8);
-#pragma unroll
-    for (int k = 0; k < K_WIDTH / 16; k++) {
-      u32 rows[TILES][4];
-#pragma unroll
-      for (int t = 0; t < TILES; t++)
-        if (!Q_HELD) ldmatrix_x4(rows[t], q_at(sh, t, k));
-#pragma unroll
-      for (int n = 0; n < KEYS / 16; n++) {
-        u32 b[4];
-        ldmatrix_x4(b, at + n * 32 * K_PITCH + k * 32);
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-          mma_16816<CT>(s[t][2 * n], Q_HELD ? q[k] : rows[t], b[0], b[1]);
-          mma_16816<CT>(s[t][2 * n + 1], Q_HELD ? q[k] : rows[t], b[2], b[3]);
-        }
-      }
-    }
-    u32 weights[TILES][KEYS / 16][4];
-#pragma unroll
-    for (int t = 0; t < TILES; t++) softmax(a, sh, t, p0, mask, full, s[t], weights[t]);
-    u32 v = shared_address(values() + (lane & 15) * V_PITCH + (lane >> 4) * 8);
-#pragma unroll
-    for (int n = 0; n < KEYS / 16; n++)
-#pragma unroll
-      for (int d = 0; d < V_WIDTH / 16; d++) {
-        u32 b[4];
-        ldmatrix_x4_trans(b, v + n * 32 * V_PITCH + d * 32);
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-          mma_16816<CT>(o[t][2 * d], weights[t][n], b[0], b[1]);
-          mma_16816<CT>(o[t][2 * d + 1], weights[t][n], b[2], b[3]);
-        }
-      }
-  }
-
-  DEVICE void softmax(const Call& a, const Shared& sh, int t, int p0, u32 mask, bool full,
-                      float (&s)[KEYS / 8][4], u32 (&weights)[KEYS / 16][4]) {
-    int lane = threadIdx.x & 31;
-    float high[2] = {top[t][0], top[t][1]};
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        int key = n * 8 + (lane & 3) * 2 + (e & 1), row = t * 16 + (lane >> 2) + (e >> 1) * 8;
-        s[n][e] = score(a, sh, s[n][e], row, p0 + key, full, mask >> key & 1);
-        high[e >> 1] = fmaxf(high[e >> 1], s[n][e]);
-      }
-    float base[2];
-    bool higher = false;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      high[i] = fmaxf(high[i], __shfl_xor_sync(FULL_MASK, high[i], 1));
-      high[i] = fmaxf(high[i], __shfl_xor_sync(FULL_MASK, high[i], 2));
-      base[i] = high[i] == -INF ? 0.f : high[i];
-      higher |= high[i] > top[t][i];
-    }
-    if (__any_sync(FULL_MASK, higher)) {
-      float fade[2] = {exp2_fast(top[t][0] - base[0]), exp2_fast(top[t][1] - base[1])};
-#pragma unroll
-      for (int i = 0; i < 2; i++) sum[t][i] *= fade[i], top[t][i] = high[i];
-#pragma unroll
-      for (int n = 0; n < V_WIDTH / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) o[t][n][e] *= fade[e >> 1];
-    }
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        s[n][e] = exp2_fast(s[n][e] - base[e >> 1]);
-        sum[t][e >> 1] += s[n][e];
-      }
-      weights[n / 2][n % 2 * 2] = pack2<CT>(s[n][0], s[n][1]);
-      weights[n / 2][n % 2 * 2 + 1] = pack2<CT>(s[n][2], s[n][3]);
-    }
-  }
-
-  DEVICE void stats(float2* to) {
-    int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float x = sum[t][i];
-        x += __shfl_xor_sync(FULL_MASK, x, 1);
-        x += __shfl_xor_sync(FULL_MASK, x, 2);
-        if ((lane & 3) == 0) to[t * 16 + i * 8 + lane / 4] = make_float2(top[t][i], x);
-      }
-  }
-
-  // The rows below `count`, times the factor of each, to shared memory.
-  template <typename Factor> DEVICE void store(float* to, int count, Factor factor) {
-    int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        int row = t * 16 + i * 8 + lane / 4;
-        if (row >= count) continue;
-        float f = factor(row, top[t][i]);
-        float* line = to + row * SUM_PITCH + (lane & 3) * 2;
-#pragma unroll
-        for (int n = 0; n < V_WIDTH / 8; n++)
-          *(float2*)(line + n * 8) = make_float2(o[t][n][2 * i] * f, o[t][n][2 * i + 1] * f);
-      }
-  }
-};
+#include "attention_decode_mma.cuh"
 #else
-constexpr int PER = KEYS / 4;        // keys of a lane in the scores: lane/8 + 4 j
-constexpr int NV = V_WIDTH / 32;     // columns of a lane in the sums
-constexpr int VW = V_WIDTH % 128 == 0 ? 4 : V_WIDTH % 64 == 0 ? 2 : 1;  // consecutive ones
-
-// Sums of one warp. Scores: 8 lanes share a key, 16-byte pieces l%8, l%8 + 8, ... of its row.
-// Values: every lane has NV columns of all rows.
-struct Sums {
-  float o[ROWS][NV], top[ROWS], sum[ROWS];
-
-  DEVICE void begin(const Shared& sh) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      top[r] = -INF, sum[r] = 0.f;
-#pragma unroll
-      for (int i = 0; i < NV; i++) o[r][i] = 0.f;
-    }
-  }
-
-  template <typename Wait>
-  DEVICE void step(const Call& a, const Shared& sh, int p0, u32 mask, bool full, const CT* keys,
-                   Wait values) {
-    int lane = threadIdx.x & 31, mine = lane >> 3;
-    float s[ROWS][PER] = {};
-#pragma unroll
-    for (int c = 0; c < K_WIDTH / PIECE / 8; c++) {
-      int d = (c * 8 + (lane & 7)) * PIECE;
-      Vec<CT, PIECE> k[PER];
-#pragma unroll
-      for (int j = 0; j < PER; j++) k[j] = load_vec<CT, PIECE>(keys + (mine + 4 * j) * K_PITCH + d);
-#pragma unroll
-      for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int e = 0; e < PIECE; e += 4) {
-          float4 x = *(const float4*)((const float*)sh.q + r * K_WIDTH + d + e);
-#pragma unroll
-          for (int j = 0; j < PER; j++)
-            s[r][j] += x.x * k[j][e] + x.y * k[j][e + 1] + x.z * k[j][e + 2] + x.w * k[j][e + 3];
-        }
-    }
-    __syncwarp();  // the weights of the last unit have been read
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) softmax(a, sh, r, p0, mask, full, s[r]);
-    const CT* v = values();
-#pragma unroll 4
-    for (int key = 0; key < KEYS; key++) {
-      float x[NV];
-#pragma unroll
-      for (int i = 0; i < NV; i += VW) {
-        Vec<CT, VW> piece = load_vec<CT, VW>(v + key * V_PITCH + i * 32 + lane * VW);
-#pragma unroll
-        for (int e = 0; e < VW; e++) x[i + e] = piece[e];
-      }
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        float w = sh.p[key * ROWS + r];
-#pragma unroll
-        for (int i = 0; i < NV; i++) o[r][i] += w * x[i];
-      }
-    }
-  }
-
-  DEVICE void softmax(const Call& a, const Shared& sh, int r, int p0, u32 mask, bool full,
-                      float (&s)[PER]) {
-    int lane = threadIdx.x & 31, mine = lane >> 3;
-    float high = top[r];
-#pragma unroll
-    for (int j = 0; j < PER; j++) {
-#pragma unroll
-      for (int d = 4; d; d >>= 1) s[j] += __shfl_xor_sync(FULL_MASK, s[j], d);
-      int key = mine + 4 * j;
-      s[j] = score(a, sh, s[j], r, p0 + key, full, mask >> key & 1);
-      high = fmaxf(high, s[j]);
-    }
-    high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 8));
-    high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 16));
-    float base = high == -INF ? 0.f : high;
-    if (high > top[r]) {  // all lanes alike
-      float fade = exp2_fast(top[r] - base);
-      sum[r] *= fade, top[r] = high;
-#pragma unroll
-      for (int i = 0; i < NV; i++) o[r][i] *= fade;
-    }
-#pragma unroll
-    for (int j = 0; j < PER; j++) {
-      s[j] = exp2_fast(s[j] - base);
-      sum[r] += s[j];
-      if ((lane & 7) == (r & 7)) sh.p[(mine + 4 * j) * ROWS + r] = s[j];
-    }
-  }
-
-  DEVICE void stats(float2* to) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      float x = sum[r];
-      x += __shfl_xor_sync(FULL_MASK, x, 8);
-      x += __shfl_xor_sync(FULL_MASK, x, 16);
-      if ((threadIdx.x & 31) == 0) to[r] = make_float2(top[r], x);
-    }
-  }
-
-  template <typename Factor> DEVICE void store(float* to, int count, Factor factor) {
-    int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      if (r >= count) continue;
-      float f = factor(r, top[r]);
-#pragma unroll
-      for (int i = 0; i < NV; i++)
-        to[r * SUM_PITCH + i / VW * VW * 32 + lane * VW + i % VW] = o[r][i] * f;
-    }
-  }
-};
+#include "attention_decode_fma.cuh"
 #endif
 
 // -- one range of keys of one sequence ------------------------------------------------------------
 // The queries' rows R = pass * ROWS + r, (query R / G, head R % G), to shared memory.
 DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int kv, int pass) {
-  int shift = a.bottom_right ? s.length - s.queries : 0;
-  for (int r = threadIdx.x; r < ROWS; r += N_WARPS * 32) {
-    int R = min(pass * ROWS + r, s.queries * a.G - 1), query = R / a.G;
-    RowInfo info = {s.lo, s.hi, shift + query, 0.f};
+  u32 count = s.queries * a.G, G = a.G;
+  if (threadIdx.x < ROWS) {
+    u32 R = min((u32)(pass * ROWS + threadIdx.x), count - 1), query = R / G, head = R - query * G;
+    RowInfo info = {s.lo, s.hi, (a.bottom_right ? s.length - s.queries : 0) + (int)query};
     if (a.left >= 0) info.lo = max(info.lo, info.position - a.left);
     if (a.right >= 0) info.hi = min(info.hi, info.position + a.right);
 #if ALIBI
-    info.slope = a.alibi[kv * a.G + R % a.G] * LOG2E;
+    info.slope = a.alibi[kv * a.G + head] * LOG2E;
 #endif
-    sh.rows[r] = info;
+    info.result = (s.first + query) * a.H + kv * a.G + head;
+    sh.rows[threadIdx.x] = info;
   }
   constexpr int STEP = VEC ? 16 / sizeof(QT) : 1;
-  for (int i = threadIdx.x; i < ROWS * (K_WIDTH / STEP); i += N_WARPS * 32) {
-    int r = i / (K_WIDTH / STEP), d = i % (K_WIDTH / STEP) * STEP, R = pass * ROWS + r;
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < ROWS * (K_WIDTH / STEP); i += N_WARPS * 32) {
+    u32 r = i / (K_WIDTH / STEP), d = i % (K_WIDTH / STEP) * STEP, R = pass * ROWS + r;
     Vec<QT, STEP> x = {};
-    if (R < s.queries * a.G && d < HEAD_DIM) {
-      i64 at = (s.first + R / a.G) * a.q_row + (kv * a.G + R % a.G) * a.q_head + d;
-      x = load_vec<QT, STEP>(a.q + at);
+    if (R < count && d < HEAD_DIM) {
+      u32 query = R / G;
+      x = load_vec<QT, STEP>(a.q + (s.first + query) * a.q_row +
+                             (kv * G + R - query * G) * a.q_head + d);
     }
 #if MMA
     store_vec<QT, STEP>((QT*)sh.q + r * K_PITCH + d, x);
@@ -476,14 +235,9 @@ DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int
   }
 }
 
-// Where the results of row R of this sequence and kv head go: row (t * H + h) of the partials.
-DEVICE i64 result_row(const Call& a, const Sequence& s, int kv, int R) {
-  return (i64)(s.first + R / a.G) * a.H + kv * a.G + R % a.G;
-}
-
-DEVICE void write_merged(const Call& a, const Shared& sh, const Sequence& s, Sums& sums, int kv,
-                         int pass, int split) {
-  int warp = threadIdx.x >> 5, rows = min(ROWS, s.queries * a.G - pass * ROWS);
+// All warps' results to slot `split` of the partials.
+DEVICE void write_merged(const Call& a, const Shared& sh, Sums& sums, int rows, int split) {
+  int warp = threadIdx.x >> 5;
   sums.stats(sh.stats + warp * ROWS);
   __syncthreads();  // all rings are idle now
   auto highest = [&](int r) {
@@ -503,13 +257,13 @@ DEVICE void write_merged(const Call& a, const Shared& sh, const Sequence& s, Sum
       float2 x = sh.stats[w * ROWS + r];
       if (x.x != -INF) total += x.y * exp2_fast(x.x - m);
     }
-    i64 at = result_row(a, s, kv, pass * ROWS + r) * a.S + split;
-    *(float2*)(a.ms + at * 2) = make_float2(m * LN2, total);
+    ((float2*)a.ms)[(i64)sh.rows[r].result * a.S + split] = make_float2(m * LN2, total);
   }
   __syncthreads();
   constexpr int STEP = V_DIM % 4 == 0 ? 4 : 1;
-  for (int i = threadIdx.x; i < rows * (V_DIM / STEP); i += N_WARPS * 32) {
-    int r = i / (V_DIM / STEP), d = i % (V_DIM / STEP) * STEP;
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < rows * (V_DIM / STEP); i += N_WARPS * 32) {
+    u32 r = i / (V_DIM / STEP), d = i % (V_DIM / STEP) * STEP;
     Vec<float, STEP> x = load_vec<float, STEP>(sh.sums + r * SUM_PITCH + d);
 #pragma unroll
     for (int w = 1; w < N_WARPS; w++) {
@@ -517,100 +271,109 @@ DEVICE void write_merged(const Call& a, const Shared& sh, const Sequence& s, Sum
 #pragma unroll
       for (int e = 0; e < STEP; e++) x.at[e] += y.at[e];
     }
-    i64 at = result_row(a, s, kv, pass * ROWS + r) * a.S + split;
+    i64 at = (i64)sh.rows[r].result * a.S + split;
     store_vec<float, STEP>(a.out + at * V_DIM + d, x);
   }
   __syncthreads();
 }
 
-// Units begin..end of sequence b against the rows of one pass.
+// Units begin..end of sequence b against the rows of one pass. `split()`: where results go.
+template <typename Split>
 DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, int kv, int pass,
-                   int begin, int end, int split) {
-  int warp = threadIdx.x >> 5, u = begin + warp;
-  int rows[STAGES];
-#pragma unroll
-  for (int i = 0; i < STAGES; i++) rows[i] = lookup(a, s, b, u + i * N_WARPS, end);
-#pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) issue(a, sh, kv, i, rows[i]);
-  int next = rows[STAGES - 1];
-  load_queries(a, sh, s, kv, pass);
-  __syncthreads();
+                   int begin, int end, Split split) {
+  int warp = threadIdx.x >> 5, u = begin + warp - (STAGES - 1) * N_WARPS;
+  int next = lookup(a, s, b, begin + warp, end), low = 0, high = 0, filled = 0, stage = 0;
+  int rows = min(ROWS, s.queries * a.G - pass * ROWS);
   Sums sums;
-  sums.begin(sh);
-  int last = min(ROWS, s.queries * a.G - pass * ROWS) - 1;
-  int low = sh.rows[last].lo, high = sh.rows[0].hi;  // what all rows see
+  sums.begin();
 #pragma unroll 1
-  for (int stage = 0; u < end; u += N_WARPS) {
+  for (int i = 1 - STAGES; i <= 0 || u < end; i++, u += N_WARPS) {
     __syncwarp();  // the stage that is filled now has been read
-    issue(a, sh, kv, (stage + STAGES - 1) % STAGES, next);
+    issue(a, sh, kv, filled, next);
+    filled = filled + 1 == STAGES ? 0 : filled + 1;
     next = lookup(a, s, b, u + STAGES * N_WARPS, end);
+    if (i < 0) continue;
+    if (i == 0) {
+      load_queries(a, sh, s, kv, pass);
+      __syncthreads();
+      sums.hold(sh);
+      low = sh.rows[rows - 1].lo, high = sh.rows[0].hi;  // what all rows see
+    }
     wait_landed<2 * STAGES - 1>();
     const CT* keys = sh.ring + stage * STAGE;
     u32 mask = sh.masks[stage];
-    if (mask == 0) {  // nothing was loaded
-      stage = stage + 1 == STAGES ? 0 : stage + 1;
-      continue;
-    }
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
+    if (mask == 0) continue;  // nothing was loaded
     bool full = mask == (KEYS == 32 ? ~0u : (1u << KEYS) - 1) && u * KEYS >= low &&
                 u * KEYS + KEYS - 1 <= high;
     sums.step(a, sh, u * KEYS, mask, full, keys, [&] {
       wait_landed<2 * STAGES - 2>();
       return keys + KEYS * K_PITCH;
     });
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
   wait_landed<0>();
-  write_merged(a, sh, s, sums, kv, pass, split);
+  write_merged(a, sh, sums, rows, split());
 }
 
 // -- the cut of all work into groups --------------------------------------------------------------
 // `total` units over `groups`, the first `rest` of which take one more than `share`.
 struct Cut {
-  int groups, share, rest;
-  DEVICE Cut(int total, int most, int grain) {
-    groups = min(most, max(1, total / grain));
+  u32 groups, share, rest;
+  DEVICE Cut(u32 total, u32 most, int grain_shift) {
+    groups = min(most, max(1u, total >> grain_shift));
     share = total / groups;
     rest = total - share * groups;
   }
-  DEVICE int start(int g) const { return min(g, groups) * share + min(g, rest); }
-  DEVICE int group_of(int unit) const {
-    int larger = rest * (share + 1);
+  DEVICE int start(u32 g) const { return min(g, groups) * share + min(g, rest); }
+  DEVICE int group_of(u32 unit) const {
+    u32 larger = rest * (share + 1);
     return unit < larger ? unit / (share + 1) : rest + (unit - larger) / share;
   }
 };
 
-// (-inf, 0) in slots from..S of rows R0..R1 of a sequence.
-DEVICE void write_empty(const Call& a, const Sequence& s, int kv, int R0, int R1, int from) {
-  int slots = a.S - from;
-  for (int i = threadIdx.x; i < (R1 - R0) * slots; i += N_WARPS * 32) {
-    i64 at = result_row(a, s, kv, R0 + i / slots) * a.S + from + i % slots;
-    *(float2*)(a.ms + at * 2) = make_float2(-INF, 0.f);
+// (-inf, 0) in slots from..to of rows R0..R1 of a sequence.
+DEVICE void write_empty(const Call& a, const Sequence& s, int kv, int R0, int R1, int from,
+                        int to) {
+#pragma unroll 1
+  for (int R = R0 + (threadIdx.x >> 5); R < R1; R += N_WARPS) {
+    u32 query = (u32)R / (u32)a.G;
+    i64 row = (i64)(s.first + query) * a.H + kv * a.G + R - query * a.G;
+#pragma unroll 1
+    for (int i = from + (threadIdx.x & 31); i < to; i += 32)
+      ((float2*)a.ms)[row * a.S + i] = make_float2(-INF, 0.f);
   }
 }
 
+// Whether group g has slot g of the one sequence, so that every group can mark its own.
+DEVICE bool own_slots(const Call& a, const Sequence& s) {
+  return a.B == 1 && s.units > 0 && s.queries * a.G <= ROWS;
+}
+
+// What this block does of sequence b, whose units are at `start` of all.
 DEVICE void run(const Call& a, const Shared& sh, const Sequence& s, int b, int start, Cut cut) {
   int g = blockIdx.y, kv = blockIdx.x, rows = s.queries * a.G;
-  if (s.units == 0) return write_empty(a, s, kv, 0, rows, 0);
-  int from = max(cut.start(g), start) - start;
+  if (s.units == 0) return write_empty(a, s, kv, 0, rows, 0, a.S);
+  int from = max(cut.start(g) - start, 0);
   int to = min(cut.start(g + 1) - start, s.units * s.passes(a.G));
+  int pass = from < s.units ? 0 : (u32)from / (u32)s.units;
 #pragma unroll 1
-  for (int pass = from / s.units; pass * s.units < to; pass++) {
-    int first = pass * s.units, begin = max(from - first, 0), end = min(to - first, s.units);
-    int owner = cut.group_of(start + first);
-    if (begin == 0) {
-      int used = cut.group_of(start + first + s.units - 1) - owner + 1;
-      write_empty(a, s, kv, pass * ROWS, min(pass * ROWS + ROWS, rows), used);
+  for (int first = pass * s.units; first < to; pass++, first += s.units) {
+    int begin = max(from - first, 0), end = min(to - first, s.units), unit = (u32)s.lo / KEYS;
+    attend(a, sh, s, b, kv, pass, unit + begin, unit + end,
+           [&] { return begin == 0 ? 0 : g - cut.group_of(start + first); });
+    if (begin == 0 && !own_slots(a, s)) {
+      int used = to - first >= s.units ? 1 : cut.group_of(start + first + s.units - 1) - g + 1;
+      write_empty(a, s, kv, pass * ROWS, min(pass * ROWS + ROWS, rows), used, a.S);
     }
-    attend(a, sh, s, b, kv, pass, s.lo / KEYS + begin, s.lo / KEYS + end, g - owner);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_partials(
     const QT* q, const CT* k, const CT* v, const int* cu_seqlens_q, const int* block_table,
     const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms, i64 q_row,
-    i64 q_head, i64 k_row, i64 k_head, i64 v_row, i64 v_head, int T, int H, int G, int B, int bs,
-    int columns, int S, int grain, int left, int right, int bottom_right, float scale,
-    float softcap) {
+    i64 q_head, i64 k_head, i64 v_head, int k_row, int v_row, int T, int H, int G, int B, int bs,
+    int bs_shift, int columns, int S, int grain_shift, int left, int right, int bottom_right,
+    float scale, float softcap) {
   extern __shared__ __align__(128) u8 memory[];
   __shared__ RowInfo rows[ROWS];
   __shared__ float2 stats[N_WARPS * ROWS];
@@ -620,8 +383,8 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
   __shared__ __align__(16) float weights[MMA ? 1 : N_WARPS * KEYS * ROWS];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   Call a = {q, k, v, cu_seqlens_q, block_table, kv_lens, alibi, partial_out, partial_ms,
-            q_row, q_head, k_row, k_head, v_row, v_head, T, H, G, B, bs, columns, S, grain,
-            left, right, bottom_right, scale, softcap};
+            q_row, q_head, k_head, v_head, k_row, v_row, T, H, G, B, bs, bs_shift, columns, S,
+            grain_shift, left, right, bottom_right, scale, softcap};
   Shared sh = {(CT*)memory + warp * STAGES * STAGE, (float*)memory, rows, stats,
                masks + warp * STAGES, MMA ? (void*)query : (void*)wide_query,
                weights + (MMA ? 0 : warp * KEYS * ROWS)};
@@ -634,36 +397,53 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
   };
   Sequence s;
   int work = 0, total = 0;
-  for (int b = lane; b < round_up(B, 32); b += 32) total += work = work_of(b, s);
-#pragma unroll
-  for (int d = 16; d; d >>= 1) total += __shfl_xor_sync(FULL_MASK, total, d);
-  Cut cut(total, gridDim.y, grain);
+  if (B == 1) {  // the shortest way for the call where latency is all
+    total = work = work_of(0, s);
+  } else {
+#pragma unroll 1
+    for (int b = lane; b < round_up(B, 32); b += 32) total += work = work_of(b, s);
+    total = warp_add(total);
+  }
+  Cut cut(total, gridDim.y, grain_shift);
   int g = blockIdx.y, from = cut.start(g), to = cut.start(g + 1), before = 0;
 #pragma unroll 1
   for (int base = 0; base < B; base += 32) {
-    int b = base + lane;
-    if (B > 32) work = work_of(b, s);
-    int until = work;  // the sum of the work of lanes 0..lane
+    int b = B == 1 ? 0 : base + lane, until = work;  // the sum of the work of lanes 0..lane
+    if (B > 32) until = work = work_of(b, s);
+    if (B > 1) {
 #pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-      int x = __shfl_up_sync(FULL_MASK, until, d);
-      if (lane >= d) until += x;
+      for (int d = 1; d < 32; d <<= 1) {
+        int x = __shfl_up_sync(FULL_MASK, until, d);
+        if (lane >= d) until += x;
+      }
     }
     int start = before + until - work;
     before += __shfl_sync(FULL_MASK, until, 31);
-    bool mine = work ? start < to && start + work > from : s.queries > 0 && b % gridDim.y == g;
+    bool mine = work ? start < to && start + work > from : s.queries > 0 && (u32)b % gridDim.y == g;
+    u32 left_over = B == 1 ? mine : __ballot_sync(FULL_MASK, mine);
 #pragma unroll 1
-    for (u32 left_over = __ballot_sync(FULL_MASK, mine); left_over; left_over &= left_over - 1) {
+    for (; left_over; left_over &= left_over - 1) {
       int l = __ffs(left_over) - 1;
-      Sequence one = {__shfl_sync(FULL_MASK, s.first, l), __shfl_sync(FULL_MASK, s.queries, l),
-                      __shfl_sync(FULL_MASK, s.length, l), __shfl_sync(FULL_MASK, s.lo, l),
-                      __shfl_sync(FULL_MASK, s.hi, l), __shfl_sync(FULL_MASK, s.units, l)};
-      run(a, sh, one, base + l, __shfl_sync(FULL_MASK, start, l), cut);
+      Sequence one = s;
+      int at = start;
+      if (B > 1) {
+        one.first = __shfl_sync(FULL_MASK, s.first, l);
+        one.queries = __shfl_sync(FULL_MASK, s.queries, l);
+        one.length = __shfl_sync(FULL_MASK, s.length, l);
+        one.lo = __shfl_sync(FULL_MASK, s.lo, l);
+        one.hi = __shfl_sync(FULL_MASK, s.hi, l);
+        one.units = __shfl_sync(FULL_MASK, s.units, l);
+        at = __shfl_sync(FULL_MASK, start, l);
+      }
+      run(a, sh, one, base + l, at, cut);
     }
   }
+  // Of a sequence alone in one pass, a group without work marks its own slot (see `run`).
+  if (own_slots(a, s) && g >= cut.groups && g < S)
+    write_empty(a, s, blockIdx.x, 0, s.queries * G, g, g + 1);
   int outside = a.cu[B];  // rows of q that belong to no sequence
   if (outside < T && g == gridDim.y - 1) {
     Sequence none = {outside, T - outside, 0, 0, -1, 0};
-    write_empty(a, none, blockIdx.x, 0, none.queries * G, 0);
+    write_empty(a, none, blockIdx.x, 0, none.queries * G, 0, S);
   }
 }

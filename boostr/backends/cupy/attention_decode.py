@@ -55,7 +55,8 @@ class Plan:
     Attributes:
         rows: (query, head) pairs of a block.   keys: of a unit, which one warp takes at a time.
         warps, stages, blocks: of a block; units in each warp's ring; blocks of a multiprocessor.
-        grain: the fewest units that a group takes.   groups: of K blocks each, the grid's height.
+        grain: the fewest units that a group takes, a power of 2.
+        groups: of K blocks each, the grid's height.
         splits: S, the most groups that can share a sequence.
     """
 
@@ -187,13 +188,13 @@ def supports(
 def partials(
     backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
-    max_splits: int = 1 << 20, dependent: bool = False, **chosen: Any,
+    max_splits: int = 1 << 20, dependent: bool = True, **chosen: Any,
 ) -> tuple[Any, Any, int]:  # fmt: skip
     """Sums over the keys that each of S splits took.
 
     Args:
         max_splits: at most so many, where combining them is dear.
-        dependent: start before the kernel before has ended (see `Backend.launch`).
+        dependent: the kernel may start before the one before it has ended, and then waits.
     Returns:
         partial_out f32 [T, H, S, Dv], the sums of exp(score - m) v; partial_ms f32 [T, H, S, 2],
         m (natural log units) and the sum of exp(score - m); S. A split that got no keys has
@@ -225,8 +226,10 @@ def partials(
         queries, k, v, *(backend.dense(x.data) for x in (cu_seqlens_q,)), table,
         backend.dense(kv_lens.data), None if alibi is None else backend.dense(alibi.data),
         out, ms, *(np.int64(n // q_size) for n in queries.strides[:2]),
-        *(np.int64(n // size) for x in (k, v) for n in (_row_stride(x), x.strides[2])),
-        T, H, H // K, kv_lens.size, bs, max(1, table.shape[1]), S, chosen_plan.grain,
+        *(np.int64(x.strides[2] // size) for x in (k, v)),
+        *((_row_stride(x) or 0) // size for x in (k, v)), T, H, H // K, kv_lens.size, bs,
+        bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, max(1, table.shape[1]), S,
+        chosen_plan.grain.bit_length() - 1,
         min(options.left, _FAR), min(right, _FAR), int(options.bottom_right),
         float(options.scale), float(options.softcap),
     )  # fmt: skip
@@ -251,7 +254,7 @@ def combine(
     )  # fmt: skip
     if out.size:
         backend.launch(
-            "attention_combine", "attention_combine", (T * H,), (128,), args, dependent=True,
+            "attention_combine", "attention_combine", (T * H,), (256,), args, dependent=True,
             Q_TYPE=backend.c_type(dtype), V_DIM=Dv,
         )  # fmt: skip
     return out, lse
