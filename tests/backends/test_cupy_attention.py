@@ -55,8 +55,8 @@ def check(backend, case, dtype, rng):
     poison(backend, q, v)
     got = varlen_attention(*tensors(backend, q, k, v, *lengths), **placed(backend, case.options))
     assert got[0].dtype.name == dtype
-    close(got, oracles.varlen_attention(q, k, v, *lengths, **case.options), q, k, v, dtype,
-          case.options)  # fmt: skip
+    want = oracles.varlen_attention(q, k, v, *lengths, **case.options)
+    close(got, want, q, k, v, dtype, case.options, lengths)
 
 
 def poison(backend, q, v):
@@ -116,11 +116,11 @@ def test_fused_projection(cupy_backend, rng):
             fused[:, a * D + shift : b * D + shift].reshape(T, b - a, D)
             for a, b in ((0, H), (H, H + K), (H + K, H + 2 * K))
         )
-        cu = tensors(cupy_backend, case.cu_seqlens_q, case.cu_seqlens_k)
-        got = varlen_attention(q, k, v, *cu, causal=True)
+        lengths = case.cu_seqlens_q, case.cu_seqlens_k
+        got = varlen_attention(q, k, v, *tensors(cupy_backend, *lengths), causal=True)
         arrays = [x.numpy() for x in (q, k, v)]
-        want = oracles.varlen_attention(*arrays, case.cu_seqlens_q, case.cu_seqlens_k, causal=True)
-        close(got, want, *arrays, "bfloat16", {})
+        want = oracles.varlen_attention(*arrays, *lengths, causal=True)
+        close(got, want, *arrays, "bfloat16", {"causal": True}, lengths)
 
 
 def test_captured(cupy_backend, rng):
@@ -130,12 +130,12 @@ def test_captured(cupy_backend, rng):
     cu = Tensor(first.cu_seqlens_q, backend=cupy_backend)
     args = tensors(cupy_backend, q, k, v)
     program = capture(lambda: varlen_attention(*args, cu, cu, causal=True), cupy_backend)
-    for lengths in ((100, 200), (1, 299), (300, 0), (150, 20)):
-        case = Case("", lengths, lengths, D=64, options={"causal": True})
-        cu.assign(case.cu_seqlens_q)
-        got = program.run()
-        want = oracles.varlen_attention(q, k, v, case.cu_seqlens_q, case.cu_seqlens_k, causal=True)
-        close(got, want, q, k, v, "bfloat16", {})
+    for counts in ((100, 200), (1, 299), (300, 0), (150, 20)):
+        starts = Case("", counts, counts).cu_seqlens_q
+        cu.assign(starts)
+        got, lengths = program.run(), (starts, starts)
+        want = oracles.varlen_attention(q, k, v, *lengths, causal=True)
+        close(got, want, q, k, v, "bfloat16", {"causal": True}, lengths)
 
 
 # -- paged -----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def check_paged(backend, rng, case, size, dtype, columns=None, holes=False):
         truth = oracles.paged_attention(*args, **options)
     else:
         truth = oracles.varlen_attention(q, k, v, args[3], case.cu_seqlens_k, **options)
-    close(got, truth, q, k, v, dtype, options)
+    close(got, truth, q, k, v, dtype, options, (args[3], case.cu_seqlens_k))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

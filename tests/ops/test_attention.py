@@ -33,9 +33,12 @@ def attend(backend, q, k, v, case):
     return varlen_attention(*tensors(backend, q, k, v), *lengths, **placed(backend, case.options))
 
 
+def of(case):
+    return case.cu_seqlens_q, case.cu_seqlens_k
+
+
 def oracle(q, k, v, case):
-    lengths = case.cu_seqlens_q, case.cu_seqlens_k
-    return oracles.varlen_attention(q, k, v, *lengths, **case.options)
+    return oracles.varlen_attention(q, k, v, *of(case), **case.options)
 
 
 # -- forward -------------------------------------------------------------------------------------
@@ -53,7 +56,7 @@ def test_varlen_dtypes(case, backend, dtype, rng):
     out, lse = attend(backend, q, k, v, case)
     assert out.dtype == q.dtype
     assert lse.dtype == (dtypes.float64 if dtype == "float64" else dtypes.float32)
-    close((out, lse), oracle(q, k, v, case), q, k, v, dtype, case.options)
+    close((out, lse), oracle(q, k, v, case), q, k, v, dtype, case.options, of(case))
 
 
 @few
@@ -199,7 +202,7 @@ def test_paged_dtypes(stored, backend, rng):
     k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, 16)
     args = tensors(backend, q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens)
     got = paged_attention(*args, **placed(backend, case.options))
-    close(got, oracle(q, k, v, case), q, k, v, stored, case.options)
+    close(got, oracle(q, k, v, case), q, k, v, stored, case.options, of(case))
 
 
 @pytest.mark.parametrize(("bs", "columns"), [(1, 12), (3, 4), (16, 1), (4, 3)])
