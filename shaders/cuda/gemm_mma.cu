@@ -45,6 +45,7 @@ typedef float acc_t;
 // how many blocks of k the compiler may interleave without running out of registers
 #define UNROLL (FORM == 0 || MT * NT < 8 ? 4 : FORM != 2 && MT * NT <= 16 ? 2 : 1)
 #define LD_TILE (ROWS + 4)                // floats of a token in the epilogue's tile
+#include "gemm_epilogue.cuh"
 
 // -- PTX -----------------------------------------------------------------------------------------
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -259,54 +260,6 @@ DEVICE bool add_shares(acc_t (&acc)[MT][NT][4], acc_t* partials, u32* counters, 
   return true;
 }
 
-struct Epilogue {
-  const float* scales;      // [rows of the weight] from this tile's first, FORM 1 and 3
-  const float* x_scales;    // [M] from this tile's first token, FORM 3
-  const BIAS* bias;         // from this tile's first row, or null
-  const RESIDUAL* residual; // its tile's corner, or null
-  OUT* y;                   // its tile's corner
-  i64 ld;                   // of y and residual
-  int rows, tokens;         // that exist
-  bool wide;                // corners and ld allow accesses of four
-};
-
-DEVICE void store_tile(const float* tile, Epilogue e) {
-#pragma unroll 1
-  for (int at = threadIdx.x; at < TOKENS * ROWS / 4; at += THREADS) {
-    const int token = at / (ROWS / 4), row = at % (ROWS / 4) * 4;
-    if (token >= e.tokens || row >= e.rows) continue;
-    const int count = min(4, e.rows - row);
-    const i64 to = token * e.ld + row;
-    const float4 v4 = *(const float4*)(tile + token * LD_TILE + row);
-    float v[4] = {v4.x, v4.y, v4.z, v4.w};
-    Vec<RESIDUAL, 4> r;
-    const bool four = e.wide && count == 4;
-    if (e.residual && four) r = load_vec<RESIDUAL, 4>(e.residual + to);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i >= count) break;
-#if FORM == 3
-      v[i] *= e.x_scales[token];
-#endif
-#if FORM == 1 || FORM == 3
-      v[i] *= e.scales[row + i];
-#endif
-      if (e.bias) v[i] += to_float(e.bias[row + i]);
-      if (e.residual) v[i] += four ? r[i] : to_float(e.residual[to + i]);
-    }
-    if (four) {
-      Vec<OUT, 4> out;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out.at[i] = from_float<OUT>(v[i]);
-      store_vec<OUT, 4>(e.y + to, out);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (i < count) e.y[to + i] = from_float<OUT>(v[i]);
-    }
-  }
-}
-
 // Grid: (row tiles of all weights x token tiles, shares of K). Eight token tiles go together through
 // the rows, so that what one wave of blocks reads stays in the L2 cache.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
@@ -388,5 +341,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   Epilogue e = {w.scales, FORM == 3 ? x_scales + token0 : nullptr, bias ? bias + first : nullptr,
                 residual ? residual + corner : nullptr, y + corner, ldy, w.left, tokens,
                 (wide && (column0 & 3) == 0)};
-  store_tile(out, e);
+  store_tile<THREADS>(out, e, threadIdx.x);
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.tensor_map import tensor_map
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -223,6 +224,46 @@ def _defines(backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any
     return found
 
 
+# tokens of a tile -> stages of the ring in `gemm_sm90.cu`
+_HOPPER_STAGES = {
+    INT8: {128: 6, 256: 5}, INT8_GROUPS: {128: 6}, W8A8: {128: 6, 256: 4},
+}  # fmt: skip
+HOPPER_LEAST = 65  # rows of x from which it is faster than `mma`
+
+
+def hopper_takes(backend: Any, x: Any, w: Stored) -> bool:
+    """Whether `hopper` can multiply arguments that `tensor_cores_take`, and should."""
+    many = x.shape[0] >= HOPPER_LEAST and w.form in _HOPPER_STAGES
+    return many and backend.caps.compute_capability == 90
+
+
+def hopper(
+    backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any, tokens: int | None = None
+) -> None:
+    """out [M, N] = x [M, K] · w for int8 weights by warpgroup products; K % 16 == 0."""
+    M, K = x.shape
+    x_scales = None
+    if w.form == W8A8:
+        x, x_scales = quantize_rows(backend, x)
+    stages = _HOPPER_STAGES[w.form]
+    if tokens is None:
+        blocks = -(-w.N // 128) * -(-M // 256)
+        tokens = 256 if 256 in stages and blocks >= backend.caps.sms // 2 else 128
+    depth = 128 if w.form == W8A8 else 64
+    shared = stages[tokens] * (128 * depth + tokens * 128) + 1024
+    backend.launch(
+        "gemm_sm90", "gemm_sm90", (-(-w.N // 128) * -(-M // tokens),), (384,),
+        [
+            tensor_map(w.rows, (128, depth), depth), tensor_map(x, (tokens, depth)), x_scales,
+            w.scales, bias, residual, out, np.int64(out.strides[0] // out.itemsize), M, w.N, K,
+            w.scales.shape[1],
+            int(all(a is None or aligned(a, to=4 * a.itemsize) for a in (out, residual))),
+        ],
+        shared_bytes=shared, TOKENS=tokens, STAGES=stages[tokens],
+        **_defines(backend, x, w, out, bias, residual),
+    )  # fmt: skip
+
+
 def simt(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
     """out [M, N] = x [M, K] · w on ordinary arithmetic units; any form, shape and alignment."""
     M, K = x.shape
@@ -263,15 +304,24 @@ def quantize_rows(backend: Any, x: Any) -> tuple[Any, Any]:
 
 
 def _variants() -> list[Variant]:
-    same = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
+    same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
     made = []
     for form, tiles in _TILES.items():
-        types = {**same, "X": "i8"} if form == W8A8 else same
+        types = {**same, "X": "i8" if form == W8A8 else "bf16"}
         for split, (_, tile) in [(s, t) for t in tiles for s in (0, 1)]:
             defines = {**types, "FORM": form, **tile.defines(), "SPLIT": split}
             if form == INT8_GROUPS:
                 defines["GROUP"] = 32
             made.append(Variant("gemm_mma", defines, least=80))
+    for form, stages in _HOPPER_STAGES.items():
+        types = {**same, "X": "i8" if form == W8A8 else "bf16"}
+        for group, tokens in [(g, t) for g in (32, 128) for t in stages]:
+            defines = {**types, "FORM": form, "TOKENS": tokens, "STAGES": stages[tokens]}
+            if form == INT8_GROUPS:
+                defines["GROUP"] = group
+            elif group == 32:
+                continue
+            made.append(Variant("gemm_sm90", defines, only="sm_90a"))
     half = dict.fromkeys(same, "f16")
     tile = _TILES[INT8][-1][1]
     made.append(Variant("gemm_mma", {**half, "FORM": INT8, **tile.defines(), "SPLIT": 0}, least=80))

@@ -3,8 +3,8 @@
 | x, weight | more than 8 rows |
 |---|---|
 | f16 or bf16, of one type | up to 64 rows `gemm_mma.cu`, beyond that cuBLASLt |
-| f16 or bf16, int8 (per row or group) | `gemm_mma.cu`, the weight widened in registers |
-| any, w8a8 | x rounded by `gemm_int8.cu`, then int8 `gemm_mma.cu` |
+| f16 or bf16, int8 (per row or group) | `gemm_mma.cu`, on Hopper beyond 64 rows `gemm_sm90.cu` |
+| any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in these two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, GGUF blocks, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
 """
@@ -92,9 +92,13 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
     x and out may have any row stride; residual shares out's.
     """
     refusal = gemm.tensor_cores_take(backend, x, [w])
-    if refusal is None and (w.form != FLOAT or x.shape[0] <= _SKINNY):
+    if refusal is None and gemm.hopper_takes(backend, x, w):
+        gemm.hopper(backend, x, w, bias, residual, out)
+    elif refusal is None and (w.form != FLOAT or x.shape[0] <= _SKINNY):
         gemm.mma(backend, x, [w], [bias], residual, out)
-    elif _blas_takes(backend, x, w, bias, residual, out):
+    elif _blas_takes(backend, x, w, residual, out):
+        if bias is not None and bias.dtype != out.dtype:
+            bias = backend.cast(bias, out.dtype)  # no finer than the result
         blas.linear(backend, x, w.rows, out, bias, residual)
     elif refusal is None:
         gemm.mma(backend, x, [w], [bias], residual, out)
@@ -102,12 +106,12 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
         gemm.simt(backend, x, w, bias, residual, out)
 
 
-def _blas_takes(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> bool:
+def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> bool:
     if w.form != FLOAT or w.rows.dtype != x.dtype or out.dtype not in (x.dtype, dtypes.float32):
         return False
     if x.dtype == dtypes.bfloat16 and backend.caps.compute_capability < 80:
         return False
-    return all(a is None or a.dtype == out.dtype for a in (bias, residual))
+    return residual is None or residual.dtype == out.dtype
 
 
 def segments_gemm(
@@ -125,14 +129,16 @@ def segments_gemm(
     out = backend.empty((M, sum(w.N for w in stored)), out_dtype)
     if out.size == 0:
         return out
-    skinny = stored[0].form != FLOAT or M <= _SKINNY
+    skinny = M <= _SKINNY or (
+        stored[0].form != FLOAT and not gemm.hopper_takes(backend, x, stored[0])
+    )
     given = {b.dtype for b in biases if b is not None}
     if skinny and len(given) <= 1 and gemm.tensor_cores_take(backend, x, stored) is None:
         gemm.mma(backend, x, stored, biases, None, out)
         return out
     if _adjacent(stored) and all(b is None for b in biases):
         whole = Stored(FLOAT, 0, _Joined(stored), None, out.shape[1], x.shape[1])
-        if _blas_takes(backend, x, whole, None, None, out):
+        if _blas_takes(backend, x, whole, None, out):
             blas.linear(backend, x, whole.rows, out)
             return out
     start = 0

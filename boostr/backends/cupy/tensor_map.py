@@ -9,22 +9,24 @@ from typing import Any
 
 from boostr.backends.cupy import driver
 
-_TYPES = {"float16": 6, "bfloat16": 9}  # CUtensorMapDataType
-_SWIZZLE_128, _PROMOTION_256 = 3, 3  # CUtensorMapSwizzle, CUtensorMapL2promotion
+_TYPES = {"int8": 0, "float16": 6, "bfloat16": 9}  # CUtensorMapDataType
+_SWIZZLES, _PROMOTION_256 = {64: 2, 128: 3}, 3  # CUtensorMapSwizzle, CUtensorMapL2promotion
 _BYTES = 128
 
 
-def tensor_map(array: Any, box: Sequence[int]) -> bytes:
-    """The map of a 16-bit array [..., D], read in boxes with a 128-byte swizzle.
+def tensor_map(array: Any, box: Sequence[int], swizzle: int = 128) -> bytes:
+    """The map of an int8 or 16-bit array [..., D], read in boxes with a swizzle of 128 or 64 bytes.
 
     Args:
         array: last axis contiguous; address and other strides multiples of 16 bytes (`mappable`).
-        box: elements of each axis of `array`, outermost first; the last is 64 (128 bytes).
+        box: elements of each axis of `array`, outermost first; the last is `swizzle` bytes.
     Returns:
         128 bytes, for a `const __grid_constant__ TensorMap` parameter. Elements out of bounds read
         as zero.
     """
-    return _encoded(array.data.ptr, array.shape, array.strides, array.dtype.name, tuple(box))
+    return _encoded(
+        array.data.ptr, array.shape, array.strides, array.dtype.name, tuple(box), swizzle
+    )
 
 
 def mappable(array: Any) -> bool:
@@ -36,7 +38,12 @@ def mappable(array: Any) -> bool:
 
 @lru_cache(maxsize=1024)
 def _encoded(
-    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box: tuple[int, ...]
+    pointer: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    box: tuple[int, ...],
+    swizzle: int,
 ) -> bytes:
     rank = len(shape)
     room = ctypes.create_string_buffer(_BYTES + 64)
@@ -51,7 +58,7 @@ def _encoded(
         (ctypes.c_uint32 * rank)(*reversed(box)),
         (ctypes.c_uint32 * rank)(*(1,) * rank),
         0,  # not interleaved
-        _SWIZZLE_128,
+        _SWIZZLES[swizzle],
         _PROMOTION_256,
         0,  # zeros out of bounds
     )

@@ -1,0 +1,51 @@
+// The end of the matrix products: a tile of float32 sums in shared memory, [TOKENS][LD_TILE], goes to
+// y with scales, bias and residual, in order of memory.
+// Macros: ROWS, TOKENS, LD_TILE, FORM, OUT, BIAS, RESIDUAL (see gemm_mma.cu).
+
+struct Epilogue {
+  const float* scales;      // [rows of the weight] from this tile's first, FORM 1 and 3
+  const float* x_scales;    // [M] from this tile's first token, FORM 3
+  const BIAS* bias;         // from this tile's first row, or null
+  const RESIDUAL* residual; // its tile's corner, or null
+  OUT* y;                   // its tile's corner
+  i64 ld;                   // of y and residual
+  int rows, tokens;         // that exist
+  bool wide;                // corners and ld allow accesses of four
+};
+
+template <int COUNT> DEVICE void store_tile(const float* tile, Epilogue e, int thread) {
+#pragma unroll 1
+  for (int at = thread; at < TOKENS * ROWS / 4; at += COUNT) {
+    const int token = at / (ROWS / 4), row = at % (ROWS / 4) * 4;
+    if (token >= e.tokens || row >= e.rows) continue;
+    const int count = min(4, e.rows - row);
+    const i64 to = token * e.ld + row;
+    const float4 v4 = *(const float4*)(tile + token * LD_TILE + row);
+    float v[4] = {v4.x, v4.y, v4.z, v4.w};
+    Vec<RESIDUAL, 4> r;
+    const bool four = e.wide && count == 4;
+    if (e.residual && four) r = load_vec<RESIDUAL, 4>(e.residual + to);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i >= count) break;
+#if FORM == 3
+      v[i] *= e.x_scales[token];
+#endif
+#if FORM == 1 || FORM == 3
+      v[i] *= e.scales[row + i];
+#endif
+      if (e.bias) v[i] += to_float(e.bias[row + i]);
+      if (e.residual) v[i] += four ? r[i] : to_float(e.residual[to + i]);
+    }
+    if (four) {
+      Vec<OUT, 4> out;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out.at[i] = from_float<OUT>(v[i]);
+      store_vec<OUT, 4>(e.y + to, out);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (i < count) e.y[to + i] = from_float<OUT>(v[i]);
+    }
+  }
+}
