@@ -32,7 +32,7 @@ struct Input {
   float* room;   // shared memory for 2 * BLOCK_WARPS floats
   int M, K, H, S;  // M <= ROWS: rows that there are; rows past them read the last one
   float eps, offset;
-  float weight[INPUT == RMS_NORM ? KEEP : 1][4];
+  float weight[INPUT == RMS_NORM ? KEEP : 1][4];  // zeros past the end
 
   DEVICE int quads() const { return (K + 3) / 4; }
 
@@ -42,6 +42,8 @@ struct Input {
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
       const int q = threadIdx.x % ROW_THREADS + i * ROW_THREADS;
+#pragma unroll
+      for (int e = 0; e < 4; e++) weight[i][e] = 0.f;
       if (q < quads()) load_four(norm, q, weight[i]);
     }
 #endif
@@ -80,16 +82,17 @@ struct Input {
   }
 
   // f(values, group, i) for all groups of this thread; i < 0 where nothing of the group was kept.
+  // All lanes of a warp call it together; past the end with zeros.
   template <class F> DEVICE void each(int m, float (&kept)[KEEP][4], F f) const {
     const int t = threadIdx.x % ROW_THREADS;
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
       const int q = t + i * ROW_THREADS;
-      if (q < quads()) f(kept[i], q, i);
+      if (q - (t & 31) < quads()) f(kept[i], q, i);
     }
-    for (int q = t + KEEP * ROW_THREADS; q < quads(); q += ROW_THREADS) {
-      float v[4];
-      raw(m, q, v);
+    for (int q = t + KEEP * ROW_THREADS; q - (t & 31) < quads(); q += ROW_THREADS) {
+      float v[4] = {0.f, 0.f, 0.f, 0.f};
+      if (q < quads()) raw(m, q, v);
       f(v, q, -1);
     }
   }
@@ -138,6 +141,29 @@ struct Input {
     *(u32*)to = word;
   }
 
+#if DIGITS
+  // Four lanes have the 16 values that share a scale (K is a multiple of 16).
+  DEVICE void put_digits(i8* row, int q, int stride, const float (&v)[4]) const {
+    float top = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+    top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
+    if (q >= quads()) return;
+    const float inverse = top > 0.f ? __fdividef(32512.f, top) : 0.f;
+    u32 high = 0, low = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int digits = __float2int_rn(fminf(fmaxf(v[e] * inverse, -32512.f), 32512.f));
+      const int first = (digits + 128) >> 8;
+      high |= ((u32)first & 255u) << (8 * e);
+      low |= ((u32)(digits - (first << 8)) & 255u) << (8 * e);
+    }
+    const int at = place(4 * q);
+    *(u32*)(row + at) = high;
+    *(u32*)(row + stride + at) = low;
+    if ((q & 3) == 0) *(float*)(row + 2 * stride + at / 4) = top / 32512.f;
+  }
+#endif
+
   // The caller synchronises after it.
   DEVICE void fill(Xs* shared, int stride) {
     if (INPUT == COMBINE) find_mix();
@@ -146,6 +172,8 @@ struct Input {
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
       const int q = t + i * ROW_THREADS;
+#pragma unroll
+      for (int e = 0; e < 4; e++) kept[i][e] = 0.f;
       if (q < quads()) raw(m, q, kept[i]);
     }
     float scale = 0.f, top = 0.f;
@@ -157,8 +185,8 @@ struct Input {
       scale = rsqrtf(over_row<false>(squares) / K + eps);
     }
     auto value = [&](const float (&v)[4], int q, int i, float (&out)[4]) {
-      float w[4];
-      if (INPUT == RMS_NORM && i < 0) load_four(norm, q, w);
+      float w[4] = {0.f, 0.f, 0.f, 0.f};
+      if (INPUT == RMS_NORM && i < 0 && q < quads()) load_four(norm, q, w);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         out[e] = v[e];
@@ -179,7 +207,7 @@ struct Input {
       if (t == 0) scales[m] = top;
       if (top == 0.f) top = 1.f;
     }
-    Xs* row = shared + m * stride;
+    Xs* row = shared + m * x_pitch(stride);
     each(m, kept, [&](const float (&v)[4], int q, int i) {
       float out[4];
       value(v, q, i, out);
@@ -187,7 +215,11 @@ struct Input {
 #pragma unroll
         for (int e = 0; e < 4; e++) out[e] = fminf(fmaxf(rintf(out[e] / top), -127.f), 127.f);
       }
-      put(row + place(4 * q), out);
+#if DIGITS
+      put_digits(row, q, stride, out);
+#else
+      if (q < quads()) put(row + place(4 * q), out);
+#endif
     });
   }
 };

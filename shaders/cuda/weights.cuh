@@ -6,7 +6,7 @@
 //   INT8_GROUP             int8, one f32 scale for each row and GROUP inputs; 16 to a chunk
 //   Q8_0                   blocks of 32: f16 d, 32 int8; w = d q; 34 bytes
 //   Q4_1                   blocks of 32: f16 d, f16 m, 32 nibbles; w = d q + m; 20 bytes
-// `four` gives the numbers as they lie: the caller multiplies sums by the row's, the group's or the
+// `four` gives four numbers as they lie, `bytes` the same as signed bytes (not of floats): the caller multiplies sums by the row's, the group's or the
 // block's scale (and adds offset * sum of x for Q4_1).
 #define F32 0
 #define F16 1
@@ -60,6 +60,7 @@ template <int WHICH> struct Chunk {  // F32, F16, BF16, INT8, INT8_GROUP, W8A8
       four_bytes<128>(word[i] ^ 0x80808080u, w);
     }
   }
+  DEVICE int bytes(int i) const { return (int)word[i % WORDS]; }
   DEVICE float scale() const { return 1.f; }
   DEVICE float offset() const { return 0.f; }
 };
@@ -89,6 +90,7 @@ template <> struct Chunk<Q8_0> {
     }
   }
   DEVICE void four(int i, float (&w)[4]) const { four_bytes<128>(word[i] ^ 0x80808080u, w); }
+  DEVICE int bytes(int i) const { return (int)word[i]; }
   DEVICE float scale() const { return d; }
   DEVICE float offset() const { return 0.f; }
 };
@@ -106,7 +108,10 @@ template <> struct Chunk<Q4_1> {
     for (int i = 0; i < 4; i++) word[i] = base[i + 1];
   }
   DEVICE void four(int i, float (&w)[4]) const {  // 0..3 low nibbles: elements 0..15; then high
-    four_bytes<0>((i < 4 ? word[i & 3] : word[i & 3] >> 4) & 0x0f0f0f0fu, w);
+    four_bytes<0>((u32)bytes(i), w);
+  }
+  DEVICE int bytes(int i) const {
+    return (int)((i < 4 ? word[i & 3] : word[i & 3] >> 4) & 0x0f0f0f0fu);
   }
   DEVICE float scale() const { return d; }
   DEVICE float offset() const { return m; }

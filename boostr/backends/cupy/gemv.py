@@ -63,9 +63,10 @@ def _launch(
     backend: Any, family: str, plan: Plan, w: Stored, grid: tuple[int], args: list, shared: int,
     **defines: int | str,
 ) -> None:  # fmt: skip
+    item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
         family, family, grid, (plan.warps * 32,), args, shared_bytes=shared, dependent=True,
-        FORM=w.form, GROUP=w.group, **plan.defines(), **defines,
+        FORM=w.form, GROUP=w.group, **plan.defines(w.form, item), **defines,
     )  # fmt: skip
 
 
@@ -262,7 +263,14 @@ def _variant(
 ) -> Variant:
     x = {"F32": "float", "F16": "f16"}.get(form, "bf16")
     plan = Plan(fetch=1 if least >= 80 else 0, packed=rows > 2 and form != "F32")
-    both = {"FORM": form, "ROWS": rows, "X_T": x, "INPUT": "RMS_NORM", **plan.defines(), **defines}
+    both = {
+        "FORM": form,
+        "ROWS": rows,
+        "X_T": x,
+        "INPUT": "RMS_NORM",
+        **plan.defines(form, 4 if x == "float" else 2),
+        **defines,
+    }
     return Variant(family, both, least)
 
 

@@ -53,18 +53,26 @@ class Plan:
         stage = self.unit_rows * slot + _up(self.unit_rows * scales * 4, 16)
         return self.warps * self.stages * stage
 
+    def digits(self, form: str, item: int) -> bool:
+        """Whether x is kept in shared memory as two digits a value."""
+        return item == 2 and not self.slow and form in ("INT8", "INT8_GROUP", "Q8_0", "Q4_1")
+
     def x_bytes(self, form: str, rows: int, K: int, item: int) -> int:
-        size = 1 if form == "W8A8" else item if self.packed else 4
-        return _up(rows * _up(K, self.lanes * CHUNK[form][0]) * size, 16)
+        values = rows * _up(K, self.lanes * CHUNK[form][0])
+        if self.digits(form, item):
+            return values * 9 // 4
+        return _up(values * (1 if form == "W8A8" else item if self.packed else 4), 16)
 
     def partial_bytes(self, rows: int) -> int:
         return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
 
-    def defines(self) -> dict[str, int | str]:
+    def defines(self, form: str, item: int) -> dict[str, int | str]:
+        digits = self.digits(form, item)
         found: dict[str, int | str] = {
+            "DIGITS": int(digits),
             "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
             "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
-            "FETCH": self.fetch, "PACKED": int(self.packed), "SLOW": int(self.slow),
+            "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),
         }  # fmt: skip
         return found
 
@@ -148,7 +156,7 @@ def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more
     need += plan.partial_bytes(rows) + more
     if need > backend.caps.shared_bytes - 1024:
         raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
-    return need
+    return need if need <= 46 << 10 else max(need, (48 << 10) + 16)  # static memory counts too
 
 
 def shared_refusal(
@@ -158,6 +166,8 @@ def shared_refusal(
     K, item = weight.shape[1], np.dtype(dtype).itemsize
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         item = 1
+    elif isinstance(weight, QuantizedTensor) and item == 2:
+        item = 9 / 4
     elif rows <= 2 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
         item = 4
     need = padded_rows(rows) * (K + 1024) * item + more + (48 << 10)

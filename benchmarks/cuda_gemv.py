@@ -1,0 +1,106 @@
+"""Products of a few rows with a weight on a CUDA device, as a decode step runs them.
+
+    python benchmarks/cuda_gemv.py [--rows 1] [--forms bfloat16,int8] [--no-torch]
+
+Each shape runs over as many matrices as fill three L2 caches, in a CUDA graph; random data. Beside
+us: torch's `F.linear` in bf16, also in a graph. "floor" is the share of 3.0 TB/s, what a copy
+reaches, in bytes of weights.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cupy
+import ml_dtypes
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cuda_timing import COPY_BYTES, graph_time_us, rotation, table, terabytes, torch_graph_time_us
+
+from boostr import Tensor, backends
+from boostr.backends.cupy import gemv
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
+
+# (out, in): 8B gate or up, down, o; 1B qkv, o, gate or up, down; 8B head; 135M head, up, down
+SHAPES = (
+    (14336, 4096), (4096, 14336), (4096, 4096), (3072, 2048), (2048, 2048), (8192, 2048),
+    (2048, 8192), (128256, 4096), (49152, 576), (1536, 576), (576, 1536),
+)  # fmt: skip
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+LEAST_CALLS = 24  # so that starting the graph counts for little
+
+
+def random_weight(backend, form: str, N: int, K: int):
+    """A weight of random bytes whose floats are ordinary numbers."""
+
+    def tensor(a):
+        return Tensor.wrap(a, backend)
+
+    if form in FLOATS:
+        w = (cupy.random.rand(N, K, dtype=np.float32) - 0.5).astype(FLOATS[form])
+        return tensor(w)
+    scheme = SCHEMES[form]
+    if scheme.is_block:
+        raw = cupy.random.randint(0, 256, (N, K // 32, scheme.block_bytes)).astype(np.uint8)
+        raw[:, :, 1] = 0x20  # the exponent of the block's scale
+        raw[:, :, 3] = raw[:, :, 3] if form == "q8_0" else 0x20
+        return QuantizedTensor(scheme, (N, K), {"blocks": tensor(raw.reshape(N, -1))})
+    values = cupy.random.randint(-127, 128, (N, K)).astype(np.int8)
+    groups = -(-K // (scheme.group_size or K))
+    scales = cupy.random.rand(N, groups, dtype=np.float32)
+    return QuantizedTensor(scheme, (N, K), {"values": tensor(values), "scales": tensor(scales)})
+
+
+def measure_ours(backend, form: str, M: int, N: int, K: int) -> tuple[float, int]:
+    """(microseconds, bytes of the weight)."""
+    first = random_weight(backend, form, N, K)
+    count = rotation(first.nbytes)
+    weights = [first, *(random_weight(backend, form, N, K) for _ in range(count - 1))]
+    x = cupy.random.rand(M, K, dtype=np.float32).astype(ml_dtypes.bfloat16)
+    calls = [lambda w=w: gemv.gemv(backend, x, w) for w in weights]
+    calls *= -(-LEAST_CALLS // len(calls))
+    return graph_time_us(calls), first.nbytes
+
+
+def measure_torch(M: int, N: int, K: int) -> float:
+    import torch
+
+    count = rotation(2 * N * K)
+    weights = [torch.randn(N, K, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+    x = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
+    calls = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
+    calls *= -(-LEAST_CALLS // len(calls))
+    return torch_graph_time_us(calls)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_1,w8a8")
+    parser.add_argument("--no-torch", action="store_true")
+    options = parser.parse_args()
+    backend = backends.get("cupy")
+    forms = options.forms.split(",")
+    head = [f"{options.rows} row(s) x", *(f"{f}: us, TB/s, floor" for f in forms)]
+    if not options.no_torch:
+        head += ["torch bf16 us", "ours / torch"]
+    rows = []
+    for N, K in SHAPES:
+        row: list = [f"{N}x{K}"]
+        peer = None if options.no_torch else measure_torch(options.rows, N, K)
+        for form in forms:
+            us, nbytes = measure_ours(backend, form, options.rows, N, K)
+            speed = terabytes(nbytes, us)
+            row.append(f"{us:.1f}, {speed:.2f}, {1e12 * speed / COPY_BYTES:.0%}")
+            if form == forms[0]:
+                first = us
+        if peer is not None:
+            row += [peer, f"{peer / first:.2f}x"]
+        rows.append(row)
+        cupy.get_default_memory_pool().free_all_blocks()
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
