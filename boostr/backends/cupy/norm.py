@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import no_type, plan, rows, run_length
+from boostr.backends.cupy.rows import no_type, plan, power_of_two, rows, run_length
 from boostr.tensor import Tensor
 
 _THREADS_AN_SM = 1024  # of the gradient's grid
+_RING_THREADS, _RING_BYTES = 512, 128 * 1024  # for each multiprocessor
 
 
 def _launch(
@@ -54,11 +56,46 @@ def _macros(backend, x, weight, added, layer, bias) -> dict[str, int | str]:
     }  # fmt: skip
 
 
+@cache
 def _backward_plan(E: int, run: int) -> dict[str, int]:
     shape = plan(E, run, True)
     if shape["LANES"] * shape["ITEMS"] > 1024:  # more than the registers of a thread can hold
-        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1}
+        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1, "EXACT": 0}
     return shape
+
+
+@cache
+def ring_plan(E: int, run: int, row_bytes: int) -> tuple[dict[str, int], int, int] | None:
+    """(macros, shared bytes, blocks for each multiprocessor) of the ring, or None if unsuited.
+
+    row_bytes: of the rows of all inputs that come through it.
+    """
+    if run == 1 or not 384 <= E <= 8192:
+        return None
+    lanes = max(32, power_of_two(-(-E // 16)))
+    if lanes == 64 and E <= 768:  # one warp takes a little more, and needs no barriers
+        lanes = 32
+    items, teams = -(-E // (run * lanes)), 4 if lanes == 32 else 1
+    blocks = max(1, _RING_THREADS // (lanes * teams))
+    ring = max(2, min(4, _RING_BYTES // (blocks * teams * row_bytes)))
+    exact = int(lanes * items * run == E)
+    macros = {"VEC": run, "ITEMS": items, "LANES": lanes, "ROWS": teams, "EXACT": exact,
+              "RING": ring}  # fmt: skip
+    return macros, ring * teams * row_bytes, blocks
+
+
+def _gradient_shape(
+    backend: Any, E: int, run: int, row_bytes: int
+) -> tuple[str, dict[str, int], int, int]:
+    """(family, macros, shared bytes, blocks at most)."""
+    sms = backend.caps.sms
+    ring = ring_plan(E, run, row_bytes) if backend.caps.compute_capability == 90 else None
+    if ring is not None:
+        macros, shared_bytes, blocks = ring
+        return "norm_backward_sm90", macros, shared_bytes, sms * blocks
+    macros = _backward_plan(E, run)
+    threads = macros["LANES"] * macros["ROWS"]
+    return "norm_backward", macros, 0, sms * max(1, _THREADS_AN_SM // threads)
 
 
 def _backward(
@@ -73,26 +110,28 @@ def _backward(
     E = x.shape[-1]
     count = x.size // max(E, 1)
     run = run_length((E,), *arrays, *(() if added is None else (added,)))
-    shape = _backward_plan(E, run)
-    threads = shape["LANES"] * shape["ROWS"]
-    most = backend.caps.sms * max(1, _THREADS_AN_SM // threads)
+    row_bytes = (2 + (added is not None)) * E * x.dtype.itemsize
+    family, shape, shared_bytes, most = _gradient_shape(backend, E, run, row_bytes)
     blocks = min(-(-count // shape["ROWS"]), most)
-    groups = blocks * shape["ROWS"]
-    macros = _macros(backend, x, weight, passed, layer, None)
+    groups = blocks if shape["ITEMS"] else blocks * shape["ROWS"]
+    macros = {
+        "X": backend.c_type(x.dtype), "W": backend.c_type(weight.dtype),
+        "ADD": int(added is not None), "LAYER": int(layer),
+    }  # fmt: skip
     partial = backend.empty((1 + layer, groups, E), "float32") if wants else None
     if x.size:
         backend.launch(
-            "norm", "norm_backward", (blocks,), (threads,),
+            family, "norm_backward", (blocks,), (shape["LANES"] * shape["ROWS"],),
             [arrays[0], added, arrays[1], arrays[2], dh, partial, count, E, float(eps),
              float(offset)],
-            dependent=True, **macros, **shape,
+            shared_bytes=shared_bytes, dependent=True, **macros, **shape,
         )  # fmt: skip
     if partial is None:
         return Tensor.wrap(dh, backend), None, None
     found = [backend.empty((E,), weight.dtype) for _ in range(1 + layer)]
     backend.launch(
-        "norm", "norm_weights", (-(-E // 32), 1 + layer), (1024,),
-        [partial, found[0], found[-1], groups, E], dependent=True, **macros, **shape,
+        "norm_weights", "norm_weights", (-(-E // 32), 1 + layer), (1024,),
+        [partial, found[0], found[-1], groups, E], dependent=True, W=macros["W"],
     )  # fmt: skip
     dw, db = Tensor.wrap(found[0], backend), Tensor.wrap(found[-1], backend)
     return Tensor.wrap(dh, backend), dw, db if layer else None
@@ -147,19 +186,30 @@ KERNELS = {
 }
 
 
-def _variant(x: str, w: str, run: int, length: int, add: int, layer: int, busy: bool) -> Variant:
-    macros = {"X": x, "W": w, "ADD": add, "LAYER": layer, "BIAS": layer}
-    return Variant("norm", {**macros, **plan(length, run, busy)})
+def _variants(x: str, w: str, run: int, E: int, add: int, layer: int) -> list[Variant]:
+    """The forward, and the gradient in each of its forms."""
+    macros = {"X": x, "W": w, "ADD": add, "LAYER": layer}
+    found = [
+        Variant("norm", {**macros, "BIAS": layer, **plan(E, run, True)}),
+        Variant("norm_backward", {**macros, **_backward_plan(E, run)}),
+    ]
+    ring = ring_plan(E, run, (2 + add) * E * 16 // run)
+    if ring is not None:
+        found.append(Variant("norm_backward_sm90", {**macros, **ring[0]}, only="sm_90a"))
+    return found
 
 
 VARIANTS = [
     *(
-        _variant(x, x, run, length, add, layer, True)
+        variant
         for x, run in (("float", 4), ("bf16", 8))
-        for length in (576, 2048, 8192)
+        for length in (64, 576, 2048, 8192)
         for add, layer in ((0, 0), (1, 1))
+        for variant in _variants(x, x, run, length, add, layer)
     ),
-    *(_variant("f16", "float", 1, length, 1, 1, True) for length in (33, 5000)),
-    _variant("bf16", "bf16", 8, 2048, 1, 0, False),
-    _variant("bf16", "bf16", 8, 100000, 1, 1, True),
-]
+    *(v for length in (33, 5000) for v in _variants("f16", "float", 1, length, 1, 1)),
+    *_variants("bf16", "bf16", 8, 100000, 1, 1),
+    Variant("norm", {"X": "bf16", "W": "float", "ADD": 1, "LAYER": 0, "BIAS": 0,
+                     **plan(2048, 8, False)}),
+    Variant("norm_weights", {"W": "bf16"}),
+]  # fmt: skip

@@ -67,7 +67,7 @@ def run_length(lengths: tuple[int, ...], *arrays: Any) -> int:
 
 @cache
 def plan(length: int, run: int, busy: bool, most: int = 4) -> dict[str, int]:
-    """The macros VEC, ITEMS, LANES and ROWS for rows of `length` elements in runs of `run`.
+    """The macros VEC, ITEMS, LANES, ROWS and EXACT for rows of `length` elements in runs of `run`.
 
     busy: there are more rows than the GPU takes at once, so that a thread rather has several runs.
     most: ITEMS at most; longer rows are not kept in registers (ITEMS 0), nor are runs of 1.
@@ -75,7 +75,7 @@ def plan(length: int, run: int, busy: bool, most: int = 4) -> dict[str, int]:
     runs = max(1, -(-length // run))
     if run == 1:
         lanes = min(256, max(32, power_of_two(-(-runs // 4))))
-        return {"VEC": 1, "ITEMS": 0, "LANES": lanes, "ROWS": max(1, 128 // lanes)}
+        return {"VEC": 1, "ITEMS": 0, "LANES": lanes, "ROWS": _rows(lanes), "EXACT": 0}
     best = None
     for lanes in (1024, 512, 256, 128, 64, 32, 16, 8, 4):
         items = -(-runs // lanes)
@@ -85,9 +85,15 @@ def plan(length: int, run: int, busy: bool, most: int = 4) -> dict[str, int]:
         if best is None or rank > best[0]:
             best = rank, lanes, items
     if best is None:
-        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1}
+        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1, "EXACT": 0}
     _, lanes, items = best
-    return {"VEC": run, "ITEMS": items, "LANES": lanes, "ROWS": max(1, 128 // lanes)}
+    exact = int(length == lanes * items * run)
+    return {"VEC": run, "ITEMS": items, "LANES": lanes, "ROWS": _rows(lanes), "EXACT": exact}
+
+
+def _rows(lanes: int) -> int:
+    """Rows of a block; the barriers of a row of several warps are those of the block."""
+    return 128 // lanes if lanes <= 32 else 1
 
 
 def power_of_two(n: int) -> int:
