@@ -97,7 +97,8 @@ def options(case: Case) -> AttentionOptions:
 def ours(case: Case, backend: Any, arguments: list[tuple[Any, ...]], **chosen: Any):
     """Microseconds of (attend, partials alone)."""
     o = options(case)
-    whole = [lambda a=a: decode.attend(*a, None, o, **chosen) for a in arguments]
+    joined = {n: chosen.pop(n) for n in ("joined",) if n in chosen}
+    whole = [lambda a=a: decode.attend(*a, None, o, **joined, **chosen) for a in arguments]
     first = [lambda a=a: decode.partials(backend, *a, o, **chosen) for a in arguments]
     many = max(1, 20 // len(arguments))
     return timing.graph_time_us(whole * many), timing.graph_time_us(first * many)

@@ -1,5 +1,5 @@
 // Attention of few queries per sequence over a paged cache, split over the keys.
-// attention_combine.cu joins the splits.
+// attention_combine.cu joins the splits, or FINISH.
 //
 //   score(i, p) = scale * q[i].k[p]  (softcap * tanh(. / softcap); - slope * |p - position of i|)
 //   partial: m = max score, sum = sum exp(score - m), o = sum exp(score - m) v[p], over some keys
@@ -7,6 +7,8 @@
 // Shapes: q [T, H, HEAD_DIM]; caches [NB * bs rows, K, HEAD_DIM or V_DIM]; cu_seqlens, kv_lens and
 // block_table as in ops/attention.py; partial_out f32 [T, H, S, V_DIM], partial_ms [T, H, S, 2].
 // A slot of partial_ms that no keys fell to is (-inf, 0), and then partial_out's is undefined.
+// FINISH 1: the block that ends last of those that share a row joins its slots (counters [T * H],
+// zero between launches, tell it), and out [T, H, V_DIM] and lse f32 [T, H] are the results.
 //
 // Mapping of attention_partials: the grid is [K, groups], fixed; lengths are read here. The visible
 // keys of all sequences, in units of KEYS, are laid end to end and cut into equal ranges, one for
@@ -40,7 +42,11 @@ struct Call {
   const CT *k, *v;
   const int *cu, *table, *lens;
   const float* alibi;
-  float *out, *ms;
+  float *partial, *ms;
+  const float* sinks;  // these four: FINISH
+  QT* out;
+  float* lse;
+  u32* counters;
   i64 q_row, q_head, k_head, v_head;
   int k_row, v_row;  // elements from one position to the next
   int T, H, G, B, bs, bs_shift, columns, S, grain_shift, left, right, bottom_right;
@@ -62,6 +68,12 @@ struct Shared {
   u32* masks;      // of this warp [STAGES]: which keys of the unit are there
   void* q;         // MMA: CT [ROWS][K_PITCH]; else float [ROWS][K_WIDTH]
   float* p;        // of this warp, MMA 0: [KEYS][ROWS]
+  float* scale;    // [ROWS], FINISH: of the merged sums
+};
+
+// Where the results of one range of keys go: slot `split` of `used`.
+struct Place {
+  int split, used;
 };
 
 DEVICE int warp_add(int x) {
@@ -235,52 +247,12 @@ DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int
   }
 }
 
-// All warps' results to slot `split` of the partials.
-DEVICE void write_merged(const Call& a, const Shared& sh, Sums& sums, int rows, int split) {
-  int warp = threadIdx.x >> 5;
-  sums.stats(sh.stats + warp * ROWS);
-  __syncthreads();  // all rings are idle now
-  auto highest = [&](int r) {
-    float m = sh.stats[r].x;
-#pragma unroll
-    for (int w = 1; w < N_WARPS; w++) m = fmaxf(m, sh.stats[w * ROWS + r].x);
-    return m;
-  };
-  sums.store(sh.sums + warp * ROWS * SUM_PITCH, rows, [&](int r, float own) {
-    return own == -INF ? 0.f : exp2_fast(own - highest(r));
-  });
-  if (threadIdx.x < rows) {
-    int r = threadIdx.x;
-    float m = highest(r), total = 0.f;
-#pragma unroll
-    for (int w = 0; w < N_WARPS; w++) {
-      float2 x = sh.stats[w * ROWS + r];
-      if (x.x != -INF) total += x.y * exp2_fast(x.x - m);
-    }
-    ((float2*)a.ms)[(i64)sh.rows[r].result * a.S + split] = make_float2(m * LN2, total);
-  }
-  __syncthreads();
-  constexpr int STEP = V_DIM % 4 == 0 ? 4 : 1;
-#pragma unroll 1
-  for (u32 i = threadIdx.x; i < rows * (V_DIM / STEP); i += N_WARPS * 32) {
-    u32 r = i / (V_DIM / STEP), d = i % (V_DIM / STEP) * STEP;
-    Vec<float, STEP> x = load_vec<float, STEP>(sh.sums + r * SUM_PITCH + d);
-#pragma unroll
-    for (int w = 1; w < N_WARPS; w++) {
-      Vec<float, STEP> y = load_vec<float, STEP>(sh.sums + (w * ROWS + r) * SUM_PITCH + d);
-#pragma unroll
-      for (int e = 0; e < STEP; e++) x.at[e] += y.at[e];
-    }
-    i64 at = (i64)sh.rows[r].result * a.S + split;
-    store_vec<float, STEP>(a.out + at * V_DIM + d, x);
-  }
-  __syncthreads();
-}
+#include "attention_decode_write.cuh"
 
-// Units begin..end of sequence b against the rows of one pass. `split()`: where results go.
-template <typename Split>
+// Units begin..end of sequence b against the rows of one pass. `place()`: where results go.
+template <typename Where>
 DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, int kv, int pass,
-                   int begin, int end, Split split) {
+                   int begin, int end, Where place) {
   int warp = threadIdx.x >> 5, u = begin + warp - (STAGES - 1) * N_WARPS;
   int next = lookup(a, s, b, begin + warp, end), low = 0, high = 0, filled = 0, stage = 0;
   int rows = min(ROWS, s.queries * a.G - pass * ROWS);
@@ -312,7 +284,7 @@ DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, in
     });
   }
   wait_landed<0>();
-  write_merged(a, sh, sums, rows, split());
+  write_merged(a, sh, sums, rows, place());
 }
 
 // -- the cut of all work into groups --------------------------------------------------------------
@@ -331,19 +303,6 @@ struct Cut {
   }
 };
 
-// (-inf, 0) in slots from..to of rows R0..R1 of a sequence.
-DEVICE void write_empty(const Call& a, const Sequence& s, int kv, int R0, int R1, int from,
-                        int to) {
-#pragma unroll 1
-  for (int R = R0 + (threadIdx.x >> 5); R < R1; R += N_WARPS) {
-    u32 query = (u32)R / (u32)a.G;
-    i64 row = (i64)(s.first + query) * a.H + kv * a.G + R - query * a.G;
-#pragma unroll 1
-    for (int i = from + (threadIdx.x & 31); i < to; i += 32)
-      ((float2*)a.ms)[row * a.S + i] = make_float2(-INF, 0.f);
-  }
-}
-
 // Whether group g has slot g of the one sequence, so that every group can mark its own.
 DEVICE bool own_slots(const Call& a, const Sequence& s) {
   return a.B == 1 && s.units > 0 && s.queries * a.G <= ROWS;
@@ -352,42 +311,47 @@ DEVICE bool own_slots(const Call& a, const Sequence& s) {
 // What this block does of sequence b, whose units are at `start` of all.
 DEVICE void run(const Call& a, const Shared& sh, const Sequence& s, int b, int start, Cut cut) {
   int g = blockIdx.y, kv = blockIdx.x, rows = s.queries * a.G;
-  if (s.units == 0) return write_empty(a, s, kv, 0, rows, 0, a.S);
+  if (s.units == 0) return write_empty(a, s, kv, 0, rows, 0, a.S, true);
   int from = max(cut.start(g) - start, 0);
   int to = min(cut.start(g + 1) - start, s.units * s.passes(a.G));
   int pass = from < s.units ? 0 : (u32)from / (u32)s.units;
 #pragma unroll 1
   for (int first = pass * s.units; first < to; pass++, first += s.units) {
     int begin = max(from - first, 0), end = min(to - first, s.units), unit = (u32)s.lo / KEYS;
-    attend(a, sh, s, b, kv, pass, unit + begin, unit + end,
-           [&] { return begin == 0 ? 0 : g - cut.group_of(start + first); });
-    if (begin == 0 && !own_slots(a, s)) {
-      int used = to - first >= s.units ? 1 : cut.group_of(start + first + s.units - 1) - g + 1;
-      write_empty(a, s, kv, pass * ROWS, min(pass * ROWS + ROWS, rows), used, a.S);
+    attend(a, sh, s, b, kv, pass, unit + begin, unit + end, [&] {
+      int owner = begin == 0 ? g : cut.group_of(start + first);
+      int last = end == s.units ? g : cut.group_of(start + first + s.units - 1);
+      return Place{g - owner, last - owner + 1};
+    });
+    if (!FINISH && begin == 0 && !own_slots(a, s)) {
+      int used = end == s.units ? 1 : cut.group_of(start + first + s.units - 1) - g + 1;
+      write_empty(a, s, kv, pass * ROWS, min(pass * ROWS + ROWS, rows), used, a.S, true);
     }
   }
 }
 
 extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_partials(
     const QT* q, const CT* k, const CT* v, const int* cu_seqlens_q, const int* block_table,
-    const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms, i64 q_row,
-    i64 q_head, i64 k_head, i64 v_head, int k_row, int v_row, int T, int H, int G, int B, int bs,
-    int bs_shift, int columns, int S, int grain_shift, int left, int right, int bottom_right,
-    float scale, float softcap) {
+    const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms,
+    const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
+    i64 v_head, int k_row, int v_row, int T, int H, int G, int B, int bs, int bs_shift,
+    int columns, int S, int grain_shift, int left, int right, int bottom_right, float scale,
+    float softcap) {
   extern __shared__ __align__(128) u8 memory[];
   __shared__ RowInfo rows[ROWS];
   __shared__ float2 stats[N_WARPS * ROWS];
+  __shared__ float scales[ROWS];
   __shared__ u32 masks[N_WARPS * STAGES];
   __shared__ __align__(16) QT query[MMA ? ROWS * K_PITCH : 1];
   __shared__ __align__(16) float wide_query[MMA ? 1 : ROWS * K_WIDTH];
   __shared__ __align__(16) float weights[MMA ? 1 : N_WARPS * KEYS * ROWS];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   Call a = {q, k, v, cu_seqlens_q, block_table, kv_lens, alibi, partial_out, partial_ms,
-            q_row, q_head, k_head, v_head, k_row, v_row, T, H, G, B, bs, bs_shift, columns, S,
-            grain_shift, left, right, bottom_right, scale, softcap};
+            sinks, out, lse, counters, q_row, q_head, k_head, v_head, k_row, v_row, T, H, G, B,
+            bs, bs_shift, columns, S, grain_shift, left, right, bottom_right, scale, softcap};
   Shared sh = {(CT*)memory + warp * STAGES * STAGE, (float*)memory, rows, stats,
                masks + warp * STAGES, MMA ? (void*)query : (void*)wide_query,
-               weights + (MMA ? 0 : warp * KEYS * ROWS)};
+               weights + (MMA ? 0 : warp * KEYS * ROWS), scales};
   pdl_launch();
   pdl_wait();
   auto work_of = [&](int b, Sequence& s) {
@@ -439,11 +403,10 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     }
   }
   // Of a sequence alone in one pass, a group without work marks its own slot (see `run`).
-  if (own_slots(a, s) && g >= cut.groups && g < S)
-    write_empty(a, s, blockIdx.x, 0, s.queries * G, g, g + 1);
-  int outside = a.cu[B];  // rows of q that belong to no sequence
-  if (outside < T && g == gridDim.y - 1) {
-    Sequence none = {outside, T - outside, 0, 0, -1, 0};
-    write_empty(a, none, blockIdx.x, 0, none.queries * G, 0, S);
+  if (!FINISH && own_slots(a, s) && g >= cut.groups && g < S)
+    write_empty(a, s, blockIdx.x, 0, s.queries * G, g, g + 1, true);
+  if (g == gridDim.y - 1 && a.cu[B] < T) {  // rows of q that belong to no sequence
+    Sequence none = {a.cu[B], T - a.cu[B], 0, 0, -1, 0};
+    write_empty(a, none, blockIdx.x, 0, none.queries * G, 0, S, false);
   }
 }

@@ -170,10 +170,32 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_options(name, dtype, cupy, rng):
+def test_options(name, dtype, joined, cupy, rng):
     arrays = build(rng, [1, 0, 5, 8, 2], [700, 30, 333, 4, 0], 8, 2, 64, dtype=dtype, extra=3)
-    compare(attend(cupy, arrays, OPTIONS[name]), arrays, OPTIONS[name])
+    compare(attend(cupy, arrays, OPTIONS[name], joined=joined), arrays, OPTIONS[name])
+
+
+def test_partials(cupy, rng):
+    """What the fused decode step takes: slots without keys are marked, the others add up."""
+    from boostr.backends.cupy import attention_decode as decode
+
+    for lengths in ([5], [2000], [100, 0, 700]):
+        arrays = build(rng, [1] * len(lengths), lengths, 9, 3, 64, bs=2048)
+        options = attention_options("test", tensors(cupy, arrays[0])[0], True, None, None, None,
+                                    "bottom-right")  # fmt: skip
+        parts = decode.partials(cupy, *tensors(cupy, *arrays), None, options)
+        out, ms = (x.get().astype(np.float64) for x in parts[:2])
+        m, total = ms[..., 0], ms[..., 1]
+        assert not np.isnan(ms).any() and np.all((total > 0) == np.isfinite(m))
+        out = np.where(total[..., None] > 0, out, 0)
+        top = m.max(-1, keepdims=True)
+        weight = np.where(total > 0, np.exp(m - np.where(np.isfinite(top), top, 0)), 0)
+        sums = np.maximum((weight * total).sum(-1), 1e-300)
+        joined = (weight[..., None] * out).sum(2) / sums[..., None]
+        want, _, _ = reference(arrays, {})
+        assert np.abs(joined - want).max() < 0.02
 
 
 @pytest.mark.parametrize("queries", [(8, 8, 8), (1, 0, 23), (40,), (0, 0, 1)])
@@ -203,7 +225,7 @@ def test_many_sequences(batch, cupy, rng):
 
 
 @pytest.mark.parametrize("chosen", [
-    {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1}, {"stages": 4, "warps": 2},
+    {"joined": False}, {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1}, {"stages": 4, "warps": 2},
     {"keys": 32}, {"rows": 32}, {"warps": 8, "blocks": 1}, {"blocks": 1, "stages": 6},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

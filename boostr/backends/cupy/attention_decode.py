@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -22,6 +23,7 @@ MAX_DIM = 256
 _FAMILY = "attention_decode"
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _FAR = 1 << 29  # a window side beyond every position
+_MOST_ROWS = 1 << 16  # T * H that the counters are for
 
 
 # -- what a call needs ----------------------------------------------------------------------------
@@ -71,13 +73,13 @@ class Plan:
     splits: int
     shared_bytes: int
 
-    def defines(self, call: Call, c_type: Any) -> dict[str, int | str]:
+    def defines(self, call: Call, c_type: Any, finish: bool) -> dict[str, int | str]:
         return {
             "Q_TYPE": c_type(call.q_dtype), "CACHE_TYPE": c_type(call.cache_dtype),
             "HEAD_DIM": call.D, "V_DIM": call.Dv, "MMA": int(self.mma), "ROWS": self.rows,
             "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
             "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
-            "ALIBI": int(call.alibi),
+            "ALIBI": int(call.alibi), "FINISH": int(finish),
         }  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def _bytes(call: Call, mma: bool, rows: int, keys: int, warps: int) -> tuple[int
     stage = warps * keys * (k_width + v_width + 2 * piece) * size
     merge = warps * rows * (v_width + 8) * 4
     query = rows * (k_width + piece) * size if mma else (k_width + warps * keys) * rows * 4
-    return stage, merge, query + rows * (16 + 8 * warps) + 512
+    return stage, merge, query + rows * (36 + 8 * warps) + 512
 
 
 def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
@@ -133,7 +135,7 @@ def plan(
     most = 4 if compute_capability >= 80 else 1  # there loading is not asynchronous
     stages = chosen.get("stages", max(1, min(most, room // stage, -(-share // warps))))
     splits = min(groups, (units - 2) // grain + 2)
-    memory = max(stages * stage, merge)
+    memory = max(stages * stage, merge, 4 * rows * splits + 16 + 512 * warps)
     return Plan(mma, rows, keys, warps, stages, blocks, grain, groups, splits, memory)
 
 
@@ -185,6 +187,64 @@ def supports(
 
 
 # -- launches -------------------------------------------------------------------------------------
+_counters: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def prepare(backend: Any) -> Any:
+    """The counters of `attend`: zero between launches. Made on the first call."""
+    found = _counters.get(backend)
+    if found is None:
+        found = _counters[backend] = backend.from_numpy(np.zeros(_MOST_ROWS, np.uint32))
+    return found
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Where a launch writes; sinks, out, lse and counters only where it joins the splits too."""
+
+    partial_out: Any
+    partial_ms: Any
+    sinks: Any = None
+    out: Any = None
+    lse: Any = None
+    counters: Any = None
+
+
+def _call(q: Tensor, k: Any, v: Any, table: Any, options: AttentionOptions, alibi: Any) -> Call:
+    T, H, D = q.shape
+    aligned = _aligned(k) and _aligned(v) and D * q.dtype.itemsize % 16 == 0
+    return Call(
+        q.dtype, k.dtype, T, H, v.shape[2], D, v.shape[3], table.shape[0],
+        _capacity(table, v.shape[1], T, options), aligned, options.softcap > 0, alibi is not None,
+    )  # fmt: skip
+
+
+def _launch(
+    backend: Any, call: Call, plan: Plan, arrays: list[Any], alibi: Any,
+    options: AttentionOptions, to: _Results, dependent: bool,
+) -> None:  # fmt: skip
+    """`arrays`: q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens."""
+    q, k, v, cu, table, lens = arrays
+    if q.strides[2] != q.itemsize or (call.aligned and not _aligned(q)):
+        q = backend.copy(q)
+    bs, size, q_size = k.shape[1], k.itemsize, q.itemsize
+    right = 0 if options.causal else options.right
+    args = (
+        q, k, v, *map(backend.dense, (cu, table, lens)), alibi, to.partial_out, to.partial_ms,
+        to.sinks, to.out, to.lse, to.counters, *(np.int64(n // q_size) for n in q.strides[:2]),
+        *(np.int64(x.strides[2] // size) for x in (k, v)),
+        *((_row_stride(x) or 0) // size for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
+        bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, max(1, table.shape[1]),
+        plan.splits, plan.grain.bit_length() - 1, min(options.left, _FAR), min(right, _FAR),
+        int(options.bottom_right), float(options.scale), float(options.softcap),
+    )  # fmt: skip
+    backend.launch(
+        _FAMILY, "attention_partials", (call.K, plan.groups), (32 * plan.warps,), args,
+        shared_bytes=plan.shared_bytes, dependent=dependent,
+        **plan.defines(call, backend.c_type, to.out is not None),
+    )  # fmt: skip
+
+
 def partials(
     backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
@@ -201,57 +261,24 @@ def partials(
         (-inf, 0) in partial_ms and nothing of meaning in partial_out: skip it. Sinks are the
         combiner's affair.
     """
-    k, v, queries = k_cache.data, v_cache.data, q.data
-    cached = _aligned(k) and _aligned(v) and q.shape[2] * q.dtype.itemsize % 16 == 0
-    if queries.strides[2] != queries.itemsize or (cached and not _aligned(queries)):
-        queries = backend.copy(queries)
-    T, H, D = q.shape
-    bs, K, Dv = v.shape[1:]
-    table = backend.dense(block_table.data)
-    call = Call(
-        q.dtype, k_cache.dtype, T, H, K, D, Dv, kv_lens.size,
-        _capacity(table, bs, T, options), cached, options.softcap > 0, alibi is not None,
-    )  # fmt: skip
-    caps = backend.caps
-    chosen_plan = plan(
-        call, caps.compute_capability, caps.sms, caps.shared_bytes, max_splits, **chosen
-    )
-    S = chosen_plan.splits
-    out, ms = backend.empty((T, H, S, Dv)), backend.empty((T, H, S, 2))
-    if out.size == 0:
-        return out, ms, S
-    size, q_size = k.itemsize, queries.itemsize
-    right = 0 if options.causal else options.right
-    args = (
-        queries, k, v, *(backend.dense(x.data) for x in (cu_seqlens_q,)), table,
-        backend.dense(kv_lens.data), None if alibi is None else backend.dense(alibi.data),
-        out, ms, *(np.int64(n // q_size) for n in queries.strides[:2]),
-        *(np.int64(x.strides[2] // size) for x in (k, v)),
-        *((_row_stride(x) or 0) // size for x in (k, v)), T, H, H // K, kv_lens.size, bs,
-        bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, max(1, table.shape[1]), S,
-        chosen_plan.grain.bit_length() - 1,
-        min(options.left, _FAR), min(right, _FAR), int(options.bottom_right),
-        float(options.scale), float(options.softcap),
-    )  # fmt: skip
-    backend.launch(
-        _FAMILY, "attention_partials", (K, chosen_plan.groups), (32 * chosen_plan.warps,), args,
-        shared_bytes=chosen_plan.shared_bytes, dependent=dependent,
-        **chosen_plan.defines(call, backend.c_type),
-    )  # fmt: skip
-    return out, ms, S
+    arrays = [x.data for x in (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)]
+    call = _call(q, arrays[1], arrays[2], arrays[4], options, alibi)
+    planned = plan(call, *_limits(backend), max_splits, **chosen)
+    shape = (call.T, call.H, planned.splits)
+    to = _Results(backend.empty((*shape, call.Dv)), backend.empty((*shape, 2)))
+    slopes = None if alibi is None else backend.dense(alibi.data)
+    if to.partial_out.size:
+        _launch(backend, call, planned, arrays, slopes, options, to, dependent)
+    return to.partial_out, to.partial_ms, planned.splits
 
 
 def combine(
-    backend: Any, partial_out: Any, partial_ms: Any, sinks: Tensor | None, cu_seqlens_q: Tensor,
-    dtype: np.dtype,
-) -> tuple[Any, Any]:  # fmt: skip
+    backend: Any, partial_out: Any, partial_ms: Any, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
+) -> tuple[Any, Any]:
     """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
     T, H, S, Dv = partial_out.shape
     out, lse = backend.empty((T, H, Dv), dtype), backend.empty((T, H))
-    args = (
-        partial_out, partial_ms, None if sinks is None else backend.dense(sinks.data),
-        backend.dense(cu_seqlens_q.data), out, lse, H, S, cu_seqlens_q.size - 1,
-    )  # fmt: skip
+    args = (partial_out, partial_ms, sinks, cu_seqlens_q, out, lse, H, S, cu_seqlens_q.size - 1)
     if out.size:
         backend.launch(
             "attention_combine", "attention_combine", (T * H,), (256,), args, dependent=True,
@@ -262,33 +289,60 @@ def combine(
 
 def attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
-    kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
-    **chosen: Any,
+    kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions, *,
+    dependent: bool = True, joined: bool = True, **chosen: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The op `paged_attention` for the arguments that `supports` lets through."""
+    """The op `paged_attention` for the arguments that `supports` lets through.
+
+    `joined`: one kernel does all, and not `partials` and `combine`.
+    """
     backend: Any = q.backend
-    out, ms, _ = partials(
-        backend, q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, options, **chosen
-    )
-    made = combine(backend, out, ms, sinks, cu_seqlens_q, q.dtype)
-    return Tensor.wrap(made[0], backend), Tensor.wrap(made[1], backend)
+    logits = None if sinks is None else backend.dense(sinks.data)
+    if not joined or q.shape[0] * q.shape[1] > _MOST_ROWS:
+        parts = partials(
+            backend, q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, options,
+            dependent=dependent, **chosen,
+        )  # fmt: skip
+        made = combine(backend, *parts[:2], logits, backend.dense(cu_seqlens_q.data), q.dtype)
+        return Tensor.wrap(made[0], backend), Tensor.wrap(made[1], backend)
+    arrays = [x.data for x in (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)]
+    call = _call(q, arrays[1], arrays[2], arrays[4], options, alibi)
+    planned = plan(call, *_limits(backend), **chosen)
+    rows, S = (call.T, call.H), planned.splits
+    to = _Results(
+        backend.empty((*rows, S, call.Dv)), backend.empty((*rows, S, 2)), logits,
+        backend.empty((*rows, call.Dv), q.dtype), backend.empty(rows), prepare(backend),
+    )  # fmt: skip
+    slopes = None if alibi is None else backend.dense(alibi.data)
+    if to.out.size:
+        _launch(backend, call, planned, arrays, slopes, options, to, dependent)
+    return Tensor.wrap(to.out, backend), Tensor.wrap(to.lse, backend)
+
+
+def _limits(backend: Any) -> tuple[int, int, int]:
+    caps = backend.caps
+    return caps.compute_capability, caps.sms, caps.shared_bytes
 
 
 # -- for the compile gate -------------------------------------------------------------------------
 _NAMES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 
 
-def _variant(q: np.dtype, cache: np.dtype, H: int, D: int, **rest: Any) -> Variant:
+def _variant(
+    q: np.dtype, cache: np.dtype, H: int, D: int, finish: bool = True, **rest: Any
+) -> Variant:
     """The class of calls with 4 kv heads, as an sm_80 takes it (an sm_75 for `least` 75)."""
     call = Call(q, cache, 1, H, 4, D, D, 1, 4096, **{"aligned": True, **rest})
     least = 80 if dtypes.bfloat16 in (q, cache) else 75
     made = plan(call, least, 108, 166912 if least == 80 else 65536)
-    return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__), least=least)
+    return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__, finish), least=least)
 
 
 _F32, _F16, _BF16 = dtypes.float32, dtypes.float16, dtypes.bfloat16
 VARIANTS = [
     *(_variant(_BF16, _BF16, 16, D) for D in (64, 80, 96, 128, 256)),
+    *(_variant(_BF16, _BF16, 16, D, finish=False) for D in (64, 128)),
+    _variant(_F32, _F32, 12, 64, finish=False),
     _variant(_BF16, _BF16, 16, 128, softcap=True, alibi=True),
     _variant(_BF16, _BF16, 128, 64),
     _variant(_BF16, _BF16, 128, 128),
