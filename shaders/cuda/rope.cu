@@ -37,6 +37,21 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
   pdl_launch();
   const int row = rows[t];
   const i64 slot = slots && K ? slots[t] : t;
+  const int base = blockIdx.y * teams + team, hop = teams * gridDim.y;
+  const int rounds = (heads + hop - 1) / hop;  // the same for all threads: lanes shuffle
+  // this lane's runs of the next head, on their way while the tables or another head are read
+  Pack<X, VEC> next_a[ITEMS], next_b[ITEMS];
+  auto fetch = [&](int head) {
+    const X* source = x + t * stride + (i64)head * D;
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      next_a[i].clear();
+      next_b[i].clear();
+      if (head < heads && first[i] < D) next_a[i] = load_pack<X, VEC>(source + first[i]);
+      if (head < heads && second[i] < D) next_b[i] = load_pack<X, VEC>(source + second[i]);
+    }
+  };
+  fetch(base);
   float c[ITEMS][VEC], s[ITEMS][VEC];
 #pragma unroll
   for (int i = 0; i < ITEMS; i++) {
@@ -54,21 +69,17 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
       s[i][j] = sn[j];
     }
   }
-  const int base = blockIdx.y * teams + team, hop = teams * gridDim.y;
-  const int rounds = (heads + hop - 1) / hop;  // the same for all threads: lanes shuffle
 #pragma unroll 2
   for (int n = 0; n < rounds; n++) {
     const int head = base + n * hop;
     const bool live = head < heads;
-    const X* source = x + t * stride + (i64)(live ? head : 0) * D;
     Pack<X, VEC> a[ITEMS], b[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
-      a[i].clear();
-      b[i].clear();
-      if (live && first[i] < D) a[i] = load_pack<X, VEC>(source + first[i]);
-      if (live && second[i] < D) b[i] = load_pack<X, VEC>(source + second[i]);
+      a[i] = next_a[i];
+      b[i] = next_b[i];
     }
+    fetch(head + hop);
     const bool is_q = head < H, is_v = head >= H + K;
     float r = 1.f;
     const float* gain = nullptr;
