@@ -148,6 +148,7 @@ DEVICE void load_rows(CT* to, const CT* from, int stride, int row_of_lane) {
 // One sequence as the block sees it.
 struct Sequence {
   int first, queries, length, lo, hi, units;  // units of KEYS that any of its queries sees
+  int block;  // its first: read early, often the only one
   DEVICE int passes(int G) const { return (u32)(queries * G + ROWS - 1) / ROWS; }
 };
 
@@ -156,6 +157,7 @@ DEVICE Sequence sequence(const Call& a, int b) {
   s.first = a.cu[b];
   s.queries = a.cu[b + 1] - s.first;
   s.length = a.lens[b];
+  s.block = a.table[(i64)b * a.columns];
   int shift = a.bottom_right ? s.length - s.queries : 0;
   s.lo = max(0, s.length - a.columns * a.bs);  // what the ring has not overwritten
   if (a.left >= 0) s.lo = max(s.lo, shift - a.left);
@@ -175,7 +177,7 @@ DEVICE int lookup(const Call& a, const Sequence& s, int b, int u, int end) {
     offset -= column * a.bs;
     if (column >= a.columns) column = (u32)column % (u32)a.columns;
   }
-  int block = a.table[(i64)b * a.columns + column];
+  int block = column ? a.table[(i64)b * a.columns + column] : s.block;
   return block < 0 ? -1 : block * a.bs + offset;
 }
 
@@ -397,6 +399,7 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
         one.lo = __shfl_sync(FULL_MASK, s.lo, l);
         one.hi = __shfl_sync(FULL_MASK, s.hi, l);
         one.units = __shfl_sync(FULL_MASK, s.units, l);
+        one.block = __shfl_sync(FULL_MASK, s.block, l);
         at = __shfl_sync(FULL_MASK, start, l);
       }
       run(a, sh, one, base + l, at, cut);
@@ -406,7 +409,7 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
   if (!FINISH && own_slots(a, s) && g >= cut.groups && g < S)
     write_empty(a, s, blockIdx.x, 0, s.queries * G, g, g + 1, true);
   if (g == gridDim.y - 1 && a.cu[B] < T) {  // rows of q that belong to no sequence
-    Sequence none = {a.cu[B], T - a.cu[B], 0, 0, -1, 0};
+    Sequence none = {a.cu[B], T - a.cu[B], 0, 0, -1, 0, -1};
     write_empty(a, none, blockIdx.x, 0, none.queries * G, 0, S, false);
   }
 }

@@ -225,7 +225,8 @@ def test_many_sequences(batch, cupy, rng):
 
 
 @pytest.mark.parametrize("chosen", [
-    {"joined": False}, {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1}, {"stages": 4, "warps": 2},
+    {"joined": False}, {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1},
+    {"stages": 4, "warps": 2},
     {"keys": 32}, {"rows": 32}, {"warps": 8, "blocks": 1}, {"blocks": 1, "stages": 6},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -176,6 +176,8 @@ def supports(
         return f"head_dim {q.shape[2]}, {v_cache.shape[3]} is not in 1..{MAX_DIM}"
     if q.shape[0] > FEW * B:
         return f"{q.shape[0]} queries of {B} sequences are more than {FEW} each"
+    if not block_table.shape[1]:
+        return "the block table has no columns"
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
         if _row_stride(x.data) is None:
             return f"the positions of {name} are not evenly spaced rows"
@@ -234,7 +236,7 @@ def _launch(
         to.sinks, to.out, to.lse, to.counters, *(np.int64(n // q_size) for n in q.strides[:2]),
         *(np.int64(x.strides[2] // size) for x in (k, v)),
         *((_row_stride(x) or 0) // size for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
-        bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, max(1, table.shape[1]),
+        bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, table.shape[1],
         plan.splits, plan.grain.bit_length() - 1, min(options.left, _FAR), min(right, _FAR),
         int(options.bottom_right), float(options.scale), float(options.softcap),
     )  # fmt: skip
