@@ -112,6 +112,12 @@ def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
     return False, rows, 8 if wide or rows == 16 else 16
 
 
+def _even(groups: int, B: int) -> int:
+    """A few groups less, if then sequences of one length end where groups do."""
+    even = groups // B * B if B <= groups else -(-B // -(-B // groups))
+    return even if 16 * even >= 15 * groups else groups
+
+
 def plan(
     call: Call, compute_capability: int, sms: int, shared_bytes: int, max_splits: int = 1 << 20,
     **chosen: Any,
@@ -130,7 +136,8 @@ def plan(
     grain = chosen.get("grain", 4)
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
     most_units = units * (call.T * (call.H // call.K) // rows + call.B)
-    groups = min(max(1, sms * blocks // call.K), max(1, most_units // grain), max_splits)
+    groups = _even(max(1, sms * blocks // call.K), call.B)
+    groups = min(chosen.get("groups", groups), max(1, most_units // grain), max_splits)
     share = max(-(-most_units // groups), 2 * grain - 1)  # the most units of one block
     most = 4 if compute_capability >= 80 else 1  # there loading is not asynchronous
     stages = chosen.get("stages", max(1, min(most, room // stage, -(-share // warps))))
