@@ -114,7 +114,7 @@ def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
 
 def _even(groups: int, B: int) -> int:
     """A few groups less, if then sequences of one length end where groups do."""
-    even = groups // B * B if B <= groups else -(-B // -(-B // groups))
+    even = groups // B * B if groups >= B else -(-B // -(-B // groups))
     return even if 16 * even >= 15 * groups else groups
 
 
