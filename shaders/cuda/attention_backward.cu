@@ -28,6 +28,7 @@ constexpr int PITCH = 2 * DP + 16, P_PITCH = 2 * M + 16;  // bytes; odd multiple
 constexpr int SI = N / SN / 16, SB = COLUMNS / 8;         // m16 and n8 tiles of scores
 constexpr int KI = N / KN / 16, KB = DP / KD / 8;         // of dk and dv
 constexpr int QI = M / QM / 16, QB = DP / QD / 8;         // of dq
+constexpr int DQ_PARTS = QI * QB > 8 ? 2 : 1;             // made one after the other
 static_assert(!OWN_ROWS || KN == SN, "rows of p stay with their warp");
 static_assert(SB % 2 == 0 && KB % 2 == 0 && QB % 2 == 0 && SI > 0 && KI > 0 && QI > 0, "tiles");
 
@@ -128,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
     int highest, int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, G = H / K;
+  const int G = H / K;
   const int kv = blockIdx.y, b = segment_of_slot(cu_k, B, blockIdx.x, N);
   const int k0 = cu_k[b], n0 = (blockIdx.x - first_slot(cu_k, b, N)) * N;
   const int q0 = cu_q[b], len_q = cu_q[b + 1] - q0, len_k = cu_k[b + 1] - k0;
@@ -165,12 +166,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
   }
   cp_async_commit();
 
-  // Where this warp works.
-  const int s_key = warp / SM * (N / SN), s_query = warp % SM * (M / SM);
-  const int k_key = warp / KD * (N / KN), k_d = warp % KD * (DP / KD);
-  const int q_query = warp / QD * (M / QM), q_d = warp % QD * (DP / QD);
-
   for (int round = tiles * G; round > 0; round--) {
+    // Where this warp works; worked out anew in each round, since registers are scarce.
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    asm volatile("" : "+r"(lane), "+r"(warp));
+    const int s_key = warp / SM * (N / SN), s_query = warp % SM * (M / SM);
+    const int k_key = warp / KD * (N / KN), k_d = warp % KD * (DP / KD);
+    const int q_query = warp / QD * (M / QM), q_d = warp % QD * (DP / QD);
     cp_async_wait<0>();
     __syncthreads();
     int next_head = head, next_tile = tile + 1;
@@ -187,50 +189,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
     const bool masked = !mask.all(tile * M, M, n0, N);
     const int at_p = (s_key + lane / 4) * P_PITCH + 2 * (s_query + 2 * (lane & 3));
 
-#pragma unroll
+#pragma unroll 1
     for (int c = 0; c < (OWN_ROWS ? M / MC : 1); c++) {
       float s[SI][SB][4], dp[SI][SB][4];
       u32 p[SI][SB][2], ds[SI][SB][2];
       const int column = s_query + c * COLUMNS;
       clear(s);
-      product<false, false, DP / 16>(s, lane_a(base + AT_K + s_key * PITCH, PITCH), PITCH,
-                                     lane_b(at_q + column * PITCH, PITCH), PITCH);
+      product<false, false, DP / 16>(s, lane_a(base + AT_K + s_key * PITCH, lane, PITCH), PITCH,
+                                     lane_b(at_q + column * PITCH, lane, PITCH), PITCH);
       const int key = n0 + s_key + lane / 4, query = tile * M + column + 2 * (lane & 3);
       if (masked) weigh<true>(s, p, own_stats + c * COLUMNS, key, query, mask, score);
       else weigh<false>(s, p, own_stats + c * COLUMNS, key, query, mask, score);
-      if (OWN_ROWS) product(dv_sum, p, lane_a(at_g + column * PITCH, PITCH));
+      if (OWN_ROWS) product(dv_sum, p, lane_a(at_g + column * PITCH, lane, PITCH));
       else keep(room + AT_P + at_p, p);
       clear(dp);
-      product<false, false, DP / 16>(dp, lane_a(base + AT_V + s_key * PITCH, PITCH), PITCH,
-                                     lane_b(at_g + column * PITCH, PITCH), PITCH);
+      product<false, false, DP / 16>(dp, lane_a(base + AT_V + s_key * PITCH, lane, PITCH), PITCH,
+                                     lane_b(at_g + column * PITCH, lane, PITCH), PITCH);
       slope_of(ds, s, dp, own_stats + c * COLUMNS);
       if (DQ || !OWN_ROWS) keep(room + AT_DS + at_p + 2 * c * COLUMNS, ds);
-      if (OWN_ROWS) product(dk_sum, ds, lane_a(at_q + column * PITCH, PITCH));
+      if (OWN_ROWS) product(dk_sum, ds, lane_a(at_q + column * PITCH, lane, PITCH));
     }
     if (DQ || !OWN_ROWS || OS == 1) __syncthreads();
 
     if constexpr (!OWN_ROWS)
-      product<false, true, M / 16>(dv_sum, lane_a(base + AT_P + k_key * P_PITCH, P_PITCH), P_PITCH,
-                                   lane_a(at_g + 2 * k_d, PITCH), PITCH);
+      product<false, true, M / 16>(dv_sum, lane_a(base + AT_P + k_key * P_PITCH, lane, P_PITCH), P_PITCH,
+                                   lane_a(at_g + 2 * k_d, lane, PITCH), PITCH);
     if (OS == 1) {
       if (!OWN_ROWS) __syncthreads();
       if (more) load_g(next_head, next_tile, stage ^ 1);
       cp_async_commit();
     }
     if constexpr (DQ) {
-      float dq[QI][QB][4];
-      clear(dq);
-      product<true, true, N / 16>(dq, lane_b(base + AT_DS + 2 * q_query, P_PITCH), P_PITCH,
-                                  lane_a(base + AT_K + 2 * q_d, PITCH), PITCH);
       float* sum = dq_sum + ((i64)head * slots + slot + tile) * (M * DP);
+#pragma unroll 1
+      for (int part = 0; part < DQ_PARTS; part++) {
+        float dq[QI][QB / DQ_PARTS][4];
+        clear(dq);
+        product<true, true, N / 16>(
+            dq, lane_b(base + AT_DS + 2 * q_query, lane, P_PITCH), P_PITCH,
+            lane_a(base + AT_K + 2 * (q_d + part * (DP / QD / DQ_PARTS)), lane, PITCH), PITCH);
 #pragma unroll
-      for (int i = 0; i < QI; i++)
+        for (int i = 0; i < QI; i++)
 #pragma unroll
-        for (int j = 0; j < QB; j++) add_sums(sum, (warp * QI + i) * QB + j, dq[i][j]);
+          for (int j = 0; j < QB / DQ_PARTS; j++)
+            add_sums(sum, (warp * QI + i) * QB + part * (QB / DQ_PARTS) + j, dq[i][j]);
+      }
     }
     if constexpr (!OWN_ROWS)
-      product<false, true, M / 16>(dk_sum, lane_a(base + AT_DS + k_key * P_PITCH, P_PITCH), P_PITCH,
-                                   lane_a(at_q + 2 * k_d, PITCH), PITCH);
+      product<false, true, M / 16>(dk_sum, lane_a(base + AT_DS + k_key * P_PITCH, lane, P_PITCH), P_PITCH,
+                                   lane_a(at_q + 2 * k_d, lane, PITCH), PITCH);
     if (QS == 1) {
       __syncthreads();
       if (more) load_q(next_head, next_tile, stage ^ 1);

@@ -82,8 +82,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(
   }
   float sum[RI][DP / 8][4];
   clear(sum);
-  const u32 at_q = lane_a(base + AT_Q + warp * 16 * RI * PITCH, PITCH);
-  const u32 at_g = lane_a(base + AT_G + warp * 16 * RI * PITCH, PITCH);
+  const u32 at_q = lane_a(base + AT_Q + warp * 16 * RI * PITCH, lane, PITCH);
+  const u32 at_g = lane_a(base + AT_G + warp * 16 * RI * PITCH, lane, PITCH);
   for (int t = 0; t < tiles; t++) {
     cp_async_wait<0>();
     __syncthreads();
@@ -98,12 +98,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(
       u32 ds[RI][CB][2];
       clear(s);
       clear(dp);
-      product<false, false, DP / 16>(s, at_q, PITCH, lane_b(at_k + c * MC * PITCH, PITCH), PITCH);
-      product<false, false, DP / 16>(dp, at_g, PITCH, lane_b(at_v + c * MC * PITCH, PITCH), PITCH);
+      product<false, false, DP / 16>(s, at_q, PITCH, lane_b(at_k + c * MC * PITCH, lane, PITCH), PITCH);
+      product<false, false, DP / 16>(dp, at_g, PITCH, lane_b(at_v + c * MC * PITCH, lane, PITCH), PITCH);
       const int key = n0 + c * MC + 2 * (lane & 3);
       if (masked) slope_of<true>(ds, s, dp, own_stats, i0 + own, key, mask, score);
       else slope_of<false>(ds, s, dp, own_stats, i0 + own, key, mask, score);
-      product(sum, ds, lane_a(at_k + c * MC * PITCH, PITCH));
+      product(sum, ds, lane_a(at_k + c * MC * PITCH, lane, PITCH));
     }
   }
   cp_async_wait<0>();

@@ -19,6 +19,7 @@ constexpr int TILE_BYTES = M * DP * 2, KEY_BYTES = N * DP * 2;
 constexpr int AT_K = 0, AT_V = AT_K + KEY_BYTES, AT_Q = AT_V + KEY_BYTES;
 constexpr int AT_G = AT_Q + 2 * TILE_BYTES, AT_DS = AT_G + 2 * TILE_BYTES;
 constexpr int AT_STATS = AT_DS + (DQ ? M * N * 2 : 0);
+constexpr bool LATE_DP = EXTRA && M == 128;  // else the registers do not suffice
 constexpr int OUT_PITCH = 2 * DP + 16;  // bytes of a row of dk and dv on their way out
 
 DEVICE void cp_async(u32 to, const void* from, bool valid) {
@@ -192,19 +193,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     wgmma_fence();
     scores<N>(s, own_k, at_q);
     wgmma_commit();
-    scores<N>(dp, own_v, at_g);
-    wgmma_commit();
-
+    if (!LATE_DP) {
+      scores<N>(dp, own_v, at_g);
+      wgmma_commit();
+    }
     const float2* own_stats = (const float2*)(room + AT_STATS) + stage_now * M + 2 * (lane & 3);
     const Score score(scale, EXTRA ? softcap : 0.f, EXTRA && alibi ? alibi[head] : 0.f);
     const int query = tile * M + 2 * (lane & 3);
     const bool masked = !mask.all(tile * M, M, n0, N);
-    wgmma_wait<1>();
+    wgmma_wait<LATE_DP ? 0 : 1>();
     pin(s);
     if (masked) weigh<true>(s, p, own_stats, key, query, mask, score);
     else weigh<false>(s, p, own_stats, key, query, mask, score);
     pin(p);
     wgmma_fence();
+    if (LATE_DP) {
+      scores<N>(dp, own_v, at_g);
+      wgmma_commit();
+    }
     gradient(dv_sum, p, at_g);
     wgmma_commit();
     wgmma_wait<1>();

@@ -4,12 +4,10 @@
 // This lane's address for ldmatrix_x4 on a 16 x 16 block: matrices down the rows first, or along
 // the columns first. See mma.cuh: `a` serves A, and B whose rows are k (transposed); `b` serves B
 // whose rows are columns of the product, and A whose rows are k (transposed).
-DEVICE u32 lane_a(u32 base, int pitch) {
-  int lane = threadIdx.x & 31;
+DEVICE u32 lane_a(u32 base, int lane, int pitch) {
   return base + (lane & 15) * pitch + (lane >> 4) * 16;
 }
-DEVICE u32 lane_b(u32 base, int pitch) {
-  int lane = threadIdx.x & 31;
+DEVICE u32 lane_b(u32 base, int lane, int pitch) {
   return base + ((lane & 7) + ((lane >> 4) << 3)) * pitch + ((lane >> 3) & 1) * 16;
 }
 

@@ -92,10 +92,15 @@ class Queries:
 # padded head_dim -> tile: on compute capability 9.0, with 160 KB of shared memory, with 99 KB
 HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4)}
 KEYS = {
-    64: Keys(128, 128, 8, SN=4, KN=4, QM=4),
+    64: Keys(64, 128, 4, SN=4, KN=4, QM=2, BLOCKS=2),
     96: Keys(64, 128, 8, SN=4, KN=4, QM=4),
     128: Keys(64, 128, 8, SN=4, KN=4, QM=2, OS=1),
     256: Keys(64, 64, 8, SN=4, KN=2, QM=2, QS=1, OS=1),
+}
+# without dq, for the ordered path; other widths and sizes of memory take the tile above
+ORDERED_KEYS = {
+    64: Keys(64, 128, 4, SN=4, KN=4, QM=2, MC=16, BLOCKS=2),
+    128: Keys(64, 64, 4, SN=2, KN=2, QM=2, OS=1, BLOCKS=2),
 }
 SMALL_KEYS = {
     64: Keys(64, 64, 4, SN=2, KN=2, QM=2),
@@ -106,7 +111,7 @@ SMALL_KEYS = {
 QUERIES = {
     64: Queries(64, 2, 4, BLOCKS=2),
     96: Queries(64, 1, 8),
-    128: Queries(64, 1, 8),
+    128: Queries(64, 1, 8, MC=64),
     256: Queries(32, 1, 4),
 }
 SMALL_QUERIES = {
@@ -117,14 +122,17 @@ SMALL_QUERIES = {
 }
 
 
-def _tile(D: int, caps: Any) -> tuple[int, Keys | Hopper]:
-    """The padded width and the tile for a head_dim."""
+def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
+    """The padded width and the tile for a head_dim; `ordered`: one that makes no dq."""
     if caps.compute_capability == 90 and max(HOPPER, default=0) >= D:
         tiles = HOPPER
     else:
         tiles = KEYS if caps.shared_bytes >= _LARGE else SMALL_KEYS
     DP = min(width for width in tiles if width >= D)
-    return DP, tiles[DP]
+    if not ordered:
+        return DP, tiles[DP]
+    own = ORDERED_KEYS.get(DP) if tiles is KEYS else None
+    return DP, replace(own or tiles[DP], DQ=0)
 
 
 def _query_tile(DP: int, caps: Any) -> Queries:
@@ -200,10 +208,8 @@ def _strides(*arrays: Any) -> list[int]:
 def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     backend, (B, H, K, D) = call.backend, call.shape
     Tq, Tk = len(call.q), len(call.k)
-    DP, tile = _tile(D, backend.caps)
     ordered = env.DETERMINISTIC.text() == "1"
-    if ordered:
-        tile = replace(tile, DQ=0)
+    DP, tile = _tile(D, backend.caps, ordered)
     kind: dict[str, Any] = {"TYPE": backend.c_type(call.q.dtype), "DP": DP}
     special: dict[str, Any] = {"EXTRA": int(call.alibi is not None or call.options.softcap > 0)}
     ends: dict[str, Any] = {
@@ -325,7 +331,8 @@ def _variants() -> list[Variant]:
             made.append(Variant("attention_backward_ends", {**head, **ends}, 80))
             head["EXTRA"] = extra
             only = "sm_90a" if keys is HOPPER else None
-            both = tile, replace(tile, DQ=0)
+            own = ORDERED_KEYS.get(DP, tile) if keys is KEYS else tile
+            both = tile, replace(own, DQ=0)
             made += [Variant(t.family, {**head, **t.macros()}, 80, only) for t in both]
             if DP in queries:
                 made.append(Variant("attention_backward_dq", {**head, **asdict(queries[DP])}, 80))
