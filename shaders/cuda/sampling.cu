@@ -1,0 +1,598 @@
+// Choosing tokens; the definition is in boostr/ops/sampling.py. No value is read on the host,
+// nothing is sorted but what lies around a border.
+//
+// Weights are integers, W[i] = round(2^40 exp((x[i] - x[0]) / temperature)), so that sums are
+// exact: a row gives the same token whatever the number of blocks and the order of their atomics.
+//
+// `sample` and `filtered_probabilities`: CLUSTER blocks of 1024 threads a row (V below 2^18):
+//   1. the first candidate, by a reduction;
+//   2. a histogram over (x[0] - x) / temperature: 1024 bins of 1/42 octave of weight, the last one
+//      open, of how many candidates and how much weight are in each;
+//   3. block 0 (the leader) sums it up and finds in which bins the borders of top-k, top-p and
+//      min-p lie. If all that may matter fits in a list of 1024, this is gathered and sorted; else
+//      each border's bin is, when it is needed. A bin of more than 1024 candidates is split further
+//      by the candidates' 64-bit keys, order of logit and id: these differ, so that this ends;
+//   4. the draw is one more border: the first candidate at which the summed weight exceeds u times
+//      the weight that is kept.
+// All blocks do their part of each of the leader's orders (`Order`); it decides on the next.
+// Macros: LOGIT float | f16 | bf16, CLUSTER, THREADS (1024 here; any for the small kernels).
+#include "row_cluster.cuh"
+
+#define BINS 1024
+#define OCTAVES 24.f
+#define ONE 1099511627776.f  // 2^40
+#define LOG2E 1.4426950408889634f
+
+// -- Philox4x32-10: Salmon et al. 2011 -----------------------------------------------------------
+DEVICE uint4 philox4x32(uint4 c, u32 key0, u32 key1) {
+#pragma unroll
+  for (int i = 0; i < 10; i++) {
+    u32 high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
+    u32 high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
+    c = make_uint4(high1 ^ c.y ^ key0, low1, high0 ^ c.w ^ key1, low0);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+// counters [B, 4], keys [B, 2] -> out [B, 4], uint32. A thread a row.
+extern "C" __global__ void philox(const u32* counters, const u32* keys, u32* out, int B) {
+  int b = blockIdx.x * blockDim.x + threadIdx.x;
+  if (b >= B) return;
+  const u32* c = counters + 4ll * b;
+  uint4 made = philox4x32(make_uint4(c[0], c[1], c[2], c[3]), keys[2 * b], keys[2 * b + 1]);
+  u32* to = out + 4ll * b;
+  to[0] = made.x, to[1] = made.y, to[2] = made.z, to[3] = made.w;
+}
+
+// -- the state of a row ---------------------------------------------------------------------------
+enum { FILL, RANGE, SPLIT, GATHER_BINS, GATHER_KEYS, DONE };  // orders
+enum { TOP_K, TOP_P, MIN_P, DRAW };                           // borders; the odd ones are of weight
+struct Order {
+  int what, from_bin, to_bin, shift;  // SPLIT: bins of 2^shift keys
+  u64 low, high;                      // keys, both inclusive
+};
+struct Sums {  // one histogram of the whole row; sums up to and including each bin
+  u64 mass[BINS];
+  u32 count[BINS];
+};
+struct Spot {  // a candidate; sums up to and including it
+  u64 key, mass;
+  u32 count;
+};
+struct Options {
+  float top_p, min_p;
+  int top_k;
+  u32 u;  // the draw: of 2^24
+};
+// What each thread of the cluster knows of its row.
+struct Row {
+  const LOGIT* x;
+  int V;
+  float highest, rate, least;  // x[0], log2(e) / temperature, min_p
+  DEVICE float octaves(float v) const { return (highest - v) * rate; }
+  DEVICE float weight(float v) const {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(-octaves(v)));
+    return v == highest ? 1.f : fminf(y, 1.f);  // never nan
+  }
+  DEVICE u64 mass(float v) const { return __float2ull_rn(weight(v) * ONE); }
+  DEVICE int bin(float v) const {
+    return v == highest ? 0 : min((int)(octaves(v) * ((BINS - 1) / OCTAVES)), BINS - 1);
+  }
+};
+struct Shared {
+  u64 list[BINS];             // every block: what it gathered; the leader: sorted
+  u64 list_mass[BINS];        // leader: sums up to and including each of the list
+  Sums coarse, fine;          // leader
+  u32 low[BINS], high[BINS];  // every block's own histogram: halves of weights,
+  u32 count[BINS + 2];        // counts; how many weigh min_p or more
+  u64 slots[WARPS + CLUSTER];
+  u64 range[2][CLUSTER];  // leader: least key and least complement of each block
+  u64 room[2][WARPS];
+  Order order;      // every block
+  Spot last, spot;  // leader, as all below: the last kept; the one at a border
+  u64 list_before, mass_before, border;  // sums before the list, and before what will be gathered
+  u32 list_count, count_before, list_size;
+  u32 gathered, above_min_p;  // `gathered`: every block
+  int bin, step;
+};
+
+// -- each block's part of an order ---------------------------------------------------------------
+DEVICE void clear_histogram(Shared& s) {
+  s.low[threadIdx.x] = s.high[threadIdx.x] = s.count[threadIdx.x] = 0;
+  if (threadIdx.x == 0) s.count[BINS] = 0;
+}
+DEVICE void add_to_bin(Shared& s, int bin, u32 count, u64 mass) {
+  atomicAdd(&s.count[bin], count);
+  u32 low = (u32)mass;
+  u32 carry = atomicAdd(&s.low[bin], low) > ~low;
+  u32 high = (u32)(mass >> 32) + carry;
+  if (high) atomicAdd(&s.high[bin], high);
+}
+DEVICE u64 warp_total(u64 x) {
+#pragma unroll
+  for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(FULL_MASK, x, d);
+  return x;
+}
+
+// The first histogram. Most of a vocabulary is in the last bin, which is summed in registers.
+DEVICE void fill_bins(Shared& s, const Row& r) {
+  u64 rest = 0;
+  u32 rest_count = 0, likely = 0;
+  for_row(r.x, r.V, [&](float v, int) {
+    int bin = r.bin(v);
+    float w = r.weight(v);
+    u64 mass = __float2ull_rn(w * ONE);
+    likely += w >= r.least;
+    if (bin == BINS - 1) {
+      rest += mass;
+      rest_count++;
+    } else {
+      add_to_bin(s, bin, 1, mass);
+    }
+  });
+  rest = warp_total(rest);
+  u64 counts = warp_total((u64)rest_count << 32 | likely);
+  if ((threadIdx.x & 31) == 0) {
+    add_to_bin(s, BINS - 1, (u32)(counts >> 32), rest);
+    atomicAdd(&s.count[BINS], (u32)counts);
+  }
+}
+// The least and the greatest key in a bin of the first histogram, to the leader.
+DEVICE void find_range(Shared& s, const Row& r, int bin) {
+  u64 low = ~0ull, not_high = ~0ull;
+  for_row(r.x, r.V, [&](float v, int id) {
+    if (r.bin(v) != bin) return;
+    u64 key = key_of(v, id);
+    low = min(low, key);
+    not_high = min(not_high, ~key);
+  });
+  low = warp_least(low);
+  not_high = warp_least(not_high);
+  if ((threadIdx.x & 31) == 0) {
+    s.room[0][threadIdx.x >> 5] = low;
+    s.room[1][threadIdx.x >> 5] = not_high;
+  }
+  __syncthreads();
+  if (threadIdx.x < 64) {
+    u64 least = warp_least(s.room[threadIdx.x >> 5][threadIdx.x & 31]);
+    if ((threadIdx.x & 31) == 0) peer(&s, 0)->range[threadIdx.x >> 5][cluster_rank()] = least;
+  }
+}
+// Candidates between two bins or two keys, into the list or into the histogram of keys.
+DEVICE void gather(Shared& s, const Row& r, const Order& o) {
+  for_row(r.x, r.V, [&](float v, int id) {
+    u64 key = key_of(v, id);
+    bool wanted;
+    if (o.what == GATHER_BINS) {
+      int bin = r.bin(v);
+      wanted = bin >= o.from_bin && bin <= o.to_bin;
+    } else {
+      wanted = key >= o.low && key <= o.high;
+    }
+    if (!wanted) return;
+    if (o.what == SPLIT) add_to_bin(s, (int)((key - o.low) >> o.shift), 1, r.mass(v));
+    else s.list[atomicAdd(&s.gathered, 1)] = key;
+  });
+}
+// The blocks' histograms added up in the leader, each block doing some of the bins.
+DEVICE void merge(Shared& s, bool coarse) {
+  for (int t = threadIdx.x; t <= BINS / CLUSTER; t += THREADS) {
+    int bin = cluster_rank() * (BINS / CLUSTER) + t;
+    bool extra = t == BINS / CLUSTER;  // the last block's is the one beyond the bins
+    if (extra && cluster_rank() != CLUSTER - 1) break;
+    u64 mass = 0;
+    u32 count = 0;
+#pragma unroll
+    for (int k = 0; k < CLUSTER; k++) {
+      const Shared* from = peer(&s, k);
+      count += from->count[bin];
+      if (!extra) mass += ((u64)from->high[bin] << 32) + from->low[bin];
+    }
+    Shared* leader = peer(&s, 0);
+    if (extra) {
+      if (coarse) leader->above_min_p = count;
+    } else {
+      Sums& to = coarse ? leader->coarse : leader->fine;
+      to.mass[bin] = mass;
+      to.count[bin] = count;
+    }
+  }
+}
+// An order, by all blocks at once; the leader has its result when this returns.
+DEVICE void carry_out(Shared& s, const Row& r, const Order& o) {
+  if (o.what == FILL) {
+    fill_bins(s, r);
+  } else if (o.what == RANGE) {
+    find_range(s, r, o.from_bin);
+  } else {
+    if (o.what == SPLIT) {
+      clear_histogram(s);
+      __syncthreads();
+    }
+    gather(s, r, o);
+  }
+  cluster_sync();
+  if (o.what == FILL || o.what == SPLIT) {
+    merge(s, o.what == FILL);
+    cluster_sync();
+  }
+}
+
+// -- the leader: functions that all of its threads call ------------------------------------------
+// Sums of x over this and all earlier threads.
+DEVICE u64 running_sum(u64 x, u64* room) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+  for (int d = 1; d < 32; d <<= 1) {
+    u64 y = __shfl_up_sync(FULL_MASK, x, d);
+    if (lane >= d) x += y;
+  }
+  if (lane == 31) room[warp] = x;
+  __syncthreads();
+  u64 before = warp_total(lane < warp ? room[lane] : 0);
+  __syncthreads();
+  return x + before;
+}
+DEVICE void sum_up(Shared& s, Sums& h) {
+  int t = threadIdx.x;
+  u64 mass = running_sum(h.mass[t], s.room[0]);
+  u32 count = (u32)running_sum(h.count[t], s.room[1]);
+  h.mass[t] = mass;
+  h.count[t] = count;
+  __syncthreads();
+}
+
+// The blocks' gathered keys in s.list, sorted, with running weights.
+DEVICE void sort_gathered(Shared& s, const Row& r) {
+  int t = threadIdx.x;
+  u64 key = ~0ull;
+  u32 start = 0;
+#pragma unroll
+  for (int k = 0; k < CLUSTER; k++) {
+    const Shared* from = peer(&s, k);
+    u32 n = from->gathered;
+    if (t - start < n) key = from->list[t - start];
+    start += n;
+  }
+  int n = (int)start, size = 32;
+  __syncthreads();  // the leader's own part of the list is overwritten
+  while (size < n) size *= 2;
+#pragma unroll 1
+  for (int run = 2; run <= size; run *= 2) {
+#pragma unroll 1
+    for (int d = run / 2; d; d /= 2) {
+      u64 other;
+      if (d >= 32) {
+        s.list[t] = key;
+        __syncthreads();
+        other = s.list[t ^ d];
+        __syncthreads();
+      } else {
+        other = __shfl_xor_sync(FULL_MASK, key, d);
+      }
+      bool lower = !(t & d), falling = t & run;
+      key = lower != falling ? min(key, other) : max(key, other);
+    }
+  }
+  u64 mass = t < n ? r.mass(logit_of((u32)(key >> 32))) : 0;
+  mass = running_sum(mass, s.room[0]) + s.mass_before;
+  s.list[t] = key;
+  s.list_mass[t] = mass;
+  if (t == 0) {
+    s.list_size = n;
+    s.list_count = s.count_before;
+    s.list_before = s.mass_before;
+  }
+  __syncthreads();
+}
+
+// The bin of h at which the count (or mass) reaches `border`.
+DEVICE int find_bin(Shared& s, const Sums& h, bool by_mass, u64 border) {
+  int t = threadIdx.x;
+  u64 up_to = by_mass ? h.mass[t] : h.count[t];
+  u64 before = t == 0 ? 0 : by_mass ? h.mass[t - 1] : h.count[t - 1];
+  if (t == 0) s.bin = BINS - 1;
+  __syncthreads();
+  if (before < border && border <= up_to) s.bin = t;
+  __syncthreads();
+  int bin = s.bin;
+  __syncthreads();
+  return bin;
+}
+// The weight that the candidates up to the border of top-p reach.
+DEVICE u64 share(float p, u64 mass) {
+  double wanted = ceil((double)p * (double)mass);
+  return wanted < 1 ? 1 : min((u64)wanted, mass);
+}
+DEVICE void put(Shared& s, const Order& o) {
+  __syncthreads();
+  if (threadIdx.x == 0) s.order = o;
+}
+// Note the sums before bin `bin` (or its part) of h, on top of those noted before, and return how
+// many candidates it has.
+DEVICE u32 enter_bin(Shared& s, const Sums& h, int bin, bool afresh) {
+  u32 count = bin ? h.count[bin - 1] : 0;
+  u64 mass = bin ? h.mass[bin - 1] : 0;
+  if (threadIdx.x == 0) {
+    s.count_before = (afresh ? 0 : s.count_before) + count;
+    s.mass_before = (afresh ? 0 : s.mass_before) + mass;
+  }
+  __syncthreads();
+  return h.count[bin] - count;
+}
+
+// How far the borders can lie at most.
+DEVICE int farthest(Shared& s, const Options& q, u32 V) {
+  int far = BINS - 1;
+  bool nucleus = q.top_p < 1.f;
+#pragma unroll 1
+  for (int step = MIN_P; step >= TOP_K; step--) {
+    u64 border;
+    if (step == MIN_P) {
+      if (!(q.min_p > 0.f)) continue;
+      border = max(s.above_min_p, 1u);
+    } else if (step == TOP_P) {
+      if (!nucleus) continue;
+      border = share(q.top_p, s.coarse.mass[BINS - 1]);
+    } else {
+      if (q.top_k <= 0 || (u32)q.top_k >= V) continue;
+      border = q.top_k;
+    }
+    int bin = find_bin(s, s.coarse, step == TOP_P, border);
+    // the nucleus is a share of the first k's weight: it needs them all
+    far = step == TOP_K && nucleus ? bin : min(far, bin);
+  }
+  return far;
+}
+
+// What the count (or for odd steps the mass) is to reach at this border; 0 if there is none.
+DEVICE u64 border_of(const Shared& s, const Options& q, int step, u32 V) {
+  u32 k = q.top_k > 0 && (u32)q.top_k < V ? q.top_k : V, likely = max(s.above_min_p, 1u);
+  bool floor = q.min_p > 0.f;
+  if (step == TOP_K) return k == V || (!(q.top_p < 1.f) && floor && likely < k) ? 0 : k;
+  if (step == TOP_P) return q.top_p < 1.f ? share(q.top_p, s.last.mass) : 0;
+  if (step == MIN_P) return floor && likely < s.last.count ? likely : 0;
+  // floor(u mass / 2^24) + 1
+  u64 mass = s.last.mass;
+  return (__umul64hi(mass, q.u) << 40 | (mass * q.u) >> 24) + 1;
+}
+
+// Go on with the borders as long as the list has them; then order what the next one needs. A border
+// that its own list does not have (only nan logits can do that) is passed over.
+DEVICE void next_border(Shared& s, const Options& q, u32 V, int end) {
+  int t = threadIdx.x;
+#pragma unroll 1
+  for (int step = s.step; step < end; step++) {
+    u64 border = border_of(s, q, step, V);
+    __syncthreads();  // s.last has been read by all, before it changes
+    if (border == 0) continue;
+    bool by_mass = step & 1, gathered = s.border && step == s.step;
+    u32 n = s.list_size;
+    u64 before = by_mass ? s.list_before : s.list_count;
+    u64 last = n == 0 ? 0 : by_mass ? s.list_mass[n - 1] : (u64)s.list_count + n;
+    if (before < border && border <= last) {
+      u32 count = s.list_count + t + 1;
+      u64 own = by_mass ? s.list_mass[t] : count;
+      u64 less = !by_mass ? count - 1 : t == 0 ? before : s.list_mass[t - 1];
+      if (t < (int)n && less < border && border <= own) {
+        s.spot = Spot{s.list[t], s.list_mass[t], count};
+        if (step != DRAW && count < s.last.count) s.last = s.spot;
+      }
+      __syncthreads();
+      continue;
+    }
+    if (gathered) continue;
+    int bin = find_bin(s, s.coarse, by_mass, border);
+    u32 held = enter_bin(s, s.coarse, bin, true);
+    if (t == 0) {
+      s.step = step;
+      s.border = border;
+    }
+    put(s, Order{held <= BINS ? GATHER_BINS : RANGE, bin, bin, 0, 0, 0});
+    return;
+  }
+  put(s, Order{DONE});
+}
+
+// The next order, when one has been carried out. `end`: DRAW, or one more to draw.
+DEVICE void decide(Shared& s, const Row& r, const Options& q, int end) {
+  Order o = s.order;
+  if (o.what == FILL || o.what == SPLIT) sum_up(s, o.what == FILL ? s.coarse : s.fine);
+  if (o.what == FILL) {
+    if (threadIdx.x == 0) {
+      s.last = s.spot = Spot{~0ull, s.coarse.mass[BINS - 1], (u32)r.V};
+      s.list_size = s.list_count = s.count_before = 0;
+      s.list_before = s.mass_before = s.border = 0;
+      s.step = TOP_K;
+    }
+    int far = farthest(s, q, r.V);
+    if (s.coarse.count[far] <= BINS) {  // one list for all borders
+      put(s, Order{GATHER_BINS, 0, far, 0, 0, 0});
+      return;
+    }
+    __syncthreads();
+  } else if (o.what == RANGE || o.what == SPLIT) {
+    u32 held = BINS + 1;
+    if (o.what == RANGE) {
+      o.low = o.high = ~0ull;
+#pragma unroll
+      for (int k = 0; k < CLUSTER; k++) {
+        o.low = min(o.low, s.range[0][k]);
+        o.high = min(o.high, s.range[1][k]);
+      }
+      o.high = ~o.high;
+    } else {
+      bool by_mass = s.step & 1;
+      u64 before = by_mass ? s.mass_before : s.count_before;
+      int part = find_bin(s, s.fine, by_mass, s.border - before);
+      held = enter_bin(s, s.fine, part, false);
+      o.low += (u64)part << o.shift;
+      o.high = min(o.high, o.low + ((1ull << o.shift) - 1));
+    }
+    o.what = held <= BINS ? GATHER_KEYS : SPLIT;
+    o.shift = max(0, 54 - __clzll((i64)(o.high - o.low)));
+    put(s, o);
+    return;
+  } else {
+    sort_gathered(s, r);
+  }
+  next_border(s, q, r.V, end);
+}
+
+// -- a row ---------------------------------------------------------------------------------------
+// All borders up to `end`. When this returns, `last` of the leader is the last kept candidate and
+// `spot` the drawn one. s.order.what must be FILL, the histogram clear, in every block.
+DEVICE void filter(Shared& s, const Row& r, const Options& q, int end) {
+  Order o{FILL};
+#pragma unroll 1
+  while (true) {
+    carry_out(s, r, o);
+    if (cluster_rank() == 0) decide(s, r, q, end);
+    cluster_sync();  // the leader's order is there, and all that was gathered has been taken
+    if (threadIdx.x == 0) {
+      s.gathered = 0;
+      if (cluster_rank()) s.order = peer(&s, 0)->order;
+    }
+    __syncthreads();
+    o = s.order;
+    if (o.what == DONE) return;
+  }
+}
+// One candidate is kept, whatever the weights.
+DEVICE bool only_first(float temperature, const Options& q) {
+  return !(temperature > 0.f) || q.top_k == 1 || q.top_p <= 0.f || q.min_p > 1.f;
+}
+
+// logits [B, V] contiguous; temperature, top_p, min_p float32 [B], top_k int32 [B]; seeds uint32
+// [B, 2], counters uint32 [B] -> out int32 [B].
+extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void sample(
+    const LOGIT* logits, const float* temperature, const int* top_k, const float* top_p,
+    const float* min_p, const u32* seeds, const u32* counters, int* out, int V) {
+  extern __shared__ __align__(16) u8 memory[];
+  Shared& s = *(Shared*)memory;
+  pdl_launch();
+  cluster_arrive();
+  clear_histogram(s);
+  if (threadIdx.x == 0) {
+    s.order.what = FILL;
+    s.gathered = 0;
+  }
+  pdl_wait();
+  int b = blockIdx.x / CLUSTER;
+  const LOGIT* x = logits + (i64)b * V;
+  u64 first = first_candidate(x, V, s.slots);
+  float heat = temperature[b];
+  Options q{top_p[b], min_p[b], top_k[b], 0};
+  if (only_first(heat, q)) {
+    if (cluster_rank() == 0 && threadIdx.x == 0) out[b] = (int)(u32)first;
+    return;
+  }
+  q.u = philox4x32(make_uint4(counters[b], 0, 0, 0), seeds[2 * b], seeds[2 * b + 1]).x >> 8;
+  Row r{x, V, logit_of((u32)(first >> 32)), LOG2E / heat, q.min_p};
+  filter(s, r, q, DRAW + 1);
+  if (cluster_rank() == 0 && threadIdx.x == 0) {
+    int id = (int)(u32)s.spot.key;
+    out[b] = id >= 0 && id < V ? id : (int)(u32)first;  // weights that are nan
+  }
+  cluster_sync();  // the leader's last order has been read
+}
+
+// As `sample` without the draw -> out float32 [B, V], the probabilities in id order.
+extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void filtered_probabilities(
+    const LOGIT* logits, const float* temperature, const int* top_k, const float* top_p,
+    const float* min_p, float* out, int V) {
+  extern __shared__ __align__(16) u8 memory[];
+  Shared& s = *(Shared*)memory;
+  cluster_arrive();
+  clear_histogram(s);
+  if (threadIdx.x == 0) {
+    s.order.what = FILL;
+    s.gathered = 0;
+  }
+  int b = blockIdx.x / CLUSTER;
+  const LOGIT* x = logits + (i64)b * V;
+  u64 last = first_candidate(x, V, s.slots);
+  float heat = temperature[b], total = 0.f;
+  Options q{top_p[b], min_p[b], top_k[b], 0};
+  Row r{x, V, logit_of((u32)(last >> 32)), LOG2E / heat, q.min_p};
+  if (!only_first(heat, q)) {
+    filter(s, r, q, DRAW);
+    const Shared* leader = peer(&s, 0);
+    last = leader->last.key;
+    total = (float)leader->last.mass / ONE;
+  }
+  float* to = out + (i64)b * V;
+  for_row(x, V, [&](float v, int id) {
+    float p = total > 0.f ? r.weight(v) / total : 1.f;
+    to[id] = key_of(v, id) <= last ? p : 0.f;
+  });
+  cluster_sync();  // the leader has been read
+}
+
+// -- penalties -----------------------------------------------------------------------------------
+// y = x / r or x r if seen; - presence if counts - counts * frequency; + bias. A thread for 4
+// columns; logits [B, V], seen u8, counts int32, bias float32 (or null) -> out float32 [B, V].
+extern "C" __global__ __launch_bounds__(256) void penalize(
+    const LOGIT* logits, const u8* seen, const int* counts, const float* repetition,
+    const float* presence, const float* frequency, const float* bias, float* out, int V) {
+  pdl_launch();
+  pdl_wait();
+  int b = blockIdx.y;
+  i64 row = (i64)b * V;
+  float r = repetition[b], p = presence[b], f = frequency[b];
+  int first = (blockIdx.x * 256 + threadIdx.x) * 4;
+  if (first >= V) return;
+  float x[4], add[4] = {0.f, 0.f, 0.f, 0.f};
+  int n[4];
+  u8 was[4];
+  bool whole = V % 4 == 0;
+  int most = min(4, V - first);
+  i64 at = row + first;
+  if (whole) {
+    auto a = load_vec<LOGIT, 4>(logits + at);
+    int4 c = *(const int4*)(counts + at);
+    uchar4 w = *(const uchar4*)(seen + at);
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = a[i];
+    n[0] = c.x, n[1] = c.y, n[2] = c.z, n[3] = c.w;
+    was[0] = w.x, was[1] = w.y, was[2] = w.z, was[3] = w.w;
+    if (bias) {
+      float4 d = *(const float4*)(bias + at);
+      add[0] = d.x, add[1] = d.y, add[2] = d.z, add[3] = d.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i >= most) break;
+      x[i] = to_float(logits[at + i]);
+      n[i] = counts[at + i];
+      was[i] = seen[at + i];
+      if (bias) add[i] = bias[at + i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (was[i]) x[i] = x[i] > 0.f ? x[i] / r : x[i] * r;
+    x[i] = x[i] - ((n[i] > 0 ? p : 0.f) + (float)n[i] * f) + add[i];
+  }
+  if (whole) *(float4*)(out + at) = make_float4(x[0], x[1], x[2], x[3]);
+  else
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < most) out[at + i] = x[i];
+}
+
+// seen[b, ids[b]] = 1, counts[b, ids[b]] += 1; a negative id is skipped. A thread a row.
+extern "C" __global__ void record_tokens(const int* ids, u8* seen, int* counts, int B, int V) {
+  pdl_launch();
+  pdl_wait();
+  int b = blockIdx.x * blockDim.x + threadIdx.x;
+  if (b >= B) return;
+  int id = ids[b];
+  if (id < 0 || id >= V) return;
+  seen[(i64)b * V + id] = 1;
+  counts[(i64)b * V + id] += 1;
+}
