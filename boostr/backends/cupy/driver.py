@@ -69,15 +69,28 @@ class Module:
         self._name = name
         check(library().cuModuleLoadData(ctypes.byref(self._handle), cubin), f"loading {name}")
 
-    def function(self, name: str, shared_bytes: int = 0) -> ctypes.c_void_p:
-        """A kernel's handle; what it may take beyond 48 KiB of shared memory is asked for here."""
+    def function(self, name: str) -> Function:
+        """A kernel by its name."""
         handle = ctypes.c_void_p()
         status = library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
         check(status, f"{self._name} has no kernel {name}")
-        if shared_bytes:
-            status = library().cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED, shared_bytes)
-            check(status, f"{name}: {shared_bytes} bytes of shared memory")
-        return handle
+        return Function(handle, name)
+
+
+class Function:
+    """A kernel, and the most shared memory that it was launched with so far."""
+
+    def __init__(self, handle: ctypes.c_void_p, name: str) -> None:
+        self.handle, self._name = handle, name
+        self._shared_bytes = 0
+
+    def reserve(self, shared_bytes: int) -> None:
+        """Allow launches with so much dynamic shared memory; beyond 48 KiB, static ones included,
+        the driver refuses what was not asked for."""
+        if shared_bytes > self._shared_bytes:
+            status = library().cuFuncSetAttribute(self.handle, _MAX_DYNAMIC_SHARED, shared_bytes)
+            check(status, f"{self._name}: {shared_bytes} bytes of shared memory")
+            self._shared_bytes = shared_bytes
 
 
 @cache
@@ -134,7 +147,7 @@ _room: _Room | None = None
 
 
 def launch(
-    function: ctypes.c_void_p,
+    function: Function,
     grid: Sequence[int],
     block: Sequence[int],
     args: Sequence[Any],
@@ -147,6 +160,7 @@ def launch(
     room = _room
     if room is None:
         room = _room = _Room()
+    function.reserve(shared_bytes)
     form, values = _form_and_values(args)
     layout = _layout(form)
     layout.pack_into(room.words, 0, *values)
@@ -159,6 +173,6 @@ def launch(
         config.attributes, config.attribute_count = ctypes.pointer(_DEPENDENT), 1
     else:
         config.attribute_count = 0
-    status = room.run(room.config_at, function, None, room.extra)
+    status = room.run(room.config_at, function.handle, None, room.extra)
     if status:
         check(status, f"launch of grid {tuple(grid)}, block {tuple(block)}, {shared_bytes} bytes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,13 +42,11 @@ class Kernels:
     def __init__(self, arch: str) -> None:
         self.arch = arch
         self._modules: dict[Any, driver.Module] = {}
-        self._functions: dict[Any, ctypes.c_void_p] = {}
+        self._functions: dict[Any, driver.Function] = {}
 
-    def function(
-        self, family: str, name: str, shared_bytes: int, defines: Mapping[str, int | str]
-    ) -> ctypes.c_void_p:
-        """The handle of kernel `name` of `FAMILY.cu` under these macros."""
-        key = (family, name, shared_bytes, *defines.items())
+    def function(self, family: str, name: str, defines: Mapping[str, int | str]) -> driver.Function:
+        """Kernel `name` of `FAMILY.cu` under these macros."""
+        key = (family, name, *defines.items())
         found = self._functions.get(key)
         if found is None:
             variant = (family, tuple(sorted(defines.items())))
@@ -58,7 +55,7 @@ class Kernels:
                 text = shaders.cuda_source(family, defines)
                 cubin = nvrtc.compile_cached(text, self.arch, family).cubin
                 module = self._modules[variant] = driver.Module(cubin, family)
-            found = self._functions[key] = module.function(name, shared_bytes)
+            found = self._functions[key] = module.function(name)
         return found
 
     def launch(
@@ -77,5 +74,5 @@ class Kernels:
         """Start a kernel; see `driver.launch` for the arguments."""
         if 0 in grid:
             return
-        function = self.function(family, name, shared_bytes, defines)
+        function = self.function(family, name, defines)
         driver.launch(function, grid, block, args, stream, shared_bytes, dependent)
