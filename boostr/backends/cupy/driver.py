@@ -10,7 +10,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,17 @@ class Function:
             check(status, f"{self._name}: {shared_bytes} bytes of shared memory")
             self._shared_bytes = shared_bytes
 
+    @cached_property
+    def first_offset(self) -> int:
+        """Where the first argument lies in the block of arguments: a tensor map must be at a
+        multiple of 64, which the block itself is not."""
+        offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+        status = library().cuFuncGetParamInfo(
+            self.handle, ctypes.c_size_t(0), ctypes.byref(offset), ctypes.byref(size)
+        )
+        check(status, f"{self._name}: its arguments")
+        return offset.value
+
 
 @cache
 def _layout(form: str) -> struct.Struct:
@@ -104,7 +115,7 @@ def _form_and_values(args: Sequence[Any]) -> tuple[str, list[Any]]:
     An array is its address (None: a null pointer), int is `int`, float is `float`, numpy.int64 is
     `long long`; bytes (a tensor map) lie as they are and must come first.
     """
-    form, values = "@", []
+    form, values = "", []
     for arg in args:
         kind = type(arg)
         if kind is int:
@@ -162,7 +173,9 @@ def launch(
         room = _room = _Room()
     function.reserve(shared_bytes)
     form, values = _form_and_values(args)
-    layout = _layout(form)
+    if args and type(args[0]) is bytes:
+        form = f"{function.first_offset}x{form}"
+    layout = _layout("@" + form)
     layout.pack_into(room.words, 0, *values)
     room.size.value = layout.size
     config = room.config
