@@ -6,6 +6,7 @@ import cases
 import numpy as np
 import pytest
 
+from boostr import dtypes
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
@@ -21,6 +22,9 @@ def by_name(rows):
 
 
 def make_runner(case, tmp_path, backend, **options) -> Runner:
+    """With float32 activations, which transformers' logits were made with."""
+    if backend.activation_dtype(dtypes.bfloat16) != dtypes.float32:
+        options.setdefault("dtype", "float32")
     return Runner(
         load_module(cases.checkpoint(case, tmp_path), backend=backend, **options), backend
     )
@@ -51,6 +55,22 @@ def test_logits_equal_transformers(case, backend, tmp_path):
         cases.segments(truth, "input_ids"), cases.segments(truth, "logits"), strict=True
     ):
         assert_logits(runner.logits(ids).numpy(), logits)
+
+
+def test_activations_in_the_dtype_of_the_checkpoint(backend, tmp_path):
+    """A bf16 checkpoint on a GPU: logits differ by the rounding of activations, cached or not."""
+    case = next(c for c in DECODERS if c["name"] == "llama/bf16")
+    folder = cases.checkpoint(case, tmp_path)
+    runner, truth = Runner(load_module(folder, backend=backend), backend), cases.expected(case)
+    assert runner.module.activation_dtype == backend.activation_dtype(dtypes.bfloat16)
+    for ids, logits in zip(
+        cases.segments(truth, "input_ids"), cases.segments(truth, "logits"), strict=True
+    ):
+        ours = runner.logits(ids).numpy()
+        assert ours.dtype == np.float32
+        assert np.linalg.norm(ours - logits) <= 2e-2 * np.linalg.norm(logits)
+        cached = runner.prefill(runner.new_cache(1, len(ids)), [0], [ids.tolist()]).numpy()
+        assert np.linalg.norm(cached[0] - ours[-1]) <= 2e-2 * np.linalg.norm(ours[-1])
 
 
 @by_name(DECODERS)
