@@ -56,12 +56,11 @@ def attend_tensors(backend, inputs, options, **chosen):
 
 
 # -- the edge table of attention ------------------------------------------------------------------
-@pytest.mark.parametrize("bs", [3, 16])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_edge_table(case, bs, dtype, cupy, rng):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_edge_table(case, dtype, cupy, rng):
     q, k, v = draw(rng, case, dtype)
-    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, bs)
+    k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, 16)
     arrays = q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens
     got = attend(cupy, arrays, {"causal": False, **case.options})
     close(got, oracle(q, k, v, case), q, k, v, dtype, case.options)
@@ -112,8 +111,8 @@ def compare(got, arrays, options):
     np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(want_lse))
     seen = ~np.isneginf(want_lse)
     noise = 16 * EPS["float32"] * size
-    bad = np.abs(lse - want_lse)[seen] > noise
-    assert not bad.any(), f"lse: {bad.sum()} off by up to {np.abs(lse - want_lse)[seen].max():.3g}"
+    bad = np.abs(lse[seen] - want_lse[seen])
+    assert np.all(bad <= noise), f"lse: {(bad > noise).sum()} off by up to {bad.max():.3g}"
     eps = EPS[str(out.dtype)] if out.dtype != np.float32 else 0.0
     spread = spread[..., None] * rms(v_cache)
     allowed = noise * rms(v_cache) + 2 * eps * (np.abs(want) + spread)
@@ -143,7 +142,7 @@ def build(rng, len_q, len_k, H, K, D, *, bs=16, columns=None, dtype="bfloat16", 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("H", "K", "D"), [(32, 8, 128), (9, 3, 64), (4, 4, 80), (16, 1, 96),
-                                           (8, 2, 256), (24, 1, 64)])  # fmt: skip
+                                           (8, 2, 256)])  # fmt: skip
 def test_decode(H, K, D, dtype, cupy, rng):
     """One query each, lengths from none to thousands, and two per-sequence extremes."""
     lengths = [1, 0, 15, 16, 17, 63, 64, 65, 1000, 2047]
@@ -225,9 +224,8 @@ def test_many_sequences(batch, cupy, rng):
 
 
 @pytest.mark.parametrize("chosen", [
-    {"joined": False}, {"grain": 1}, {"grain": 16}, {"max_splits": 3}, {"stages": 1},
-    {"stages": 4, "warps": 2},
-    {"keys": 32}, {"rows": 32}, {"warps": 8, "blocks": 1}, {"blocks": 1, "stages": 6},
+    {"joined": False}, {"grain": 1}, {"grain": 32}, {"max_splits": 3}, {"stages": 1},
+    {"stages": 4, "warps": 2}, {"keys": 32}, {"rows": 32}, {"warps": 4, "blocks": 2},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_plans(chosen, dtype, cupy, rng):

@@ -105,7 +105,8 @@ def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
     wanted = call.H // call.K * call.queries
     mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
     if mma and compute_capability >= (80 if call.q_dtype == dtypes.bfloat16 else 75):
-        return True, 32 if wanted > 16 and dim <= 128 else 16, 16
+        most = 128 if compute_capability in (80, 90) else 96  # registers
+        return True, 32 if wanted > 16 and dim <= most else 16, 16
     most = 16 if dim <= 128 else 8
     rows = next(r for r in (1, 4, 8, most) if r >= min(wanted, most))
     wide = call.cache_dtype == dtypes.float32 and dim > 64
@@ -125,22 +126,19 @@ def plan(
     """How to run a call. `chosen` overrides fields: benchmarks compare them."""
     mma, rows, keys = _tile(call, compute_capability)
     rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
-    warps, blocks = chosen.get("warps", 4), chosen.get("blocks", 2)
+    warps, blocks = chosen.get("warps", 8), chosen.get("blocks", 1)
+    stages = chosen.get("stages", 2 if compute_capability >= 80 else 1)
     stage, merge, static = _bytes(call, mma, rows, keys, warps)
-    room = (shared_bytes - 2048) // blocks - static
-    if blocks == 2 and room < max(2 * stage, merge):
-        blocks, room = 1, shared_bytes - 1024 - static
-    while warps > 1 and room < max(2 * stage, merge):
+    room = shared_bytes // blocks - 1024 - static
+    while warps > 1 and room < max(stages * stage, merge):
         warps //= 2
         stage, merge, static = _bytes(call, mma, rows, keys, warps)
-    grain = chosen.get("grain", 4)
+        room = shared_bytes // blocks - 1024 - static
+    grain = chosen.get("grain", 8)
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
     most_units = units * (call.T * (call.H // call.K) // rows + call.B)
     groups = _even(max(1, sms * blocks // call.K), call.B)
     groups = min(chosen.get("groups", groups), max(1, most_units // grain), max_splits)
-    share = max(-(-most_units // groups), 2 * grain - 1)  # the most units of one block
-    most = 4 if compute_capability >= 80 else 1  # there loading is not asynchronous
-    stages = chosen.get("stages", max(1, min(most, room // stage, -(-share // warps))))
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge, 4 * rows * splits + 16 + 512 * warps)
     return Plan(mma, rows, keys, warps, stages, blocks, grain, groups, splits, memory)
@@ -349,16 +347,14 @@ def _variant(
 
 _F32, _F16, _BF16 = dtypes.float32, dtypes.float16, dtypes.bfloat16
 VARIANTS = [
-    *(_variant(_BF16, _BF16, 16, D) for D in (64, 80, 96, 128, 256)),
-    *(_variant(_BF16, _BF16, 16, D, finish=False) for D in (64, 128)),
-    _variant(_F32, _F32, 12, 64, finish=False),
-    _variant(_BF16, _BF16, 16, 128, softcap=True, alibi=True),
-    _variant(_BF16, _BF16, 128, 64),
-    _variant(_BF16, _BF16, 128, 128),
-    _variant(_F16, _F16, 16, 64),
-    *(_variant(_F32, _F32, H, D) for H, D in ((4, 64), (16, 64), (16, 128), (64, 128), (64, 256))),
+    *(_variant(_BF16, _BF16, 16, D) for D in (64, 80, 128, 256)),
+    _variant(_BF16, _BF16, 16, 96, softcap=True, alibi=True),
+    _variant(_BF16, _BF16, 16, 64, finish=False),
+    _variant(_F16, _F16, 128, 64),
+    _variant(_F32, _F32, 4, 64),
+    _variant(_F32, _F32, 16, 128, finish=False),
+    *(_variant(_F32, _F32, 64, D) for D in (128, 256)),
     _variant(_F32, _BF16, 16, 128),
-    _variant(_BF16, _F32, 16, 128),
     _variant(_F32, _F32, 8, 1, aligned=False, softcap=True, alibi=True),
-    *(Variant("attention_combine", {"Q_TYPE": t, "V_DIM": 64}) for t in _NAMES.values()),
+    Variant("attention_combine", {"Q_TYPE": "bf16", "V_DIM": 64}),
 ]
