@@ -56,13 +56,14 @@ def _variant(
     return {"DTYPE": dtype, "HEAD_DIM": D, **tile, **flags}
 
 
+_CAUSAL = {"RIGHT": 1}
+_GENERAL = {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 1, "ALIBI": 1, "SINKS": 1}
 VARIANTS = [
     Variant(FAMILY, _variant(dtype, D, None, flags), least=90, only="sm_90a")
-    for dtype in ("bf16", "f16")
-    for D in (64, 128)
-    for flags in (
-        {}, {"RIGHT": 1}, {"RIGHT": 1, "LEFT": 1}, {"RIGHT": 1, "LEFT": 1, "PAGED": 1},
-        {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 1, "ALIBI": 1, "SINKS": 1},
+    for dtype, D, flags in (
+        ("bf16", 64, {}), ("bf16", 64, _CAUSAL), ("bf16", 64, {"RIGHT": 1, "LEFT": 1}),
+        ("bf16", 64, _GENERAL), ("bf16", 128, {}), ("bf16", 128, _CAUSAL),
+        ("bf16", 128, _GENERAL), ("f16", 64, _CAUSAL), ("f16", 128, _CAUSAL),
     )
 ]  # fmt: skip
 
