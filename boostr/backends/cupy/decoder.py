@@ -16,7 +16,6 @@ from boostr.ops.norm import rms_norm
 from boostr.tensor import Tensor
 
 
-
 def _few(x: Tensor, *weights: Any) -> bool:
     """Whether a GEMV takes these rows."""
     backend: Any = x.backend
@@ -107,10 +106,11 @@ def _qkv_arrays(
     qkv = linear.segments_gemm(
         backend, backend.dense(h.data), weights, _dense(backend, *biases), x.dtype
     )
-    norms = _dense(backend, *head_norms)
+    (q_norm, k_norm), (cos, sin, rows) = _dense(backend, *head_norms), placed
     return rope.rope_write(
-        backend, qkv, heads, kv_heads, head_dim, *norms, eps, *placed, layout, *kept
-    )
+        backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, layout,
+        kept[0], kept[1], kept[2],
+    )  # fmt: skip
 
 
 # -- attention and its output projection ---------------------------------------------------------
