@@ -1,6 +1,6 @@
 """Norms, gated activations, rope and embedding, forward and backward, beside PyTorch.
 
-    python benchmarks/cuda_rows.py [--quick] [--only NAME]
+    python benchmarks/cuda_rows.py [--quick] [--only NAME] [--peers none|compile|all]
 
 bf16. Every call is timed in a CUDA graph on buffers in turn, for us and for the peers (torch eager,
 torch.compile). "TB/s" counts the bytes that the operation has to move at least; copying reaches
@@ -141,35 +141,48 @@ def peer_calls(case: Case, sets: list[Any], compiled: bool) -> list[Callable[[],
     return calls
 
 
-def our_time(calls: list[Callable[[], Any]], times: int) -> float:
+def our_time(calls: list[Callable[[], Any]], repeats: int) -> float:
     """As `timing.graph_time_us`, with all results alive until the graph is done recording."""
     kept: list[Any] = []
-    graph_calls = [lambda c=c: kept.append(c()) for c in calls] * times
+    graph_calls = [lambda c=c: kept.append(c()) for c in calls] * repeats
     elapsed = timing.graph_time_us(graph_calls)
     kept.clear()
     return elapsed
 
 
-def measure(case: Case, peers: bool) -> list[Any]:
-    sets = case.sets()
-    times = max(1, math.ceil(6 / len(sets)))
+def measure(case: Case, sets: list[Any]) -> list[Any]:
+    """Our microseconds, TB/s and share of the floor."""
     with torch.no_grad():
-        mine = our_time([case.mine(*x) for x in sets], times)
-    row: list[Any] = [case.name, "x".join(map(str, case.shape)), mine]
-    row += [timing.terabytes(case.moved, mine), timing.terabytes(case.moved, mine) / 3.0]
-    for compiled in (False, True) if peers else ():
-        calls = peer_calls(case, sets, compiled)
-        if not case.name.endswith("backward"):
-            with torch.no_grad():
-                theirs = timing.torch_graph_time_us(calls * times)
-        else:
-            theirs = timing.torch_graph_time_us(calls * times)
-        row += [theirs, theirs / mine]
+        mine = our_time([case.mine(*x) for x in sets], times(sets))
+    rate = timing.terabytes(case.moved, mine)
+    return [mine, rate, rate * 1e12 / timing.COPY_BYTES]
+
+
+def measure_peer(case: Case, sets: list[Any], compiled: bool) -> float:
+    """The peer's microseconds."""
+    calls = peer_calls(case, sets, compiled) * times(sets)
+    if case.name.endswith("backward"):
+        return timing.torch_graph_time_us(calls)
+    with torch.no_grad():
+        return timing.torch_graph_time_us(calls)
+
+
+def times(sets: list[Any]) -> int:
+    """How often the buffers are gone through in one graph."""
+    return max(1, math.ceil(6 / len(sets)))
+
+
+def row(case: Case, peers: tuple[bool, ...]) -> list[Any]:
+    sets = case.sets()
+    found = measure(case, sets)
+    for compiled in peers:
+        theirs = measure_peer(case, sets, compiled)
+        found += [theirs, theirs / found[0]]
         torch._dynamo.reset()
     del sets
     torch.cuda.empty_cache()
     cupy.get_default_memory_pool().free_all_blocks()
-    return row
+    return [case.name, "x".join(map(str, case.shape)), *found]
 
 
 def cases(quick: bool) -> list[Case]:
@@ -178,16 +191,16 @@ def cases(quick: bool) -> list[Case]:
     for T, E in shapes:
         one = 2.0 * T * E
         for name, passes in (
-            ("rms_norm", 2), ("add rms_norm", 4), ("layer_norm", 2), ("swiglu", 3),
-            ("rms_norm backward", 3), ("add rms_norm backward", 4), ("layer_norm backward", 3),
-            ("swiglu backward", 5),
+            ("rms_norm backward", 3), ("swiglu backward", 5), ("rms_norm", 2), ("swiglu", 3),
+            ("add rms_norm", 4), ("layer_norm", 2), ("layer_norm backward", 3),
+            ("add rms_norm backward", 4),
         ):  # fmt: skip
             found.append(Case(name, (T, E), one * passes))
     for T, H, D in ((8192, 32, 64), (8192, 32, 128)):
         found.append(Case("rope", (T, H, D), 4.0 * T * H * D))
-    found.append(Case("embedding", (65536, 2048, 128256), 4.0 * 65536 * 2048))
-    moved = 2.0 * (65536 * 2048 + 2 * 128256 * 2048)
-    found.append(Case("embedding backward", (65536, 2048, 128256), moved / 2))
+    V = 128256
+    found.append(Case("embedding", (65536, 2048, V), 4.0 * 65536 * 2048))
+    found.append(Case("embedding backward", (65536, 2048, V), 2.0 * (65536 + V) * 2048))
     return found
 
 
@@ -195,17 +208,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one shape of each")
     parser.add_argument("--only", help="cases whose name contains this")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--peers", choices=("none", "compile", "all"), default="all")
     options = parser.parse_args()
+    peers = {"none": (), "compile": (True,), "all": (False, True)}[options.peers]
     head = ["op (bf16)", "shape", "ours us", "TB/s", "of 3.0"]
-    if not options.no_peers:
-        head += ["torch us", "ratio", "torch.compile us", "ratio"]
+    for compiled in peers:
+        head += ["torch.compile us" if compiled else "torch us", "ratio"]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n", flush=True)
     print(timing.table(head, []), flush=True)
     for case in cases(options.quick):
         if options.only is None or options.only in case.name:
-            row = timing.table(head, [measure(case, not options.no_peers)])
-            print(row.splitlines()[-1], flush=True)
+            line = timing.table(head, [row(case, peers)]).splitlines()[-1]
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,24 +34,6 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5, residual=None):
     return (y if bias is None else y + bias), h
 
 
-def rms_norm_backward(g, h, weight, eps=1e-6, weight_offset=0.0, passed=0.0):
-    """-> dh (with `passed`, the gradient that h itself gets), dweight; rows h [N, E]."""
-    g, h, weight, passed = _f64(g, h, weight, passed)
-    r = 1 / np.sqrt(np.mean(h * h, axis=-1, keepdims=True) + eps)
-    n, c = h * r, g * (weight + weight_offset)
-    return r * (c - n * np.mean(c * n, axis=-1, keepdims=True)) + passed, (g * n).sum(0)
-
-
-def layer_norm_backward(g, h, weight, eps=1e-5, passed=0.0):
-    """-> dh (with `passed`), dweight, dbias; rows h [N, E]."""
-    g, h, weight, passed = _f64(g, h, weight, passed)
-    r = 1 / np.sqrt(h.var(-1, keepdims=True) + eps)
-    n, c = (h - h.mean(-1, keepdims=True)) * r, g * weight
-    c = c - c.mean(-1, keepdims=True)
-    dh = r * (c - n * np.mean(c * n, axis=-1, keepdims=True)) + passed
-    return dh, (g * n).sum(0), g.sum(0)
-
-
 def _yarn(base, dim, p, inv, factor):
     """Blend of extrapolation and interpolation by rotations per context. arXiv:2309.00071 (3.2)"""
 
@@ -333,24 +315,6 @@ def gelu(x, approximate="none"):
     return 0.5 * x * np.vectorize(math.erfc, otypes=[F64])(-x / math.sqrt(2))
 
 
-def silu_slope(x):
-    """d silu / dx = s + x s (1 - s), s = sigmoid(x)."""
-    x = np.asarray(x, F64)
-    s = 0.5 * (1 + np.tanh(x / 2))
-    return s + x * s * (1 - s)
-
-
-def gelu_slope(x, approximate="none"):
-    """d gelu / dx; exact: Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)."""
-    x = np.asarray(x, F64)
-    if approximate == "tanh":
-        a, b = math.sqrt(2 / math.pi), 0.044715
-        t = np.tanh(a * (x + b * x**3))
-        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * a * (1 + 3 * b * x * x)
-    phi = 0.5 * np.vectorize(math.erfc, otypes=[F64])(-x / math.sqrt(2))
-    return phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-
-
 def swiglu(gate, up):
     """silu(gate) * up. arXiv:2002.05202"""
     return silu(gate) * np.asarray(up, F64)
@@ -433,20 +397,3 @@ def sampling_probabilities(
     result = np.zeros(len(x))
     result[order] = p * keep / (p * keep).sum()
     return result
-
-
-def adamw(
-    param, grad, m, v, step, *, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01,
-    grad_scale=1.0,
-):  # fmt: skip
-    """(param, m, v) after one step; decoupled decay, both moments freed of their bias. torch.
-
-    arXiv:1711.05101, algorithm 2, whose eta is 1.
-    """
-    param, grad, m, v = _f64(param, grad, m, v)
-    g = grad * grad_scale
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
-    param = param - lr * weight_decay * param - lr * unbiased_m / (np.sqrt(unbiased_v) + eps)
-    return param, m, v

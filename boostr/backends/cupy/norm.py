@@ -12,8 +12,7 @@ from boostr.backends.cupy.kernels import Variant
 from boostr.backends.cupy.rows import no_type, plan, power_of_two, rows, run_length
 from boostr.tensor import Tensor
 
-_THREADS_AN_SM = 1024  # of the gradient's grid
-_RING_THREADS, _RING_BYTES = 512, 128 * 1024  # for each multiprocessor
+_IN_FLIGHT = 7168  # elements of a gradient's rows, for each multiprocessor
 
 
 def _launch(
@@ -57,45 +56,24 @@ def _macros(backend, x, weight, added, layer, bias) -> dict[str, int | str]:
 
 
 @cache
-def _backward_plan(E: int, run: int) -> dict[str, int]:
-    shape = plan(E, run, True)
-    if shape["LANES"] * shape["ITEMS"] > 1024:  # more than the registers of a thread can hold
-        return {"VEC": run, "ITEMS": 0, "LANES": 512, "ROWS": 1, "EXACT": 0}
-    return shape
+def backward_plan(E: int, run: int) -> tuple[dict[str, int], int]:
+    """(macros, blocks for each multiprocessor) of the gradient; the widths are as measured.
 
-
-@cache
-def ring_plan(E: int, run: int, row_bytes: int) -> tuple[dict[str, int], int, int] | None:
-    """(macros, shared bytes, blocks for each multiprocessor) of the ring, or None if unsuited.
-
-    row_bytes: of the rows of all inputs that come through it.
+    A thread has few elements, as it also keeps their weights and sums. More than some 7000
+    elements on their way to a multiprocessor slow the memory down.
     """
-    if run == 1 or not 384 <= E <= 8192:
-        return None
-    lanes = max(32, power_of_two(-(-E // 16)))
-    if lanes == 64 and E <= 768:  # one warp takes a little more, and needs no barriers
-        lanes = 32
-    items, teams = -(-E // (run * lanes)), 4 if lanes == 32 else 1
-    blocks = max(1, _RING_THREADS // (lanes * teams))
-    ring = max(2, min(4, _RING_BYTES // (blocks * teams * row_bytes)))
-    exact = int(lanes * items * run == E)
-    macros = {"VEC": run, "ITEMS": items, "LANES": lanes, "ROWS": teams, "EXACT": exact,
-              "RING": ring}  # fmt: skip
-    return macros, ring * teams * row_bytes, blocks
-
-
-def _gradient_shape(
-    backend: Any, E: int, run: int, row_bytes: int
-) -> tuple[str, dict[str, int], int, int]:
-    """(family, macros, shared bytes, blocks at most)."""
-    sms = backend.caps.sms
-    ring = ring_plan(E, run, row_bytes) if backend.caps.compute_capability == 90 else None
-    if ring is not None:
-        macros, shared_bytes, blocks = ring
-        return "norm_backward_sm90", macros, shared_bytes, sms * blocks
-    macros = _backward_plan(E, run)
-    threads = macros["LANES"] * macros["ROWS"]
-    return "norm_backward", macros, 0, sms * max(1, _THREADS_AN_SM // threads)
+    if run == 1 or E > 8192:
+        shape = plan(E, run, True) if run == 1 else plan(E, run, True, most=0)
+    else:
+        lanes = max(4, power_of_two(-(-E // (32 if E > 4096 and run == 8 else 16))))
+        lanes = 32 if lanes == 64 and E <= 768 else lanes
+        items = -(-E // (run * lanes))
+        exact = int(lanes * items * run == E)
+        shape = {"VEC": run, "ITEMS": items, "LANES": lanes,
+                 "ROWS": 128 // lanes if lanes <= 32 else 1, "EXACT": exact}  # fmt: skip
+    if not shape["ITEMS"]:
+        return shape, max(1, 1024 // (shape["LANES"] * shape["ROWS"]))
+    return shape, max(1, round(_IN_FLIGHT / (E * shape["ROWS"])))
 
 
 def _backward(
@@ -110,9 +88,8 @@ def _backward(
     E = x.shape[-1]
     count = x.size // max(E, 1)
     run = run_length((E,), *arrays, *(() if added is None else (added,)))
-    row_bytes = (2 + (added is not None)) * E * x.dtype.itemsize
-    family, shape, shared_bytes, most = _gradient_shape(backend, E, run, row_bytes)
-    blocks = min(-(-count // shape["ROWS"]), most)
+    shape, share = backward_plan(E, run)
+    blocks = min(-(-count // shape["ROWS"]), share * backend.caps.sms)
     groups = blocks if shape["ITEMS"] else blocks * shape["ROWS"]
     macros = {
         "X": backend.c_type(x.dtype), "W": backend.c_type(weight.dtype),
@@ -121,10 +98,10 @@ def _backward(
     partial = backend.empty((1 + layer, groups, E), "float32") if wants else None
     if x.size:
         backend.launch(
-            family, "norm_backward", (blocks,), (shape["LANES"] * shape["ROWS"],),
+            "norm_backward", "norm_backward", (blocks,), (shape["LANES"] * shape["ROWS"],),
             [arrays[0], added, arrays[1], arrays[2], dh, partial, count, E, float(eps),
              float(offset)],
-            shared_bytes=shared_bytes, dependent=True, **macros, **shape,
+            dependent=True, **macros, **shape,
         )  # fmt: skip
     if partial is None:
         return Tensor.wrap(dh, backend), None, None
@@ -187,16 +164,12 @@ KERNELS = {
 
 
 def _variants(x: str, w: str, run: int, E: int, add: int, layer: int) -> list[Variant]:
-    """The forward, and the gradient in each of its forms."""
+    """The forward and the gradient."""
     macros = {"X": x, "W": w, "ADD": add, "LAYER": layer}
-    found = [
+    return [
         Variant("norm", {**macros, "BIAS": layer, **plan(E, run, True)}),
-        Variant("norm_backward", {**macros, **_backward_plan(E, run)}),
+        Variant("norm_backward", {**macros, **backward_plan(E, run)[0]}),
     ]
-    ring = ring_plan(E, run, (2 + add) * E * 16 // run)
-    if ring is not None:
-        found.append(Variant("norm_backward_sm90", {**macros, **ring[0]}, only="sm_90a"))
-    return found
 
 
 VARIANTS = [
