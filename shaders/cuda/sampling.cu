@@ -15,36 +15,14 @@
 //   4. the draw is one more border: the first candidate at which the summed weight exceeds u times
 //      the weight that is kept.
 // All blocks do their part of each of the leader's orders (`Order`); it decides on the next.
-// Macros: LOGIT float | f16 | bf16, CLUSTER, THREADS (1024 here; any for the small kernels).
+// Macros: LOGIT float | f16 | bf16, CLUSTER 1, 2, 4, 8, THREADS 1024.
+#include "philox.cuh"
 #include "row_cluster.cuh"
 
 #define BINS 1024
 #define OCTAVES 24.f
 #define ONE 1099511627776.f  // 2^40
 #define LOG2E 1.4426950408889634f
-
-// -- Philox4x32-10: Salmon et al. 2011 -----------------------------------------------------------
-DEVICE uint4 philox4x32(uint4 c, u32 key0, u32 key1) {
-#pragma unroll
-  for (int i = 0; i < 10; i++) {
-    u32 high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
-    u32 high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
-    c = make_uint4(high1 ^ c.y ^ key0, low1, high0 ^ c.w ^ key1, low0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return c;
-}
-
-// counters [B, 4], keys [B, 2] -> out [B, 4], uint32. A thread a row.
-extern "C" __global__ void philox(const u32* counters, const u32* keys, u32* out, int B) {
-  int b = blockIdx.x * blockDim.x + threadIdx.x;
-  if (b >= B) return;
-  const u32* c = counters + 4ll * b;
-  uint4 made = philox4x32(make_uint4(c[0], c[1], c[2], c[3]), keys[2 * b], keys[2 * b + 1]);
-  u32* to = out + 4ll * b;
-  to[0] = made.x, to[1] = made.y, to[2] = made.z, to[3] = made.w;
-}
 
 // -- the state of a row ---------------------------------------------------------------------------
 enum { FILL, RANGE, SPLIT, GATHER_BINS, GATHER_KEYS, DONE };  // orders
@@ -530,69 +508,4 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void filtered_proba
     to[id] = key_of(v, id) <= last ? p : 0.f;
   });
   cluster_sync();  // the leader has been read
-}
-
-// -- penalties -----------------------------------------------------------------------------------
-// y = x / r or x r if seen; - presence if counts - counts * frequency; + bias. A thread for 4
-// columns; logits [B, V], seen u8, counts int32, bias float32 (or null) -> out float32 [B, V].
-extern "C" __global__ __launch_bounds__(256) void penalize(
-    const LOGIT* logits, const u8* seen, const int* counts, const float* repetition,
-    const float* presence, const float* frequency, const float* bias, float* out, int V) {
-  pdl_launch();
-  pdl_wait();
-  int b = blockIdx.y;
-  i64 row = (i64)b * V;
-  float r = repetition[b], p = presence[b], f = frequency[b];
-  int first = (blockIdx.x * 256 + threadIdx.x) * 4;
-  if (first >= V) return;
-  float x[4], add[4] = {0.f, 0.f, 0.f, 0.f};
-  int n[4];
-  u8 was[4];
-  bool whole = V % 4 == 0;
-  int most = min(4, V - first);
-  i64 at = row + first;
-  if (whole) {
-    auto a = load_vec<LOGIT, 4>(logits + at);
-    int4 c = *(const int4*)(counts + at);
-    uchar4 w = *(const uchar4*)(seen + at);
-#pragma unroll
-    for (int i = 0; i < 4; i++) x[i] = a[i];
-    n[0] = c.x, n[1] = c.y, n[2] = c.z, n[3] = c.w;
-    was[0] = w.x, was[1] = w.y, was[2] = w.z, was[3] = w.w;
-    if (bias) {
-      float4 d = *(const float4*)(bias + at);
-      add[0] = d.x, add[1] = d.y, add[2] = d.z, add[3] = d.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i >= most) break;
-      x[i] = to_float(logits[at + i]);
-      n[i] = counts[at + i];
-      was[i] = seen[at + i];
-      if (bias) add[i] = bias[at + i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (was[i]) x[i] = x[i] > 0.f ? x[i] / r : x[i] * r;
-    x[i] = x[i] - ((n[i] > 0 ? p : 0.f) + (float)n[i] * f) + add[i];
-  }
-  if (whole) *(float4*)(out + at) = make_float4(x[0], x[1], x[2], x[3]);
-  else
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < most) out[at + i] = x[i];
-}
-
-// seen[b, ids[b]] = 1, counts[b, ids[b]] += 1; a negative id is skipped. A thread a row.
-extern "C" __global__ void record_tokens(const int* ids, u8* seen, int* counts, int B, int V) {
-  pdl_launch();
-  pdl_wait();
-  int b = blockIdx.x * blockDim.x + threadIdx.x;
-  if (b >= B) return;
-  int id = ids[b];
-  if (id < 0 || id >= V) return;
-  seen[(i64)b * V + id] = 1;
-  counts[(i64)b * V + id] += 1;
 }

@@ -18,8 +18,8 @@ _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _TARGETS = {dtypes.int32: "int", dtypes.int64: "i64"}
 
 
-def _defines(backend: Any, logits: Tensor, targets: Tensor) -> dict[str, int | str]:
-    """The macros for these inputs: rows of up to 4096 have a block of one warp in four."""
+def _defines(backend: Any, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+    """The macros for these inputs."""
     wide = logits.shape[1] > 8192
     return {
         "LOGIT": backend.c_type(logits.dtype),
@@ -31,11 +31,9 @@ def _defines(backend: Any, logits: Tensor, targets: Tensor) -> dict[str, int | s
 
 def _rows(backend: Any, x: Any) -> tuple[Any, int]:
     """x [T, V] with neighbours in a row side by side, and the elements from a row to the next."""
-    if x.shape[0] > 1 and (x.strides[1] != x.itemsize or x.strides[0] < 0):
-        x = backend.dense(x)
-    elif x.shape[0] <= 1:
-        x = backend.dense(x)
-    return x, (x.strides[0] // x.itemsize if x.shape[0] > 1 else x.shape[1])
+    if x.shape[0] > 1 and x.strides[1] == x.itemsize and x.strides[0] >= 0:
+        return x, x.strides[0] // x.itemsize
+    return backend.dense(x), x.shape[1]
 
 
 def _supports(logits: Tensor, targets: Tensor) -> str | None:

@@ -1,4 +1,4 @@
-"""Launches of shaders/cuda/sampling.cu and reduce.cu: penalties, draws, argmax."""
+"""Launches of shaders/cuda/sampling.cu, penalties.cu and reduce.cu."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _THREADS = 1024
 _MOST = 1 << 18  # columns that `sample` takes
-_SMALL = {"CLUSTER": 1, "THREADS": _THREADS}
 
 
 def shared_bytes(cluster: int) -> int:
@@ -127,8 +126,8 @@ def _penalize(logits, seen, counts, repetition, presence, frequency, bias) -> Te
     args += [backend.dense(x.data) for x in (repetition, presence, frequency)]
     args.append(None if bias is None else _aligned(backend, bias.data, 16))
     backend.launch(
-        "sampling", "penalize", (-(-V // 1024), B), (256,), [*args, out, V], dependent=True,
-        LOGIT=backend.c_type(logits.dtype), **_SMALL,
+        "penalties", "penalize", (-(-V // 1024), B), (256,), [*args, out, V], dependent=True,
+        LOGIT=backend.c_type(logits.dtype),
     )  # fmt: skip
     return Tensor.wrap(out, backend)
 
@@ -137,9 +136,9 @@ def _record_tokens(ids, seen, counts) -> None:
     backend: CupyBackend = ids.backend
     B, V = seen.shape
     backend.launch(
-        "sampling", "record_tokens", (-(-B // 64),), (64,),
+        "penalties", "record_tokens", (-(-B // 64),), (64,),
         [backend.dense(ids.data), seen.data, counts.data, B, V], dependent=True,
-        LOGIT="float", **_SMALL,
+        LOGIT="float",
     )  # fmt: skip
 
 
@@ -148,9 +147,9 @@ def _philox(counters: Tensor, keys: Tensor) -> Tensor:
     B = counters.shape[0]
     out = backend.empty((B, 4), np.uint32)
     backend.launch(
-        "sampling", "philox", (-(-B // 128),), (128,),
+        "penalties", "philox", (-(-B // 128),), (128,),
         [backend.dense(counters.data), backend.dense(keys.data), out, B],
-        LOGIT="float", **_SMALL,
+        LOGIT="float",
     )  # fmt: skip
     return Tensor.wrap(out, backend)
 
@@ -163,14 +162,18 @@ KERNELS = {
     "record_tokens": Kernel(_record_tokens),
     "philox": Kernel(_philox),
 }
+_WIDE = ("float", 8), ("bf16", 8), ("bf16", 2)
 VARIANTS = [
-    Variant(
-        family,
-        {"LOGIT": logit, "CLUSTER": cluster, "THREADS": _THREADS},
-        only="sm_90a" if cluster > 1 else None,
-    )
-    for family in ("reduce", "sampling")
-    for logit in ("float", "f16", "bf16")
-    for cluster in (1, 2, 4, 8)
-    if cluster in (1, 8) or logit == "bf16"
+    *(Variant("penalties", {"LOGIT": logit}) for logit in ("float", "bf16")),
+    Variant("sampling", {"LOGIT": "float", "CLUSTER": 1, "THREADS": _THREADS}),
+    Variant("sampling", {"LOGIT": "f16", "CLUSTER": 1, "THREADS": _THREADS}, only="sm_75"),
+    *(
+        Variant(family, {"LOGIT": logit, "CLUSTER": cluster, "THREADS": _THREADS}, only="sm_90a")
+        for family in ("sampling", "reduce")
+        for logit, cluster in _WIDE
+    ),
+    *(
+        Variant("reduce", {"LOGIT": logit, "CLUSTER": 1, "THREADS": threads})
+        for logit, threads in (("float", 1024), ("f16", 128), ("bf16", 1024))
+    ),
 ]

@@ -1,0 +1,133 @@
+"""Draws and argmax on an NVIDIA GPU: whole vocabularies, ties, borders in crowded bins."""
+
+import numpy as np
+import oracles
+import pytest
+from conftest import open_backend
+from draws import normal, strided, tensors
+
+from boostr import Tensor, dispatch
+from boostr.ops import core
+from boostr.ops.sampling import filtered_probabilities, penalize, philox, sample, seed_words
+
+ROWS = [  # temperature, top_k, top_p, min_p
+    (0, 5, 0.5, 0.1), (1, 0, 1, 0), (0.5, 0, 1, 0), (5, 0, 1, 0), (1, 7, 1, 0), (1, 1, 1, 0),
+    (1, 10**6, 1, 0), (1, 0, 0.8, 0), (1, 0, 1e-6, 0), (1, 0, 1, 0.05), (1, 0, 1, 1),
+    (0.7, 20, 0.9, 0.02), (1, 40, 0.9, 0), (0.8, 3000, 0.95, 0), (5, 0, 0.9, 0),
+    (5, 30_000, 0.9, 1e-3), (20, 0, 0.999, 0.5), (1, 0, 0.99999, 0), (1, 5, 1, 0.2),
+    (2, 2000, 1, 0.01),
+]  # fmt: skip
+KINDS = ["normal", "peaked", "equal", "few", "one", "masked"]
+CASES = [(kind, V) for kind in KINDS for V in (11, 1025, 5000, 128_256)]
+CASES += [("normal", 262_144), ("equal", 262_144)]
+
+
+@pytest.fixture
+def cupy_backend():
+    return open_backend("cupy")
+
+
+@pytest.fixture(autouse=True)
+def kernels_only():
+    with dispatch.strict():
+        yield
+
+
+def logits(kind, V, dtype, rng):
+    """[V]: what fills one bin of the histogram, or one value, or none."""
+    x = normal(rng, V, scale=2.5)
+    if kind == "peaked":
+        x[:50] += 12
+    elif kind == "equal":
+        x[:] = 1.5
+    elif kind == "few":
+        x[:] = rng.integers(0, 3, V)
+    elif kind == "one":
+        x[:] = -12
+        x[V // 3] = 0
+    elif kind == "masked":
+        x[rng.random(V) < 0.5] = -np.inf
+    return normal(rng, V, dtype) * 0 + x.astype(dtype)
+
+
+def options(rows):
+    table = np.array(rows, np.float64)
+    types = (np.float32, np.int32, np.float32, np.float32)
+    return [table[:, i].astype(t) for i, t in enumerate(types)]
+
+
+def oracle(x, row):
+    temperature, top_k, top_p, min_p = (float(np.float32(v)) for v in row)
+    return oracles.sampling_probabilities(
+        x.astype(np.float64), temperature, int(top_k) or None,
+        top_p if top_p < 1 else None, min_p or None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "V"), CASES)
+def test_draws_from_whole_vocabularies(kind, V, dtype, cupy_backend, rng):
+    """The kept set and the token at u against float64; alone and together the same."""
+    import ml_dtypes
+
+    x = logits(kind, V, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32, rng)
+    B, order = len(ROWS), np.argsort(-x.astype(np.float64), kind="stable")
+    args = tensors(cupy_backend, np.repeat(x[None], B, 0), *options(ROWS))
+    p = filtered_probabilities(*args).numpy()
+    seeds, counters = seed_words([3] * B), rng.integers(0, 2**31, B).astype(np.uint32)
+    state = tensors(cupy_backend, seeds, counters)
+    ids = sample(*args, *state).numpy()
+    blocks = np.zeros((B, 4), np.uint32)
+    blocks[:, 0] = counters
+    u = (philox(*tensors("numpy", blocks, seeds)).numpy()[:, 0] >> 8) / 2.0**24
+    for b, row in enumerate(ROWS):
+        want = oracle(x, row)
+        # at a border of top-p or min-p float32 weights may fall on the other side
+        slack = 2 + want.size * 2e-3 if row[2] < 1 or row[3] else 0
+        assert abs(int((p[b] > 0).sum()) - int((want > 1e-37).sum())) <= slack, row
+        assert np.abs(p[b] - want).max() < 2e-3 * want.max(), row
+        assert abs(p[b].sum(dtype=np.float64) - 1) < 1e-4, row
+        C = np.cumsum(want[order])
+        place = int(np.flatnonzero(order == ids[b])[0])
+        below = C[place - 1] if place else 0.0
+        assert below - 3e-5 <= u[b] <= C[place] + 3e-5, (row, place)
+        alone = [Tensor.wrap(t.data[b : b + 1], cupy_backend) for t in (*args, *state)]
+        assert sample(*alone).tolist() == [ids[b]], row
+
+
+def test_nan_logits_end(cupy_backend, rng):
+    """No promise but an id within the vocabulary."""
+    x = normal(rng, (len(ROWS), 20_000))
+    x[:, 77:90] = np.nan
+    state = seed_words(range(len(ROWS))), np.zeros(len(ROWS), np.int32)
+    ids = sample(*tensors(cupy_backend, x, *options(ROWS), *state)).numpy()
+    assert (ids >= 0).all() and (ids < 20_000).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 2049), (4, 128_256), (70, 32_000)])
+def test_argmax_takes_the_first(shape, dtype, cupy_backend, rng):
+    """Of ties and of nan, over whatever number of blocks; strided rows too."""
+    x = normal(rng, shape, dtype)
+    several = x.copy()
+    several[:, rng.integers(0, shape[1], 20)] = 9
+    nans = x.copy()
+    nans[:, shape[1] // 2] = nans[:, -1] = np.nan
+    for values in (x, several, nans, np.full_like(x, -np.inf), strided(x)):
+        got = core.argmax(Tensor(values, backend=cupy_backend), -1).numpy()
+        np.testing.assert_array_equal(got, values.astype(np.float32).argmax(-1))
+
+
+@pytest.mark.parametrize("V", [128_256, 4099])
+def test_penalize_a_vocabulary(V, cupy_backend, rng):
+    B = 3
+    x, bias = normal(rng, (B, V), "bfloat16", 3.0), normal(rng, (B, V))
+    seen = rng.integers(0, 2, (B, V)).astype(np.uint8)
+    counts = (rng.integers(0, 5, (B, V)) * seen).astype(np.int32)
+    knobs = [np.array(v, np.float32) for v in ((1, 1.3, 0.8), (0, 0.5, 2), (0, 0.25, 0.1))]
+    got = penalize(*tensors(cupy_backend, x, seen, counts, *knobs, bias)).numpy()
+    r, p, f = (k[:, None].astype(np.float64) for k in knobs)
+    wide = x.astype(np.float64)
+    want = np.where(seen > 0, np.where(wide > 0, wide / r, wide * r), wide)
+    want = want - (counts > 0) * p - counts * f + bias
+    np.testing.assert_allclose(got, want, atol=5e-6)
