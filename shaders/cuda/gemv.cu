@@ -53,14 +53,11 @@ struct Product : Input {
       rest[r] = residual ? to_float(residual[(i64)m * N + n]) : 0.f;
     }
   }
-  DEVICE void input(Xs* shared, int stride_) { fill(shared, stride_); }
   DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = index(unit, lane_row, r);
-      float y = (float)total[r];
-      if (FORM == W8A8) y *= Input::scales[m];
-      y = y * row_scale[r] + add[r] + rest[r];
+      const float y = (float)total[r] * x_factor * row_scale[r] + add[r] + rest[r];
       if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }
   }

@@ -57,14 +57,12 @@ struct Gated : Input {
     }
   }
   DEVICE void fresh(int, int, int) {}
-  DEVICE void input(Xs* shared, int stride_) { fill(shared, stride_); }
   DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
-    const float x_scale = FORM == W8A8 ? Input::scales[m] : 1.f;
 #pragma unroll
     for (int r = 0; r < PER_LANE; r += 2) {
       const int f = index(unit, lane_row, r);
-      const float gate = (float)total[r] * x_scale * row_scale[r] + add[r];
-      const float up = (float)total[r + 1] * x_scale * row_scale[r + 1] + add[r + 1];
+      const float gate = (float)total[r] * x_factor * row_scale[r] + add[r];
+      const float up = (float)total[r + 1] * x_factor * row_scale[r + 1] + add[r + 1];
       if (f < F) out[(i64)m * F + f] = from_float<X_T>(activated(gate) * up);
     }
   }

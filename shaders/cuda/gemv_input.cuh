@@ -20,7 +20,14 @@
 static_assert(BLOCK_WARPS % ROWS == 0, "every row of x has the same number of warps");
 const int ROW_WARPS = BLOCK_WARPS / ROWS;
 const int ROW_THREADS = ROW_WARPS * 32;
-const int KEEP = INPUT == COMBINE ? 1 : 8;  // groups of four kept in registers; others are read again
+const int KEEP = INPUT == COMBINE ? 2 : 8;  // groups of four kept in registers; others are read again
+
+template <typename T> struct IsHalf { static const bool value = false; };
+template <> struct IsHalf<f16> { static const bool value = true; };
+
+// The norm's 1 / sqrt(...) is one factor of a row: it waits until the sums are there, so that nobody
+// waits for it. (Not under W8A8, which rounds normalised values, nor where f16 could overflow.)
+const bool LATE = INPUT == RMS_NORM && FORM != W8A8 && !(PACKED && IsHalf<X_T>::value);
 
 struct Input {
   X_T* x;  // or the partial sums (f32) of COMBINE
@@ -33,6 +40,7 @@ struct Input {
   int M, K, H, S;  // M <= ROWS: rows that there are; rows past them read the last one
   float eps, offset;
   float weight[INPUT == RMS_NORM ? KEEP : 1][4];  // zeros past the end
+  float x_factor;  // of this lane's row of x, once `settle` has found it
 
   DEVICE int quads() const { return (K + 3) / 4; }
 
@@ -69,13 +77,19 @@ struct Input {
     const float* from = (const float*)x + (i64)first * S * D + (4 * q - head * D);
 #pragma unroll
     for (int e = 0; e < 4; e++) v[e] = 0.f;
-#pragma unroll 4
-    for (int s = 0; s < S; s++) {
-      const float factor = mix[first * S + s];
-      if (factor == 0.f) continue;
-      const Vec<float, 4> part = load_vec<float, 4>(from + (i64)s * D);
+    for (int s = 0; s < S; s += 4) {  // what an empty split holds is undefined
+      float factor[4];
+      Vec<float, 4> part[4];
 #pragma unroll
-      for (int e = 0; e < 4; e++) v[e] = fmaf(factor, part[e], v[e]);
+      for (int i = 0; i < 4; i++) {
+        factor[i] = s + i < S ? mix[first * S + s + i] : 0.f;
+        part[i] = {};
+        if (factor[i] != 0.f) part[i] = load_vec<float, 4>(from + (i64)(s + i) * D);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) v[e] = fmaf(factor[i], part[i][e], v[e]);
     }
 #pragma unroll
     for (int e = 0; e < 4; e++) v[e] = to_float(from_float<X_T>(v[e]));
@@ -111,19 +125,29 @@ struct Input {
     return value;
   }
 
-  DEVICE void find_mix() const {  // a warp for each (row, head), a lane for each split
-    const int lane = threadIdx.x & 31;
-    for (int head = threadIdx.x >> 5; head < M * H; head += BLOCK_WARPS) {
-      const float* own = ms + (i64)head * S * 2;
+  // The factor of each split: `width` lanes for each (row, head), a lane for each split (or more).
+  DEVICE void find_mix() const {
+    int width = 1;
+    while (width < 32 && width < S) width *= 2;
+    const int lane = threadIdx.x & 31, own = lane / width, first = lane % width;
+    const int count = 32 / width;
+    for (int base = threadIdx.x / 32 * count; base < M * H; base += BLOCK_WARPS * count) {
+      const int head = min(base + own, M * H - 1);
+      const float2* all = (const float2*)ms + (i64)head * S;
       const float sink = sinks ? sinks[head % H] : -INF;
-      float top = sink, total = 0.f;
-      for (int s = lane; s < S; s += 32) top = fmaxf(top, own[2 * s]);
-      top = warp_max(top);
+      const float2 mine = first < S ? all[first] : make_float2(-INF, 0.f);
+      float top = fmaxf(sink, mine.x), total = 0.f;
+      for (int s = first + 32; s < S; s += 32) top = fmaxf(top, all[s].x);
+      for (int d = width / 2; d; d >>= 1) top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, d));
       if (top == -INF) top = 0.f;
-      for (int s = lane; s < S; s += 32) total += __expf(own[2 * s] - top) * own[2 * s + 1];
-      total = warp_sum(total) + __expf(sink - top);
-      const float factor = total > 0.f ? __fdividef(1.f, total) : 0.f;
-      for (int s = lane; s < S; s += 32) mix[head * S + s] = __expf(own[2 * s] - top) * factor;
+      const float factor = __expf(mine.x - top);
+      total = factor * mine.y;
+      for (int s = first + 32; s < S; s += 32) total += __expf(all[s].x - top) * all[s].y;
+      for (int d = width / 2; d; d >>= 1) total += __shfl_xor_sync(FULL_MASK, total, d);
+      total += __expf(sink - top);
+      const float share = total > 0.f ? __fdividef(1.f, total) : 0.f;
+      if (first < S) mix[head * S + first] = factor * share;
+      for (int s = first + 32; s < S; s += 32) mix[head * S + s] = __expf(all[s].x - top) * share;
     }
     __syncthreads();
   }
@@ -148,21 +172,33 @@ struct Input {
     top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
     top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
     if (q >= quads()) return;
+    // v * inverse + 128 as the low 16 bits of a float near 1.5 * 2^23: the high byte is the first
+    // digit, the low byte - 128 the second
     const float inverse = top > 0.f ? __fdividef(32512.f, top) : 0.f;
-    u32 high = 0, low = 0;
+    u32 bits[4];
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int digits = __float2int_rn(fminf(fmaxf(v[e] * inverse, -32512.f), 32512.f));
-      const int first = (digits + 128) >> 8;
-      high |= ((u32)first & 255u) << (8 * e);
-      low |= ((u32)(digits - (first << 8)) & 255u) << (8 * e);
-    }
+    for (int e = 0; e < 4; e++) bits[e] = __float_as_uint(fmaf(v[e], inverse, 12582912.f + 128.f));
+    const u32 left = __byte_perm(bits[0], bits[1], 0x5140);  // low, low, high, high
+    const u32 right = __byte_perm(bits[2], bits[3], 0x5140);
+    const u32 high = __byte_perm(left, right, 0x7632);
+    const u32 low = __byte_perm(left, right, 0x5410) ^ 0x80808080u;
     const int at = place(4 * q);
     *(u32*)(row + at) = high;
     *(u32*)(row + stride + at) = low;
-    if ((q & 3) == 0) *(float*)(row + 2 * stride + at / 4) = top / 32512.f;
+    if ((q & 3) == 0) *(float*)(row + 2 * stride + at / 4) = top * (1.f / 32512.f);
   }
 #endif
+
+  // What the sums of row m must be multiplied with; after fill and a barrier.
+  DEVICE void settle(int m) {
+    x_factor = FORM == W8A8 ? scales[m] : 1.f;
+    if (LATE) {
+      float squares = 0.f;
+#pragma unroll
+      for (int w = 0; w < ROW_WARPS; w++) squares += room[m * ROW_WARPS + w];
+      x_factor = rsqrtf(__fdividef(squares, (float)K) + eps);
+    }
+  }
 
   // The caller synchronises after it.
   DEVICE void fill(Xs* shared, int stride) {
@@ -182,7 +218,13 @@ struct Input {
       each(m, kept, [&](const float (&v)[4], int, int) {
         squares += v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
       });
-      scale = rsqrtf(over_row<false>(squares) / K + eps);
+      if (LATE) {
+        squares = warp_sum(squares);
+        if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = squares;
+        scale = 1.f;
+      } else {
+        scale = rsqrtf(__fdividef(over_row<false>(squares), (float)K) + eps);
+      }
     }
     auto value = [&](const float (&v)[4], int q, int i, float (&out)[4]) {
       float w[4] = {0.f, 0.f, 0.f, 0.f};
@@ -192,7 +234,7 @@ struct Input {
         out[e] = v[e];
         if (INPUT == RMS_NORM) {
           const float factor = (i < 0 ? w[e] : weight[i < 0 ? 0 : i % KEEP][e]) + offset;
-          out[e] = to_float(from_float<X_T>(v[e] * scale * factor));
+          out[e] = LATE ? v[e] * factor : to_float(from_float<X_T>(v[e] * scale * factor));
         }
       }
     };

@@ -104,12 +104,10 @@ struct Heads : Input {
       c = cos[from], s = sin[from];
     }
   }
-  DEVICE void input(Xs* shared, int stride_) { fill(shared, stride_); }
   DEVICE void finish(int unit, int lane_row, int t, const Sum (&total)[2]) {
     const int pair = index(unit, lane_row);
-    const float x_scale = FORM == W8A8 ? Input::scales[t] : 1.f;
-    const float a = (float)total[0] * x_scale * row_scale[0] + add[0];
-    const float b = (float)total[1] * x_scale * row_scale[1] + add[1];
+    const float a = (float)total[0] * x_factor * row_scale[0] + add[0];
+    const float b = (float)total[1] * x_factor * row_scale[1] + add[1];
     if (pair >= pairs) return;
     if (QK_NORM) *(float2*)(values + ((i64)t * pairs + pair) * 2) = make_float2(a, b);
     else write(find(pair), t, a, b);

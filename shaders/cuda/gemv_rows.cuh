@@ -472,9 +472,10 @@ DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* 
   return true;
 }
 
-// The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has: input(x), which
-// fills the shared x after pdl_wait (ready(): what it may load before); fixed(unit, ...) and fresh(unit, ...),
-// which load what the epilogue needs, constants and what kernels write; finish(unit, ..., totals).
+// The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which loads
+// constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after that;
+// fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and what
+// kernels write; finish(unit, ..., totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int row_bytes) {
 #if FETCH == 2
   __shared__ u64 mbarriers[BLOCK_WARPS * STAGES];
@@ -496,8 +497,9 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
   pdl_launch();
   pdl_wait();
   if (writes && job.first < job.units) job.fresh(job.first, lane_row, lane);
-  job.input(x, stride);
+  job.fill(x, stride);
   __syncthreads();
+  if (writes) job.settle(lane);
   int slot = 0, turn = 0, round = 0;
   for (int unit = job.first; unit < job.units; unit += job.stride, round++) {
     Sums sums;

@@ -148,7 +148,7 @@ def _product(
     x, ms, sinks, H, S = source
     if out is None:
         out = backend.empty((M, w.N), np.dtype(out_dtype or dtype))
-    plan = plan or choose(backend, w, rows, w.N, dtype.itemsize, False)
+    plan = plan or choose(backend, w, rows, w.N, dtype.itemsize)
     plan = _alike(plan, x, norm and norm.weight)
     shared = shared_bytes(backend, plan, w, rows, dtype.itemsize, rows * H * S * 4)
     args = [
@@ -178,7 +178,7 @@ def norm_gated_gemv(
     if g._replace(rows=None, scales=None) != u._replace(rows=None, scales=None):
         raise ValueError(f"norm_gated_gemv: gate and up are not stored alike: {gate!r}, {up!r}")
     out = backend.empty((M, g.N), x.dtype)
-    plan = plan or choose(backend, g, rows, g.N, x.dtype.itemsize, True)
+    plan = plan or choose(backend, g, rows, 2 * g.N, x.dtype.itemsize, (4, 2))
     plan = _alike(plan, x, u.rows, norm and norm.weight)
     shared = shared_bytes(backend, plan, g, rows, x.dtype.itemsize)
     args = [
@@ -243,7 +243,7 @@ def _qkv_plan(
     backend: Any, q: Stored, rows: int, heads: int, D: int, item: int, normed: bool
 ) -> Plan:
     """As `choose`; with head norms the pairs of a head are shared out to a cluster of blocks."""
-    plan = choose(backend, q, rows, heads * (D // 2), item, True)
+    plan = choose(backend, q, rows, heads * D, item, (2,))
     if not normed:
         return plan
     cluster = 1

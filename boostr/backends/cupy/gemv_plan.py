@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -121,33 +122,72 @@ def padded_rows(rows: int) -> int:
 
 
 # -- how a kernel is cut up -------------------------------------------------------------------
-_RING = 72 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
+_RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
+_X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
+_STAGE = 2048  # bytes of a stage of one warp
+_NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
-def choose(backend: Any, w: Stored, rows: int, count: int, item: int, pairs: bool) -> Plan:
-    """The plan for `count` rows (or `pairs` of rows) of a weight. item: bytes of an x value."""
+def choose(
+    backend: Any,
+    w: Stored,
+    rows: int,
+    count: int,
+    item: int,
+    per_lanes: tuple[int, ...] = (4, 2, 1),
+) -> Plan:
+    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: rows of a lane.
+
+    The cheapest of all ways to share the rows out, by how many warps have nothing to do.
+    """
     caps = backend.caps
-    fetch = 1 if caps.compute_capability >= 80 else 0
-    packed = rows > 2 and item == 2 and w.form not in ("F32", "W8A8")
-    step = 8 * CHUNK[w.form][0]
-    wide = pairs or rows > 1 or count >= 16 * caps.sms * 8
-    plan = Plan(per_lane=2 if wide else 1, fetch=fetch, packed=packed, slow=not w.fast)
-    teams = -(-count * (2 if pairs else 1) // plan.unit_rows)
-    ksplit = 1
-    while ksplit < 8 and teams * ksplit * 2 <= caps.sms * 8 and ksplit * step < w.K:
-        ksplit *= 2
-    least = max(1, w.group * 8 // (step * 8)) if w.form == "INT8_GROUP" else 1
+    large = rows > 2 or 4 * rows * w.K > _X_BYTES
+    packed = large and item == 2 and w.form not in ("F32", "W8A8")
+    base = Plan(fetch=1 if caps.compute_capability >= 80 else 0, packed=packed, slow=not w.fast)
+    inputs, _ = CHUNK[w.form]
+    chunks = -(-w.K // inputs)
+    best, plan = 1e9, base
+    for lanes, per_lane, warps, ksplit in _CUTS:
+        if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
+            continue
+        units = -(-count // (32 // lanes * per_lane))
+        passes = units * ksplit / (caps.sms * warps)
+        idle = max(1.0, math.ceil(passes)) / passes if passes < 4 else 1 + 0.5 / passes
+        steps = -(-chunks // lanes)
+        idle *= -(-steps // ksplit) * ksplit * lanes / chunks  # lanes and warps past the row's end
+        cost = idle**0.5 + _NARROW[lanes] + 0.04 * math.log2(ksplit) + 0.02 * (warps - 8) / 4
+        cost += 0.01 / per_lane
+        if cost < best:
+            best = cost
+            plan = replace(base, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
+    return _deepened(caps, plan, w, rows, count, item)
+
+
+_CUTS = [
+    (lanes, per_lane, warps, ksplit)
+    for lanes in (32, 16, 8)
+    for per_lane in (4, 2, 1)
+    for warps in (8, 12, 16)
+    for ksplit in (1, 2, 4, 8)
+    if warps % ksplit == 0
+]
+
+
+def _deepened(caps: Any, plan: Plan, w: Stored, rows: int, count: int, item: int) -> Plan:
+    """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
+    inputs, size = CHUNK[w.form]
+    steps = -(-w.K // (inputs * plan.lanes * plan.ksplit))  # of a warp in a row
+    least = max(1, w.group // (inputs * plan.lanes)) if w.form == "INT8_GROUP" else 1
     unroll = 4
-    while unroll > least and (unroll * step * ksplit > w.K or (unroll > 2 and plan.per_lane > 1)):
+    while unroll > least and (unroll > steps or 32 * size * plan.per_lane * unroll > _STAGE):
         unroll //= 2
-    plan = replace(plan, ksplit=ksplit, unroll=unroll)
+    plan = replace(plan, unroll=unroll)
     stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
     left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
-    room = min(_RING, left - 8192)
-    per_row = -(-w.K // (unroll * step * ksplit))
-    passes = -(-teams * ksplit // (caps.sms * 8))
-    stages = max(2, min(8, room // max(stage, 1), per_row * passes))
-    return replace(plan, stages=stages)
+    units = -(-count // plan.unit_rows)
+    passes = -(-units * plan.ksplit // (caps.sms * plan.warps))
+    useful = -(-steps // unroll) * passes
+    return replace(plan, stages=max(1, min(10, min(_RING, left - 8192) // max(stage, 1), useful)))
 
 
 def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
@@ -168,7 +208,7 @@ def shared_refusal(
         item = 1
     elif isinstance(weight, QuantizedTensor) and item == 2:
         item = 9 / 4
-    elif rows <= 2 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
+    elif item == 4 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
         item = 4
     need = padded_rows(rows) * (K + 1024) * item + more + (48 << 10)
     return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"
