@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import cuda_timing as timing
@@ -171,17 +171,15 @@ def compiled_adamw(n: int) -> float:
 
 def adamw_rows(compiled: bool = True) -> Iterator[list]:
     """A row for each model, layout and library."""
-    models: dict[str, Callable[[], list]] = {"135M": shapes_135m, "1.24B": shapes_1b}
-    for name, shapes in models.items():
-        count = sum(int(np.prod(s)) for s in shapes())
+    for name, shapes in (("135M", shapes_135m()), ("1.24B", shapes_1b())):
+        count = sum(int(np.prod(s)) for s in shapes)
         timed: list[tuple[str, str, Callable[[], float]]] = [
-            ("float32", "boostr", lambda s=shapes(): our_adamw(s, False)),
-            ("float32", "torch fused", lambda s=shapes(): torch_fused_adamw(s)),
-            ("bf16 + master", "boostr", lambda s=shapes(): our_adamw(s, True)),
+            ("float32", "boostr", partial(our_adamw, shapes, False)),
+            ("float32", "torch fused", partial(torch_fused_adamw, shapes)),
+            ("bf16 + master", "boostr", partial(our_adamw, shapes, True)),
         ]
         if compiled:
-            flat = ("bf16 + master", "torch.compile, flat", lambda n=count: compiled_adamw(n))
-            timed.append(flat)
+            timed.append(("bf16 + master", "torch.compile, flat", partial(compiled_adamw, count)))
         ours = 0.0
         for layout, library, run in timed:
             free()
