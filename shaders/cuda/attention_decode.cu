@@ -48,9 +48,11 @@ struct Call {
   float* lse;
   u32* counters;
   i64 q_row, q_head, k_head, v_head;
-  int k_row, v_row;  // elements from one position to the next
-  int T, H, G, B, bs, bs_shift, columns, S, grain_shift, left, right, bottom_right;
+  u32 k_row, v_row;  // bytes from one position to the next
+  int T, H, G, B, bs, bs_shift, columns, capacity, S, grain_shift;
+  int left, right, bottom_right;  // without a limit: 2^29; -1 or 0: a mask
   float scale, softcap;
+  DEVICE int shift_of(int length, int queries) const { return length - queries & bottom_right; }
 };
 
 // What a row of the block sees: keys lo..hi; where its query stands; its slope in log2 units.
@@ -89,58 +91,55 @@ template <int N> DEVICE void wait_landed() {
   __syncwarp();
 }
 
-// KEYS rows of a cache to shared memory; lane r has the row of key r, negative: zeros.
+// KEYS rows of a cache to shared memory; lane r has the row of key r, negative: zeros. `stride`:
+// bytes from row to row.
 template <int REAL, int WIDTH, int PITCH>
-DEVICE void load_rows(CT* to, const CT* from, int stride, int row_of_lane) {
+DEVICE void load_rows(CT* to, const CT* from, u32 stride, int row_of_lane) {
   int lane = threadIdx.x & 31;
 #if VEC
   constexpr int N = WIDTH / PIECE;
   constexpr int COUNT = (KEYS * N + 31) / 32;
+  constexpr int ROWS_AT_ONCE = 32 % N ? 0 : 32 / N;
+  auto place = [&](int i, int& key, int& piece) {
+    key = ROWS_AT_ONCE ? i * ROWS_AT_ONCE + lane / N : (i * 32 + lane) / N;
+    piece = ROWS_AT_ONCE ? lane % N : (i * 32 + lane) % N;
+    int row = __shfl_sync(FULL_MASK, row_of_lane, key & 31);
+    return REAL == WIDTH || piece < REAL / PIECE ? row : -1;
+  };
+  auto source = [&](int row, int piece) {
+    return (const char*)(from + piece * PIECE) + (u64)(u32)row * stride;
+  };
 #if __CUDA_ARCH__ < 800
   constexpr int BATCH = 8;  // loads in flight
   for (int first = 0; first < COUNT; first += BATCH) {
     uint4 held[BATCH];
+    int key[BATCH], piece[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      int at = (first + i) * 32 + lane, key = at / N, piece = at % N;
-      int row = __shfl_sync(FULL_MASK, row_of_lane, key & 31);
-      bool there = at < KEYS * N && row >= 0 && piece < REAL / PIECE;
+      int row = place(first + i, key[i], piece[i]);
       held[i] = make_uint4(0, 0, 0, 0);
-      if (there) held[i] = *(const uint4*)(from + (i64)row * stride + piece * PIECE);
+      if (row >= 0 && key[i] < KEYS) held[i] = *(const uint4*)source(row, piece[i]);
     }
 #pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      int at = (first + i) * 32 + lane;
-      if (at < KEYS * N) *(uint4*)(to + at / N * PITCH + at % N * PIECE) = held[i];
-    }
+    for (int i = 0; i < BATCH; i++)
+      if (key[i] < KEYS) *(uint4*)(to + key[i] * PITCH + piece[i] * PIECE) = held[i];
   }
 #else
   u32 base = shared_address(to + lane / N * PITCH + lane % N * PIECE);
-  from += lane % N * PIECE;
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
-    if (32 % N == 0) {  // whole rows at a time
-      constexpr int ROWS_OF = 32 % N ? 1 : 32 / N;
-      int row = __shfl_sync(FULL_MASK, row_of_lane, i * ROWS_OF + lane / N);
-      bool there = row >= 0 && (REAL == WIDTH || lane % N < REAL / PIECE);
-      cp_async16(base + i * ROWS_OF * PITCH * (int)sizeof(CT), from + (i64)max(row, 0) * stride,
-                 there);
-    } else {
-      int at = i * 32 + lane, key = at / N, piece = at % N;
-      int row = __shfl_sync(FULL_MASK, row_of_lane, key & 31);
-      bool there = row >= 0 && (REAL == WIDTH || piece < REAL / PIECE);
-      const CT* source = from + (i64)max(row, 0) * stride + (piece - lane % N) * PIECE;
-      if (KEYS * N % 32 == 0 || at < KEYS * N)
-        cp_async16(shared_address(to + key * PITCH + piece * PIECE), source, there);
-    }
+    int key, piece, row = place(i, key, piece);
+    u32 at = ROWS_AT_ONCE ? base + i * ROWS_AT_ONCE * PITCH * (int)sizeof(CT)
+                          : shared_address(to + key * PITCH + piece * PIECE);
+    if (KEYS * N % 32 == 0 || key < KEYS) cp_async16(at, source(row, piece), row >= 0);
   }
 #endif
 #else
   for (int key = 0; key < KEYS; key++) {
     int row = __shfl_sync(FULL_MASK, row_of_lane, key);
+    const CT* source = (const CT*)((const char*)from + (u64)(u32)row * stride);
     for (int d = lane; d < WIDTH; d += 32)
-      to[key * PITCH + d] = row >= 0 && d < REAL ? from[(i64)row * stride + d]
-                                                     : from_float<CT>(0.f);
+      to[key * PITCH + d] = row >= 0 && d < REAL ? source[d] : from_float<CT>(0.f);
   }
 #endif
 }
@@ -158,11 +157,10 @@ DEVICE Sequence sequence(const Call& a, int b) {
   s.queries = a.cu[b + 1] - s.first;
   s.length = a.lens[b];
   s.block = a.table[(i64)b * a.columns];
-  int shift = a.bottom_right ? s.length - s.queries : 0;
-  s.lo = max(0, s.length - a.columns * a.bs);  // what the ring has not overwritten
-  if (a.left >= 0) s.lo = max(s.lo, shift - a.left);
-  s.hi = s.length - 1;
-  if (a.right >= 0) s.hi = min(s.hi, shift + s.queries - 1 + a.right);
+  int shift = a.shift_of(s.length, s.queries);
+  s.lo = max(0, s.length - a.capacity);  // what the ring has not overwritten
+  s.lo = max(s.lo, shift - a.left);
+  s.hi = min(s.length - 1, shift + s.queries - 1 + a.right);
   s.units = s.queries > 0 && s.hi >= s.lo ? (u32)s.hi / KEYS - (u32)s.lo / KEYS + 1 : 0;
   return s;
 }
@@ -221,9 +219,8 @@ DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int
   u32 count = s.queries * a.G, G = a.G;
   if (threadIdx.x < ROWS) {
     u32 R = min((u32)(pass * ROWS + threadIdx.x), count - 1), query = R / G, head = R - query * G;
-    RowInfo info = {s.lo, s.hi, (a.bottom_right ? s.length - s.queries : 0) + (int)query};
-    if (a.left >= 0) info.lo = max(info.lo, info.position - a.left);
-    if (a.right >= 0) info.hi = min(info.hi, info.position + a.right);
+    int position = a.shift_of(s.length, s.queries) + (int)query;
+    RowInfo info = {max(s.lo, position - a.left), min(s.hi, position + a.right), position};
 #if ALIBI
     info.slope = a.alibi[kv * a.G + head] * LOG2E;
 #endif
@@ -295,7 +292,7 @@ struct Cut {
   u32 groups, share, rest;
   DEVICE Cut(u32 total, u32 most, int grain_shift) {
     groups = min(most, max(1u, total >> grain_shift));
-    share = total / groups;
+    share = groups > 1 ? total / groups : total;
     rest = total - share * groups;
   }
   DEVICE int start(u32 g) const { return min(g, groups) * share + min(g, rest); }
@@ -336,9 +333,9 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     const QT* q, const CT* k, const CT* v, const int* cu_seqlens_q, const int* block_table,
     const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms,
     const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
-    i64 v_head, int k_row, int v_row, int T, int H, int G, int B, int bs, int bs_shift,
-    int columns, int S, int grain_shift, int left, int right, int bottom_right, float scale,
-    float softcap) {
+    i64 v_head, u32 k_row, u32 v_row, int T, int H, int G, int B, int bs, int bs_shift,
+    int columns, int capacity, int S, int grain_shift, int left, int right, int bottom_right,
+    float scale, float softcap) {
   extern __shared__ __align__(128) u8 memory[];
   __shared__ RowInfo rows[ROWS];
   __shared__ float2 stats[N_WARPS * ROWS];
@@ -350,7 +347,8 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   Call a = {q, k, v, cu_seqlens_q, block_table, kv_lens, alibi, partial_out, partial_ms,
             sinks, out, lse, counters, q_row, q_head, k_head, v_head, k_row, v_row, T, H, G, B,
-            bs, bs_shift, columns, S, grain_shift, left, right, bottom_right, scale, softcap};
+            bs, bs_shift, columns, capacity, S, grain_shift, left, right, bottom_right, scale,
+            softcap};
   Shared sh = {(CT*)memory + warp * STAGES * STAGE, (float*)memory, rows, stats,
                masks + warp * STAGES, MMA ? (void*)query : (void*)wide_query,
                weights + (MMA ? 0 : warp * KEYS * ROWS), scales};

@@ -236,14 +236,15 @@ def _launch(
         q = backend.copy(q)
     bs, size, q_size = k.shape[1], k.itemsize, q.itemsize
     right = 0 if options.causal else options.right
+    sides = (n if 0 <= n < _FAR else _FAR for n in (options.left, right))
     args = (
         q, k, v, *map(backend.dense, (cu, table, lens)), alibi, to.partial_out, to.partial_ms,
         to.sinks, to.out, to.lse, to.counters, *(np.int64(n // q_size) for n in q.strides[:2]),
         *(np.int64(x.strides[2] // size) for x in (k, v)),
-        *((_row_stride(x) or 0) // size for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
+        *(_row_stride(x) or 0 for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
         bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, table.shape[1],
-        plan.splits, plan.grain.bit_length() - 1, min(options.left, _FAR), min(right, _FAR),
-        int(options.bottom_right), float(options.scale), float(options.softcap),
+        table.shape[1] * bs, plan.splits, plan.grain.bit_length() - 1, *sides,
+        -int(options.bottom_right), float(options.scale), float(options.softcap),
     )  # fmt: skip
     backend.launch(
         _FAMILY, "attention_partials", (call.K, plan.groups), (32 * plan.warps,), args,
