@@ -9,6 +9,7 @@ The peer is the chain of transformers' warpers (temperature, top-k, top-p by sor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import cuda_timing as timing
@@ -62,14 +63,12 @@ def torch_sample(x: torch.Tensor, top_k: int, top_p: float) -> Any:
 def rows() -> Iterator[list[Any]]:
     for B in BATCHES:
         x = draw_logits(B)
-        mine = timing.graph_time_us([lambda x=ours(x): core.argmax(x, -1)] * 20)
-        theirs = timing.torch_graph_time_us([lambda x=x: x.argmax(-1)] * 20)
+        mine = timing.graph_time_us([partial(core.argmax, ours(x), -1)] * 20)
+        theirs = timing.torch_graph_time_us([partial(torch.argmax, x, -1)] * 20)
         yield ["argmax", B, mine, theirs, theirs / mine]
         for name, (top_k, top_p) in SETTINGS.items():
             mine = our_sample(ours(x), top_k, top_p)
-            theirs = timing.torch_graph_time_us(
-                [lambda x=x, k=top_k, p=top_p: torch_sample(x, k, p)] * 4
-            )
+            theirs = timing.torch_graph_time_us([partial(torch_sample, x, top_k, top_p)] * 4)
             yield [name, B, mine, theirs, theirs / mine]
 
 
