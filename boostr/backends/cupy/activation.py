@@ -136,14 +136,16 @@ KERNELS = {
 VARIANTS = [
     *(
         Variant("activation", {"X": x, "VEC": run, "THREADS": _THREADS, "UNROLL": _UNROLL,
-                               "FORM": form, "GATED": gate})
-        for x, run, forms in (("bf16", 8, (0, 1, 2)), ("f16", 1, (0,)), ("float", 4, (0, 2)))
-        for form in forms
-        for gate in (0, 1)
+                               "FORM": FORMS[form], "GATED": gate})
+        for x, run, form, gate in (
+            ("bf16", 8, "silu", 1), ("bf16", 8, "gelu", 1), ("bf16", 8, "gelu_tanh", 0),
+            ("float", 4, "gelu_tanh", 1), ("float", 4, "silu", 0), ("f16", 1, "gelu", 0),
+        )
     ),
     *(
         Variant("activation", {"X": x, "LOG": log, **plan(length, run, True)})
-        for x, run, length in (("bf16", 8, 2048), ("f16", 1, 65), ("float", 4, 128256))
-        for log in (0, 1)
+        for x, run, length, log in (
+            ("bf16", 8, 2048, 0), ("f16", 1, 65, 1), ("float", 4, 128256, 1), ("float", 4, 512, 0),
+        )
     ),
 ]  # fmt: skip

@@ -37,22 +37,18 @@ def _launch(
         count = x.size // E
         arrays = [a for a in (source, other, w, b) if a is not None]
         run = run_length((E, stride), *arrays)
-        shape = plan(E, run, count > 4 * backend.caps.sms)
+        busy = count > 4 * backend.caps.sms
+        shape = plan(E, run, busy)
         backend.launch(
             "norm", "norm_forward", (-(-count // shape["ROWS"]),),
             (shape["LANES"] * shape["ROWS"],),
             [source, other, w, b, y, h, count, E, inner, np.int64(stride), float(eps),
              float(offset)],
-            dependent=True, **_macros(backend, x, weight, residual, layer, bias), **shape,
+            dependent=True, X=backend.c_type(x.dtype), W=backend.c_type(weight.dtype),
+            ADD=int(h is not None), LAYER=int(layer), BIAS=int(b is not None),
+            EARLY=int(not busy), **shape,
         )  # fmt: skip
     return Tensor.wrap(y, backend), None if h is None else Tensor.wrap(h, backend)
-
-
-def _macros(backend, x, weight, added, layer, bias) -> dict[str, int | str]:
-    return {
-        "X": backend.c_type(x.dtype), "W": backend.c_type(weight.dtype),
-        "ADD": int(added is not None), "LAYER": int(layer), "BIAS": int(bias is not None),
-    }  # fmt: skip
 
 
 @cache
@@ -167,22 +163,18 @@ def _variants(x: str, w: str, run: int, E: int, add: int, layer: int) -> list[Va
     """The forward and the gradient."""
     macros = {"X": x, "W": w, "ADD": add, "LAYER": layer}
     return [
-        Variant("norm", {**macros, "BIAS": layer, **plan(E, run, True)}),
+        Variant("norm", {**macros, "BIAS": layer, "EARLY": 0, **plan(E, run, True)}),
         Variant("norm_backward", {**macros, **backward_plan(E, run)[0]}),
     ]
 
 
 VARIANTS = [
-    *(
-        variant
-        for x, run in (("float", 4), ("bf16", 8))
-        for length in (64, 576, 2048, 8192)
-        for add, layer in ((0, 0), (1, 1))
-        for variant in _variants(x, x, run, length, add, layer)
-    ),
-    *(v for length in (33, 5000) for v in _variants("f16", "float", 1, length, 1, 1)),
+    *(v for E in (64, 576, 8192) for v in _variants("bf16", "bf16", 8, E, 0, 0)),
+    *(v for E in (2048, 8192) for v in _variants("bf16", "float", 8, E, 1, 1)),
+    *(v for E in (576, 8192) for v in _variants("float", "float", 4, E, 1, 1)),
+    *_variants("f16", "float", 1, 33, 1, 1),
     *_variants("bf16", "bf16", 8, 100000, 1, 1),
-    Variant("norm", {"X": "bf16", "W": "float", "ADD": 1, "LAYER": 0, "BIAS": 0,
+    Variant("norm", {"X": "bf16", "W": "float", "ADD": 1, "LAYER": 0, "BIAS": 0, "EARLY": 1,
                      **plan(2048, 8, False)}),
     Variant("norm_weights", {"W": "bf16"}),
 ]  # fmt: skip

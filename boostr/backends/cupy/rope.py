@@ -128,10 +128,10 @@ KERNELS = {"rope": Kernel(_rope, _supports)}
 VARIANTS = [
     Variant("rope", {"X": x, "C": c, "INTERLEAVED": interleaved, "NORM": norm,
                      **_shape(D, half, run)})
-    for x, c, D, half, run, norm in (
-        ("bf16", "bf16", 128, 64, 8, 1), ("bf16", "bf16", 64, 32, 8, 0),
-        ("bf16", "float", 80, 16, 8, 1), ("float", "f16", 256, 128, 4, 0),
-        ("float", "float", 96, 24, 4, 1), ("f16", "f16", 512, 256, 1, 1),
+    for x, c, D, half, run, norm, interleaved in (
+        ("bf16", "bf16", 128, 64, 8, 1, 0), ("bf16", "bf16", 64, 32, 8, 0, 0),
+        ("bf16", "float", 80, 16, 8, 1, 1), ("float", "f16", 256, 128, 4, 0, 1),
+        ("float", "float", 96, 24, 4, 1, 0), ("f16", "f16", 512, 256, 1, 1, 0),
+        ("f16", "f16", 512, 256, 1, 1, 1),
     )
-    for interleaved in (0, 1)
 ]  # fmt: skip
