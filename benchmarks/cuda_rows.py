@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 
 from boostr import Tensor, backends, ops
+from boostr.backends.cupy.rope import rope_write
 from boostr.ops import norm as norm_ops
 from boostr.ops.activation import _swiglu_backward
 from boostr.ops.embedding import _embedding_backward, embedding
@@ -47,6 +48,18 @@ def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
+def prepare(qkv, q_gain, k_gain, cos, sin, slots, k_cache, v_cache):
+    """What a prompt does between the qkv product and attention, in the way of a model in torch."""
+    D, K = q_gain.shape[0], k_cache.shape[1]
+    heads = qkv.view(len(qkv), -1, D)
+    q, k, v = heads.split([heads.shape[1] - 2 * K, K, K], 1)
+    q = rotate_half(functional.rms_norm(q, (D,), q_gain, EPS), cos, sin)
+    k = rotate_half(functional.rms_norm(k, (D,), k_gain, EPS), cos, sin)
+    k_cache.index_copy_(0, slots, k)
+    v_cache.index_copy_(0, slots, v)
+    return q
+
+
 class Case:
     """One row of the table: how to draw the inputs, our call, the peer's, and the bytes."""
 
@@ -59,6 +72,11 @@ class Case:
 
     def inputs(self) -> Any:
         T, E = self.shape[:2]
+        if self.name == "norm, rope, cache":
+            H, K, D = self.shape[1:]
+            gains, tables = draw(2, D).float(), torch.rand(2, T, D // 2, device="cuda")
+            caches = torch.zeros(2, T, K, D, device="cuda", dtype=torch.bfloat16)
+            return draw(T, (H + 2 * K) * D), *gains, *tables, torch.randperm(T).cuda(), *caches
         if self.name == "rope":
             H, D = E, self.shape[2]
             tables = [torch.rand(T, D // 2, device="cuda") for _ in range(2)]
@@ -74,6 +92,15 @@ class Case:
 
     def mine(self, *x: torch.Tensor) -> Callable[[], Any]:
         t = [ours(a) for a in x]
+        if self.name == "norm, rope, cache":
+            H, K, D = self.shape[1:]
+            qkv, q_gain, k_gain, cos, sin, slots, *caches = (a.data for a in t)
+            rows = cupy.arange(len(qkv), dtype=np.int32)
+            slots, caches = slots.astype(np.int32), [c.reshape(-1, 64, K, D) for c in caches]
+            return lambda: rope_write(
+                BACKEND, qkv, H, K, D, q_gain, k_gain, EPS, cos, sin, rows, "split-half", *caches,
+                slots,
+            )  # fmt: skip
         if self.name == "rope":
             return lambda: ops.rope(*t)
         if self.name == "embedding":
@@ -96,6 +123,10 @@ class Case:
 
     def peer(self, *x: torch.Tensor) -> tuple[Callable[..., Any], tuple, Any]:
         """(forward function, its inputs, gradient or None: time the forward)."""
+        if self.name == "norm, rope, cache":
+            qkv, q_gain, k_gain, cos, sin, *rest = x
+            return prepare, (qkv, q_gain.bfloat16(), k_gain.bfloat16(), cos[:, None], sin[:, None],
+                             *rest), None  # fmt: skip
         if self.name == "rope":
             a, cos, sin, _ = x
             return rotate_half, (a, cos[:, None], sin[:, None]), None
@@ -198,6 +229,8 @@ def cases(quick: bool) -> list[Case]:
             found.append(Case(name, (T, E), one * passes))
     for T, H, D in ((8192, 32, 64), (8192, 32, 128)):
         found.append(Case("rope", (T, H, D), 4.0 * T * H * D))
+    T, H, K, D = 8192, 32, 8, 128
+    found.append(Case("norm, rope, cache", (T, H, K, D), 4.0 * T * (H + 2 * K) * D))
     V = 128256
     found.append(Case("embedding", (65536, 2048, V), 4.0 * 65536 * 2048))
     found.append(Case("embedding backward", (65536, 2048, V), 2.0 * (65536 + V) * 2048))

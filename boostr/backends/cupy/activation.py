@@ -12,7 +12,7 @@ from boostr.backends.cupy.rows import flat_rows, no_type, plan, rows, run_length
 from boostr.tensor import Tensor
 
 FORMS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-_THREADS, _UNROLL = 256, 2
+_THREADS, _UNROLL = 256, 1
 
 
 def _form(approximate: str) -> str:
