@@ -3,14 +3,15 @@
 //   q [Tq, H, D], k [Tk, K, D], v [Tk, K, Dv], out [Tq, H, Dv], lse [Tq, H]; f16 or bf16, f32 sums.
 //   PAGED: k, v are caches [NB, bs, K, D]; position p of segment b is row p % bs of block
 //   table[b, (p / bs) % columns]; cu_k is kv_lens.
-// A block of 32 BLOCK_WARPS threads takes BLOCK_M = 16 TILES_M BLOCK_WARPS queries of one head and walks over
-// tiles of BLOCK_N keys, last first. A warp owns 16 TILES_M rows: q kᵀ, the running softmax and p v
+// A block of BLOCK_WARPS warps takes BLOCK_M = 16 TILES_M BLOCK_WARPS queries of one head and walks
+// over tiles of BLOCK_N keys, last first. Warp w owns the row tiles w, w + BLOCK_WARPS, ... of 16
+// rows, so that all warps have the same share of a causal corner: q kᵀ, the running softmax and p v
 // stay in its registers. K and V tiles come through cp.async, two stages, one barrier a tile.
 // The row maximum moves only when it grew by more than 2^8 (then out is rescaled): probabilities
 // stay below 256, and the sum and lse refer to the same maximum.
-// Macros: DTYPE, HEAD_DIM (D and Dv up to it, a multiple of 16), BLOCK_N, BLOCK_WARPS, TILES_M, BLOCKS (least
-//   blocks per SM), Q_REGISTERS (q in registers, not read again), PAGED, GENERAL (softcap, ALiBi,
-//   D or Dv below HEAD_DIM).
+// Macros: DTYPE, HEAD_DIM (D and Dv up to it, a multiple of 16), BLOCK_N, BLOCK_WARPS, TILES_M (1
+//   or 2), BLOCKS (least blocks per SM), Q_REGISTERS (q in registers, not read again), PAGED,
+//   GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM).
 // Limits: rows of 16-byte pieces at 16-byte addresses, D % 8 == Dv % 8 == 0, scale > 0.
 // Source: Dao 2023, FlashAttention-2; the lazy maximum: FlashAttention-4 (Tri Dao et al. 2025).
 #include "prelude.cuh"
@@ -27,8 +28,14 @@ typedef DTYPE T;
 typedef Tile<CHUNKS> Rows;
 typedef float Scores[TILES_M][BLOCK_N / 8][4];
 typedef float Sums[TILES_M][HEAD_DIM / 8][4];
-typedef u32 Weights[TILES_M][BLOCK_N / 16][4];
 typedef float PerRow[TILES_M][2];
+
+// Which of a warp's row tiles take part: those from FROM to TO.
+template <int FROM_, int TO_> struct Part { static constexpr int FROM = FROM_, TO = TO_; };
+typedef Part<0, TILES_M> All;
+
+// First row, in the block's tile, of row tile i of this warp.
+DEVICE int row_of(int i) { return 16 * (i * BLOCK_WARPS + threadIdx.x / 32); }
 
 // What is wanted now and then, kept in shared memory while the registers are full.
 struct Kept {
@@ -108,28 +115,29 @@ typedef u32 Queries[HEAD_DIM / 16][TILES_M][4];
 typedef u32 Queries[1][TILES_M][4];
 #endif
 
-DEVICE void load_queries(Queries& q, u32 q_at, int step, int slot) {
+template <typename P> DEVICE void load_queries(Queries& q, u32 q_at, int step, int slot) {
 #pragma unroll
-  for (int i = 0; i < TILES_M; i++)
-    ldmatrix_x4(q[slot][i], Rows::along(q_at, 2 * step) + i * 16 * Rows::PITCH);
+  for (int i = P::FROM; i < P::TO; i++)
+    ldmatrix_x4(q[slot][i], Rows::along(q_at, 2 * step) + i * BLOCK_WARPS * 16 * Rows::PITCH);
 }
 
+template <typename P>
 DEVICE void multiply_keys(Scores& s, Queries& q, u32 q_at, u32 k_at) {
 #pragma unroll
-  for (int i = 0; i < TILES_M; i++)
+  for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 8; n++) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0.f;
 #pragma unroll
   for (int step = 0; step < HEAD_DIM / 16; step++) {
     int slot = Q_REGISTERS ? step : 0;
-    if (!Q_REGISTERS) load_queries(q, q_at, step, 0);
+    if (!Q_REGISTERS) load_queries<P>(q, q_at, step, 0);
     u32 from = Rows::along(k_at, 2 * step);
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 16; n++) {
       u32 k[4];
       ldmatrix_x4(k, from + n * 16 * Rows::PITCH);
 #pragma unroll
-      for (int i = 0; i < TILES_M; i++) {
+      for (int i = P::FROM; i < P::TO; i++) {
         mma_16816<T>(s[i][2 * n], q[slot][i], k[0], k[1]);
         mma_16816<T>(s[i][2 * n + 1], q[slot][i], k[2], k[3]);
       }
@@ -138,22 +146,24 @@ DEVICE void multiply_keys(Scores& s, Queries& q, u32 q_at, u32 k_at) {
 }
 
 // o += p v; p is packed from the probabilities as it is needed
+template <typename P>
 DEVICE void multiply_values(Sums& o, const Scores& p, u32 v_at) {
 #pragma unroll
   for (int step = 0; step < BLOCK_N / 16; step++) {
     u32 a[TILES_M][4];
 #pragma unroll
-    for (int i = 0; i < TILES_M; i++)
+    for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        a[i][j] = pack2<T>(p[i][2 * step + j / 2][j % 2 * 2], p[i][2 * step + j / 2][j % 2 * 2 + 1]);
+        a[i][j] = pack2<T>(p[i][2 * step + j / 2][j % 2 * 2],
+                           p[i][2 * step + j / 2][j % 2 * 2 + 1]);
     u32 from = v_at + step * 16 * Rows::PITCH;
 #pragma unroll
     for (int n = 0; n < HEAD_DIM / 16; n++) {
       u32 v[4];
       ldmatrix_x4_trans(v, Rows::along(from, 2 * n));
 #pragma unroll
-      for (int i = 0; i < TILES_M; i++) {
+      for (int i = P::FROM; i < P::TO; i++) {
         mma_16816<T>(o[i][2 * n], a[i], v[0], v[1]);
         mma_16816<T>(o[i][2 * n + 1], a[i], v[2], v[3]);
       }
@@ -163,23 +173,24 @@ DEVICE void multiply_values(Sums& o, const Scores& p, u32 v_at) {
 
 // -- scores --------------------------------------------------------------------------------------
 // Calls f(score, r, key) for each score of this lane: r its row in the tile.
-template <typename F> DEVICE void each_score(Scores& s, int warp_row, int start, F f) {
+template <typename P, typename F> DEVICE void each_score(Scores& s, int start, F f) {
   int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int i = 0; i < TILES_M; i++)
+  for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++)
-        f(s[i][n][e], warp_row + 16 * i + lane / 4 + e / 2 * 8, start + 8 * n + lane % 4 * 2 + e % 2);
+        f(s[i][n][e], row_of(i) + lane / 4 + e / 2 * 8, start + 8 * n + lane % 4 * 2 + e % 2);
 }
 
 // The running softmax of one tile: s becomes exp2(s · unit - top), rows are rescaled when needed.
+template <typename P>
 DEVICE void softmax_step(Scores& s, PerRow& top, PerRow& sum, Sums& o, float unit) {
   float best[TILES_M][2];
   bool grown = false;
 #pragma unroll
-  for (int i = 0; i < TILES_M; i++)
+  for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float m = fmaxf(s[i][0][2 * h], s[i][0][2 * h + 1]);
@@ -193,7 +204,7 @@ DEVICE void softmax_step(Scores& s, PerRow& top, PerRow& sum, Sums& o, float uni
     }
   if (__any_sync(FULL_MASK, grown)) {
 #pragma unroll
-    for (int i = 0; i < TILES_M; i++)
+    for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float now = fmaxf(top[i][h], best[i][h]), fade = exp2_fast(top[i][h] - now);
@@ -207,7 +218,7 @@ DEVICE void softmax_step(Scores& s, PerRow& top, PerRow& sum, Sums& o, float uni
       }
   }
 #pragma unroll
-  for (int i = 0; i < TILES_M; i++)
+  for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
@@ -222,7 +233,7 @@ DEVICE void softmax_step(Scores& s, PerRow& top, PerRow& sum, Sums& o, float uni
 // Divides, writes lse, and sends the rows through the warp's part of the q tile in shared memory.
 DEVICE void finish(Sums& o, PerRow& top, PerRow& sum, u32 room, i64 token, int rows, float sink,
                    T* out, float* lse, int H, int head, int Dv) {
-  int lane = threadIdx.x & 31, warp_row = threadIdx.x / 32 * (16 * TILES_M);
+  int lane = threadIdx.x & 31;
 #pragma unroll
   for (int i = 0; i < TILES_M; i++)
 #pragma unroll
@@ -233,7 +244,7 @@ DEVICE void finish(Sums& o, PerRow& top, PerRow& sum, u32 room, i64 token, int r
       float base = fmaxf(top[i][h], sink), share = exp2_fast(top[i][h] - base);
       if (sink > -INF) total = total * share + exp2_fast(sink - base);
       float inverse = total > 0.f ? __fdividef(share, total) : 0.f;
-      int r = warp_row + 16 * i + lane / 4 + 8 * h;
+      int r = row_of(i) + lane / 4 + 8 * h;
       if (lane % 4 == 0 && r < rows)
         lse[(token + r) * H + head] = total > 0.f ? (base + log2f(total)) * LN2 : -INF;
 #pragma unroll
@@ -246,7 +257,7 @@ DEVICE void finish(Sums& o, PerRow& top, PerRow& sum, u32 room, i64 token, int r
   __syncwarp();
 #pragma unroll 4
   for (int piece = lane; piece < 16 * TILES_M * CHUNKS; piece += 32) {
-    int r = warp_row + piece / CHUNKS, chunk = piece % CHUNKS;
+    int r = row_of(piece / CHUNKS / 16) + piece / CHUNKS % 16, chunk = piece % CHUNKS;
     uint4 x;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(room + Rows::offset(r, chunk)));
@@ -266,7 +277,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
   constexpr int KV_BYTES = Rows::bytes(BLOCK_N);
   Kept& kept = *(Kept*)(shared + Rows::bytes(BLOCK_M) + 4 * KV_BYTES);  // 128 bytes at the end
   u32 q_to = shared_address(shared), k_to = q_to + Rows::bytes(BLOCK_M), v_to = k_to + 2 * KV_BYTES;
-  int warp_row = threadIdx.x / 32 * (16 * TILES_M);
   Layout at = {k_row, v_row, k_block, v_block, D, Dv, block_size, columns};
   int t;  // tile of keys, from the last one down
   bool gaps = false;
@@ -317,47 +327,59 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
   __syncthreads();
 #pragma unroll
   for (int step = 0; step < HEAD_DIM / 16; step++)
-    load_queries(qs, Rows::a_lane(q_to) + warp_row * Rows::PITCH, step, step);
+    load_queries<All>(qs, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH, step, step);
 #endif
-  for (; t >= kept.first; t--) {
-    int start = t * BLOCK_N;
-    cp_async_wait<0>();
-    __syncthreads();  // all have tile t, and all are done with tile t + 1
-    u32 stage = (t & 1) * KV_BYTES, other = KV_BYTES - stage;
-    if (t > kept.first) load_keys(k_to + other, v_to + other, kept, at, start - BLOCK_N);
-    {
-      int some_begin, some_end, rows = min(16 * TILES_M, kept.rows - warp_row);
-      some_begin = kept.begin(warp_row, left), some_end = kept.end(warp_row + rows - 1, right);
-      if (rows <= 0 || start >= some_end || start + BLOCK_N <= some_begin)
-        continue;  // no row of this warp sees a key of the tile
-    }
+  // One tile of keys against the row tiles of a Part.
+  auto attend = [&](auto part, int start, u32 stage) {
+    typedef decltype(part) P;
     Scores s;
-    multiply_keys(s, qs, Rows::a_lane(q_to) + warp_row * Rows::PITCH, Rows::b_lane(k_to) + stage);
+    multiply_keys<P>(s, qs, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH,
+                     Rows::b_lane(k_to) + stage);
 #if GENERAL
     int position = kept.position, head = blockIdx.y * together + blockIdx.x % together;
     float slope = slopes == nullptr ? 0.f : slopes[head] * LOG2E;
     float inner = softcap > 0.f ? scale / softcap : 0.f;
-    each_score(s, warp_row, start, [&](float& x, int r, int key) {
+    each_score<P>(s, start, [&](float& x, int r, int key) {
       x = softcap > 0.f ? softcap * LOG2E * tanh_fast(x * inner) : x * (scale * LOG2E);
       x -= slope * (float)abs(key - position - r);
     });
 #endif
-    if (start < kept.begin(warp_row + 16 * TILES_M - 1, left) ||
-        start + BLOCK_N > kept.end(warp_row, right)) {
+    if (start < kept.begin(row_of(P::TO - 1) + 15, left) ||
+        start + BLOCK_N > kept.end(row_of(P::FROM), right)) {
       Kept seen = kept;
-      each_score(s, warp_row, start, [&](float& x, int r, int key) {
+      each_score<P>(s, start, [&](float& x, int r, int key) {
         if (key < seen.begin(r, left) || key >= seen.end(r, right)) x = -INF;
       });
     }
     if (PAGED && gaps) {
       int len_k = kept.len_k;
       const int* blocks = kept.table;
-      each_score(s, warp_row, start, [&](float& x, int r, int key) {
+      each_score<P>(s, start, [&](float& x, int r, int key) {
         if (key < len_k && blocks[key / block_size % columns] < 0) x = -INF;
       });
     }
-    softmax_step(s, top, sum, o, unit);
-    multiply_values(o, s, Rows::a_lane(v_to) + stage);
+    softmax_step<P>(s, top, sum, o, unit);
+    multiply_values<P>(o, s, Rows::a_lane(v_to) + stage);
+  };
+  for (; t >= kept.first; t--) {
+    int start = t * BLOCK_N;
+    cp_async_wait<0>();
+    __syncthreads();  // all have tile t, and all are done with tile t + 1
+    u32 stage = (t & 1) * KV_BYTES, other = KV_BYTES - stage;
+    if (t > kept.first) load_keys(k_to + other, v_to + other, kept, at, start - BLOCK_N);
+    // Row tile i has rows that exist, and one of them sees a key of this tile.
+    auto sees = [&](int i) {
+      int r = row_of(i), last = min(r + 16, kept.rows) - 1;
+      return r <= last && start < kept.end(last, right) &&
+             start + BLOCK_N > kept.begin(r, left);
+    };
+    bool low = sees(0), high = TILES_M > 1 && sees(TILES_M - 1);
+    if (low && (high || TILES_M == 1))
+      attend(All(), start, stage);
+    else if (high)
+      attend(Part<TILES_M - 1, TILES_M>(), start, stage);
+    else if (low)
+      attend(Part<0, 1>(), start, stage);
   }
   int head = blockIdx.y * together + blockIdx.x % together;
   finish(o, top, sum, q_to, kept.token, kept.rows, kept.sink, out, lse, H, head, Dv);

@@ -58,14 +58,21 @@ class Tiles:
 
 
 def choose_tiles(head_dim: int, paged: bool, general: bool, shared_bytes: int) -> Tiles | None:
-    """The tiles for a GPU whose blocks may take `shared_bytes`; None: it has too little."""
+    """The tiles for a GPU whose blocks may take `shared_bytes`; None: it has too little.
+
+    Measured on an H100; where it has the memory two blocks share a multiprocessor.
+    """
     if head_dim <= 96:
-        return Tiles(64)
+        long = head_dim == 64 and not paged and not general and shared_bytes > 2 * 80 * 1024
+        return Tiles(128 if long else 64)
     if head_dim == 128:
         if shared_bytes > 2 * 96 * 1024:
             return Tiles(32 if general else 64)
         return Tiles(32) if shared_bytes > 2 * 64 * 1024 else Tiles(32, tiles_m=1)
-    return Tiles(32, tiles_m=1) if shared_bytes > 96 * 1024 else None
+    for tiles in (Tiles(64, 1, 8, 1), Tiles(32, 1, 8, 1), Tiles(32, 1, 4, 1)):
+        if tiles.shared_bytes(head_dim) <= shared_bytes:
+            return tiles
+    return None
 
 
 # -- one call --------------------------------------------------------------------------------------
@@ -264,28 +271,27 @@ KERNELS = {
 
 
 def _variants() -> list[Variant]:
-    """bf16 for the GPUs of each size of shared memory, f16 for the smallest, and SIMT."""
-    made: dict[tuple[Any, ...], Variant] = {}
+    """bf16 as an A100, an RTX 4090 and an H100 take it, f16 as a T4 does; SIMT."""
+    made: list[Variant] = []
 
-    def add(
-        head_dim: int, c_type: str, kilobytes: int, least: int, paged: bool, general: bool
-    ) -> None:
+    def add(head_dim: int, arch: str, kilobytes: int, paged: bool, general: bool) -> None:
         tiles = choose_tiles(head_dim, paged, general, kilobytes * 1024)
         if tiles is not None and tiles.shared_bytes(head_dim) <= kilobytes * 1024:
-            variant = Variant("attention", tiles.defines(head_dim, c_type, paged, general), least)
-            made.setdefault(tuple(variant.defines.values()), variant)
+            c_type = "f16" if arch == "sm_75" else "bf16"
+            defines = tiles.defines(head_dim, c_type, paged, general)
+            made.append(Variant("attention", defines, only=arch))
 
     for head_dim in HEAD_DIMS:
-        add(head_dim, "f16", 64, 75, False, False)
-        for paged, general in ((False, False), (True, False), (False, True), (True, True)):
-            for kilobytes, least in ((99, 80), (163, 80), (227, 90)):
-                add(head_dim, "bf16", kilobytes, least, paged, general)
-    simt = [
-        Variant("attention_simt", _simt_defines(*types, width, width > 64))
-        for types in (("float", "float"), ("bf16", "float"), ("float", "f16"))
-        for width in (64, 512)
-    ]
-    return [*made.values(), *simt]
+        add(head_dim, "sm_75", 64, False, False)
+        for arch, kilobytes in (("sm_80", 163), ("sm_89", 99), ("sm_90a", 227)):
+            add(head_dim, arch, kilobytes, False, False)
+            add(head_dim, arch, kilobytes, True, True)
+        add(head_dim, "sm_90a", 227, True, False)
+    for arch, types in (("sm_75", ("float", "float")), ("sm_90a", ("float", "bf16"))):
+        for width, paged in ((64, False), (512, True)):
+            defines = _simt_defines(*types, width, paged)
+            made.append(Variant("attention_simt", defines, only=arch))
+    return made
 
 
 VARIANTS = _variants()
