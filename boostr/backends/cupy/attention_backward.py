@@ -80,17 +80,42 @@ class Queries:
     WARP_COUNT: int
     MC: int = 32
     BLOCKS: int = 1
+    family = "attention_backward_dq"
 
     @property
     def rows(self) -> int:
         return 16 * self.RI * self.WARP_COUNT
 
+    @property
+    def threads(self) -> int:
+        return 32 * self.WARP_COUNT
+
     def shared_bytes(self, DP: int) -> int:
         return (2 * self.rows + 4 * self.TILE_K) * (2 * DP + 16)
 
 
-# padded head_dim -> tile: on compute capability 9.0, with 160 KB of shared memory, with 99 KB
-HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4)}
+@dataclass(frozen=True)
+class HopperQueries:
+    """Tile of `backward_queries` in attention_backward_dq_sm90.cu."""
+
+    TILE_K: int
+    WARPGROUPS: int = 2
+    BLOCKS: int = 1
+    family = "attention_backward_dq_sm90"
+
+    @property
+    def rows(self) -> int:
+        return 64 * self.WARPGROUPS
+
+    @property
+    def threads(self) -> int:
+        return 128 * self.WARPGROUPS
+
+    def shared_bytes(self, DP: int) -> int:
+        return (2 * self.rows + 4 * self.TILE_K) * 2 * DP
+
+
+# padded head_dim -> tile, with 160 KB of shared memory a block
 KEYS = {
     64: Keys(64, 128, 4, SN=4, KN=4, QM=2, BLOCKS=2),
     96: Keys(64, 128, 8, SN=4, KN=4, QM=4),
@@ -120,11 +145,14 @@ SMALL_QUERIES = {
     128: Queries(32, 1, 4),
     256: Queries(16, 1, 2, MC=16),
 }
+# on compute capability 9.0
+HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4), 256: KEYS[256]}
+HOPPER_QUERIES = {64: QUERIES[64], 128: QUERIES[128], 256: QUERIES[256]}
 
 
 def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
     """The padded width and the tile for a head_dim; `ordered`: one that makes no dq."""
-    if caps.compute_capability == 90 and max(HOPPER, default=0) >= D:
+    if caps.compute_capability == 90 and HOPPER:
         tiles = HOPPER
     else:
         tiles = KEYS if caps.shared_bytes >= _LARGE else SMALL_KEYS
@@ -135,7 +163,9 @@ def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
     return DP, replace(own or tiles[DP], DQ=0)
 
 
-def _query_tile(DP: int, caps: Any) -> Queries:
+def _query_tile(DP: int, caps: Any) -> Queries | HopperQueries:
+    if caps.compute_capability == 90 and HOPPER:
+        return HOPPER_QUERIES[DP]
     return (QUERIES if caps.shared_bytes >= _LARGE else SMALL_QUERIES)[DP]
 
 
@@ -205,6 +235,12 @@ def _strides(*arrays: Any) -> list[int]:
     return [s // x.itemsize for x in arrays for s in x.strides[:2]]
 
 
+def _ends(kind: str, DP: int, tile: Keys | Hopper) -> dict[str, Any]:
+    """Macros of attention_backward_ends.cu that go with a tile."""
+    return {"TYPE": kind, "DP": DP, "TILE_Q": tile.TILE_Q, "WARP_COUNT": tile.WARP_COUNT,
+            "QM": tile.QM}  # fmt: skip
+
+
 def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     backend, (B, H, K, D) = call.backend, call.shape
     Tq, Tk = len(call.q), len(call.k)
@@ -212,10 +248,7 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     DP, tile = _tile(D, backend.caps, ordered)
     kind: dict[str, Any] = {"TYPE": backend.c_type(call.q.dtype), "DP": DP}
     special: dict[str, Any] = {"EXTRA": int(call.alibi is not None or call.options.softcap > 0)}
-    ends: dict[str, Any] = {
-        **kind,
-        **{name: getattr(tile, name) for name in ("TILE_Q", "WARP_COUNT", "QM")},
-    }
+    ends = _ends(kind["TYPE"], DP, tile)
     dq, dk, dv = outputs = call.outputs()
     stats = backend.empty((H, Tq, 2))
     slots, threads = Tq // tile.TILE_Q + B, (32 * tile.WARP_COUNT,)
@@ -244,8 +277,8 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
         return outputs
     rows = _query_tile(DP, backend.caps)
     backend.launch(
-        "attention_backward_dq", "backward_queries", (Tq // rows.rows + B, H),
-        (32 * rows.WARP_COUNT,), [*inputs, dq, *numbers],
+        rows.family, "backward_queries", (Tq // rows.rows + B, H), (rows.threads,),
+        [*inputs, dq, *numbers],
         shared_bytes=rows.shared_bytes(DP), **kind, **special, **asdict(rows),
     )  # fmt: skip
     return outputs
@@ -323,22 +356,25 @@ KERNELS = {"varlen_attention_backward": Kernel(_run, _supports)}
 
 
 def _variants() -> list[Variant]:
-    made = []
-    for keys, queries in ((KEYS, QUERIES), (SMALL_KEYS, SMALL_QUERIES), (HOPPER, {})):
-        for DP, (kind, extra) in itertools.product(keys, (("bf16", 0), ("f16", 1))):
-            tile, head = keys[DP], {"TYPE": kind, "DP": DP}
-            ends = {"TILE_Q": tile.TILE_Q, "WARP_COUNT": tile.WARP_COUNT, "QM": tile.QM}
-            made.append(Variant("attention_backward_ends", {**head, **ends}, 80))
-            head["EXTRA"] = extra
-            only = "sm_90a" if keys is HOPPER else None
-            own = ORDERED_KEYS.get(DP, tile) if keys is KEYS else tile
-            both = tile, replace(own, DQ=0)
-            made += [Variant(t.family, {**head, **t.macros()}, 80, only) for t in both]
-            if DP in queries:
-                made.append(Variant("attention_backward_dq", {**head, **asdict(queries[DP])}, 80))
-    plain = [("float", "float", width) for width in (32, 64, 128, 256)]
-    for q, k, width in [*plain, ("f16", "f16", 64), ("float", "bf16", 128)]:
-        made.append(Variant("attention_backward_simt", {"TQ": q, "TK": k, "WIDTH": width}))
+    """Each tile where it is taken, plain in bf16 and with all options in f16."""
+    plain = (("float", "float", 64), ("float", "float", 256), ("float", "bf16", 128))
+    made = [
+        Variant("attention_backward_simt", {"TQ": q, "TK": k, "WIDTH": width})
+        for q, k, width in plain
+    ]
+    places = (
+        (KEYS, QUERIES, "sm_80"), (SMALL_KEYS, SMALL_QUERIES, "sm_89"),
+        (HOPPER, HOPPER_QUERIES, "sm_90a"),
+    )  # fmt: skip
+    for keys, queries, arch in places:
+        for (DP, tile), (kind, extra) in itertools.product(keys.items(), (("bf16", 0), ("f16", 1))):
+            head = {"TYPE": kind, "DP": DP, "EXTRA": extra}
+            ordered = replace(ORDERED_KEYS.get(DP, tile) if keys is KEYS else tile, DQ=0)
+            made += [Variant(t.family, {**head, **t.macros()}, only=arch) for t in (tile, ordered)]
+            rows = queries[DP]
+            made.append(Variant(rows.family, {**head, **asdict(rows)}, only=arch))
+            if extra:
+                made.append(Variant("attention_backward_ends", _ends(kind, DP, tile), only=arch))
     return made
 
 
