@@ -19,7 +19,7 @@
 static_assert(PER_LANE % 2 == 0, "gate and up rows come in pairs");
 
 DEVICE float activated(float g) {
-  if (ACT == SILU) return g / (1.f + __expf(-g));
+  if (ACT == SILU) return __fdividef(g, 1.f + __expf(-g));
   if (ACT == GELU) return 0.5f * g * (1.f + erff(g * 0.70710678f));
   return 0.5f * g * (1.f + tanhf(0.79788456f * (g + 0.044715f * g * g * g)));
 }

@@ -6,7 +6,8 @@
 //                   one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
 // Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
-// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT and NORM_T.
+// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
+// (1, 2, 4: the groups of four values of a thread; 8: if there are more).
 #define PLAIN 0
 #define RMS_NORM 1
 #define COMBINE 2
@@ -16,11 +17,14 @@
 #ifndef NORM_T
 #define NORM_T float
 #endif
+#ifndef KEEP
+#define KEEP 8
+#endif
 
 static_assert(BLOCK_WARPS % ROWS == 0, "every row of x has the same number of warps");
 const int ROW_WARPS = BLOCK_WARPS / ROWS;
 const int ROW_THREADS = ROW_WARPS * 32;
-const int KEEP = INPUT == COMBINE ? 2 : 8;  // groups of four kept in registers; others are read again
+const bool MORE = KEEP == 8;  // K may need more groups of a thread than it keeps: read again
 
 template <typename T> struct IsHalf { static const bool value = false; };
 template <> struct IsHalf<f16> { static const bool value = true; };
@@ -77,6 +81,7 @@ struct Input {
     const float* from = (const float*)x + (i64)first * S * D + (4 * q - head * D);
 #pragma unroll
     for (int e = 0; e < 4; e++) v[e] = 0.f;
+#pragma unroll 1
     for (int s = 0; s < S; s += 4) {  // what an empty split holds is undefined
       float factor[4];
       Vec<float, 4> part[4];
@@ -104,7 +109,7 @@ struct Input {
       const int q = t + i * ROW_THREADS;
       if (q - (t & 31) < quads()) f(kept[i], q, i);
     }
-    for (int q = t + KEEP * ROW_THREADS; q - (t & 31) < quads(); q += ROW_THREADS) {
+    for (int q = t + KEEP * ROW_THREADS; MORE && q - (t & 31) < quads(); q += ROW_THREADS) {
       float v[4] = {0.f, 0.f, 0.f, 0.f};
       if (q < quads()) raw(m, q, v);
       f(v, q, -1);
@@ -128,25 +133,32 @@ struct Input {
   // The factor of each split: `width` lanes for each (row, head), a lane for each split (or more).
   DEVICE void find_mix() const {
     int width = 1;
+#pragma unroll 1
     while (width < 32 && width < S) width *= 2;
     const int lane = threadIdx.x & 31, own = lane / width, first = lane % width;
     const int count = 32 / width;
+#pragma unroll 1
     for (int base = threadIdx.x / 32 * count; base < M * H; base += BLOCK_WARPS * count) {
       const int head = min(base + own, M * H - 1);
       const float2* all = (const float2*)ms + (i64)head * S;
       const float sink = sinks ? sinks[head % H] : -INF;
       const float2 mine = first < S ? all[first] : make_float2(-INF, 0.f);
       float top = fmaxf(sink, mine.x), total = 0.f;
+#pragma unroll 1
       for (int s = first + 32; s < S; s += 32) top = fmaxf(top, all[s].x);
+#pragma unroll 1
       for (int d = width / 2; d; d >>= 1) top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, d));
       if (top == -INF) top = 0.f;
       const float factor = __expf(mine.x - top);
       total = factor * mine.y;
+#pragma unroll 1
       for (int s = first + 32; s < S; s += 32) total += __expf(all[s].x - top) * all[s].y;
+#pragma unroll 1
       for (int d = width / 2; d; d >>= 1) total += __shfl_xor_sync(FULL_MASK, total, d);
       total += __expf(sink - top);
       const float share = total > 0.f ? __fdividef(1.f, total) : 0.f;
       if (first < S) mix[head * S + first] = factor * share;
+#pragma unroll 1
       for (int s = first + 32; s < S; s += 32) mix[head * S + s] = __expf(all[s].x - top) * share;
     }
     __syncthreads();

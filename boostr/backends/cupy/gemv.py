@@ -66,7 +66,8 @@ def _launch(
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
         family, family, grid, (plan.warps * 32,), args, shared_bytes=shared, dependent=True,
-        FORM=w.form, GROUP=w.group, **plan.defines(w.form, item), **defines,
+        FORM=w.form, GROUP=w.group, KEEP=plan.keep(int(defines["ROWS"]), w.K),
+        **plan.defines(w.form, item), **defines,
     )  # fmt: skip
 
 

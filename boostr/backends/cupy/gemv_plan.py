@@ -67,6 +67,11 @@ class Plan:
     def partial_bytes(self, rows: int) -> int:
         return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
 
+    def keep(self, rows: int, K: int) -> int:
+        """How many groups of four values of x a thread keeps in registers; 8 may be too few."""
+        groups = -(-K // (4 * (self.warps // rows) * 32))
+        return next((n for n in (1, 2, 4) if groups <= n), 8)
+
     def defines(self, form: str, item: int) -> dict[str, int | str]:
         digits = self.digits(form, item)
         found: dict[str, int | str] = {
