@@ -67,14 +67,15 @@ struct Product : Input {
 extern "C" __global__ void __launch_bounds__(THREADS)
 gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const REST_T* residual,
      OUT_T* out, const NORM_T* norm, float* ms, const float* sinks, int M, int N, int K,
-     int row_bytes, int H, int S, float eps, float offset) {
+     int row_bytes, int H, int S, int D, float eps, float offset) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Product job;
   job.x = x, job.norm = norm, job.ms = ms, job.sinks = sinks, job.room = room;
   job.Input::scales = x_scales;
   job.mix = (float*)behind(shared, K);
-  job.M = M, job.K = K, job.H = H, job.S = S, job.eps = eps, job.offset = offset;
+  job.M = M, job.K = K, job.H = H, job.S = S, job.D = D,
+  job.per_dim = 1.f / D, job.eps = eps, job.offset = offset;
   job.weight_rows = weight, job.weight_scales = scales, job.bias = bias;
   job.residual = residual, job.out = out, job.N = N, job.row_bytes = row_bytes;
   job.groups = (K + GROUP - 1) / GROUP;

@@ -6,7 +6,7 @@
 //                   one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
 // Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
-// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
+// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T, SINKS (0 or 1) and KEEP
 // (1, 2, 4: the groups of four values of a thread; 8: if there are more).
 #define PLAIN 0
 #define RMS_NORM 1
@@ -16,6 +16,9 @@
 #endif
 #ifndef NORM_T
 #define NORM_T float
+#endif
+#ifndef SINKS
+#define SINKS 0
 #endif
 #ifndef KEEP
 #define KEEP 8
@@ -41,8 +44,8 @@ struct Input {
   float* mix;    // shared memory of COMBINE: the factor of each (row, head, split)
   float* scales;  // shared memory of W8A8: one of each row
   float* room;   // shared memory for 2 * BLOCK_WARPS floats
-  int M, K, H, S;  // M <= ROWS: rows that there are; rows past them read the last one
-  float eps, offset;
+  int M, K, H, S, D;  // M <= ROWS: rows that there are; rows past them read the last one
+  float eps, offset, per_dim;  // per_dim = 1 / D
   float weight[INPUT == RMS_NORM ? KEEP : 1][4];  // zeros past the end
   float x_factor;  // of this lane's row of x, once `settle` has found it
 
@@ -77,8 +80,8 @@ struct Input {
       load_four(x + (i64)min(m, M - 1) * K, q, v);
       return;
     }
-    const int D = K / H, head = 4 * q / D, first = min(m, M - 1) * H + head;
-    const float* from = (const float*)x + (i64)first * S * D + (4 * q - head * D);
+    const int head = (int)((4 * q + 0.5f) * per_dim), first = min(m, M - 1) * H + head;
+    const float* from = (const float*)x + first * S * D + (4 * q - head * D);
 #pragma unroll
     for (int e = 0; e < 4; e++) v[e] = 0.f;
 #pragma unroll 1
@@ -89,7 +92,7 @@ struct Input {
       for (int i = 0; i < 4; i++) {
         factor[i] = s + i < S ? mix[first * S + s + i] : 0.f;
         part[i] = {};
-        if (factor[i] != 0.f) part[i] = load_vec<float, 4>(from + (i64)(s + i) * D);
+        if (factor[i] != 0.f) part[i] = load_vec<float, 4>(from + (s + i) * D);
       }
 #pragma unroll
       for (int i = 0; i < 4; i++)
@@ -140,8 +143,8 @@ struct Input {
 #pragma unroll 1
     for (int base = threadIdx.x / 32 * count; base < M * H; base += BLOCK_WARPS * count) {
       const int head = min(base + own, M * H - 1);
-      const float2* all = (const float2*)ms + (i64)head * S;
-      const float sink = sinks ? sinks[head % H] : -INF;
+      const float2* all = (const float2*)ms + head * S;
+      const float sink = SINKS ? sinks[ROWS == 1 ? head : head % H] : -INF;
       const float2 mine = first < S ? all[first] : make_float2(-INF, 0.f);
       float top = fmaxf(sink, mine.x), total = 0.f;
 #pragma unroll 1
@@ -155,7 +158,7 @@ struct Input {
       for (int s = first + 32; s < S; s += 32) total += __expf(all[s].x - top) * all[s].y;
 #pragma unroll 1
       for (int d = width / 2; d; d >>= 1) total += __shfl_xor_sync(FULL_MASK, total, d);
-      total += __expf(sink - top);
+      if (SINKS) total += __expf(sink - top);
       const float share = total > 0.f ? __fdividef(1.f, total) : 0.f;
       if (first < S) mix[head * S + first] = factor * share;
 #pragma unroll 1

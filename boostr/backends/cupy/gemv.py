@@ -71,6 +71,10 @@ def _launch(
     )  # fmt: skip
 
 
+def _floats(norm: Norm | None) -> tuple[float, float]:
+    return (float(norm.eps), float(norm.offset)) if norm else (0.0, 0.0)
+
+
 def _c_type(array: Array | None) -> str:
     return "float" if array is None else C_TYPES[array.dtype]
 
@@ -154,14 +158,14 @@ def _product(
     shared = shared_bytes(backend, plan, w, rows, dtype.itemsize, rows * H * S * 4)
     args = [
         x, w.rows, w.scales, bias, residual, out, norm and norm.weight, ms, sinks, M, w.N, K,
-        w.row_bytes, H, S, float(norm.eps if norm else 0), float(norm.offset if norm else 0),
+        w.row_bytes, H, S, K // max(H, 1), *_floats(norm),
     ]  # fmt: skip
     kind = "COMBINE" if ms is not None else "RMS_NORM" if norm else "PLAIN"
     grid = _grid(backend, plan, -(-w.N // plan.unit_rows))
     _launch(
         backend, "gemv", plan, w, grid, args, shared, INPUT=kind, ROWS=rows, X_T=C_TYPES[dtype],
         OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
-        NORM_T=_c_type(norm and norm.weight),
+        NORM_T=_c_type(norm and norm.weight), SINKS=int(sinks is not None),
     )  # fmt: skip
     return out
 
@@ -184,7 +188,7 @@ def norm_gated_gemv(
     shared = shared_bytes(backend, plan, g, rows, x.dtype.itemsize)
     args = [
         x, g.rows, g.scales, gate_bias, u.rows, u.scales, up_bias, out, norm and norm.weight, M,
-        g.N, K, g.row_bytes, float(norm.eps if norm else 0), float(norm.offset if norm else 0),
+        g.N, K, g.row_bytes, *_floats(norm),
     ]  # fmt: skip
     grid = _grid(backend, plan, -(-g.N // (plan.unit_rows // 2)))
     _launch(
@@ -226,8 +230,8 @@ def qkv_rope_write(
         x, q.rows, q.scales, biases[0], k.rows, k.scales, biases[1], v.rows, v.scales, biases[2],
         out, k_cache, v_cache, norm and norm.weight, head_norm and head_norm.q,
         head_norm and head_norm.k, rope.cos, rope.sin, rope.rows, slots, H, KH, D,
-        rope.cos.shape[1], M, K, q.row_bytes, float(norm.eps if norm else 0),
-        float(norm.offset if norm else 0), float(head_norm.eps if head_norm else 0),
+        rope.cos.shape[1], M, K, q.row_bytes, *_floats(norm),
+        float(head_norm.eps if head_norm else 0),
     ]  # fmt: skip
     grid = _grid(backend, plan, -(-heads * (D // 2) // (32 // plan.lanes)))
     _launch(
@@ -276,16 +280,15 @@ def _variant(
 
 
 VARIANTS = [
-    *(_variant("gemv", form, least=80) for form in CHUNK),
-    *(_variant("gemv", "BF16", rows, 80) for rows in (2, 4, 8)),
-    *(_variant("gemv", "INT8_GROUP", rows, 80, GROUP=128) for rows in (2, 8)),
-    *(_variant("gemv", form) for form in ("F16", "Q8_0")),
-    _variant("gemv", "BF16", least=80, INPUT="COMBINE"),
+    *(_variant("gemv", form, least=80) for form in ("F32", "INT8_GROUP", "Q4_1", "W8A8")),
+    _variant("gemv", "BF16", 8, 80),
+    _variant("gemv", "INT8", 8, 80),
+    _variant("gemv", "Q8_0"),
+    _variant("gemv", "BF16", least=80, INPUT="COMBINE", SINKS=1, KSPLIT=4, OUT_T="float"),
     _variant("gemv", "BF16", INPUT="PLAIN", SLOW=1),
-    _variant("gemv", "BF16", least=80, INPUT="PLAIN", KSPLIT=8, UNROLL=1, OUT_T="float"),
-    *(_variant("gemv_gated", form, least=80) for form in ("BF16", "INT8", "Q4_1")),
+    _variant("gemv_gated", "BF16", least=80),
     _variant("gemv_gated", "F16", ACT="GELU_TANH"),
-    *(_variant("gemv_qkv", form, least=80) for form in ("BF16", "INT8", "Q4_1")),
+    _variant("gemv_qkv", "INT8", least=80),
     _variant("gemv_qkv", "F16", INTERLEAVED=1, QK_NORM=1),
     replace(_variant("gemv_qkv", "BF16", least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
 ]  # fmt: skip
