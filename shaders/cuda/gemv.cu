@@ -64,7 +64,7 @@ struct Product : Input {
 };
 
 // gemv[min(SMs * blocks, units / TEAMS), THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const REST_T* residual,
      OUT_T* out, const NORM_T* norm, float* ms, const float* sinks, int M, int N, int K,
      int row_bytes, int H, int S, int D, float eps, float offset) {

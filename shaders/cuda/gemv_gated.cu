@@ -69,7 +69,7 @@ struct Gated : Input {
 };
 
 // gemv_gated[min(SMs * blocks, units / TEAMS), THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemv_gated(X_T* x, const u8* gate, const float* gate_scales, const BIAS_T* gate_bias,
            const u8* up, const float* up_scales, const BIAS_T* up_bias, X_T* out,
            const NORM_T* norm, int M, int F, int K, int row_bytes, float eps, float offset) {

@@ -185,7 +185,7 @@ struct Heads : Input {
 };
 
 // gemv_qkv[min(SMs * blocks, units / TEAMS) or heads * CLUSTER, THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if QK_NORM && CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif

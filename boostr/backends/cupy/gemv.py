@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr.backends.cupy.gemv_plan import (  # isort: skip
-    C_TYPES, CHUNK, Array, Plan, Stored, Weight, choose, padded_rows, shared_bytes,
+    C_TYPES, Array, Plan, Stored, Weight, choose, padded_rows, shared_bytes,
     shared_refusal, stored,
 )  # fmt: skip
 from boostr.backends.cupy.kernels import Variant
