@@ -1,6 +1,5 @@
-// The end of the matrix products: a tile of float32 sums in shared memory, [TOKENS][LD_TILE], goes to
-// y with scales, bias and residual, in order of memory.
-// Macros: ROWS, TOKENS, LD_TILE, FORM, OUT, BIAS, RESIDUAL (see gemm_mma.cu).
+// The end of the matrix products: a tile of sums [TOKENS][ROWS] goes to y with scales, bias and
+// residual, in order of memory. Macros: ROWS, TOKENS, FORM, OUT, BIAS, RESIDUAL (see gemm_mma.cu).
 
 struct Epilogue {
   const float* scales;      // [rows of the weight] from this tile's first, FORM 1 and 3
@@ -13,14 +12,16 @@ struct Epilogue {
   bool wide;                // corners and ld allow accesses of four
 };
 
-template <int COUNT> DEVICE void store_tile(const float* tile, Epilogue e, int thread) {
+// Fours of results begin..end - 1 by COUNT threads; read(token, row) gives the sums of rows row..row + 3.
+template <int COUNT, typename Read>
+DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
 #pragma unroll 1
-  for (int at = thread; at < TOKENS * ROWS / 4; at += COUNT) {
+  for (int at = begin + thread; at < end; at += COUNT) {
     const int token = at / (ROWS / 4), row = at % (ROWS / 4) * 4;
     if (token >= e.tokens || row >= e.rows) continue;
     const int count = min(4, e.rows - row);
     const i64 to = token * e.ld + row;
-    const float4 v4 = *(const float4*)(tile + token * LD_TILE + row);
+    const float4 v4 = read(token, row);
     float v[4] = {v4.x, v4.y, v4.z, v4.w};
     Vec<RESIDUAL, 4> r;
     const bool four = e.wide && count == 4;

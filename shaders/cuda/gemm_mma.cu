@@ -267,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
     const char* w0, const char* w1, const char* w2,
     const float* s0, const float* s1, const float* s2,
     const BIAS* b0, const BIAS* b1, const BIAS* b2, int n0, int n1, int n2,
-    const RESIDUAL* residual, OUT* y, i64 ldy, int M, int K, int groups, int wide,
+    const RESIDUAL* residual, OUT* y, i64 ldy, int M, int K, int groups, int wide, int early,
     acc_t* partials, u32* counters) {
   extern __shared__ __align__(128) char room[];
   pdl_launch();
@@ -299,11 +299,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   const u32 ring = shared_address(room);
   acc_t acc[MT][NT][4] = {};
 
-  // weights do not depend on the kernel before: they start first
+  // early: no kernel near this one wrote the weights, so their copies need not wait for it
+  if (!early) pdl_wait();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s)
     if (s < count) load_w(ring + s * STAGE_BYTES, w, (begin + s) * BK, K, groups);
-  pdl_wait();
+  if (early) pdl_wait();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
     if (s < count) load_x(ring + s * STAGE_BYTES, x, ldx, tokens, (begin + s) * BK, K);
@@ -341,5 +342,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   Epilogue e = {w.scales, FORM == 3 ? x_scales + token0 : nullptr, bias ? bias + first : nullptr,
                 residual ? residual + corner : nullptr, y + corner, ldy, w.left, tokens,
                 (wide && (column0 & 3) == 0)};
-  store_tile<THREADS>(out, e, threadIdx.x);
+  auto read = [&](int token, int row) { return *(const float4*)(out + token * LD_TILE + row); };
+  store_tile<THREADS>(read, e, threadIdx.x, 0, TOKENS * ROWS / 4);
 }

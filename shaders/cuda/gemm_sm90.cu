@@ -1,26 +1,34 @@
-// y[M, N] = x[M, K] w[N, K]^T for packed weights and many tokens on Hopper's warpgroup products.
+// y[M, N] = x[M, K] w[N, K]^T on Hopper's warpgroup products, the weight read in its stored form.
 //
-//   FORM 1: int8, scale per row     FORM 2: int8, scale per GROUP     FORM 3: x and w int8 (w8a8)
-//   then + bias[n] + residual[m, n], rounded once to OUT; see gemm_mma.cu for the formulas.
+//   FORM 0: w in x's type (few tokens)   FORM 1: int8, scale per row   FORM 2: int8, scale per GROUP
+//   FORM 3: x and w int8 (w8a8)   then + bias[n] + residual[m, n], rounded once to OUT; the formulas
+//   and the weights side by side are those of gemm_mma.cu.
 //
-// A block makes 128 rows of w x TOKENS tokens. One warp copies tiles by TMA into a ring of STAGES
-// (w [128][BK], x [TOKENS][BK], swizzled); two warpgroups multiply 64 rows each.
+// A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles by
+// TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply 64
+// rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
 // FORM 1 and 2: w's bytes become bf16/f16 A fragments in registers, exactly, while the products of the
-// stage before are under way. FORM 2 adds each group's sums to the total by its scale; two groups
-// alternate, so that these additions overlap with products. FORM 3: both operands from shared memory.
-// The tile goes out through shared memory (gemm_epilogue.cuh).
+// stage before are under way. FORM 2 adds each group's sums to the total by its scale.
+// FORM 0 and 3: both operands from shared memory.
+// The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared memories,
+// in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
-// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, TOKENS (128 | 256; 128 for FORM 2), STAGES.
+// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64,
+// 128, 256; 128 at most for FORM 2), STAGES, SHARES (1..8).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 
-#define ROWS 128
+#define ROWS (64 * GROUPS)
 #define BK (FORM == 3 ? 128 : 64)
+#define W_ROW (FORM == 0 || FORM == 3 ? 128 : 64)  // bytes of a row in a stage
 #define LD_TILE (ROWS + 4)
-#define W_STAGE (ROWS * BK)
+#define W_STAGE (ROWS * W_ROW)
 #define X_STAGE (TOKENS * 128)
 #define STAGE_BYTES (W_STAGE + X_STAGE)
 #define ACC (TOKENS / 2)  // accumulators of a thread
+#define MANY (TOKENS >= 128)
+#define CONSUMERS (128 * GROUPS)
+#define THREADS (CONSUMERS + (MANY ? 128 : 32))
 #include "gemm_epilogue.cuh"
 
 #if FORM == 3
@@ -39,20 +47,33 @@ typedef float acc_t;
 #define WG_R120 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define WG_T128 WG_T96 ", " WG_R96 ", " WG_R104 ", " WG_R112 ", " WG_R120
 #define WG_O128 WG_O96, WG_O8(96), WG_O8(104), WG_O8(112), WG_O8(120)
+#define WG_T4 "%0, %1, %2, %3"
+#define WG_T010 WG_R0  // 010 is 8: WG_O8 is taken
+#define WG_T16 WG_R0 ", " WG_R8
+#define WG_O4 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define WG_O010 WG_O8(0)
+#define WG_O16 WG_O8(0), WG_O8(8)
+WGMMA_BOTH(8, 4, "%4", "%5", "%6", "%7", "%8", "%9", "%10")
+WGMMA_BOTH(16, 010, "%8", "%9", "%10", "%11", "%12", "%13", "%14")
+WGMMA_BOTH(32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22")
 WGMMA_BOTH(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 
-#define WG_I8(i)                                                                            \
-  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), \
-      "+r"(d[i + 6]), "+r"(d[i + 7])
-#define WG_I32(i) WG_I8(i), WG_I8(i + 8), WG_I8(i + 16), WG_I8(i + 24)
-DEVICE void wgmma_int8(int (&d)[64], u64 a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" WG_T64 "}, %64, %65, 1;"
-               : WG_I32(0), WG_I32(32) : "l"(a), "l"(b));
-}
-DEVICE void wgmma_int8(int (&d)[128], u64 a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WG_T128 "}, %128, %129, 1;"
-               : WG_I32(0), WG_I32(32), WG_I32(64), WG_I32(96) : "l"(a), "l"(b));
-}
+#define WG_I4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define WG_I8(i) WG_I4(i), WG_I4(i + 4)
+#define WG_I16(i) WG_I8(i), WG_I8(i + 8)
+#define WG_I32(i) WG_I16(i), WG_I16(i + 16)
+#define WG_I64(i) WG_I32(i), WG_I32(i + 32)
+#define WGMMA_INT8(N, A, TEXT, I0, I1, ...)                                                     \
+  DEVICE void wgmma_int8(int (&d)[A], u64 a, u64 b) {                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" TEXT "}, " I0 ", " I1 \
+                 ", 1;" : __VA_ARGS__ : "l"(a), "l"(b));                                        \
+  }
+WGMMA_INT8(8, 4, WG_T4, "%4", "%5", WG_I4(0))
+WGMMA_INT8(16, 8, WG_R0, "%8", "%9", WG_I8(0))
+WGMMA_INT8(32, 16, WG_T16, "%16", "%17", WG_I16(0))
+WGMMA_INT8(64, 32, WG_T32, "%32", "%33", WG_I32(0))
+WGMMA_INT8(128, 64, WG_T64, "%64", "%65", WG_I64(0))
+WGMMA_INT8(256, 128, WG_T128, "%128", "%129", WG_I64(0), WG_I64(64))
 DEVICE void tma_load_2d(u32 target, const TensorMap* map, u32 barrier, int x, int y) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -85,7 +106,7 @@ DEVICE u32 shared_u16(u32 p) {
 }
 
 // A fragments of the stage's four steps of 16 k, for rows `row` and row + 8 (64-byte rows, swizzled).
-#if FORM != 3
+#if FORM == 1 || FORM == 2
 DEVICE void load_a(u32 stage, int row, u32 (&a)[4][4]) {
   const int t = threadIdx.x & 3;
 #pragma unroll
@@ -105,8 +126,16 @@ struct Ring {
   u32 stages, full, empty;  // shared addresses; barriers 8 bytes apart
 };
 
+#if FORM == 0 || FORM == 3
+DEVICE void one_step(acc_t (&acc)[ACC], u64 a, u64 b) {
 #if FORM == 3
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*) {
+  wgmma_int8(acc, a, b);
+#else
+  Wgmma<X, TOKENS>::template ss<0>(acc, a, b, 1);
+#endif
+}
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
+                     int, int) {
   for (int i = 0; i < steps; ++i) {
     const int s = i % STAGES;
     const u32 stage = ring.stages + s * STAGE_BYTES;
@@ -116,7 +145,7 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      wgmma_int8(acc, descriptor_plus(a, k * 32), descriptor_plus(b, k * 32));
+      one_step(acc, descriptor_plus(a, k * 32), descriptor_plus(b, k * 32));
     wgmma_commit();
     wgmma_wait<1>();
     if (i && threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
@@ -139,7 +168,8 @@ DEVICE void one_stage(acc_t (&acc)[ACC], Ring ring, int i, int row, u32 (&a)[4][
   wgmma_wait<1>();
   if (i && threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
 }
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*) {
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
+                     int, int) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   u32 a[2][4][4];
   int i = 0;
@@ -174,7 +204,7 @@ DEVICE void unit(float (&sum)[ACC], u32 stage, int row, int k0, u32 (&a)[4][4]) 
   wgmma_commit();
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float* low,
-                     const float* high) {
+                     const float* high, int skipped, int groups) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   u32 a[4][4];
   float sum[2][ACC];
@@ -187,9 +217,9 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
     float next_low[2], next_high[2];
 #pragma unroll
     for (int h = 0; h < (GROUP == 32 ? 2 : 1); ++h) {
-      const int at = (i * BK + h * 32) / GROUP;
-      next_low[h] = low ? low[at] : 0.f;
-      next_high[h] = high ? high[at] : 0.f;
+      const int at = (skipped + i * BK + h * 32) / GROUP;
+      next_low[h] = low && at < groups ? low[at] : 0.f;
+      next_high[h] = high && at < groups ? high[at] : 0.f;
     }
     mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
 #if GROUP == 32
@@ -221,68 +251,147 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
 }
 #endif
 
-// Grid: row tiles x token tiles, eight token tiles together through the rows (see gemm_mma.cu).
-// groups: scales in a row.
-extern "C" __global__ void __launch_bounds__(384, 1) gemm_sm90(
-    const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap x_map,
-    const float* x_scales, const float* scales, const BIAS* bias, const RESIDUAL* residual, OUT* y,
-    i64 ldy, int M, int N, int K, int groups, int wide) {
+// -- clusters ---------------------------------------------------------------------------------------
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Four words of another block's shared memory, at this block's address `p`.
+DEVICE uint4 shared_of(u32 p, int block) {
+  u32 there;
+  uint4 v;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
+  asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(there));
+  return v;
+}
+DEVICE float4 sum_shares(u32 p) {
+  acc_t sum[4] = {};
+#pragma unroll
+  for (int s = 0; s < SHARES; ++s) {
+    const uint4 v = shared_of(p, s);
+    const acc_t* part = (const acc_t*)&v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += part[i];
+  }
+  return make_float4((float)sum[0], (float)sum[1], (float)sum[2], (float)sum[3]);
+}
+
+struct Piece {  // of one weight: what a block works on
+  const TensorMap* map;
+  const float* scales;
+  const BIAS* bias;
+  int first, rows, column;  // first row in the weight, rows from there to its end, column in y
+};
+
+DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begin, int count,
+                    bool early) {
+  const int ahead = min(count, STAGES);
+  if (!early) pdl_wait();
+  for (int i = 0; i < ahead; ++i) {
+    mbarrier_expect(ring.full + i * 8, STAGE_BYTES);
+    tma_load_2d(ring.stages + i * STAGE_BYTES, w.map, ring.full + i * 8, (begin + i) * BK, w.first);
+  }
+  if (early) pdl_wait();
+  for (int i = 0; i < ahead; ++i)
+    tma_load_2d(ring.stages + i * STAGE_BYTES + W_STAGE, x, ring.full + i * 8, (begin + i) * BK,
+                token0);
+  for (int i = ahead; i < count; ++i) {
+    const int s = i % STAGES;
+    const u32 stage = ring.stages + s * STAGE_BYTES, full = ring.full + s * 8;
+    mbarrier_wait(ring.empty + s * 8, (i / STAGES & 1) ^ 1);
+    mbarrier_expect(full, STAGE_BYTES);
+    tma_load_2d(stage, w.map, full, (begin + i) * BK, w.first);
+    tma_load_2d(stage + W_STAGE, x, full, (begin + i) * BK, token0);
+  }
+}
+
+DEVICE void consume(Ring ring, Piece w, u32 tile, int begin, int count, int groups) {
+  const int thread = threadIdx.x, group = thread >> 7, t = thread & 3;
+  const int local = group * 64 + (thread % 128 >> 5) * 16 + ((thread & 31) >> 2);
+  const float* low = nullptr;
+  const float* high = nullptr;
+  if (FORM == 2) {
+    const i64 from = (i64)(w.first + local) * groups + begin * BK / GROUP;
+    if (local < w.rows) low = w.scales + from;
+    if (local + 8 < w.rows) high = w.scales + from + 8 * groups;
+  }
+  acc_t acc[ACC] = {};
+  multiply(acc, ring, count, group, low, high, begin * BK % GROUP, groups - begin * BK / GROUP);
+  named_sync(1, CONSUMERS);  // the ring becomes the tile of results
+#pragma unroll
+  for (int j = 0; j < ACC; ++j) {
+    const int token = j / 4 * 8 + 2 * t + (j & 1), row = local + (j >> 1 & 1) * 8;
+    u32 word;
+    memcpy(&word, &acc[j], 4);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(tile + (token * LD_TILE + row) * 4), "r"(word)
+                 : "memory");
+  }
+}
+
+// Grid: (row tiles of all weights x token tiles, SHARES); eight token tiles go together through the
+// rows (see gemm_mma.cu). groups: scales in a row of w.
+extern "C" __global__ void
+#if SHARES > 1
+__cluster_dims__(1, SHARES, 1)
+#endif
+__launch_bounds__(THREADS, 1) gemm_sm90(
+    const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1,
+    const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
+    const float* x_scales, const float* s0, const float* s1, const float* s2, const BIAS* b0,
+    const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y, i64 ldy,
+    int M, int K, int groups, int wide, int early) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   pdl_launch();
-  const int row_tiles = (N + ROWS - 1) / ROWS, token_tiles = (M + TOKENS - 1) / TOKENS;
+  const int tiles0 = (n0 + ROWS - 1) / ROWS, tiles1 = (n1 + ROWS - 1) / ROWS;
+  const int row_tiles = tiles0 + tiles1 + (n2 + ROWS - 1) / ROWS;
+  const int token_tiles = (M + TOKENS - 1) / TOKENS;
   const int band = blockIdx.x / (8 * row_tiles), in_band = blockIdx.x % (8 * row_tiles);
   const int band_tokens = min(8, token_tiles - band * 8);
   const int token0 = (band * 8 + in_band % band_tokens) * TOKENS;
-  const int row0 = in_band / band_tokens * ROWS;
+  const int tile = in_band / band_tokens;
+  Piece w = {&map0, s0, b0, tile * ROWS, n0 - tile * ROWS, 0};
+  if (tile >= tiles0) {
+    w = {&map1, s1, b1, (tile - tiles0) * ROWS, n1 - (tile - tiles0) * ROWS, n0};
+    const int last = tile - tiles0 - tiles1;
+    if (last >= 0) w = {&map2, s2, b2, last * ROWS, n2 - last * ROWS, n0 + n1};
+  }
   const int steps = (K + BK - 1) / BK;
-  const u32 base = shared_address(room);
-  const Ring ring = {(base + 1023) & ~1023u, shared_address(barriers),
+  const int begin = (i64)steps * blockIdx.y / SHARES;
+  const int count = (i64)steps * (blockIdx.y + 1) / SHARES - begin;
+  const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(ring.full + s * 8, 1);
-      mbarrier_init(ring.empty + s * 8, 8);  // a lane of each warp that multiplies
+      mbarrier_init(ring.empty + s * 8, 4 * GROUPS);  // a lane of each warp that multiplies
     }
     mbarrier_init_fence();
   }
   __syncthreads();
-  pdl_wait();
-  if (threadIdx.x < 128) {
-    registers_down<40>();
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < steps; ++i) {
-        const int s = i % STAGES;
-        const u32 stage = ring.stages + s * STAGE_BYTES, full = ring.full + s * 8;
-        mbarrier_wait(ring.empty + s * 8, (i / STAGES & 1) ^ 1);
-        mbarrier_expect(full, STAGE_BYTES);
-        tma_load_2d(stage, &w_map, full, i * BK, row0);
-        tma_load_2d(stage + W_STAGE, &x_map, full, i * BK, token0);
-      }
-    }
-  } else {
-    registers_up<232>();
-    const int thread = threadIdx.x - 128, group = thread >> 7;
-    const int local = group * 64 + (thread % 128 >> 5) * 16 + ((thread & 31) >> 2);
-    const float* low = nullptr;
-    const float* high = nullptr;
-    if (FORM == 2) {
-      if (row0 + local < N) low = scales + (i64)(row0 + local) * groups;
-      if (row0 + local + 8 < N) high = scales + (i64)(row0 + local + 8) * groups;
-    }
-    acc_t acc[ACC] = {};
-    multiply(acc, ring, steps, group, low, high);
-    named_sync(1, 256);  // the ring becomes the tile of results
-    float* tile = (float*)(room + (ring.stages - base));
-    const int t = thread & 3;
-#pragma unroll
-    for (int j = 0; j < ACC; ++j)
-      tile[(j / 4 * 8 + 2 * t + (j & 1)) * LD_TILE + local + (j >> 1 & 1) * 8] = (float)acc[j];
-    named_sync(1, 256);
-    const i64 corner = (i64)token0 * ldy + row0;
-    Epilogue e = {FORM == 2 ? nullptr : scales + row0, FORM == 3 ? x_scales + token0 : nullptr,
-                  bias ? bias + row0 : nullptr, residual ? residual + corner : nullptr, y + corner,
-                  ldy, N - row0, M - token0, (bool)wide};
-    store_tile<256>(tile, e, thread);
+  if (threadIdx.x >= CONSUMERS) {
+    if (MANY) registers_down<40>();
+    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, token0, begin, count, early);
+    __syncwarp();
+    if (SHARES > 1) cluster_sync();
+    if (SHARES > 1) cluster_sync();
+    return;
   }
+  if (MANY) registers_up<GROUPS == 2 ? 232 : 208>();
+  pdl_wait();
+  consume(ring, w, ring.stages, begin, count, groups);
+  if (SHARES > 1) cluster_sync();
+  else named_sync(1, CONSUMERS);
+  const i64 corner = (i64)token0 * ldy + w.column + w.first;
+  const Epilogue e = {FORM == 1 || FORM == 3 ? w.scales + w.first : nullptr,
+                      FORM == 3 ? x_scales + token0 : nullptr, w.bias ? w.bias + w.first : nullptr,
+                      residual ? residual + corner : nullptr, y + corner, ldy, w.rows, M - token0,
+                      (wide && (w.column & 3) == 0)};
+  auto read = [&](int token, int row) {
+    return sum_shares(ring.stages + (token * LD_TILE + row) * 4);
+  };
+  constexpr int FOURS = TOKENS * ROWS / 4;
+  store_tile<CONSUMERS>(read, e, threadIdx.x, FOURS * blockIdx.y / SHARES,
+                        FOURS * (blockIdx.y + 1) / SHARES);
+  if (SHARES > 1) cluster_sync();  // until then the others read this block's memory
 }

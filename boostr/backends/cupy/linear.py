@@ -91,19 +91,35 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
 
     x and out may have any row stride; residual shares out's.
     """
-    refusal = gemm.tensor_cores_take(backend, x, [w])
-    if refusal is None and gemm.hopper_takes(backend, x, w):
-        gemm.hopper(backend, x, w, bias, residual, out)
-    elif refusal is None and (w.form != FLOAT or x.shape[0] <= _SKINNY):
-        gemm.mma(backend, x, [w], [bias], residual, out)
-    elif _blas_takes(backend, x, w, residual, out):
+    if _on_tensor_cores(backend, x, [w], [bias], residual, out):
+        return
+    if _blas_takes(backend, x, w, residual, out):
         if bias is not None and bias.dtype != out.dtype:
             bias = backend.cast(bias, out.dtype)  # no finer than the result
         blas.linear(backend, x, w.rows, out, bias, residual)
-    elif refusal is None:
+    elif gemm.tensor_cores_take(backend, x, [w]) is None:
         gemm.mma(backend, x, [w], [bias], residual, out)
     else:
         gemm.simt(backend, x, w, bias, residual, out)
+
+
+def _on_tensor_cores(
+    backend: Any, x: Any, weights: list[Stored], biases: list[Any], residual: Any, out: Any,
+    early: bool = False,
+) -> bool:  # fmt: skip
+    """Multiply by all weights at once if our tensor-core kernels take them and are the fastest."""
+    if len({b.dtype for b in biases if b is not None}) > 1:
+        return False
+    if gemm.tensor_cores_take(backend, x, weights) is not None:
+        return False
+    M = x.shape[0]
+    if gemm.hopper_takes(backend, weights[0], M):
+        gemm.hopper(backend, x, weights, biases, residual, out, early=early)
+    elif weights[0].form != FLOAT or M <= _SKINNY:
+        gemm.mma(backend, x, weights, biases, residual, out, early=early)
+    else:
+        return False
+    return True
 
 
 def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> bool:
@@ -115,7 +131,12 @@ def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> boo
 
 
 def segments_gemm(
-    backend: Any, x: Any, weights: list[Weight], biases: list[Any], out_dtype: np.dtype
+    backend: Any,
+    x: Any,
+    weights: list[Weight],
+    biases: list[Any],
+    out_dtype: np.dtype,
+    early: bool = False,
 ) -> Any:
     """x [M, K] times up to three weights [N_i, K] side by side: [M, sum N_i].
 
@@ -123,18 +144,11 @@ def segments_gemm(
 
     Args:
         x: a cupy array with dense rows.   biases: a cupy array [N_i] or None for each weight.
+        early: the weights may be read before the kernels before this one have ended.
     """
-    M = x.shape[0]
     stored = [Stored.of(weight, backend) for weight in weights]
-    out = backend.empty((M, sum(w.N for w in stored)), out_dtype)
-    if out.size == 0:
-        return out
-    skinny = M <= _SKINNY or (
-        stored[0].form != FLOAT and not gemm.hopper_takes(backend, x, stored[0])
-    )
-    given = {b.dtype for b in biases if b is not None}
-    if skinny and len(given) <= 1 and gemm.tensor_cores_take(backend, x, stored) is None:
-        gemm.mma(backend, x, stored, biases, None, out)
+    out = backend.empty((x.shape[0], sum(w.N for w in stored)), out_dtype)
+    if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, early):
         return out
     if _adjacent(stored) and all(b is None for b in biases):
         whole = Stored(FLOAT, 0, _Joined(stored), None, out.shape[1], x.shape[1])
