@@ -132,6 +132,32 @@ def test_every_tile(cuda, rng):
             close(out, product(x, w, truth), x, truth, "bfloat16")
 
 
+@pytest.mark.parametrize("form", ("float", *INT8))
+@pytest.mark.parametrize(
+    "plan", [(2, 32, 5, 4), (1, 8, 8, 8), (1, 16, 4, 3), (2, 64, 4, 1), (2, 128, 6, 2)], ids=str
+)
+def test_warpgroup_plans(cuda, rng, form, plan):
+    """Hopper: shares of K in a cluster, more shares than steps, tokens and rows off the tile."""
+    from boostr.backends.cupy import gemm
+
+    if cuda.caps.compute_capability != 90:
+        pytest.skip("warpgroup products are Hopper's")
+    cut = gemm.Warpgroups(*plan)
+    for M, N, K in (
+        (cut.tokens, 70, 64),
+        (cut.tokens + 13, 300, 1040),
+        (cut.tokens - 3, 136, 2048),
+    ):
+        x, b = normal(rng, (M, K), "bfloat16"), normal(rng, (N,))
+        w, truth = weight(cuda, rng, form, N, K, "bfloat16")
+        out = Tensor(np.full((M, N), np.nan, np.float32), "bfloat16", cuda)
+        tx, tb = tensors(cuda, x, b)
+        gemm.hopper(
+            cuda, tx.data, [gemm.Stored.of(w, cuda)], [tb.data], None, out.data, plan=cut
+        )  # fmt: skip
+        close(out, product(x, w, truth) + b, x, truth, "bfloat16")
+
+
 @pytest.mark.parametrize("form", ("float", "int8", "int8-g32", "q8_0"))
 @pytest.mark.parametrize("M", [5, 20, 64, 200])
 @pytest.mark.parametrize("sizes", [(100, 65, 131), (256, 64, 64), (72, 40)], ids=str)

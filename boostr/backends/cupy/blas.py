@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -196,6 +197,7 @@ class Blas:
         _check(library().cublasLtCreate(ctypes.byref(self._handle)), "start")
         self._workspace = backend.empty((_WORKSPACE_BYTES,), np.uint8)
         self._plans: dict[_Key, _Plan] = {}
+        self._lock = threading.Lock()  # a product may be several kernels that share the workspace
 
     def run(
         self,
@@ -209,6 +211,12 @@ class Blas:
     ) -> None:
         """D = op(A) op(B) [+ bias of D's rows] [+ C]; addresses in the order A, B, C, D."""
         key = _Key(*operands, batch, bias and _alignment(bias), accumulate)
+        with self._lock:
+            status = self._run(stream, key, pointers, bias)
+        if status:
+            _check(status, f"product of {key}")
+
+    def _run(self, stream: int, key: _Key, pointers: tuple[int, ...], bias: int) -> int:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = _Plan(self._handle, key)
@@ -216,14 +224,12 @@ class Blas:
             plan.describe(_DESC_BIAS_POINTER, ctypes.c_void_p(bias))
         a, b, c, d = (ctypes.c_void_p(p) for p in pointers)
         la, lb, lc, ld = plan.layouts
-        status = library().cublasLtMatmul(
+        return library().cublasLtMatmul(
             self._handle, plan.desc, ctypes.byref(plan.alpha), a, la, b, lb,
             ctypes.byref(plan.beta), c, lc, d, ld, ctypes.byref(plan.found.algorithm),
             ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(_WORKSPACE_BYTES),
             ctypes.c_void_p(stream),
         )  # fmt: skip
-        if status:
-            _check(status, f"product of {key}")
 
 
 _STARTED: WeakKeyDictionary[Any, Blas] = WeakKeyDictionary()

@@ -136,7 +136,7 @@ def segments_gemm(
     weights: list[Weight],
     biases: list[Any],
     out_dtype: np.dtype,
-    early: bool = False,
+    early: bool | None = None,
 ) -> Any:
     """x [M, K] times up to three weights [N_i, K] side by side: [M, sum N_i].
 
@@ -144,10 +144,12 @@ def segments_gemm(
 
     Args:
         x: a cupy array with dense rows.   biases: a cupy array [N_i] or None for each weight.
-        early: the weights may be read before the kernels before this one have ended.
+        early: the weights may be read before the kernels before this one have ended; by default
+            in captures: a model's weights are made before them.
     """
     stored = [Stored.of(weight, backend) for weight in weights]
     out = backend.empty((x.shape[0], sum(w.N for w in stored)), out_dtype)
+    early = backend.names is not None if early is None else early
     if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, early):
         return out
     if _adjacent(stored) and all(b is None for b in biases):
