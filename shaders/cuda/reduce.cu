@@ -13,6 +13,6 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void argmax(const L
   cluster_arrive();
   pdl_wait();
   i64 b = blockIdx.x / CLUSTER;
-  u64 key = first_candidate(x + b * V, V, slots);
+  u64 own, key = first_candidate(x + b * V, V, slots, own);
   if (cluster_rank() == 0 && threadIdx.x == 0) out[b] = (int)(u32)key;
 }

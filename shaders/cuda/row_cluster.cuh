@@ -4,7 +4,9 @@
 #include "prelude.cuh"
 
 #define WIDTH (16 / (int)sizeof(LOGIT))
+#ifndef LOADS
 #define LOADS (sizeof(LOGIT) == 4 ? 4 : 2)  // of 16 bytes, in flight in a thread
+#endif
 #define WARPS (THREADS / 32)
 
 #if CLUSTER > 1
@@ -96,9 +98,10 @@ template <typename F> DEVICE void for_row(const LOGIT* row, int V, F f) {
   if (rank == CLUSTER - 1 && last < V) f(to_float(row[last]), last);
 }
 
-// The key of the row's first candidate, known to every thread of the cluster. `slots` holds WARPS +
-// CLUSTER keys of shared memory. The caller has called cluster_arrive() and not yet waited.
-DEVICE u64 first_candidate(const LOGIT* row, int V, u64* slots) {
+// The key of the row's first candidate, known to every thread of the cluster; `own` becomes that of
+// this thread's elements, ~0 if it has none. `slots` holds WARPS + CLUSTER keys of shared memory.
+// The caller has called cluster_arrive() and not yet waited.
+DEVICE u64 first_candidate(const LOGIT* row, int V, u64* slots, u64& own) {
   float best = -INF;
   int id = 0x7fffffff;
   for_row(row, V, [&](float x, int i) {
@@ -107,7 +110,8 @@ DEVICE u64 first_candidate(const LOGIT* row, int V, u64* slots) {
       id = i;
     }
   });
-  u64 key = warp_least(id == 0x7fffffff ? ~0ull : key_of(best, id));
+  own = id == 0x7fffffff ? ~0ull : key_of(best, id);
+  u64 key = warp_least(own);
   if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = key;
   __syncthreads();
   key = warp_least((threadIdx.x & 31) < WARPS ? slots[threadIdx.x & 31] : ~0ull);

@@ -5,7 +5,7 @@
 // exact: a row gives the same token whatever the number of blocks and the order of their atomics.
 //
 // `sample` and `filtered_probabilities`: CLUSTER blocks of 1024 threads a row (V below 2^18):
-//   1. the first candidate, by a reduction;
+//   1. the first candidate, by a reduction, and the first of each thread's elements;
 //   2. a histogram over (x[0] - x) / temperature: 1024 bins of 1/42 octave of weight, the last one
 //      open, of how many candidates and how much weight are in each;
 //   3. block 0 (the leader) sums it up and finds in which bins the borders of top-k, top-p and
@@ -14,8 +14,12 @@
 //      by the candidates' 64-bit keys, order of logit and id: these differ, so that this ends;
 //   4. the draw is one more border: the first candidate at which the summed weight exceeds u times
 //      the weight that is kept.
+// With top-k up to 256 there is a short cut for 2 and 3: the histogram counts the threads' firsts
+// alone. The bin with the k-th of these is not before the bin of the k-th candidate, so that a list
+// of all up to there has what is needed; only if it overflows, steps 2 and 3 are done.
 // All blocks do their part of each of the leader's orders (`Order`); it decides on the next.
 // Macros: LOGIT float | f16 | bf16, CLUSTER 1, 2, 4, 8, THREADS 1024.
+#define LOADS 2
 #include "philox.cuh"
 #include "row_cluster.cuh"
 
@@ -23,9 +27,11 @@
 #define OCTAVES 24.f
 #define ONE 1099511627776.f  // 2^40
 #define LOG2E 1.4426950408889634f
+#define SHORT_CUT 256  // the largest top-k that takes it
+#define MAGIC 8388608.f  // 2^23
 
 // -- the state of a row ---------------------------------------------------------------------------
-enum { FILL, RANGE, SPLIT, GATHER_BINS, GATHER_KEYS, DONE };  // orders
+enum { COUNT_FIRSTS, FILL, RANGE, SPLIT, GATHER_FIRSTS, GATHER_BINS, GATHER_KEYS, DONE };  // orders
 enum { TOP_K, TOP_P, MIN_P, DRAW };                           // borders; the odd ones are of weight
 struct Order {
   int what, from_bin, to_bin, shift;  // SPLIT: bins of 2^shift keys
@@ -48,7 +54,7 @@ struct Options {
 struct Row {
   const LOGIT* x;
   int V;
-  float highest, rate, least;  // x[0], log2(e) / temperature, min_p
+  float highest, rate;  // x[0], log2(e) / temperature
   DEVICE float octaves(float v) const { return (highest - v) * rate; }
   DEVICE float weight(float v) const {
     float y;
@@ -56,11 +62,15 @@ struct Row {
     return v == highest ? 1.f : fminf(y, 1.f);  // never nan
   }
   DEVICE u64 mass(float v) const { return __float2ull_rn(weight(v) * ONE); }
+  // x + 2^23 has x rounded in its low bits, and takes no conversion unit. inf is the last bin.
   DEVICE int bin(float v) const {
-    return v == highest ? 0 : min((int)(octaves(v) * ((BINS - 1) / OCTAVES)), BINS - 1);
+    u32 at = __float_as_uint(__fmaf_rn(octaves(v), (BINS - 1) / OCTAVES, MAGIC));
+    at -= __float_as_uint(MAGIC);
+    return v == highest ? 0 : (int)min(at, BINS - 1u);
   }
 };
 struct Shared {
+  Options options;
   u64 list[BINS];             // every block: what it gathered; the leader: sorted
   u64 list_mass[BINS];        // leader: sums up to and including each of the list
   Sums coarse, fine;          // leader
@@ -74,7 +84,7 @@ struct Shared {
   u64 list_before, mass_before, border;  // sums before the list, and before what will be gathered
   u32 list_count, count_before, list_size;
   u32 gathered, above_min_p;  // `gathered`: every block
-  int bin, step;
+  int bin, step, bins[3];
 };
 
 // -- each block's part of an order ---------------------------------------------------------------
@@ -97,21 +107,20 @@ DEVICE u64 warp_total(u64 x) {
 
 // The first histogram. Most of a vocabulary is in the last bin, which is summed in registers.
 DEVICE void fill_bins(Shared& s, const Row& r) {
-  u64 rest = 0;
-  u32 rest_count = 0, likely = 0;
+  u32 rest_mass = 0, rest_count = 0, likely = 0;  // the rest's weights are below 2^17
+  float least = s.options.min_p;
   for_row(r.x, r.V, [&](float v, int) {
     int bin = r.bin(v);
     float w = r.weight(v);
-    u64 mass = __float2ull_rn(w * ONE);
-    likely += w >= r.least;
+    likely += w >= least;
     if (bin == BINS - 1) {
-      rest += mass;
+      rest_mass += __float_as_uint(w * ONE + MAGIC) - __float_as_uint(MAGIC);
       rest_count++;
     } else {
-      add_to_bin(s, bin, 1, mass);
+      add_to_bin(s, bin, 1, __float2ull_rn(w * ONE));
     }
   });
-  rest = warp_total(rest);
+  u64 rest = warp_total((u64)rest_mass);
   u64 counts = warp_total((u64)rest_count << 32 | likely);
   if ((threadIdx.x & 31) == 0) {
     add_to_bin(s, BINS - 1, (u32)(counts >> 32), rest);
@@ -142,17 +151,19 @@ DEVICE void find_range(Shared& s, const Row& r, int bin) {
 // Candidates between two bins or two keys, into the list or into the histogram of keys.
 DEVICE void gather(Shared& s, const Row& r, const Order& o) {
   for_row(r.x, r.V, [&](float v, int id) {
-    u64 key = key_of(v, id);
-    bool wanted;
-    if (o.what == GATHER_BINS) {
+    bool by_bin = o.what == GATHER_BINS || o.what == GATHER_FIRSTS;
+    if (by_bin) {
       int bin = r.bin(v);
-      wanted = bin >= o.from_bin && bin <= o.to_bin;
-    } else {
-      wanted = key >= o.low && key <= o.high;
+      if (bin < o.from_bin || bin > o.to_bin) return;
     }
-    if (!wanted) return;
-    if (o.what == SPLIT) add_to_bin(s, (int)((key - o.low) >> o.shift), 1, r.mass(v));
-    else s.list[atomicAdd(&s.gathered, 1)] = key;
+    u64 key = key_of(v, id);
+    if (!by_bin && (key < o.low || key > o.high)) return;
+    if (o.what == SPLIT) {
+      add_to_bin(s, (int)((key - o.low) >> o.shift), 1, r.mass(v));
+    } else {
+      u32 at = atomicAdd(&s.gathered, 1);
+      if (at < BINS) s.list[at] = key;
+    }
   });
 }
 // The blocks' histograms added up in the leader, each block doing some of the bins.
@@ -181,20 +192,21 @@ DEVICE void merge(Shared& s, bool coarse) {
 }
 // An order, by all blocks at once; the leader has its result when this returns.
 DEVICE void carry_out(Shared& s, const Row& r, const Order& o) {
+  bool counts = o.what == FILL || o.what == SPLIT;
+  if (counts) {
+    clear_histogram(s);
+    __syncthreads();
+  }
   if (o.what == FILL) {
     fill_bins(s, r);
   } else if (o.what == RANGE) {
     find_range(s, r, o.from_bin);
-  } else {
-    if (o.what == SPLIT) {
-      clear_histogram(s);
-      __syncthreads();
-    }
+  } else if (o.what != COUNT_FIRSTS) {
     gather(s, r, o);
   }
   cluster_sync();
-  if (o.what == FILL || o.what == SPLIT) {
-    merge(s, o.what == FILL);
+  if (counts || o.what == COUNT_FIRSTS) {
+    merge(s, o.what != SPLIT);
     cluster_sync();
   }
 }
@@ -223,8 +235,8 @@ DEVICE void sum_up(Shared& s, Sums& h) {
   __syncthreads();
 }
 
-// The blocks' gathered keys in s.list, sorted, with running weights.
-DEVICE void sort_gathered(Shared& s, const Row& r) {
+// The blocks' gathered keys in s.list, sorted, with running weights; false if they are too many.
+DEVICE bool sort_gathered(Shared& s, const Row& r) {
   int t = threadIdx.x;
   u64 key = ~0ull;
   u32 start = 0;
@@ -236,18 +248,22 @@ DEVICE void sort_gathered(Shared& s, const Row& r) {
     start += n;
   }
   int n = (int)start, size = 32;
+  if (n > BINS) return false;
   __syncthreads();  // the leader's own part of the list is overwritten
   while (size < n) size *= 2;
+  u64 *room = s.list, *other_room = s.list_mass;  // in turn, so that one barrier does
 #pragma unroll 1
   for (int run = 2; run <= size; run *= 2) {
 #pragma unroll 1
     for (int d = run / 2; d; d /= 2) {
       u64 other;
       if (d >= 32) {
-        s.list[t] = key;
+        room[t] = key;
         __syncthreads();
-        other = s.list[t ^ d];
-        __syncthreads();
+        other = room[t ^ d];
+        u64* next = other_room;
+        other_room = room;
+        room = next;
       } else {
         other = __shfl_xor_sync(FULL_MASK, key, d);
       }
@@ -265,6 +281,7 @@ DEVICE void sort_gathered(Shared& s, const Row& r) {
     s.list_before = s.mass_before;
   }
   __syncthreads();
+  return true;
 }
 
 // The bin of h at which the count (or mass) reaches `border`.
@@ -302,32 +319,29 @@ DEVICE u32 enter_bin(Shared& s, const Sums& h, int bin, bool afresh) {
   return h.count[bin] - count;
 }
 
-// How far the borders can lie at most.
-DEVICE int farthest(Shared& s, const Options& q, u32 V) {
-  int far = BINS - 1;
-  bool nucleus = q.top_p < 1.f;
-#pragma unroll 1
-  for (int step = MIN_P; step >= TOP_K; step--) {
-    u64 border;
-    if (step == MIN_P) {
-      if (!(q.min_p > 0.f)) continue;
-      border = max(s.above_min_p, 1u);
-    } else if (step == TOP_P) {
-      if (!nucleus) continue;
-      border = share(q.top_p, s.coarse.mass[BINS - 1]);
-    } else {
-      if (q.top_k <= 0 || (u32)q.top_k >= V) continue;
-      border = q.top_k;
-    }
-    int bin = find_bin(s, s.coarse, step == TOP_P, border);
-    // the nucleus is a share of the first k's weight: it needs them all
-    far = step == TOP_K && nucleus ? bin : min(far, bin);
-  }
-  return far;
+// The farthest bin in which a border can lie.
+DEVICE int farthest(Shared& s, u32 V) {
+  const Options& q = s.options;
+  int t = threadIdx.x;
+  bool nucleus = q.top_p < 1.f, ranked = q.top_k > 0 && (u32)q.top_k < V, floor = q.min_p > 0.f;
+  u64 mass = s.coarse.mass[t], mass_before = t ? s.coarse.mass[t - 1] : 0;
+  u32 count = s.coarse.count[t], count_before = t ? s.coarse.count[t - 1] : 0;
+  u64 reach = nucleus ? share(q.top_p, s.coarse.mass[BINS - 1]) : ~0ull;
+  u32 k = ranked ? q.top_k : ~0u, likely = floor ? max(s.above_min_p, 1u) : ~0u;
+  if (t < 3) s.bins[t] = BINS - 1;
+  __syncthreads();
+  if (count_before < k && k <= count) s.bins[TOP_K] = t;
+  if (mass_before < reach && reach <= mass) s.bins[TOP_P] = t;
+  if (count_before < likely && likely <= count) s.bins[MIN_P] = t;
+  __syncthreads();
+  // the nucleus is a share of the first k's weight: it needs them all
+  if (nucleus && ranked) return s.bins[TOP_K];
+  return min(s.bins[TOP_K], min(s.bins[TOP_P], s.bins[MIN_P]));
 }
 
 // What the count (or for odd steps the mass) is to reach at this border; 0 if there is none.
-DEVICE u64 border_of(const Shared& s, const Options& q, int step, u32 V) {
+DEVICE u64 border_of(const Shared& s, int step, u32 V) {
+  const Options& q = s.options;
   u32 k = q.top_k > 0 && (u32)q.top_k < V ? q.top_k : V, likely = max(s.above_min_p, 1u);
   bool floor = q.min_p > 0.f;
   if (step == TOP_K) return k == V || (!(q.top_p < 1.f) && floor && likely < k) ? 0 : k;
@@ -340,11 +354,11 @@ DEVICE u64 border_of(const Shared& s, const Options& q, int step, u32 V) {
 
 // Go on with the borders as long as the list has them; then order what the next one needs. A border
 // that its own list does not have (only nan logits can do that) is passed over.
-DEVICE void next_border(Shared& s, const Options& q, u32 V, int end) {
+DEVICE void next_border(Shared& s, u32 V, int end) {
   int t = threadIdx.x;
 #pragma unroll 1
   for (int step = s.step; step < end; step++) {
-    u64 border = border_of(s, q, step, V);
+    u64 border = border_of(s, step, V);
     __syncthreads();  // s.last has been read by all, before it changes
     if (border == 0) continue;
     bool by_mass = step & 1, gathered = s.border && step == s.step;
@@ -376,17 +390,26 @@ DEVICE void next_border(Shared& s, const Options& q, u32 V, int end) {
 }
 
 // The next order, when one has been carried out. `end`: DRAW, or one more to draw.
-DEVICE void decide(Shared& s, const Row& r, const Options& q, int end) {
+DEVICE void decide(Shared& s, const Row& r, int end) {
+  const Options& q = s.options;
   Order o = s.order;
-  if (o.what == FILL || o.what == SPLIT) sum_up(s, o.what == FILL ? s.coarse : s.fine);
-  if (o.what == FILL) {
-    if (threadIdx.x == 0) {
-      s.last = s.spot = Spot{~0ull, s.coarse.mass[BINS - 1], (u32)r.V};
-      s.list_size = s.list_count = s.count_before = 0;
-      s.list_before = s.mass_before = s.border = 0;
-      s.step = TOP_K;
+  if (o.what <= SPLIT && o.what != RANGE) sum_up(s, o.what == SPLIT ? s.fine : s.coarse);
+  if (o.what <= FILL && threadIdx.x == 0) {
+    s.last = s.spot = Spot{~0ull, s.coarse.mass[BINS - 1], (u32)r.V};
+    s.list_size = s.list_count = s.count_before = 0;
+    s.list_before = s.mass_before = s.border = 0;
+    s.step = TOP_K;
+  }
+  if (o.what == COUNT_FIRSTS) {
+    if (s.coarse.count[BINS - 1] < (u32)q.top_k) {  // fewer threads than that have elements
+      put(s, Order{FILL});
+      return;
     }
-    int far = farthest(s, q, r.V);
+    put(s, Order{GATHER_FIRSTS, 0, find_bin(s, s.coarse, false, q.top_k)});
+    return;
+  }
+  if (o.what == FILL) {
+    int far = farthest(s, r.V);
     if (s.coarse.count[far] <= BINS) {  // one list for all borders
       put(s, Order{GATHER_BINS, 0, far, 0, 0, 0});
       return;
@@ -415,20 +438,40 @@ DEVICE void decide(Shared& s, const Row& r, const Options& q, int end) {
     put(s, o);
     return;
   } else {
-    sort_gathered(s, r);
+    bool fits = sort_gathered(s, r);
+    if (o.what == GATHER_FIRSTS) {
+      if (!fits) {
+        put(s, Order{FILL});
+        return;
+      }
+      float weight = r.weight(logit_of((u32)(s.list[threadIdx.x] >> 32)));
+      u32 likely = __syncthreads_count(threadIdx.x < s.list_size && weight >= q.min_p);
+      if (threadIdx.x == 0) s.above_min_p = likely;
+      __syncthreads();
+    }
   }
-  next_border(s, q, r.V, end);
+  next_border(s, r.V, end);
 }
 
 // -- a row ---------------------------------------------------------------------------------------
 // All borders up to `end`. When this returns, `last` of the leader is the last kept candidate and
-// `spot` the drawn one. s.order.what must be FILL, the histogram clear, in every block.
-DEVICE void filter(Shared& s, const Row& r, const Options& q, int end) {
-  Order o{FILL};
+// `spot` the drawn one. `own` is the first of this thread's candidates.
+DEVICE void filter(Shared& s, const Row& r, const Options& q, u64 own, int end) {
+  Order o{q.top_k > 0 && q.top_k <= SHORT_CUT ? COUNT_FIRSTS : FILL};
+  if (threadIdx.x == 0) {
+    s.options = q;
+    s.order = o;
+    s.gathered = 0;
+  }
+  if (o.what == COUNT_FIRSTS) {
+    clear_histogram(s);
+    __syncthreads();
+    if (own != ~0ull) atomicAdd(&s.count[r.bin(logit_of((u32)(own >> 32)))], 1);
+  }
 #pragma unroll 1
   while (true) {
     carry_out(s, r, o);
-    if (cluster_rank() == 0) decide(s, r, q, end);
+    if (cluster_rank() == 0) decide(s, r, end);
     cluster_sync();  // the leader's order is there, and all that was gathered has been taken
     if (threadIdx.x == 0) {
       s.gathered = 0;
@@ -453,15 +496,10 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void sample(
   Shared& s = *(Shared*)memory;
   pdl_launch();
   cluster_arrive();
-  clear_histogram(s);
-  if (threadIdx.x == 0) {
-    s.order.what = FILL;
-    s.gathered = 0;
-  }
   pdl_wait();
   int b = blockIdx.x / CLUSTER;
   const LOGIT* x = logits + (i64)b * V;
-  u64 first = first_candidate(x, V, s.slots);
+  u64 own, first = first_candidate(x, V, s.slots, own);
   float heat = temperature[b];
   Options q{top_p[b], min_p[b], top_k[b], 0};
   if (only_first(heat, q)) {
@@ -469,8 +507,8 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void sample(
     return;
   }
   q.u = philox4x32(make_uint4(counters[b], 0, 0, 0), seeds[2 * b], seeds[2 * b + 1]).x >> 8;
-  Row r{x, V, logit_of((u32)(first >> 32)), LOG2E / heat, q.min_p};
-  filter(s, r, q, DRAW + 1);
+  Row r{x, V, logit_of((u32)(first >> 32)), LOG2E / heat};
+  filter(s, r, q, own, DRAW + 1);
   if (cluster_rank() == 0 && threadIdx.x == 0) {
     int id = (int)(u32)s.spot.key;
     out[b] = id >= 0 && id < V ? id : (int)(u32)first;  // weights that are nan
@@ -485,19 +523,14 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void filtered_proba
   extern __shared__ __align__(16) u8 memory[];
   Shared& s = *(Shared*)memory;
   cluster_arrive();
-  clear_histogram(s);
-  if (threadIdx.x == 0) {
-    s.order.what = FILL;
-    s.gathered = 0;
-  }
   int b = blockIdx.x / CLUSTER;
   const LOGIT* x = logits + (i64)b * V;
-  u64 last = first_candidate(x, V, s.slots);
+  u64 own, last = first_candidate(x, V, s.slots, own);
   float heat = temperature[b], total = 0.f;
   Options q{top_p[b], min_p[b], top_k[b], 0};
-  Row r{x, V, logit_of((u32)(last >> 32)), LOG2E / heat, q.min_p};
+  Row r{x, V, logit_of((u32)(last >> 32)), LOG2E / heat};
   if (!only_first(heat, q)) {
-    filter(s, r, q, DRAW);
+    filter(s, r, q, own, DRAW);
     const Shared* leader = peer(&s, 0);
     last = leader->last.key;
     total = (float)leader->last.mass / ONE;

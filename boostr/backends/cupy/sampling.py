@@ -23,7 +23,7 @@ def shared_bytes(cluster: int) -> int:
     """At least the size of `struct Shared` in sampling.cu."""
     bins, warps = 1024, _THREADS // 32
     lists, sums, own = 16 * bins, 24 * bins, 12 * bins
-    return lists + sums + own + 8 * (3 * warps + 3 * cluster) + 256
+    return lists + sums + own + 8 * (3 * warps + 3 * cluster) + 320
 
 
 def _cluster(backend: CupyBackend, rows: int, V: int) -> int:
