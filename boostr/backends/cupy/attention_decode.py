@@ -8,6 +8,7 @@ length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -119,6 +120,7 @@ def _even(groups: int, B: int) -> int:
     return even if 16 * even >= 15 * groups else groups
 
 
+@lru_cache(1024)
 def plan(
     call: Call, compute_capability: int, sms: int, shared_bytes: int, max_splits: int = 1 << 20,
     **chosen: Any,
