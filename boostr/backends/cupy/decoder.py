@@ -92,7 +92,7 @@ def _qkv_arrays(
     if _few(x, *weights) and kept[0] is not None and kept[0].dtype == x.dtype:
         first = gemv.Norm(backend.dense(norm.data), eps)
         own, flat = None, _dense(backend, *biases)
-        if None not in head_norms:
+        if head_norms[0] is not None:
             q_norm, k_norm = _dense(backend, *head_norms)
             own = gemv.HeadNorm(q_norm, k_norm, eps)
         q = gemv.qkv_rope_write(
