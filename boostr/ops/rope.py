@@ -66,7 +66,13 @@ def _composite(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: s
 
 
 def _vjp(g: Tensor, y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str):
-    return _rope(g, cos, -sin, positions, layout), None, None, None, None
+    return _rope_backward(g, cos, sin, positions, layout), None, None, None, None
+
+
+def _back(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:
+    """The same rotation by the opposite angles."""
+    return _rope(g, cos, -sin, positions, layout)
 
 
 _rope = Op("rope", _composite, vjp=_vjp)
+_rope_backward = Op("rope_backward", _back, fusion=True)

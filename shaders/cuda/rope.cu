@@ -6,7 +6,8 @@
 //
 // A token t has H + 2 K heads side by side, of D elements, from element t * stride of x: q, then k,
 // then v (K = 0: only heads to rotate). q goes to out [T, H, D]. k and v go to rows `slots[t]` of
-// k_out, v_out [slots, K, D] (negative: dropped), or to row t where slots is null.
+// k_out, v_out [slots, K, D] (negative: dropped), or to row t where slots is null. turn: 1, or -1
+// to rotate back (the gradient).
 //
 // Threads: LANES of them a head, the heads of a token side by side; blockIdx.x is the token,
 // blockIdx.y a share of its heads. A lane has ITEMS runs of VEC pairs, two runs of VEC elements
@@ -20,7 +21,7 @@
 extern "C" __global__ void
 rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float* sin_table,
      const int* rows, const int* slots, const float* q_norm, const float* k_norm, int H, int K,
-     int D, int half, int total_slots, i64 stride, float eps) {
+     int D, int half, int total_slots, i64 stride, float eps, float turn) {
   const int lane = threadIdx.x % LANES, team = threadIdx.x / LANES, teams = blockDim.x / LANES;
   const i64 t = blockIdx.x;
   const int pass = (D - 2 * half + 1) / 2, pairs = half + pass, heads = H + 2 * K;
@@ -66,7 +67,7 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
 #pragma unroll
     for (int j = 0; j < VEC; j++) {
       c[i][j] = p < half ? cs[j] : 1.f;
-      s[i][j] = sn[j];
+      s[i][j] = sn[j] * turn;
     }
   }
 #pragma unroll 2

@@ -14,6 +14,7 @@ from boostr.ops.activation import _geglu_backward, _gelu_backward, _silu_backwar
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import _embedding_backward, embedding
 from boostr.ops.quant import dequantize, quantize, quantize_rows
+from boostr.ops.rope import _rope_backward
 from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -162,6 +163,9 @@ def test_rope(T, H, D, half, layout, dtype, cupy_backend, rng):
     for rest in (0, 2 * D, 3):
         a = view(cupy_backend, x, rest).reshape(T, H, D)
         assert_close(ops.rope(a, c, s, p, layout=layout).numpy(), want, dtype=dtype, reduce=2)
+    back = oracles.rope(x.reshape(T, H, D), cos, sin, rows, layout == "interleaved", inverse=True)
+    got = _rope_backward(a, c, s, p, layout).numpy()
+    assert_close(got, back, dtype=dtype, reduce=2)
 
 
 @pytest.mark.parametrize("layout", ("split-half", "interleaved"))

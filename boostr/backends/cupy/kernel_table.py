@@ -14,7 +14,7 @@ OPS_OF = {
         "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
         "layer_norm_backward",
     ),
-    "rope": ("rope",),
+    "rope": ("rope", "rope_backward"),
     "activation": (
         "silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax", "silu_backward",
         "gelu_backward", "swiglu_backward", "geglu_backward",

@@ -34,6 +34,7 @@ def _shape(D: int, half: int, run: int) -> dict[str, int]:
 def _launch(
     backend: Any, x: Any, out: Any, k_out: Any, v_out: Any, tables: list[Any], slots: Any,
     norms: list[Any], sizes: tuple[int, int, int], layout: str, eps: float,
+    turn: float = 1.0,
 ) -> None:  # fmt: skip
     """x: rows of H + 2K heads, `sizes` = (H, K, D); tables: cos, sin and rows."""
     H, K, D = sizes
@@ -56,20 +57,24 @@ def _launch(
     backend.launch(
         "rope", "rope", (T, shares), (threads,),
         [x, out, k_out, v_out, *tables, slots, *norms, H, K, D, half, total, np.int64(stride),
-         float(eps)],
+         float(eps), turn],
         dependent=True, X=backend.c_type(x.dtype), C=backend.c_type(cache),
         INTERLEAVED=int(layout == "interleaved"), NORM=int(any(n is not None for n in norms)),
         **shape,
     )  # fmt: skip
 
 
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:
+def _rope(
+    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str, turn: float = 1.0
+) -> Tensor:
     backend: Any = x.backend
     source = x.data if x.data.size and has_dense_rows(x.data) else backend.dense(x.data)
     tables = [backend.dense(t.data) for t in (cos, sin, positions)]
     out = backend.empty(x.shape, x.dtype)
     _, H, D = x.shape
-    _launch(backend, source, out, None, None, tables, None, [None, None], (H, 0, D), layout, 0.0)
+    _launch(
+        backend, source, out, None, None, tables, None, [None, None], (H, 0, D), layout, 0.0, turn
+    )
     return Tensor.wrap(out, backend)
 
 
@@ -123,7 +128,11 @@ def _supports(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: st
     return "no dimension is rotated" if not half else no_type(x)
 
 
-KERNELS = {"rope": Kernel(_rope, _supports)}
+def _rope_backward(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:
+    return _rope(g, cos, sin, positions, layout, -1.0)
+
+
+KERNELS = {"rope": Kernel(_rope, _supports), "rope_backward": Kernel(_rope_backward, _supports)}
 
 VARIANTS = [
     Variant("rope", {"X": x, "C": c, "INTERLEAVED": interleaved, "NORM": norm,
