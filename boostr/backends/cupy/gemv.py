@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr.backends.cupy.gemv_plan import (  # isort: skip
-    C_TYPES, Array, Plan, Stored, Weight, choose, padded_rows, shared_bytes,
+    C_TYPES, Array, Plan, Stored, Weight, choose, choose_for_block, padded_rows, shared_bytes,
     shared_refusal, stored,
 )  # fmt: skip
 from boostr.backends.cupy.kernels import Variant
@@ -248,18 +248,17 @@ def _qkv_plan(
     backend: Any, q: Stored, rows: int, heads: int, D: int, item: int, normed: bool
 ) -> Plan:
     """As `choose`; with head norms the pairs of a head are shared out to a cluster of blocks."""
-    plan = choose(backend, q, rows, heads * D, item, (2,))
     if not normed:
-        return plan
-    cluster = 1
-    if backend.caps.compute_capability >= 90:
-        while (
-            cluster < 8
-            and heads * cluster * 2 <= 2 * backend.caps.sms
-            and D // 2 % (cluster * 2) == 0
-        ):
-            cluster *= 2
-    return replace(plan, cluster=cluster)
+        return choose(backend, q, rows, heads * D, item, (2,))
+    caps, cluster = backend.caps, 1
+    while (
+        caps.compute_capability >= 90
+        and cluster < 8
+        and 4 * heads * cluster <= 3 * caps.sms
+        and D // 2 % (2 * cluster) == 0
+    ):
+        cluster *= 2
+    return choose_for_block(backend, q, rows, D // cluster, item, cluster)
 
 
 # -- what the compile gate builds -------------------------------------------------------------

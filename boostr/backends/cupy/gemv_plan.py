@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,39 +134,64 @@ _STAGE = 2048  # bytes of a stage of one warp
 _NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
-def choose(
-    backend: Any,
-    w: Stored,
-    rows: int,
-    count: int,
-    item: int,
-    per_lanes: tuple[int, ...] = (4, 2, 1),
-) -> Plan:
-    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: rows of a lane.
+class Layout(NamedTuple):
+    """What a plan depends on of a weight; see `Stored`."""
 
-    The cheapest of all ways to share the rows out, by how many warps have nothing to do.
-    """
-    caps = backend.caps
-    large = rows > 2 or 4 * rows * w.K > _X_BYTES
-    packed = large and item == 2 and w.form not in ("F32", "W8A8")
-    base = Plan(fetch=1 if caps.compute_capability >= 80 else 0, packed=packed, slow=not w.fast)
-    inputs, _ = CHUNK[w.form]
-    chunks = -(-w.K // inputs)
-    best, plan = 1e9, base
+    form: str
+    group: int
+    K: int
+    row_bytes: int
+    fast: bool
+
+
+def choose(
+    backend: Any, w: Stored, rows: int, count: int, item: int,
+    per_lanes: tuple[int, ...] = (4, 2, 1),
+) -> Plan:  # fmt: skip
+    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: rows of a lane."""
+    layout = Layout(w.form, w.group, w.K, w.row_bytes, w.fast)
+    return _choose(backend.caps, layout, rows, count, item, per_lanes)
+
+
+@cache
+def _choose(
+    caps: Any, w: Layout, rows: int, count: int, item: int, per_lanes: tuple[int, ...]
+) -> Plan:
+    """The cheapest of all ways to share the rows out, by how many warps have nothing to do."""
+    plan, best = _base(caps, w, rows, item), 1e9
+    chunks = -(-w.K // CHUNK[w.form][0])
     for lanes, per_lane, warps, ksplit in _CUTS:
         if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
             continue
-        units = -(-count // (32 // lanes * per_lane))
-        passes = units * ksplit / (caps.sms * warps)
+        passes = -(-count // (32 // lanes * per_lane)) * ksplit / (caps.sms * warps)
         idle = max(1.0, math.ceil(passes)) / passes if passes < 4 else 1 + 0.5 / passes
         steps = -(-chunks // lanes)
         idle *= -(-steps // ksplit) * ksplit * lanes / chunks  # lanes and warps past the row's end
-        cost = idle**0.5 + _NARROW[lanes] + 0.04 * math.log2(ksplit) + 0.02 * (warps - 8) / 4
-        cost += 0.01 / per_lane
+        cost = idle**0.5 + _NARROW[lanes] * min(1.0, w.row_bytes / 4096) + 0.01 / per_lane
+        cost += 0.04 * math.log2(ksplit) + 0.005 * (warps - 8)
         if cost < best:
             best = cost
-            plan = replace(base, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
+            plan = replace(plan, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
     return _deepened(caps, plan, w, rows, count, item)
+
+
+def choose_for_block(
+    backend: Any, w: Stored, rows: int, count: int, item: int, cluster: int
+) -> Plan:
+    """The plan where each block has `count` rows of its own, in pairs, and no others."""
+    caps, layout = backend.caps, Layout(w.form, w.group, w.K, w.row_bytes, w.fast)
+    plan = _base(caps, layout, rows, item)
+    plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
+    while plan.ksplit < 8 and count * plan.ksplit <= plan.warps:
+        plan = replace(plan, ksplit=2 * plan.ksplit)
+    return _deepened(caps, plan, layout, rows, count * caps.sms, item)
+
+
+def _base(caps: Any, w: Layout, rows: int, item: int) -> Plan:
+    large = rows > 2 or 4 * rows * w.K > _X_BYTES
+    packed = large and item == 2 and w.form not in ("F32", "W8A8")
+    fetch = 1 if caps.compute_capability >= 80 else 0
+    return Plan(fetch=fetch, packed=packed, slow=not w.fast)
 
 
 _CUTS = [
@@ -178,7 +204,7 @@ _CUTS = [
 ]
 
 
-def _deepened(caps: Any, plan: Plan, w: Stored, rows: int, count: int, item: int) -> Plan:
+def _deepened(caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int) -> Plan:
     """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
     inputs, size = CHUNK[w.form]
     steps = -(-w.K // (inputs * plan.lanes * plan.ksplit))  # of a warp in a row
