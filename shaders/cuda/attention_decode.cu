@@ -290,8 +290,9 @@ DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, in
 // `total` units over `groups`, the first `rest` of which take one more than `share`.
 struct Cut {
   u32 groups, share, rest;
-  DEVICE Cut(u32 total, u32 most, int grain_shift) {
-    groups = min(most, max(1u, total >> grain_shift));
+  // At least 1 << grain_shift units in each; one group if `alone` hold all.
+  DEVICE Cut(u32 total, u32 most, int grain_shift, u32 alone) {
+    groups = total <= alone ? 1 : min(most, max(1u, total >> grain_shift));
     share = groups > 1 ? total / groups : total;
     rest = total - share * groups;
   }
@@ -334,8 +335,8 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms,
     const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
     i64 v_head, u32 k_row, u32 v_row, int T, int H, int G, int B, int bs, int bs_shift,
-    int columns, int capacity, int S, int grain_shift, int left, int right, int bottom_right,
-    float scale, float softcap) {
+    int columns, int capacity, int S, int grain_shift, int alone, int left, int right,
+    int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(128) u8 memory[];
   __shared__ RowInfo rows[ROWS];
   __shared__ float2 stats[N_WARPS * ROWS];
@@ -368,7 +369,7 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     for (int b = lane; b < round_up(B, 32); b += 32) total += work = work_of(b, s);
     total = warp_add(total);
   }
-  Cut cut(total, gridDim.y, grain_shift);
+  Cut cut(total, gridDim.y, grain_shift, B == 1 ? alone : 0);
   int g = blockIdx.y, from = cut.start(g), to = cut.start(g + 1), before = 0;
 #pragma unroll 1
   for (int base = 0; base < B; base += 32) {

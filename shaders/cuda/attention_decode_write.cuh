@@ -20,27 +20,18 @@ DEVICE void write_empty(const Call& a, const Sequence& s, int kv, int R0, int R1
   }
 }
 
-// The factor exp(m - M) / total of sums with maximum m (log2 units) and `sum`, and lse.
-DEVICE float finish_row(const Call& a, int row, float m, float sum) {
+// exp(m - M) / total of sums with maximum m (log2 units) and `sum`; sets lse.
+DEVICE float finish_row(const Call& a, int row, float m, float sum, float& lse) {
   float sink = a.sinks ? a.sinks[row % a.H] * LOG2E : -INF, top = fmaxf(m, sink);
   float base = top == -INF ? 0.f : top;
   float total = sum * exp2_fast(m - base) + exp2_fast(sink - base);
-  a.lse[row] = total > 0.f ? logf(total) + base * LN2 : -INF;
+  lse = total > 0.f ? logf(total) + base * LN2 : -INF;
   return total > 0.f ? exp2_fast(m - base) / total : 0.f;
 }
 
 constexpr int LANE_WIDTH = V_DIM % 4 == 0 ? 4 : 1;  // columns of a thread in what follows
 constexpr int ITEMS_OF_ROW = V_DIM / LANE_WIDTH;
 typedef Vec<float, LANE_WIDTH> Columns;
-
-DEVICE Columns load_cached(const float* p) {  // past L1, which other blocks' writes do not reach
-  Columns x;
-  if (LANE_WIDTH == 4)
-    *(float4*)&x = __ldcg((const float4*)p);
-  else
-    x.at[0] = __ldcg(p);
-  return x;
-}
 
 DEVICE void store_out(const Call& a, i64 row, int d, Columns x, float scale) {
   Vec<QT, LANE_WIDTH> y;
@@ -49,84 +40,112 @@ DEVICE void store_out(const Call& a, i64 row, int d, Columns x, float scale) {
   store_vec<QT, LANE_WIDTH>(a.out + row * V_DIM + d, y);
 }
 
-// Joins `used` slots of all rows. Threads take (row, columns) and, if there are more of them,
-// every parts-th slot. Shared memory: [rows][used] weights | [parts][rows][V_DIM] sums.
+#if FINISH
+// Slots of one row as a lane sees them: its columns of BATCH of them, read past L1, which other
+// blocks' writes do not reach.
+constexpr int COLUMN_GROUPS = (ITEMS_OF_ROW + 31) / 32, BATCH = COLUMN_GROUPS == 1 ? 8 : 4;
+struct Slots {
+  Columns x[BATCH][COLUMN_GROUPS];
+
+  DEVICE void load(const float* from, int s, int step, int used) {
+    int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int j = 0; j < BATCH; j++)
+#pragma unroll
+      for (int c = 0; c < COLUMN_GROUPS; c++) {
+        int at = s + j * step, item = c * 32 + lane;
+        const float* p = from + (i64)at * V_DIM + item * LANE_WIDTH;
+        x[j][c] = Columns();
+        if (at >= used || item >= ITEMS_OF_ROW) continue;
+        if (LANE_WIDTH == 4)
+          *(float4*)&x[j][c] = __ldcg((const float4*)p);
+        else
+          x[j][c].at[0] = __ldcg(p);
+      }
+  }
+};
+
+// Joins `used` slots of all rows. A warp takes a row, or every parts-th slot of one; then the parts
+// are added up through shared memory.
 DEVICE void join_slots(const Call& a, const Shared& sh, int rows, int used) {
-  constexpr int THREADS = N_WARPS * 32, BATCH = 4;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  float* weights = sh.sums;
-  for (int r = warp; r < rows; r += N_WARPS) {
-    const float2* ms = (const float2*)a.ms + (i64)sh.rows[r].result * a.S;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, parts = max(1, N_WARPS / rows);
+#pragma unroll 1
+  for (int task = warp; task < rows * parts; task += N_WARPS) {
+    int part = task / rows, r = task - part * rows, row = sh.rows[r].result;
+    const float2* ms = (const float2*)a.ms + (i64)row * a.S;
+    const float* from = a.partial + (i64)row * a.S * V_DIM;
+    Slots slots;
+    slots.load(from, part, parts, used);
     float2 held = lane < used ? __ldcg(ms + lane) : make_float2(-INF, 0.f);
-    float m = held.x, sum = 0.f;
+    float m = held.x;
     for (int s = 32 + lane; s < used; s += 32) m = fmaxf(m, __ldcg(ms + s).x);
     m = warp_max(m);
-    for (int s = lane; s < used; s += 32) {
-      float2 x = s < 32 ? held : __ldcg(ms + s);
-      float w = x.y > 0.f ? exp2_fast((x.x - m) * LOG2E) : 0.f;
-      weights[r * used + s] = w;
-      sum += w * x.y;
+    float base = m == -INF ? 0.f : m, weight = exp2_fast((held.x - base) * LOG2E);
+    float sum = weight * held.y, lse;
+    for (int s = 32 + lane; s < used; s += 32) {
+      float2 other = __ldcg(ms + s);
+      sum += exp2_fast((other.x - base) * LOG2E) * other.y;
     }
-    sum = warp_sum(sum);
-    if (lane == 0) sh.scale[r] = finish_row(a, sh.rows[r].result, m * LOG2E, sum);
-  }
-  __syncthreads();
-  int items = rows * ITEMS_OF_ROW, parts = max(1, THREADS / items);
-  float* room = sh.sums + round_up(rows * used, 4);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < items * parts; i += THREADS) {
-    int part = (u32)i / (u32)items, item = i - part * items;
-    int r = (u32)item / ITEMS_OF_ROW, d = (u32)item % ITEMS_OF_ROW * LANE_WIDTH;
-    const float* from = a.partial + (i64)sh.rows[r].result * a.S * V_DIM + d;
-    Columns sum = {};
+    float scale = finish_row(a, row, m * LOG2E, warp_sum(sum), lse);
+    if (part == 0 && lane == 0) a.lse[row] = lse;
+    Columns total[COLUMN_GROUPS] = {};
 #pragma unroll 1
     for (int s = part; s < used; s += parts * BATCH) {
-      Columns x[BATCH] = {};
-      float w[BATCH];
+      if (s != part) slots.load(from, s, parts, used);
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
         int at = s + j * parts;
-        w[j] = at < used ? weights[r * used + at] : 0.f;
-        if (w[j] != 0.f) x[j] = load_cached(from + (i64)at * V_DIM);
+        float w = __shfl_sync(FULL_MASK, weight, at & 31);
+        if (at >= 32 && at < used) w = exp2_fast((__ldcg(ms + at).x - base) * LOG2E);
+#pragma unroll
+        for (int c = 0; c < COLUMN_GROUPS; c++)
+#pragma unroll
+          for (int e = 0; e < LANE_WIDTH; e++) total[c].at[e] += w * slots.x[j][c].at[e];
       }
-#pragma unroll
-      for (int j = 0; j < BATCH; j++)
-#pragma unroll
-        for (int e = 0; e < LANE_WIDTH; e++) sum.at[e] += w[j] * x[j].at[e];
     }
-    if (parts == 1)
-      store_out(a, sh.rows[r].result, d, sum, sh.scale[r]);
-    else
-      *(Columns*)(room + i * LANE_WIDTH) = sum;
+#pragma unroll
+    for (int c = 0; c < COLUMN_GROUPS; c++) {
+      int item = c * 32 + lane;
+      if (item >= ITEMS_OF_ROW) continue;
+      if (parts == 1) {
+        store_out(a, row, item * LANE_WIDTH, total[c], scale);
+      } else {
+#pragma unroll
+        for (int e = 0; e < LANE_WIDTH; e++) total[c].at[e] *= scale;
+        *(Columns*)(sh.sums + (task * ITEMS_OF_ROW + item) * LANE_WIDTH) = total[c];
+      }
+    }
   }
   if (parts == 1) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < items; i += THREADS) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * ITEMS_OF_ROW; i += N_WARPS * 32) {
     Columns sum = {};
     for (int part = 0; part < parts; part++) {
-      Columns x = *(Columns*)(room + (part * items + i) * LANE_WIDTH);
+      Columns x = *(Columns*)(sh.sums + (part * rows * ITEMS_OF_ROW + i) * LANE_WIDTH);
 #pragma unroll
       for (int e = 0; e < LANE_WIDTH; e++) sum.at[e] += x.at[e];
     }
     int r = (u32)i / ITEMS_OF_ROW, d = (u32)i % ITEMS_OF_ROW * LANE_WIDTH;
-    store_out(a, sh.rows[r].result, d, sum, sh.scale[r]);
+    store_out(a, sh.rows[r].result, d, sum, 1.f);
   }
 }
 
-// Whether this block is the last of `used` that have written their slots.
+// Whether this block is the last of `used` that have written their slots; then it sees them all.
 DEVICE bool last_of(const Call& a, const Shared& sh, int used) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    u32* counter = a.counters + sh.rows[0].result;
-    last = atomicAdd(counter, 1) == used - 1;
+    u32 *counter = a.counters + sh.rows[0].result, before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                 : "=r"(before) : "l"(counter) : "memory");
+    last = before == used - 1;
     if (last) *counter = 0;
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
+#endif
 
 // All warps' results, merged.
 DEVICE void write_merged(const Call& a, const Shared& sh, Sums& sums, int rows, Place place) {
@@ -152,7 +171,7 @@ DEVICE void write_merged(const Call& a, const Shared& sh, Sums& sums, int rows, 
       if (x.x != -INF) total += x.y * exp2_fast(x.x - m);
     }
     if (alone)
-      sh.scale[r] = finish_row(a, sh.rows[r].result, m, total);
+      sh.scale[r] = finish_row(a, sh.rows[r].result, m, total, a.lse[sh.rows[r].result]);
     else
       ((float2*)a.ms)[(i64)sh.rows[r].result * a.S + place.split] = make_float2(m * LN2, total);
   }
@@ -173,6 +192,8 @@ DEVICE void write_merged(const Call& a, const Shared& sh, Sums& sums, int rows, 
     else
       store_vec<float, LANE_WIDTH>(a.partial + (row * a.S + place.split) * V_DIM + d, x);
   }
-  if (FINISH && !alone && last_of(a, sh, place.used)) join_slots(a, sh, rows, place.used);
+#if FINISH
+  if (!alone && last_of(a, sh, place.used)) join_slots(a, sh, rows, place.used);
+#endif
   __syncthreads();
 }

@@ -59,6 +59,7 @@ class Plan:
         rows: (query, head) pairs of a block.   keys: of a unit, which one warp takes at a time.
         warps, stages, blocks: of a block; units in each warp's ring; blocks of a multiprocessor.
         grain: the fewest units that a group takes, a power of 2.
+        alone: so many units of a single sequence are not divided, as joining takes longer.
         groups: of K blocks each, the grid's height.
         splits: S, the most groups that can share a sequence.
     """
@@ -70,6 +71,7 @@ class Plan:
     stages: int
     blocks: int
     grain: int
+    alone: int
     groups: int
     splits: int
     shared_bytes: int
@@ -126,9 +128,11 @@ def plan(
     **chosen: Any,
 ) -> Plan:  # fmt: skip
     """How to run a call. `chosen` overrides fields: benchmarks compare them."""
+    dim = max(call.D, call.Dv)
     mma, rows, keys = _tile(call, compute_capability)
     rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
-    warps, blocks = chosen.get("warps", 8), chosen.get("blocks", 1)
+    many = call.B >= 8 and mma and dim <= 128  # then two blocks fill each other's gaps
+    warps, blocks = chosen.get("warps", 4 if many else 8), chosen.get("blocks", 1 + many)
     stages = chosen.get("stages", 2 if compute_capability >= 80 else 1)
     stage, merge, static = _bytes(call, mma, rows, keys, warps)
     room = shared_bytes // blocks - 1024 - static
@@ -142,8 +146,9 @@ def plan(
     groups = _even(max(1, sms * blocks // call.K), call.B)
     groups = min(chosen.get("groups", groups), max(1, most_units // grain), max_splits)
     splits = min(groups, (units - 2) // grain + 2)
-    memory = max(stages * stage, merge, 4 * rows * splits + 16 + 512 * warps)
-    return Plan(mma, rows, keys, warps, stages, blocks, grain, groups, splits, memory)
+    memory = max(stages * stage, merge)
+    alone = chosen.get("alone", 2 * warps)
+    return Plan(mma, rows, keys, warps, stages, blocks, grain, alone, groups, splits, memory)
 
 
 # -- arrays ---------------------------------------------------------------------------------------
@@ -245,7 +250,8 @@ def _launch(
         *(np.int64(x.strides[2] // size) for x in (k, v)),
         *(_row_stride(x) or 0 for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
         bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, table.shape[1],
-        table.shape[1] * bs, plan.splits, plan.grain.bit_length() - 1, *sides,
+        table.shape[1] * bs, plan.splits, plan.grain.bit_length() - 1,
+        plan.alone if to.out is not None else 0, *sides,
         -int(options.bottom_right), float(options.scale), float(options.softcap),
     )  # fmt: skip
     backend.launch(

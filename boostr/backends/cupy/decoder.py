@@ -123,9 +123,7 @@ def _attend_supports(
     if reason is not None:
         return reason
     options = _options(q, window, scale)
-    return attention_decode.supports(
-        q, k_cache, v_cache, cu, table, kv_lens, None, None, options
-    )
+    return attention_decode.supports(q, k_cache, v_cache, cu, table, kv_lens, None, None, options)
 
 
 def _options(q: Tensor, window: Any, scale: float | None) -> AttentionOptions:
@@ -134,15 +132,12 @@ def _options(q: Tensor, window: Any, scale: float | None) -> AttentionOptions:
 
 def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale):
     backend: Any = q.backend
-    out, ms, _ = attention_decode.partials(
-        backend, q, k_cache, v_cache, cu, table, kv_lens, None, _options(q, window, scale),
-        dependent=True,
-    )  # fmt: skip
+    out, _ = attention_decode.attend(
+        q, k_cache, v_cache, cu, table, kv_lens, None, None, _options(q, window, scale)
+    )
     flat_bias, flat_residual = _dense(backend, bias, residual)
-    y = gemv.combine_gemv(
-        backend, out, ms, weight, dtype=q.dtype, bias=flat_bias, residual=flat_residual,
-        out_dtype=residual.dtype,
-    )  # fmt: skip
+    rows = out.data.reshape(len(residual), weight.shape[1])
+    y = gemv.gemv(backend, rows, weight, flat_bias, flat_residual, residual.dtype)
     return Tensor.wrap(y, backend)
 
 
