@@ -1,9 +1,9 @@
-// y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode step,
-// at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh), sums are
-// f32 (int32 under W8A8), y is OUT_T. x comes as it is, or through an RMS norm, or as the partial
-// results of split attention (gemv_input.cuh).
-// Grid: as many blocks as fill the device at most; a block's teams take every total-teams-th unit of
-// rows (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
+// y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode
+// step, at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh),
+// sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is, or through an RMS norm, or as the
+// partial results of split attention (gemv_input.cuh).
+// Grid: as many blocks as fill the device at most; a block's teams take every total-teams-th unit
+// of rows (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
 #include "prelude.cuh"
 #include "weights.cuh"

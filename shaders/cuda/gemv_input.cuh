@@ -1,13 +1,13 @@
 // The ROWS rows of x of a GEMV into shared memory, in every block anew (cheaper than a kernel):
 //   INPUT PLAIN     x as it is
 //   INPUT RMS_NORM  x / sqrt(mean(x^2) + eps) (weight + offset), rounded to X_T
-//   INPUT COMBINE   split attention: partial [T, H, S, D] f32 sums of exp(score - m) v, ms [T, H, S, 2]
-//                   f32 (m, sum of exp(score - m)); an empty split is (-inf, 0). A sink of the head is
+//   INPUT COMBINE   split attention: partial [T, H, S, D] f32 sums of exp(score - m) v, ms f32
+//                   [T, H, S, 2], (m, sum of exp(score - m)), (-inf, 0) if empty. A sink of a head is
 //                   one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
 // Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
-// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T, SINKS (0 or 1) and KEEP
-// (1, 2, 4: the groups of four values of a thread; 8: if there are more).
+// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T, SINKS (0 or
+// 1) and KEEP (1, 2, 4: the groups of four values of a thread; 8: if there are more).
 #define PLAIN 0
 #define RMS_NORM 1
 #define COMBINE 2
@@ -32,8 +32,9 @@ const bool MORE = KEEP == 8;  // K may need more groups of a thread than it keep
 template <typename T> struct IsHalf { static const bool value = false; };
 template <> struct IsHalf<f16> { static const bool value = true; };
 
-// The norm's 1 / sqrt(...) is one factor of a row: it waits until the sums are there, so that nobody
-// waits for it. (Not under W8A8, which rounds normalised values, nor where f16 could overflow.)
+// The norm's 1 / sqrt(...) is one factor of a row: it waits until the sums are there, so that
+// nobody waits for it. (Not under W8A8, which rounds normalised values, nor where f16 could
+// overflow.)
 const bool LATE = INPUT == RMS_NORM && FORM != W8A8 && !(PACKED && IsHalf<X_T>::value);
 
 struct Input {

@@ -4,10 +4,11 @@
 // Weights q_w [H D, E], k_w, v_w [KH D, E] in one stored form; cos, sin f32 [S, R/2], R <= D even,
 // rows int32 [T] picks their row; a negative slot is not written.
 // A lane has the two rows of a head that rope turns together (PER_LANE is 2): pair p < R/2 is
-// (p, p + R/2), or (2p, 2p + 1) when INTERLEAVED; the rest of the head is paired too, but not turned.
-// Without QK_NORM the pairs of all heads are the units' rows, grid as gemv.cu. With it a head belongs to
-// CLUSTER blocks (1 before sm_90), grid [(H + 2 KH) * CLUSTER]: they keep its values in shared memory
-// and add up their squares through each other's.
+// (p, p + R/2), or (2p, 2p + 1) when INTERLEAVED; the rest of the head is paired too, but not
+// turned.
+// Without QK_NORM the pairs of all heads are the units' rows, grid as gemv.cu. With it a head
+// belongs to CLUSTER blocks (1 before sm_90), grid [(H + 2 KH) * CLUSTER]: they keep its values in
+// shared memory and add up their squares through each other's.
 // Source: Su et al. 2021, RoFormer; Qwen3 for the norms of heads.
 #include "prelude.cuh"
 #include "weights.cuh"

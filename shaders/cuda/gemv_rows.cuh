@@ -1,5 +1,5 @@
-// The engine of the GEMV kernels: streams weight rows through shared memory and multiplies them with
-// the ROWS (1..8) rows of x that lie there.
+// The engine of the GEMV kernels: streams weight rows through shared memory and multiplies them
+// with the ROWS (1..8) rows of x that lie there.
 //
 // A warp reads UNIT_ROWS = 32 / LANES * PER_LANE weight rows at a time, a unit: LANES lanes share a
 // row, each lane has PER_LANE rows in registers (so one read of x serves PER_LANE rows). Rows are
@@ -13,12 +13,13 @@
 // (sm_90): the rows of a stage are bulk copies by the warp's first lanes, completed by an mbarrier.
 // SLOW: element by element from global memory, for rows that are not 16-byte aligned.
 //
-// DIGITS (weights of bytes or nibbles, x of 16 bits): x is kept in block floating point, 16 values with
-// one scale and two signed digits of base 256 each, so that dp4a does four products at a time: a
-// tenth of the instructions. Its error, 2^-16 of the largest of 16, is below x's own rounding.
+// DIGITS (weights of bytes or nibbles, x of 16 bits): x is kept in block floating point, 16 values
+// with one scale and two signed digits of base 256 each, so that dp4a does four products at a
+// time: a tenth of the instructions. Its error, 2^-16 of the largest of 16, is below x's own
+// rounding.
 //
-// Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it is
-// f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
+// Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
+// is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
 #ifndef GROUP
 #define GROUP 32
 #endif
@@ -55,7 +56,7 @@ const int STEP = LANES * Stored::ELEMENTS;  // inputs of a row that its lanes de
 const int DEPTH = STEP * UNROLL;            // inputs of a row in a stage
 const int SEGMENT = DEPTH / Stored::ELEMENTS * Stored::BYTES;
 const bool BLOCKS = FORM == Q8_0 || FORM == Q4_1;
-const int SLOT = SEGMENT + (BLOCKS ? 16 : 0);  // block rows start at any byte: copied from 16 | start
+const int SLOT = SEGMENT + (BLOCKS ? 16 : 0);  // block rows may start between multiples of 16
 const int SCALES = FORM == INT8_GROUP ? DEPTH / GROUP : 0;
 const int STAGE_BYTES = UNIT_ROWS * SLOT + (UNIT_ROWS * SCALES * 4 + 15) / 16 * 16;
 const int RING_BYTES = SLOW ? 0 : BLOCK_WARPS * STAGES * STAGE_BYTES;
@@ -82,7 +83,8 @@ DEVICE int x_bytes(int K) {
 DEVICE int x_pitch(int stride) { return DIGITS ? stride / 4 * 9 : stride; }
 DEVICE u8* behind(u8* shared, int K) { return shared + RING_BYTES + x_bytes(K) + PARTIAL_BYTES; }
 
-// -- asynchronous copies -----------------------------------------------------------------------------
+// -- asynchronous copies
+// -----------------------------------------------------------------------------
 DEVICE void copy_16(u32 to, const void* from, int bytes) {  // the rest of the 16 become zero
 #if FETCH
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
@@ -137,9 +139,10 @@ DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
 }
 #endif
 
-// -- one warp's stream of stages ---------------------------------------------------------------------
-// Job: what the rows are. at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of its
-// scales, units, first, stride.
+// -- one warp's stream of stages
+// --------------------------------------------------------------------- Job: what the rows are.
+// at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of its scales, units,
+// first, stride.
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
@@ -203,7 +206,8 @@ template <class Job> struct Stream {
       for (int u = 0; u < UNROLL; u++) {
         const int at = begin + u * (LANES * 16);
         if (at < row_bytes) {
-          copy_16(to + (r * LANE_ROWS + lane_row) * SLOT + (u * LANES + lane) * 16, row[r] + at, 16);
+          const int n = r * LANE_ROWS + lane_row;
+          copy_16(to + n * SLOT + (u * LANES + lane) * 16, row[r] + at, 16);
         }
       }
   }
@@ -266,7 +270,8 @@ template <class Job> struct Stream {
   }
 };
 
-// -- products ----------------------------------------------------------------------------------------
+// -- products
+// ----------------------------------------------------------------------------------------
 struct Sums {
   Sum at[PER_LANE][ROWS][SUMS];
 
@@ -274,7 +279,9 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < PER_LANE * ROWS * SUMS; i++) (&at[0][0][0])[i] = 0;
   }
-  DEVICE Sum total(int r, int m) const { return SUMS == 2 ? at[r][m][0] + at[r][m][SUMS - 1] : at[r][m][0]; }
+  DEVICE Sum total(int r, int m) const {
+    return SUMS == 2 ? at[r][m][0] + at[r][m][SUMS - 1] : at[r][m][0];
+  }
 };
 
 // x: the shared rows, at the first value that this lane reads for the chunk.
@@ -300,9 +307,10 @@ DEVICE void multiply_digits(const Stored (&w)[PER_LANE], const float (&scale)[PE
   for (int j = 0; j < Stored::ELEMENTS; j += 16)
 #pragma unroll
     for (int m = 0; m < ROWS; m++) {
-      const i8* x = row + m * x_pitch(stride) + at + j * LANES;
-      const uint4 h = *(const uint4*)x, l = *(const uint4*)(x + stride);
-      const float x_scale = *(const float*)(row + m * x_pitch(stride) + 2 * stride + (at + j * LANES) / 4);
+      const i8* own = row + m * x_pitch(stride);
+      const int k = at + j * LANES;
+      const uint4 h = *(const uint4*)(own + k), l = *(const uint4*)(own + stride + k);
+      const float x_scale = *(const float*)(own + 2 * stride + k / 4);
       const u32 high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
       int x_high = 0, x_low = 0;
       if (FORM == Q4_1) {
@@ -472,10 +480,10 @@ DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* 
   return true;
 }
 
-// The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which loads
-// constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after that;
-// fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and what
-// kernels write; finish(unit, ..., totals).
+// The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which
+// loads constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after
+// that; fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and
+// what kernels write; finish(unit, ..., totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int row_bytes) {
 #if FETCH == 2
   __shared__ u64 mbarriers[BLOCK_WARPS * STAGES];

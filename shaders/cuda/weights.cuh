@@ -6,8 +6,9 @@
 //   INT8_GROUP             int8, one f32 scale for each row and GROUP inputs; 16 to a chunk
 //   Q8_0                   blocks of 32: f16 d, 32 int8; w = d q; 34 bytes
 //   Q4_1                   blocks of 32: f16 d, f16 m, 32 nibbles; w = d q + m; 20 bytes
-// `four` gives four numbers as they lie, `bytes` the same as signed bytes (not of floats): the caller multiplies sums by the row's, the group's or the
-// block's scale (and adds offset * sum of x for Q4_1).
+// `four` gives four numbers as they lie, `bytes` the same as signed bytes (not of floats): the
+// caller multiplies sums by the row's, the group's or the block's scale (and adds offset * sum of
+// x for Q4_1).
 #define F32 0
 #define F16 1
 #define BF16 2
@@ -34,8 +35,9 @@ template <int BIAS> DEVICE void four_bytes(u32 bytes, float (&w)[4]) {
   w[3] = __uint_as_float(__byte_perm(bytes, 0x4b000000, 0x7543)) - magic;
 }
 
-// -- chunks: ELEMENTS inputs in BYTES bytes, WORDS registers when loaded ----------------------------
-// SCALED: each chunk has a scale (and an offset) of its own, known after `load`.
+// -- chunks: ELEMENTS inputs in BYTES bytes, WORDS registers when loaded
+// ---------------------------- SCALED: each chunk has a scale (and an offset) of its own, known
+// after `load`.
 template <int WHICH> struct Chunk {  // F32, F16, BF16, INT8, INT8_GROUP, W8A8
   static const int BYTES = 16, WORDS = 4;
   static const int ELEMENTS = WHICH == F32 ? 4 : WHICH == F16 || WHICH == BF16 ? 8 : 16;
@@ -117,7 +119,8 @@ template <> struct Chunk<Q4_1> {
   DEVICE float offset() const { return m; }
 };
 
-// -- one element, from a row in global memory of any alignment; without the scales of INT8 forms ----
+// -- one element, from a row in global memory of any alignment; without the scales of INT8 forms
+// ----
 DEVICE float f16_bytes(const u8* p) {
   return __half2float(__ushort_as_half((u16)(p[0] | (u32)p[1] << 8)));
 }

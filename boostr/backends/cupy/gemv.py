@@ -91,7 +91,7 @@ def gemv(
     residual: Array | None = None, out_dtype: Any = None, *, plan: Plan | None = None,
     norm: Norm | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """x weightᵀ + bias + residual in `out_dtype` (x's by default), of RMS-normed x under `norm`."""
+    """x weightᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of normed x."""
     x = backend.dense(x)
     M, K = x.shape
     if M > 1 and plan is None and shared_refusal(backend, weight, M, x.dtype):
