@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 
 
+def is_enabled() -> bool:
+    """Whether ops are recorded here."""
+    return _enabled.get()
+
+
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Inside, nothing is recorded: results never need a gradient."""

@@ -62,8 +62,8 @@ class Op:
         else:
             backend = common_backend(self.name, inputs)
             run = self._find(backend, args, options)
-            if run is self.composite and self.vjp is None:
-                return run(*args, **options)  # its primitives record themselves
+            if not autograd.is_enabled() or (run is self.composite and self.vjp is None):
+                return run(*args, **options)  # nothing to record, or its primitives do
             with autograd.no_grad():
                 outputs = run(*args, **options)
         return autograd.record(self, inputs, args, options, outputs)

@@ -78,7 +78,7 @@ def varlen_attention(
             f"{op}: cu_seqlens must both be [B+1], got {list(cu_seqlens_q.shape)} "
             f"and {list(cu_seqlens_k.shape)}"
         )
-    options = attention_options(op, q, causal, window, scale, softcap, causal_alignment)
+    options = attention_options(op, q.shape[2], causal, window, scale, softcap, causal_alignment)
     _check_per_head(op, q, alibi_slopes, sinks)
     return _varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, options)
 
@@ -126,7 +126,7 @@ def paged_attention(
             f"{op}: block_table and kv_lens must have B = {B} rows, "
             f"got {list(block_table.shape)} and {list(kv_lens.shape)}"
         )
-    options = attention_options(op, q, causal, window, scale, softcap, causal_alignment)
+    options = attention_options(op, q.shape[2], causal, window, scale, softcap, causal_alignment)
     _check_per_head(op, q, alibi_slopes, sinks)
     return _paged(
         q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi_slopes, sinks, options
@@ -169,7 +169,9 @@ def _check_per_head(op: str, q: Tensor, alibi_slopes: Tensor | None, sinks: Tens
         raise OptionError(f"{op}: alibi_slopes are constants and have no gradient")
 
 
-def attention_options(op, q, causal, window, scale, softcap, alignment) -> AttentionOptions:
+def attention_options(
+    op: str, head_dim: int, causal: bool, window, scale, softcap, alignment: str
+) -> AttentionOptions:
     """The options of a call, checked, with their defaults filled in."""
     if alignment not in ALIGNMENTS:
         raise OptionError(f"{op}: causal_alignment must be in {ALIGNMENTS}, got {alignment!r}")
@@ -185,7 +187,7 @@ def attention_options(op, q, causal, window, scale, softcap, alignment) -> Atten
         causal=causal,
         left=left,
         right=0 if causal and right < 0 else right,
-        scale=q.shape[2] ** -0.5 if scale is None else float(scale),
+        scale=head_dim**-0.5 if scale is None else float(scale),
         softcap=softcap or 0.0,
         bottom_right=alignment == "bottom-right",
     )

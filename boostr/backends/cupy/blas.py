@@ -137,7 +137,10 @@ class _Plan:
         real = ctypes.c_double if double else ctypes.c_float
         self.alpha, self.beta = real(1), real(1 if key.accumulate else 0)
         self.found = _Heuristic()
+        self.key = key
         self._choose(handle, key)
+        self.alpha_at, self.beta_at = map(ctypes.addressof, (self.alpha, self.beta))
+        self.algorithm_at = ctypes.addressof(self.found)
 
     def describe(self, attribute: int, value: Any) -> None:
         status = library().cublasLtMatmulDescSetAttribute(
@@ -196,7 +199,11 @@ class Blas:
         self._handle = ctypes.c_void_p()
         _check(library().cublasLtCreate(ctypes.byref(self._handle)), "start")
         self._workspace = backend.empty((_WORKSPACE_BYTES,), np.uint8)
+        self._workspace_at = self._workspace.data.ptr
         self._plans: dict[_Key, _Plan] = {}
+        self.known: dict[tuple, _Plan] = {}  # plans by what `linear` has at hand
+        self._matmul = library().cublasLtMatmul
+        self._matmul.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
         self._lock = threading.Lock()  # a product may be several kernels that share the workspace
 
     def run(
@@ -211,25 +218,28 @@ class Blas:
     ) -> None:
         """D = op(A) op(B) [+ bias of D's rows] [+ C]; addresses in the order A, B, C, D."""
         key = _Key(*operands, batch, bias and _alignment(bias), accumulate)
-        with self._lock:
-            status = self._run(stream, key, pointers, bias)
-        if status:
-            _check(status, f"product of {key}")
+        self.launch(stream, self.plan(key), pointers, bias)
 
-    def _run(self, stream: int, key: _Key, pointers: tuple[int, ...], bias: int) -> int:
+    def plan(self, key: _Key) -> _Plan:
+        """The plan of a product, made when it is first asked for."""
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = _Plan(self._handle, key)
-        if bias:
-            plan.describe(_DESC_BIAS_POINTER, ctypes.c_void_p(bias))
-        a, b, c, d = (ctypes.c_void_p(p) for p in pointers)
+        return plan
+
+    def launch(self, stream: int, plan: _Plan, pointers: tuple[int, ...], bias: int) -> None:
+        """Start a product; addresses in the order A, B, C, D."""
+        a, b, c, d = pointers
         la, lb, lc, ld = plan.layouts
-        return library().cublasLtMatmul(
-            self._handle, plan.desc, ctypes.byref(plan.alpha), a, la, b, lb,
-            ctypes.byref(plan.beta), c, lc, d, ld, ctypes.byref(plan.found.algorithm),
-            ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(_WORKSPACE_BYTES),
-            ctypes.c_void_p(stream),
-        )  # fmt: skip
+        with self._lock:
+            if bias:
+                plan.describe(_DESC_BIAS_POINTER, ctypes.c_void_p(bias))
+            status = self._matmul(
+                self._handle, plan.desc, plan.alpha_at, a, la, b, lb, plan.beta_at, c, lc, d, ld,
+                plan.algorithm_at, self._workspace_at, _WORKSPACE_BYTES, stream,
+            )  # fmt: skip
+        if status:
+            _check(status, f"product of {plan.key}")
 
 
 _STARTED: WeakKeyDictionary[Any, Blas] = WeakKeyDictionary()
@@ -262,17 +272,25 @@ def linear(
         return Operand(array.dtype, rows, columns, ld, _alignment(array.data.ptr), transposed)
 
     source = out if residual is None else residual
-    operands = (
-        operand(weight, K, N, True),
-        operand(x, K, M),
-        operand(source, N, M),
-        operand(out, N, M),
-    )
-    prepare(backend).run(
-        backend.stream_pointer(), operands,
-        (weight.data.ptr, x.data.ptr, source.data.ptr, out.data.ptr),
-        bias=0 if bias is None else bias.data.ptr, accumulate=residual is not None,
+    pointers = (weight.data.ptr, x.data.ptr, source.data.ptr, out.data.ptr)
+    bias_at = 0 if bias is None else bias.data.ptr
+    blas = prepare(backend)
+    short = (  # all that the plan depends on, quick to compare
+        x.dtype.num, out.dtype.num, M, N, K, weight.strides[0], x.strides[0], source.strides[0],
+        out.strides[0], *(p & 255 for p in pointers), bias_at and 1 + (bias_at & 255),
+        residual is None,
     )  # fmt: skip
+    plan = blas.known.get(short)
+    if plan is None:
+        operands = (
+            operand(weight, K, N, True),
+            operand(x, K, M),
+            operand(source, N, M),
+            operand(out, N, M),
+        )
+        key = _Key(*operands, 1, bias_at and _alignment(bias_at), residual is not None)
+        plan = blas.known[short] = blas.plan(key)
+    blas.launch(backend.stream_pointer(), plan, pointers, bias_at)
 
 
 # -- a @ b with broadcast leading axes ---------------------------------------------------------

@@ -6,13 +6,14 @@ one product for all weights that read the same input, and one kernel for what fo
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.cupy import activation, attention_decode, gemv, linear, rope
+from boostr.backends.cupy import activation, attention, gemv, linear, rope
+from boostr.backends.cupy import norm as norms
 from boostr.ops.attention import AttentionOptions, attention_options
-from boostr.ops.norm import rms_norm
 from boostr.tensor import Tensor
 
 
@@ -102,10 +103,8 @@ def _qkv_arrays(
             biases=(flat[0], flat[1], flat[2]),
         )  # fmt: skip
         return q, None, None
-    h = rms_norm(x, norm, eps=eps)
-    qkv = linear.segments_gemm(
-        backend, backend.dense(h.data), weights, _dense(backend, *biases), x.dtype
-    )
+    h = norms.rms(x, norm, eps)
+    qkv = linear.segments_gemm(backend, h, weights, _dense(backend, *biases), x.dtype)
     (q_norm, k_norm), (cos, sin, rows) = _dense(backend, *head_norms), placed
     return rope.rope_write(
         backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, layout,
@@ -117,28 +116,28 @@ def _qkv_arrays(
 def _attend_supports(
     q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale
 ) -> str | None:
-    if not _few(residual, weight):
-        return f"more than {linear.FEW} rows, or they do not fit shared memory"
     reason = linear.KERNELS["linear"].supports(residual, weight, bias, residual, residual.dtype)
     if reason is not None:
         return reason
-    options = _options(q, window, scale)
-    return attention_decode.supports(q, k_cache, v_cache, cu, table, kv_lens, None, None, options)
+    if len(q) == 0:
+        return "no rows"
+    return attention.KERNELS["paged_attention"].supports(q, k_cache, v_cache)
 
 
-def _options(q: Tensor, window: Any, scale: float | None) -> AttentionOptions:
-    return attention_options("paged_attention_linear", q, True, window, scale, None, "bottom-right")
+@cache
+def _options(head_dim: int, window: Any, scale: float | None) -> AttentionOptions:
+    return attention_options(
+        "paged_attention_linear", head_dim, True, window, scale, None, "bottom-right"
+    )
 
 
 def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale):
-    backend: Any = q.backend
-    out, _ = attention_decode.attend(
-        q, k_cache, v_cache, cu, table, kv_lens, None, None, _options(q, window, scale)
+    options = _options(q.shape[2], window, scale)
+    out, _ = attention.KERNELS["paged_attention"].run(
+        q, k_cache, v_cache, cu, table, kv_lens, None, None, options
     )
-    flat_bias, flat_residual = _dense(backend, bias, residual)
-    rows = out.data.reshape(len(residual), weight.shape[1])
-    y = gemv.gemv(backend, rows, weight, flat_bias, flat_residual, residual.dtype)
-    return Tensor.wrap(y, backend)
+    rows = Tensor.wrap(out.data.reshape(len(residual), weight.shape[1]), q.backend)
+    return linear.KERNELS["linear"].run(rows, weight, bias, residual, residual.dtype)
 
 
 # -- the gated half of a feed-forward layer ------------------------------------------------------
@@ -159,8 +158,8 @@ def _gated(x, norm, gate, up, gate_bias, up_bias, eps, act):
             act=act, gate_bias=biases[0], up_bias=biases[1],
         )  # fmt: skip
     else:
-        h = rms_norm(x, norm, eps=eps)
-        both = linear.segments_gemm(backend, backend.dense(h.data), [gate, up], biases, x.dtype)
+        h = norms.rms(x, norm, eps)
+        both = linear.segments_gemm(backend, h, [gate, up], biases, x.dtype)
         y = activation.gated(backend, both, act)
     return Tensor.wrap(y, backend)
 

@@ -29,8 +29,7 @@ class _Attribute(ctypes.Structure):
 
 class _Config(ctypes.Structure):
     _fields_ = [
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
+        *((f"{name}_{axis}", ctypes.c_uint) for name in ("grid", "block") for axis in "xyz"),
         ("shared_bytes", ctypes.c_uint),
         ("stream", ctypes.c_void_p),
         ("attributes", ctypes.POINTER(_Attribute)),
@@ -83,6 +82,26 @@ class Function:
     def __init__(self, handle: ctypes.c_void_p, name: str) -> None:
         self.handle, self._name = handle, name
         self._shared_bytes = 0
+        self._layout: struct.Struct | None = None
+
+    def pack_into(self, room: ctypes.Array, args: Sequence[Any]) -> int:
+        """Put arguments where the driver reads them; the bytes that they take.
+
+        An array is its address (None: a null pointer), int is `int`, float is `float`, numpy.int64
+        is `long long`; bytes (a tensor map) lie as they are and must come first. All naturally
+        aligned, as C has them. What stands where is taken from the first launch: it is the kernel's
+        signature.
+        """
+        layout = self._layout
+        if layout is None:
+            skipped = self.first_offset if args and isinstance(args[0], bytes) else 0
+            layout = struct.Struct(f"@{skipped}x" + "".join(map(_code, args)))
+            self._layout = layout
+        values = [
+            arg if arg.__class__ in _PLAIN else 0 if arg is None else arg.data.ptr for arg in args
+        ]
+        layout.pack_into(room, 0, *values)
+        return layout.size
 
     def reserve(self, shared_bytes: int) -> None:
         """Allow launches with so much dynamic shared memory; beyond 48 KiB, static ones included,
@@ -104,39 +123,14 @@ class Function:
         return offset.value
 
 
-@cache
-def _layout(form: str) -> struct.Struct:
-    return struct.Struct(form)
+_PLAIN = frozenset((int, float, bytes, np.int64))
 
 
-def _form_and_values(args: Sequence[Any]) -> tuple[str, list[Any]]:
-    """Kernel arguments as `struct` packs them, naturally aligned as C does.
-
-    An array is its address (None: a null pointer), int is `int`, float is `float`, numpy.int64 is
-    `long long`; bytes (a tensor map) lie as they are and must come first.
-    """
-    form, values = "", []
-    for arg in args:
-        kind = type(arg)
-        if kind is int:
-            form += "i"
-            values.append(arg)
-        elif kind is float:
-            form += "f"
-            values.append(arg)
-        elif arg is None:
-            form += "P"
-            values.append(0)
-        elif kind is bytes:
-            form += f"{len(arg)}s"
-            values.append(arg)
-        elif kind is np.int64:
-            form += "q"
-            values.append(int(arg))
-        else:
-            form += "P"
-            values.append(arg.data.ptr)
-    return form, values
+def _code(arg: Any) -> str:
+    """How `struct` calls the C type of an argument."""
+    if isinstance(arg, bytes):
+        return f"{len(arg)}s"
+    return {int: "i", float: "f", np.int64: "q"}.get(type(arg), "P")
 
 
 class _Room(threading.local):
@@ -172,15 +166,10 @@ def launch(
     if room is None:
         room = _room = _Room()
     function.reserve(shared_bytes)
-    form, values = _form_and_values(args)
-    if args and type(args[0]) is bytes:
-        form = f"{function.first_offset}x{form}"
-    layout = _layout("@" + form)
-    layout.pack_into(room.words, 0, *values)
-    room.size.value = layout.size
+    room.size.value = function.pack_into(room.words, args)
     config = room.config
-    config.grid[:] = (*grid, 1, 1)[:3]
-    config.block[:] = (*block, 1, 1)[:3]
+    config.grid_x, config.grid_y, config.grid_z = (*grid, 1, 1)[:3]
+    config.block_x, config.block_y, config.block_z = (*block, 1, 1)[:3]
     config.shared_bytes, config.stream = shared_bytes, stream
     if dependent:
         config.attributes, config.attribute_count = ctypes.pointer(_DEPENDENT), 1

@@ -110,6 +110,11 @@ def _backward(
     return Tensor.wrap(dh, backend), dw, db if layer else None
 
 
+def rms(x: Tensor, weight: Tensor, eps: float) -> Any:
+    """The array [..., E] of rms_norm(x), for kernels that follow it."""
+    return _launch(x, None, weight, None, False, eps)[0].data
+
+
 def _rms_norm(x, weight, eps: float, weight_offset: float):
     return _launch(x, None, weight, None, False, eps, weight_offset)[0]
 
