@@ -57,8 +57,8 @@ DETERMINISTIC = Variable(
     "(attention backward) take a slower, repeatable path.",
 )  # fmt: skip
 REQUIRE = Variable(
-    "BOOSTR_REQUIRE", "", "tests only: comma-separated backends whose absence is a failure, not a "
-    "skip.",
+    "BOOSTR_REQUIRE", "", "tests only: comma-separated backends (and nvrtc) whose absence is a "
+    "failure, not a skip.",
 )  # fmt: skip
 
 VARIABLES = (BACKEND, DTYPE, NUM_THREADS, CACHE, STRICT, DEBUG, JIT, DETERMINISTIC, REQUIRE)
