@@ -14,10 +14,12 @@
 //      by the candidates' 64-bit keys, order of logit and id: these differ, so that this ends;
 //   4. the draw is one more border: the first candidate at which the summed weight exceeds u times
 //      the weight that is kept.
-// With top-k up to 256 there is a short cut for 2 and 3: the histogram counts the threads' firsts
-// alone. The bin with the k-th of these is not before the bin of the k-th candidate, so that a list
-// of all up to there has what is needed; only if it overflows, steps 2 and 3 are done.
-// All blocks do their part of each of the leader's orders (`Order`); it decides on the next.
+// With top-k up to 256 there is a short cut for 2 and 3: a histogram of x[0] - x over the threads'
+// firsts alone, in bins of 1/32 of the value. The bin with the k-th of these is not before the bin
+// of the k-th candidate, so that a list of all up to there has what is needed; only if it is too
+// long, steps 2 and 3 are done.
+// All blocks do their part of each of the leader's orders (`Order`); it decides on the next, and
+// puts it into their shared memory.
 // Macros: LOGIT float | f16 | bf16, CLUSTER 1, 2, 4, 8, THREADS 1024.
 #define LOADS 2
 #include "philox.cuh"
@@ -35,7 +37,8 @@ enum { COUNT_FIRSTS, FILL, RANGE, SPLIT, GATHER_FIRSTS, GATHER_BINS, GATHER_KEYS
 enum { TOP_K, TOP_P, MIN_P, DRAW };                           // borders; the odd ones are of weight
 struct Order {
   int what, from_bin, to_bin, shift;  // SPLIT: bins of 2^shift keys
-  u64 low, high;                      // keys, both inclusive
+  u64 low, high;  // keys, both inclusive; DONE: the last kept key, and the weight kept
+  float drop;     // GATHER_FIRSTS: all with x[0] - x below it
 };
 struct Sums {  // one histogram of the whole row; sums up to and including each bin
   u64 mass[BINS];
@@ -69,6 +72,15 @@ struct Row {
     return v == highest ? 0 : (int)min(at, BINS - 1u);
   }
 };
+// The bin of a thread's first candidate, by the exponent and 5 bits of x[0] - x, from 2^-12 on.
+#define FIRST_BIN_OF_BITS (115 << 5)
+DEVICE int first_bin(float drop) {
+  int at = (int)(__float_as_uint(drop) >> 18) - FIRST_BIN_OF_BITS;
+  return drop > 0.f ? max(0, min(at, BINS - 1)) : 0;
+}
+// The least x[0] - x that is beyond the bin.
+DEVICE float end_of_bin(int bin) { return __int_as_float((bin + 1 + FIRST_BIN_OF_BITS) << 18); }
+
 struct Shared {
   Options options;
   u64 list[BINS];             // every block: what it gathered; the leader: sorted
@@ -151,23 +163,26 @@ DEVICE void find_range(Shared& s, const Row& r, int bin) {
 // Candidates between two bins or two keys, into the list or into the histogram of keys.
 DEVICE void gather(Shared& s, const Row& r, const Order& o) {
   for_row(r.x, r.V, [&](float v, int id) {
-    bool by_bin = o.what == GATHER_BINS || o.what == GATHER_FIRSTS;
-    if (by_bin) {
+    if (o.what == GATHER_FIRSTS) {
+      if (v != r.highest && !(r.highest - v < o.drop)) return;
+    } else if (o.what == GATHER_BINS) {
       int bin = r.bin(v);
       if (bin < o.from_bin || bin > o.to_bin) return;
     }
     u64 key = key_of(v, id);
-    if (!by_bin && (key < o.low || key > o.high)) return;
     if (o.what == SPLIT) {
+      if (key < o.low || key > o.high) return;
       add_to_bin(s, (int)((key - o.low) >> o.shift), 1, r.mass(v));
     } else {
+      if (o.what == GATHER_KEYS && (key < o.low || key > o.high)) return;
+      if (*(volatile u32*)&s.gathered > BINS) return;  // too many already
       u32 at = atomicAdd(&s.gathered, 1);
       if (at < BINS) s.list[at] = key;
     }
   });
 }
 // The blocks' histograms added up in the leader, each block doing some of the bins.
-DEVICE void merge(Shared& s, bool coarse) {
+DEVICE void merge(Shared& s, bool coarse, bool masses) {
   for (int t = threadIdx.x; t <= BINS / CLUSTER; t += THREADS) {
     int bin = cluster_rank() * (BINS / CLUSTER) + t;
     bool extra = t == BINS / CLUSTER;  // the last block's is the one beyond the bins
@@ -178,7 +193,7 @@ DEVICE void merge(Shared& s, bool coarse) {
     for (int k = 0; k < CLUSTER; k++) {
       const Shared* from = peer(&s, k);
       count += from->count[bin];
-      if (!extra) mass += ((u64)from->high[bin] << 32) + from->low[bin];
+      if (masses && !extra) mass += ((u64)from->high[bin] << 32) + from->low[bin];
     }
     Shared* leader = peer(&s, 0);
     if (extra) {
@@ -206,52 +221,63 @@ DEVICE void carry_out(Shared& s, const Row& r, const Order& o) {
   }
   cluster_sync();
   if (counts || o.what == COUNT_FIRSTS) {
-    merge(s, o.what != SPLIT);
+    merge(s, o.what != SPLIT, counts);
     cluster_sync();
   }
 }
 
 // -- the leader: functions that all of its threads call ------------------------------------------
-// Sums of x over this and all earlier threads.
-DEVICE u64 running_sum(u64 x, u64* room) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+// Sums over the lanes up to and including each.
+template <typename T> DEVICE T warp_running_sum(T x) {
 #pragma unroll
   for (int d = 1; d < 32; d <<= 1) {
-    u64 y = __shfl_up_sync(FULL_MASK, x, d);
-    if (lane >= d) x += y;
+    T y = __shfl_up_sync(FULL_MASK, x, d);
+    if ((threadIdx.x & 31) >= d) x += y;
   }
+  return x;
+}
+// Sums of x over this and all earlier threads. A barrier must come before `room` is used again.
+DEVICE u64 running_sum(u64 x, u64* room) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  x = warp_running_sum(x);
   if (lane == 31) room[warp] = x;
   __syncthreads();
-  u64 before = warp_total(lane < warp ? room[lane] : 0);
-  __syncthreads();
-  return x + before;
+  return x + warp_total(lane < warp ? room[lane] : 0);
 }
-DEVICE void sum_up(Shared& s, Sums& h) {
-  int t = threadIdx.x;
-  u64 mass = running_sum(h.mass[t], s.room[0]);
-  u32 count = (u32)running_sum(h.count[t], s.room[1]);
-  h.mass[t] = mass;
-  h.count[t] = count;
+DEVICE void sum_up(Shared& s, Sums& h, bool masses) {
+  int t = threadIdx.x, lane = t & 31, warp = t >> 5;
+  u32 count = warp_running_sum(h.count[t]);
+  u64 mass = masses ? warp_running_sum(h.mass[t]) : 0;
+  if (lane == 31) {
+    s.room[0][warp] = mass;
+    s.room[1][warp] = count;
+  }
+  __syncthreads();
+  h.count[t] = count + (u32)warp_total(lane < warp ? s.room[1][lane] : 0);
+  if (masses) h.mass[t] = mass + warp_total(lane < warp ? s.room[0][lane] : 0);
   __syncthreads();
 }
 
-// The blocks' gathered keys in s.list, sorted, with running weights; false if they are too many.
-DEVICE bool sort_gathered(Shared& s, const Row& r) {
-  int t = threadIdx.x;
-  u64 key = ~0ull;
-  u32 start = 0;
-#pragma unroll
-  for (int k = 0; k < CLUSTER; k++) {
-    const Shared* from = peer(&s, k);
-    u32 n = from->gathered;
-    if (t - start < n) key = from->list[t - start];
-    start += n;
-  }
-  int n = (int)start, size = 32;
-  if (n > BINS) return false;
-  __syncthreads();  // the leader's own part of the list is overwritten
-  while (size < n) size *= 2;
-  u64 *room = s.list, *other_room = s.list_mass;  // in turn, so that one barrier does
+// A key for each of the first n threads, sorted; ~0 for the others. s.list and s.list_mass are
+// room. Up to 256: each key's place is how many are smaller, which 4 threads count.
+DEVICE u64 sort_few(Shared& s, u64 key, int n) {
+  int t = threadIdx.x, smaller = 0;
+  s.list_mass[t] = key;
+  __syncthreads();
+  u64 own = s.list_mass[t >> 2];
+#pragma unroll 4
+  for (int i = t & 3; i < n; i += 4) smaller += s.list_mass[i] < own;
+  smaller += __shfl_xor_sync(FULL_MASK, smaller, 1);
+  smaller += __shfl_xor_sync(FULL_MASK, smaller, 2);
+  if ((t & 3) == 0 && t >> 2 < n) s.list[smaller] = own;
+  __syncthreads();
+  return t < n ? s.list[t] : ~0ull;
+}
+// A bitonic network over the threads.
+DEVICE u64 sort_many(Shared& s, u64 key, int n) {
+  int t = threadIdx.x, size = 512;
+  if (n > size) size = BINS;
+  u64 *room = s.list_mass, *other_room = s.list;  // in turn, so that one barrier does
 #pragma unroll 1
   for (int run = 2; run <= size; run *= 2) {
 #pragma unroll 1
@@ -271,6 +297,26 @@ DEVICE bool sort_gathered(Shared& s, const Row& r) {
       key = lower != falling ? min(key, other) : max(key, other);
     }
   }
+  __syncthreads();
+  return key;
+}
+
+// The blocks' gathered keys in s.list, sorted, with running weights; false if they are too many.
+DEVICE bool sort_gathered(Shared& s, const Row& r) {
+  int t = threadIdx.x;
+  u64 key = ~0ull;
+  u32 start = 0;
+#pragma unroll
+  for (int k = 0; k < CLUSTER; k++) {
+    const Shared* from = peer(&s, k);
+    u32 n = from->gathered;
+    if (t - start < n) key = from->list[t - start];
+    start += n;
+  }
+  int n = (int)start;
+  if (n > BINS) return false;
+  if (n <= BINS / 4) key = sort_few(s, key, n);
+  else key = sort_many(s, key, n);
   u64 mass = t < n ? r.mass(logit_of((u32)(key >> 32))) : 0;
   mass = running_sum(mass, s.room[0]) + s.mass_before;
   s.list[t] = key;
@@ -301,10 +347,6 @@ DEVICE int find_bin(Shared& s, const Sums& h, bool by_mass, u64 border) {
 DEVICE u64 share(float p, u64 mass) {
   double wanted = ceil((double)p * (double)mass);
   return wanted < 1 ? 1 : min((u64)wanted, mass);
-}
-DEVICE void put(Shared& s, const Order& o) {
-  __syncthreads();
-  if (threadIdx.x == 0) s.order = o;
 }
 // Note the sums before bin `bin` (or its part) of h, on top of those noted before, and return how
 // many candidates it has.
@@ -354,7 +396,7 @@ DEVICE u64 border_of(const Shared& s, int step, u32 V) {
 
 // Go on with the borders as long as the list has them; then order what the next one needs. A border
 // that its own list does not have (only nan logits can do that) is passed over.
-DEVICE void next_border(Shared& s, u32 V, int end) {
+DEVICE Order next_border(Shared& s, u32 V, int end) {
   int t = threadIdx.x;
 #pragma unroll 1
   for (int step = s.step; step < end; step++) {
@@ -383,17 +425,16 @@ DEVICE void next_border(Shared& s, u32 V, int end) {
       s.step = step;
       s.border = border;
     }
-    put(s, Order{held <= BINS ? GATHER_BINS : RANGE, bin, bin, 0, 0, 0});
-    return;
+    return Order{held <= BINS ? GATHER_BINS : RANGE, bin, bin};
   }
-  put(s, Order{DONE});
+  return Order{DONE, 0, 0, 0, s.last.key, s.last.mass};
 }
 
 // The next order, when one has been carried out. `end`: DRAW, or one more to draw.
-DEVICE void decide(Shared& s, const Row& r, int end) {
+DEVICE Order decide(Shared& s, const Row& r, Order o, int end) {
   const Options& q = s.options;
-  Order o = s.order;
-  if (o.what <= SPLIT && o.what != RANGE) sum_up(s, o.what == SPLIT ? s.fine : s.coarse);
+  if (o.what <= SPLIT && o.what != RANGE)
+    sum_up(s, o.what == SPLIT ? s.fine : s.coarse, o.what != COUNT_FIRSTS);
   if (o.what <= FILL && threadIdx.x == 0) {
     s.last = s.spot = Spot{~0ull, s.coarse.mass[BINS - 1], (u32)r.V};
     s.list_size = s.list_count = s.count_before = 0;
@@ -401,19 +442,14 @@ DEVICE void decide(Shared& s, const Row& r, int end) {
     s.step = TOP_K;
   }
   if (o.what == COUNT_FIRSTS) {
-    if (s.coarse.count[BINS - 1] < (u32)q.top_k) {  // fewer threads than that have elements
-      put(s, Order{FILL});
-      return;
-    }
-    put(s, Order{GATHER_FIRSTS, 0, find_bin(s, s.coarse, false, q.top_k)});
-    return;
+    int bin = find_bin(s, s.coarse, false, q.top_k);
+    // the last bin has no end; and there may be fewer threads with elements than k
+    if (bin == BINS - 1 || s.coarse.count[bin] < (u32)q.top_k) return Order{FILL};
+    return Order{GATHER_FIRSTS, 0, 0, 0, 0, 0, end_of_bin(bin)};
   }
   if (o.what == FILL) {
     int far = farthest(s, r.V);
-    if (s.coarse.count[far] <= BINS) {  // one list for all borders
-      put(s, Order{GATHER_BINS, 0, far, 0, 0, 0});
-      return;
-    }
+    if (s.coarse.count[far] <= BINS) return Order{GATHER_BINS, 0, far};  // one list for all
     __syncthreads();
   } else if (o.what == RANGE || o.what == SPLIT) {
     u32 held = BINS + 1;
@@ -435,51 +471,47 @@ DEVICE void decide(Shared& s, const Row& r, int end) {
     }
     o.what = held <= BINS ? GATHER_KEYS : SPLIT;
     o.shift = max(0, 54 - __clzll((i64)(o.high - o.low)));
-    put(s, o);
-    return;
+    return o;
   } else {
     bool fits = sort_gathered(s, r);
     if (o.what == GATHER_FIRSTS) {
-      if (!fits) {
-        put(s, Order{FILL});
-        return;
-      }
+      if (!fits || s.list_size < (u32)q.top_k) return Order{FILL};
       float weight = r.weight(logit_of((u32)(s.list[threadIdx.x] >> 32)));
       u32 likely = __syncthreads_count(threadIdx.x < s.list_size && weight >= q.min_p);
       if (threadIdx.x == 0) s.above_min_p = likely;
       __syncthreads();
     }
   }
-  next_border(s, r.V, end);
+  return next_border(s, r.V, end);
 }
 
 // -- a row ---------------------------------------------------------------------------------------
-// All borders up to `end`. When this returns, `last` of the leader is the last kept candidate and
-// `spot` the drawn one. `own` is the first of this thread's candidates.
-DEVICE void filter(Shared& s, const Row& r, const Options& q, u64 own, int end) {
-  Order o{q.top_k > 0 && q.top_k <= SHORT_CUT ? COUNT_FIRSTS : FILL};
-  if (threadIdx.x == 0) {
-    s.options = q;
-    s.order = o;
-    s.gathered = 0;
-  }
+// All borders up to `end`; `spot` of the leader is the last one found. Returns the order DONE.
+// `own` is the first of this thread's candidates; s.options are set.
+DEVICE Order filter(Shared& s, const Row& r, u64 own, int end) {
+  int top_k = s.options.top_k;
+  Order o{top_k > 0 && top_k <= SHORT_CUT ? COUNT_FIRSTS : FILL};
+  if (threadIdx.x == 0) s.gathered = 0;
   if (o.what == COUNT_FIRSTS) {
     clear_histogram(s);
     __syncthreads();
-    if (own != ~0ull) atomicAdd(&s.count[r.bin(logit_of((u32)(own >> 32)))], 1);
+    if (own != ~0ull) atomicAdd(&s.count[first_bin(r.highest - logit_of((u32)(own >> 32)))], 1);
   }
 #pragma unroll 1
   while (true) {
     carry_out(s, r, o);
-    if (cluster_rank() == 0) decide(s, r, end);
-    cluster_sync();  // the leader's order is there, and all that was gathered has been taken
-    if (threadIdx.x == 0) {
-      s.gathered = 0;
-      if (cluster_rank()) s.order = peer(&s, 0)->order;
+    if (cluster_rank() == 0) {
+      o = decide(s, r, o, end);
+      __syncthreads();  // what was gathered has been taken by all
+      if (threadIdx.x < CLUSTER) {
+        Shared* block = peer(&s, threadIdx.x);
+        block->order = o;
+        block->gathered = 0;
+      }
     }
-    __syncthreads();
+    cluster_sync();
     o = s.order;
-    if (o.what == DONE) return;
+    if (o.what == DONE) return o;
   }
 }
 // One candidate is kept, whatever the weights.
@@ -499,21 +531,25 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void sample(
   pdl_wait();
   int b = blockIdx.x / CLUSTER;
   const LOGIT* x = logits + (i64)b * V;
-  u64 own, first = first_candidate(x, V, s.slots, own);
   float heat = temperature[b];
-  Options q{top_p[b], min_p[b], top_k[b], 0};
+  Options q{top_p[b], min_p[b], top_k[b], counters[b]};
+  u32 key0 = seeds[2 * b], key1 = seeds[2 * b + 1];
+  u64 own, first = first_candidate(x, V, s.slots, own);
   if (only_first(heat, q)) {
     if (cluster_rank() == 0 && threadIdx.x == 0) out[b] = (int)(u32)first;
     return;
   }
-  q.u = philox4x32(make_uint4(counters[b], 0, 0, 0), seeds[2 * b], seeds[2 * b + 1]).x >> 8;
+  if (threadIdx.x == 0) {
+    q.u = philox4x32(make_uint4(q.u, 0, 0, 0), key0, key1).x >> 8;
+    s.options = q;
+  }
+  __syncthreads();
   Row r{x, V, logit_of((u32)(first >> 32)), LOG2E / heat};
-  filter(s, r, q, own, DRAW + 1);
+  filter(s, r, own, DRAW + 1);
   if (cluster_rank() == 0 && threadIdx.x == 0) {
     int id = (int)(u32)s.spot.key;
     out[b] = id >= 0 && id < V ? id : (int)(u32)first;  // weights that are nan
   }
-  cluster_sync();  // the leader's last order has been read
 }
 
 // As `sample` without the draw -> out float32 [B, V], the probabilities in id order.
@@ -525,20 +561,20 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void filtered_proba
   cluster_arrive();
   int b = blockIdx.x / CLUSTER;
   const LOGIT* x = logits + (i64)b * V;
-  u64 own, last = first_candidate(x, V, s.slots, own);
   float heat = temperature[b], total = 0.f;
   Options q{top_p[b], min_p[b], top_k[b], 0};
+  u64 own, last = first_candidate(x, V, s.slots, own);
   Row r{x, V, logit_of((u32)(last >> 32)), LOG2E / heat};
   if (!only_first(heat, q)) {
-    filter(s, r, q, own, DRAW);
-    const Shared* leader = peer(&s, 0);
-    last = leader->last.key;
-    total = (float)leader->last.mass / ONE;
+    if (threadIdx.x == 0) s.options = q;
+    __syncthreads();
+    Order o = filter(s, r, own, DRAW);
+    last = o.low;
+    total = (float)o.high / ONE;
   }
   float* to = out + (i64)b * V;
   for_row(x, V, [&](float v, int id) {
     float p = total > 0.f ? r.weight(v) / total : 1.f;
     to[id] = key_of(v, id) <= last ? p : 0.f;
   });
-  cluster_sync();  // the leader has been read
 }
