@@ -225,7 +225,7 @@ def test_many_sequences(batch, cupy, rng):
 
 @pytest.mark.parametrize("chosen", [
     {"joined": False}, {"grain": 1}, {"grain": 32}, {"max_splits": 3}, {"stages": 1},
-    {"stages": 4, "warps": 2}, {"keys": 32}, {"rows": 32}, {"warps": 4, "blocks": 2},
+    {"stages": 4, "warps": 2}, {"prefetch": True}, {"keys": 32}, {"rows": 32}, {"warps": 4, "blocks": 2},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_plans(chosen, dtype, cupy, rng):

@@ -62,6 +62,7 @@ class Plan:
         alone: so many units of a single sequence are not divided, as joining takes longer.
         groups: of K blocks each, the grid's height.
         splits: S, the most groups that can share a sequence.
+        prefetch: of the first keys of a single sequence while the kernel before still runs.
     """
 
     mma: bool
@@ -75,6 +76,7 @@ class Plan:
     groups: int
     splits: int
     shared_bytes: int
+    prefetch: bool
 
     def defines(self, call: Call, c_type: Any, finish: bool) -> dict[str, int | str]:
         return {
@@ -82,7 +84,7 @@ class Plan:
             "HEAD_DIM": call.D, "V_DIM": call.Dv, "MMA": int(self.mma), "ROWS": self.rows,
             "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
             "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
-            "ALIBI": int(call.alibi), "FINISH": int(finish),
+            "ALIBI": int(call.alibi), "FINISH": int(finish), "PREFETCH": int(self.prefetch),
         }  # fmt: skip
 
 
@@ -148,7 +150,10 @@ def plan(
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge)
     alone = chosen.get("alone", 2 * warps)
-    return Plan(mma, rows, keys, warps, stages, blocks, grain, alone, groups, splits, memory)
+    prefetch = chosen.get("prefetch", False) and call.aligned and keys <= 16
+    return Plan(
+        mma, rows, keys, warps, stages, blocks, grain, alone, groups, splits, memory, prefetch
+    )
 
 
 # -- arrays ---------------------------------------------------------------------------------------
@@ -251,7 +256,7 @@ def _launch(
         *(_row_stride(x) or 0 for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
         bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, table.shape[1],
         table.shape[1] * bs, plan.splits, plan.grain.bit_length() - 1,
-        plan.alone if to.out is not None else 0, *sides,
+        plan.alone if to.out is not None else 0, k.shape[0] * bs, *sides,
         -int(options.bottom_right), float(options.scale), float(options.softcap),
     )  # fmt: skip
     backend.launch(
