@@ -2,8 +2,8 @@
 //   INPUT PLAIN     x as it is
 //   INPUT RMS_NORM  x / sqrt(mean(x^2) + eps) (weight + offset), rounded to X_T
 //   INPUT COMBINE   split attention: partial [T, H, S, D] f32 sums of exp(score - m) v, ms f32
-//                   [T, H, S, 2], (m, sum of exp(score - m)), (-inf, 0) if empty. A sink of a head is
-//                   one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
+//                   [T, H, S, 2], (m, sum of exp(score - m)), (-inf, 0) if empty. A head's sink
+//                   is one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
 // Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
 // ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T, SINKS (0 or

@@ -18,6 +18,9 @@
 // time: a tenth of the instructions. Its error, 2^-16 of the largest of 16, is below x's own
 // rounding.
 //
+// What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE (rows
+// end with a stage), SINGLE (a team has one unit at most), FILLED (and its stages fit the ring).
+//
 // Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
 // is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
 #ifndef GROUP
@@ -31,6 +34,15 @@
 #endif
 #ifndef DIGITS
 #define DIGITS 0
+#endif
+#ifndef WHOLE
+#define WHOLE 0
+#endif
+#ifndef SINGLE
+#define SINGLE 0
+#endif
+#ifndef FILLED
+#define FILLED 0
 #endif
 
 typedef Chunk<FORM> Stored;
@@ -190,8 +202,8 @@ template <class Job> struct Stream {
       if (SCALES) ask_scales(to + UNIT_ROWS * SLOT);
       step += KSPLIT;
       if (step >= steps) {
-        step = part, unit += job.stride;
-        find_rows();
+        step = part, unit = SINGLE ? job.units : unit + job.stride;
+        if (!SINGLE) find_rows();
       }
     }
     if (FETCH != 2 || BLOCKS || SCALES) copies_commit();
@@ -205,7 +217,7 @@ template <class Job> struct Stream {
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         const int at = begin + u * (LANES * 16);
-        if (at < row_bytes) {
+        if (WHOLE || at < row_bytes) {
           const int n = r * LANE_ROWS + lane_row;
           copy_16(to + n * SLOT + (u * LANES + lane) * 16, row[r] + at, 16);
         }
@@ -518,22 +530,24 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
       for (int step = part; step < stream.steps; step += KSPLIT) {
         const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
         stream.arrived(slot, turn);
-        if ((step + 1) * DEPTH <= K)
+        if (WHOLE || (step + 1) * DEPTH <= K)
           multiply_stage<false>(stream, unit, step, stage, x, stride, sums);
         else
           multiply_stage<true>(stream, unit, step, stage, x, stride, sums);
         if (BLOCKS || SCALES || FETCH == 2) __syncwarp();
-        stream.ask();
+        if (FILLED) copies_commit();
+        else stream.ask();
         if (++slot == STAGES) slot = 0, turn ^= 1;
       }
     }
     Sum total[PER_LANE];
     if (reduce(sums, lane, lane_row, part, round, room, total) && lane < job.M) {
       job.finish(unit, lane_row, lane, total);
-      if (unit + job.stride < job.units) {
+      if (!SINGLE && unit + job.stride < job.units) {
         job.fixed(unit + job.stride, lane_row, lane);
         job.fresh(unit + job.stride, lane_row, lane);
       }
     }
+    if (SINGLE) break;
   }
 }

@@ -55,19 +55,18 @@ class HeadNorm(NamedTuple):
     eps: float
 
 
-def _grid(backend: Any, plan: Plan, units: int) -> tuple[int]:
-    return (max(1, min(backend.caps.sms * plan.blocks_per_sm, units)),)
-
-
 def _launch(
-    backend: Any, family: str, plan: Plan, w: Stored, grid: tuple[int], args: list, shared: int,
-    **defines: int | str,
+    backend: Any, family: str, plan: Plan, w: Stored, units: int, args: list, shared: int,
+    blocks: int = 0, **defines: int | str,
 ) -> None:  # fmt: skip
+    """`units` units of rows for all blocks, or for each of `blocks` blocks."""
+    grid = blocks or max(1, min(backend.caps.sms * plan.blocks_per_sm, units))
+    teams = plan.warps // plan.ksplit * (1 if blocks else grid)
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
-        family, family, grid, (plan.warps * 32,), args, shared_bytes=shared, dependent=True,
+        family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared, dependent=True,
         FORM=w.form, GROUP=w.group, KEEP=plan.keep(int(defines["ROWS"]), w.K),
-        **plan.defines(w.form, item), **defines,
+        **plan.limits(w, units, teams), **plan.defines(w.form, item), **defines,
     )  # fmt: skip
 
 
@@ -161,9 +160,9 @@ def _product(
         w.row_bytes, H, S, K // max(H, 1), *_floats(norm),
     ]  # fmt: skip
     kind = "COMBINE" if ms is not None else "RMS_NORM" if norm else "PLAIN"
-    grid = _grid(backend, plan, -(-w.N // plan.unit_rows))
+    units = -(-w.N // plan.unit_rows)
     _launch(
-        backend, "gemv", plan, w, grid, args, shared, INPUT=kind, ROWS=rows, X_T=C_TYPES[dtype],
+        backend, "gemv", plan, w, units, args, shared, INPUT=kind, ROWS=rows, X_T=C_TYPES[dtype],
         OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
         NORM_T=_c_type(norm and norm.weight), SINKS=int(sinks is not None),
     )  # fmt: skip
@@ -190,9 +189,9 @@ def norm_gated_gemv(
         x, g.rows, g.scales, gate_bias, u.rows, u.scales, up_bias, out, norm and norm.weight, M,
         g.N, K, g.row_bytes, *_floats(norm),
     ]  # fmt: skip
-    grid = _grid(backend, plan, -(-g.N // (plan.unit_rows // 2)))
+    units = -(-g.N // (plan.unit_rows // 2))
     _launch(
-        backend, "gemv_gated", plan, g, grid, args, shared, ROWS=rows, X_T=C_TYPES[x.dtype],
+        backend, "gemv_gated", plan, g, units, args, shared, ROWS=rows, X_T=C_TYPES[x.dtype],
         INPUT="RMS_NORM" if norm else "PLAIN", ACT=ACTIVATIONS[act],
         BIAS_T=_c_type(gate_bias), NORM_T=_c_type(norm and norm.weight),
     )  # fmt: skip
@@ -233,10 +232,11 @@ def qkv_rope_write(
         rope.cos.shape[1], M, K, q.row_bytes, *_floats(norm),
         float(head_norm.eps if head_norm else 0),
     ]  # fmt: skip
-    grid = _grid(backend, plan, -(-heads * (D // 2) // (32 // plan.lanes)))
+    pairs = D // 2 // plan.cluster if head_norm else heads * (D // 2)
     _launch(
-        backend, "gemv_qkv", plan, q, (heads * plan.cluster,) if head_norm else grid, args, shared,
-        ROWS=rows, X_T=C_TYPES[x.dtype], INPUT="RMS_NORM" if norm else "PLAIN",
+        backend, "gemv_qkv", plan, q, -(-pairs // (32 // plan.lanes)), args, shared,
+        heads * plan.cluster if head_norm else 0, ROWS=rows, X_T=C_TYPES[x.dtype],
+        INPUT="RMS_NORM" if norm else "PLAIN",
         BIAS_T=_c_type(bias), NORM_T=_c_type(norm and norm.weight), QK_NORM=int(bool(head_norm)),
         HEAD_NORM_T=_c_type(head_norm and head_norm.q), INTERLEAVED=int(rope.interleaved),
         CLUSTER=plan.cluster,
@@ -285,7 +285,7 @@ VARIANTS = [
     _variant("gemv", "Q8_0"),
     _variant("gemv", "BF16", least=80, INPUT="COMBINE", SINKS=1, KSPLIT=4, OUT_T="float"),
     _variant("gemv", "BF16", INPUT="PLAIN", SLOW=1),
-    _variant("gemv_gated", "BF16", least=80),
+    _variant("gemv_gated", "BF16", least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
     _variant("gemv_gated", "F16", ACT="GELU_TANH"),
     _variant("gemv_qkv", "INT8", least=80),
     _variant("gemv_qkv", "F16", INTERLEAVED=1, QK_NORM=1),

@@ -73,6 +73,16 @@ class Plan:
         groups = -(-K // (4 * (self.warps // rows) * 32))
         return next((n for n in (1, 2, 4) if groups <= n), 8)
 
+    def limits(self, w: Stored, units: int, teams: int) -> dict[str, int | str]:
+        """What is known of the loops when `teams` teams share `units` units."""
+        depth = CHUNK[w.form][0] * self.lanes * self.unroll
+        stages = -(-w.K // (depth * self.ksplit))
+        single = units <= teams
+        return {
+            "WHOLE": int(w.K % depth == 0), "SINGLE": int(single),
+            "FILLED": int(single and stages <= self.stages),
+        }  # fmt: skip
+
     def defines(self, form: str, item: int) -> dict[str, int | str]:
         digits = self.digits(form, item)
         found: dict[str, int | str] = {
@@ -130,7 +140,7 @@ def padded_rows(rows: int) -> int:
 # -- how a kernel is cut up -------------------------------------------------------------------
 _RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
 _X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
-_STAGE = 2048  # bytes of a stage of one warp
+_STAGE = 3072  # most bytes of a stage of one warp
 _NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
@@ -148,7 +158,7 @@ def choose(
     backend: Any, w: Stored, rows: int, count: int, item: int,
     per_lanes: tuple[int, ...] = (4, 2, 1),
 ) -> Plan:  # fmt: skip
-    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: rows of a lane."""
+    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: see `Plan`."""
     layout = Layout(w.form, w.group, w.K, w.row_bytes, w.fast)
     return _choose(backend.caps, layout, rows, count, item, per_lanes)
 
@@ -199,7 +209,7 @@ _CUTS = [
     for lanes in (32, 16, 8)
     for per_lane in (4, 2, 1)
     for warps in (8, 12, 16)
-    for ksplit in (1, 2, 4, 8)
+    for ksplit in (1, 2, 3, 4, 8)
     if warps % ksplit == 0
 ]
 
@@ -207,12 +217,19 @@ _CUTS = [
 def _deepened(caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int) -> Plan:
     """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
     inputs, size = CHUNK[w.form]
-    steps = -(-w.K // (inputs * plan.lanes * plan.ksplit))  # of a warp in a row
     least = max(1, w.group // (inputs * plan.lanes)) if w.form == "INT8_GROUP" else 1
-    unroll = 4
-    while unroll > least and (unroll > steps or 32 * size * plan.per_lane * unroll > _STAGE):
-        unroll //= 2
+    most = max(least, _STAGE // (32 * size * plan.per_lane))
+    chunks = -(-w.K // inputs)
+
+    def waste(unroll: int) -> tuple[int, int, int]:
+        """Whether warps, then rows, end within a stage; then the number of stages."""
+        depth = plan.lanes * unroll
+        stages = -(-chunks // (depth * plan.ksplit))
+        return chunks % (depth * plan.ksplit) != 0, chunks % depth != 0, stages
+
+    unroll = min((n for n in (1, 2, 3, 4, 6) if least <= n <= most), key=waste, default=least)
     plan = replace(plan, unroll=unroll)
+    steps = -(-chunks // (plan.lanes * plan.ksplit))  # of a warp in a row
     stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
     left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
     units = -(-count // plan.unit_rows)
