@@ -11,7 +11,8 @@
 // stay below 256, and the sum and lse refer to the same maximum.
 // Macros: DTYPE, HEAD_DIM (D and Dv up to it, a multiple of 16), BLOCK_N, BLOCK_WARPS, TILES_M (1
 //   or 2), BLOCKS (least blocks per SM), Q_REGISTERS (q in registers, not read again), PAGED,
-//   GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM).
+//   GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM), SPLIT (gridDim.z blocks share the keys of a
+//   tile; out and lse are then the partial sums that attention_combine.cu puts together).
 // Limits: rows of 16-byte pieces at 16-byte addresses, D % 8 == Dv % 8 == 0, scale > 0.
 // Source: Dao 2023, FlashAttention-2; the lazy maximum: FlashAttention-4 (Tri Dao et al. 2025).
 #include "prelude.cuh"
@@ -266,7 +267,33 @@ DEVICE void finish(Sums& o, PerRow& top, PerRow& sum, u32 room, i64 token, int r
   }
 }
 
-// grid (tiles * together, H / together): heads of one group side by side, last rows first.
+#if SPLIT
+// Of this split: sums of exp(score - m) v, f32 [T, H, splits, Dv], and (m, sum) [T, H, splits].
+DEVICE void store_partial(const Sums& o, const PerRow& top, const PerRow& sum, i64 token, int rows,
+                          float* out, float2* ms, int H, int head, int Dv) {
+  int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int i = 0; i < TILES_M; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float total = sum[i][h];
+      total += __shfl_xor_sync(FULL_MASK, total, 1);
+      total += __shfl_xor_sync(FULL_MASK, total, 2);
+      int r = row_of(i) + lane / 4 + 8 * h;
+      if (r >= rows) continue;
+      i64 slot = ((token + r) * H + head) * gridDim.z + blockIdx.z;
+      if (lane % 4 == 0)
+        ms[slot] = make_float2(total > 0.f ? top[i][h] * LN2 : -INF, total);
+#pragma unroll
+      for (int n = 0; n < HEAD_DIM / 8; n++)
+        if (total > 0.f && (!GENERAL || n * 8 < Dv))
+          *(float2*)(out + slot * (GENERAL ? Dv : HEAD_DIM) + n * 8 + lane % 4 * 2) =
+              make_float2(o[i][n][2 * h], o[i][n][2 * h + 1]);
+    }
+}
+#endif
+
+// grid (tiles * together, H / together, splits): heads of one group side by side, last rows first.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     T* out, float* lse, const T* q, const T* k, const T* v, const int* cu_q, const int* cu_k,
     const int* table, const float* slopes, const float* sinks, i64 q_row, i64 q_head, i64 k_row,
@@ -288,6 +315,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     int begin = place.key_begin(0, left), end = place.key_end(place.rows - 1, right);
     int first = begin / BLOCK_N;
     t = end > begin ? (end - 1) / BLOCK_N : first - 1;
+#if SPLIT
+    int share = (t - first + gridDim.z) / gridDim.z;
+    first += blockIdx.z * share;
+    t = min(t, first + share - 1);
+#endif
     table += PAGED ? (i64)place.segment * columns : 0;
     if (threadIdx.x == 0) {
       float sink = sinks != nullptr && place.segment < B ? sinks[head] * LOG2E : -INF;
@@ -382,5 +414,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
       attend(Part<0, 1>(), start, stage);
   }
   int head = blockIdx.y * together + blockIdx.x % together;
+#if SPLIT
+  store_partial(o, top, sum, kept.token, kept.rows, (float*)out, (float2*)lse, H, head, Dv);
+#else
   finish(o, top, sum, q_to, kept.token, kept.rows, kept.sink, out, lse, H, head, Dv);
+#endif
 }

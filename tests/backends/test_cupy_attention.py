@@ -4,6 +4,8 @@ Each case runs through whatever `attention.py` picks for it, and through the ker
 alone (mma.sync and SIMT), which would otherwise hide behind the specialists.
 """
 
+from dataclasses import replace
+
 import conftest
 import numpy as np
 import oracles
@@ -136,6 +138,18 @@ def test_captured(cupy_backend, rng):
         got, lengths = program.run(), (starts, starts)
         want = oracles.varlen_attention(q, k, v, *lengths, causal=True)
         close(got, want, q, k, v, "bfloat16", {"causal": True}, lengths)
+
+
+@pytest.mark.parametrize("options", ["causal", "window", "alibi", "band"])
+@pytest.mark.parametrize("D", [64, 72, 128, 256])
+def test_few_queries_of_many_keys(D, options, cupy_backend, rng, monkeypatch):
+    """Blocks that share a tile's keys, some of them with none."""
+    launch, seen = attention._mma, []
+    monkeypatch.setattr(attention, "_mma", lambda *args: seen.append(args[2]) or launch(*args))
+    case = Case("", (40, 10, 0, 90), (3000, 700, 5, 4000), D=D, extra=3, options=OPTIONS[options])
+    check(cupy_backend, case, "bfloat16", rng)
+    check_paged(cupy_backend, rng, replace(case, extra=0), 48, "bfloat16")
+    assert len(seen) == 2 and (min(seen) > 1 or options != "causal")
 
 
 # -- paged -----------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 MAX_V_WIDTH = 512  # of the SIMT kernel
 _SIMT_SIDE = 64
 _FAR = 1 << 30  # a window side without limit
+_FEW = 64  # queries per segment, for which smaller tiles are enough
+_LEAST_KEYS, _MAX_SPLITS = 512, 32  # of a split
+_MANY_SPLITS = 5  # from here on splitting beats Hopper's faster products
 
 
 # -- tiles -----------------------------------------------------------------------------------------
@@ -49,30 +52,44 @@ class Tiles:
         tiles = (self.rows, *(self.block_n,) * 4)
         return sum(-(-n * pitch // 1024) * 1024 for n in tiles) + 128
 
-    def defines(self, head_dim: int, c_type: str, paged: bool, general: bool) -> dict[str, Any]:
+    def defines(
+        self, head_dim: int, c_type: str, paged: bool, general: bool, split: bool = False
+    ) -> dict[str, Any]:
         return {
             "DTYPE": c_type, "HEAD_DIM": head_dim, "BLOCK_N": self.block_n,
             "TILES_M": self.tiles_m, "BLOCK_WARPS": self.warps, "BLOCKS": self.blocks,
             "Q_REGISTERS": int(self.q_registers), "PAGED": int(paged), "GENERAL": int(general),
+            "SPLIT": int(split),
         }  # fmt: skip
 
 
-def choose_tiles(head_dim: int, paged: bool, general: bool, shared_bytes: int) -> Tiles | None:
+def _candidates(head_dim: int, plain: bool, general: bool, few: bool) -> list[Tiles]:
+    """From the best on an H100 to the smallest."""
+    small = Tiles(32, 1)
+    if head_dim == 256:
+        large = [] if few else [Tiles(64, 1, 8, 1), Tiles(32, 1, 8, 1)]
+        return [*large, small, Tiles(32, 1, 4, 1)]
+    if few:
+        return [Tiles(64, 1, 4, 3 if head_dim <= 96 else 2), small]
+    if head_dim == 128:
+        return [*([] if general else [Tiles(64)]), Tiles(32), small]
+    return [*([Tiles(128)] if plain and head_dim == 64 else []), Tiles(64), Tiles(32), small]
+
+
+def choose_tiles(
+    head_dim: int, paged: bool, general: bool, shared_bytes: int, few: bool = False
+) -> Tiles | None:
     """The tiles for a GPU whose blocks may take `shared_bytes`; None: it has too little.
 
-    Measured on an H100; where it has the memory two blocks share a multiprocessor.
+    `few`: at most 64 queries per segment. The first candidate of which as many blocks as it wants
+    have room on a multiprocessor (each takes 1 KiB for itself), or that fits at all.
     """
-    if head_dim <= 96:
-        long = head_dim == 64 and not paged and not general and shared_bytes > 2 * 80 * 1024
-        return Tiles(128 if long else 64)
-    if head_dim == 128:
-        if shared_bytes > 2 * 96 * 1024:
-            return Tiles(32 if general else 64)
-        return Tiles(32) if shared_bytes > 2 * 64 * 1024 else Tiles(32, tiles_m=1)
-    for tiles in (Tiles(64, 1, 8, 1), Tiles(32, 1, 8, 1), Tiles(32, 1, 4, 1)):
-        if tiles.shared_bytes(head_dim) <= shared_bytes:
+    listed = _candidates(head_dim, not paged and not general, general, few)
+    sizes = [tiles.shared_bytes(head_dim) for tiles in listed]
+    for tiles, size in zip(listed, sizes, strict=True):
+        if tiles.blocks * (size + 1024) <= shared_bytes + 1024:
             return tiles
-    return None
+    return next((t for t, size in zip(listed, sizes, strict=True) if size <= shared_bytes), None)
 
 
 # -- one call --------------------------------------------------------------------------------------
@@ -117,9 +134,26 @@ class _Call:
         fits = q.dtype == k.dtype and q.dtype in sixteen and self.head_dim and widths
         if not fits or caps.compute_capability < least or self.options.scale <= 0:
             return None
-        tiles = choose_tiles(self.head_dim, self.table is not None, self.general, caps.shared_bytes)
-        enough = tiles is not None and tiles.shared_bytes(self.head_dim) <= caps.shared_bytes
-        return tiles if enough else None
+        few = q.shape[0] <= _FEW * (self.cu_q.size - 1)
+        paged = self.table is not None
+        return choose_tiles(self.head_dim, paged, self.general, caps.shared_bytes, few)
+
+    def splits(self, tiles: Tiles) -> int:
+        """How many blocks should share the keys of a tile, from shapes alone.
+
+        More than one where few queries meet many keys, as a turn of a chat does: else most of the
+        GPU would wait.
+        """
+        Tq, H, _ = self.q.shape
+        B, options = self.cu_q.size - 1, self.options
+        keys = self.k.shape[0] // B
+        if self.table is not None:
+            keys = self.table.shape[1] * self.k.shape[1]
+        if options.left >= 0 and (options.causal or options.right >= 0):
+            keys = min(keys, options.left + max(options.right, 0) + Tq // B)
+        blocks = max(B, -(-Tq // tiles.rows)) * H
+        room = tiles.blocks * self.backend.caps.sms // max(1, blocks)
+        return max(1, min(room, keys // _LEAST_KEYS, _MAX_SPLITS))
 
 
 def _rows(backend: Any, x: Any, aligned: bool) -> Any:
@@ -176,16 +210,26 @@ def _grid(call: _Call, rows: int, together: int) -> tuple[int, int]:
     return tiles * together, H // together
 
 
-def _mma(call: _Call, tiles: Tiles) -> tuple[Any, Any]:
+def _mma(call: _Call, tiles: Tiles, splits: int = 1) -> tuple[Any, Any]:
     args, out, lse = _arguments(call, aligned=True)
     backend = call.backend
+    (Tq, H, _), Dv, sinks = call.q.shape, call.v.shape[-1], args[9]
+    if splits > 1:
+        out, lse = backend.empty((Tq, H, splits, Dv)), backend.empty((Tq, H, splits, 2))
+        args[:2] = out, lse
     c_type = backend.c_type(call.q.dtype)
     backend.launch(
-        "attention", "attention", _grid(call, tiles.rows, args[-1]), (32 * tiles.warps,), args,
-        shared_bytes=tiles.shared_bytes(call.head_dim),
-        **tiles.defines(call.head_dim, c_type, call.table is not None, call.general),
+        "attention", "attention", (*_grid(call, tiles.rows, args[-1]), splits),
+        (32 * tiles.warps,), args, shared_bytes=tiles.shared_bytes(call.head_dim),
+        **tiles.defines(
+            call.head_dim, c_type, call.table is not None, call.general, splits > 1
+        ),
     )  # fmt: skip
-    return out, lse
+    if splits == 1:
+        return out, lse
+    from boostr.backends.cupy import attention_decode
+
+    return attention_decode.combine(backend, out, lse, sinks, args[5], call.q.dtype)
 
 
 def _simt(call: _Call) -> tuple[Any, Any]:
@@ -223,11 +267,14 @@ _SPECIALISTS = {
 }
 
 
-def _specialist(op: str, args: tuple[Any, ...]) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """What another module has for this call."""
+def _specialist(
+    op: str, args: tuple[Any, ...], splits: int
+) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What another module has for this call; `splits`: what this one would do."""
     for name, asked, runs in _SPECIALISTS[op]:
         module = _module(name)
-        if module is not None and getattr(module, asked)(*args) is None:
+        behind = name == "attention_sm90" and splits >= _MANY_SPLITS
+        if module is not None and not behind and getattr(module, asked)(*args) is None:
             return getattr(module, runs)
     return None
 
@@ -241,27 +288,26 @@ def _supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
     return None
 
 
-def _serve(call: _Call) -> tuple[Tensor, Tensor]:
-    backend = call.backend
+def _serve(op: str, args: tuple[Any, ...], call: _Call) -> tuple[Tensor, Tensor]:
     tiles = call.tiles()
-    out, lse = _simt(call) if tiles is None else _mma(call, tiles)
-    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+    splits = 1 if tiles is None else call.splits(tiles)
+    special = _specialist(op, args, splits)
+    if special is not None:
+        return special(*args)
+    out, lse = _simt(call) if tiles is None else _mma(call, tiles, splits)
+    return Tensor.wrap(out, call.backend), Tensor.wrap(lse, call.backend)
 
 
 def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
-    special = _specialist("varlen_attention", args)
-    if special is not None:
-        return special(*args)
     q, k, v, cu_q, cu_k, alibi, sinks, options = args
-    return _serve(_Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options))
+    call = _Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options)
+    return _serve("varlen_attention", args, call)
 
 
 def _paged(*args: Any) -> tuple[Tensor, Tensor]:
-    special = _specialist("paged_attention", args)
-    if special is not None:
-        return special(*args)
     q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
-    return _serve(_Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
+    call = _Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options)
+    return _serve("paged_attention", args, call)
 
 
 KERNELS = {
@@ -274,19 +320,24 @@ def _variants() -> list[Variant]:
     """bf16 as an A100, an RTX 4090 and an H100 take it, f16 as a T4 does; SIMT."""
     made: list[Variant] = []
 
-    def add(head_dim: int, arch: str, kilobytes: int, paged: bool, general: bool) -> None:
-        tiles = choose_tiles(head_dim, paged, general, kilobytes * 1024)
-        if tiles is not None and tiles.shared_bytes(head_dim) <= kilobytes * 1024:
+    def add(
+        arch: str, kilobytes: int, head_dim: int, paged: bool, general: bool, few: bool = False
+    ) -> None:
+        tiles = choose_tiles(head_dim, paged, general, kilobytes * 1024, few)
+        if tiles is not None:
             c_type = "f16" if arch == "sm_75" else "bf16"
-            defines = tiles.defines(head_dim, c_type, paged, general)
+            defines = tiles.defines(head_dim, c_type, paged, general, split=few)
             made.append(Variant("attention", defines, only=arch))
 
     for head_dim in HEAD_DIMS:
-        add(head_dim, "sm_75", 64, False, False)
+        add("sm_75", 64, head_dim, False, False)
         for arch, kilobytes in (("sm_80", 163), ("sm_89", 99), ("sm_90a", 227)):
-            add(head_dim, arch, kilobytes, False, False)
-            add(head_dim, arch, kilobytes, True, True)
-        add(head_dim, "sm_90a", 227, True, False)
+            add(arch, kilobytes, head_dim, True, True)
+            if head_dim in (64, 128) or arch == "sm_90a":
+                add(arch, kilobytes, head_dim, False, False)
+        add("sm_90a", 227, head_dim, True, False)
+    for head_dim in (64, 128, 256):
+        add("sm_90a", 227, head_dim, True, True, few=True)
     for arch, types in (("sm_75", ("float", "float")), ("sm_90a", ("float", "bf16"))):
         for width, paged in ((64, False), (512, True)):
             defines = _simt_defines(*types, width, paged)
