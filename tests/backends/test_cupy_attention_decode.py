@@ -157,6 +157,13 @@ def test_block_sizes(length, bs, cupy, rng):
     compare(attend(cupy, arrays, {}), arrays, {})
 
 
+@pytest.mark.parametrize("chosen", [{"prefetch": True}, {"alone": 0}, {"alone": 1000}], ids=str)
+@pytest.mark.parametrize("length", [100, 200, 1500])
+def test_one_sequence(length, chosen, cupy, rng):
+    arrays = build(rng, [1], [length], 8, 2, 64, bs=16)
+    compare(attend(cupy, arrays, {}, **chosen), arrays, {})
+
+
 OPTIONS = {
     "bidirectional": {"causal": False},
     "window": {"window": (100, 0)},
@@ -225,7 +232,7 @@ def test_many_sequences(batch, cupy, rng):
 
 @pytest.mark.parametrize("chosen", [
     {"joined": False}, {"grain": 1}, {"grain": 32}, {"max_splits": 3}, {"stages": 1},
-    {"stages": 4, "warps": 2}, {"prefetch": True}, {"keys": 32}, {"rows": 32}, {"warps": 4, "blocks": 2},
+    {"stages": 4, "warps": 2}, {"keys": 32}, {"rows": 32}, {"warps": 4, "blocks": 2},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_plans(chosen, dtype, cupy, rng):
