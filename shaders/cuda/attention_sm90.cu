@@ -9,14 +9,13 @@
 // query rows each. Blocks stay: each takes work items (segment, 64 * CONSUMERS query rows, head)
 // from a counter until none is left; `attention_plan` orders them, the longest first.
 // A consumer keeps scores, probabilities and output in registers. It issues q k^T of the next key
-// tile, then p v of this one, and does the softmax of the next while the latter runs; named
-// barriers let the warpgroups take turns, so that one's softmax runs under another's products.
+// tile, then p v of this one, and does the softmax of the next while the latter runs; the next
+// item's first scores run under the last product of this item. Named barriers let the warpgroups
+// take turns, so that one's softmax runs under another's products.
 //
-// Macros: DTYPE, HEAD_DIM, TILE_N keys a tile (a size that Wgmma has), CONSUMERS 1 to 3, STAGES of k and v.
-//   RIGHT, LEFT: the mask has that side (`right` 0 is causal).   PAGED, SOFTCAP, ALIBI, SINKS.
-//   OVERLAP 0: one product at a time.   PINGPONG 0: warpgroups do not take turns.
-//   POLY n: every n-th pair of exponentials is a polynomial on the FMA units; 0: none.
-//   LAZY 1: the output is rescaled only when a row's maximum grew by more than 2^8.
+// Macros: DTYPE, HEAD_DIM, TILE_N keys a tile (a size that Wgmma has), CONSUMERS 1 to 4, STAGES of
+//   k and v, Q_BUFFERS of q.   RIGHT, LEFT: the mask has that side (`right` 0 is causal).
+//   PAGED, SOFTCAP, ALIBI, SINKS: 0 or 1.   PINGPONG 0: warpgroups do not take turns.
 // Limits: scale > 0; a paged block holds a multiple of TILE_N keys, or max_blocks is 1 and no
 // sequence is longer than its block.
 // Source: Shah et al. 2024, FlashAttention-3; Milakov and Gimelshein 2018 (online softmax).
@@ -33,18 +32,13 @@ typedef DTYPE T;
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
 
-// plan: int32 [4 + 4 B]: next item, number of items; then a record for each segment, longest first:
-// (first item, segment, tiles of rows, heads of a group). Items of a segment go by groups of heads
-// whose keys and values fit into L2, in a group by tiles from the last to the first, then by heads.
-#define RECORD(plan, i) ((const int4*)(plan) + 1 + (i))
-
 // What consumers must know of an item.
 struct Item {
   int row;       // of out, of the tile's first query; -1: no more items
   int rows;      // that the segment has in this tile
   int position;  // of the first query among the keys
   int head, keys, low;  // keys of the segment, the first of them that is not overwritten
-  int first, end;       // key tiles: visited from end - 1 down to first
+  int first, end;       // key tiles, at least one: visited from end - 1 down to first
 };
 
 struct Options {
@@ -52,90 +46,20 @@ struct Options {
   float scale, softcap;
 };
 
-// -- the plan ------------------------------------------------------------------------------------
-DEVICE int block_prefix(int x, int* room) {  // inclusive, over 1024 threads
-  for (int d = 1; d < 1024; d *= 2) {
-    room[threadIdx.x] = x;
-    __syncthreads();
-    if (threadIdx.x >= d) x += room[threadIdx.x - d];
-    __syncthreads();
-  }
-  return x;
-}
-
-DEVICE int keys_of(const int* kv, int b) { return PAGED ? kv[b] : kv[b + 1] - kv[b]; }
-
-// Block 0 writes the plan; the others zero the rows of tokens that are in no segment.
-// kv: cu_seqlens_k [B + 1], or kv_lens [B] when PAGED. l2_bytes: what a group of heads may fill.
-extern "C" __global__ void __launch_bounds__(1024) attention_plan(
-    int* plan, const int* cu_seqlens_q, const int* kv, T* out, float* lse, int B, int Tq, int H,
-    int K, int l2_bytes) {
-  pdl_launch();
-  __shared__ int room[1024], starts[1024];
-  int t = threadIdx.x;
-  if (blockIdx.x > 0) {
-    i64 from = (i64)cu_seqlens_q[B] * H, to = (i64)Tq * H;
-    i64 stride = (i64)(gridDim.x - 1) * 1024, at = (i64)(blockIdx.x - 1) * 1024 + t;
-    for (i64 i = from + at; i < to; i += stride) lse[i] = -INF;
-    uint4* rows = (uint4*)out;
-    for (i64 i = from * (D / 8) + at; i < to * (D / 8); i += stride)
-      rows[i] = make_uint4(0, 0, 0, 0);
-    return;
-  }
-  int4* records = (int4*)plan + 1;
-  room[t] = 0;
-  __syncthreads();
-  for (int b = t; b < B; b += 1024) atomicAdd(&room[1023 - min(keys_of(kv, b) >> 6, 1023)], 1);
-  __syncthreads();
-  int count = room[t];
-  __syncthreads();
-  starts[t] = block_prefix(count, room) - count;
-  __syncthreads();
-  for (int b = t; b < B; b += 1024) {
-    int keys = keys_of(kv, b), rows = cu_seqlens_q[b + 1] - cu_seqlens_q[b];
-    int heads = min(K, max(1, (int)(l2_bytes / max((i64)keys * (D * 4), (i64)1))));
-    int at = atomicAdd(&starts[1023 - min(keys >> 6, 1023)], 1);
-    records[at] = make_int4(0, b, (rows + TILE_M - 1) / TILE_M, heads * (H / K));
-  }
-  __syncthreads();
-  int items = 0;
-  for (int from = 0; from < B; from += 1024) {
-    int mine = from + t < B ? records[from + t].z * H : 0;
-    int end = block_prefix(mine, room);
-    if (from + t < B) records[from + t].x = items + end - mine;
-    if (t == 1023) starts[0] = items + end;
-    __syncthreads();
-    items = starts[0];
-    __syncthreads();
-  }
-  if (t == 0) plan[0] = 0, plan[1] = items;
-}
+#include "attention_sm90_plan.cuh"
 
 // -- the loading warp ----------------------------------------------------------------------------
 struct Shared {  // addresses of shared memory
   u32 q, k, v, q_full, q_empty, k_full, k_empty, v_full, v_empty, unused;
 };
 
-struct Stage {
+template <int N> struct Stage {  // of a ring of N buffers
   int index = 0;
   u32 phase = 0;
   DEVICE void next() {
-    if (++index == STAGES) index = 0, phase ^= 1;
+    if (++index == N) index = 0, phase ^= 1;
   }
 };
-
-// The segment record that holds an item: a search by the whole warp, 32 ways at a time.
-DEVICE int4 find_record(const int* plan, int item, int B, int lane) {
-  int low = 0, n = B;
-  while (n > 1) {
-    int step = (n + 31) / 32, at = lane * step;
-    bool before = at < n && RECORD(plan, low + at)->x <= item;
-    int skip = (31 - __clz(__ballot_sync(FULL_MASK, before) | 1)) * step;
-    low += skip;
-    n = min(step, n - skip);
-  }
-  return *RECORD(plan, low);
-}
 
 DEVICE Item make_item(int4 record, int item, const int* cu_seqlens_q, const int* kv, int H,
                       int capacity, int bottom_right, Options options) {
@@ -154,7 +78,7 @@ DEVICE Item make_item(int4 record, int item, const int* cu_seqlens_q, const int*
   int begin = LEFT ? max(made.low, made.position - options.left) : 0;
   int end = RIGHT ? min(made.keys, made.position + made.rows + options.right) : made.keys;
   made.first = begin / TILE_N;
-  made.end = end > begin ? (end + TILE_N - 1) / TILE_N : made.first;
+  made.end = max((end + TILE_N - 1) / TILE_N, made.first + 1);
   return made;
 }
 
@@ -175,7 +99,7 @@ struct Cache {  // where the keys of a segment are
 };
 
 DEVICE void load_kv(const Shared& s, u32 tiles, const TensorMap* map, u32 full, u32 empty,
-                    Stage& stage, int head, int token, int lane) {
+                    Stage<STAGES>& stage, int head, int token, int lane) {
   mbarrier_wait(empty + 8 * stage.index, stage.phase ^ 1);
   if (lane == 0) {
     mbarrier_expect(full + 8 * stage.index, KV_BYTES);
@@ -185,13 +109,13 @@ DEVICE void load_kv(const Shared& s, u32 tiles, const TensorMap* map, u32 full, 
   stage.next();
 }
 
-DEVICE void produce(const Shared& s, Item* slot, const TensorMap* q_map, const TensorMap* k_map,
+DEVICE void produce(const Shared& s, Item* slots, const TensorMap* q_map, const TensorMap* k_map,
                     const TensorMap* v_map, int* plan, const int* cu_seqlens_q, const int* kv,
                     const int* block_table, int B, int H, int K, int max_blocks, int block_size,
                     int bottom_right, Options options) {
   int lane = threadIdx.x & 31, items = plan[1], item = blockIdx.x;
-  u32 q_phase = 1;
-  Stage k_stage, v_stage;
+  Stage<STAGES> k_stage, v_stage;
+  Stage<Q_BUFFERS> q_stage;
   while (item < items) {
     int next = 0;
     if (lane == 0) next = atomicAdd(plan, 1) + gridDim.x;
@@ -201,28 +125,29 @@ DEVICE void produce(const Shared& s, Item* slot, const TensorMap* q_map, const T
     int kv_head = it.head / (H / K);
     Cache cache = {PAGED ? block_table + (i64)record.y * max_blocks : nullptr,
                    PAGED ? 0 : kv[record.y], max_blocks, block_size};
-    mbarrier_wait(s.q_empty, q_phase);
-    q_phase ^= 1;
+    u32 full = s.q_full + 8 * q_stage.index;
+    mbarrier_wait(s.q_empty + 8 * q_stage.index, q_stage.phase ^ 1);
     if (lane == 0) {
-      *slot = it;
-      mbarrier_expect(s.q_full, Q_BYTES);
-      load_tile(s.q, q_map, s.q_full, it.head, it.row, TILE_M, L2_EVICT_FIRST);
+      slots[q_stage.index] = it;
+      mbarrier_expect(full, Q_BYTES);
+      load_tile(s.q + q_stage.index * Q_BYTES, q_map, full, it.head, it.row, TILE_M,
+                L2_EVICT_FIRST);
     }
+    q_stage.next();
     for (int n = it.end - 1; n >= it.first; n--) {
       load_kv(s, s.k, k_map, s.k_full, s.k_empty, k_stage, kv_head, cache.token(n * TILE_N), lane);
       if (n < it.end - 1)
         load_kv(s, s.v, v_map, s.v_full, s.v_empty, v_stage, kv_head,
                 cache.token((n + 1) * TILE_N), lane);
     }
-    if (it.end > it.first)
-      load_kv(s, s.v, v_map, s.v_full, s.v_empty, v_stage, kv_head,
-              cache.token(it.first * TILE_N), lane);
+    load_kv(s, s.v, v_map, s.v_full, s.v_empty, v_stage, kv_head, cache.token(it.first * TILE_N),
+            lane);
     item = __shfl_sync(FULL_MASK, next, 0);
   }
-  mbarrier_wait(s.q_empty, q_phase);
+  mbarrier_wait(s.q_empty + 8 * q_stage.index, q_stage.phase ^ 1);
   if (lane == 0) {
-    slot->row = -1;
-    mbarrier_arrive(s.q_full);
+    slots[q_stage.index].row = -1;
+    mbarrier_arrive(s.q_full + 8 * q_stage.index);
   }
 }
 
@@ -263,19 +188,6 @@ DEVICE float reciprocal(float x) {
   return y;
 }
 
-// 2^x for x <= 100 without the exponential unit: 2^round(x) by its bits, times a polynomial in the
-// rest, |rest| <= 1/2, relative error 4e-6.
-DEVICE float exp2_poly(float x) {
-  x = fmaxf(x, -126.f);
-  float shifted = x + 12582912.f, f = x - (shifted - 12582912.f);
-  float y = 0.00956032798f;
-  y = fmaf(y, f, 0.0558718183f);
-  y = fmaf(y, f, 0.240231977f);
-  y = fmaf(y, f, 0.693135774f);
-  y = fmaf(y, f, 0.999999642f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
 // The state of a thread's two rows (8 apart): scores are in units of `unit` = log2 e * scale.
 struct Rows {
   float top[2], sum[2];  // sum: of this thread's columns only
@@ -313,28 +225,30 @@ DEVICE void mask_scores(Scores& s, const Rows& r, int n, const Item& it, const O
 
 // Scores become probabilities relative to the rows' new maxima; factor: old to new.
 template <bool MASKED> DEVICE void softmax(Scores& s, Rows& r, float (&factor)[2]) {
-  float unit = SCORE_CHANGED ? 1.f : r.unit;
+  float unit = SCORE_CHANGED ? 1.f : r.unit, base[2];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    float top = r.top[i];
+    float most[4] = {r.top[i], r.top[i], r.top[i], r.top[i]};  // four chains, to hide latency
 #pragma unroll
-    for (int j = 0; j < TILE_N / 4; j++) top = fmaxf(top, s[j / 2 * 4 + 2 * i + j % 2]);
+    for (int j = 0; j < TILE_N / 4; j++)
+      most[j % 4] = fmaxf(most[j % 4], s[j / 2 * 4 + 2 * i + j % 2]);
+    float top = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
     top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
     top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
-    if (LAZY) top = (top - r.top[i]) * unit > 8.f ? top : r.top[i];
-    float base = MASKED && top == -INF ? 0.f : top * unit;
-    factor[i] = exp2_unit(r.top[i] * unit - base);
+    top = (top - r.top[i]) * unit > 8.f ? top : r.top[i];  // no growth to speak of: no rescaling
+    base[i] = MASKED && top == -INF ? 0.f : top * unit;
+    factor[i] = exp2_unit(r.top[i] * unit - base[i]);
     r.top[i] = top;
-    float sum = r.sum[i] * factor[i];
-#pragma unroll
-    for (int j = 0; j < TILE_N / 4; j++) {
-      int at = j / 2 * 4 + 2 * i + j % 2;
-      float x = fmaf(s[at], unit, -base);
-      s[at] = POLY && j / 2 % (POLY ? POLY : 1) == 0 ? exp2_poly(x) : exp2_unit(x);
-      sum += s[at];
-    }
-    r.sum[i] = sum;
   }
+  float sum[2][2] = {{r.sum[0] * factor[0], 0.f}, {r.sum[1] * factor[1], 0.f}};
+#pragma unroll
+  for (int j = 0; j < TILE_N / 2; j++) {
+    int i = j / 2 % 2;
+    s[j] = exp2_unit(fmaf(s[j], unit, -base[i]));
+    sum[i][j % 2] += s[j];
+  }
+  r.sum[0] = sum[0][0] + sum[0][1];
+  r.sum[1] = sum[1][0] + sum[1][1];
 }
 
 DEVICE void pack_weights(Weights& p, const Scores& s) {
@@ -343,7 +257,7 @@ DEVICE void pack_weights(Weights& p, const Scores& s) {
 }
 
 DEVICE void rescale(Output& o, const float (&factor)[2]) {
-  if (LAZY && !__any_sync(FULL_MASK, factor[0] != 1.f || factor[1] != 1.f)) return;
+  if (!__any_sync(FULL_MASK, factor[0] != 1.f || factor[1] != 1.f)) return;
 #pragma unroll
   for (int j = 0; j < D / 2; j++) o[j] *= factor[j / 2 % 2];
 }
@@ -372,33 +286,31 @@ struct Consumer {
   const Shared& at;
   const Options& options;
   int group;
-  u32 q;
-  Stage k_stage, v_stage;
+  Stage<STAGES> k_stage, v_stage;
+  Stage<Q_BUFFERS> q_stage;
+  DEVICE u32 q() const { return at.q + q_stage.index * Q_BYTES + group * 64 * 128; }
+  DEVICE u32 k() const { return at.k + k_stage.index * KV_BYTES; }
+  DEVICE u32 v() const { return at.v + v_stage.index * KV_BYTES; }
+  DEVICE void await_k() const { mbarrier_wait(at.k_full + 8 * k_stage.index, k_stage.phase); }
+  DEVICE void await_v() const { mbarrier_wait(at.v_full + 8 * v_stage.index, v_stage.phase); }
+  DEVICE void release_q() { release(at.q_empty + 8 * q_stage.index), q_stage.next(); }
+  DEVICE void release_k() { release(at.k_empty + 8 * k_stage.index), k_stage.next(); }
+  DEVICE void release_v() { release(at.v_empty + 8 * v_stage.index), v_stage.next(); }
 };
 
 // One key tile: its scores and softmax, and the product of the tile before it with its values.
 template <bool MASKED>
 DEVICE void step(Consumer& c, Scores& s, Weights& p, Output& o, Rows& r, const Item& it, int n) {
   float factor[2];
-  u32 k_at = 8 * c.k_stage.index, v_at = 8 * c.v_stage.index;
-  u32 k = c.at.k + c.k_stage.index * KV_BYTES, v = c.at.v + c.v_stage.index * KV_BYTES;
-  if (!OVERLAP) {
-    mbarrier_wait(c.at.v_full + v_at, c.v_stage.phase);
-    start_output(o, p, v);
-    wgmma_wait<0>();
-    pin(o);
-  }
-  mbarrier_wait(c.at.k_full + k_at, c.k_stage.phase);
+  c.await_k();
   await_turn(c.group);
-  start_scores(s, c.q, k);
-  if (OVERLAP) {
-    mbarrier_wait(c.at.v_full + v_at, c.v_stage.phase);
-    start_output(o, p, v);
-  }
+  start_scores(s, c.q(), c.k());
+  c.await_v();
+  start_output(o, p, c.v());
   pass_turn(c.group);
-  wgmma_wait<OVERLAP ? 1 : 0>();
+  wgmma_wait<1>();
   pin(s);
-  release(c.at.k_empty + k_at);
+  c.release_k();
   if (SCORE_CHANGED) change_scores(s, r, n, c.options);
   if (MASKED) mask_scores(s, r, n, it, c.options);
   softmax<MASKED>(s, r, factor);
@@ -406,19 +318,17 @@ DEVICE void step(Consumer& c, Scores& s, Weights& p, Output& o, Rows& r, const I
   wgmma_wait<0>();
   pin(o);
   pin(p);
-  release(c.at.v_empty + v_at);
+  c.release_v();
   pack_weights(p, s);
   rescale(o, factor);
-  c.k_stage.next();
-  c.v_stage.next();
 }
 
 // Rows of v past the segment's end belong to others and may hold anything: 0 * inf is not 0.
-DEVICE void clear_values(Consumer& c, u8* shared, const Item& it) {
-  int rows = it.keys - (it.end - 1) * TILE_N;
+DEVICE void clear_values(Consumer& c, u8* shared, const Item& it, int n) {
+  int rows = max(it.keys - n * TILE_N, 0);
   if (rows >= TILE_N) return;
-  mbarrier_wait(c.at.v_full + 8 * c.v_stage.index, c.v_stage.phase);
-  u8* tile = shared + (c.at.v - c.at.q) + c.v_stage.index * KV_BYTES;
+  c.await_v();
+  u8* tile = shared + (c.v() - c.at.q);
   for (int i = rows * 8 + (threadIdx.x & 127); i < TILE_N * 8; i += 128) {
 #pragma unroll
     for (int b = 0; b < COLUMN_BLOCKS; b++)
@@ -428,23 +338,48 @@ DEVICE void clear_values(Consumer& c, u8* shared, const Item& it) {
   named_sync(1 + CONSUMERS + c.group, 128);
 }
 
-// All key tiles of an item, from the last to the first.
-DEVICE void attend(Consumer& c, u8* shared, Output& o, Rows& r, const Item& it) {
-  Scores s;
-  Weights p;
+// The end of the key tiles that this warpgroup's rows see any of; at least one is left.
+DEVICE int own_end(const Consumer& c, const Item& it) {
+  int end = it.end, rows = it.rows - 64 * c.group;
+  if (RIGHT) {
+    int last = it.position + 64 * c.group + min(rows, 64) + c.options.right;
+    end = min(end, (last + TILE_N - 1) / TILE_N);
+  }
+  return rows <= 0 ? it.first + 1 : max(end, it.first + 1);
+}
+
+// Start the scores of an item's first key tile. Without an item whatever is there is multiplied:
+// wgmma that runs on one path only would be serialised on all.
+DEVICE void begin(Consumer& c, Scores& s, const Item& it) {
+  if (it.row >= 0) {
+    for (int n = own_end(c, it); n < it.end; n++) {
+      c.await_k();
+      c.release_k();
+    }
+    c.await_k();
+  }
+  start_scores(s, c.q(), c.k());
+}
+
+// All key tiles of an item, from the last to the first; the last product is left running.
+DEVICE void attend(Consumer& c, u8* shared, Scores& s, Weights& p, Output& o, Rows& r,
+                   const Item& it) {
   float factor[2];
-  int n = it.end - 1, row = it.position + 64 * c.group;
-  mbarrier_wait(c.at.k_full + 8 * c.k_stage.index, c.k_stage.phase);
-  start_scores(s, c.q, c.at.k + c.k_stage.index * KV_BYTES);
+  int end = own_end(c, it), n = end - 1, row = it.position + 64 * c.group;
   wgmma_wait<0>();
   pin(s);
-  release(c.at.k_empty + 8 * c.k_stage.index);
-  c.k_stage.next();
+  c.release_k();
+  for (int i = end; i < it.end; i++) {
+    c.await_v();
+    c.release_v();
+    await_turn(c.group);
+    pass_turn(c.group);
+  }
   if (SCORE_CHANGED) change_scores(s, r, n, c.options);
   mask_scores(s, r, n, it, c.options);
   softmax<true>(s, r, factor);
   pack_weights(p, s);
-  clear_values(c, shared, it);
+  clear_values(c, shared, it, n);
   // tiles below `high` and from `low` on need no mask
   int high = (RIGHT ? max(0, min(it.keys, row + c.options.right + 1)) : it.keys) / TILE_N;
   int low = LEFT ? (max(it.low, row + 63 - c.options.left) + TILE_N - 1) / TILE_N : it.first;
@@ -454,13 +389,9 @@ DEVICE void attend(Consumer& c, u8* shared, Output& o, Rows& r, const Item& it) 
   for (; n >= max(low, it.first); n--) step<false>(c, s, p, o, r, it, n);
   if (LEFT)
     for (; n >= it.first; n--) step<true>(c, s, p, o, r, it, n);
-  release(c.at.q_empty);
-  mbarrier_wait(c.at.v_full + 8 * c.v_stage.index, c.v_stage.phase);
-  start_output(o, p, c.at.v + c.v_stage.index * KV_BYTES);
-  wgmma_wait<0>();
-  pin(o);
-  release(c.at.v_empty + 8 * c.v_stage.index);
-  c.v_stage.next();
+  c.release_q();
+  c.await_v();
+  start_output(o, p, c.v());
 }
 
 // The four lanes of a row hold two columns each of four blocks of eight; after it, lane i holds
@@ -511,18 +442,23 @@ DEVICE void store(const Output& o, Rows& r, const Item& it, int group, T* out, f
   }
 }
 
-DEVICE void consume(const Shared& s, u8* shared, const Item* slot, T* out, float* lse,
+DEVICE Item await_item(const Consumer& c, const Item* slots) {
+  mbarrier_wait(c.at.q_full + 8 * c.q_stage.index, c.q_stage.phase);
+  return slots[c.q_stage.index];
+}
+
+DEVICE void consume(const Shared& at, u8* shared, const Item* slots, T* out, float* lse,
                     const float* alibi_slopes, const float* sinks, int H, Options options) {
   int group = __shfl_sync(FULL_MASK, threadIdx.x / 128 - 1, 0), lane = threadIdx.x & 31;
-  Consumer c = {s, options, group, s.q + group * 64 * 128};
-  u32 q_phase = 0;
+  Consumer c = {at, options, group};
   if (PINGPONG && CONSUMERS > 1 && group == 0) named_arrive(1, 256);
-  while (true) {
-    mbarrier_wait(s.q_full, q_phase);
-    q_phase ^= 1;
-    Item it = *slot;
-    if (it.row < 0) break;
-    Output o;
+  Item it = await_item(c, slots);
+  if (it.row < 0) return;
+  Scores s;
+  Weights p;
+  Output o;
+  begin(c, s, it);
+  do {
     Rows r;
 #pragma unroll
     for (int j = 0; j < D / 2; j++) o[j] = 0.f;
@@ -532,12 +468,18 @@ DEVICE void consume(const Shared& s, u8* shared, const Item* slot, T* out, float
     r.slope = ALIBI ? alibi_slopes[it.head] * LOG2E : 0.f;
     r.position = it.position + 64 * group + (threadIdx.x >> 5 & 3) * 16 + lane / 4;
     r.column = 2 * (lane % 4);
-    if (it.end > it.first)
-      attend(c, shared, o, r, it);
-    else
-      release(s.q_empty);
+    attend(c, shared, s, p, o, r, it);
+    Item next = await_item(c, slots);
+    begin(c, s, next);  // under the last product of this one
+    wgmma_wait<1>();
+    pin(o);
+    pin(p);
+    c.release_v();
     store(o, r, it, group, out, lse, sinks, H);
-  }
+    it = next;
+  } while (it.row >= 0);
+  wgmma_wait<0>();
+  pin(s);
 }
 
 // Grid: one block for each multiprocessor. Shared memory: the tiles, 1024 bytes to align them and
@@ -552,23 +494,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_sm90(
   u8* shared = memory + (-shared_address(memory) & 1023);
   Shared s;
   s.q = shared_address(shared);
-  s.k = s.q + Q_BYTES;
+  s.k = s.q + Q_BUFFERS * Q_BYTES;
   s.v = s.k + STAGES * KV_BYTES;
   s.q_full = s.v + STAGES * KV_BYTES;
-  s.q_empty = s.q_full + 8;
-  s.k_full = s.q_empty + 8;
+  s.q_empty = s.q_full + 8 * Q_BUFFERS;
+  s.k_full = s.q_empty + 8 * Q_BUFFERS;
   s.k_empty = s.k_full + 8 * STAGES;
   s.v_full = s.k_empty + 8 * STAGES;
   s.v_empty = s.v_full + 8 * STAGES;
   s.unused = s.v_empty + 8 * STAGES;
-  Item* slot = (Item*)(shared + Q_BYTES + 2 * STAGES * KV_BYTES + 192);
+  Item* slots = (Item*)(shared + Q_BUFFERS * Q_BYTES + 2 * STAGES * KV_BYTES + 192);
   Options options = {left, right, scale, softcap};
   if (threadIdx.x == 0) {
     prefetch_map(&q_map);
     prefetch_map(&k_map);
     prefetch_map(&v_map);
-    mbarrier_init(s.q_full, 1);
-    mbarrier_init(s.q_empty, 4 * CONSUMERS);
+    for (int i = 0; i < Q_BUFFERS; i++) {
+      mbarrier_init(s.q_full + 8 * i, 1);
+      mbarrier_init(s.q_empty + 8 * i, 4 * CONSUMERS);
+    }
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(s.k_full + 8 * i, 1);
       mbarrier_init(s.k_empty + 8 * i, 4 * CONSUMERS);
@@ -580,12 +524,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_sm90(
   pdl_wait();
   __syncthreads();
   if (threadIdx.x < 128) {
-    if (CONSUMERS > 1) registers_down<CONSUMERS == 2 ? 24 : 32>();
+    if (CONSUMERS > 1) registers_down<CONSUMERS == 3 ? 32 : 24>();
     if (threadIdx.x < 32)
-      produce(s, slot, &q_map, &k_map, &v_map, plan, cu_seqlens_q, kv, block_table, B, H, K,
+      produce(s, slots, &q_map, &k_map, &v_map, plan, cu_seqlens_q, kv, block_table, B, H, K,
               max_blocks, block_size, bottom_right, options);
   } else {
-    if (CONSUMERS > 1) registers_up<CONSUMERS == 2 ? 240 : 160>();
-    consume(s, shared, slot, out, lse, alibi_slopes, sinks, H, options);
+    if (CONSUMERS > 1) registers_up<CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112>();
+    consume(s, shared, slots, out, lse, alibi_slopes, sinks, H, options);
   }
 }

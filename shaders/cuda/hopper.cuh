@@ -112,8 +112,8 @@ DEVICE u64 descriptor_plus(u64 descriptor, u32 bytes) { return descriptor + (byt
 // Wgmma<T, N>::ss / rs: acc[N / 2] (+)= A[64, 16] B[16, N] over a warpgroup; `keep` 0 starts anew.
 // A by descriptor (K-major) or as four registers of two elements, B by descriptor, K-major or
 // (TRANS 1) MN-major. Accumulators: lane l of warp w holds rows 16 w + l / 4 (+ 8) and columns
-// 8 j + 2 (l % 4) + {0, 1} in acc[4 j + {0, 1}] (+ 2); A's registers are {row, row + 8} x {k, k + 8}
-// in the same places, so that a block of 16 accumulator columns, packed, is the next product's A.
+// 8 j + 2 (l % 4) + {0, 1} in acc[4 j + {0, 1}] (+ 2); A's registers are {row, row + 8} x
+// {k, k + 8} in the same places, so that 16 accumulator columns, packed, are the next product's A.
 template <typename T, int N> struct Wgmma;
 
 #define WG_R0 "%0, %1, %2, %3, %4, %5, %6, %7"
@@ -130,7 +130,8 @@ template <typename T, int N> struct Wgmma;
 #define WG_R88 "%88, %89, %90, %91, %92, %93, %94, %95"
 #define WG_T32 WG_R0 ", " WG_R8 ", " WG_R16 ", " WG_R24
 #define WG_T40 WG_T32 ", " WG_R32
-#define WG_T64 WG_T40 ", " WG_R40 ", " WG_R48 ", " WG_R56
+#define WG_T48 WG_T40 ", " WG_R40
+#define WG_T64 WG_T48 ", " WG_R48 ", " WG_R56
 #define WG_T80 WG_T64 ", " WG_R64 ", " WG_R72
 #define WG_T88 WG_T80 ", " WG_R80
 #define WG_T96 WG_T88 ", " WG_R88
@@ -139,7 +140,8 @@ template <typename T, int N> struct Wgmma;
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WG_O32 WG_O8(0), WG_O8(8), WG_O8(16), WG_O8(24)
 #define WG_O40 WG_O32, WG_O8(32)
-#define WG_O64 WG_O40, WG_O8(40), WG_O8(48), WG_O8(56)
+#define WG_O48 WG_O40, WG_O8(40)
+#define WG_O64 WG_O48, WG_O8(48), WG_O8(56)
 #define WG_O80 WG_O64, WG_O8(64), WG_O8(72)
 #define WG_O88 WG_O80, WG_O8(80)
 #define WG_O96 WG_O88, WG_O8(88)
@@ -167,6 +169,7 @@ template <typename T, int N> struct Wgmma;
 
 WGMMA_BOTH(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
 WGMMA_BOTH(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
+WGMMA_BOTH(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 WGMMA_BOTH(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 WGMMA_BOTH(160, 80, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
 WGMMA_BOTH(176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94")

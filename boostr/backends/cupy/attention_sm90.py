@@ -22,27 +22,21 @@ _ALIGN = 1024 + 256  # of the tiles; barriers
 
 
 # -- tiles ---------------------------------------------------------------------------------------
-def tiles(D: int, masked: bool, plain: bool) -> dict[str, int]:
-    """TILE_N, CONSUMERS, STAGES for a head width.
+def tiles(D: int, plain: bool) -> dict[str, int]:
+    """TILE_N, CONSUMERS, STAGES, Q_BUFFERS, PINGPONG for a head width.
 
     Args:
-        masked: causal or windowed.   plain: no softcap, no ALiBi, no paged cache.
+        plain: no softcap, no ALiBi, no paged cache, which take registers.
     """
-    if D == 64:
-        consumers, tile_n, stages = (3, 128, 4) if plain else (2, 128, 4)
-    elif masked or not plain:
-        consumers, tile_n, stages = 2, 128, 2
-    else:
-        consumers, tile_n, stages = 2, 176, 2
+    consumers, stages = (2, 2) if D == 128 else (3, 4) if plain else (2, 4)
     return {
-        "TILE_N": tile_n, "CONSUMERS": consumers, "STAGES": stages,
-        "OVERLAP": 1, "PINGPONG": 1, "POLY": 0, "LAZY": 0,
+        "TILE_N": 128, "CONSUMERS": consumers, "STAGES": stages, "Q_BUFFERS": 2, "PINGPONG": 1,
     }  # fmt: skip
 
 
 def shared_bytes(D: int, tile: dict[str, int]) -> int:
-    """Shared memory of one block: q's tile, STAGES tiles of k and of v, barriers."""
-    rows = 64 * tile["CONSUMERS"] + 2 * tile["STAGES"] * tile["TILE_N"]
+    """Shared memory of one block: tiles of q, STAGES tiles of k and of v, barriers."""
+    rows = 64 * tile["CONSUMERS"] * tile["Q_BUFFERS"] + 2 * tile["STAGES"] * tile["TILE_N"]
     return rows * D * 2 + _ALIGN
 
 
@@ -52,7 +46,7 @@ def _variant(
     """All macros of a specialisation; flags: RIGHT, LEFT, PAGED, SOFTCAP, ALIBI, SINKS."""
     flags = {name: int(flags.get(name, False)) for name in _FLAGS}
     plain = not (flags["PAGED"] or flags["SOFTCAP"] or flags["ALIBI"])
-    tile = tile or tiles(D, bool(flags["RIGHT"] or flags["LEFT"]), plain)
+    tile = tile or tiles(D, plain)
     return {"DTYPE": dtype, "HEAD_DIM": D, **tile, **flags}
 
 
