@@ -1,8 +1,8 @@
-// Gradient of varlen attention with tensor cores (mma.sync, sm_80 and later): a block keeps N keys of
-// one kv head in shared memory and walks over all tiles of M queries of all heads of its group, dk
-// and dv in registers, the tile's part of dq added to dq_sum (f32) by atomics. Before it runs
-// `backward_prepare`, which makes the stats (lse log2(e), delta) [H, Tq] and clears dq_sum, after it
-// `backward_finish` (attention_backward_ends.cu).
+// Gradient of varlen attention with tensor cores (mma.sync, sm_80 and later): a block keeps N keys
+// of one kv head in shared memory and walks over all tiles of M queries of all heads of its group,
+// dk and dv in registers, the tile's part of dq added to dq_sum (f32) by atomics. Before it runs
+// `backward_prepare`, which makes the stats (lse log2(e), delta) [H, Tq] and clears dq_sum, after
+// it `backward_finish` (attention_backward_ends.cu).
 //
 // q [Tq, H, D], k, v [Tk, K, D] (rows and heads strided, D contiguous), out, g [Tq, H, D]. D is a
 // multiple of 8 up to DP, the padded width. Scores are computed transposed, keys as rows: with
@@ -11,9 +11,9 @@
 // the fragments, tile by tile, so that every atomic of a warp is one contiguous piece.
 //
 // Macros: TYPE f16 | bf16; DP; TILE_Q (M), TILE_K (N), WARP_COUNT; SN, KN, QM: warps along keys in
-// the scores, along keys in dk and dv, along queries in dq; MC queries at a time (SN == WARPS); QS, OS buffers of q
-// and g; BLOCKS on one SM; DQ 0: no dq (attention_backward_dq.cu makes it, in a fixed order);
-// EXTRA 1: softcap and ALiBi.
+// the scores, along keys in dk and dv, along queries in dq; MC queries at a time (SN == WARPS); QS,
+// OS buffers of q and g; BLOCKS on one SM; DQ 0: no dq (attention_backward_dq.cu makes it, in a
+// fixed order); EXTRA 1: softcap and ALiBi.
 // Source: Dao 2023, FlashAttention-2, algorithm 2.
 #include "prelude.cuh"
 #include "mma.cuh"
@@ -28,7 +28,7 @@ constexpr int PITCH = 2 * DP + 16, P_PITCH = 2 * M + 16;  // bytes; odd multiple
 constexpr int SI = N / SN / 16, SB = COLUMNS / 8;         // m16 and n8 tiles of scores
 constexpr int KI = N / KN / 16, KB = DP / KD / 8;         // of dk and dv
 constexpr int QI = M / QM / 16, QB = DP / QD / 8;         // of dq
-constexpr int DQ_PARTS = QI * QB > 8 ? 2 : 1;             // made one after the other
+constexpr int DQ_PARTS = QI * QB > 8 && QB % 4 == 0 ? 2 : 1;  // made one after the other
 static_assert(!OWN_ROWS || KN == SN, "rows of p stay with their warp");
 static_assert(SB % 2 == 0 && KB % 2 == 0 && QB % 2 == 0 && SI > 0 && KI > 0 && QI > 0, "tiles");
 
@@ -83,8 +83,9 @@ DEVICE void slope_of(u32 (&ds)[SI][SB][2], const float (&s)[SI][SB][4],
     float4 two = *(const float4*)(stats + 8 * j);
 #pragma unroll
     for (int i = 0; i < SI; i++) {
-      ds[i][j][0] = pack2<TYPE>(s[i][j][0] * (dp[i][j][0] - two.y), s[i][j][1] * (dp[i][j][1] - two.w));
-      ds[i][j][1] = pack2<TYPE>(s[i][j][2] * (dp[i][j][2] - two.y), s[i][j][3] * (dp[i][j][3] - two.w));
+      const float(&x)[4] = s[i][j], (&y)[4] = dp[i][j];
+      ds[i][j][0] = pack2<TYPE>(x[0] * (y[0] - two.y), x[1] * (y[1] - two.w));
+      ds[i][j][1] = pack2<TYPE>(x[2] * (y[2] - two.y), x[3] * (y[3] - two.w));
     }
   }
 }
@@ -184,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
 
     const u32 at_q = base + AT_Q + (QS == 2 ? stage : 0) * M * PITCH;
     const u32 at_g = base + AT_G + (OS == 2 ? stage : 0) * M * PITCH;
-    const float2* own_stats = (const float2*)(room + AT_STATS) + stage * M + s_query + 2 * (lane & 3);
+    const float2* own_stats =
+        (const float2*)(room + AT_STATS) + stage * M + s_query + 2 * (lane & 3);
     const Score score(scale, EXTRA ? softcap : 0.f, EXTRA && alibi ? alibi[head] : 0.f);
     const bool masked = !mask.all(tile * M, M, n0, N);
     const int at_p = (s_key + lane / 4) * P_PITCH + 2 * (s_query + 2 * (lane & 3));
@@ -212,8 +214,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
     if (DQ || !OWN_ROWS || OS == 1) __syncthreads();
 
     if constexpr (!OWN_ROWS)
-      product<false, true, M / 16>(dv_sum, lane_a(base + AT_P + k_key * P_PITCH, lane, P_PITCH), P_PITCH,
-                                   lane_a(at_g + 2 * k_d, lane, PITCH), PITCH);
+      product<false, true, M / 16>(dv_sum, lane_a(base + AT_P + k_key * P_PITCH, lane, P_PITCH),
+                                   P_PITCH, lane_a(at_g + 2 * k_d, lane, PITCH), PITCH);
     if (OS == 1) {
       if (!OWN_ROWS) __syncthreads();
       if (more) load_g(next_head, next_tile, stage ^ 1);
@@ -236,8 +238,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
       }
     }
     if constexpr (!OWN_ROWS)
-      product<false, true, M / 16>(dk_sum, lane_a(base + AT_DS + k_key * P_PITCH, lane, P_PITCH), P_PITCH,
-                                   lane_a(at_q + 2 * k_d, lane, PITCH), PITCH);
+      product<false, true, M / 16>(dk_sum, lane_a(base + AT_DS + k_key * P_PITCH, lane, P_PITCH),
+                                   P_PITCH, lane_a(at_q + 2 * k_d, lane, PITCH), PITCH);
     if (QS == 1) {
       __syncthreads();
       if (more) load_q(next_head, next_tile, stage ^ 1);

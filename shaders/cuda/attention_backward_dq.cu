@@ -98,8 +98,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(
       u32 ds[RI][CB][2];
       clear(s);
       clear(dp);
-      product<false, false, DP / 16>(s, at_q, PITCH, lane_b(at_k + c * MC * PITCH, lane, PITCH), PITCH);
-      product<false, false, DP / 16>(dp, at_g, PITCH, lane_b(at_v + c * MC * PITCH, lane, PITCH), PITCH);
+      const u32 rows_of_k = lane_b(at_k + c * MC * PITCH, lane, PITCH);
+      const u32 rows_of_v = lane_b(at_v + c * MC * PITCH, lane, PITCH);
+      product<false, false, DP / 16>(s, at_q, PITCH, rows_of_k, PITCH);
+      product<false, false, DP / 16>(dp, at_g, PITCH, rows_of_v, PITCH);
       const int key = n0 + c * MC + 2 * (lane & 3);
       if (masked) slope_of<true>(ds, s, dp, own_stats, i0 + own, key, mask, score);
       else slope_of<false>(ds, s, dp, own_stats, i0 + own, key, mask, score);

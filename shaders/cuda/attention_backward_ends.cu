@@ -1,4 +1,5 @@
-// What comes before and after the main kernel of attention_backward.cu or attention_backward_sm90.cu:
+// What comes before and after the main kernel of attention_backward.cu or
+// attention_backward_sm90.cu:
 //
 //   backward_prepare   stats[h][i] = (lse log2(e), delta); clears dq_sum, and the gradients of
 //                      tokens outside of all segments, which no other kernel writes

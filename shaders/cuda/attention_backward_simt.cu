@@ -1,10 +1,11 @@
-// Gradient of varlen attention without tensor cores: float32, old GPUs, any widths up to 256, values
-// wider or narrower than keys, queries and keys of different dtypes. Deterministic: no atomics.
+// Gradient of varlen attention without tensor cores: float32, old GPUs, any widths up to 256,
+// values wider or narrower than keys, queries and keys of different dtypes. Deterministic: no
+// atomics.
 //
 // Formula: attention_backward.cuh. q, g, out [Tq, H, D | Dv] of type TQ, k, v [Tk, K, D | Dv] of
-// type TK, all dense; sums and exponentials in f32. A block of 256 threads keeps KEPT rows (keys and
-// values, or queries and their gradient) in shared memory and walks over tiles of PASSING rows of
-// the other kind; 256 / KEPT threads share a kept row and hold its gradient in registers.
+// type TK, all dense; sums and exponentials in f32. A block of 256 threads keeps KEPT rows (keys
+// and values, or queries and their gradient) in shared memory and walks over tiles of PASSING rows
+// of the other kind; 256 / KEPT threads share a kept row and hold its gradient in registers.
 //
 // Macros: TQ, TK; WIDTH: D and Dv rounded up to 32, 64, 128 or 256.
 #include "prelude.cuh"
@@ -26,7 +27,8 @@ DEVICE void load_rows(float* to, const T* from, int count, i64 pitch, int rows, 
 
 // (p, ds / scale) of one query and key whose rows lie in shared memory.
 DEVICE float2 gradients(const float* q, const float* k, const float* g, const float* v, int D,
-                        int Dv, float2 stat, int distance, float scale, float softcap, float slope) {
+                        int Dv, float2 stat, int distance, float scale, float softcap,
+                        float slope) {
   float s = 0.f, dp = 0.f, slack = 1.f;
   for (int d = 0; d < D; d++) s = fmaf(q[d], k[d], s);
   for (int d = 0; d < Dv; d++) dp = fmaf(g[d], v[d], dp);
@@ -55,15 +57,16 @@ extern "C" __global__ void __launch_bounds__(256) backward_prepare(
     sum = warp_sum(sum);
     if ((threadIdx.x & 31) == 0) {
       bool blind = lse[row] == -INF;  // sees no key: p = exp(-inf) = 0
-      stats[row % H * Tq + row / H] = make_float2(blind ? INF : lse[row], blind ? 0.f : sum - g_lse[row]);
+      float2 made = make_float2(blind ? INF : lse[row], blind ? 0.f : sum - g_lse[row]);
+      stats[row % H * Tq + row / H] = made;
     }
   }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) backward_keys(
     const TQ* q, const TK* k, const TK* v, const TQ* g, const float2* stats, TK* dk, TK* dv,
-    const int* cu_q, const int* cu_k, const float* alibi, int B, int H, int K, int D, int Dv, int Tq,
-    int lowest, int highest, int bottom_right, float scale, float softcap) {
+    const int* cu_q, const int* cu_k, const float* alibi, int B, int H, int K, int D, int Dv,
+    int Tq, int lowest, int highest, int bottom_right, float scale, float softcap) {
   extern __shared__ float room[];
   float *ks = room, *vs = ks + KEPT * PITCH, *qs = vs + KEPT * PITCH, *gs = qs + PASSING * PITCH;
   float2* weights = (float2*)(gs + PASSING * PITCH);  // [PASSING][KEPT]
@@ -119,8 +122,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) backward_keys(
 
 extern "C" __global__ void __launch_bounds__(256, 2) backward_queries(
     const TQ* q, const TK* k, const TK* v, const TQ* g, const float2* stats, TQ* dq,
-    const int* cu_q, const int* cu_k, const float* alibi, int B, int H, int K, int D, int Dv, int Tq,
-    int lowest, int highest, int bottom_right, float scale, float softcap) {
+    const int* cu_q, const int* cu_k, const float* alibi, int B, int H, int K, int D, int Dv,
+    int Tq, int lowest, int highest, int bottom_right, float scale, float softcap) {
   extern __shared__ float room[];
   float *qs = room, *gs = qs + KEPT * PITCH, *ks = gs + KEPT * PITCH, *vs = ks + PASSING * PITCH;
   float* weights = vs + PASSING * PITCH;  // [PASSING][KEPT]

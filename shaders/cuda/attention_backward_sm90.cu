@@ -6,8 +6,11 @@
 // operand of dv += p^T g and dk += ds^T q; ds also goes to shared memory as [M][N], for dq = ds k,
 // of which a warpgroup makes 64 queries (M = 128, DP = 64) or 64 columns (M = 64, DP = 128). All
 // tiles lie in 128-byte swizzle, in blocks of 64 columns; q and g are double-buffered (cp.async).
-// Order of a round: S and dp are started; under dp the exponentials, under dv = .. ds, under dk
-// ds is exchanged, then dq, whose sums go out as vector atomics.
+//
+// Order of a round: dv is started, ds made under it; dk; then, all of ds being there, dq and the
+// next scores. While those run, dq is handed to the copy engine, which adds it to dq_sum
+// (reductions by threads reach 1.2 TB/s and were the limit); under the next dp the next
+// exponentials. Products never run across the loop's edge: ptxas would serialise them.
 //
 // Macros: TYPE f16 | bf16; DP 64 | 128, the padded width; DQ 0: no dq; EXTRA 1: softcap and ALiBi.
 // Source: Dao 2023, FlashAttention-2, algorithm 2; Shah et al. 2024, FlashAttention-3.
@@ -18,26 +21,9 @@ constexpr int M = 8192 / DP, N = 128, THREADS = 256;
 constexpr int TILE_BYTES = M * DP * 2, KEY_BYTES = N * DP * 2;
 constexpr int AT_K = 0, AT_V = AT_K + KEY_BYTES, AT_Q = AT_V + KEY_BYTES;
 constexpr int AT_G = AT_Q + 2 * TILE_BYTES, AT_DS = AT_G + 2 * TILE_BYTES;
-constexpr int AT_STATS = AT_DS + (DQ ? M * N * 2 : 0);
+constexpr int AT_STATS = AT_DS + (DQ ? M * N * 2 : 0), AT_SUMS = AT_STATS + 2 * M * 8;
 constexpr bool LATE_DP = EXTRA && M == 128;  // else the registers do not suffice
-constexpr int OUT_PITCH = 2 * DP + 16;  // bytes of a row of dk and dv on their way out
-
-DEVICE void cp_async(u32 to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-               ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-
-// ROWS rows of a head; rows from `rows` on and columns from D on become zeros.
-template <int ROWS> DEVICE void load_tile(u32 to, const TYPE* from, i64 pitch, int rows, int D) {
-  const int column = threadIdx.x % (DP / 8);
-#pragma unroll
-  for (int x = 0; x < ROWS * (DP / 8) / THREADS; x++) {
-    int row = threadIdx.x / (DP / 8) + x * (THREADS / (DP / 8));
-    bool valid = row < rows && column * 8 < D;
-    cp_async(to + column / 8 * (ROWS * 128) + row * 128 + ((column ^ row) & 7) * 16,
-             valid ? from + row * pitch + column * 8 : from, valid);
-  }
-}
+#include "attention_backward_sm90.cuh"
 
 // (lse, delta) of M queries; past the end zeros, which with zero rows of q and g give zeros.
 DEVICE void load_stats(u32 to, const float2* from, int rows) {
@@ -46,22 +32,6 @@ DEVICE void load_stats(u32 to, const float2* from, int rows) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
                  ::"r"(to + i * 8), "l"(i < rows ? from + i : from), "r"(i < rows ? 8 : 0)
                  : "memory");
-}
-
-// c = a b over DP: 64 rows of a [ROWS] and all M rows of b, both along the 128 bytes.
-template <int ROWS> DEVICE void scores(float (&c)[M / 2], u32 a, u32 b) {
-#pragma unroll
-  for (int k = 0; k < DP / 16; k++)
-    Wgmma<TYPE, M>::template ss<0>(
-        c, swizzled_descriptor(a + k / 4 * (ROWS * 128) + k % 4 * 32),
-        swizzled_descriptor(b + k / 4 * (M * 128) + k % 4 * 32), k > 0);
-}
-
-// c += a b: a packed in registers [64, M], b [M, DP] with rows along k.
-DEVICE void gradient(float (&c)[DP / 2], const u32 (&a)[M / 4], u32 b) {
-#pragma unroll
-  for (int k = 0; k < M / 16; k++)
-    Wgmma<TYPE, DP>::template rs<1>(c, a + 4 * k, swizzled_descriptor(b + k * 2048, M * 128), 1);
 }
 
 // Scores -> p packed, and in s what ds is the product of with (dp - delta).
@@ -116,23 +86,22 @@ DEVICE void exchange(u32 to, const u32 (&ds)[M / 4]) {
                  "r"(ds[4 * j + 3]) : "memory");
 }
 
-// dk or dv [N, D] from registers to shared memory.
-DEVICE void stage(char* room, const float (&c)[DP / 2], float factor) {
+// A warp's part of dq, 4 KB in the order of backward_finish, is added to dq_sum by the copy engine.
+// `room`: the warp's 4 KB of shared memory.
+DEVICE void add_part(float* sum, char* room, const float (&dq)[32]) {
   const int lane = threadIdx.x & 31;
-  char* own = room + (threadIdx.x / 32 * 16 + lane / 4) * OUT_PITCH + 4 * (lane & 3);
+  if (lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+  __syncwarp();
 #pragma unroll
-  for (int j = 0; j < DP / 8; j++) {
-    *(u32*)(own + 16 * j) = pack_pair<TYPE>(c[4 * j] * factor, c[4 * j + 1] * factor);
-    *(u32*)(own + 8 * OUT_PITCH + 16 * j) =
-        pack_pair<TYPE>(c[4 * j + 2] * factor, c[4 * j + 3] * factor);
-  }
-}
-DEVICE void send(const char* room, TYPE* to, int rows, int K, int D) {
-  for (int piece = threadIdx.x; piece < N * (DP / 8); piece += THREADS) {
-    int row = piece / (DP / 8), column = piece % (DP / 8);
-    if (row < rows && column * 8 < D)
-      *(uint4*)(to + (i64)row * K * D + column * 8) =
-          *(const uint4*)(room + row * OUT_PITCH + column * 16);
+  for (int j = 0; j < 8; j++)
+    *(float4*)(room + j * 512 + lane * 16) =
+        make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
+  fence_async_proxy();
+  __syncwarp();
+  if (lane == 0) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], 4096;"
+                 ::"l"(sum), "r"(shared_address(room)) : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   }
 }
 
@@ -167,66 +136,78 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
   float dk_sum[DP / 2], dv_sum[DP / 2];
 #pragma unroll
   for (int i = 0; i < DP / 2; i++) dk_sum[i] = dv_sum[i] = 0.f;
-  int head = kv * G, tile = first, stage_now = 0;
-  if (tiles > 0) {
+  // Where the walk is, and where the loads are: round r is query tile `first + r % tiles` of head
+  // `kv * G + r / tiles`.
+  int head = kv * G, tile = first, load_head = head, load_at = first, now = 0;
+  const int rounds = tiles * G;
+  auto load_next = [&](int stage) {
+    load(load_head, load_at, stage);
+    if (++load_at == first + tiles) load_at = first, load_head++;
+  };
+  if (rounds > 0) {
     load_tile<N>(base + AT_K, k + (i64)(k0 + n0) * k_row + (i64)kv * k_head, k_row, rows, D);
     load_tile<N>(base + AT_V, v + (i64)(k0 + n0) * v_row + (i64)kv * v_head, v_row, rows, D);
-    load(head, tile, 0);
+    load_next(0);
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  cp_async_commit();
+  if (rounds > 1) load_next(1);
+  cp_async_commit();
   const u32 own_k = base + AT_K + group * 8192, own_v = base + AT_V + group * 8192;
   const int key = n0 + warp * 16 + lane / 4;
+  float s[M / 2], dp[M / 2], dq[32];
+  u32 p[M / 4], ds[M / 4];
 
-  for (int round = tiles * G; round > 0; round--) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-    fence_async_proxy();
-    __syncthreads();
-    int next_head = head, next_tile = tile + 1;
-    if (next_tile == first + tiles) next_tile = first, next_head++;
-    if (round > 1) load(next_head, next_tile, stage_now ^ 1);
-    asm volatile("cp.async.commit_group;" ::: "memory");
-
-    const u32 at_q = base + AT_Q + stage_now * TILE_BYTES;
-    const u32 at_g = base + AT_G + stage_now * TILE_BYTES;
-    float s[M / 2], dp[M / 2];
-    u32 p[M / 4], ds[M / 4];
+  auto start_scores = [&](int stage) {
     wgmma_fence();
-    scores<N>(s, own_k, at_q);
+    scores<N, M>(s, own_k, base + AT_Q + stage * TILE_BYTES);
     wgmma_commit();
-    if (!LATE_DP) {
-      scores<N>(dp, own_v, at_g);
-      wgmma_commit();
-    }
-    const float2* own_stats = (const float2*)(room + AT_STATS) + stage_now * M + 2 * (lane & 3);
+  };
+  auto start_dp = [&](int stage) {
+    wgmma_fence();
+    scores<N, M>(dp, own_v, base + AT_G + stage * TILE_BYTES);
+    wgmma_commit();
+  };
+  auto stats_of = [&](int stage) {
+    return (const float2*)(room + AT_STATS) + stage * M + 2 * (lane & 3);
+  };
+  // Scores under way -> p, s and dp ready.
+  auto weigh_tile = [&](int stage) {
     const Score score(scale, EXTRA ? softcap : 0.f, EXTRA && alibi ? alibi[head] : 0.f);
     const int query = tile * M + 2 * (lane & 3);
     const bool masked = !mask.all(tile * M, M, n0, N);
+    if (!LATE_DP) start_dp(stage);
     wgmma_wait<LATE_DP ? 0 : 1>();
     pin(s);
-    if (masked) weigh<true>(s, p, own_stats, key, query, mask, score);
-    else weigh<false>(s, p, own_stats, key, query, mask, score);
+    if (EXTRA || masked) weigh<true>(s, p, stats_of(stage), key, query, mask, score);
+    else weigh<false>(s, p, stats_of(stage), key, query, mask, score);
+    if (LATE_DP) start_dp(stage);
+    wgmma_wait<0>();
+    pin(dp);
+  };
+
+  if (rounds > 0) {
+    cp_async_wait<1>();
+    fence_async_proxy();
+    __syncthreads();
+    start_scores(0);
+    weigh_tile(0);
+  }
+  for (int round = rounds; round > 0; round--) {
+    const u32 at_q = base + AT_Q + now * TILE_BYTES, at_g = base + AT_G + now * TILE_BYTES;
     pin(p);
     wgmma_fence();
-    if (LATE_DP) {
-      scores<N>(dp, own_v, at_g);
-      wgmma_commit();
-    }
-    gradient(dv_sum, p, at_g);
+    gradient<M>(dv_sum, p, at_g);
     wgmma_commit();
-    wgmma_wait<1>();
-    pin(dp);
-    slope_of(ds, s, dp, own_stats);
+    slope_of(ds, s, dp, stats_of(now));
     pin(ds);
-    if (DQ) {
-      exchange(base + AT_DS + group * (M * 128), ds);
-      fence_async_proxy();
-    }
+    if (DQ) exchange(base + AT_DS + group * (M * 128), ds);
     wgmma_fence();
-    gradient(dk_sum, ds, at_q);
+    gradient<M>(dk_sum, ds, at_q);
     wgmma_commit();
+    cp_async_wait<0>();
+    fence_async_proxy();
+    __syncthreads();  // ds is whole, and the next tile is there
     if (DQ) {
-      __syncthreads();
-      float dq[32];
       const u32 at_ds = base + AT_DS + (M == 128 ? group * 8192 : 0);
       const u32 at_k = base + AT_K + (DP == 128 ? group * (N * 128) : 0);
       wgmma_fence();
@@ -236,28 +217,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
             dq, swizzled_descriptor(at_ds + x / 4 * (M * 128) + x % 4 * 32),
             swizzled_descriptor(at_k + x * 2048), x > 0);
       wgmma_commit();
-      wgmma_wait<0>();
-      pin(dq);
-      // Fragment order of backward_finish: 16 queries a warp, then 64 columns.
-      const int place = DP == 128 ? (warp & 3) * 2 + group : warp;
-      float* sum = dq_sum + ((i64)head * slots + slot + tile) * (M * DP) + place * 1024 + lane * 4;
-#pragma unroll
-      for (int j = 0; j < 8; j++) add_four(sum + j * 128, dq + 4 * j);
-    } else {
-      wgmma_wait<0>();
     }
+    start_scores(now ^ 1);  // after the last round of no use
+    wgmma_wait<1>();
+    pin(dq);
     pin(dv_sum);
     pin(dk_sum);
     pin(p);
     pin(ds);
-    head = next_head, tile = next_tile, stage_now ^= 1;
+    if (DQ) {
+      const int place = DP == 128 ? (warp & 3) * 2 + group : warp;  // in backward_finish's order
+      float* sum = dq_sum + ((i64)head * slots + slot + tile) * (M * DP) + place * 1024;
+      add_part(sum, room + AT_SUMS + warp * 4096, dq);
+    }
+    if (round == 1) {
+      wgmma_wait<0>();
+      pin(s);
+      break;
+    }
+    __syncthreads();  // both warpgroups are done with this tile and with ds
+    if (round > 2) load_next(now);
+    cp_async_commit();
+    if (++tile == first + tiles) tile = first, head++;
+    now ^= 1;
+    weigh_tile(now);
   }
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  wgmma_wait<0>();
+  cp_async_wait<0>();
+  if (DQ) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
   __syncthreads();
   stage(room, dk_sum, scale);
   stage(room + N * OUT_PITCH, dv_sum, 1.f);
   __syncthreads();
   const i64 at = ((i64)(k0 + n0) * K + kv) * D;
-  send(room, dk + at, rows, K, D);
-  send(room + N * OUT_PITCH, dv + at, rows, K, D);
+  send<N>(room, dk + at, (i64)K * D, rows, D);
+  send<N>(room + N * OUT_PITCH, dv + at, (i64)K * D, rows, D);
 }

@@ -1,5 +1,5 @@
-// Products of tiles in shared memory, for the kernels of attention's gradient. Included where DP (the
-// padded width), TYPE, THREADS and PITCH (bytes of a row, an odd multiple of 16) are known.
+// Products of tiles in shared memory, for the kernels of attention's gradient. Included where DP
+// (the padded width), TYPE, THREADS and PITCH (bytes of a row, an odd multiple of 16) are known.
 
 // This lane's address for ldmatrix_x4 on a 16 x 16 block: matrices down the rows first, or along
 // the columns first. See mma.cuh: `a` serves A, and B whose rows are k (transposed); `b` serves B
@@ -72,6 +72,7 @@ template <int ROWS> DEVICE void load_tile(u32 to, const TYPE* from, i64 pitch, i
     int piece = threadIdx.x + x * THREADS, row = piece / (DP / 8), column = piece % (DP / 8);
     if ((ROWS * (DP / 8)) % THREADS && row >= ROWS) break;
     bool valid = row < rows && column * 8 < D;
-    cp_async16(to + row * PITCH + column * 16, valid ? from + row * pitch + column * 8 : from, valid);
+    cp_async16(to + row * PITCH + column * 16, valid ? from + row * pitch + column * 8 : from,
+               valid);
   }
 }

@@ -68,7 +68,8 @@ class Hopper:
 
     def shared_bytes(self, DP: int) -> int:
         keys, queries = 2 * self.TILE_K * DP * 2, 4 * self.TILE_Q * DP * 2
-        return keys + queries + self.DQ * self.TILE_Q * self.TILE_K * 2 + 16 * self.TILE_Q
+        ds_and_dq = self.TILE_Q * self.TILE_K * 2 + self.TILE_Q * DP * 4
+        return keys + queries + 16 * self.TILE_Q + self.DQ * ds_and_dq
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ SMALL_QUERIES = {
 }
 # on compute capability 9.0
 HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4), 256: KEYS[256]}
-HOPPER_QUERIES = {64: QUERIES[64], 128: QUERIES[128], 256: QUERIES[256]}
+HOPPER_QUERIES = {64: HopperQueries(128), 128: HopperQueries(64), 256: QUERIES[256]}
 
 
 def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
