@@ -12,7 +12,7 @@ struct Epilogue {
   bool wide;                // corners and ld allow accesses of four
 };
 
-// Fours of results begin..end - 1 by COUNT threads; read(token, row) gives the sums of rows row..row + 3.
+// Fours of results begin..end - 1 by COUNT threads; read(token, row) gives the sums of four rows.
 template <int COUNT, typename Read>
 DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
 #pragma unroll 1

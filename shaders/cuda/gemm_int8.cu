@@ -1,5 +1,5 @@
 // Rows of x rounded to int8 by their own scale, for products on int8 tensor cores (gemm_mma.cu):
-//   scale[m] = max |x[m, :]| / 127,   values[m, k] = rint(x[m, k] / scale) in -127..127, half to even
+//   scale[m] = max |x[m, :]| / 127,  values[m, k] = rint(x[m, k] / scale) in -127..127, half even
 // values: int8 [M, ldv], zero from K to ldv; scales: float32 [M]. A row of zeros gives zeros.
 // One block of 256 threads a row; x: 16-byte accesses where `wide` (aligned rows, K % 8 == 0).
 // Macro: X (c type of x).

@@ -8,17 +8,18 @@
 //
 // Up to three weights with the same K lie side by side in y (q, k, v; gate, up).
 //
-// The weight is the A operand (16 rows of n), tokens are the 8 columns of B, so that few tokens cost
-// little: TOKENS may be 8. A block makes ROWS x TOKENS results over a share of K (gridDim.y shares);
-// with more than one share the last block to arrive adds all shares in order (deterministic).
-// Threads: WARPS_R x WARPS_T warps, each (16 MT) x (8 NT) results. K goes by in stages of 128 bytes of
-// weight row through a ring of STAGES buffers filled by cp.async.
+// The weight is the A operand (16 rows of n), tokens are the 8 columns of B, so that few tokens
+// cost little: TOKENS may be 8. A block makes ROWS x TOKENS results over a share of K (gridDim.y
+// shares); with more than one the last block to arrive adds all shares in order (deterministic).
+// Threads: WARPS_R x WARPS_T warps, each (16 MT) x (8 NT) results. K goes by in stages of 128 bytes
+// of weight row through a ring of STAGES buffers filled by cp.async.
 // A sum does not care about the order of k, so lane 4g + t takes 8 consecutive k of every 32 (16 of
-// every 64 bytes in FORM 3) where mma's layout would have it take 2 + 2 of every 16: fragments of x and
-// w are then one wide shared load each. 16-byte chunks are swizzled by row against bank conflicts.
+// every 64 bytes in FORM 3) where mma's layout would have it take 2 + 2 of every 16: fragments of x
+// and w are then one wide shared load each. 16-byte chunks are swizzled by row against bank
+// conflicts.
 //
-// Macros: X (c type of x), FORM, GROUP, OUT, BIAS, RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT, STAGES,
-// SPLIT (1: gridDim.y > 1). Needs sm_80; 16-byte aligned x and w rows (ldx, K).
+// Macros: X (c type of x), FORM, GROUP, OUT, BIAS, RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT,
+// STAGES, SPLIT (1: gridDim.y > 1). Needs sm_80; 16-byte aligned x and w rows (ldx, K).
 #include "prelude.cuh"
 
 #if FORM == 3
@@ -47,7 +48,7 @@ typedef float acc_t;
 #define LD_TILE (ROWS + 4)                // floats of a token in the epilogue's tile
 #include "gemm_epilogue.cuh"
 
-// -- PTX -----------------------------------------------------------------------------------------
+// -- PTX ------------------------------------------------------------------------------------------
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // 16 bytes, of which `bytes` are read and the rest are zero.
@@ -93,7 +94,7 @@ DEVICE void mma(int* c, const u32* a, const u32* b, i8) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// -- four int8 to two pairs of 16-bit floats, exactly -------------------------------------------------
+// -- four int8 to two pairs of 16-bit floats, exactly ---------------------------------------------
 // bf16: 0x4300 | low 7 bits is 128 + v; the sign bit turns 128 into 256: (128 + v) - (128 or 256).
 DEVICE void widen(u32 q, u32* pair, bf16) {
   const u32 bytes[2] = {__byte_perm(q, 0, 0x4140), __byte_perm(q, 0, 0x4342)};
@@ -114,7 +115,7 @@ DEVICE void widen(u32 q, u32* pair, f16) {
     asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair[i]) : "r"(value[i]), "r"(base));
 }
 
-// -- where things lie in a stage ------------------------------------------------------------------------
+// -- where things lie in a stage ------------------------------------------------------------------
 DEVICE u32 w_offset(int row, int chunk) {
   const int turn = (FORM == 1 || FORM == 2) ? (row & 3) << 1 : (row & 1) << 2;
   return row * 128 + ((chunk ^ turn) << 4);
@@ -166,7 +167,7 @@ DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) 
   }
 }
 
-// -- one stage of products --------------------------------------------------------------------------------
+// -- one stage of products ------------------------------------------------------------------------
 // Blocks of 32 k (64 in FORM 3): two steps of mma each.
 DEVICE void products(u32 stage, acc_t (&acc)[MT][NT][4], int row0, int token0) {
   const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
@@ -260,8 +261,8 @@ DEVICE bool add_shares(acc_t (&acc)[MT][NT][4], acc_t* partials, u32* counters, 
   return true;
 }
 
-// Grid: (row tiles of all weights x token tiles, shares of K). Eight token tiles go together through
-// the rows, so that what one wave of blocks reads stays in the L2 cache.
+// Grid: (row tiles of all weights x token tiles, shares of K). Eight token tiles go together
+// through the rows, so that what one wave of blocks reads stays in the L2 cache.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
     const x_t* x, i64 ldx, const float* x_scales,
     const char* w0, const char* w1, const char* w2,
@@ -282,7 +283,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   const BIAS* bias = b0;
   if (tile >= tiles0) {
     tile -= tiles0, n = n1, column0 = n0, w.rows = w1, w.scales = s1, bias = b1;
-    if (tile >= tiles1) tile -= tiles1, n = n2, column0 += n1, w.rows = w2, w.scales = s2, bias = b2;
+    if (tile >= tiles1) {
+      tile -= tiles1, n = n2, column0 += n1, w.rows = w2, w.scales = s2, bias = b2;
+    }
   }
   const int first = tile * ROWS;
   w.rows += (i64)first * K * W_BYTES;
@@ -334,9 +337,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
 #pragma unroll
     for (int j = 0; j < NT; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        out[(warp_token + j * 8 + 2 * t + (i & 1)) * LD_TILE + warp_row + m * 16 + g + (i >> 1) * 8] =
-            (float)acc[m][j][i];
+      for (int i = 0; i < 4; ++i) {
+        const int token = warp_token + j * 8 + 2 * t + (i & 1);
+        out[token * LD_TILE + warp_row + m * 16 + g + (i >> 1) * 8] = (float)acc[m][j][i];
+      }
   __syncthreads();
   const i64 corner = (i64)token0 * ldy + column0 + first;
   Epilogue e = {w.scales, FORM == 3 ? x_scales + token0 : nullptr, bias ? bias + first : nullptr,

@@ -1,7 +1,8 @@
-// y[M, N] = x[M, K] w[N, K]^T + bias[n] + residual[m, n] in float32 on ordinary arithmetic units: for
-// float32 x, for GPUs and shapes that the tensor-core kernels do not take. Any K, any alignment.
+// y[M, N] = x[M, K] w[N, K]^T + bias[n] + residual[m, n] in float32 on ordinary arithmetic units:
+// for float32 x, for GPUs and shapes that the tensor-core kernels do not take. Any K and alignment.
 //
-//   FORM 0: w of type W, ldw elements a row      FORM 1: int8, scale[n]      FORM 2: int8, scale[n, k / GROUP]
+//   FORM 0: w of type W, ldw elements a row   FORM 1: int8, scale[n]
+//   FORM 2: int8, scale[n, k / GROUP]
 //   FORM 3: x and w int8: the sum in int32, then xscale[m] scale[n]
 //   FORM 4: GGUF Q8_0, 34 bytes for 32 k (f16 d, int8 q): d q
 //   FORM 5: GGUF Q4_1, 20 bytes for 32 k (f16 d, f16 m, nibbles: low 0..15, high 16..31): d q + m
@@ -99,8 +100,8 @@ DEVICE void load_w(const void* w, const float* scales, int n, int N, int k, int 
 #endif
 }
 
-// Grid: (column tiles, row tiles). groups: scales a row; wide_x, wide_w: see load8; for FORM 4 and 5
-// K % 32 == 0.
+// Grid: (column tiles, row tiles). groups: scales a row; wide_x, wide_w: see load8; for FORM 4 and
+// 5 K % 32 == 0.
 extern "C" __global__ void __launch_bounds__(256) gemm_simt(
     const x_t* x, i64 ldx, const float* x_scales, const void* w, i64 ldw, const float* scales,
     const BIAS* bias, const RESIDUAL* residual, OUT* y, i64 ldy, int M, int N, int K, int groups,

@@ -1,29 +1,30 @@
 // y[M, N] = x[M, K] w[N, K]^T on Hopper's warpgroup products, the weight read in its stored form.
 //
-//   FORM 0: w in x's type (few tokens)   FORM 1: int8, scale per row   FORM 2: int8, scale per GROUP
-//   FORM 3: x and w int8 (w8a8)   then + bias[n] + residual[m, n], rounded once to OUT; the formulas
+//   FORM 0: w in x's type (few tokens)  FORM 1: int8, scale per row  FORM 2: int8, scale per GROUP
+//   FORM 3: x and w int8 (w8a8)  then + bias[n] + residual[m, n], rounded once to OUT; the formulas
 //   and the weights side by side are those of gemm_mma.cu.
 //
-// A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles by
-// TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply 64
-// rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
-// FORM 1 and 2: w's bytes become bf16/f16 A fragments in registers, exactly, while the products of the
-// stage before are under way. FORM 2 adds each group's sums to the total by its scale.
+// A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles
+// by TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply
+// 64 rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
+// FORM 1 and 2: w's bytes become bf16/f16 A fragments in registers, exactly, while the products of
+// the stage before are under way. FORM 2 adds each group's sums to the total by its scale.
 // FORM 0 and 3: both operands from shared memory.
-// The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared memories,
-// in order (deterministic), and writes it (gemm_epilogue.cuh).
+// The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
+// memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
-// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64,
-// 128, 256; 128 at most for FORM 2), STAGES, SHARES (1..8).
+// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1, 2, 4), TOKENS (8, 16,
+// 32, 64, 128, 256; 128 at most for FORM 2), BK (k of a stage: 64 for FORM 0, 128 for FORM 3,
+// either for 1 and 2), STAGES, SHARES (1..8).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 
 #define ROWS (64 * GROUPS)
-#define BK (FORM == 3 ? 128 : 64)
-#define W_ROW (FORM == 0 || FORM == 3 ? 128 : 64)  // bytes of a row in a stage
+#define W_ROW (FORM == 0 ? 2 * BK : BK)  // bytes of a row in a stage
+#define PARTS (FORM == 3 ? 1 : BK / 64)  // of 128 bytes of a token in a stage
 #define LD_TILE (ROWS + 4)
 #define W_STAGE (ROWS * W_ROW)
-#define X_STAGE (TOKENS * 128)
+#define X_STAGE (TOKENS * 128 * PARTS)
 #define STAGE_BYTES (W_STAGE + X_STAGE)
 #define ACC (TOKENS / 2)  // accumulators of a thread
 #define MANY (TOKENS >= 128)
@@ -40,7 +41,7 @@ typedef float acc_t;
 #define GROUP 128
 #endif
 
-// -- instructions that hopper.cuh does not have -------------------------------------------------------
+// -- instructions that hopper.cuh does not have ---------------------------------------------------
 #define WG_R96 "%96, %97, %98, %99, %100, %101, %102, %103"
 #define WG_R104 "%104, %105, %106, %107, %108, %109, %110, %111"
 #define WG_R112 "%112, %113, %114, %115, %116, %117, %118, %119"
@@ -81,10 +82,11 @@ DEVICE void tma_load_2d(u32 target, const TensorMap* map, u32 barrier, int x, in
       : "memory");
 }
 
-// -- two int8 in the low half of q to a pair of 16-bit floats, exactly: see gemm_mma.cu -----------------
+// -- two int8 in the low half of q to a pair of 16-bit floats, exactly: see gemm_mma.cu -----------
 DEVICE u32 widen(u32 q, bf16) {
   const u32 bytes = __byte_perm(q, 0, 0x4140);
-  const u32 value = (bytes & 0x007f007fu) | 0x43004300u, minus = (bytes & 0x00800080u) | 0xc300c300u;
+  const u32 value = (bytes & 0x007f007fu) | 0x43004300u;
+  const u32 minus = (bytes & 0x00800080u) | 0xc300c300u;
   u32 pair;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(value), "r"(0x3f803f80u), "r"(minus));
   return pair;
@@ -105,16 +107,16 @@ DEVICE u32 shared_u16(u32 p) {
   return v;
 }
 
-// A fragments of the stage's four steps of 16 k, for rows `row` and row + 8 (64-byte rows, swizzled).
+// A fragments of STEPS steps of 16 k from chunk `chunk` on (16 bytes each), rows `row` and row + 8.
 #if FORM == 1 || FORM == 2
-DEVICE void load_a(u32 stage, int row, u32 (&a)[4][4]) {
+template <int STEPS> DEVICE void load_a(u32 stage, int row, int chunk, u32 (&a)[STEPS][4]) {
   const int t = threadIdx.x & 3;
 #pragma unroll
-  for (int s = 0; s < 4; ++s) {
+  for (int s = 0; s < STEPS; ++s) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = row + half * 8;
-      const u32 p = stage + r * 64 + ((s ^ ((r >> 1) & 3)) << 4) + t * 2;
+      const int r = row + half * 8, turn = W_ROW == 128 ? r & 7 : (r >> 1) & 3;  // the swizzle
+      const u32 p = stage + r * W_ROW + (((chunk + s) ^ turn) << 4) + t * 2;
       a[s][half] = widen(shared_u16(p), X());
       a[s][half + 2] = widen(shared_u16(p + 8), X());
     }
@@ -135,7 +137,7 @@ DEVICE void one_step(acc_t (&acc)[ACC], u64 a, u64 b) {
 #endif
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
-                     int, int) {
+                     int) {
   for (int i = 0; i < steps; ++i) {
     const int s = i % STAGES;
     const u32 stage = ring.stages + s * STAGE_BYTES;
@@ -154,35 +156,39 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
   pin(acc);
 }
 #elif FORM == 1
-DEVICE void one_stage(acc_t (&acc)[ACC], Ring ring, int i, int row, u32 (&a)[4][4]) {
-  const int s = i % STAGES;
+// Units of 64 k. The bytes of one become fragments during the products of the one before.
+DEVICE void unit(acc_t (&acc)[ACC], Ring ring, int u, int row, u32 (&a)[4][4]) {
+  const int i = u / PARTS, part = u % PARTS, s = i % STAGES;
   const u32 stage = ring.stages + s * STAGE_BYTES;
-  mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
-  load_a(stage, row, a);
-  const u64 b = swizzled_descriptor(stage + W_STAGE);
+  if (part == 0) mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
+  load_a<4>(stage, row, part * 4, a);
+  const u64 b = swizzled_descriptor(stage + W_STAGE + part * (TOKENS * 128));
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
     Wgmma<X, TOKENS>::template rs<0>(acc, a[k], descriptor_plus(b, k * 32), 1);
   wgmma_commit();
   wgmma_wait<1>();
-  if (i && threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
+  if (part == 0 && i && threadIdx.x % 32 == 0)
+    mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
-                     int, int) {
+                     int) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
+  const int units = steps * PARTS;
   u32 a[2][4][4];
-  int i = 0;
-  for (; i + 1 < steps; i += 2) {
-    one_stage(acc, ring, i, row, a[0]);
-    one_stage(acc, ring, i + 1, row, a[1]);
+  int u = 0;
+  for (; u + 1 < units; u += 2) {
+    unit(acc, ring, u, row, a[0]);
+    unit(acc, ring, u + 1, row, a[1]);
   }
-  if (i < steps) one_stage(acc, ring, i, row, a[0]);
+  if (u < units) unit(acc, ring, u, row, a[0]);
   wgmma_wait<0>();
   pin(acc);
 }
 #else
-DEVICE void add_scaled(acc_t (&acc)[ACC], const float (&sum)[ACC], float low, float high) {
+DEVICE void add_scaled(acc_t (&acc)[ACC], float (&sum)[ACC], float low, float high) {
+  pin(sum);
 #pragma unroll
   for (int j = 0; j < ACC; j += 4) {
     acc[j] += low * sum[j];
@@ -191,67 +197,71 @@ DEVICE void add_scaled(acc_t (&acc)[ACC], const float (&sum)[ACC], float low, fl
     acc[j + 3] += high * sum[j + 3];
   }
 }
-// Units of PART steps of 16 k, each within one group: half a stage for GROUP 32, else a stage. The
-// sums of one unit are under way while those of the unit before are scaled and added.
-#define PART (GROUP == 32 ? 2 : 4)
-DEVICE void unit(float (&sum)[ACC], u32 stage, int row, int k0, u32 (&a)[4][4]) {
-  if (k0 == 0) load_a(stage, row, a);
-  const u64 b = swizzled_descriptor(stage + W_STAGE);
+// Units of 32 k, RUN of them in a group, whose products go to one of two sums. During a unit's
+// products the bytes of the next one become fragments and the group before is added to acc.
+#define RUN (GROUP / 32)
+DEVICE void fragments(Ring ring, int u, int row, u32 (&a)[2][4]) {
+  const int i = u / (2 * PARTS), s = i % STAGES, part = u % (2 * PARTS);
+  if (part == 0) mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
+  load_a<2>(ring.stages + s * STAGE_BYTES, row, part * 2, a);
+}
+DEVICE void issue(float (&sum)[ACC], Ring ring, int u, u32 (&a)[2][4], bool first) {
+  const int part = u % (2 * PARTS);
+  const u32 stage = ring.stages + u / (2 * PARTS) % STAGES * STAGE_BYTES;
+  const u64 b = swizzled_descriptor(stage + W_STAGE + part / 2 * (TOKENS * 128));
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < PART; ++k)
-    Wgmma<X, TOKENS>::template rs<0>(sum, a[k0 + k], descriptor_plus(b, (k0 + k) * 32), k != 0);
+  for (int k = 0; k < 2; ++k)
+    Wgmma<X, TOKENS>::template rs<0>(sum, a[k], descriptor_plus(b, (part % 2 * 2 + k) * 32),
+                                     k != 0 || !first);
   wgmma_commit();
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float* low,
-                     const float* high, int skipped, int groups) {
+                     const float* high, int groups) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
-  u32 a[4][4];
-  float sum[2][ACC];
-#if GROUP == 32
-  float scale_low = 0.f, scale_high = 0.f;  // of the unit that is under way
-#endif
-  for (int i = 0; i < steps; ++i) {
-    const int s = i % STAGES;
-    const u32 stage = ring.stages + s * STAGE_BYTES;
-    float next_low[2], next_high[2];
+  constexpr int BODY = 8;  // units that overlap; ptxas serialises sums that are read a round later
+  const int units = steps * 2 * PARTS, whole = units / BODY * BODY;
+  u32 a[2][2][4];
+  float sum[2][ACC], scale[2][2];
+  auto scale_of = [&](int u, float(&pair)[2]) {
+    const int at = u / RUN;
+    pair[0] = low && at < groups ? low[at] : 0.f;
+    pair[1] = high && at < groups ? high[at] : 0.f;
+  };
+  auto release = [&](int u) {  // the stage whose last unit is u
+    if ((u + 1) % (2 * PARTS) == 0 && threadIdx.x % 32 == 0)
+      mbarrier_arrive(ring.empty + u / (2 * PARTS) % STAGES * 8);
+  };
+  if (units) fragments(ring, 0, row, a[0]);
+  for (int from = 0; from < whole; from += BODY) {
 #pragma unroll
-    for (int h = 0; h < (GROUP == 32 ? 2 : 1); ++h) {
-      const int at = (skipped + i * BK + h * 32) / GROUP;
-      next_low[h] = low && at < groups ? low[at] : 0.f;
-      next_high[h] = high && at < groups ? high[at] : 0.f;
-    }
-    mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
-#if GROUP == 32
-    unit(sum[0], stage, row, 0, a);
-    if (i) {
+    for (int j = 0; j < BODY; ++j) {
+      const int u = from + j, now = j / RUN & 1;
+      issue(sum[now], ring, u, a[j & 1], j % RUN == 0);
       wgmma_wait<1>();
-      pin(sum[1]);
-      add_scaled(acc, sum[1], scale_low, scale_high);
+      if (j) release(u - 1);
+      if (j && j % RUN == 0) add_scaled(acc, sum[now ^ 1], scale[now ^ 1][0], scale[now ^ 1][1]);
+      if (j % RUN == 0) scale_of(u, scale[now]);
+      if (u + 1 < units) fragments(ring, u + 1, row, a[(j & 1) ^ 1]);
     }
-    unit(sum[1], stage, row, 2, a);
-    wgmma_wait<1>();
-    pin(sum[0]);
-    add_scaled(acc, sum[0], next_low[0], next_high[0]);
-    scale_low = next_low[1], scale_high = next_high[1];
     wgmma_wait<0>();
-    pin(sum[1]);
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + s * 8);
-#else
-    unit(sum[0], stage, row, 0, a);
-    wgmma_wait<0>();
-    pin(sum[0]);
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + s * 8);
-    add_scaled(acc, sum[0], next_low[0], next_high[0]);
-#endif
+    release(from + BODY - 1);
+    constexpr int END = (BODY - 1) / RUN & 1;
+    add_scaled(acc, sum[END], scale[END][0], scale[END][1]);
   }
-#if GROUP == 32
-  add_scaled(acc, sum[1], scale_low, scale_high);
-#endif
+  for (int u = whole; u < units; ++u) {  // what is left of K, one unit after the other
+    issue(sum[0], ring, u, a[0], u % RUN == 0);
+    wgmma_wait<0>();
+    pin(sum[0]);
+    release(u);
+    scale_of(u, scale[0]);
+    if (u % RUN == RUN - 1 || u == units - 1) add_scaled(acc, sum[0], scale[0][0], scale[0][1]);
+    if (u + 1 < units) fragments(ring, u + 1, row, a[0]);
+  }
 }
 #endif
 
-// -- clusters ---------------------------------------------------------------------------------------
+// -- clusters -------------------------------------------------------------------------------------
 DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
@@ -283,25 +293,35 @@ struct Piece {  // of one weight: what a block works on
   int first, rows, column;  // first row in the weight, rows from there to its end, column in y
 };
 
+DEVICE void load_x(u32 stage, const TensorMap* x, u32 full, int k, int token0) {
+#pragma unroll
+  for (int part = 0; part < PARTS; ++part)
+    tma_load_2d(stage + W_STAGE + part * (TOKENS * 128), x, full, k + part * 64, token0);
+}
+// Stage i holds step begin + (i + turn) % count of K: blocks start at different places, so that
+// they do not all read the same lines of x at once.
 DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begin, int count,
-                    bool early) {
+                    int turn, bool early) {
+  auto k_of = [&](int i) {
+    const int at = i + turn;
+    return (begin + (at < count ? at : at - count)) * BK;
+  };
   const int ahead = min(count, STAGES);
   if (!early) pdl_wait();
   for (int i = 0; i < ahead; ++i) {
     mbarrier_expect(ring.full + i * 8, STAGE_BYTES);
-    tma_load_2d(ring.stages + i * STAGE_BYTES, w.map, ring.full + i * 8, (begin + i) * BK, w.first);
+    tma_load_2d(ring.stages + i * STAGE_BYTES, w.map, ring.full + i * 8, k_of(i), w.first);
   }
   if (early) pdl_wait();
   for (int i = 0; i < ahead; ++i)
-    tma_load_2d(ring.stages + i * STAGE_BYTES + W_STAGE, x, ring.full + i * 8, (begin + i) * BK,
-                token0);
+    load_x(ring.stages + i * STAGE_BYTES, x, ring.full + i * 8, k_of(i), token0);
   for (int i = ahead; i < count; ++i) {
     const int s = i % STAGES;
     const u32 stage = ring.stages + s * STAGE_BYTES, full = ring.full + s * 8;
     mbarrier_wait(ring.empty + s * 8, (i / STAGES & 1) ^ 1);
     mbarrier_expect(full, STAGE_BYTES);
-    tma_load_2d(stage, w.map, full, (begin + i) * BK, w.first);
-    tma_load_2d(stage + W_STAGE, x, full, (begin + i) * BK, token0);
+    tma_load_2d(stage, w.map, full, k_of(i), w.first);
+    load_x(stage, x, full, k_of(i), token0);
   }
 }
 
@@ -316,7 +336,7 @@ DEVICE void consume(Ring ring, Piece w, u32 tile, int begin, int count, int grou
     if (local + 8 < w.rows) high = w.scales + from + 8 * groups;
   }
   acc_t acc[ACC] = {};
-  multiply(acc, ring, count, group, low, high, begin * BK % GROUP, groups - begin * BK / GROUP);
+  multiply(acc, ring, count, group, low, high, groups - begin * BK / GROUP);
   named_sync(1, CONSUMERS);  // the ring becomes the tile of results
 #pragma unroll
   for (int j = 0; j < ACC; ++j) {
@@ -338,8 +358,8 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1,
     const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
     const float* x_scales, const float* s0, const float* s1, const float* s2, const BIAS* b0,
-    const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y, i64 ldy,
-    int M, int K, int groups, int wide, int early) {
+    const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y,
+    i64 ldy, int M, int K, int groups, int wide, int early, int rotate) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   pdl_launch();
@@ -356,9 +376,11 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     const int last = tile - tiles0 - tiles1;
     if (last >= 0) w = {&map2, s2, b2, last * ROWS, n2 - last * ROWS, n0 + n1};
   }
-  const int steps = (K + BK - 1) / BK;
-  const int begin = (i64)steps * blockIdx.y / SHARES;
-  const int count = (i64)steps * (blockIdx.y + 1) / SHARES - begin;
+  constexpr int ALIGN = FORM == 2 && GROUP > BK ? GROUP / BK : 1;  // shares do not cut groups
+  const int steps = (K + BK - 1) / BK, spans = (steps + ALIGN - 1) / ALIGN;
+  const int begin = spans * blockIdx.y / SHARES * ALIGN;
+  const int count = min(steps, (int)(spans * (blockIdx.y + 1) / SHARES * ALIGN)) - begin;
+  const int turn = FORM == 2 || !rotate || count < 1 ? 0 : tile * 5 % count;
   const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
   if (threadIdx.x == 0) {
@@ -371,7 +393,7 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   __syncthreads();
   if (threadIdx.x >= CONSUMERS) {
     if (MANY) registers_down<40>();
-    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, token0, begin, count, early);
+    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, token0, begin, count, turn, early);
     __syncwarp();
     if (SHARES > 1) cluster_sync();
     if (SHARES > 1) cluster_sync();

@@ -1,5 +1,6 @@
 """Launches of our own matrix products: `gemm_mma.cu` (tensor cores), `gemm_simt.cu` (any shape),
-`gemm_int8.cu` (x rounded to int8). All write y [M, sum of N] for weights [N, K] in stored form."""
+`gemm_int8.cu` (x rounded to int8); `gemm_sm90.py` has those of Hopper. All write y [M, sum of N]
+for weights [N, K] in stored form."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.tensor_map import tensor_map
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -194,7 +194,7 @@ def mma(
     three = [*weights, *[None] * (3 - len(weights))]
     bias3 = [*biases, *[None] * (3 - len(biases))]
     ldy = out.strides[0] // out.itemsize if M > 1 else out.shape[1]
-    wide = _fours(out, residual)
+    wide = in_fours(out, residual)
     backend.launch(
         "gemm_mma", "gemm_mma", (tiles, shares), (tile.threads,),
         [
@@ -205,12 +205,14 @@ def mma(
             int(early), partials, counters,
         ],
         shared_bytes=tile.shared_bytes(first.form, first.group), dependent=True,
-        **_defines(backend, x, first, out, given[0] if given else None, residual),
+        **type_macros(backend, x, first, out, given[0] if given else None, residual),
         **tile.defines(), SPLIT=int(shares > 1),
     )  # fmt: skip
 
 
-def _defines(backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any) -> dict[str, Any]:
+def type_macros(
+    backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any
+) -> dict[str, Any]:
     """Macros that `gemm_mma.cu` and `gemm_simt.cu` have in common."""
     name = backend.c_type
     own = name(out.dtype)
@@ -225,90 +227,7 @@ def _defines(backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any
     return found
 
 
-@dataclass(frozen=True)
-class Warpgroups:
-    """How `gemm_sm90.cu` is cut up; see there."""
-
-    groups: int
-    tokens: int
-    stages: int
-    shares: int = 1
-
-    def shared_bytes(self, form: int) -> int:
-        stage = _stage_bytes(form, self.groups, self.tokens)
-        tile = self.tokens * (64 * self.groups + 4) * 4
-        return max(stage * self.stages, tile) + 1024  # the ring begins at a multiple of 1024
-
-
-def _stage_bytes(form: int, groups: int, tokens: int) -> int:
-    return 64 * groups * (128 if form in (FLOAT, W8A8) else 64) + tokens * 128
-
-
-def pick_warpgroups(backend: Any, form: int, rows: list[int], M: int, K: int) -> Warpgroups:
-    """For weights of so many rows each and M tokens."""
-    sms, steps = backend.caps.sms, -(-K // (128 if form == W8A8 else 64))
-    if M <= 64:
-        tokens, room, blocks = next(t for t in (8, 16, 32, 64) if t >= M), 104 << 10, 2 * sms
-    else:
-        few = sum(-(-n // 128) for n in rows) * -(-M // 256) < sms // 2
-        tokens, room, blocks = 128 if few or form == INT8_GROUPS else 256, 208 << 10, sms
-    groups, tiles = 2, 0
-    for groups in (2, 1) if M <= 64 else (2,):
-        tiles = sum(-(-n // (64 * groups)) for n in rows) * -(-M // tokens)
-        if tiles * 8 >= blocks:
-            break
-    stages = min(room // _stage_bytes(form, groups, tokens), 8)
-    shares = max(1, min(8, blocks // tiles, steps // 4))
-    return Warpgroups(groups, tokens, stages, shares)
-
-
-def hopper_takes(backend: Any, w: Stored, M: int) -> bool:
-    """Whether `hopper` should multiply arguments that `tensor_cores_take`."""
-    return backend.caps.compute_capability == 90 and (w.form != FLOAT or M <= 64)
-
-
-def hopper(
-    backend: Any,
-    x: Any,
-    weights: list[Stored],
-    biases: list[Any],
-    residual: Any,
-    out: Any,
-    plan: Warpgroups | None = None,
-    early: bool = False,
-) -> None:
-    """As `mma`, by warpgroup products."""
-    M, K = x.shape
-    first = weights[0]
-    x_scales = None
-    if first.form == W8A8:
-        x, x_scales = quantize_rows(backend, x)
-    plan = plan or pick_warpgroups(backend, first.form, [w.N for w in weights], M, K)
-    rows = 64 * plan.groups
-    w_depth, x_depth = (128, 128) if first.form == W8A8 else (64, 64)
-    swizzle = 64 if first.form in (INT8, INT8_GROUPS) else 128
-    maps = [tensor_map(w.rows, (rows, w_depth), swizzle) for w in weights]
-    three = [*weights, *[None] * (3 - len(weights))]
-    tiles = sum(-(-w.N // rows) for w in weights) * -(-M // plan.tokens)
-    given = [b for b in biases if b is not None]
-    backend.launch(
-        "gemm_sm90", "gemm_sm90", (tiles, plan.shares),
-        (128 * plan.groups + (128 if plan.tokens >= 128 else 32),),
-        [
-            *maps, *maps[:1] * (3 - len(maps)), tensor_map(x, (plan.tokens, x_depth)), x_scales,
-            *(w and w.scales for w in three), *biases, *[None] * (3 - len(biases)),
-            *(w.N if w else 0 for w in three), residual, out,
-            np.int64(out.strides[0] // out.itemsize if M > 1 else out.shape[1]), M, K,
-            first.scales.shape[1] if first.scales is not None else 0,
-            int(_fours(out, residual)), int(early),
-        ],
-        shared_bytes=plan.shared_bytes(first.form), dependent=True,
-        GROUPS=plan.groups, TOKENS=plan.tokens, STAGES=plan.stages, SHARES=plan.shares,
-        **_defines(backend, x, first, out, given[0] if given else None, residual),
-    )  # fmt: skip
-
-
-def _fours(*arrays: Any) -> bool:
+def in_fours(*arrays: Any) -> bool:
     """Whether rows of these arrays can be read and written four elements at a time."""
     return all(a is None or aligned(a, to=4 * a.itemsize) for a in arrays)
 
@@ -320,7 +239,7 @@ def simt(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) ->
     if w.form == W8A8:
         x, x_scales = quantize_rows(backend, x)
     per_thread = 2 if M <= 48 else 8
-    defines = _defines(backend, x, w, out, bias, residual)
+    defines = type_macros(backend, x, w, out, bias, residual)
     if w.form == FLOAT:
         defines["W"] = backend.c_type(w.rows.dtype)
     backend.launch(
@@ -352,14 +271,6 @@ def quantize_rows(backend: Any, x: Any) -> tuple[Any, Any]:
     return values, scales
 
 
-_WARPGROUPS_TO_COMPILE = [
-    *((form, Warpgroups(2, 32, 5, 4)) for form in (FLOAT, INT8, INT8_GROUPS, W8A8)),
-    *((form, Warpgroups(2, 128, 6, 3)) for form in (INT8, INT8_GROUPS, W8A8)),
-    *((form, Warpgroups(2, 256, 4, 1)) for form in (INT8, W8A8)),
-    (INT8, Warpgroups(1, 8, 8, 8)), (INT8_GROUPS, Warpgroups(1, 64, 5, 8)),
-]  # fmt: skip
-
-
 def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
     made, types = [], same
@@ -370,14 +281,6 @@ def _variants() -> list[Variant]:
             if form == INT8_GROUPS:
                 defines["GROUP"] = 32
             made.append(Variant("gemm_mma", defines, least=80))
-    for form, plan in _WARPGROUPS_TO_COMPILE:
-        defines = {
-            **same, "X": "i8" if form == W8A8 else "bf16", "FORM": form, "GROUPS": plan.groups,
-            "TOKENS": plan.tokens, "STAGES": plan.stages, "SHARES": plan.shares,
-        }  # fmt: skip
-        if form == INT8_GROUPS:
-            defines["GROUP"] = 32
-        made.append(Variant("gemm_sm90", defines, only="sm_90a"))
     half = dict.fromkeys(same, "f16")
     tile = _TILES[INT8][-1][1]
     made.append(Variant("gemm_mma", {**half, "FORM": INT8, **tile.defines(), "SPLIT": 0}, least=80))

@@ -19,8 +19,8 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.cupy import blas, gemm
-from boostr.backends.cupy.gemm import FLOAT, VARIANTS, Stored, Weight
+from boostr.backends.cupy import blas, gemm, gemm_sm90
+from boostr.backends.cupy.gemm import FLOAT, Stored, Weight
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -113,8 +113,8 @@ def _on_tensor_cores(
     if gemm.tensor_cores_take(backend, x, weights) is not None:
         return False
     M = x.shape[0]
-    if gemm.hopper_takes(backend, weights[0], M):
-        gemm.hopper(backend, x, weights, biases, residual, out, early=early)
+    if gemm_sm90.hopper_takes(backend, weights[0], M):
+        gemm_sm90.hopper(backend, x, weights, biases, residual, out, early=early)
     elif weights[0].form != FLOAT or M <= _SKINNY:
         gemm.mma(backend, x, weights, biases, residual, out, early=early)
     else:
@@ -185,5 +185,6 @@ class _Joined:
 
 
 KERNELS = {"linear": Kernel(_linear, _supports)}
+VARIANTS = [*gemm.VARIANTS, *gemm_sm90.VARIANTS]
 
 __all__ = ["FEW", "KERNELS", "VARIANTS", "product", "segments_gemm"]
