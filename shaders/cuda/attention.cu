@@ -12,7 +12,8 @@
 // Macros: DTYPE, HEAD_DIM (D and Dv up to it, a multiple of 16), BLOCK_N, BLOCK_WARPS, TILES_M (1
 //   or 2), BLOCKS (least blocks per SM), Q_REGISTERS (q in registers, not read again), PAGED,
 //   GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM), SPLIT (gridDim.z blocks share the keys of a
-//   tile; out and lse are then the partial sums that attention_combine.cu puts together).
+//   tile; out and lse are then the partial sums that attention_combine.cu puts together; the `pack`
+//   heads of a kv head share the tile: row r is token r / pack, head r % pack).
 // Limits: rows of 16-byte pieces at 16-byte addresses, D % 8 == Dv % 8 == 0, scale > 0.
 // Source: Dao 2023, FlashAttention-2; the lazy maximum: FlashAttention-4 (Tri Dao et al. 2025).
 #include "prelude.cuh"
@@ -43,10 +44,12 @@ struct Kept {
   const T *k, *v;    // the kv head's row 0 of the segment, or (PAGED) of the cache
   const int* table;  // the segment's row
   int token, rows;   // the tile's first token, and how many it has
-  int len_k, floor, position, first;  // position of row 0; first tile of keys
-  float sink;                         // as a power of 2; -inf: none
-  DEVICE int begin(int r, int left) const { return max(floor, position + r - left); }
-  DEVICE int end(int r, int right) const { return min(len_k, position + r + right + 1); }
+  int len_k, floor, first, pack;  // first: tile of keys
+  int first_position;             // of row 0
+  float sink;                     // as a power of 2; -inf: none
+  DEVICE int position(int r) const { return first_position + (SPLIT ? r / pack : r); }
+  DEVICE int begin(int r, int left) const { return max(floor, position(r) - left); }
+  DEVICE int end(int r, int right) const { return min(len_k, position(r) + right + 1); }
 };
 
 // Strides in elements, widths, and the shape of the block table: arguments of the kernel.
@@ -75,7 +78,17 @@ DEVICE void load_rows(u32 to, const T* from, i64 stride, int exist, int width) {
   }
 }
 
-// The same for a tile that lies in several blocks.
+// The rows of a tile of queries that several heads share.
+DEVICE void load_packed(u32 to, const T* from, i64 row, i64 head, int exist, int pack, int width) {
+#pragma unroll 4
+  for (int piece = threadIdx.x; piece < BLOCK_M * CHUNKS; piece += THREADS) {
+    int r = piece / CHUNKS, chunk = piece % CHUNKS;
+    cp_async16(to + Rows::offset(r, chunk), from + r / pack * row + r % pack * head + chunk * 8,
+               r < exist && (!GENERAL || chunk * 8 < width));
+  }
+}
+
+// Keys of a tile that lies in several blocks.
 DEVICE void load_scattered(u32 to, const T* cache, i64 stride, i64 block_stride, const int* table,
                            const Layout& at, int start, int exist, int width) {
 #pragma unroll 2
@@ -269,7 +282,7 @@ DEVICE void finish(Sums& o, PerRow& top, PerRow& sum, u32 room, i64 token, int r
 
 #if SPLIT
 // Of this split: sums of exp(score - m) v, f32 [T, H, splits, Dv], and (m, sum) [T, H, splits].
-DEVICE void store_partial(const Sums& o, const PerRow& top, const PerRow& sum, i64 token, int rows,
+DEVICE void store_partial(const Sums& o, const PerRow& top, const PerRow& sum, const Kept& kept,
                           float* out, float2* ms, int H, int head, int Dv) {
   int lane = threadIdx.x & 31;
 #pragma unroll
@@ -280,8 +293,9 @@ DEVICE void store_partial(const Sums& o, const PerRow& top, const PerRow& sum, i
       total += __shfl_xor_sync(FULL_MASK, total, 1);
       total += __shfl_xor_sync(FULL_MASK, total, 2);
       int r = row_of(i) + lane / 4 + 8 * h;
-      if (r >= rows) continue;
-      i64 slot = ((token + r) * H + head) * gridDim.z + blockIdx.z;
+      if (r >= kept.rows) continue;
+      i64 row = (i64)(kept.token + r / kept.pack) * H + head + r % kept.pack;
+      i64 slot = row * gridDim.z + blockIdx.z;
       if (lane % 4 == 0)
         ms[slot] = make_float2(total > 0.f ? top[i][h] * LN2 : -INF, total);
 #pragma unroll
@@ -299,7 +313,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     const int* table, const float* slopes, const float* sinks, i64 q_row, i64 q_head, i64 k_row,
     i64 k_head, i64 v_row, i64 v_head, i64 k_block, i64 v_block, int Tq, int B, int H, int group,
     int D, int Dv, int left, int right, int bottom_right, float scale, float softcap,
-    int block_size, int columns, int together) {
+    int block_size, int columns, int together, int packed) {
+  const int pack = SPLIT ? packed : 1;
   extern __shared__ __align__(1024) char shared[];
   constexpr int KV_BYTES = Rows::bytes(BLOCK_N);
   Kept& kept = *(Kept*)(shared + Rows::bytes(BLOCK_M) + 4 * KV_BYTES);  // 128 bytes at the end
@@ -308,9 +323,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
   int t;  // tile of keys, from the last one down
   bool gaps = false;
   {
-    int head = blockIdx.y * together + blockIdx.x % together;
-    Place place = find_place(cu_q, cu_k, Tq, B, (gridDim.x - 1 - blockIdx.x) / together, BLOCK_M,
-                             PAGED, block_size * columns, bottom_right);
+    int head = (blockIdx.y * together + blockIdx.x % together) * pack;
+    Place place = find_place(cu_q, cu_k, Tq, B, (gridDim.x - 1 - blockIdx.x) / together,
+                             BLOCK_M / pack, PAGED, block_size * columns, bottom_right);
     if (place.rows <= 0) return;
     int begin = place.key_begin(0, left), end = place.key_end(place.rows - 1, right);
     int first = begin / BLOCK_N;
@@ -325,12 +340,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
       float sink = sinks != nullptr && place.segment < B ? sinks[head] * LOG2E : -INF;
       kept = {k + head / group * k_head + place.k_first * k_row,
               v + head / group * v_head + place.k_first * v_row, table,
-              place.q_first + place.row, place.rows, place.len_k, place.floor, place.position(0),
-              first, sink};
+              place.q_first + place.row, place.rows * pack, place.len_k, place.floor, first, pack,
+              place.position(0), sink};
     }
     if (t >= first) {
       const T* from = q + (i64)(place.q_first + place.row) * q_row + head * q_head;
-      load_rows<BLOCK_M>(q_to, from, q_row, place.rows, D);
+      if (SPLIT)
+        load_packed(q_to, from, q_row, q_head, place.rows * pack, pack, D);
+      else
+        load_rows<BLOCK_M>(q_to, from, q_row, place.rows, D);
     }
     if (PAGED) {
       bool gap = false;  // a block in sight that is not there
@@ -368,12 +386,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     multiply_keys<P>(s, qs, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH,
                      Rows::b_lane(k_to) + stage);
 #if GENERAL
-    int position = kept.position, head = blockIdx.y * together + blockIdx.x % together;
-    float slope = slopes == nullptr ? 0.f : slopes[head] * LOG2E;
+    const float* slope = slopes == nullptr
+        ? nullptr : slopes + (blockIdx.y * together + blockIdx.x % together) * pack;
     float inner = softcap > 0.f ? scale / softcap : 0.f;
     each_score<P>(s, start, [&](float& x, int r, int key) {
       x = softcap > 0.f ? softcap * LOG2E * tanh_fast(x * inner) : x * (scale * LOG2E);
-      x -= slope * (float)abs(key - position - r);
+      if (slope != nullptr)
+        x -= slope[SPLIT ? r % pack : 0] * LOG2E * (float)abs(key - kept.position(r));
     });
 #endif
     if (start < kept.begin(row_of(P::TO - 1) + 15, left) ||
@@ -413,9 +432,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     else if (low)
       attend(Part<0, 1>(), start, stage);
   }
-  int head = blockIdx.y * together + blockIdx.x % together;
+  int head = (blockIdx.y * together + blockIdx.x % together) * pack;
 #if SPLIT
-  store_partial(o, top, sum, kept.token, kept.rows, (float*)out, (float2*)lse, H, head, Dv);
+  store_partial(o, top, sum, kept, (float*)out, (float2*)lse, H, head, Dv);
 #else
   finish(o, top, sum, q_to, kept.token, kept.rows, kept.sink, out, lse, H, head, Dv);
 #endif

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_simt(
     const int* cu_k, const int* table, const float* slopes, const float* sinks, i64 q_row,
     i64 q_head, i64 k_row, i64 k_head, i64 v_row, i64 v_head, i64 k_block, i64 v_block, int Tq,
     int B, int H, int group, int D, int Dv, int left, int right, int bottom_right, float scale,
-    float softcap, int block_size, int columns, int together) {
+    float softcap, int block_size, int columns, int together, int) {
   __shared__ __align__(16) float wide[SIDE * PITCH];  // q, then the probabilities
   __shared__ __align__(16) float keys[SIDE * PITCH];  // k, then v
   __shared__ int block_at[SIDE];                      // PAGED: the block of each key, -1: not there

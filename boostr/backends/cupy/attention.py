@@ -25,7 +25,7 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 MAX_V_WIDTH = 512  # of the SIMT kernel
 _SIMT_SIDE = 64
 _FAR = 1 << 30  # a window side without limit
-_FEW = 64  # queries per segment, for which smaller tiles are enough
+_FEW = 64  # rows per segment, for which smaller tiles are enough
 _LEAST_KEYS, _MAX_SPLITS = 512, 32  # of a split
 _MANY_SPLITS = 5  # from here on splitting beats Hopper's faster products
 
@@ -76,6 +76,7 @@ def _candidates(head_dim: int, plain: bool, general: bool, few: bool) -> list[Ti
     return [*([Tiles(128)] if plain and head_dim == 64 else []), Tiles(64), Tiles(32), small]
 
 
+@cache
 def choose_tiles(
     head_dim: int, paged: bool, general: bool, shared_bytes: int, few: bool = False
 ) -> Tiles | None:
@@ -90,6 +91,15 @@ def choose_tiles(
         if tiles.blocks * (size + 1024) <= shared_bytes + 1024:
             return tiles
     return next((t for t, size in zip(listed, sizes, strict=True) if size <= shared_bytes), None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles, blocks that share a tile's keys, and heads that share its rows."""
+
+    tiles: Tiles
+    splits: int = 1
+    pack: int = 1
 
 
 # -- one call --------------------------------------------------------------------------------------
@@ -125,35 +135,48 @@ class _Call:
         exact = self.q.shape[2] == self.v.shape[-1] == self.head_dim
         return bool(self.options.softcap) or self.alibi is not None or not exact
 
-    def tiles(self) -> Tiles | None:
-        """How the tensor-core kernel serves this call; None if it cannot."""
-        q, k, caps = self.q, self.k, self.backend.caps
-        sixteen = dtypes.float16, dtypes.bfloat16
+    @property
+    def on_tensor_cores(self) -> bool:
+        q, k = self.q, self.k
         least = 80 if q.dtype == dtypes.bfloat16 else 75
         widths = q.shape[2] % 8 == 0 == self.v.shape[-1] % 8
-        fits = q.dtype == k.dtype and q.dtype in sixteen and self.head_dim and widths
-        if not fits or caps.compute_capability < least or self.options.scale <= 0:
-            return None
-        few = q.shape[0] <= _FEW * (self.cu_q.size - 1)
-        paged = self.table is not None
-        return choose_tiles(self.head_dim, paged, self.general, caps.shared_bytes, few)
+        sixteen = q.dtype == k.dtype and q.dtype in (dtypes.float16, dtypes.bfloat16)
+        capable = self.backend.caps.compute_capability >= least
+        return bool(sixteen and widths and self.head_dim and capable and self.options.scale > 0)
 
-    def splits(self, tiles: Tiles) -> int:
-        """How many blocks should share the keys of a tile, from shapes alone.
+    def plan(self) -> Plan | None:
+        """How the tensor-core kernel serves this call, from shapes alone; None if it cannot.
 
-        More than one where few queries meet many keys, as a turn of a chat does: else most of the
-        GPU would wait.
+        Where few queries meet many keys, as in a turn of a chat, most of the GPU would wait: then
+        several blocks share the keys of a tile, and the heads of a group share its rows.
         """
+        if not self.on_tensor_cores:
+            return None
         Tq, H, _ = self.q.shape
+        B, group = self.cu_q.size - 1, H // self.k.shape[-2]
+        tiles = self._tiles(Tq * group // B)
+        if tiles is not None and group <= tiles.rows:
+            blocks = max(B, -(-Tq // (tiles.rows // group))) * (H // group)
+            room = tiles.blocks * self.backend.caps.sms // max(1, blocks)
+            splits = min(room, self._keys() // _LEAST_KEYS, _MAX_SPLITS)
+            if splits > 1:
+                return Plan(tiles, splits, group)
+        tiles = self._tiles(Tq // B)
+        return None if tiles is None else Plan(tiles)
+
+    def _tiles(self, rows: int) -> Tiles | None:
+        paged, most = self.table is not None, self.backend.caps.shared_bytes
+        return choose_tiles(self.head_dim, paged, self.general, most, rows <= _FEW)
+
+    def _keys(self) -> int:
+        """How many keys the queries of a segment may see; their true number is on the device."""
         B, options = self.cu_q.size - 1, self.options
         keys = self.k.shape[0] // B
         if self.table is not None:
             keys = self.table.shape[1] * self.k.shape[1]
         if options.left >= 0 and (options.causal or options.right >= 0):
-            keys = min(keys, options.left + max(options.right, 0) + Tq // B)
-        blocks = max(B, -(-Tq // tiles.rows)) * H
-        room = tiles.blocks * self.backend.caps.sms // max(1, blocks)
-        return max(1, min(room, keys // _LEAST_KEYS, _MAX_SPLITS))
+            keys = min(keys, options.left + max(options.right, 0) + self.q.shape[0] // B)
+        return keys
 
 
 def _rows(backend: Any, x: Any, aligned: bool) -> Any:
@@ -174,7 +197,7 @@ def _together(heads: int, group: int, head_bytes: int, l2_bytes: int) -> int:
 
 
 def _arguments(call: _Call, aligned: bool) -> tuple[list[Any], Any, Any]:
-    """(kernel arguments, out, lse)."""
+    """(kernel arguments, out, lse); the last two arguments say how heads are dealt to blocks."""
     backend, options = call.backend, call.options
     (Tq, H, D), (K, Dv) = call.q.shape, call.v.shape[-2:]
     q, k, v = (_rows(backend, x.data, aligned) for x in (call.q, call.k, call.v))
@@ -199,30 +222,33 @@ def _arguments(call: _Call, aligned: bool) -> tuple[list[Any], Any, Any]:
         out, lse, q, k, v, *dense, *strides(q, 0, 1), *strides(k, -3, -2), *strides(v, -3, -2),
         *blocks, Tq, call.cu_q.size - 1, H, H // K, D, Dv, left, 0 if options.causal else right,
         int(options.bottom_right), float(options.scale), float(options.softcap), block_size,
-        columns, together,
+        columns, together, 1,
     ]  # fmt: skip
     return args, out, lse
 
 
-def _grid(call: _Call, rows: int, together: int) -> tuple[int, int]:
-    Tq, H, _ = call.q.shape
-    tiles = Tq // rows + call.cu_q.size  # each segment rounds up; so does what is in none
-    return tiles * together, H // together
+def _grid(call: _Call, rows: int, heads: int, together: int) -> tuple[int, int]:
+    """`rows` queries a tile, `heads` heads or groups of them, `together` of these side by side."""
+    tiles = len(call.q) // rows + call.cu_q.size  # each segment rounds up; so does what is in none
+    return tiles * together, heads // together
 
 
-def _mma(call: _Call, tiles: Tiles, splits: int = 1) -> tuple[Any, Any]:
+def _mma(call: _Call, plan: Plan) -> tuple[Any, Any]:
     args, out, lse = _arguments(call, aligned=True)
-    backend = call.backend
+    backend, tiles, splits, pack = call.backend, plan.tiles, plan.splits, plan.pack
     (Tq, H, _), Dv, sinks = call.q.shape, call.v.shape[-1], args[9]
     if splits > 1:
         out, lse = backend.empty((Tq, H, splits, Dv)), backend.empty((Tq, H, splits, 2))
         args[:2] = out, lse
-    c_type = backend.c_type(call.q.dtype)
+    together = args[-2] // pack
+    args[-2:] = together, pack
     backend.launch(
-        "attention", "attention", (*_grid(call, tiles.rows, args[-1]), splits),
-        (32 * tiles.warps,), args, shared_bytes=tiles.shared_bytes(call.head_dim),
+        "attention", "attention",
+        (*_grid(call, tiles.rows // pack, H // pack, together), splits), (32 * tiles.warps,), args,
+        shared_bytes=tiles.shared_bytes(call.head_dim),
         **tiles.defines(
-            call.head_dim, c_type, call.table is not None, call.general, splits > 1
+            call.head_dim, backend.c_type(call.q.dtype), call.table is not None, call.general,
+            splits > 1,
         ),
     )  # fmt: skip
     if splits == 1:
@@ -236,7 +262,8 @@ def _simt(call: _Call) -> tuple[Any, Any]:
     args, out, lse = _arguments(call, aligned=False)
     backend = call.backend
     backend.launch(
-        "attention_simt", "attention_simt", _grid(call, _SIMT_SIDE, args[-1]), (256,), args,
+        "attention_simt", "attention_simt",
+        _grid(call, _SIMT_SIDE, call.q.shape[1], args[-2]), (256,), args,
         **_simt_defines(
             backend.c_type(call.q.dtype), backend.c_type(call.k.dtype), call.v.shape[-1],
             call.table is not None,
@@ -289,12 +316,11 @@ def _supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
 
 
 def _serve(op: str, args: tuple[Any, ...], call: _Call) -> tuple[Tensor, Tensor]:
-    tiles = call.tiles()
-    splits = 1 if tiles is None else call.splits(tiles)
-    special = _specialist(op, args, splits)
+    plan = call.plan()
+    special = _specialist(op, args, 1 if plan is None else plan.splits)
     if special is not None:
         return special(*args)
-    out, lse = _simt(call) if tiles is None else _mma(call, tiles, splits)
+    out, lse = _simt(call) if plan is None else _mma(call, plan)
     return Tensor.wrap(out, call.backend), Tensor.wrap(lse, call.backend)
 
 
