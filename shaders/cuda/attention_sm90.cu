@@ -348,33 +348,47 @@ DEVICE int own_end(const Consumer& c, const Item& it) {
   return rows <= 0 ? it.first + 1 : max(end, it.first + 1);
 }
 
-// Start the scores of an item's first key tile. Without an item whatever is there is multiplied:
-// wgmma that runs on one path only would be serialised on all.
-DEVICE void begin(Consumer& c, Scores& s, const Item& it) {
-  if (it.row >= 0) {
-    for (int n = own_end(c, it); n < it.end; n++) {
-      c.await_k();
-      c.release_k();
-    }
+// Let the key tiles pass by that only later rows of the item see.
+DEVICE void skip(Consumer& c, int tiles) {
+  for (int i = 0; i < tiles; i++) {
     c.await_k();
+    c.release_k();
+    c.await_v();
+    c.release_v();
+    await_turn(c.group);
+    pass_turn(c.group);
   }
-  start_scores(s, c.q(), c.k());
+}
+
+// End the last product of an item, with the next item's first scores under it. They stay running;
+// without a next item (row -1) they are of whatever is there, so that every path runs the same.
+DEVICE void change_item(Consumer& c, Scores& s, Weights& p, Output& o, const Item& next) {
+  int skipped = next.row < 0 ? 0 : next.end - own_end(c, next);
+  if (skipped > 0) {
+    wgmma_wait<0>();
+    pin(o);
+    c.release_v();
+    skip(c, skipped);
+    c.await_k();
+    start_scores(s, c.q(), c.k());
+  } else {
+    if (next.row >= 0) c.await_k();
+    start_scores(s, c.q(), c.k());
+    wgmma_wait<1>();
+    pin(o);
+    c.release_v();
+  }
+  pin(p);
 }
 
 // All key tiles of an item, from the last to the first; the last product is left running.
 DEVICE void attend(Consumer& c, u8* shared, Scores& s, Weights& p, Output& o, Rows& r,
                    const Item& it) {
   float factor[2];
-  int end = own_end(c, it), n = end - 1, row = it.position + 64 * c.group;
+  int n = own_end(c, it) - 1, row = it.position + 64 * c.group;
   wgmma_wait<0>();
   pin(s);
   c.release_k();
-  for (int i = end; i < it.end; i++) {
-    c.await_v();
-    c.release_v();
-    await_turn(c.group);
-    pass_turn(c.group);
-  }
   if (SCORE_CHANGED) change_scores(s, r, n, c.options);
   mask_scores(s, r, n, it, c.options);
   softmax<true>(s, r, factor);
@@ -457,7 +471,9 @@ DEVICE void consume(const Shared& at, u8* shared, const Item* slots, T* out, flo
   Scores s;
   Weights p;
   Output o;
-  begin(c, s, it);
+  skip(c, it.end - own_end(c, it));
+  c.await_k();
+  start_scores(s, c.q(), c.k());
   do {
     Rows r;
 #pragma unroll
@@ -470,11 +486,7 @@ DEVICE void consume(const Shared& at, u8* shared, const Item* slots, T* out, flo
     r.column = 2 * (lane % 4);
     attend(c, shared, s, p, o, r, it);
     Item next = await_item(c, slots);
-    begin(c, s, next);  // under the last product of this one
-    wgmma_wait<1>();
-    pin(o);
-    pin(p);
-    c.release_v();
+    change_item(c, s, p, o, next);
     store(o, r, it, group, out, lse, sinks, H);
     it = next;
   } while (it.row >= 0);
