@@ -46,7 +46,7 @@ def attend_tensors(backend, inputs, options, **chosen):
     options = {"causal": True, "causal_alignment": "bottom-right", **options}
     alibi, sinks = tensors(backend, *(options.get(n) for n in ("alibi_slopes", "sinks")))
     numbers = attention_options(
-        "test", q, options["causal"], options.get("window"), options.get("scale"),
+        "test", q.shape[2], options["causal"], options.get("window"), options.get("scale"),
         options.get("softcap"), options["causal_alignment"],
     )  # fmt: skip
     args = *inputs, alibi, sinks, numbers
@@ -189,7 +189,7 @@ def test_partials(cupy, rng):
 
     for lengths in ([5], [2000], [100, 0, 700]):
         arrays = build(rng, [1] * len(lengths), lengths, 9, 3, 64, bs=2048)
-        options = attention_options("test", tensors(cupy, arrays[0])[0], True, None, None, None,
+        options = attention_options("test", 64, True, None, None, None,
                                     "bottom-right")  # fmt: skip
         parts = decode.partials(cupy, *tensors(cupy, *arrays), None, options)
         out, ms = (x.get().astype(np.float64) for x in parts[:2])
@@ -304,7 +304,7 @@ def test_refuses(cupy, rng):
 
     def reason(arrays, sinks=None):
         q = tensors(cupy, *arrays)
-        options = attention_options("test", q[0], True, None, None, None, "bottom-right")
+        options = attention_options("test", q[0].shape[2], True, None, None, None, "bottom-right")
         return decode.supports(*q, None, sinks, options)
 
     assert "float64" in reason(build(rng, [1], [5], 2, 1, 8, dtype="float64"))
