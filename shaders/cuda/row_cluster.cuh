@@ -99,18 +99,18 @@ template <typename F> DEVICE void for_row(const LOGIT* row, int V, F f) {
 }
 
 // The key of the row's first candidate, known to every thread of the cluster; `own` becomes that of
-// this thread's elements, ~0 if it has none. `slots` holds WARPS + CLUSTER keys of shared memory.
-// The caller has called cluster_arrive() and not yet waited.
+// this thread's elements, ~0 if it has none above -inf. `slots` holds WARPS + CLUSTER keys of
+// shared memory. The caller has called cluster_arrive() and not yet waited.
 DEVICE u64 first_candidate(const LOGIT* row, int V, u64* slots, u64& own) {
   float best = -INF;
-  int id = 0x7fffffff;
+  int id = -1;
   for_row(row, V, [&](float x, int i) {
-    if (x > best || id == 0x7fffffff || (x != x && best == best)) {
+    if (!(x <= best) && best == best) {  // larger, or the first nan
       best = x;
       id = i;
     }
   });
-  own = id == 0x7fffffff ? ~0ull : key_of(best, id);
+  own = id < 0 ? ~0ull : key_of(best, id);
   u64 key = warp_least(own);
   if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = key;
   __syncthreads();
@@ -123,5 +123,5 @@ DEVICE u64 first_candidate(const LOGIT* row, int V, u64* slots, u64& own) {
 #pragma unroll
   for (int r = 1; r < CLUSTER; r++) key = min(key, slots[WARPS + r]);
 #endif
-  return key;
+  return min(key, key_of(-INF, 0));  // where all are -inf
 }

@@ -79,7 +79,7 @@ def test_draws_from_whole_vocabularies(kind, V, dtype, cupy_backend, rng):
     ids = sample(*args, *state).numpy()
     blocks = np.zeros((B, 4), np.uint32)
     blocks[:, 0] = counters
-    u = (philox(*tensors("numpy", blocks, seeds)).numpy()[:, 0] >> 8) / 2.0**24
+    u = (philox(*tensors(cupy_backend, blocks, seeds)).numpy()[:, 0] >> 8) / 2.0**24
     for b, row in enumerate(ROWS):
         want = oracle(x, row)
         # at a border of top-p or min-p float32 weights may fall on the other side
