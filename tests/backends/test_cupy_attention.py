@@ -28,7 +28,7 @@ OPTIONS = {
     "softcap": {"causal": True, "softcap": 15.0},
     "alibi": {"causal": True, "alibi_slopes": SLOPES, "sinks": SINKS},
 }
-WIDTHS = (8, 64, 72, 80, 96, 128, 192, 256)
+WIDTHS = (8, 32, 64, 72, 80, 96, 128, 192, 256)
 
 
 @pytest.fixture(scope="module")

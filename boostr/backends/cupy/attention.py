@@ -21,7 +21,7 @@ from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
 from boostr.tensor import Tensor
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 MAX_V_WIDTH = 512  # of the SIMT kernel
 _SIMT_SIDE = 64
 _FAR = 1 << 30  # a window side without limit
@@ -73,7 +73,7 @@ def _candidates(head_dim: int, plain: bool, general: bool, few: bool) -> list[Ti
         return [Tiles(64, 1, 4, 3 if head_dim <= 96 else 2), small]
     if head_dim == 128:
         return [*([] if general else [Tiles(64)]), Tiles(32), small]
-    return [*([Tiles(128)] if plain and head_dim == 64 else []), Tiles(64), Tiles(32), small]
+    return [*([Tiles(128)] if plain and head_dim <= 64 else []), Tiles(64), Tiles(32), small]
 
 
 @cache
