@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(
     int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = threadIdx.x >> 7;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = uniform(threadIdx.x >> 7);
   const int head = blockIdx.y, kv = head / (H / K);
   // The last tiles of a segment have the most keys under a causal mask: they go first.
   const int reversed = gridDim.x - 1 - blockIdx.x, b = segment_of_slot(cu_q, B, reversed, M);

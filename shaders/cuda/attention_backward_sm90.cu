@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     int highest, int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = threadIdx.x >> 7, G = H / K;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = uniform(threadIdx.x >> 7), G = H / K;
   const int kv = blockIdx.y, b = segment_of_slot(cu_k, B, blockIdx.x, N);
   const int k0 = cu_k[b], n0 = (blockIdx.x - first_slot(cu_k, b, N)) * N;
   const int q0 = cu_q[b], len_q = cu_q[b + 1] - q0, len_k = cu_k[b + 1] - k0;
@@ -198,6 +198,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     wgmma_fence();
     gradient<M>(dv_sum, p, at_g);
     wgmma_commit();
+    pin(s);  // what follows stays behind the start of dv
+    pin(dp);
     slope_of(ds, s, dp, stats_of(now));
     pin(ds);
     if (DQ) exchange(base + AT_DS + group * (M * 128), ds);
@@ -214,8 +216,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
 #pragma unroll
       for (int x = 0; x < N / 16; x++)
         Wgmma<TYPE, 64>::template ss<1>(
-            dq, swizzled_descriptor(at_ds + x / 4 * (M * 128) + x % 4 * 32),
-            swizzled_descriptor(at_k + x * 2048), x > 0);
+            dq, descriptor(low_word(at_ds) + x / 4 * (M * 8) + x % 4 * 2),
+            descriptor(low_word(at_k) + x * 128), x > 0);
       wgmma_commit();
     }
     start_scores(now ^ 1);  // after the last round of no use

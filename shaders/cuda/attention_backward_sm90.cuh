@@ -27,20 +27,29 @@ template <int ROWS> DEVICE void load_tile(u32 to, const TYPE* from, i64 pitch, i
   }
 }
 
+// Descriptors as in hopper.cuh, from their low words: steps are then one addition each.
+DEVICE u32 low_word(u32 address, u32 leading = 16) { return address >> 4 | leading >> 4 << 16; }
+DEVICE u64 descriptor(u32 low) { return (u64)(1u << 30 | 1024 >> 4) << 32 | low; }
+
+// The same for all threads of a warp, so that addresses stay in uniform registers.
+DEVICE int uniform(int x) { return __shfl_sync(FULL_MASK, x, 0); }
+
 // c = a b over DP: 64 rows of a [A_ROWS] and all rows of b [COLUMNS], DP along the 128 bytes.
 template <int A_ROWS, int COLUMNS> DEVICE void scores(float (&c)[COLUMNS / 2], u32 a, u32 b) {
+  const u32 low_a = low_word(a), low_b = low_word(b);
 #pragma unroll
   for (int k = 0; k < DP / 16; k++)
-    Wgmma<TYPE, COLUMNS>::template ss<0>(
-        c, swizzled_descriptor(a + k / 4 * (A_ROWS * 128) + k % 4 * 32),
-        swizzled_descriptor(b + k / 4 * (COLUMNS * 128) + k % 4 * 32), k > 0);
+    Wgmma<TYPE, COLUMNS>::template ss<0>(c, descriptor(low_a + k / 4 * (A_ROWS * 8) + k % 4 * 2),
+                                         descriptor(low_b + k / 4 * (COLUMNS * 8) + k % 4 * 2),
+                                         k > 0);
 }
 
 // c += a b: a packed in registers [64, K], b [K, DP] with rows along k.
 template <int K> DEVICE void gradient(float (&c)[DP / 2], const u32* a, u32 b) {
+  const u32 low = low_word(b, K * 128);
 #pragma unroll
   for (int k = 0; k < K / 16; k++)
-    Wgmma<TYPE, DP>::template rs<1>(c, a + 4 * k, swizzled_descriptor(b + k * 2048, K * 128), 1);
+    Wgmma<TYPE, DP>::template rs<1>(c, a + 4 * k, descriptor(low + k * 128), 1);
 }
 
 // A gradient of a warpgroup's 64 rows a group, from registers to shared memory, and from there out.
