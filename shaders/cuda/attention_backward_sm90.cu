@@ -112,7 +112,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     int highest, int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = uniform(threadIdx.x >> 7), G = H / K;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = uniform(threadIdx.x >> 7);
+  const int G = H / K;
   const int kv = blockIdx.y, b = segment_of_slot(cu_k, B, blockIdx.x, N);
   const int k0 = cu_k[b], n0 = (blockIdx.x - first_slot(cu_k, b, N)) * N;
   const int q0 = cu_q[b], len_q = cu_q[b + 1] - q0, len_k = cu_k[b + 1] - k0;
