@@ -402,10 +402,10 @@ DEVICE void multiply(const Stored (&w)[PER_LANE], const float (&scale)[PER_LANE]
   }
 }
 
-// A stage that has arrived. LAST: the row may end in it.
+// A stage that has arrived. LAST: the row may end in it. low: of the rows' addresses, for BLOCKS.
 template <bool LAST, class Job>
-DEVICE void multiply_stage(const Stream<Job>& s, int unit, int step, const u8* stage, const Xs* x,
-                           int stride, Sums& sums) {
+DEVICE void multiply_stage(const Stream<Job>& s, const u32 (&low)[PER_LANE], int step,
+                           const u8* stage, const Xs* x, int stride, Sums& sums) {
 #pragma unroll
   for (int u = 0; u < UNROLL; u++) {
     const int chunk = u * LANES + s.lane;
@@ -416,7 +416,7 @@ DEVICE void multiply_stage(const Stream<Job>& s, int unit, int step, const u8* s
     for (int r = 0; r < PER_LANE; r++) {
       const int n = r * LANE_ROWS + s.lane_row;
       const u8* p = stage + n * SLOT + chunk * Stored::BYTES;
-      if (BLOCKS) p += ((u64)s.job.at(unit, s.lane_row, r) + step * SEGMENT) & 15;
+      if (BLOCKS) p += (low[r] + step * SEGMENT) & 15;
       w[r].load(p);
       scale[r] = w[r].scale();
       if (SCALES) {
@@ -524,6 +524,11 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
   for (int unit = job.first; unit < job.units; unit += job.stride, round++) {
     Sums sums;
     sums.clear();
+    u32 low[PER_LANE] = {};
+    if (BLOCKS) {
+#pragma unroll
+      for (int r = 0; r < PER_LANE; r++) low[r] = (u32)(u64)job.at(unit, lane_row, r);
+    }
     if (SLOW) {
       multiply_slow(job, unit, lane, lane_row, part, K, x, stride, sums);
     } else {
@@ -531,9 +536,9 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
         const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
         stream.arrived(slot, turn);
         if (WHOLE || (step + 1) * DEPTH <= K)
-          multiply_stage<false>(stream, unit, step, stage, x, stride, sums);
+          multiply_stage<false>(stream, low, step, stage, x, stride, sums);
         else
-          multiply_stage<true>(stream, unit, step, stage, x, stride, sums);
+          multiply_stage<true>(stream, low, step, stage, x, stride, sums);
         if (BLOCKS || SCALES || FETCH == 2) __syncwarp();
         if (FILLED) copies_commit();
         else stream.ask();
