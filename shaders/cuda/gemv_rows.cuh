@@ -18,8 +18,8 @@
 // time: a tenth of the instructions. Its error, 2^-16 of the largest of 16, is below x's own
 // rounding.
 //
-// What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE (rows
-// end with a stage), SINGLE (a team has one unit at most), FILLED (and its stages fit the ring).
+// What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE
+// (rows end with a stage), SINGLE (a team has one unit at most), FILLED (and its stages fit the ring).
 //
 // Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
 // is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
