@@ -1,18 +1,18 @@
-"""Attention over many queries on a CUDA device, forward and backward, beside PyTorch's kernels.
+"""Attention over many queries on a CUDA device beside PyTorch's kernels.
 
-    python benchmarks/cuda_attention.py [--forward | --backward]
+    python benchmarks/cuda_attention.py [name ...]
 
-TFLOP/s in bf16: forward counts 4 H D Σ len_q len_k, half of it when causal; backward 2.5 times
-that. Peers, in the same process: F.scaled_dot_product_attention with its FLASH_ATTENTION (FA2) and
-CUDNN_ATTENTION backends (equal lengths only), torch.nn.attention.varlen.varlen_attn (packed ones).
-`mma` is our kernel without Hopper's instructions. The share is that of 798 TFLOP/s, the best of
-cuBLAS on one H100.
+TFLOP/s in bf16, counting 4 H D for each pair of a query and a key, half of the pairs when causal.
+`mma` is our kernel without Hopper's instructions, as other GPUs run it. The peers, in the same
+process: F.scaled_dot_product_attention with its FLASH_ATTENTION (FA2) and CUDNN_ATTENTION backends
+(equal lengths only) and torch.nn.attention.varlen.varlen_attn (packed sequences). The ratio is to
+FA2, for packed sequences to varlen_attn; the share is that of 798 TFLOP/s, the best of cuBLAS on
+one H100. For a turn of a chat, few new tokens on a long cache, the peer is SDPA with a mask.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,56 +24,61 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from boostr import Tensor, backends
 from boostr.backends.cupy import attention
-from boostr.ops.attention import _backward, paged_attention, varlen_attention
+from boostr.ops.attention import paged_attention, varlen_attention
 
 PACKED = tuple(int(n) for n in np.random.default_rng(1).integers(256, 2049, 32))
+REPEATS = 10
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths of the sequences, heads, widths."""
+    """Lengths of the sequences, heads, width; paged if there is a block size.
 
+    new: tokens at the end of each sequence that ask; 0: all.
+    """
+
+    name: str
     lengths: tuple[int, ...]
     H: int
     K: int
     D: int
     causal: bool = True
-    block_size: int = 0  # paged if not 0
+    block_size: int = 0
+    new: int = 0
+
+    @property
+    def equal(self) -> bool:
+        return len(set(self.lengths)) == 1
 
     @property
     def flops(self) -> float:
-        pairs = sum(n * n for n in self.lengths) / (2 if self.causal else 1)
+        pairs = sum(
+            (self.new or n) * (n - (self.new or n) / 2 if self.causal else n) for n in self.lengths
+        )
         return 4.0 * self.H * self.D * pairs
 
     @property
-    def name(self) -> str:
-        equal = len(set(self.lengths)) == 1
-        sequences = (
-            f"{len(self.lengths)} x {self.lengths[0]}" if equal else
-            f"{len(self.lengths)} of {min(self.lengths)}-{max(self.lengths)}"
-        )  # fmt: skip
-        paged = f", blocks of {self.block_size}" if self.block_size else ""
-        mask = "causal" if self.causal else "full"
-        return f"{sequences}, {self.H}/{self.K} heads of {self.D}, {mask}{paged}"
+    def starts(self) -> np.ndarray:
+        return np.cumsum([0, *(self.new or n for n in self.lengths)]).astype(np.int32)
 
 
-FORWARD = [
-    *(Shape((4096,) * 4, 32, 32, D, causal) for D in (128, 64) for causal in (True, False)),
-    *(Shape((16384,), 32, 32, D) for D in (128, 64)),
-    *(Shape(PACKED, 32, 32, D) for D in (128, 64)),
-    Shape((512,) * 32, 32, 8, 128),
-    *(Shape((4096,) * 4, 16, 16, D) for D in (80, 96, 256)),
-    *(Shape((4096,) * 4, 32, 8, 128, block_size=size) for size in (16, 128)),
-]
-BACKWARD = [
-    *(Shape((4096,) * 4, 32, 32, D, causal) for D in (128, 64) for causal in (True, False)),
-    Shape((16384,), 32, 32, 128),
-    *(Shape(PACKED, 32, 32, D) for D in (128, 64)),
-]
+SHAPES = [
+    *(Shape(f"4 x 4096, D {D}", (4096,) * 4, 32, 32, D) for D in (128, 64)),
+    *(Shape(f"4 x 4096, D {D}, full", (4096,) * 4, 32, 32, D, False) for D in (128, 64)),
+    *(Shape(f"1 x 16384, D {D}", (16384,), 32, 32, D) for D in (128, 64)),
+    *(Shape(f"32 of 256-2048, D {D}", PACKED, 32, 32, D) for D in (128, 64)),
+    *(Shape(f"4 x 4096, D {D}", (4096,) * 4, 16, 16, D) for D in (80, 96, 256)),
+    Shape("64 x 128, D 32, full", (128,) * 64, 12, 12, 32, False),
+    *(Shape(f"4 x 4096, D 128, GQA 4, blocks of {n}", (4096,) * 4, 32, 8, 128, True, n)
+      for n in (16, 128)),
+    *(Shape(f"64 new on 16384, D {D}, GQA 4", (16384,), 32, 8, D, True, 16384, 64)
+      for D in (128, 64)),
+]  # fmt: skip
 
 
 # -- ours ------------------------------------------------------------------------------------------
@@ -82,42 +87,20 @@ def random(*shape: int) -> Tensor:
     return Tensor.wrap(values, backends.get("cupy"))
 
 
-def starts(shape: Shape) -> np.ndarray:
-    return np.cumsum([0, *shape.lengths]).astype(np.int32)
+def on_device(values: Any) -> Tensor:
+    return Tensor(np.asarray(values, np.int32), backend="cupy")
 
 
-def inputs(shape: Shape) -> tuple[Tensor, ...]:
-    T = sum(shape.lengths)
-    cu = Tensor(starts(shape), backend="cupy")
-    return (
-        random(T, shape.H, shape.D), random(T, shape.K, shape.D), random(T, shape.K, shape.D), cu,
-        cu,
-    )  # fmt: skip
-
-
-def our_forward(shape: Shape) -> Callable[[], Any]:
-    q, k, v, cu, _ = inputs(shape)
+def ours(shape: Shape) -> Callable[[], Any]:
+    q, cu = random(int(shape.starts[-1]), shape.H, shape.D), on_device(shape.starts)
     if not shape.block_size:
+        k, v = (random(sum(shape.lengths), shape.K, shape.D) for _ in range(2))
         return lambda: varlen_attention(q, k, v, cu, cu, causal=shape.causal)
-    size = shape.block_size
-    blocks = [-(-n // size) for n in shape.lengths]
-    k, v = (random(sum(blocks), size, shape.K, shape.D) for _ in range(2))
-    table = np.random.default_rng(0).permutation(sum(blocks)).reshape(len(blocks), -1)
-    table, lens = (
-        Tensor(np.asarray(x, np.int32), backend="cupy") for x in (table, shape.lengths)
-    )  # fmt: skip
+    blocks = sum(shape.lengths) // shape.block_size
+    k, v = (random(blocks, shape.block_size, shape.K, shape.D) for _ in range(2))
+    order = np.random.default_rng(0).permutation(blocks)
+    table, lens = on_device(order.reshape(len(shape.lengths), -1)), on_device(shape.lengths)
     return lambda: paged_attention(q, k, v, cu, table, lens, causal=shape.causal)
-
-
-def our_backward(shape: Shape) -> Callable[[], Any]:
-    from boostr.ops.attention import AttentionOptions
-
-    args = inputs(shape)
-    right = 0 if shape.causal else -1
-    options = AttentionOptions(shape.causal, -1, right, shape.D**-0.5, 0.0, True)
-    out, lse = varlen_attention(*args, causal=shape.causal)
-    g, g_lse = random(*out.shape), lse.full_like(0)
-    return lambda: _backward(g, g_lse, out, lse, *args, None, options)
 
 
 @contextmanager
@@ -130,103 +113,79 @@ def only_mma() -> Iterator[None]:
 
 
 # -- peers -----------------------------------------------------------------------------------------
-def torch_random(*shape: int, grad: bool = False) -> torch.Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=grad)
+def torch_random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
-def sdpa(shape: Shape, backend: SDPBackend, backward: bool) -> float | None:
-    """Microseconds, or None where it does not take the shape."""
-    if len(set(shape.lengths)) > 1 or shape.block_size:
-        return None
-    B, n = len(shape.lengths), shape.lengths[0]
-    q, k, v = (torch_random(B, h, n, shape.D, grad=backward) for h in (shape.H, shape.K, shape.K))
-    options = {"is_causal": shape.causal, "enable_gqa": shape.H != shape.K}
+def sdpa(shape: Shape, backend: SDPBackend) -> Callable[[], Any]:
+    B, n, new = len(shape.lengths), shape.lengths[0], shape.new or shape.lengths[0]
+    q, k, v = (
+        torch_random(B, heads, rows, shape.D)
+        for heads, rows in ((shape.H, new), (shape.K, n), (shape.K, n))
+    )
+    options: dict[str, Any] = {"is_causal": shape.causal, "enable_gqa": shape.H != shape.K}
+    if shape.new:
+        mask = torch.ones(new, n, dtype=torch.bool, device="cuda").tril(n - new)
+        options |= {"is_causal": False, "attn_mask": mask}
 
-    def forward() -> torch.Tensor:
-        with sdpa_kernel(backend):
+    def run() -> torch.Tensor:
+        with sdpa_kernel([backend, SDPBackend.EFFICIENT_ATTENTION] if shape.new else backend):
             return scaled_dot_product_attention(q, k, v, **options)
 
-    return measured(forward, (q, k, v), backward)
+    return run
 
 
-def varlen(shape: Shape, backward: bool) -> float | None:
-    from torch.nn.attention.varlen import varlen_attn
-
-    if shape.H != shape.K or shape.block_size:
-        return None
-    T, longest = sum(shape.lengths), max(shape.lengths)
-    q, k, v = (torch_random(T, shape.H, shape.D, grad=backward) for _ in range(3))
-    cu = torch.from_numpy(starts(shape)).cuda()
-    options: dict[str, Any] = {"is_causal": shape.causal}
-    if "is_causal" not in inspect.signature(varlen_attn).parameters:  # PyTorch 2.11 and later
-        options = {"window_size": (-1, 0 if shape.causal else -1)}
-
-    def forward() -> torch.Tensor:
-        return varlen_attn(q, k, v, cu, cu, longest, longest, **options)
-
-    return measured(forward, (q, k, v), backward)
+def varlen(shape: Shape) -> Callable[[], Any]:
+    longest = max(shape.lengths)
+    q, k, v = (torch_random(sum(shape.lengths), shape.H, shape.D) for _ in range(3))
+    cu = torch.from_numpy(shape.starts).cuda()
+    window = (-1, 0 if shape.causal else -1)
+    return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, window_size=window)
 
 
-def measured(forward: Callable[[], torch.Tensor], leaves: tuple, backward: bool) -> float | None:
-    try:
-        if not backward:
-            with torch.no_grad():
-                return timing.torch_time_us(forward)
-        out = forward()
-        g = torch.randn_like(out)
-        return timing.torch_time_us(
-            lambda: torch.autograd.grad(out, leaves, g, retain_graph=True)
-        )  # fmt: skip
-    except (RuntimeError, TypeError) as error:
-        print(f"  (peer: {str(error).splitlines()[0][:100]})")
-        return None
-
-
-# -- tables ----------------------------------------------------------------------------------------
-def row(shape: Shape, backward: bool) -> list[Any]:
-    flops = shape.flops * (2.5 if backward else 1.0)
-
-    def rate(microseconds: float | None) -> float | None:
-        return None if microseconds is None else flops / microseconds / 1e6
-
-    make = our_backward if backward else our_forward
-    ours = rate(timing.time_us(make(shape)))
-    mma = None
-    if not backward:
-        with only_mma():
-            mma = rate(timing.time_us(make(shape)))
-    cupy.get_default_memory_pool().free_all_blocks()
-    peers = [
-        rate(sdpa(shape, SDPBackend.FLASH_ATTENTION, backward)),
-        rate(sdpa(shape, SDPBackend.CUDNN_ATTENTION, backward)),
-        rate(varlen(shape, backward)),
+def peers(shape: Shape) -> list[float | None]:
+    """Microseconds of FA2, cuDNN and varlen_attn; None where one does not take the shape."""
+    made: list[Callable[[], Callable[[], Any]] | None] = [
+        (lambda: sdpa(shape, SDPBackend.FLASH_ATTENTION)) if shape.equal else None,
+        (lambda: sdpa(shape, SDPBackend.CUDNN_ATTENTION)) if shape.equal else None,
+        (lambda: varlen(shape)) if shape.H == shape.K else None,
     ]
-    torch.cuda.empty_cache()
-    base = next((p for p in (peers[0], peers[2]) if p), None)
-    if base is None or len(set(shape.lengths)) > 1:
-        base = peers[2]
-    ratio = f"{ours / base:.2f}" if base and ours else "-"
-    share = f"{100 * ours / (timing.BF16_FLOPS / 1e12):.0f} %" if ours else "-"
-    cells = [f"{x:.0f}" if x else "-" for x in (ours, mma, *peers)]
-    return [shape.name, *cells, ratio, share]
+    found: list[float | None] = []
+    for make in made:
+        try:
+            with torch.no_grad():
+                found.append(make and timing.torch_time_us(make(), REPEATS))
+        except (RuntimeError, TypeError):
+            found.append(None)
+        torch.cuda.empty_cache()
+    return found
+
+
+# -- table -----------------------------------------------------------------------------------------
+def row(shape: Shape) -> list[str]:
+    best = timing.time_us(ours(shape), REPEATS)
+    with only_mma():
+        mma = timing.time_us(ours(shape), REPEATS)
+    cupy.get_default_memory_pool().free_all_blocks()
+    others = peers(shape)
+    base = others[0] if shape.equal else others[2]
+    base = base or next((x for x in others if x), None)
+    cells = [f"{shape.flops / x / 1e6:.0f}" if x else "-" for x in (best, mma, *others)]
+    share = 100 * shape.flops / best * 1e6 / timing.BF16_FLOPS
+    ratio = f"{base / best:.2f}" if base else "-"
+    mask = "" if "full" in shape.name else ", causal"
+    return [shape.name + mask, f"{best:.0f}", *cells, ratio, f"{share:.0f} %"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--forward", action="store_true", help="only the forward table")
-    parser.add_argument("--backward", action="store_true", help="only the backward table")
-    chosen = parser.parse_args()
-    head = ["shape", "ours", "mma", "FA2", "cuDNN", "varlen_attn", "ours/FA2", "of 798"]
-    both = chosen.forward == chosen.backward
-    for title, shapes, backward, wanted in (
-        ("forward", FORWARD, False, both or chosen.forward),
-        ("backward", BACKWARD, True, both or chosen.backward),
-    ):
-        if wanted:
-            print(f"\nAttention {title}, bf16, TFLOP/s (packed shapes: ours/varlen_attn)\n")
-            for i, shape in enumerate(shapes):
-                lines = timing.table(head, [row(shape, backward)]).splitlines()
-                print("\n".join(lines if i == 0 else lines[2:]), flush=True)
+    parser.add_argument("names", nargs="*", help="only shapes whose name contains one of these")
+    names = parser.parse_args().names
+    head = ["shape", "us", "ours", "mma", "FA2", "cuDNN", "varlen_attn", "ours/peer", "of 798"]
+    shapes = [s for s in SHAPES if not names or any(name in s.name for name in names)]
+    for i, shape in enumerate(shapes):
+        lines = timing.table(head, [row(shape)]).splitlines()
+        print("\n".join(lines if i == 0 else lines[2:]), flush=True)
 
 
 if __name__ == "__main__":
