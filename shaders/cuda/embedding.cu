@@ -8,9 +8,10 @@
 // Macros: FORM, W (packed.cuh), RUN 8 or 1, O type of out, ID type of ids.
 //
 // Backward, deterministic: `count` numbers the tokens of each id (in any order), `place` gives each
-// id that occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather` sorts
-// one stretch in shared memory and adds its rows up in the order of tokens. An id that more than
-// CAP tokens have, of which there are fewer than T / CAP, searches all ids in order instead.
+// id that occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather_few`
+// (ids of up to FEW tokens, a block each) and `gather` (the others, a block for 32 RUN columns) sort
+// the stretch and add its rows up in the order of tokens. An id that more than CAP tokens have, of
+// which there are fewer than T / CAP, searches all ids in order instead.
 // Table rows that do not occur are zeroed by `zero`.
 // Macros: ID, X type of g, O type of dtable, RUN.
 #include "packed.cuh"
@@ -31,8 +32,9 @@ embedding(const ID* ids, const void* table, const float* scales, O* out, int V, 
 }
 #else
 #define CAP 1024
+#define FEW 16
 
-// dtable = 0, 16 bytes a thread and step; counts [V] = 0 and totals [2] = 0.
+// dtable = 0, 16 bytes a thread and step; counts [V] = 0 and totals [3] = 0.
 extern "C" __global__ void __launch_bounds__(256)
 zero(uint4* table, i64 vectors, u8* tail, int tail_bytes, int* counts, int* totals, int V) {
   const i64 at = (i64)blockIdx.x * 256 + threadIdx.x, hop = (i64)gridDim.x * 256;
@@ -41,7 +43,7 @@ zero(uint4* table, i64 vectors, u8* tail, int tail_bytes, int* counts, int* tota
   for (i64 i = at; i < vectors; i += hop) table[i] = make_uint4(0, 0, 0, 0);
   for (i64 i = at; i < tail_bytes; i += hop) tail[i] = 0;
   for (i64 i = at; i < V; i += hop) counts[i] = 0;
-  if (at < 2) totals[at] = 0;
+  if (at < 3) totals[at] = 0;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -54,17 +56,33 @@ count(const ID* ids, int* counts, int* number, int T, int V) {
   number[t] = id >= 0 && id < V ? atomicAdd(counts + id, 1) : -1;
 }
 
-// totals: tokens placed, different ids. The first token of an id takes its stretch.
+// The first token of an id takes its stretch. totals: tokens placed, ids of few tokens (they lie in
+// `present` from its start), other ids (from its end, T - 1, backwards). A warp adds at once.
 extern "C" __global__ void __launch_bounds__(256)
 place(const ID* ids, const int* counts, const int* number, int* starts, int* present, int* totals,
       int T) {
   const int t = blockIdx.x * 256 + threadIdx.x;
   pdl_wait();
   pdl_launch();
-  if (t >= T || number[t] != 0) return;
-  const int id = (int)ids[t];
-  starts[id] = atomicAdd(totals, counts[id]);
-  present[atomicAdd(totals + 1, 1)] = id;
+  const int lane = threadIdx.x & 31;
+  const bool first = t < T && number[t] == 0;
+  const int id = first ? (int)ids[t] : 0, n = first ? counts[id] : 0;
+  int end = n;  // of this stretch, from the start of the warp's
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int below = __shfl_up_sync(FULL_MASK, end, d);
+    if (lane >= d) end += below;
+  }
+  const u32 few = __ballot_sync(FULL_MASK, first && n <= FEW);
+  int base = 0, place_few = 0;
+  if (lane == 31 && end) base = atomicAdd(totals, end);
+  if (lane == 31 && few) place_few = atomicAdd(totals + 1, __popc(few));
+  base = __shfl_sync(FULL_MASK, base, 31);
+  place_few = __shfl_sync(FULL_MASK, place_few, 31);
+  if (!first) return;
+  starts[id] = base + end - n;
+  if (n <= FEW) present[place_few + __popc(few & ((1u << lane) - 1))] = id;
+  else present[T - 1 - atomicAdd(totals + 2, 1)] = id;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -73,6 +91,35 @@ fill(const ID* ids, const int* number, const int* starts, int* list, int T) {
   pdl_wait();
   pdl_launch();
   if (t < T && number[t] >= 0) list[starts[ids[t]] + number[t]] = t;
+}
+
+// A block an id; thread c adds up columns c RUN ..., (c + 256) RUN ..., in f32.
+extern "C" __global__ void __launch_bounds__(256)
+gather_few(const X* g, O* table, const int* counts, const int* starts, const int* present,
+           const int* totals, const int* list, int E) {
+  __shared__ int tokens[FEW], sorted[FEW];
+  pdl_wait();
+  pdl_launch();
+  if (blockIdx.x >= totals[1]) return;
+  const int id = present[blockIdx.x], n = counts[id];
+  if (threadIdx.x < n) tokens[threadIdx.x] = list[starts[id] + threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x < n) {
+    int rank = 0;
+    for (int k = 0; k < n; k++) rank += tokens[k] < tokens[threadIdx.x];
+    sorted[rank] = tokens[threadIdx.x];
+  }
+  __syncthreads();
+  for (int column = threadIdx.x * RUN; column < E; column += 256 * RUN) {
+    float sum[RUN] = {};
+#pragma unroll 4
+    for (int i = 0; i < n; i++) {
+      Pack<X, RUN> v = load_pack<X, RUN>(g + (i64)sorted[i] * E + column);
+#pragma unroll
+      for (int j = 0; j < RUN; j++) sum[j] += v[j];
+    }
+    store_floats<O, RUN>(table + (i64)id * E + column, sum);
+  }
 }
 
 // 8 warps of 32 RUN columns; warp w adds tokens w, w + 8, ... of the sorted stretch, in f32.
@@ -86,8 +133,8 @@ gather(const ID* ids, const X* g, O* table, const int* counts, const int* starts
   const int column = (blockIdx.y * 32 + lane) * RUN;
   pdl_wait();
   pdl_launch();
-  if (blockIdx.x >= totals[1]) return;
-  const int id = present[blockIdx.x], n = counts[id];
+  if (blockIdx.x >= totals[2]) return;
+  const int id = present[T - 1 - blockIdx.x], n = counts[id];
   float sum[RUN] = {};
   auto add = [&](int many) {
 #pragma unroll 4

@@ -15,6 +15,7 @@ from boostr.tensor import Tensor
 
 IDS = {dtypes.int32: "int", dtypes.int64: "i64"}
 _WHOLE_ROW = 30  # log2 of columns that share a scale
+_FEW = 16  # tokens of an id that one block adds up, as in the source
 
 
 def packed_parts(weight: Tensor | QuantizedTensor) -> tuple[dict[str, Any], Any, Any, int, int]:
@@ -92,7 +93,7 @@ def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> T
     if not table.size:
         return Tensor.wrap(table, backend)
     counts, starts, number, present, order, totals = (
-        backend.empty((n,), "int32") for n in (rows, rows, T, T, T, 2)
+        backend.empty((n,), "int32") for n in (rows, rows, T, T, T, 3)
     )
     run = run_length((E,), source)
     macros = {
@@ -111,7 +112,8 @@ def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> T
     launch("count", blocks, tokens, counts, number, T, rows)
     launch("place", blocks, tokens, counts, number, starts, present, totals, T)
     launch("fill", blocks, tokens, number, starts, order, T)
-    launch("gather", (min(T, rows), -(-E // (32 * run))), tokens, source, table, counts, starts,
+    launch("gather_few", (min(T, rows),), source, table, counts, starts, present, totals, order, E)
+    launch("gather", (min(T // (_FEW + 1), rows), -(-E // (32 * run))), tokens, source, table, counts, starts,
            present, totals, order, T, E)  # fmt: skip
     return Tensor.wrap(table, backend)
 
