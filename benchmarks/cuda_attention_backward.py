@@ -47,7 +47,7 @@ def ours(lengths: Sequence[int], H: int, K: int, D: int, causal: bool) -> tuple[
     cu = Tensor(np.cumsum([0, *lengths]).astype(np.int32), backend=backend)
     with no_grad():
         out, lse = varlen_attention(q, k, v, cu, cu, causal=causal)
-    options = attention_options("benchmark", q, causal, None, None, None, "bottom-right")
+    options = attention_options("benchmark", D, causal, None, None, None, "bottom-right")
     args = (g, lse.full_like(0), out, lse, q, k, v, cu, cu, None, options)
     times = []
     for ordered in ("0", "1"):

@@ -5,12 +5,13 @@
 // Two warpgroups of 64 keys each. A warpgroup has p^T and ds^T in registers, where they are the A
 // operand of dv += p^T g and dk += ds^T q; ds also goes to shared memory as [M][N], for dq = ds k,
 // of which a warpgroup makes 64 queries (M = 128, DP = 64) or 64 columns (M = 64, DP = 128). All
-// tiles lie in 128-byte swizzle, in blocks of 64 columns; q and g are double-buffered (cp.async).
+// tiles lie in 128-byte swizzle, in blocks of 64 columns.
 //
 // Order of a round: dv is started, ds made under it; dk; then, all of ds being there, dq and the
-// next scores. While those run, dq is handed to the copy engine, which adds it to dq_sum
-// (reductions by threads reach 1.2 TB/s and were the limit); under the next dp the next
-// exponentials. Products never run across the loop's edge: ptxas would serialise them.
+// next scores. While those run, dq is handed to the copy engine, which adds it to dq_sum; under the
+// next dp the next exponentials. Products never run across the loop's edge: ptxas would serialise
+// them. One barrier a round: with three places for q and g (one in use, one there, one on its way)
+// and two for ds, what is overwritten was last read before the barrier of the round.
 //
 // Macros: TYPE f16 | bf16; DP 64 | 128, the padded width; DQ 0: no dq; EXTRA 1: softcap and ALiBi.
 // Source: Dao 2023, FlashAttention-2, algorithm 2; Shah et al. 2024, FlashAttention-3.
@@ -20,8 +21,9 @@
 constexpr int M = 8192 / DP, N = 128, THREADS = 256;
 constexpr int TILE_BYTES = M * DP * 2, KEY_BYTES = N * DP * 2;
 constexpr int AT_K = 0, AT_V = AT_K + KEY_BYTES, AT_Q = AT_V + KEY_BYTES;
-constexpr int AT_G = AT_Q + 2 * TILE_BYTES, AT_DS = AT_G + 2 * TILE_BYTES;
-constexpr int AT_STATS = AT_DS + (DQ ? M * N * 2 : 0), AT_SUMS = AT_STATS + 2 * M * 8;
+constexpr int STAGES = 3, DS_BYTES = DQ ? M * N * 2 : 0;
+constexpr int AT_G = AT_Q + STAGES * TILE_BYTES, AT_DS = AT_G + STAGES * TILE_BYTES;
+constexpr int AT_STATS = AT_DS + 2 * DS_BYTES, AT_SUMS = AT_STATS + STAGES * M * 8;
 constexpr bool LATE_DP = EXTRA && M == 128;  // else the registers do not suffice
 #include "attention_backward_sm90.cuh"
 
@@ -193,8 +195,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     start_scores(0);
     weigh_tile(0);
   }
+  int flip = 0;  // which of the two places for ds
   for (int round = rounds; round > 0; round--) {
     const u32 at_q = base + AT_Q + now * TILE_BYTES, at_g = base + AT_G + now * TILE_BYTES;
+    const u32 at_ds = base + AT_DS + flip * DS_BYTES;
     pin(p);
     wgmma_fence();
     gradient<M>(dv_sum, p, at_g);
@@ -203,25 +207,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     pin(dp);
     slope_of(ds, s, dp, stats_of(now));
     pin(ds);
-    if (DQ) exchange(base + AT_DS + group * (M * 128), ds);
+    if (DQ) exchange(at_ds + group * (M * 128), ds);
     wgmma_fence();
     gradient<M>(dk_sum, ds, at_q);
     wgmma_commit();
     cp_async_wait<0>();
     fence_async_proxy();
-    __syncthreads();  // ds is whole, and the next tile is there
+    __syncthreads();  // ds is whole, the next tile is there, the one before this is done with
     if (DQ) {
-      const u32 at_ds = base + AT_DS + (M == 128 ? group * 8192 : 0);
+      const u32 own_ds = at_ds + (M == 128 ? group * 8192 : 0);
       const u32 at_k = base + AT_K + (DP == 128 ? group * (N * 128) : 0);
       wgmma_fence();
 #pragma unroll
       for (int x = 0; x < N / 16; x++)
         Wgmma<TYPE, 64>::template ss<1>(
-            dq, descriptor(low_word(at_ds) + x / 4 * (M * 8) + x % 4 * 2),
+            dq, descriptor(low_word(own_ds) + x / 4 * (M * 8) + x % 4 * 2),
             descriptor(low_word(at_k) + x * 128), x > 0);
       wgmma_commit();
     }
-    start_scores(now ^ 1);  // after the last round of no use
+    const int next = now == STAGES - 1 ? 0 : now + 1;
+    start_scores(next);  // after the last round of no use
     wgmma_wait<1>();
     pin(dq);
     pin(dv_sum);
@@ -236,13 +241,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     if (round == 1) {
       wgmma_wait<0>();
       pin(s);
+      pin(dp);
       break;
     }
-    __syncthreads();  // both warpgroups are done with this tile and with ds
-    if (round > 2) load_next(now);
+    if (round > 2) load_next(next == STAGES - 1 ? 0 : next + 1);
     cp_async_commit();
     if (++tile == first + tiles) tile = first, head++;
-    now ^= 1;
+    now = next, flip ^= 1;
     weigh_tile(now);
   }
   wgmma_wait<0>();

@@ -91,7 +91,9 @@ def arguments(backend, rng, case, dtype):
     given = {n: x for n, x in case.options.items() if n not in ("alibi_slopes", "sinks")}
     defaults = {"causal": False, "window": None, "scale": None, "softcap": None}
     named = {**defaults, "causal_alignment": "bottom-right", **given}
-    options = attention_options("test", q, *(named[n] for n in (*defaults, "causal_alignment")))
+    options = attention_options(
+        "test", case.D, *(named[n] for n in (*defaults, "causal_alignment"))
+    )
     alibi = case.options.get("alibi_slopes")
     made = tensors(backend, g, g_lse, out.astype(q.dtype), lse.astype(np.float32), q, k, v,
                    case.cu_seqlens_q, case.cu_seqlens_k, alibi)  # fmt: skip

@@ -67,9 +67,9 @@ class Hopper:
         return {"DQ": self.DQ}
 
     def shared_bytes(self, DP: int) -> int:
-        keys, queries = 2 * self.TILE_K * DP * 2, 4 * self.TILE_Q * DP * 2
-        ds_and_dq = self.TILE_Q * self.TILE_K * 2 + self.TILE_Q * DP * 4
-        return keys + queries + 16 * self.TILE_Q + self.DQ * ds_and_dq
+        M, N = self.TILE_Q, self.TILE_K
+        three = 3 * (2 * M * DP * 2 + 8 * M)  # q, g and the stats
+        return 2 * N * DP * 2 + three + self.DQ * (2 * M * N * 2 + M * DP * 4)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ SMALL_QUERIES = {
 }
 # on compute capability 9.0
 HOPPER = {64: Hopper(128, 8), 128: Hopper(64, 4), 256: KEYS[256]}
-HOPPER_QUERIES = {64: HopperQueries(128), 128: HopperQueries(64), 256: QUERIES[256]}
+HOPPER_QUERIES = {64: HopperQueries(128), 128: HopperQueries(128), 256: QUERIES[256]}
+HOPPER_EXTRA_QUERIES = {**HOPPER_QUERIES, 128: HopperQueries(64)}  # with options: registers
 
 
 def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
@@ -164,9 +165,9 @@ def _tile(D: int, caps: Any, ordered: bool) -> tuple[int, Keys | Hopper]:
     return DP, replace(own or tiles[DP], DQ=0)
 
 
-def _query_tile(DP: int, caps: Any) -> Queries | HopperQueries:
+def _query_tile(DP: int, caps: Any, extra: int) -> Queries | HopperQueries:
     if caps.compute_capability == 90 and HOPPER:
-        return HOPPER_QUERIES[DP]
+        return (HOPPER_EXTRA_QUERIES if extra else HOPPER_QUERIES)[DP]
     return (QUERIES if caps.shared_bytes >= _LARGE else SMALL_QUERIES)[DP]
 
 
@@ -276,7 +277,7 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
             [sums, dq, call.cu_q, B, H, D, float(call.options.scale)], **ends,
         )  # fmt: skip
         return outputs
-    rows = _query_tile(DP, backend.caps)
+    rows = _query_tile(DP, backend.caps, special["EXTRA"])
     backend.launch(
         rows.family, "backward_queries", (Tq // rows.rows + B, H), (rows.threads,),
         [*inputs, dq, *numbers],
@@ -372,7 +373,7 @@ def _variants() -> list[Variant]:
             head = {"TYPE": kind, "DP": DP, "EXTRA": extra}
             ordered = replace(ORDERED_KEYS.get(DP, tile) if keys is KEYS else tile, DQ=0)
             made += [Variant(t.family, {**head, **t.macros()}, only=arch) for t in (tile, ordered)]
-            rows = queries[DP]
+            rows = HOPPER_EXTRA_QUERIES[DP] if extra and keys is HOPPER else queries[DP]
             made.append(Variant(rows.family, {**head, **asdict(rows)}, only=arch))
             if extra:
                 made.append(Variant("attention_backward_ends", _ends(kind, DP, tile), only=arch))
