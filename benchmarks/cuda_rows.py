@@ -247,7 +247,7 @@ def cases(quick: bool) -> list[Case]:
     found.append(Case("norm, rope, cache", (T, H, K, D), 4.0 * T * (H + 2 * K) * D))
     V = 128256
     found.append(Case("embedding", (65536, 2048, V), 4.0 * 65536 * 2048))
-    found.append(Case("embedding backward", (65536, 2048, V), 2.0 * (65536 + V) * 2048))
+    found.insert(1, Case("embedding backward", (65536, 2048, V), 2.0 * (65536 + V) * 2048))
     return found
 
 

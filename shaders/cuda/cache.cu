@@ -3,7 +3,7 @@
 // slot_mapping: slot = block * bs + position % bs, block = table[sequence, position / bs %
 //   columns]; -1 where the block is negative. One thread a token.
 // kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped.
-//   blockIdx.x is the token, blockIdx.y 0 for k and 1 for v; a thread copies runs of VEC elements.
+//   `team` threads a token, runs of VEC elements; blockIdx.y is 0 for k and 1 for v.
 // advance: ids = chosen, then each counter += 1. One block.
 //
 // Macros: X type of new rows, C type of the caches, VEC (only kv_write).
@@ -43,18 +43,18 @@ advance(int* ids, const int* chosen, int n, int* a, int an, int* b, int bn, int*
 #else
 extern "C" __global__ void
 kv_write(const X* k, const X* v, C* k_cache, C* v_cache, const int* slots, int k_width, int v_width,
-         i64 k_stride, i64 v_stride, int total_slots) {
+         i64 k_stride, i64 v_stride, int total_slots, int T, int team) {
   const bool is_v = blockIdx.y;
-  const i64 t = blockIdx.x;
+  const i64 t = (i64)blockIdx.x * (blockDim.x / team) + threadIdx.x / team;
   const X* source = is_v ? v + t * v_stride : k + t * k_stride;
   const int width = is_v ? v_width : k_width;
   pdl_wait();
   pdl_launch();
-  const i64 slot = slots[t];
+  const i64 slot = t < T ? slots[t] : -1;
   if (slot < 0 || slot >= total_slots) return;
   C* to = (is_v ? v_cache : k_cache) + slot * width;
 #pragma unroll 2
-  for (int i = threadIdx.x * VEC; i < width; i += blockDim.x * VEC) {
+  for (int i = threadIdx.x % team * VEC; i < width; i += team * VEC) {
     Pack<X, VEC> a = load_pack<X, VEC>(source + i);
     float y[VEC];
 #pragma unroll

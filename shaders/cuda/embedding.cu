@@ -9,9 +9,9 @@
 //
 // Backward, deterministic: `count` numbers the tokens of each id (in any order), `place` gives each
 // id that occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather_few`
-// (ids of up to FEW tokens, a block each) and `gather` (the others, a block for 32 RUN columns) sort
-// the stretch and add its rows up in the order of tokens. An id that more than CAP tokens have, of
-// which there are fewer than T / CAP, searches all ids in order instead.
+// (ids of up to FEW tokens, a block each) and `gather` (the others, a block for 32 RUN columns)
+// sort the stretch and add its rows up in the order of tokens. An id that more than CAP tokens
+// have, of which there are fewer than T / CAP, searches all ids in order instead.
 // Table rows that do not occur are zeroed by `zero`.
 // Macros: ID, X type of g, O type of dtable, RUN.
 #include "packed.cuh"

@@ -2,8 +2,8 @@
 //
 // quantize: scale = absmax / 127 of a group of inputs, q = rint(w / scale), halves to even, clipped
 //   to -127..127; a group of zeros has scale 0 and q 0. Division is IEEE: results are exact.
-//   LANES threads a group (a warp, or a whole block for a row), 256 threads a block, RUN elements
-//   an access. Macros: X type of w, RUN, LANES 32 or 256.
+//   LANES threads a group (up to a warp, or a whole block for a row), 256 threads a block, RUN
+//   elements an access. Macros: X type of w, RUN, LANES 4..32 or 256.
 // dequantize: out[r] = the row as floats of O; a thread decodes RUN elements, `chunks` blocks of
 //   256 threads a row. Macros: FORM, W (packed.cuh), RUN 8 or 1, O.
 #include "packed.cuh"

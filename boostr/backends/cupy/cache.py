@@ -8,7 +8,7 @@ import numpy as np
 
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import TYPES, has_dense_rows, run_length
+from boostr.backends.cupy.rows import TYPES, has_dense_rows, power_of_two, run_length
 from boostr.tensor import Tensor
 
 _MOST_COUNTERS = 4
@@ -47,11 +47,12 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
         return
     strides = [x.strides[0] // x.itemsize if T > 1 else 0 for x in new]
     run = run_length((*widths, *strides), *new, *caches)
-    threads = min(256, max(32, -(-max(widths) // (32 * run)) * 32))
+    team = min(256, power_of_two(-(-max(widths) // run)))
+    blocks = -(-T * team // 256)
     backend.launch(
-        "cache", "kv_write", (T, 2), (threads,),
+        "cache", "kv_write", (blocks, 2), (256,),
         [*new, *caches, backend.dense(slots.data), *widths, *map(np.int64, strides),
-         k_cache.shape[0] * k_cache.shape[1]],
+         k_cache.shape[0] * k_cache.shape[1], T, team],
         dependent=True, X=backend.c_type(k.dtype), C=backend.c_type(k_cache.dtype), VEC=run,
     )  # fmt: skip
 

@@ -113,8 +113,9 @@ def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> T
     launch("place", blocks, tokens, counts, number, starts, present, totals, T)
     launch("fill", blocks, tokens, number, starts, order, T)
     launch("gather_few", (min(T, rows),), source, table, counts, starts, present, totals, order, E)
-    launch("gather", (min(T // (_FEW + 1), rows), -(-E // (32 * run))), tokens, source, table, counts, starts,
-           present, totals, order, T, E)  # fmt: skip
+    many = min(T // (_FEW + 1), rows)
+    launch("gather", (many, -(-E // (32 * run))), tokens, source, table, counts, starts, present,
+           totals, order, T, E)  # fmt: skip
     return Tensor.wrap(table, backend)
 
 

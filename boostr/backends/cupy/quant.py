@@ -9,7 +9,7 @@ import numpy as np
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.embedding import decode_run, packed_parts, packed_supports
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import TYPES, run_length
+from boostr.backends.cupy.rows import TYPES, power_of_two, run_length
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -26,8 +26,8 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     N, K = w.shape
     G = -(-K // group)
     values, scales = backend.empty((N, K), "int8"), backend.empty((N, G), "float32")
-    lanes = 32 if group <= 512 else 256
     run = run_length((K, group), source)
+    lanes = min(32, max(4, power_of_two(-(-group // run)))) if group <= 512 else 256
     backend.launch(
         "quant", "quantize", (-(-N * G * lanes // 256),), (256,),
         [source, values, scales, np.int64(N * G), K, G, group], dependent=True,
@@ -61,7 +61,7 @@ VARIANTS = [
     *(
         Variant("quant", {"FORM": -1, "W": "float", "X": x, "RUN": run, "LANES": lanes})
         for x, run, lanes in (
-            ("bf16", 8, 32), ("bf16", 8, 256), ("float", 4, 32), ("float", 1, 256), ("f16", 1, 32),
+            ("bf16", 8, 8), ("bf16", 8, 256), ("float", 4, 32), ("float", 1, 256), ("f16", 1, 32),
         )
     ),
     *(
