@@ -2,8 +2,8 @@
 // step, at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh),
 // sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is, or through an RMS norm, or as the
 // partial results of split attention (gemv_input.cuh).
-// Grid: as many blocks as fill the device at most; a block's teams take every total-teams-th unit
-// of rows (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
+// Grid: as many blocks as fill the device at most; each takes neighbouring units of rows
+// (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
 #include "prelude.cuh"
 #include "weights.cuh"
@@ -79,8 +79,6 @@ gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const RE
   job.weight_rows = weight, job.weight_scales = scales, job.bias = bias;
   job.residual = residual, job.out = out, job.N = N, job.row_bytes = row_bytes;
   job.groups = (K + GROUP - 1) / GROUP;
-  job.units = (N + UNIT_ROWS - 1) / UNIT_ROWS;
-  job.first = (threadIdx.x >> 5) / KSPLIT * gridDim.x + blockIdx.x;
-  job.stride = gridDim.x * TEAMS;
+  share_out(job, (N + UNIT_ROWS - 1) / UNIT_ROWS);
   stream_rows(job, shared, K, row_bytes);
 }

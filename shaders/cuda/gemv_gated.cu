@@ -82,8 +82,6 @@ gemv_gated(X_T* x, const u8* gate, const float* gate_scales, const BIAS_T* gate_
   job.up_rows = up, job.up_scales = up_scales, job.up_bias = up_bias;
   job.out = out, job.F = F, job.row_bytes = row_bytes;
   job.groups = (K + GROUP - 1) / GROUP;
-  job.units = (F + UNIT_ROWS / 2 - 1) / (UNIT_ROWS / 2);
-  job.first = (threadIdx.x >> 5) / KSPLIT * gridDim.x + blockIdx.x;
-  job.stride = gridDim.x * TEAMS;
+  share_out(job, (F + UNIT_ROWS / 2 - 1) / (UNIT_ROWS / 2));
   stream_rows(job, shared, K, row_bytes);
 }

@@ -208,15 +208,14 @@ gemv_qkv(X_T* x, const u8* q, const float* q_scales, const BIAS_T* q_bias, const
   job.heads = heads, job.kv_heads = kv_heads, job.D = D, job.half = half;
   job.row_bytes = row_bytes, job.groups = (K + GROUP - 1) / GROUP;
   job.values = (float*)behind(shared, K);
-  const int team = (threadIdx.x >> 5) / KSPLIT;
 #if QK_NORM
   job.pairs = D / 2 / CLUSTER, job.base = blockIdx.x * job.pairs;
-  job.first = team, job.stride = TEAMS;
+  job.first = (threadIdx.x >> 5) / KSPLIT, job.stride = TEAMS;
+  job.units = (job.pairs + LANE_ROWS - 1) / LANE_ROWS;
 #else
   job.pairs = (heads + 2 * kv_heads) * (D / 2), job.base = 0;
-  job.first = team * gridDim.x + blockIdx.x, job.stride = gridDim.x * TEAMS;
+  share_out(job, (job.pairs + LANE_ROWS - 1) / LANE_ROWS);
 #endif
-  job.units = (job.pairs + LANE_ROWS - 1) / LANE_ROWS;
   stream_rows(job, shared, K, row_bytes);
 #if QK_NORM
   job.finish_head(head_eps);

@@ -9,8 +9,8 @@
 // before this one still runs. KSPLIT warps, a team, share a unit: they take its stages in turn.
 //
 // Each lane copies what it will read itself (FETCH 1, cp.async; FETCH 0, plain loads for sm_75), so
-// no barrier is needed; block forms and group scales are copied by the lanes together. FETCH 2
-// (sm_90): the rows of a stage are bulk copies by the warp's first lanes, completed by an mbarrier.
+// no barrier is needed; block forms and group scales are copied by the lanes together. (Bulk copies
+// completed by an mbarrier, on sm_90, were not faster.)
 // SLOW: element by element from global memory, for rows that are not 16-byte aligned.
 //
 // DIGITS (weights of bytes or nibbles, x of 16 bits): x is kept in block floating point, 16 values
@@ -130,27 +130,6 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 #endif
 }
 
-#if FETCH == 2
-DEVICE void barrier_init(u32 barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-}
-DEVICE void barrier_expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-DEVICE void barrier_wait(u32 barrier, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-#endif
-
 // -- one warp's stream of stages
 // --------------------------------------------------------------------- Job: what the rows are.
 // at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of its scales, units,
@@ -158,13 +137,12 @@ DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
-  u32 barriers;               // of this warp's mbarriers (FETCH 2)
   int K, row_bytes, steps;    // steps: stages of a row
   int lane, lane_row, part;   // part: which of the team's warps
   int unit, step, slot;       // what is asked for next
   const u8* row[PER_LANE];
 
-  DEVICE Stream(const Job& j, u8* shared, u64* mbarriers, int K_, int row_bytes_)
+  DEVICE Stream(const Job& j, u8* shared, int K_, int row_bytes_)
       : job(j), K(K_), row_bytes(row_bytes_) {
     const int warp = threadIdx.x >> 5;
     ring = shared_address(shared) + warp * (STAGES * STAGE_BYTES);
@@ -173,16 +151,6 @@ template <class Job> struct Stream {
     steps = (K + DEPTH - 1) / DEPTH;
     unit = job.first, step = part, slot = 0;
     if (part >= steps) unit = job.units;  // nothing for this warp
-    barriers = 0;
-#if FETCH == 2
-    barriers = shared_address(mbarriers + warp * STAGES);
-    if ((threadIdx.x & 31) == 0) {
-      for (int i = 0; i < STAGES; i++) barrier_init(barriers + 8 * i);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    }
-    __syncwarp();
-#endif
     find_rows();
   }
 
@@ -197,7 +165,6 @@ template <class Job> struct Stream {
     if (unit < job.units) {
       const u32 to = ring + slot * STAGE_BYTES;
       if (BLOCKS) ask_blocks(to);
-      else if (FETCH == 2) ask_bulk(to);
       else ask_chunks(to);
       if (SCALES) ask_scales(to + UNIT_ROWS * SLOT);
       step += KSPLIT;
@@ -206,7 +173,7 @@ template <class Job> struct Stream {
         if (!SINGLE) find_rows();
       }
     }
-    if (FETCH != 2 || BLOCKS || SCALES) copies_commit();
+    copies_commit();
     slot = slot + 1 == STAGES ? 0 : slot + 1;
   }
 
@@ -253,32 +220,6 @@ template <class Job> struct Stream {
                  job.scales(unit, lane_row, r) + step * SCALES + g);
         }
       }
-  }
-
-  DEVICE void ask_bulk(u32 to) {
-#if FETCH == 2
-    const u32 barrier = barriers + 8 * slot, l = threadIdx.x & 31;
-    const u32 bytes = min(SEGMENT, row_bytes - step * SEGMENT);
-    if (l == 0) barrier_expect(barrier, bytes * UNIT_ROWS);
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < PER_LANE; r++) {
-      if (lane == r % LANES) {
-        copy_bulk(to + (r * LANE_ROWS + lane_row) * SLOT, row[r] + step * SEGMENT, bytes, barrier);
-      }
-    }
-#endif
-  }
-
-  // The stage in `at` has arrived. `turn`: the parity of how often the ring has gone round.
-  DEVICE void arrived(int at, u32 turn) {
-#if FETCH == 2
-    if (!BLOCKS) barrier_wait(barriers + 8 * at, turn);
-    if (BLOCKS || SCALES) copies_wait();
-#else
-    copies_wait();
-#endif
-    if (BLOCKS || SCALES || FETCH == 2) __syncwarp();
   }
 };
 
@@ -492,17 +433,25 @@ DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* 
   return true;
 }
 
+// A block takes neighbouring units, so that few blocks read from one page of memory: when each read
+// from everywhere, a model of many gigabytes ran at the speed of the walks of the page table.
+template <class Job> DEVICE void share_out(Job& job, int units) {
+  const int team = (threadIdx.x >> 5) / KSPLIT, blocks = gridDim.x, block = blockIdx.x;
+#if NEIGHBOURS
+  job.first = (int)((i64)units * block / blocks) + team;
+  job.units = (int)((i64)units * (block + 1) / blocks);
+  job.stride = TEAMS;
+#else
+  job.first = team * blocks + block, job.units = units, job.stride = blocks * TEAMS;
+#endif
+}
+
 // The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which
 // loads constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after
 // that; fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and
 // what kernels write; finish(unit, ..., totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int row_bytes) {
-#if FETCH == 2
-  __shared__ u64 mbarriers[BLOCK_WARPS * STAGES];
-#else
-  u64* mbarriers = nullptr;
-#endif
-  Stream<Job> stream(job, shared, mbarriers, K, row_bytes);
+  Stream<Job> stream(job, shared, K, row_bytes);
   const int stride = x_stride(K);
   Xs* x = (Xs*)(shared + RING_BYTES);
   Sum* room = (Sum*)(shared + RING_BYTES + x_bytes(K));
@@ -520,7 +469,7 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
   job.fill(x, stride);
   __syncthreads();
   if (writes) job.settle(lane);
-  int slot = 0, turn = 0, round = 0;
+  int slot = 0, round = 0;
   for (int unit = job.first; unit < job.units; unit += job.stride, round++) {
     Sums sums;
     sums.clear();
@@ -534,15 +483,16 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
     } else {
       for (int step = part; step < stream.steps; step += KSPLIT) {
         const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
-        stream.arrived(slot, turn);
+        copies_wait();
+        if (BLOCKS || SCALES) __syncwarp();
         if (WHOLE || (step + 1) * DEPTH <= K)
           multiply_stage<false>(stream, low, step, stage, x, stride, sums);
         else
           multiply_stage<true>(stream, low, step, stage, x, stride, sums);
-        if (BLOCKS || SCALES || FETCH == 2) __syncwarp();
+        if (BLOCKS || SCALES) __syncwarp();
         if (FILLED) copies_commit();
         else stream.ask();
-        if (++slot == STAGES) slot = 0, turn ^= 1;
+        if (++slot == STAGES) slot = 0;
       }
     }
     Sum total[PER_LANE];

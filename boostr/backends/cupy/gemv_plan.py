@@ -25,6 +25,9 @@ CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
 }  # fmt: skip
 
 
+NEIGHBOURS = 1  # whether a block's rows lie side by side, or are dealt out to all blocks in turn
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a kernel is cut up; the macros of gemv_rows.cuh."""
@@ -86,7 +89,7 @@ class Plan:
     def defines(self, form: str, item: int) -> dict[str, int | str]:
         digits = self.digits(form, item)
         found: dict[str, int | str] = {
-            "DIGITS": int(digits),
+            "DIGITS": int(digits), "NEIGHBOURS": NEIGHBOURS,
             "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
             "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
             "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),
@@ -141,6 +144,7 @@ def padded_rows(rows: int) -> int:
 _RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
 _X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
 _STAGE = 3072  # most bytes of a stage of one warp
+_SMALL = 64 << 10  # bytes of a weight for each SM up to which latency decides, not bandwidth
 _NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
@@ -170,8 +174,11 @@ def _choose(
     """The cheapest of all ways to share the rows out, by how many warps have nothing to do."""
     plan, best = _base(caps, w, rows, item), 1e9
     chunks = -(-w.K // CHUNK[w.form][0])
+    small = count * w.row_bytes <= _SMALL * caps.sms
     for lanes, per_lane, warps, ksplit in _CUTS:
         if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
+            continue
+        if small and ((lanes, per_lane, warps) != (8, min(per_lanes), 8) or ksplit > 4):
             continue
         passes = -(-count // (32 // lanes * per_lane)) * ksplit / (caps.sms * warps)
         idle = max(1.0, math.ceil(passes)) / passes if passes < 4 else 1 + 0.5 / passes
