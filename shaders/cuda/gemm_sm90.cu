@@ -13,18 +13,17 @@
 // The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
-// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1, 2, 4), TOKENS (8, 16,
-// 32, 64, 128, 256; 128 at most for FORM 2), BK (k of a stage: 64 for FORM 0, 128 for FORM 3,
-// either for 1 and 2), STAGES, SHARES (1..8).
+// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32,
+// 64, 128, 256; 128 at most for FORM 2), STAGES, SHARES (1..8).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 
 #define ROWS (64 * GROUPS)
+#define BK (FORM == 3 ? 128 : 64)
 #define W_ROW (FORM == 0 ? 2 * BK : BK)  // bytes of a row in a stage
-#define PARTS (FORM == 3 ? 1 : BK / 64)  // of 128 bytes of a token in a stage
 #define LD_TILE (ROWS + 4)
 #define W_STAGE (ROWS * W_ROW)
-#define X_STAGE (TOKENS * 128 * PARTS)
+#define X_STAGE (TOKENS * 128)
 #define STAGE_BYTES (W_STAGE + X_STAGE)
 #define ACC (TOKENS / 2)  // accumulators of a thread
 #define MANY (TOKENS >= 128)
@@ -115,8 +114,8 @@ template <int STEPS> DEVICE void load_a(u32 stage, int row, int chunk, u32 (&a)[
   for (int s = 0; s < STEPS; ++s) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = row + half * 8, turn = W_ROW == 128 ? r & 7 : (r >> 1) & 3;  // the swizzle
-      const u32 p = stage + r * W_ROW + (((chunk + s) ^ turn) << 4) + t * 2;
+      const int r = row + half * 8;
+      const u32 p = stage + r * 64 + (((chunk + s) ^ ((r >> 1) & 3)) << 4) + t * 2;
       a[s][half] = widen(shared_u16(p), X());
       a[s][half + 2] = widen(shared_u16(p + 8), X());
     }
@@ -156,33 +155,31 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
   pin(acc);
 }
 #elif FORM == 1
-// Units of 64 k. The bytes of one become fragments during the products of the one before.
-DEVICE void unit(acc_t (&acc)[ACC], Ring ring, int u, int row, u32 (&a)[4][4]) {
-  const int i = u / PARTS, part = u % PARTS, s = i % STAGES;
+// The bytes of a stage become fragments during the products of the stage before.
+DEVICE void one_stage(acc_t (&acc)[ACC], Ring ring, int i, int row, u32 (&a)[4][4]) {
+  const int s = i % STAGES;
   const u32 stage = ring.stages + s * STAGE_BYTES;
-  if (part == 0) mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
-  load_a<4>(stage, row, part * 4, a);
-  const u64 b = swizzled_descriptor(stage + W_STAGE + part * (TOKENS * 128));
+  mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
+  load_a<4>(stage, row, 0, a);
+  const u64 b = swizzled_descriptor(stage + W_STAGE);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
     Wgmma<X, TOKENS>::template rs<0>(acc, a[k], descriptor_plus(b, k * 32), 1);
   wgmma_commit();
   wgmma_wait<1>();
-  if (part == 0 && i && threadIdx.x % 32 == 0)
-    mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
+  if (i && threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
                      int) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
-  const int units = steps * PARTS;
   u32 a[2][4][4];
-  int u = 0;
-  for (; u + 1 < units; u += 2) {
-    unit(acc, ring, u, row, a[0]);
-    unit(acc, ring, u + 1, row, a[1]);
+  int i = 0;
+  for (; i + 1 < steps; i += 2) {
+    one_stage(acc, ring, i, row, a[0]);
+    one_stage(acc, ring, i + 1, row, a[1]);
   }
-  if (u < units) unit(acc, ring, u, row, a[0]);
+  if (i < steps) one_stage(acc, ring, i, row, a[0]);
   wgmma_wait<0>();
   pin(acc);
 }
@@ -197,22 +194,77 @@ DEVICE void add_scaled(acc_t (&acc)[ACC], float (&sum)[ACC], float low, float hi
     acc[j + 3] += high * sum[j + 3];
   }
 }
+#if GROUP == 32 || TOKENS < 128
+// Units of PART steps of 16 k: half a stage for GROUP 32, else a stage.
+#define PART (GROUP == 32 ? 2 : 4)
+DEVICE void unit(float (&sum)[ACC], u32 stage, int k0, u32 (&a)[4][4]) {
+  const u64 b = swizzled_descriptor(stage + W_STAGE);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < PART; ++k)
+    Wgmma<X, TOKENS>::template rs<0>(sum, a[k0 + k], descriptor_plus(b, (k0 + k) * 32), k != 0);
+  wgmma_commit();
+}
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float* low,
+                     const float* high, int groups) {
+  const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
+  u32 a[4][4];
+  float sum[2][ACC], scale_low[2], scale_high[2];
+  for (int i = 0; i < steps; ++i) {
+    const int s = i % STAGES;
+    const u32 stage = ring.stages + s * STAGE_BYTES;
+#if GROUP == 32  // the second half's sums of the stage before wait to be added
+    const float before_low = scale_low[1], before_high = scale_high[1];
+#endif
+#pragma unroll
+    for (int h = 0; h < 4 / PART; ++h) {
+      const int at = (i * BK + h * 32) / GROUP;
+      scale_low[h] = low && at < groups ? low[at] : 0.f;
+      scale_high[h] = high && at < groups ? high[at] : 0.f;
+    }
+    mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
+    load_a<4>(stage, row, 0, a);
+    unit(sum[0], stage, 0, a);
+#if GROUP == 32
+    if (i) {
+      wgmma_wait<1>();
+      add_scaled(acc, sum[1], before_low, before_high);
+    }
+    unit(sum[1], stage, 2, a);
+    wgmma_wait<1>();
+    add_scaled(acc, sum[0], scale_low[0], scale_high[0]);
+    wgmma_wait<0>();
+    pin(sum[1]);
+#else
+    wgmma_wait<0>();
+    pin(sum[0]);
+#endif
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + s * 8);
+#if GROUP != 32
+    add_scaled(acc, sum[0], scale_low[0], scale_high[0]);
+#endif
+  }
+#if GROUP == 32
+  if (steps) add_scaled(acc, sum[1], scale_low[1], scale_high[1]);
+#endif
+}
+#else
 // Units of 32 k, RUN of them in a group, whose products go to one of two sums. During a unit's
 // products the bytes of the next one become fragments and the group before is added to acc.
 #define RUN (GROUP / 32)
 DEVICE void fragments(Ring ring, int u, int row, u32 (&a)[2][4]) {
-  const int i = u / (2 * PARTS), s = i % STAGES, part = u % (2 * PARTS);
+  const int i = u / 2, s = i % STAGES, part = u % 2;
   if (part == 0) mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
   load_a<2>(ring.stages + s * STAGE_BYTES, row, part * 2, a);
 }
 DEVICE void issue(float (&sum)[ACC], Ring ring, int u, u32 (&a)[2][4], bool first) {
-  const int part = u % (2 * PARTS);
-  const u32 stage = ring.stages + u / (2 * PARTS) % STAGES * STAGE_BYTES;
-  const u64 b = swizzled_descriptor(stage + W_STAGE + part / 2 * (TOKENS * 128));
+  const int part = u % 2;
+  const u32 stage = ring.stages + u / 2 % STAGES * STAGE_BYTES;
+  const u64 b = swizzled_descriptor(stage + W_STAGE);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 2; ++k)
-    Wgmma<X, TOKENS>::template rs<0>(sum, a[k], descriptor_plus(b, (part % 2 * 2 + k) * 32),
+    Wgmma<X, TOKENS>::template rs<0>(sum, a[k], descriptor_plus(b, (part * 2 + k) * 32),
                                      k != 0 || !first);
   wgmma_commit();
 }
@@ -220,7 +272,7 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
                      const float* high, int groups) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   constexpr int BODY = 8;  // units that overlap; ptxas serialises sums that are read a round later
-  const int units = steps * 2 * PARTS, whole = units / BODY * BODY;
+  const int units = steps * 2, whole = units / BODY * BODY;
   u32 a[2][2][4];
   float sum[2][ACC], scale[2][2];
   auto scale_of = [&](int u, float(&pair)[2]) {
@@ -229,8 +281,8 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
     pair[1] = high && at < groups ? high[at] : 0.f;
   };
   auto release = [&](int u) {  // the stage whose last unit is u
-    if ((u + 1) % (2 * PARTS) == 0 && threadIdx.x % 32 == 0)
-      mbarrier_arrive(ring.empty + u / (2 * PARTS) % STAGES * 8);
+    if ((u + 1) % 2 == 0 && threadIdx.x % 32 == 0)
+      mbarrier_arrive(ring.empty + u / 2 % STAGES * 8);
   };
   if (units) fragments(ring, 0, row, a[0]);
   for (int from = 0; from < whole; from += BODY) {
@@ -259,6 +311,7 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
     if (u + 1 < units) fragments(ring, u + 1, row, a[0]);
   }
 }
+#endif
 #endif
 
 // -- clusters -------------------------------------------------------------------------------------
@@ -293,11 +346,6 @@ struct Piece {  // of one weight: what a block works on
   int first, rows, column;  // first row in the weight, rows from there to its end, column in y
 };
 
-DEVICE void load_x(u32 stage, const TensorMap* x, u32 full, int k, int token0) {
-#pragma unroll
-  for (int part = 0; part < PARTS; ++part)
-    tma_load_2d(stage + W_STAGE + part * (TOKENS * 128), x, full, k + part * 64, token0);
-}
 // Stage i holds step begin + (i + turn) % count of K: blocks start at different places, so that
 // they do not all read the same lines of x at once.
 DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begin, int count,
@@ -314,14 +362,14 @@ DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begi
   }
   if (early) pdl_wait();
   for (int i = 0; i < ahead; ++i)
-    load_x(ring.stages + i * STAGE_BYTES, x, ring.full + i * 8, k_of(i), token0);
+    tma_load_2d(ring.stages + i * STAGE_BYTES + W_STAGE, x, ring.full + i * 8, k_of(i), token0);
   for (int i = ahead; i < count; ++i) {
     const int s = i % STAGES;
     const u32 stage = ring.stages + s * STAGE_BYTES, full = ring.full + s * 8;
     mbarrier_wait(ring.empty + s * 8, (i / STAGES & 1) ^ 1);
     mbarrier_expect(full, STAGE_BYTES);
     tma_load_2d(stage, w.map, full, k_of(i), w.first);
-    load_x(stage, x, full, k_of(i), token0);
+    tma_load_2d(stage + W_STAGE, x, full, k_of(i), token0);
   }
 }
 
@@ -359,7 +407,7 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
     const float* x_scales, const float* s0, const float* s1, const float* s2, const BIAS* b0,
     const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y,
-    i64 ldy, int M, int K, int groups, int wide, int early, int rotate) {
+    i64 ldy, int M, int K, int groups, int wide, int early) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   pdl_launch();
@@ -380,7 +428,7 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   const int steps = (K + BK - 1) / BK, spans = (steps + ALIGN - 1) / ALIGN;
   const int begin = spans * blockIdx.y / SHARES * ALIGN;
   const int count = min(steps, (int)(spans * (blockIdx.y + 1) / SHARES * ALIGN)) - begin;
-  const int turn = FORM == 2 || !rotate || count < 1 ? 0 : tile * 5 % count;
+  const int turn = FORM == 2 || count < 1 ? 0 : tile * 5 % count;
   const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
   if (threadIdx.x == 0) {

@@ -2,8 +2,8 @@
 
 | x, weight | more than 8 rows |
 |---|---|
-| f16 or bf16, of one type | up to 64 rows `gemm_mma.cu`, beyond that cuBLASLt |
-| f16 or bf16, int8 (per row or group) | `gemm_mma.cu`, on Hopper beyond 64 rows `gemm_sm90.cu` |
+| f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
+| f16 or bf16, int8 (per row or group) | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in these two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, GGUF blocks, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
@@ -26,7 +26,7 @@ from boostr.tensor import Tensor
 
 _TYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 FEW = 8  # rows of x that the GEMV takes
-_SKINNY = 64  # rows up to which our kernel reads 16-bit weights faster than cuBLASLt
+_SKINNY = 16  # rows up to which `gemm_mma` reads 16-bit weights as fast as cuBLASLt
 
 
 def _supports(
