@@ -10,7 +10,7 @@ Peers: FlashAttention-2 and cuDNN through `scaled_dot_product_attention` (equal 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +23,7 @@ from boostr.ops.attention import _backward as attention_backward
 from boostr.ops.attention import attention_options
 
 EQUAL = [(128, 32, True), (128, 32, False), (64, 32, True), (64, 32, False), (128, 8, True)]
+PEERS = ("FLASH_ATTENTION", "CUDNN_ATTENTION")
 HEAD = ["head_dim", "kv heads", "causal", "lengths", "ours", "in order", "FA2", "cuDNN",
         "ours / FA2", "ours / cuDNN", "of 798"]  # fmt: skip
 
@@ -108,20 +109,22 @@ def row(lengths: Sequence[int], K: int, D: int, causal: bool, words: str, peers:
     return [str(D), str(K), sees, words, f"{here:.0f}", f"{ordered:.0f}", *shown, *ratios, share]
 
 
-def main() -> None:
-    rows = []
+def rows() -> Iterator[list[str]]:
+    """The table's lines, as they are measured."""
     for D, K, causal in EQUAL:
         lengths = [4096] * 4
-        peers = [
-            peer(name, lengths, K, D, causal) for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION")
-        ]
-        rows.append(row(lengths, K, D, causal, "4 x 4096", peers))
-    lengths = np.random.default_rng(0).integers(256, 2049, 32).tolist()
+        peers = [peer(name, lengths, K, D, causal) for name in PEERS]
+        yield row(lengths, K, D, causal, "4 x 4096", peers)
+    lengths = np.random.default_rng(1).integers(256, 2049, 32).tolist()
     for D in (128, 64):
         peers = [varlen_peer(lengths, 32, D), None]
-        rows.append(row(lengths, 32, D, True, "32 of 256-2048 packed", peers))
+        yield row(lengths, 32, D, True, "32 of 256-2048, packed", peers)
+
+
+def main() -> None:
     print("bf16, 32 heads, TFLOP/s\n")
-    print(table(HEAD, rows))
+    for i, line in enumerate(rows()):
+        print("\n".join(table(HEAD, [line]).splitlines()[2 * (i > 0) :]), flush=True)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,16 @@ def test_plain_cores(case, dtype, cupy_backend, rng):
     close(_backward(*args), want, dtype, case.scale_of_logits)
 
 
+def test_mixed_dtypes(cupy_backend, rng):
+    """float32 queries on bfloat16 keys and values."""
+    args, want = arguments(cupy_backend, rng, OPTIONS[1], "bfloat16")
+    for i in (0, 2, 4):  # g, out, q
+        args[i] = Tensor(args[i].numpy().astype(np.float32), backend=cupy_backend)
+    dq, dk, dv = got = _backward(*args)
+    assert dq.dtype == args[4].dtype and dk.dtype == dv.dtype == args[5].dtype
+    close(got, want, "bfloat16")
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 def test_views(offset, cupy_backend, rng):
     """q, k and v as parts of one projection; with an offset that 16-byte loads cannot take."""
