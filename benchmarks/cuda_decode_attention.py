@@ -178,12 +178,11 @@ def main() -> None:
     head = ["shape", "ours µs", "partials µs", "blocks of 16 µs", "% of 3.0 TB/s"]
     head += ["FLASH µs", "cuDNN µs", "efficient µs", *(["flex µs"] if args.flex else [])]
     head += ["best peer / ours"]
-    rows = [
-        row(case, backend, args.flex)
-        for case in CASES
-        if not args.names or any(n in case.name for n in args.names)
-    ]
-    print(timing.table(head, rows))
+    print(timing.table(head, []), flush=True)
+    for case in CASES:
+        if not args.names or any(n in case.name for n in args.names):
+            line = timing.table(head, [row(case, backend, args.flex)]).splitlines()[-1]
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -151,15 +151,12 @@ struct Sequence {
   DEVICE int passes(int G) const { return (u32)(queries * G + ROWS - 1) / ROWS; }
 };
 
-// EARLY: the value may still change, so it must not stay in L1.
-template <bool EARLY> DEVICE int load_int(const int* p) { return EARLY ? __ldcg(p) : *p; }
-
-template <bool EARLY = false> DEVICE Sequence sequence(const Call& a, int b) {
+DEVICE Sequence sequence(const Call& a, int b) {
   Sequence s;
-  s.first = load_int<EARLY>(a.cu + b);
-  s.queries = load_int<EARLY>(a.cu + b + 1) - s.first;
-  s.length = load_int<EARLY>(a.lens + b);
-  s.block = load_int<EARLY>(a.table + (i64)b * a.columns);
+  s.first = a.cu[b];
+  s.queries = a.cu[b + 1] - s.first;
+  s.length = a.lens[b];
+  s.block = a.table[(i64)b * a.columns];
   int shift = a.shift_of(s.length, s.queries);
   s.lo = max(0, s.length - a.capacity);  // what the ring has not overwritten
   s.lo = max(s.lo, shift - a.left);
@@ -169,7 +166,6 @@ template <bool EARLY = false> DEVICE Sequence sequence(const Call& a, int b) {
 }
 
 // The cache row of this lane's key of unit u, or -1.
-template <bool EARLY = false>
 DEVICE int lookup(const Call& a, const Sequence& s, int b, int u, int end) {
   int p = u * KEYS + (threadIdx.x & (KEYS - 1));
   if (u >= end || p < s.lo || p > s.hi) return -1;
@@ -180,7 +176,7 @@ DEVICE int lookup(const Call& a, const Sequence& s, int b, int u, int end) {
     if (column >= a.columns) column = (u32)column % (u32)a.columns;
   }
   int block = s.block;
-  if (column) block = load_int<EARLY>(a.table + (i64)b * a.columns + column);
+  if (column) block = a.table[(i64)b * a.columns + column];
   return block < 0 ? -1 : block * a.bs + offset;
 }
 
@@ -313,25 +309,6 @@ DEVICE bool own_slots(const Call& a, const Sequence& s) {
   return a.B == 1 && s.units > 0 && s.queries * a.G <= ROWS;
 }
 
-#if PREFETCH && __CUDA_ARCH__ >= 900
-// While the kernel before may still run: the first keys and values of this block on their way to
-// L2. Lengths and table may be about to change: a wrong guess costs little, if it is in the cache.
-DEVICE void prefetch(const Call& a, int alone, int cache_rows) {
-  Sequence s = sequence<true>(a, 0);
-  Cut cut(s.units * s.passes(a.G), gridDim.y, a.grain_shift, alone);
-  int unit = (u32)s.lo / KEYS, u = unit + cut.start(blockIdx.y) + (threadIdx.x >> 5);
-  int end = unit + min(cut.start(blockIdx.y + 1), s.units);
-  int row = lookup<true>(a, s, 0, u, end), part = (threadIdx.x & 31) / KEYS;
-  if (row < 0 || row >= cache_rows || part > 1) return;
-  const CT* keys = a.k + blockIdx.x * a.k_head;
-  const CT* values = a.v + blockIdx.x * a.v_head;
-  const char* from = part ? (const char*)values + (u64)(u32)row * a.v_row
-                          : (const char*)keys + (u64)(u32)row * a.k_row;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-               :: "l"(from), "r"((part ? V_DIM : HEAD_DIM) * (int)sizeof(CT)) : "memory");
-}
-#endif
-
 // What this block does of sequence b, whose units are at `start` of all.
 DEVICE void run(const Call& a, const Shared& sh, const Sequence& s, int b, int start, Cut cut) {
   int g = blockIdx.y, kv = blockIdx.x, rows = s.queries * a.G;
@@ -359,8 +336,8 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms,
     const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
     i64 v_head, u32 k_row, u32 v_row, int T, int H, int G, int B, int bs, int bs_shift,
-    int columns, int capacity, int S, int grain_shift, int alone, int cache_rows, int left,
-    int right, int bottom_right, float scale, float softcap) {
+    int columns, int capacity, int S, int grain_shift, int alone, int left, int right,
+    int bottom_right, float scale, float softcap) {
   extern __shared__ __align__(128) u8 memory[];
   __shared__ RowInfo rows[ROWS];
   __shared__ float2 stats[N_WARPS * ROWS];
@@ -378,9 +355,6 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
                masks + warp * STAGES, MMA ? (void*)query : (void*)wide_query,
                weights + (MMA ? 0 : warp * KEYS * ROWS), scales};
   pdl_launch();
-#if PREFETCH && __CUDA_ARCH__ >= 900
-  if (B == 1) prefetch(a, alone, cache_rows);
-#endif
   pdl_wait();
   auto work_of = [&](int b, Sequence& s) {
     s = Sequence();

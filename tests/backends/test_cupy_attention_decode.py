@@ -62,8 +62,12 @@ def test_edge_table(case, dtype, cupy, rng):
     q, k, v = draw(rng, case, dtype)
     k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, 16)
     arrays = q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens
-    got = attend(cupy, arrays, {"causal": False, **case.options})
-    close(got, oracle(q, k, v, case), q, k, v, dtype, case.options)
+    options = {"causal": False, **case.options}
+    got = attend(cupy, arrays, options)
+    if dtype == "float32":
+        close(got, oracle(q, k, v, case), q, k, v, dtype, case.options)
+    else:  # weights are rounded to bfloat16 too: what that moves depends on each row's keys
+        compare(got, arrays, options, like=(k, v))
 
 
 # -- everything else against plain float64 --------------------------------------------------------
@@ -74,7 +78,8 @@ def reference(arrays, options):
     (T, H, D), (_, bs, K, Dv) = q.shape, v_cache.shape
     scale = options.get("scale", D**-0.5)
     cap, slopes, sinks = (options.get(n) for n in ("softcap", "alibi_slopes", "sinks"))
-    left, right = options.get("window") or (-1, -1)
+    left, right = (-1 if w is None else w for w in options.get("window") or (-1, -1))
+    top_left = options.get("causal_alignment") == "top-left"
     out, lse, spread = np.zeros((T, H, Dv)), np.full((T, H), -np.inf), np.zeros((T, H))
     for b, (start, end) in enumerate(itertools.pairwise(cu)):
         p = np.arange(max(0, lens[b] - table.shape[1] * bs), lens[b])
@@ -82,7 +87,7 @@ def reference(arrays, options):
         p, blocks = p[blocks >= 0], blocks[blocks >= 0]
         keys, values = k_cache[blocks, p % bs], v_cache[blocks, p % bs]
         for t in range(start, end):
-            at = t - start + lens[b] - (end - start)
+            at = t - start + (0 if top_left else lens[b] - (end - start))
             seen = p <= at if options.get("causal", True) else np.ones(len(p), bool)
             seen &= (p >= at - left) | (left < 0)
             seen &= (p <= at + right) | (right < 0)
@@ -101,11 +106,12 @@ def reference(arrays, options):
     return out, lse, spread
 
 
-def compare(got, arrays, options):
+def compare(got, arrays, options, like=None):
+    """`like`: keys and values as large as those that are used, where the caches hold others."""
     want, want_lse, spread = reference(arrays, options)
     out, lse = (x.numpy() for x in got)
-    q, k_cache, v_cache = arrays[:3]
-    size = 2 + rms(q) * rms(k_cache) * options.get("scale", q.shape[2] ** -0.5) * q.shape[2] ** 0.5
+    q, (k, v) = arrays[0], like or arrays[1:3]
+    size = 2 + rms(q) * rms(k) * options.get("scale", q.shape[2] ** -0.5) * q.shape[2] ** 0.5
     slopes = options.get("alibi_slopes")
     size += 0 if slopes is None else float(slopes.max()) * int(arrays[5].max(initial=0))
     np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(want_lse))
@@ -114,9 +120,11 @@ def compare(got, arrays, options):
     bad = np.abs(lse[seen] - want_lse[seen])
     assert np.all(bad <= noise), f"lse: {(bad > noise).sum()} off by up to {bad.max():.3g}"
     eps = EPS[str(out.dtype)] if out.dtype != np.float32 else 0.0
-    spread = spread[..., None] * rms(v_cache)
-    allowed = noise * rms(v_cache) + 2 * eps * (np.abs(want) + spread)
+    spread = spread[..., None] * rms(v)
+    allowed = noise * max(rms(v), 1) + 2 * eps * (np.abs(want) + spread)
     error = np.abs(out.astype(np.float64) - want)
+    if not error.size:
+        return
     at = np.unravel_index(int(np.argmax(np.nan_to_num(error / allowed, nan=np.inf))), error.shape)
     assert np.all(error <= allowed), (
         f"out: {int((~(error <= allowed)).sum())} of {error.size}, worst {at}: {out[at]:.6g} "
@@ -157,7 +165,7 @@ def test_block_sizes(length, bs, cupy, rng):
     compare(attend(cupy, arrays, {}), arrays, {})
 
 
-@pytest.mark.parametrize("chosen", [{"prefetch": True}, {"alone": 0}, {"alone": 1000}], ids=str)
+@pytest.mark.parametrize("chosen", [{}, {"alone": 0}, {"alone": 1000}], ids=str)
 @pytest.mark.parametrize("length", [100, 200, 1500])
 def test_one_sequence(length, chosen, cupy, rng):
     arrays = build(rng, [1], [length], 8, 2, 64, bs=16)

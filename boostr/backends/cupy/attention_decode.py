@@ -62,7 +62,6 @@ class Plan:
         alone: so many units of a single sequence are not divided, as joining takes longer.
         groups: of K blocks each, the grid's height.
         splits: S, the most groups that can share a sequence.
-        prefetch: of the first keys of a single sequence while the kernel before still runs.
     """
 
     mma: bool
@@ -76,7 +75,6 @@ class Plan:
     groups: int
     splits: int
     shared_bytes: int
-    prefetch: bool
 
     def defines(self, call: Call, c_type: Any, finish: bool) -> dict[str, int | str]:
         return {
@@ -84,7 +82,7 @@ class Plan:
             "HEAD_DIM": call.D, "V_DIM": call.Dv, "MMA": int(self.mma), "ROWS": self.rows,
             "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
             "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
-            "ALIBI": int(call.alibi), "FINISH": int(finish), "PREFETCH": int(self.prefetch),
+            "ALIBI": int(call.alibi), "FINISH": int(finish),
         }  # fmt: skip
 
 
@@ -133,8 +131,9 @@ def plan(
     dim = max(call.D, call.Dv)
     mma, rows, keys = _tile(call, compute_capability)
     rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
+    light = mma and (call.K > 4 or dim > 64)  # leaves room for the GEMVs before and after it
     many = call.B >= 8 and mma and dim <= 128  # then two blocks fill each other's gaps
-    warps, blocks = chosen.get("warps", 4 if many else 8), chosen.get("blocks", 1 + many)
+    warps, blocks = chosen.get("warps", 4 if light or many else 8), chosen.get("blocks", 1 + many)
     stages = chosen.get("stages", 2 if compute_capability >= 80 else 1)
     stage, merge, static = _bytes(call, mma, rows, keys, warps)
     room = shared_bytes // blocks - 1024 - static
@@ -142,7 +141,7 @@ def plan(
         warps //= 2
         stage, merge, static = _bytes(call, mma, rows, keys, warps)
         room = shared_bytes // blocks - 1024 - static
-    grain = chosen.get("grain", 8)
+    grain = chosen.get("grain", 4 if light and call.K > 4 else 8)
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
     most_units = units * (call.T * (call.H // call.K) // rows + call.B)
     groups = _even(max(1, sms * blocks // call.K), call.B)
@@ -150,21 +149,18 @@ def plan(
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge)
     alone = chosen.get("alone", 2 * warps)
-    prefetch = chosen.get("prefetch", False) and call.aligned and keys <= 16
-    return Plan(
-        mma, rows, keys, warps, stages, blocks, grain, alone, groups, splits, memory, prefetch
-    )
+    return Plan(mma, rows, keys, warps, stages, blocks, grain, alone, groups, splits, memory)
 
 
 # -- arrays ---------------------------------------------------------------------------------------
 def _row_stride(cache: Any) -> int | None:
     """Bytes from one position's row to the next if they are evenly spaced over all blocks."""
     NB, bs = cache.shape[:2]
-    if cache.size == 0 or cache.strides[3] != cache.itemsize:
-        return None if cache.size else 0
-    if bs == 1:
-        return cache.strides[0]
-    return cache.strides[1] if NB == 1 or cache.strides[0] == bs * cache.strides[1] else None
+    if cache.size == 0:
+        return 0
+    stride = cache.strides[0] if bs == 1 else cache.strides[1]
+    even = NB == 1 or bs == 1 or cache.strides[0] == bs * stride
+    return stride if even and cache.strides[3] == cache.itemsize and 0 <= stride < 1 << 31 else None
 
 
 def _aligned(x: Any) -> bool:
@@ -256,7 +252,7 @@ def _launch(
         *(_row_stride(x) or 0 for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
         bs, bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1, table.shape[1],
         table.shape[1] * bs, plan.splits, plan.grain.bit_length() - 1,
-        plan.alone if to.out is not None else 0, k.shape[0] * bs, *sides,
+        plan.alone if to.out is not None else 0, *sides,
         -int(options.bottom_right), float(options.scale), float(options.softcap),
     )  # fmt: skip
     backend.launch(
