@@ -12,7 +12,7 @@ from boostr.backends.cupy.kernels import Variant
 from boostr.backends.cupy.rows import no_type, plan, power_of_two, rows, run_length
 from boostr.tensor import Tensor
 
-_IN_FLIGHT = 7168  # elements of a gradient's rows, for each multiprocessor
+_IN_FLIGHT = 7000  # elements of a gradient's rows, for each multiprocessor
 
 
 def _launch(
