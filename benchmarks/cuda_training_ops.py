@@ -1,6 +1,6 @@
 """Cross entropy and AdamW on one GPU: boostr, torch and torch.compile in one run.
 
-    python benchmarks/cuda_training_ops.py [cross-entropy] [adamw]
+    python benchmarks/cuda_training_ops.py [cross-entropy] [adamw] [--no-compile]
 
 Bytes counted: cross entropy forward reads the logits, backward reads them and writes as many;
 AdamW reads gradient and state and writes state and parameter (28 bytes an element in both layouts).
@@ -8,7 +8,7 @@ AdamW reads gradient and state and writes state and parameter (28 bytes an eleme
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -191,14 +191,18 @@ def adamw_rows(compiled: bool = True) -> Iterator[list]:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["cross-entropy", "adamw"]
-    if "cross-entropy" in wanted:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subjects", nargs="*", default=["cross-entropy", "adamw"])
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    compiled = not options.no_compile
+    if "cross-entropy" in options.subjects:
         head = ["T x V, bf16", "library", "forward, us", "% of 3.0 TB/s", "with backward, us"]
         head += ["% of 3.0 TB/s", "boostr is faster by", "with backward"]
-        print(timing.table(head, cross_entropy_rows(CROSS_ENTROPY)), "\n")
-    if "adamw" in wanted:
+        print(timing.table(head, cross_entropy_rows(CROSS_ENTROPY, compiled)), "\n")
+    if "adamw" in options.subjects:
         head = ["elements", "layout", "library", "us", "% of 3.0 TB/s", "boostr is faster by"]
-        print(timing.table(head, adamw_rows()))
+        print(timing.table(head, adamw_rows(compiled)))
 
 
 if __name__ == "__main__":

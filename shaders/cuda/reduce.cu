@@ -4,18 +4,9 @@
 // Mapping: CLUSTER blocks of THREADS a row, which compare their bests through distributed shared
 // memory: one launch, no scratch memory, nothing to reset.
 // Macros: LOGIT float | f16 | bf16, CLUSTER, THREADS.
-#ifndef LOADS
-#define LOADS 2
-#endif
 #include "row_cluster.cuh"
 
-#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900
-#define RESIDENT (2048 / THREADS)  // all threads that a multiprocessor holds
-#else
-#define RESIDENT 1
-#endif
-
-extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS, RESIDENT) void argmax(
+extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void argmax(
     const LOGIT* x, int* out, int V) {
   __shared__ u64 slots[WARPS + CLUSTER];
   pdl_launch();

@@ -305,16 +305,21 @@ DEVICE u64 sort_many(Shared& s, u64 key, int n) {
 DEVICE bool sort_gathered(Shared& s, const Row& r) {
   int t = threadIdx.x;
   u64 key = ~0ull;
-  u32 start = 0;
+  u32 held[CLUSTER], start = 0;
+#pragma unroll
+  for (int k = 0; k < CLUSTER; k++) held[k] = peer(&s, k)->gathered;
+  int block = -1, at = 0;  // where this thread's key lies
 #pragma unroll
   for (int k = 0; k < CLUSTER; k++) {
-    const Shared* from = peer(&s, k);
-    u32 n = from->gathered;
-    if (t - start < n) key = from->list[t - start];
-    start += n;
+    if (t - start < held[k]) {
+      block = k;
+      at = t - (int)start;
+    }
+    start += held[k];
   }
   int n = (int)start;
   if (n > BINS) return false;
+  if (block >= 0) key = peer(&s, block)->list[at];
   if (n <= BINS / 4) key = sort_few(s, key, n);
   else key = sort_many(s, key, n);
   u64 mass = t < n ? r.mass(logit_of((u32)(key >> 32))) : 0;
@@ -382,52 +387,61 @@ DEVICE int farthest(Shared& s, u32 V) {
 }
 
 // What the count (or for odd steps the mass) is to reach at this border; 0 if there is none.
-DEVICE u64 border_of(const Shared& s, int step, u32 V) {
+DEVICE u64 border_of(const Shared& s, const Spot& last, int step, u32 V) {
   const Options& q = s.options;
   u32 k = q.top_k > 0 && (u32)q.top_k < V ? q.top_k : V, likely = max(s.above_min_p, 1u);
   bool floor = q.min_p > 0.f;
   if (step == TOP_K) return k == V || (!(q.top_p < 1.f) && floor && likely < k) ? 0 : k;
-  if (step == TOP_P) return q.top_p < 1.f ? share(q.top_p, s.last.mass) : 0;
-  if (step == MIN_P) return floor && likely < s.last.count ? likely : 0;
+  if (step == TOP_P) return q.top_p < 1.f ? share(q.top_p, last.mass) : 0;
+  if (step == MIN_P) return floor && likely < last.count ? likely : 0;
   // floor(u mass / 2^24) + 1
-  u64 mass = s.last.mass;
+  u64 mass = last.mass;
   return (__umul64hi(mass, q.u) << 40 | (mass * q.u) >> 24) + 1;
 }
 
+// The first of the list at which the weights reach `border`, which the last one does. One warp.
+DEVICE u32 find_in_list(const Shared& s, u64 border) {
+  u32 lane = threadIdx.x & 31, end = s.list_size - 1;
+  u32 run = __ballot_sync(FULL_MASK, s.list_mass[min(lane * 32 + 31, end)] >= border);
+  u32 start = (__ffs(run) - 1) * 32;
+  return start + __ffs(__ballot_sync(FULL_MASK, s.list_mass[min(start + lane, end)] >= border)) - 1;
+}
 // Go on with the borders as long as the list has them; then order what the next one needs. A border
 // that its own list does not have (only nan logits can do that) is passed over.
 DEVICE Order next_border(Shared& s, u32 V, int end) {
-  int t = threadIdx.x;
+  if (threadIdx.x < 32) {
+    Spot last = s.last, spot = s.spot;
+    int step = s.step, awaited = s.border ? step : -1;
+    u64 border = 0;
 #pragma unroll 1
-  for (int step = s.step; step < end; step++) {
-    u64 border = border_of(s, step, V);
-    __syncthreads();  // s.last has been read by all, before it changes
-    if (border == 0) continue;
-    bool by_mass = step & 1, gathered = s.border && step == s.step;
-    u32 n = s.list_size;
-    u64 before = by_mass ? s.list_before : s.list_count;
-    u64 last = n == 0 ? 0 : by_mass ? s.list_mass[n - 1] : (u64)s.list_count + n;
-    if (before < border && border <= last) {
-      u32 count = s.list_count + t + 1;
-      u64 own = by_mass ? s.list_mass[t] : count;
-      u64 less = !by_mass ? count - 1 : t == 0 ? before : s.list_mass[t - 1];
-      if (t < (int)n && less < border && border <= own) {
-        s.spot = Spot{s.list[t], s.list_mass[t], count};
-        if (step != DRAW && count < s.last.count) s.last = s.spot;
+    for (; step < end; step++) {
+      border = border_of(s, last, step, V);
+      if (border == 0) continue;
+      bool by_mass = step & 1;
+      u32 n = s.list_size;
+      u64 before = by_mass ? s.list_before : s.list_count;
+      u64 reach = n == 0 ? 0 : by_mass ? s.list_mass[n - 1] : (u64)s.list_count + n;
+      if (before < border && border <= reach) {
+        u32 at = by_mass ? find_in_list(s, border) : (u32)border - s.list_count - 1;
+        spot = Spot{s.list[at], s.list_mass[at], s.list_count + at + 1};
+        if (step != DRAW && spot.count < last.count) last = spot;
+      } else if (step != awaited) {
+        break;
       }
-      __syncthreads();
-      continue;
     }
-    if (gathered) continue;
-    int bin = find_bin(s, s.coarse, by_mass, border);
-    u32 held = enter_bin(s, s.coarse, bin, true);
-    if (t == 0) {
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      s.last = last;
+      s.spot = spot;
       s.step = step;
       s.border = border;
     }
-    return Order{held <= BINS ? GATHER_BINS : RANGE, bin, bin};
   }
-  return Order{DONE, 0, 0, 0, s.last.key, s.last.mass};
+  __syncthreads();
+  if (s.step >= end) return Order{DONE, 0, 0, 0, s.last.key, s.last.mass};
+  int bin = find_bin(s, s.coarse, s.step & 1, s.border);
+  u32 held = enter_bin(s, s.coarse, bin, true);
+  return Order{held <= BINS ? GATHER_BINS : RANGE, bin, bin};
 }
 
 // The next order, when one has been carried out. `end`: DRAW, or one more to draw.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TENSORS = 64  # of one launch: their table is a kernel argument, and these end at 4 KiB
 THREADS = 256
-ROUNDS = 2
+ROUNDS = 1
 CHUNK = THREADS * 8 * ROUNDS  # elements of a block
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _BEYOND = 2**31 - 1
