@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,28 @@ FAMILY = "attention_sm90"
 _FAR = 1 << 30  # a window side without end
 _DTYPES = (dtypes.float16, dtypes.bfloat16)
 _FLAGS = ("RIGHT", "LEFT", "PAGED", "SOFTCAP", "ALIBI", "SINKS")
+_MOST_ROWS = 192  # of queries in a work item
 _ALIGN = 1024 + 256  # of the tiles; barriers
 
 
 # -- tiles ---------------------------------------------------------------------------------------
-def tiles(D: int, plain: bool) -> dict[str, int]:
-    """TILE_N, CONSUMERS, STAGES, Q_BUFFERS, PINGPONG for a head width.
+def tiles(D: int, flags: Mapping[str, Any], few: bool) -> dict[str, int]:
+    """TILE_N, CONSUMERS, STAGES, Q_BUFFERS and PINGPONG, as measured best on an H100.
 
     Args:
-        plain: no softcap, no ALiBi, no paged cache, which take registers.
+        flags: macros of the options; softcap, ALiBi and a paged cache take registers.
+        few: the work items do not fill the multiprocessors, so they should be small.
     """
-    consumers, stages = (2, 2) if D == 128 else (3, 4) if plain else (2, 4)
+    plain = not (flags["PAGED"] or flags["SOFTCAP"] or flags["ALIBI"])
+    if D == 64:
+        consumers, tile_n, stages, turns = (3 if plain and not few else 2), 128, 4, 1
+    elif plain and not few and not flags["LEFT"]:
+        consumers, tile_n, stages, turns = 3, 80, 3, 0
+    else:
+        consumers, tile_n, stages, turns = 2, 128, 2, 1
     return {
-        "TILE_N": 128, "CONSUMERS": consumers, "STAGES": stages, "Q_BUFFERS": 2, "PINGPONG": 1,
+        "TILE_N": tile_n, "CONSUMERS": consumers, "STAGES": stages, "Q_BUFFERS": 2,
+        "PINGPONG": turns,
     }  # fmt: skip
 
 
@@ -41,22 +51,20 @@ def shared_bytes(D: int, tile: dict[str, int]) -> int:
 
 
 def _variant(
-    dtype: str, D: int, tile: dict[str, int] | None, flags: dict[str, Any]
+    dtype: str, D: int, flags: Mapping[str, Any], tile: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """All macros of a specialisation; flags: RIGHT, LEFT, PAGED, SOFTCAP, ALIBI, SINKS."""
+    """All macros of a specialisation. A flag that is not given is off."""
     flags = {name: int(flags.get(name, False)) for name in _FLAGS}
-    plain = not (flags["PAGED"] or flags["SOFTCAP"] or flags["ALIBI"])
-    tile = tile or tiles(D, plain)
-    return {"DTYPE": dtype, "HEAD_DIM": D, **tile, **flags}
+    return {"DTYPE": dtype, "HEAD_DIM": D, **(tile or tiles(D, flags, False)), **flags}
 
 
-_CAUSAL = {"RIGHT": 1}
+_CAUSAL, _WINDOW = {"RIGHT": 1}, {"RIGHT": 1, "LEFT": 1}
 _GENERAL = {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 1, "ALIBI": 1, "SINKS": 1}
 VARIANTS = [
-    Variant(FAMILY, _variant(dtype, D, None, flags), least=90, only="sm_90a")
+    Variant(FAMILY, _variant(dtype, D, flags), least=90, only="sm_90a")
     for dtype, D, flags in (
-        ("bf16", 64, {}), ("bf16", 64, _CAUSAL), ("bf16", 64, {"RIGHT": 1, "LEFT": 1}),
-        ("bf16", 64, _GENERAL), ("bf16", 128, {}), ("bf16", 128, _CAUSAL),
+        ("bf16", 64, {}), ("bf16", 64, _CAUSAL), ("bf16", 64, _WINDOW), ("bf16", 64, _GENERAL),
+        ("bf16", 128, {}), ("bf16", 128, _CAUSAL), ("bf16", 128, _WINDOW),
         ("bf16", 128, _GENERAL), ("f16", 64, _CAUSAL), ("f16", 128, _CAUSAL),
     )
 ]  # fmt: skip
@@ -118,14 +126,15 @@ def _attend(
     K, B = k.shape[-2], cu_seqlens_q.size - 1
     right = 0 if options.causal else options.right
     flags = {
-        "RIGHT": right >= 0,
-        "LEFT": options.left >= 0 or table is not None,
-        "PAGED": table is not None,
-        "SOFTCAP": options.softcap > 0,
-        "ALIBI": alibi is not None,
-        "SINKS": sinks is not None,
+        "RIGHT": int(right >= 0),
+        "LEFT": int(options.left >= 0 or table is not None),
+        "PAGED": int(table is not None),
+        "SOFTCAP": int(options.softcap > 0),
+        "ALIBI": int(alibi is not None),
+        "SINKS": int(sinks is not None),
     }
-    defines = _variant(backend.c_type(q.dtype), D, tile, flags)
+    few = _most_items(Tq, H, B, _MOST_ROWS) < 2 * backend.caps.sms
+    defines = _variant(backend.c_type(q.dtype), D, flags, tile or tiles(D, flags, few))
     rows, threads = 64 * defines["CONSUMERS"], 128 * (defines["CONSUMERS"] + 1)
     read = [_mappable(backend, x.data) for x in (q, k, v)]  # kept until the launch
     boxes = rows, defines["TILE_N"], defines["TILE_N"]
