@@ -95,8 +95,7 @@ DEVICE int x_bytes(int K) {
 DEVICE int x_pitch(int stride) { return DIGITS ? stride / 4 * 9 : stride; }
 DEVICE u8* behind(u8* shared, int K) { return shared + RING_BYTES + x_bytes(K) + PARTIAL_BYTES; }
 
-// -- asynchronous copies
-// -----------------------------------------------------------------------------
+// -- asynchronous copies -------------------------------------------------------------------------
 DEVICE void copy_16(u32 to, const void* from, int bytes) {  // the rest of the 16 become zero
 #if FETCH
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
@@ -130,10 +129,9 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 #endif
 }
 
-// -- one warp's stream of stages
-// --------------------------------------------------------------------- Job: what the rows are.
-// at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of its scales, units,
-// first, stride.
+// -- one warp's stream of stages -----------------------------------------------------------------
+// Job: what the rows are. at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of
+// its scales; units, first, stride: how many there are and which are this team's.
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
@@ -223,8 +221,7 @@ template <class Job> struct Stream {
   }
 };
 
-// -- products
-// ----------------------------------------------------------------------------------------
+// -- products ------------------------------------------------------------------------------------
 struct Sums {
   Sum at[PER_LANE][ROWS][SUMS];
 

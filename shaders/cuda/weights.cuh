@@ -35,9 +35,8 @@ template <int BIAS> DEVICE void four_bytes(u32 bytes, float (&w)[4]) {
   w[3] = __uint_as_float(__byte_perm(bytes, 0x4b000000, 0x7543)) - magic;
 }
 
-// -- chunks: ELEMENTS inputs in BYTES bytes, WORDS registers when loaded
-// ---------------------------- SCALED: each chunk has a scale (and an offset) of its own, known
-// after `load`.
+// -- chunks: ELEMENTS inputs in BYTES bytes, WORDS registers when loaded -------------------------
+// SCALED: each chunk has a scale (and an offset) of its own, known after `load`.
 template <int WHICH> struct Chunk {  // F32, F16, BF16, INT8, INT8_GROUP, W8A8
   static const int BYTES = 16, WORDS = 4;
   static const int ELEMENTS = WHICH == F32 ? 4 : WHICH == F16 || WHICH == BF16 ? 8 : 16;
@@ -119,8 +118,7 @@ template <> struct Chunk<Q4_1> {
   DEVICE float offset() const { return m; }
 };
 
-// -- one element, from a row in global memory of any alignment; without the scales of INT8 forms
-// ----
+// -- one element, from a row in global memory of any alignment; without scales of INT8 forms ----
 DEVICE float f16_bytes(const u8* p) {
   return __half2float(__ushort_as_half((u16)(p[0] | (u32)p[1] << 8)));
 }
