@@ -51,6 +51,7 @@ class Backend(ABC):
 
     name: str
     prefill_chunk = 512  # tokens of one forward pass of a prompt, which bounds its scratch memory
+    records_prefill = False  # whether the forward pass over a chunk is worth a program
     run_ahead = 0  # decode steps that are started before the token of an earlier one is read
     joins_weights = False  # whether weights that read the same input should lie end to end
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class KVCache:
     ) -> None:
         self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
         self.dtype = dtype
+        self.programs: dict[int, Any] = {}  # recorded over this memory; see `Runner`
         self._config = config
         windows = config.sliding_window
         self._groups = [

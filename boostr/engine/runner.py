@@ -11,6 +11,7 @@ import numpy as np
 from boostr import autograd, ops
 from boostr.backends.base import Backend
 from boostr.engine.kv_cache import KVCache
+from boostr.engine.prefill import ChunkProgram
 from boostr.engine.rotary import Rotary
 from boostr.engine.sampler import Sampler
 from boostr.errors import BackendError
@@ -91,12 +92,21 @@ class Runner:
             ends = np.cumsum([p.stop - p.start for p in pieces])
             for piece, end in zip(pieces, ends, strict=True):
                 if piece.stop == len(by_row[piece.row]):
-                    last[piece.row] = hidden[int(end) - 1 : int(end)]
+                    row = hidden[int(end) - 1 : int(end)]
+                    last[piece.row] = Tensor.wrap(self.backend.copy(row.data), self.backend)
         with autograd.no_grad():
             return self.module.head(ops.core.concat([last[row] for row in rows]))
 
     def _forward(self, cache: KVCache, pieces: Sequence[_Piece], prompts: dict) -> Tensor:
-        """Hidden states [T, E] of packed pieces, which go into the cache."""
+        """Hidden states [T, E] of packed pieces, which go into the cache.
+
+        They may be overwritten by the next forward pass on this cache.
+        """
+        program = self._chunk_program(cache, pieces)
+        if program is not None:
+            piece = pieces[0]
+            ids = np.asarray(prompts[piece.row][piece.start : piece.stop])
+            return program.run(piece.row, ids, piece.start)
         ids = np.concatenate([prompts[p.row][p.start : p.stop] for p in pieces])
         positions = np.concatenate([np.arange(p.start, p.stop) for p in pieces])
         counts = [p.stop - p.start for p in pieces]
@@ -118,6 +128,19 @@ class Runner:
         )
         with autograd.no_grad():
             return self.module.hidden(batch)
+
+    def _chunk_program(self, cache: KVCache, pieces: Sequence[_Piece]) -> ChunkProgram | None:
+        """The program for whole chunks on this cache; the first of them runs without."""
+        size = pieces[0].stop - pieces[0].start
+        alone = len(pieces) == 1 and size == cache.chunk
+        if not (self.backend.records_prefill and alone) or self.rotary.config.depends_on_length:
+            return None
+        if size not in cache.programs:
+            cache.programs[size] = None
+            return None
+        if cache.programs[size] is None:
+            cache.programs[size] = ChunkProgram(self, cache, size)
+        return cache.programs[size]
 
 
 def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[_Piece]]:

@@ -149,3 +149,22 @@ def test_quantized_models_stay_close(scheme, embeddings, backend, tmp_path):
     packed = {n for n, w in runner.module.weights().items() if hasattr(w, "scheme")}
     assert ("lm_head.weight" in packed) == embeddings
     assert "model.layers.0.self_attn.q_proj.weight" in packed
+
+
+@by_name(PLAIN)
+def test_recorded_chunks_equal_eager_ones(case, backend, tmp_path, monkeypatch):
+    """Prompts that need several whole chunks, on a cache that has seen chunks before."""
+    runner = make_runner(case, tmp_path, backend)
+    rng = np.random.default_rng(2)
+    lengths = (23, 12, 8, 3)
+    prompts = [rng.integers(0, runner.module.config.vocab_size, n).tolist() for n in lengths]
+    monkeypatch.setattr(type(backend), "prefill_chunk", 4)
+    found = []
+    for recorded in (False, True):
+        monkeypatch.setattr(type(backend), "records_prefill", recorded)
+        cache = runner.new_cache(len(prompts), 32)
+        for _ in range(2):  # the second time over what the first has left
+            logits = runner.prefill(cache, range(len(prompts)), prompts)
+        assert bool(cache.programs.get(4)) == recorded
+        found.append(logits.numpy())
+    assert_logits(found[1], found[0])

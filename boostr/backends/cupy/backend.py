@@ -42,7 +42,8 @@ class CupyBackend(ArrayBackend):
     """
 
     name = "cupy"
-    prefill_chunk = 8192
+    prefill_chunk = 2048
+    records_prefill = True
     run_ahead = 2
     joins_weights = True
 
