@@ -2,10 +2,10 @@
 
     python benchmarks/cuda_gemm.py [--tables prefill,skinny,packed]
 
-prefill: bf16, 4096 rows, through cuBLASLt. skinny: bf16 and int8 weights, 16 to 64 rows, as a batch
-of sequences decodes; the floor is reading the weight at 3.0 TB/s. packed: int8 weights (per row, per
-group of 32 and 128, and w8a8 with its rounding of x) at 4096 rows against torch's bf16. Everything
-runs in CUDA graphs, weights rotate past the L2 cache.
+prefill: bf16, 4096 rows, through cuBLASLt. skinny: bf16 and int8 weights, 16 to 64 rows, as a
+batch of sequences decodes; the floor is reading the weight at 3.0 TB/s. packed: int8 weights (per
+row, per group of 32 and 128, and w8a8 with its rounding of x) at 4096 rows against torch's bf16.
+Everything runs in CUDA graphs, weights rotate past the L2 cache.
 """
 
 from __future__ import annotations
