@@ -64,8 +64,7 @@ class KVCache:
         shape = (self.sequences, capacity, config.num_key_value_heads, config.head_dim)
         try:
             keys, values = (
-                {i: zeros(shape, self.dtype, self.backend) for i in layers}
-                for _ in range(2)
+                {i: zeros(shape, self.dtype, self.backend) for i in layers} for _ in range(2)
             )
         except MemoryError:
             size = 2 * self.dtype.itemsize * int(np.prod(shape)) * len(layers)

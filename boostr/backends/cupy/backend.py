@@ -154,10 +154,8 @@ class CupyBackend(ArrayBackend):
     def _matmul(self, a: Array, b: Array) -> Array:
         if not dtypes.is_float(a.dtype):
             return cupy.matmul(a, b)
-        try:
-            from boostr.backends.cupy import blas
-        except ImportError:
-            return super()._matmul(a, b)
+        from boostr.backends.cupy import blas
+
         return blas.matmul(self, a, b)
 
     def _scatter_add(self, shape: Shape, indices: Array, values: Array) -> Array:

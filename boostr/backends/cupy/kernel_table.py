@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 from boostr.backends.base import Kernel
 
@@ -39,7 +38,4 @@ def find_kernel(op: str) -> Kernel | str:
     """The kernel of an op, or why there is none here."""
     if op not in _MODULE:
         return "the cupy backend has no kernel for it"
-    module = f"boostr.backends.cupy.{_MODULE[op]}"
-    if importlib.util.find_spec(module) is None:
-        return "not built yet"
-    return importlib.import_module(module).KERNELS.get(op, "not built yet")
+    return importlib.import_module(f"boostr.backends.cupy.{_MODULE[op]}").KERNELS[op]
