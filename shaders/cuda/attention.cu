@@ -10,10 +10,10 @@
 // The row maximum moves only when it grew by more than 2^8 (then out is rescaled): probabilities
 // stay below 256, and the sum and lse refer to the same maximum.
 // Macros: DTYPE, HEAD_DIM (D and Dv up to it, a multiple of 16), BLOCK_N, BLOCK_WARPS, TILES_M (1
-//   or 2), BLOCKS (least blocks per SM), Q_REGISTERS (q in registers, not read again), PAGED,
-//   GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM), SPLIT (gridDim.z blocks share the keys of a
-//   tile; out and lse are then the partial sums that attention_combine.cu puts together; the `pack`
-//   heads of a kv head share the tile: row r is token r / pack, head r % pack).
+//   or 2), BLOCKS (least blocks per SM), PAGED, GENERAL (softcap, ALiBi, D or Dv below HEAD_DIM),
+//   SPLIT (gridDim.z blocks share the keys of a tile; out and lse are then the partial sums that
+//   attention_combine.cu puts together; the `pack` heads of a kv head share the tile: row r is
+//   token r / pack, head r % pack).
 // Limits: rows of 16-byte pieces at 16-byte addresses, D % 8 == Dv % 8 == 0, scale > 0.
 // Source: Dao 2023, FlashAttention-2; the lazy maximum: FlashAttention-4 (Tri Dao et al. 2025).
 #include "prelude.cuh"
@@ -123,37 +123,26 @@ DEVICE void load_keys(u32 k_to, u32 v_to, const Kept& kept, const Layout& at, in
 
 // -- products ------------------------------------------------------------------------------------
 // s = q kᵀ of this warp's rows; `q_at`, `k_at` are this lane's ldmatrix addresses.
-#if Q_REGISTERS
-typedef u32 Queries[HEAD_DIM / 16][TILES_M][4];
-#else
-typedef u32 Queries[1][TILES_M][4];
-#endif
-
-template <typename P> DEVICE void load_queries(Queries& q, u32 q_at, int step, int slot) {
-#pragma unroll
-  for (int i = P::FROM; i < P::TO; i++)
-    ldmatrix_x4(q[slot][i], Rows::along(q_at, 2 * step) + i * BLOCK_WARPS * 16 * Rows::PITCH);
-}
-
 template <typename P>
-DEVICE void multiply_keys(Scores& s, Queries& q, u32 q_at, u32 k_at) {
+DEVICE void multiply_keys(Scores& s, u32 q_at, u32 k_at) {
 #pragma unroll
   for (int i = P::FROM; i < P::TO; i++)
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 8; n++) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0.f;
 #pragma unroll
   for (int step = 0; step < HEAD_DIM / 16; step++) {
-    int slot = Q_REGISTERS ? step : 0;
-    if (!Q_REGISTERS) load_queries<P>(q, q_at, step, 0);
-    u32 from = Rows::along(k_at, 2 * step);
+    u32 q[TILES_M][4], from = Rows::along(k_at, 2 * step);
+#pragma unroll
+    for (int i = P::FROM; i < P::TO; i++)
+      ldmatrix_x4(q[i], Rows::along(q_at, 2 * step) + i * BLOCK_WARPS * 16 * Rows::PITCH);
 #pragma unroll
     for (int n = 0; n < BLOCK_N / 16; n++) {
       u32 k[4];
       ldmatrix_x4(k, from + n * 16 * Rows::PITCH);
 #pragma unroll
       for (int i = P::FROM; i < P::TO; i++) {
-        mma_16816<T>(s[i][2 * n], q[slot][i], k[0], k[1]);
-        mma_16816<T>(s[i][2 * n + 1], q[slot][i], k[2], k[3]);
+        mma_16816<T>(s[i][2 * n], q[i], k[0], k[1]);
+        mma_16816<T>(s[i][2 * n + 1], q[i], k[2], k[3]);
       }
     }
   }
@@ -371,20 +360,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(
     for (int n = 0; n < HEAD_DIM / 8; n++) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.f;
   }
   float unit = GENERAL ? 1.f : scale * LOG2E;
-  Queries qs;
-#if Q_REGISTERS
-  cp_async_wait<0>();
-  __syncthreads();
-#pragma unroll
-  for (int step = 0; step < HEAD_DIM / 16; step++)
-    load_queries<All>(qs, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH, step, step);
-#endif
   // One tile of keys against the row tiles of a Part.
   auto attend = [&](auto part, int start, u32 stage) {
     typedef decltype(part) P;
     Scores s;
-    multiply_keys<P>(s, qs, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH,
-                     Rows::b_lane(k_to) + stage);
+    multiply_keys<P>(s, Rows::a_lane(q_to) + row_of(0) * Rows::PITCH, Rows::b_lane(k_to) + stage);
 #if GENERAL
     const float* slope = slopes == nullptr
         ? nullptr : slopes + (blockIdx.y * together + blockIdx.x % together) * pack;

@@ -39,7 +39,6 @@ class Tiles:
     tiles_m: int = 2
     warps: int = 4
     blocks: int = 2  # resident on a multiprocessor, at least
-    q_registers: bool = False
 
     @property
     def rows(self) -> int:
@@ -58,8 +57,7 @@ class Tiles:
         return {
             "DTYPE": c_type, "HEAD_DIM": head_dim, "BLOCK_N": self.block_n,
             "TILES_M": self.tiles_m, "BLOCK_WARPS": self.warps, "BLOCKS": self.blocks,
-            "Q_REGISTERS": int(self.q_registers), "PAGED": int(paged), "GENERAL": int(general),
-            "SPLIT": int(split),
+            "PAGED": int(paged), "GENERAL": int(general), "SPLIT": int(split),
         }  # fmt: skip
 
 
