@@ -184,9 +184,12 @@ struct Input {
 #if DIGITS
   // Four lanes have the 16 values that share a scale (K is a multiple of 16).
   DEVICE void put_digits(i8* row, int q, int stride, const float (&v)[4]) const {
-    float top = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
-    top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
+    u32 most = 0;  // of non-negative floats as integers, so that a NaN is the largest and stays
+#pragma unroll
+    for (int e = 0; e < 4; e++) most = max(most, __float_as_uint(v[e]) & 0x7fffffffu);
+    most = max(most, __shfl_xor_sync(FULL_MASK, most, 1));
+    most = max(most, __shfl_xor_sync(FULL_MASK, most, 2));
+    const float top = __uint_as_float(most);
     if (q >= quads()) return;
     // v * inverse + 128 as the low 16 bits of a float near 1.5 * 2^23: the high byte is the first
     // digit, the low byte - 128 the second

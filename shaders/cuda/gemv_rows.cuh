@@ -19,7 +19,7 @@
 // rounding.
 //
 // What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE
-// (rows end with a stage), SINGLE (a team has one unit at most), FILLED (and its stages fit the ring).
+// (rows end with a stage), SINGLE (a team has one unit at most), FILLED (its stages fit the ring).
 //
 // Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
 // is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
@@ -130,8 +130,8 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 }
 
 // -- one warp's stream of stages -----------------------------------------------------------------
-// Job: what the rows are. at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) -> of
-// its scales; units, first, stride: how many there are and which are this team's.
+// Job: what the rows are. at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) ->
+// of its scales; units, first, stride: where they end and which are this team's.
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
