@@ -30,7 +30,14 @@ NEIGHBOURS = 1  # whether a block's rows lie side by side, or are dealt out to a
 
 @dataclass(frozen=True)
 class Plan:
-    """How a kernel is cut up; the macros of gemv_rows.cuh."""
+    """How a kernel is cut up; the macros of gemv_rows.cuh.
+
+    Attributes:
+        lanes: that share a row.   per_lane: rows of a lane.   unroll: chunks of a lane and row in
+            a stage.   stages: on their way at once.   ksplit: warps that share a row.
+        fetch: 1 with cp.async (sm_80), else 0.   packed: x in shared memory keeps its 16 bits.
+        slow: rows are not 16-byte aligned.   cluster: blocks of a head (`qkv_rope_write`).
+    """
 
     lanes: int = 8
     per_lane: int = 2
@@ -142,6 +149,9 @@ def padded_rows(rows: int) -> int:
 
 # -- how a kernel is cut up -------------------------------------------------------------------
 _RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
+# for a matrix such as attention's output projection: fits beside a block of decode attention, which
+# takes 139 KB for heads of 128, so that its first weights arrive while attention runs
+_RING_BESIDE, _BESIDE_BYTES = 64 << 10, 40 << 20
 _X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
 _STAGE = 3072  # most bytes of a stage of one warp
 _SMALL = 64 << 10  # bytes of a weight for each SM up to which latency decides, not bandwidth
@@ -189,7 +199,8 @@ def _choose(
         if cost < best:
             best = cost
             plan = replace(plan, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
-    return _deepened(caps, plan, w, rows, count, item)
+    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
+    return _deepened(caps, plan, w, rows, count, item, _RING_BESIDE if beside else _RING)
 
 
 def choose_for_block(
@@ -221,7 +232,9 @@ _CUTS = [
 ]
 
 
-def _deepened(caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int) -> Plan:
+def _deepened(
+    caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, ring: int = _RING
+) -> Plan:  # fmt: skip
     """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
     inputs, size = CHUNK[w.form]
     least = max(1, w.group // (inputs * plan.lanes)) if w.form == "INT8_GROUP" else 1
@@ -242,7 +255,7 @@ def _deepened(caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int
     units = -(-count // plan.unit_rows)
     passes = -(-units * plan.ksplit // (caps.sms * plan.warps))
     useful = -(-steps // unroll) * passes
-    return replace(plan, stages=max(1, min(10, min(_RING, left - 8192) // max(stage, 1), useful)))
+    return replace(plan, stages=max(1, min(10, min(ring, left - 8192) // max(stage, 1), useful)))
 
 
 def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
