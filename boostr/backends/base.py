@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,11 @@ class Backend(ABC):
     @abstractmethod
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         """Run `fn` once, record what it launched; see `boostr.program`."""
+
+    def constant_weights(self) -> AbstractContextManager[None]:
+        """Inside, the caller promises that nothing writes the weights of products while they may
+        still be running: a device may fetch them before the kernels ahead of a product are done."""
+        return nullcontext()
 
     def memory_bandwidth(self) -> float | None:
         """Bytes per second that the device's memory was just measured at; None if not known."""

@@ -39,7 +39,8 @@ class ChunkProgram:
         for table, values in zip(self._tables, self._cache.block_tables([row]), strict=True):
             table.assign(values)
         if self._program is None:
-            self._program = capture(self._forward, self._runner.backend)
+            with self._runner.backend.constant_weights():
+                self._program = capture(self._forward, self._runner.backend)
         else:
             self._program.run()
         return self._program.outputs

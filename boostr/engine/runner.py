@@ -211,7 +211,8 @@ class Decoder:
     def _start(self) -> None:
         """Start a step on the device, and the copy of what it chooses to the host."""
         if self._program is None:
-            self._program = capture(self._step, self._runner.backend)
+            with self._runner.backend.constant_weights():
+                self._program = capture(self._step, self._runner.backend)
         else:
             self._program.run()
         self._left -= 1

@@ -107,3 +107,17 @@ def test_a_cache_that_is_full_is_refused(gpu, tmp_path):
     decoder.step()
     with pytest.raises(boostr.errors.BackendError, match="no room"):
         decoder.step()
+
+
+def test_weights_that_a_program_writes_are_read_after_that(gpu):
+    """Without `constant_weights` a product waits for the kernels that make its weight."""
+    rng = np.random.default_rng(3)
+    x = boostr.Tensor(rng.standard_normal((1, 2048)).astype(np.float32), backend=gpu)
+    w = boostr.Tensor(rng.standard_normal((4096, 2048)).astype(np.float32), backend=gpu)
+    scale = boostr.Tensor([1.0], backend=gpu)
+    with boostr.strict(False):
+        program = boostr.capture(lambda: boostr.ops.linear(x, (w * scale).to("bf16")), gpu)
+    first = program.outputs.numpy().copy()
+    for factor in (2.0, -4.0, 8.0):
+        scale.assign(np.array([factor], np.float32))
+        np.testing.assert_array_equal(program.run().numpy(), first * factor)

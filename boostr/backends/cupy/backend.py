@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
@@ -39,6 +40,7 @@ class CupyBackend(ArrayBackend):
     Attributes:
         caps: what the GPU can do.
         names: of the kernels launched in the capture under way; None outside of one.
+        early: whether products may fetch their weights before the kernels ahead have ended.
     """
 
     name = "cupy"
@@ -54,6 +56,7 @@ class CupyBackend(ArrayBackend):
         super().__init__(cupy)
         self.caps = Caps.read(index)
         self.names: list[str] | None = None
+        self.early = False
         self._kernels = Kernels(self.caps.arch)
         self._found: dict[str, Kernel | str] = {}
         self._debug = env.DEBUG.integer()
@@ -254,6 +257,14 @@ class CupyBackend(ArrayBackend):
         events[-1].synchronize()
         times = [cupy.cuda.get_elapsed_time(*pair) for pair in itertools.pairwise(events[1:])]
         return 2 * _PROBE_BYTES / (min(times) * 1e-3)
+
+    @contextmanager
+    def constant_weights(self) -> Iterator[None]:
+        before, self.early = self.early, True
+        try:
+            yield
+        finally:
+            self.early = before
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.names is not None:

@@ -2,7 +2,8 @@
 
 `shaders/cuda/gemv.cu`, `gemv_gated.cu` and `gemv_qkv.cu` say what is computed. All functions take
 contiguous device arrays (`weight`: a Tensor [N, K] or a QuantizedTensor), launch one kernel
-dependently on the current stream, and return device arrays:
+on the current stream (dependently inside `Backend.constant_weights`, as they fetch weights before
+they wait), and return device arrays:
 
     gemv(backend, x [M, K], weight, bias [N], residual [M, N], out_dtype) -> [M, N]
     norm_gemv(backend, x, norm, weight, bias=, residual=, out_dtype=) -> [M, N]
@@ -64,7 +65,8 @@ def _launch(
     teams = plan.warps // plan.ksplit * (1 if blocks else grid)
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
-        family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared, dependent=True,
+        family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
+        dependent=backend.early,
         FORM=w.form, GROUP=w.group, KEEP=plan.keep(int(defines["ROWS"]), w.K),
         **plan.limits(w, units, teams), **plan.defines(w.form, item), **defines,
     )  # fmt: skip

@@ -91,7 +91,7 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
 
     x and out may have any row stride; residual shares out's.
     """
-    if _on_tensor_cores(backend, x, [w], [bias], residual, out):
+    if _on_tensor_cores(backend, x, [w], [bias], residual, out, backend.early):
         return
     if _blas_takes(backend, x, w, residual, out):
         if bias is not None and bias.dtype != out.dtype:
@@ -105,7 +105,7 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
 
 def _on_tensor_cores(
     backend: Any, x: Any, weights: list[Stored], biases: list[Any], residual: Any, out: Any,
-    early: bool = False,
+    early: bool,
 ) -> bool:  # fmt: skip
     """Multiply by all weights at once if our tensor-core kernels take them and are the fastest."""
     if len({b.dtype for b in biases if b is not None}) > 1:
@@ -136,7 +136,6 @@ def segments_gemm(
     weights: list[Weight],
     biases: list[Any],
     out_dtype: np.dtype,
-    early: bool | None = None,
 ) -> Any:
     """x [M, K] times up to three weights [N_i, K] side by side: [M, sum N_i].
 
@@ -144,13 +143,10 @@ def segments_gemm(
 
     Args:
         x: a cupy array with dense rows.   biases: a cupy array [N_i] or None for each weight.
-        early: the weights may be read before the kernels before this one have ended; by default
-            in captures: a model's weights are made before them.
     """
     stored = [Stored.of(weight, backend) for weight in weights]
     out = backend.empty((x.shape[0], sum(w.N for w in stored)), out_dtype)
-    early = backend.names is not None if early is None else early
-    if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, early):
+    if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, backend.early):
         return out
     if _adjacent(stored) and all(b is None for b in biases):
         whole = Stored(FLOAT, 0, _Joined(stored), None, out.shape[1], x.shape[1])
