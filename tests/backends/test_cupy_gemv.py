@@ -155,6 +155,13 @@ def test_large_and_small(backend, rng, form, M, N, K):
     check_product(backend, rng, form, "float32" if form == "float32" else "bfloat16", M, N, K)
 
 
+def test_weights_fetched_early(backend, rng):
+    with backend.constant_weights():
+        for form in ("bfloat16", "int8-g128", "q8_0"):
+            check_product(backend, rng, form, "bfloat16", 1, 2048, 1024)
+            check_product(backend, rng, form, "bfloat16", 1, 97, 576, norm=True)
+
+
 def test_views(backend, rng):
     """x and weights that begin off a 16-byte border."""
     x = rng.standard_normal((1, 65)).astype(BF16)
