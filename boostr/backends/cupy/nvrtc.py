@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,10 @@ from boostr.errors import BackendError
 
 _ERRORS = {6: "NVRTC_ERROR_COMPILATION"}
 _OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v", "-lineinfo")
+
+
+_FIRST = threading.Lock()
+_started: list[Compiled] = []
 
 
 class CompileError(BackendError):
@@ -116,6 +121,13 @@ def compile_source(text: str, arch: str, name: str) -> Compiled:
     Raises:
         CompileError: with NVRTC's log.
     """
+    with _FIRST:  # NVRTC finds its built-ins in the first compilation, which must be alone
+        if not _started:
+            _started.append(_compile('extern "C" __global__ void start() {}', arch, "start"))
+    return _compile(text, arch, name)
+
+
+def _compile(text: str, arch: str, name: str) -> Compiled:
     lib = library()
     program = ctypes.c_void_p()
     code = text.encode()
