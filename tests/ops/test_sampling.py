@@ -171,6 +171,14 @@ def test_counts_fit_the_probabilities(name, backend, rng):
     assert ((counts[p > 0] - expected) ** 2 / expected).sum() < n + 4 * math.sqrt(2 * n)
 
 
+def test_candidates_at_a_round_distance_are_drawn(backend):
+    """Two logits lie 2.0 below the highest, where the numpy kernel ended its list too early."""
+    x = f32(0, 2, 2, 2, 2, 1, 2, 2, 0, 1, 1)
+    expected = 4000 * oracle(x.astype(np.float64), (1, 0, 1, 0))
+    counts = np.bincount(draws(backend, x, (1, 0, 1, 0), 4000).numpy(), minlength=len(x))
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
+
+
 def test_batched_is_one_at_a_time(backend, rng):
     B = len(ROWS)
     x, seeds = normal(rng, (B, V)), seed_words([1, 1, 2**40 + 3, -5] * (B // 4))

@@ -25,6 +25,7 @@ _FAMILY = "attention_decode"
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _FAR = 1 << 29  # a window side beyond every position
 _MOST_ROWS = 1 << 16  # T * H that the counters are for
+_SHORT = 2048  # positions of a cache up to which a step is more than its attention
 
 
 # -- what a call needs ----------------------------------------------------------------------------
@@ -131,7 +132,8 @@ def plan(
     dim = max(call.D, call.Dv)
     mma, rows, keys = _tile(call, compute_capability)
     rows, keys = chosen.get("rows", rows), chosen.get("keys", keys)
-    light = mma and (call.K > 4 or dim > 64)  # leaves room for the GEMVs before and after it
+    # leaves room for the GEMVs before and after it, which counts while attention is short
+    light = mma and (call.K > 4 or dim > 64) and call.capacity <= _SHORT
     many = call.B >= 8 and mma and dim <= 128  # then two blocks fill each other's gaps
     warps, blocks = chosen.get("warps", 4 if light or many else 8), chosen.get("blocks", 1 + many)
     stages = chosen.get("stages", 2 if compute_capability >= 80 else 1)

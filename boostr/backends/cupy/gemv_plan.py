@@ -25,9 +25,6 @@ CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
 }  # fmt: skip
 
 
-NEIGHBOURS = 1  # whether a block's rows lie side by side, or are dealt out to all blocks in turn
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a kernel is cut up; the macros of gemv_rows.cuh.
@@ -96,7 +93,7 @@ class Plan:
     def defines(self, form: str, item: int) -> dict[str, int | str]:
         digits = self.digits(form, item)
         found: dict[str, int | str] = {
-            "DIGITS": int(digits), "NEIGHBOURS": NEIGHBOURS,
+            "DIGITS": int(digits),
             "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
             "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
             "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),

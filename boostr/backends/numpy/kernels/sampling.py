@@ -187,15 +187,15 @@ def _sort_into_buckets(x, V, top, heat, reach, everything, ends, ids):
     """
     scale, bucket = float32(BUCKETS) / reach, i32(stack(LANES))
     least = 0.0 - INFINITE if everything else 0.0 - reach
-    far = float32(BUCKETS - 1) if everything else float32(BUCKETS)
+    last, none = vector(float32(BUCKETS - 1)), vector(float32(BUCKETS))
     for b in range(BUCKETS + 1):
         ends[b] = 0
     for turn in range(2):
         for e in range(0, V, LANES):
             z = _distances(x, e, V, top, heat)
             if reduce_max(z) >= least:
-                place = maximum(0.0 - z * scale, 0.0)
-                store(bucket, 0, to_i32(minimum(vector(far), place)))
+                place = minimum(maximum(0.0 - z * scale, 0.0), last)
+                store(bucket, 0, to_i32(select(less(z, least), none, place)))
                 for i in range(e, min(e + LANES, V)):
                     b = bucket[i - e]
                     if turn == 1:
