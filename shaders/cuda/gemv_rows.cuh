@@ -22,8 +22,7 @@
 // (rows end with a stage), SINGLE (a team has one unit at most), FILLED (its stages fit the ring).
 //
 // Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
-// is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW,
-// NEIGHBOURS (see share_out).
+// is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
 #ifndef GROUP
 #define GROUP 32
 #endif

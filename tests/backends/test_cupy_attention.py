@@ -145,7 +145,9 @@ def test_captured(cupy_backend, rng):
 def test_few_queries_of_many_keys(D, options, cupy_backend, rng, monkeypatch, route):
     """Blocks that share a tile's keys, some of them with none."""
     launch, seen = attention._mma, []
-    monkeypatch.setattr(attention, "_mma", lambda *args: seen.append(args[1].splits) or launch(*args))
+    monkeypatch.setattr(
+        attention, "_mma", lambda *args: seen.append(args[1].splits) or launch(*args)
+    )
     case = Case("", (40, 10, 0, 90), (3000, 700, 5, 4000), D=D, extra=3, options=OPTIONS[options])
     check(cupy_backend, case, "bfloat16", rng)
     check_paged(cupy_backend, rng, replace(case, extra=0), 48, "bfloat16")
