@@ -6,18 +6,16 @@ In order: split keys for few queries (`attention_decode`), the Hopper kernel (`a
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
+from boostr.backends.cupy import attention_decode, attention_sm90
 from boostr.backends.cupy.kernels import Variant
 from boostr.tensor import Tensor
 
@@ -276,19 +274,12 @@ def _simt_defines(q_type: str, kv_type: str, v_width: int, paged: bool) -> dict[
 
 
 # -- routing ---------------------------------------------------------------------------------------
-@cache
-def _module(name: str) -> ModuleType | None:
-    path = f"boostr.backends.cupy.{name}"
-    return importlib.import_module(path) if importlib.util.find_spec(path) else None
-
-
-# (module, what it is asked, what runs), in order; a decode step's few queries go to split keys
-_SPECIALISTS = {
-    "varlen_attention": (("attention_sm90", "supports", "run"),),
-    "paged_attention": (
-        ("attention_decode", "supports", "attend"),
-        ("attention_sm90", "paged_supports", "paged_run"),
-    ),
+# (whether it takes a call, what runs it), in order; a decode step's few queries go to split keys
+_HOPPER = (attention_sm90.supports, attention_sm90.run)
+_HOPPER_PAGED = (attention_sm90.paged_supports, attention_sm90.paged_run)
+_SPECIALISTS: dict[str, tuple[tuple[Callable, Callable], ...]] = {
+    "varlen_attention": (_HOPPER,),
+    "paged_attention": ((attention_decode.supports, attention_decode.attend), _HOPPER_PAGED),
 }
 
 
@@ -296,11 +287,11 @@ def _specialist(
     op: str, args: tuple[Any, ...], splits: int
 ) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """What another module has for this call; `splits`: what this one would do."""
-    for name, asked, runs in _SPECIALISTS[op]:
-        module = _module(name)
-        behind = name == "attention_sm90" and splits >= _MANY_SPLITS
-        if module is not None and not behind and getattr(module, asked)(*args) is None:
-            return getattr(module, runs)
+    for pair in _SPECIALISTS[op]:
+        takes, runs = pair
+        behind = pair in (_HOPPER, _HOPPER_PAGED) and splits >= _MANY_SPLITS
+        if not behind and takes(*args) is None:
+            return runs
     return None
 
 
