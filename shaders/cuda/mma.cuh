@@ -3,9 +3,8 @@
 // the instructions. On sm_75 (no cp.async, mma of k = 8, no bf16) the same calls work for f16.
 //
 // Fragments of m16n8k16, lane = 4 g + t (g = lane / 4, t = lane % 4):
-//   A [16, 16]: a[0] = (g, 2t..2t+1), a[1] = (g+8, 2t..), a[2] = (g, 2t+8..),
-//               a[3] = (g+8, 2t+8..)
-//   B [16, 8]:  b0 = (2t..2t+1, g), b1 = (2t+8.., g)      two 16-bit numbers in a u32, low one first
+//   A [16, 16]: a[0] = (g, 2t..2t+1), a[1] = (g+8, 2t..), a[2] = (g, 2t+8..), a[3] = (g+8, 2t+8..)
+//   B [16, 8]:  b0 = (2t..2t+1, g), b1 = (2t+8.., g)    two 16-bit numbers in a u32, low one first
 //   C [16, 8]:  c[0], c[1] = (g, 2t..2t+1), c[2], c[3] = (g+8, 2t..2t+1)
 // So C of one product, packed by `pack2`, is A of the next: a[0], a[1] from n-tile 2k, a[2], a[3]
 // from n-tile 2k+1.
