@@ -71,6 +71,34 @@ def test_batch_of_eight_equals_each_alone(name, changes, request):
     assert [c.text for c in together] == [c.text for c in alone]
 
 
+@pytest.mark.parametrize("name", ["model", "windowed"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"temperature": 0.9, "seed": 3}, {"temperature": 0.9, "seed": 3, "presence_penalty": 0.5}],
+    ids=["greedy", "temperature", "penalties"],
+)
+def test_steps_ahead_of_the_host_change_nothing(name, changes, request, monkeypatch):
+    """As on a GPU: some sequences end while steps that none will read are under way."""
+    model = request.getfixturevalue(name)
+    options = [
+        SamplingOptions(max_tokens=n, stop=stop, **changes)
+        for n, stop in ((3, ()), (17, ()), (30, ("e",)), (1, ()), (9, ()))
+    ]
+    prompts = PROMPTS[: len(options)]
+    found = []
+    for ahead in (0, 1, 2, 7):
+        monkeypatch.setattr(type(model.backend), "run_ahead", ahead)
+        together = model.generate_batch(prompts, options=options)
+        one = model.generate(prompts[0], options=options[1])
+        cache = model.new_prompt_cache()
+        turns = [
+            [p.token_id for p in model.stream(text, prompt_cache=cache, max_tokens=6, **changes)]
+            for text in ("some words", "some words and more", "some other words")
+        ]
+        found.append(([c.token_ids for c in together], one.token_ids, turns))
+    assert all(f == found[0] for f in found)
+
+
 def test_a_batch_may_mix_options_and_lengths(model):
     options = [
         SamplingOptions(max_tokens=3),
