@@ -6,6 +6,7 @@ prompts are alike: only ids, positions and the cache's row differ, and these are
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,36 +20,47 @@ if TYPE_CHECKING:
     from boostr.engine.runner import Runner
 
 
+class _Chunk:
+    """What the forward pass works on; calling it runs or records one. The cache owns it."""
+
+    def __init__(self, runner: Runner, cache: KVCache, length: int) -> None:
+        self._module = runner.module
+        self.cache = weakref.proxy(cache)
+        self.ids, self.positions = (runner.tensor(np.zeros(length)) for _ in range(2))
+        self.kv_lens = runner.tensor([length])
+        self.tables = [runner.tensor(t) for t in cache.block_tables([0])]
+        self._cu, self._owners = runner.tensor([0, length]), runner.tensor(np.zeros(length))
+        self._cos, self._sin = runner.rotary.decode(cache.length)
+
+    def __call__(self) -> Tensor:
+        """Hidden states [T, E]."""
+        views = self.cache.views(self.tables, self.positions, self._owners)
+        batch = Batch(
+            self.ids, self.positions, self._cu, self._cos, self._sin, self.positions,
+            self.kv_lens, views,
+        )  # fmt: skip
+        return self._module.hidden(batch)
+
+
 class ChunkProgram:
     """`length` tokens of one sequence, written into a cache; lives as long as that cache."""
 
     def __init__(self, runner: Runner, cache: KVCache, length: int) -> None:
-        self._runner, self._cache = runner, cache
-        self._ids, self._positions = (runner.tensor(np.zeros(length)) for _ in range(2))
-        self._kv_lens = runner.tensor([length])
-        self._tables = [runner.tensor(t) for t in cache.block_tables([0])]
-        self._cu, self._owners = runner.tensor([0, length]), runner.tensor(np.zeros(length))
-        self._cos, self._sin = runner.rotary.decode(cache.length)
+        self._backend = runner.backend
+        self._chunk = _Chunk(runner, cache, length)
         self._program: Program | None = None
 
     def run(self, row: int, ids: np.ndarray, start: int) -> Tensor:
         """Hidden states [T, E] of tokens from position `start` on; overwritten by the next run."""
-        self._ids.assign(ids.astype(np.int32))
-        self._positions.assign(np.arange(start, start + len(ids), dtype=np.int32))
-        self._kv_lens.assign(np.array([start + len(ids)], np.int32))
-        for table, values in zip(self._tables, self._cache.block_tables([row]), strict=True):
+        chunk = self._chunk
+        chunk.ids.assign(ids.astype(np.int32))
+        chunk.positions.assign(np.arange(start, start + len(ids), dtype=np.int32))
+        chunk.kv_lens.assign(np.array([start + len(ids)], np.int32))
+        for table, values in zip(chunk.tables, chunk.cache.block_tables([row]), strict=True):
             table.assign(values)
         if self._program is None:
-            with self._runner.backend.constant_weights():
-                self._program = capture(self._forward, self._runner.backend)
+            with self._backend.constant_weights():
+                self._program = capture(chunk, self._backend)
         else:
             self._program.run()
         return self._program.outputs
-
-    def _forward(self) -> Tensor:
-        views = self._cache.views(self._tables, self._positions, self._owners)
-        batch = Batch(
-            self._ids, self._positions, self._cu, self._cos, self._sin, self._positions,
-            self._kv_lens, views,
-        )  # fmt: skip
-        return self._runner.module.hidden(batch)

@@ -159,6 +159,45 @@ def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[
         yield pieces
 
 
+class _Step:
+    """What a decode step works on; calling it runs a step, or records one.
+
+    It knows nothing of the program that keeps it: a cycle would hold a cache's memory until the
+    garbage collector comes by.
+    """
+
+    def __init__(
+        self, runner: Runner, cache: KVCache, sampler: Sampler, rows: Sequence[int],
+        ids: Sequence[int], positions: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._module, self._cache, self._sampler = runner.module, cache, sampler
+        B = len(rows)
+        self._ids = runner.tensor(ids)
+        self._positions = runner.tensor(positions)
+        self._kv_lens = runner.tensor(np.asarray(positions) + 1)
+        self._cu = runner.tensor(np.arange(B + 1))
+        self._owners = runner.tensor(np.arange(B))
+        self._tables = [runner.tensor(t) for t in cache.block_tables(rows)]
+        self._cos, self._sin = runner.rotary.decode(cache.length)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """(chosen ids int32 [B], logits [B, V])."""
+        batch = Batch(
+            self._ids,
+            self._positions,
+            self._cu,
+            self._cos,
+            self._sin,
+            self._positions,
+            self._kv_lens,
+            self._cache.views(self._tables, self._positions, self._owners),
+        )
+        logits = self._module(batch)
+        chosen = self._sampler.choose(logits)
+        ops.advance(self._ids, chosen, [self._positions, self._kv_lens, self._sampler.draws])
+        return chosen, logits
+
+
 class Decoder:
     """One token more for each of B sequences at a time: a program over state on the device.
 
@@ -182,19 +221,12 @@ class Decoder:
         limit: int | None = None,
         run_ahead: int = 0,
     ) -> None:
-        self._runner, self._sampler, self._cache = runner, sampler, cache
+        self._backend = runner.backend
+        self._step = _Step(runner, cache, sampler, rows, ids, positions)
         room = cache.length - max(positions)
         self._left = room if limit is None else min(limit, room)
         self._ahead = 0 if cache.has_rings else run_ahead
         self._pending: deque[Callable[[], np.ndarray]] = deque()
-        B = len(rows)
-        self._ids = runner.tensor(ids)
-        self._positions = runner.tensor(positions)
-        self._kv_lens = runner.tensor(np.asarray(positions) + 1)
-        self._cu = runner.tensor(np.arange(B + 1))
-        self._owners = runner.tensor(np.arange(B))
-        self._tables = [runner.tensor(t) for t in cache.block_tables(rows)]
-        self._cos, self._sin = runner.rotary.decode(cache.length)
         self._program: Program | None = None
 
     def step(self) -> tuple[np.ndarray, Tensor]:
@@ -211,30 +243,14 @@ class Decoder:
     def _start(self) -> None:
         """Start a step on the device, and the copy of what it chooses to the host."""
         if self._program is None:
-            with self._runner.backend.constant_weights():
-                self._program = capture(self._step, self._runner.backend)
+            with self._backend.constant_weights():
+                self._program = capture(self._step, self._backend)
         else:
             self._program.run()
         self._left -= 1
         ids: Tensor = self._program.outputs[0]
-        self._pending.append(self._runner.backend.start_read(ids.data))
+        self._pending.append(self._backend.start_read(ids.data))
 
     def describe(self) -> list[str]:
         """One line for each call of the program, which the first step records."""
         return [] if self._program is None else self._program.describe()
-
-    def _step(self) -> tuple[Tensor, Tensor]:
-        batch = Batch(
-            self._ids,
-            self._positions,
-            self._cu,
-            self._cos,
-            self._sin,
-            self._positions,
-            self._kv_lens,
-            self._cache.views(self._tables, self._positions, self._owners),
-        )
-        logits = self._runner.module(batch)
-        chosen = self._sampler.choose(logits)
-        ops.advance(self._ids, chosen, [self._positions, self._kv_lens, self._sampler.draws])
-        return chosen, logits

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import cases
 import numpy as np
 import pytest
 
-from boostr import dtypes
+from boostr import backends, dtypes
+from boostr.engine import prefill as prefill_module
+from boostr.engine import runner as runner_module
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
+from boostr.program import capture
 
 DECODERS = [c for c in cases.CASES if c["family"] != "bert"]
 PLAIN = [c for c in DECODERS if not c["cache_sensitive"]]
@@ -168,3 +174,33 @@ def test_recorded_chunks_equal_eager_ones(case, backend, tmp_path, monkeypatch):
         assert bool(cache.programs.get(4)) == recorded
         found.append(logits.numpy())
     assert_logits(found[1], found[0])
+
+
+def test_a_cache_is_freed_without_the_garbage_collector(monkeypatch, tmp_path):
+    """Also where a program keeps the function that it was recorded from, as on a GPU."""
+    backend = backends.get("numpy")
+
+    def keeping(fn, chosen):
+        program = capture(fn, chosen)
+        program.keep = fn  # type: ignore[attr-defined]
+        return program
+
+    monkeypatch.setattr(runner_module, "capture", keeping)
+    monkeypatch.setattr(prefill_module, "capture", keeping)
+    monkeypatch.setattr(type(backend), "records_prefill", True)
+    monkeypatch.setattr(type(backend), "prefill_chunk", 4)
+    runner = make_runner(next(c for c in DECODERS if c["name"] == "llama/tied"), tmp_path, backend)
+    gc.collect()
+    gc.disable()
+    try:
+        cache = runner.new_cache(1, 20)
+        runner.prefill(cache, [0], [list(range(1, 13))])
+        assert cache.programs[4] is not None
+        sampler = Sampler(backend, [SamplingOptions()], [[1]], runner.module.config.vocab_size)
+        decoder = Decoder(runner, cache, sampler, [0], [1], [12])
+        decoder.step()
+        gone = weakref.ref(cache)
+        del cache, decoder, sampler
+        assert gone() is None
+    finally:
+        gc.enable()

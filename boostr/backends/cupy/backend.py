@@ -75,6 +75,10 @@ class CupyBackend(ArrayBackend):
         self._use()
         try:
             return fn(*args)
+        except cupy.cuda.memory.OutOfMemoryError:
+            self.release_memory()  # what nobody uses any more may be enough
+        try:
+            return fn(*args)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
 
