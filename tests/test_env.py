@@ -90,3 +90,13 @@ def test_a_missing_backend_is_a_skip_or_a_failure(monkeypatch):
     monkeypatch.setenv("BOOSTR_REQUIRE", "wgpu,numpy")
     with pytest.raises(pytest.fail.Exception, match="no such device"):
         open_backend("numpy")
+
+
+def test_devices_are_looked_for_once(monkeypatch):
+    """Every tensor made without a backend asks for the default."""
+    monkeypatch.setenv("BOOSTR_BACKEND", "auto")
+    asked, found = [], backends.available()
+    monkeypatch.setattr(backends, "available", lambda: asked.append(1) or found)
+    backends._auto.cache_clear()
+    assert backends.get() is backends.get() is backends.get("auto")
+    assert len(asked) == 1

@@ -32,9 +32,13 @@ def get(name: str | Backend | None = None) -> Backend:
     if isinstance(name, Backend):
         return name
     text = name or env.BACKEND.text()
-    if text == "auto":
-        text = next(n for n, reason in available().items() if reason is None)
-    return _open(text)
+    return _open(_auto() if text == "auto" else text)
+
+
+@cache
+def _auto() -> str:
+    """The first that can run here: found once, as every tensor without a backend asks for it."""
+    return next(n for n, reason in available().items() if reason is None)
 
 
 @cache

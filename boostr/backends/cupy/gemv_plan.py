@@ -261,7 +261,7 @@ def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more
     need += plan.partial_bytes(rows) + more
     if need > backend.caps.shared_bytes - 1024:
         raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
-    return need if need <= 46 << 10 else max(need, (48 << 10) + 16)  # static memory counts too
+    return need
 
 
 def shared_refusal(
