@@ -56,12 +56,31 @@ DETERMINISTIC = Variable(
     "BOOSTR_DETERMINISTIC", "0", "1: kernels whose sums would depend on the order of threads "
     "(attention backward) take a slower, repeatable path.",
 )  # fmt: skip
+WGPU = Variable(
+    "BOOSTR_WGPU", "wgpu", "the library of the wgpu backend: wgpu (wgpu-native) or wgpudawn (Dawn)."
+)
+POISON = Variable(
+    "BOOSTR_POISON", "0", "1: the wgpu backend fills memory with nan before it is used again, so "
+    "that reads of what nobody wrote show.",
+)  # fmt: skip
 REQUIRE = Variable(
     "BOOSTR_REQUIRE", "", "tests only: comma-separated backends (and nvrtc) whose absence is a "
     "failure, not a skip.",
 )  # fmt: skip
 
-VARIABLES = (BACKEND, DTYPE, NUM_THREADS, CACHE, STRICT, DEBUG, JIT, DETERMINISTIC, REQUIRE)
+VARIABLES = (
+    BACKEND,
+    DTYPE,
+    NUM_THREADS,
+    CACHE,
+    STRICT,
+    DEBUG,
+    JIT,
+    DETERMINISTIC,
+    WGPU,
+    POISON,
+    REQUIRE,
+)
 
 
 def cache_dir() -> Path:

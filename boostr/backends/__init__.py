@@ -14,7 +14,11 @@ __all__ = ["Backend", "Kernel", "available", "get", "names"]
 
 # name -> module that defines `open_backend(selector) -> Backend` and `probe() -> str | None`.
 # In the order in which `auto` tries them; the last always answers.
-_MODULES = {"cupy": "boostr.backends.cupy", "numpy": "boostr.backends.numpy"}
+_MODULES = {
+    "cupy": "boostr.backends.cupy",
+    "wgpu": "boostr.backends.wgpu",
+    "numpy": "boostr.backends.numpy",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -24,11 +28,15 @@ def names() -> tuple[str, ...]:
 
 def available() -> dict[str, str | None]:
     """For every backend None if it can run here, else the reason why not."""
-    return {name: importlib.import_module(module).probe() for name, module in _MODULES.items()}
+    return {name: _probe(name) for name in _MODULES}
+
+
+def _probe(name: str) -> str | None:
+    return importlib.import_module(_MODULES[name]).probe()
 
 
 def get(name: str | Backend | None = None) -> Backend:
-    """The backend of that name ("numpy", "cupy:1"), or the default. Opened once, then shared."""
+    """The backend of that name ("numpy", "cupy:1", "wgpu:radeon"), or the default. Opened once, then shared."""
     if isinstance(name, Backend):
         return name
     text = name or env.BACKEND.text()
@@ -38,7 +46,7 @@ def get(name: str | Backend | None = None) -> Backend:
 @cache
 def _auto() -> str:
     """The first that can run here: found once, as every tensor without a backend asks for it."""
-    return next(n for n, reason in available().items() if reason is None)
+    return next(name for name in _MODULES if _probe(name) is None)
 
 
 @cache

@@ -1,0 +1,47 @@
+"""The wgpu backend: any GPU through WebGPU (Vulkan, Metal, DirectX 12)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from boostr.errors import BackendError
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+
+def open_backend(selector: str) -> WgpuBackend:
+    """The backend on the adapter of that index or part of a name; default the best real GPU."""
+    from boostr.backends.wgpu import provider
+
+    name = provider.chosen()
+    if not provider.installed(name):
+        raise BackendError(f"backend wgpu cannot be used: {_missing(name)}")
+    from boostr.backends.wgpu import adapters
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+    library = provider.load(name)
+    return WgpuBackend(library, adapters.choose(library, selector), selector)
+
+
+def probe() -> str | None:
+    """None if a real GPU answers, else why not, in one line that says what to do."""
+    from boostr.backends.wgpu import provider
+
+    try:
+        name = provider.chosen()
+        if not provider.installed(name):
+            return _missing(name)
+        from boostr.backends.wgpu import adapters
+
+        adapters.choose(provider.load(name), "")
+    except BackendError as error:
+        return str(error).removeprefix("backend wgpu: ")
+    except Exception as error:  # a broken install raises whatever it likes
+        return f"the {provider.chosen()} package does not work here: {error}"
+    return None
+
+
+def _missing(name: str) -> str:
+    extra = "wgpu" if name == "wgpu" else "wgpudawn"
+    return f"{name} is not installed; pip install 'boostr[{extra}]'"

@@ -1,0 +1,227 @@
+"""WgpuBackend: primitives and kernels as WGSL, programs as lists of commands."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from boostr import env
+from boostr.backends.base import Kernel, Shape
+from boostr.backends.wgpu import wgsl
+from boostr.backends.wgpu.array import GpuArray, contiguous_strides
+from boostr.backends.wgpu.buffers import Pool
+from boostr.backends.wgpu.device import open_device
+from boostr.backends.wgpu.groups import Groups
+from boostr.backends.wgpu.kernel_table import find_kernel
+from boostr.backends.wgpu.kernels import Pipelines
+from boostr.backends.wgpu.program import Recorder
+from boostr.backends.wgpu.provider import Provider
+from boostr.backends.wgpu.queue import Queue
+from boostr.errors import BackendError, DTypeError, OutOfMemoryError
+from boostr.program import Program
+
+try:
+    from boostr.backends.wgpu.primitives import Primitives
+except ImportError:
+    from boostr.backends.base import Backend as Primitives
+
+_POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
+
+
+class WgpuBackend(Primitives):
+    """Tensors are `GpuArray`s in buffers of one adapter.
+
+    Attributes:
+        caps: what the GPU can do.   device: its name, as a user would write it.
+    """
+
+    name = "wgpu"
+    device = ""
+    prefill_chunk = 512
+    run_ahead = 2
+    joins_weights = True
+
+    def __init__(self, provider: Provider, adapter: Any, selector: str) -> None:
+        self.provider = provider
+        self.device = f"wgpu:{selector}" if selector else "wgpu"
+        self._gpu, self.caps = open_device(provider, adapter)
+        self._poison = env.POISON.text() == "1"
+        self._debug = env.DEBUG.integer()
+        self.queue = Queue(provider, self._gpu)
+        self.pipelines = Pipelines(provider, self._gpu, self.caps, self._poison)
+        self.groups = Groups(provider, self._gpu, self.caps)
+        self.pool = Pool(self._make, lambda: self.queue.serial, self.groups.drop, self.queue.wait)
+        self.recorder: Recorder | None = None
+        self._found: dict[str, Kernel | str] = {}
+        if self._debug >= 1:
+            print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
+
+    # -- memory ----------------------------------------------------------------------------------
+    def _make(self, nbytes: int) -> Any:
+        usage = self.provider.flags.BufferUsage
+        if nbytes > self.caps.buffer_bytes:
+            raise BackendError(
+                f"{self.device}: one buffer of {nbytes / 2**30:.2f} GiB was asked for; the most "
+                f"that {self.caps.name} has is {self.caps.buffer_bytes / 2**30:.2f} GiB"
+            )
+        try:
+            return self._gpu.create_buffer(
+                size=nbytes, usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
+            )
+        except self.provider.errors as error:
+            raise OutOfMemoryError(str(error)) from None
+
+    def empty(self, shape: Shape, dtype: Any = np.float32) -> GpuArray:
+        """Uninitialised memory; inside a capture it belongs to the program."""
+        kind = np.dtype(dtype)
+        if kind not in wgsl.NAMES:
+            raise DTypeError(f"{self.device} holds no {kind}")
+        shape = tuple(shape)
+        array = GpuArray(None, shape, kind, contiguous_strides(shape))  # type: ignore[arg-type]
+        home = self.recorder.arena if self.recorder is not None else self.pool
+        try:
+            buffer = home.take(array.nbytes)
+        except OutOfMemoryError as error:
+            raise self._out_of_memory(array, error) from None
+        object.__setattr__(array, "buffer", buffer)
+        return array
+
+    def _out_of_memory(self, array: GpuArray, error: Exception) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"{self.device} is out of memory: {array.nbytes / 2**20:.1f} MiB for an array of shape "
+            f"{list(array.shape)} ({array.dtype}) beside {self.pool.allocated / 2**30:.2f} GiB in "
+            f"use ({error}). A smaller or quantized model (--quantize int8), a shorter context or "
+            "a smaller batch needs less"
+        )
+
+    def used_memory(self) -> int:
+        self.pool.drain()
+        return self.pool.allocated
+
+    def release_memory(self) -> None:
+        gc.collect()
+        self.queue.wait()
+        self.pool.drain()
+        self.pool.trim()
+        self.queue.drop_staging()
+        self.queue.wait()
+
+    # -- transfer --------------------------------------------------------------------------------
+    def from_numpy(self, array: np.ndarray) -> GpuArray:
+        if array.dtype not in wgsl.NAMES:
+            raise DTypeError(f"{self.device} holds no {array.dtype}")
+        made = GpuArray(None, array.shape, array.dtype, contiguous_strides(array.shape))  # type: ignore[arg-type]
+        try:
+            # also inside a capture: a constant, which the program keeps but never writes
+            buffer = self.pool.take(array.nbytes, exact=array.nbytes > _POOLED)
+        except OutOfMemoryError as error:
+            raise self._out_of_memory(made, error) from None
+        if array.nbytes:
+            self.queue.upload(buffer.block, np.ascontiguousarray(array))
+        object.__setattr__(made, "buffer", buffer)
+        return made
+
+    def to_numpy(self, x: GpuArray) -> np.ndarray:
+        if self.recorder is not None:
+            raise BackendError(
+                "capture: a tensor's values were read on the host; they differ from run to run, "
+                "so keep the computation in tensors"
+            )
+        return self._reading(x, self.queue.read)
+
+    def _reading(self, x: GpuArray, read: Callable[[Any, int, int], Any]) -> Any:
+        if x.size == 0:
+            return np.empty(x.shape, x.dtype)
+        x = self.dense(x)
+        start = x.offset * x.dtype.itemsize
+        if start % 4:
+            x = self.copy(x)
+            start = 0
+        values = read(x.buffer.block, start, x.nbytes)
+        if isinstance(values, np.ndarray):
+            return values.view(x.dtype).reshape(x.shape)
+        return lambda: values().view(x.dtype).reshape(x.shape)
+
+    def start_read(self, x: GpuArray) -> Callable[[], np.ndarray]:
+        result = self._reading(x, self.queue.start_read)
+        return (lambda: result) if isinstance(result, np.ndarray) else result
+
+    def dense(self, x: GpuArray) -> GpuArray:
+        """x with its elements in row-major order: itself, or a copy."""
+        return x if x.contiguous else self.copy(x)
+
+    # -- kernels and programs --------------------------------------------------------------------
+    def kernel(self, op: str) -> Kernel | str:
+        if op not in self._found:
+            self._found[op] = find_kernel(op)
+        return self._found[op]
+
+    def offset(self, array: GpuArray) -> int:
+        """Where an array's first element lies in what `launch` binds for it, in elements."""
+        if array.buffer.block.size <= self.groups.caps.binding_bytes:
+            return array.offset
+        return array.offset - self.groups.window(array)[0] // array.dtype.itemsize
+
+    def launch(
+        self,
+        family: str,
+        entry: str,
+        grid: int | Sequence[int],
+        reads: Sequence[GpuArray],
+        writes: Sequence[GpuArray],
+        params: Sequence[int | float] = (),
+        **values: Any,
+    ) -> None:
+        """Start entry point `entry` of shaders/wgsl/FAMILY.wgsl, rendered with `values`.
+
+        Args:
+            grid: workgroups in x, y, z, or their number, which is folded into x and y.
+            reads, writes: what is bound at 0, 1, ..., the written ones last.
+            params: the fields of the source's `struct Params`, in order.
+        """
+        x, y, z = (*self._fold(grid), 1) if isinstance(grid, int) else grid
+        if x == 0 or y == 0 or z == 0:
+            return
+        pipeline = self.pipelines.get(family, entry, values, len(reads), len(writes))
+        packed = b""
+        if pipeline.pack is not None:
+            packed = pipeline.packed(params)
+        group = self.groups.get(pipeline, reads, writes, packed)
+        size = pipeline.immediate_bytes
+        command = (pipeline.handle, group.handle, packed, size, x, y, z, group)
+        if self.recorder is not None:
+            self.recorder.add(pipeline.name, command, reads, writes)
+        else:
+            self.queue.add(command)
+
+    def _fold(self, count: int) -> tuple[int, int]:
+        most = self.caps.workgroups
+        if count <= most:
+            return count, 1
+        rows = -(-count // most)
+        return -(-count // rows), rows
+
+    def flush(self) -> None:
+        self.queue.flush()
+
+    def synchronize(self) -> None:
+        self.queue.wait()
+
+    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+        if self.recorder is not None:
+            raise BackendError("capture: captures cannot be nested")
+        self.recorder = Recorder(self.pool)
+        try:
+            outputs = fn()
+            program = self.recorder.program(self.queue, fn, outputs)
+        finally:
+            self.recorder = None
+        program.run()
+        return outputs, program
+
+
+WgpuBackend.__abstractmethods__ = frozenset()  # until primitives.py is there

@@ -1,0 +1,174 @@
+"""Memory: blocks of the GPU's, given out as buffers and kept for reuse when those die."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from boostr.errors import OutOfMemoryError
+
+_uids = itertools.count(1)
+_LEAST = 256
+_FINE_ABOVE = 1 << 24  # bytes; above, blocks are made to measure
+_GRAIN = 1 << 16
+
+
+class Block:
+    """One GPU buffer. `handle` is its C pointer, `serial` the batch of commands that may use it
+    last, `groups` the keys of cached bind groups that name it."""
+
+    __slots__ = ("gpu", "groups", "handle", "home", "serial", "size", "uid")
+
+    def __init__(self, gpu: Any, size: int, home: Pool | Arena | None) -> None:
+        self.gpu, self.handle, self.size, self.home = gpu, gpu._internal, size, home
+        self.uid = next(_uids)
+        self.serial = -1
+        self.groups: set[Any] = set()
+
+
+class Buffer:
+    """A block while somebody uses it: goes back where it came from when the last view dies."""
+
+    __slots__ = ("__weakref__", "block")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __del__(self) -> None:
+        home = self.block.home
+        if home is not None:
+            home.returned.append(self.block)  # nothing else: a collection may run anywhere
+
+
+def size_class(nbytes: int) -> int:
+    """The size of the block that serves a request: powers of two in four steps, so that at most
+    a quarter is lost; above 16 MiB multiples of 64 KiB."""
+    if nbytes <= _LEAST:
+        return _LEAST
+    if nbytes > _FINE_ABOVE:
+        return -(-nbytes // _GRAIN) * _GRAIN
+    step = max(1 << ((nbytes - 1).bit_length() - 3), 64)
+    return -(-nbytes // step) * step
+
+
+class Pool:
+    """Blocks by size.
+
+    Args:
+        make: (bytes) -> a GPU buffer; raises OutOfMemoryError.
+        serial: the number of the batch of commands that is being collected.
+        drop: forgets what is cached about a block that will be given back to the GPU.
+        relieve: submits and waits, so that memory given back is really free.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        serial: Callable[[], int],
+        drop: Callable[[Block], None],
+        relieve: Callable[[], None],
+    ) -> None:
+        self._make, self._serial, self._drop, self._relieve = make, serial, drop, relieve
+        self.returned: deque[Block] = deque()
+        self._free: dict[int, list[Block]] = {}
+        self.allocated = 0  # bytes of all blocks
+        self.idle = 0  # bytes of blocks in `_free`
+        self.count = 0  # blocks
+
+    def take(self, nbytes: int, exact: bool = False, home: Pool | Arena | None = None) -> Buffer:
+        """A buffer of at least so many bytes; `exact`: of its own size, not kept afterwards."""
+        size = -(-max(nbytes, 16) // 16) * 16 if exact else size_class(nbytes)
+        if self.returned:
+            self.drain()
+        free = self._free.get(size)
+        if free and not exact:
+            block = free.pop()
+            self.idle -= size
+            block.home = home or self
+        else:
+            block = self._new(size, (home or self) if not exact else _Exact(self))
+        return Buffer(block)
+
+    def drain(self) -> None:
+        """Take back the blocks whose buffers have died."""
+        serial = self._serial()
+        while self.returned:
+            block = self.returned.popleft()
+            block.serial = serial
+            if isinstance(block.home, _Exact):
+                self._forget(block)
+                continue
+            block.home = self
+            self._free.setdefault(block.size, []).append(block)
+            self.idle += block.size
+        if self.idle > max(1 << 30, self.allocated // 3):
+            self.trim()
+
+    def trim(self) -> None:
+        """Give every idle block back to the GPU."""
+        free, self._free, self.idle = self._free, {}, 0
+        for block in itertools.chain(*free.values()):
+            self._forget(block)
+
+    def _forget(self, block: Block) -> None:
+        self._drop(block)
+        self.allocated -= block.size
+        self.count -= 1
+        block.home, block.gpu = None, None
+
+    def _new(self, size: int, home: Any) -> Block:
+        try:
+            gpu = self._make(size)
+        except OutOfMemoryError:
+            self.drain()
+            self.trim()
+            self._relieve()
+            gpu = self._make(size)
+        self.allocated += size
+        self.count += 1
+        return Block(gpu, size, home)
+
+
+class _Exact:
+    """The home of blocks that are not kept: the pool only learns that they have died."""
+
+    __slots__ = ("returned",)
+
+    def __init__(self, pool: Pool) -> None:
+        self.returned = pool.returned
+
+
+class Arena:
+    """The memory of a program: blocks that die while it is recorded serve only it, so that a replay
+    writes nothing that belongs to others. They return to the pool with the program."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.returned: deque[Block] = deque()
+        self.blocks: list[Block] = []
+        self._free: dict[int, list[Block]] = {}
+
+    def take(self, nbytes: int) -> Buffer:
+        while self.returned:
+            block = self.returned.popleft()
+            self._free.setdefault(block.size, []).append(block)
+        free = self._free.get(size_class(nbytes))
+        if free:
+            return Buffer(free.pop())
+        buffer = self._pool.take(nbytes, home=self)  # type: ignore[arg-type]
+        self.blocks.append(buffer.block)
+        return buffer
+
+    def close(self) -> None:
+        """The program is gone: idle blocks go to the pool at once, the others when they die."""
+        while self.returned:
+            block = self.returned.popleft()
+            self._free.setdefault(block.size, []).append(block)
+        idle = {block.uid for block in itertools.chain(*self._free.values())}
+        for block in self.blocks:
+            block.home = self._pool
+            if block.uid in idle:
+                self._pool.returned.append(block)
+        self.blocks, self._free = [], {}

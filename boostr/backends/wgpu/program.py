@@ -1,0 +1,59 @@
+"""Programs as flat lists of commands, which are encoded again for every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from boostr.backends.wgpu.array import GpuArray
+from boostr.backends.wgpu.buffers import Arena, Buffer, Pool
+from boostr.backends.wgpu.queue import Command, Queue
+from boostr.program import Program
+
+
+class Recorder:
+    """The capture under way: its commands, its memory, and the buffers of others that it uses."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.arena = Arena(pool)
+        self._commands: list[Command] = []
+        self._names: list[str] = []
+        self._pinned: dict[int, Buffer] = {}
+
+    def add(
+        self, name: str, command: Command, reads: Sequence[GpuArray], writes: Sequence[GpuArray]
+    ) -> None:
+        self._commands.append(command)
+        self._names.append(name)
+        for array in (*reads, *writes):
+            block = array.buffer.block
+            if block.home is not self.arena:
+                self._pinned[block.uid] = array.buffer
+
+    def program(self, queue: Queue, fn: Callable[[], Any], outputs: Any) -> WgpuProgram:
+        kept = (fn, outputs, list(self._pinned.values()))
+        return WgpuProgram(queue, self._commands, self._names, self.arena, kept)
+
+
+class WgpuProgram(Program):
+    """Commands, the memory that only they use, and what must live as long as they do."""
+
+    def __init__(
+        self, queue: Queue, commands: list[Command], names: list[str], arena: Arena, kept: Any
+    ) -> None:
+        self._queue, self._commands, self._names = queue, commands, names
+        self._arena, self._kept = arena, kept
+
+    def run(self) -> Any:
+        if self._commands:
+            self._queue.run(self._commands)
+        return self.outputs
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def describe(self) -> list[str]:
+        return list(self._names)
+
+    def __del__(self) -> None:
+        self._arena.close()

@@ -1,0 +1,233 @@
+"""Commands: collected, encoded into one pass, submitted; and bytes to and from the GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.wgpu.buffers import Block
+from boostr.backends.wgpu.provider import Provider
+from boostr.errors import BackendError
+
+# (pipeline, bind group, parameters, their bytes, x, y, z, what must live until it is encoded)
+Command = tuple[Any, Any, Any, int, int, int, int, Any]
+
+_FIRST, _BATCH = 24, 192  # commands of the first batch after the GPU was idle, and of the others
+_IN_FLIGHT = 3
+_PIECE = 1 << 25  # bytes of an upload that are staged at once
+_READ_PIECE = 1 << 25
+
+
+class Queue:
+    """The order in which a device does things. `serial` counts the batches."""
+
+    def __init__(self, provider: Provider, device: Any) -> None:
+        self._provider, self._device = provider, device
+        self._raw, self._safe, self._null = provider.raw, provider.safe, provider.ffi.NULL
+        self._handle = device.queue._internal
+        self.pending: list[Command] = []
+        self.serial = 0
+        self._limit = _FIRST
+        self._in_flight: deque[Any] = deque()
+        self._staging: dict[int, list[_Staging]] = {}
+        self.lost: str | None = None
+
+    # -- commands --------------------------------------------------------------------------------
+    def add(self, command: Command) -> None:
+        self.pending.append(command)
+        if len(self.pending) >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Start everything that was collected."""
+        if self.pending:
+            commands, self.pending = self.pending, []
+            self.run(commands)
+            self._limit = _BATCH
+
+    def run(self, commands: Sequence[Command]) -> None:
+        """Encode and submit commands, behind those that were collected."""
+        self.flush()
+        encoder = self._encode(commands)
+        self._submit(encoder)
+
+    def _encode(self, commands: Sequence[Command]) -> Any:
+        """A command encoder that holds one pass with all commands."""
+        raw, null = self._raw, self._null
+        encoder = self._provider.encoder(self._device)
+        compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
+        set_pipeline = raw.wgpuComputePassEncoderSetPipeline
+        set_group = raw.wgpuComputePassEncoderSetBindGroup
+        set_immediates = raw.wgpuComputePassEncoderSetImmediates
+        dispatch = raw.wgpuComputePassEncoderDispatchWorkgroups
+        last = None
+        for pipeline, group, values, nbytes, x, y, z, _ in commands:
+            if pipeline is not last:
+                set_pipeline(compute, pipeline)
+                last = pipeline
+            set_group(compute, 0, group, 0, null)
+            if nbytes:
+                set_immediates(compute, 0, values, nbytes)
+            dispatch(compute, x, y, z)
+        self._checked(self._safe.wgpuComputePassEncoderEnd, compute)
+        raw.wgpuComputePassEncoderRelease(compute)
+        return encoder
+
+    def _submit(self, encoder: Any) -> Any:
+        """Submit; returns what `poll` can wait for."""
+        raw, ffi = self._raw, self._provider.ffi
+        finished = self._checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
+        raw.wgpuCommandEncoderRelease(encoder)
+        self.serial += 1
+        holder = ffi.new("WGPUCommandBuffer[1]", [finished])
+        place = None
+        if self._provider.name == "wgpu":
+            index = self._checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
+            place = ffi.new("WGPUSubmissionIndex *", index)
+            self._in_flight.append(place)
+            if len(self._in_flight) > _IN_FLIGHT:
+                raw.wgpuDevicePoll(self._device._internal, True, self._in_flight.popleft())
+        else:
+            self._checked(self._safe.wgpuQueueSubmit, self._handle, 1, holder)
+        raw.wgpuCommandBufferRelease(finished)
+        return place
+
+    def _checked(self, fn: Callable[..., Any], *args: Any) -> Any:
+        if self.lost:
+            raise BackendError(self.lost)
+        try:
+            return fn(*args)
+        except self._provider.errors as error:
+            raise self.explain(error) from None
+
+    def explain(self, error: Exception) -> BackendError:
+        """The error to raise for one of the library's; notices that the device is gone."""
+        text = str(error).strip()
+        if "lost" in text.lower():
+            self.lost = f"the GPU was lost ({text}); start the program again"
+            return BackendError(self.lost)
+        return BackendError(f"the GPU refused a command: {text}")
+
+    def wait(self) -> None:
+        """Until the GPU has done everything."""
+        self.flush()
+        self._provider.poll(self._device, wait=True)
+        self._in_flight.clear()
+        self._limit = _FIRST
+
+    # -- bytes -----------------------------------------------------------------------------------
+    def upload(self, block: Block, data: np.ndarray) -> None:
+        """Fill a block that no other code knows yet with the bytes of a contiguous array."""
+        if block.serial == self.serial and self.pending:
+            self.flush()  # a write comes before all commands that are not submitted yet
+        ffi, raw = self._provider.ffi, self._raw
+        flat = data.reshape(-1).view(np.uint8)
+        whole = len(flat) // 4 * 4
+        for start in range(0, whole, _PIECE):
+            piece = flat[start : min(start + _PIECE, whole)]
+            pointer = ffi.cast("void *", piece.__array_interface__["data"][0])
+            self._write(block, start, pointer, len(piece))
+            if start + _PIECE < whole:
+                raw.wgpuQueueSubmit(self._handle, 0, self._null)
+                self._provider.poll(self._device, wait=start // _PIECE % 2 == 1)
+        if whole < len(flat):
+            tail = np.zeros(4, np.uint8)
+            tail[: len(flat) - whole] = flat[whole:]
+            pointer = ffi.cast("void *", tail.__array_interface__["data"][0])
+            self._write(block, whole, pointer, 4)
+
+    def _write(self, block: Block, start: int, pointer: Any, nbytes: int) -> None:
+        write = self._safe.wgpuQueueWriteBuffer
+        self._checked(write, self._handle, block.handle, start, pointer, nbytes)
+
+    def start_read(self, block: Block, start: int, nbytes: int) -> Callable[[], np.ndarray]:
+        """Begin to copy bytes (start a multiple of 4) to the host; the result waits for them."""
+        self.flush()
+        size = -(-nbytes // 4) * 4
+        staging = self._staging_of(size)
+        encoder = self._provider.encoder(self._device)
+        self._raw.wgpuCommandEncoderCopyBufferToBuffer(
+            encoder, block.handle, start, staging.gpu._internal, 0, size
+        )
+        submission = self._submit(encoder)
+        staging.begin(size)
+
+        def wait() -> np.ndarray:
+            values = staging.finish(size, submission)[:nbytes]
+            self._staging[staging.gpu.size].append(staging)
+            return values
+
+        return wait
+
+    def read(self, block: Block, start: int, nbytes: int) -> np.ndarray:
+        """Bytes on the host (start a multiple of 4)."""
+        out = np.empty(nbytes, np.uint8)
+        waits: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
+        for at in range(0, nbytes, _READ_PIECE):
+            waits.append((at, self.start_read(block, start + at, min(_READ_PIECE, nbytes - at))))
+            if len(waits) == 2:
+                place, wait = waits.popleft()
+                out[place : place + _READ_PIECE] = wait()
+        for place, wait in waits:
+            out[place : place + _READ_PIECE] = wait()
+        self._limit = _FIRST
+        return out
+
+    def _staging_of(self, nbytes: int) -> _Staging:
+        size = max(4096, 1 << (nbytes - 1).bit_length())
+        free = self._staging.setdefault(size, [])
+        return free.pop() if free else _Staging(self._provider, self._device, size)
+
+    def drop_staging(self) -> None:
+        self._staging.clear()
+
+
+class _Staging:
+    """A buffer that the host can see, for one read at a time."""
+
+    def __init__(self, provider: Provider, device: Any, size: int) -> None:
+        usage = provider.flags.BufferUsage
+        self.gpu = device.create_buffer(size=size, usage=usage.MAP_READ | usage.COPY_DST)
+        self._provider, self._device = provider, device
+        self._status: int | None = None
+        self._promise: Any = None
+        if provider.name == "wgpu":
+            ffi = provider.ffi
+            signature = "void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)"
+            self._callback = ffi.callback(signature, self._mapped)
+            self._info = ffi.new("WGPUBufferMapCallbackInfo *")
+            self._info.mode = provider.raw.WGPUCallbackMode_AllowProcessEvents
+            self._info.callback = self._callback
+
+    def _mapped(self, status: int, message: Any, first: Any, second: Any) -> None:
+        self._status = status
+
+    def begin(self, nbytes: int) -> None:
+        """Ask for the bytes that were copied here by the last submitted commands."""
+        provider = self._provider
+        if provider.name == "wgpu":
+            self._status = None
+            provider.safe.wgpuBufferMapAsync(self.gpu._internal, 1, 0, nbytes, self._info[0])
+        else:
+            self._promise = self.gpu.map_async("READ", 0, nbytes)
+
+    def finish(self, nbytes: int, submission: Any) -> np.ndarray:
+        """The bytes, once the GPU is done with the submission that copied them."""
+        provider, raw = self._provider, self._provider.raw
+        if provider.name != "wgpu":
+            self._promise.sync_wait()
+            values = np.frombuffer(self.gpu.read_mapped(0, nbytes), np.uint8).copy()
+            self.gpu.unmap()
+            return values
+        while self._status is None:
+            raw.wgpuDevicePoll(self._device._internal, True, submission)
+        if self._status != raw.WGPUMapAsyncStatus_Success:
+            raise BackendError(f"reading from the GPU failed (status {self._status})")
+        source = raw.wgpuBufferGetMappedRange(self.gpu._internal, 0, nbytes)
+        values = np.empty(nbytes, np.uint8)
+        provider.ffi.memmove(provider.ffi.from_buffer(values), source, nbytes)
+        raw.wgpuBufferUnmap(self.gpu._internal)
+        return values
