@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from boostr import env
+from boostr import dtypes, env
 from boostr.backends.base import Kernel, Shape
 from boostr.backends.wgpu import wgsl
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
-from boostr.backends.wgpu.buffers import Pool
+from boostr.backends.wgpu.buffers import Buffer, Pool
 from boostr.backends.wgpu.device import open_device
 from boostr.backends.wgpu.groups import Groups
 from boostr.backends.wgpu.kernel_table import find_kernel
@@ -49,10 +50,10 @@ class WgpuBackend(Primitives):
         self.provider = provider
         self.device = f"wgpu:{selector}" if selector else "wgpu"
         self._gpu, self.caps = open_device(provider, adapter)
-        self._poison = env.POISON.text() == "1"
+        self.poison = env.POISON.text() == "1"
         self._debug = env.DEBUG.integer()
         self.queue = Queue(provider, self._gpu)
-        self.pipelines = Pipelines(provider, self._gpu, self.caps, self._poison)
+        self.pipelines = Pipelines(provider, self._gpu, self.caps, self.poison)
         self.groups = Groups(provider, self._gpu, self.caps)
         self.pool = Pool(self._make, lambda: self.queue.serial, self.groups.drop, self.queue.wait)
         self.recorder: Recorder | None = None
@@ -80,23 +81,34 @@ class WgpuBackend(Primitives):
         kind = np.dtype(dtype)
         if kind not in wgsl.NAMES:
             raise DTypeError(f"{self.device} holds no {kind}")
-        shape = tuple(shape)
-        array = GpuArray(None, shape, kind, contiguous_strides(shape))  # type: ignore[arg-type]
         home = self.recorder.arena if self.recorder is not None else self.pool
-        try:
-            buffer = home.take(array.nbytes)
-        except OutOfMemoryError as error:
-            raise self._out_of_memory(array, error) from None
-        object.__setattr__(array, "buffer", buffer)
+        array = self._array(tuple(shape), kind, home.take)
+        if self.poison:
+            self._fill(array.buffer, 0x7FC00000)
         return array
 
-    def _out_of_memory(self, array: GpuArray, error: Exception) -> OutOfMemoryError:
-        return OutOfMemoryError(
-            f"{self.device} is out of memory: {array.nbytes / 2**20:.1f} MiB for an array of shape "
-            f"{list(array.shape)} ({array.dtype}) beside {self.pool.allocated / 2**30:.2f} GiB in "
-            f"use ({error}). A smaller or quantized model (--quantize int8), a shorter context or "
-            "a smaller batch needs less"
+    def _array(self, shape: Shape, dtype: np.dtype, take: Callable[[int], Buffer]) -> GpuArray:
+        nbytes = math.prod(shape) * dtype.itemsize
+        try:
+            return GpuArray(take(nbytes), shape, dtype, contiguous_strides(shape))
+        except OutOfMemoryError as error:
+            text = str(error)
+        raise OutOfMemoryError(
+            f"{self.device} is out of memory: {nbytes / 2**20:.1f} MiB for an array of shape "
+            f"{list(shape)} ({dtype}) beside {self.pool.allocated / 2**30:.2f} GiB in use "
+            f"({text}). A smaller or quantized model (--quantize int8), a shorter context or a "
+            "smaller batch needs less"
         )
+
+    def _fill(self, buffer: Buffer, word: int) -> None:
+        """Fill all of a buffer with a word, in parts that a kernel can see."""
+        most, words = self.caps.binding_bytes // 4, buffer.block.size // 4
+        for start in range(0, words, most):
+            shape = (min(most, words - start),)
+            part = GpuArray(buffer, shape, dtypes.uint32, (1,), start)
+            vectors, first = shape[0] // 4, self.offset(part) // 4
+            params = (vectors, first, word)
+            self.launch("device", "fill", -(-vectors // 256), [], [part], params, COPY=False)
 
     def used_memory(self) -> int:
         self.pool.drain()
@@ -114,15 +126,11 @@ class WgpuBackend(Primitives):
     def from_numpy(self, array: np.ndarray) -> GpuArray:
         if array.dtype not in wgsl.NAMES:
             raise DTypeError(f"{self.device} holds no {array.dtype}")
-        made = GpuArray(None, array.shape, array.dtype, contiguous_strides(array.shape))  # type: ignore[arg-type]
-        try:
-            # also inside a capture: a constant, which the program keeps but never writes
-            buffer = self.pool.take(array.nbytes, exact=array.nbytes > _POOLED)
-        except OutOfMemoryError as error:
-            raise self._out_of_memory(made, error) from None
+        # inside a capture it is a constant, which the program keeps but never writes
+        exact = array.nbytes > _POOLED
+        made = self._array(array.shape, array.dtype, lambda n: self.pool.take(n, exact))
         if array.nbytes:
-            self.queue.upload(buffer.block, np.ascontiguousarray(array))
-        object.__setattr__(made, "buffer", buffer)
+            self.queue.upload(made.buffer.block, np.ascontiguousarray(array))
         return made
 
     def to_numpy(self, x: GpuArray) -> np.ndarray:
@@ -218,6 +226,9 @@ class WgpuBackend(Primitives):
         try:
             outputs = fn()
             program = self.recorder.program(self.queue, fn, outputs)
+        except BaseException:
+            self.recorder.arena.close()
+            raise
         finally:
             self.recorder = None
         program.run()
