@@ -18,7 +18,7 @@ from boostr.backends.wgpu.buffers import Buffer, Pool
 from boostr.backends.wgpu.device import open_device
 from boostr.backends.wgpu.groups import Groups
 from boostr.backends.wgpu.kernel_table import find_kernel
-from boostr.backends.wgpu.kernels import Pipelines
+from boostr.backends.wgpu.kernels import Pipelines, Variant
 from boostr.backends.wgpu.program import Recorder
 from boostr.backends.wgpu.provider import Provider
 from boostr.backends.wgpu.queue import Queue
@@ -30,6 +30,7 @@ try:
 except ImportError:
     from boostr.backends.base import Backend as Primitives
 
+VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
 
 

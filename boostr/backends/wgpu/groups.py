@@ -65,7 +65,7 @@ class Groups:
     ) -> Group:
         """The bind group of these arrays, and of `params` if the pipeline takes a uniform."""
         layout, limit = pipeline.layout, self.caps.binding_bytes
-        key: list[Any] = [id(layout)]
+        key: list[Any] = [layout]
         for array in (*reads, *writes):
             block = array.buffer.block
             if block.size <= limit:
