@@ -50,7 +50,7 @@ struct Options {
 
 // -- the loading warp ----------------------------------------------------------------------------
 struct Shared {  // addresses of shared memory
-  u32 q, k, v, q_full, q_empty, k_full, k_empty, v_full, v_empty, unused;
+  u32 q, k, v, q_full, q_empty, k_full, k_empty, v_full, v_empty, unused, missing;
 };
 
 template <int N> struct Stage {  // of a ring of N buffers
@@ -89,19 +89,31 @@ DEVICE void load_tile(u32 target, const TensorMap* map, u32 barrier, int head, i
     tma_load(target + c * rows * 128, map, barrier, c * 64, head, token, policy);
 }
 
+DEVICE void store_shared(u32 to, u32 x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
+}
+DEVICE u32 load_shared(u32 from) {
+  u32 x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+  return x;
+}
+
 struct Cache {  // where the keys of a segment are
   const int* table;  // PAGED: its row of block_table
   int start, blocks, size;
-  DEVICE int token(int position) const {
+  DEVICE int token(int position) const {  // negative where the table has no block
     if (!PAGED) return start + position;
-    return max(table[position / size % blocks], 0) * size + position % size;
+    int block = table[position / size % blocks];
+    return block < 0 ? -TILE_N : block * size + position % size;
   }
 };
 
+// A tile of keys or values; `token` < 0 fills it with zeros.
 DEVICE void load_kv(const Shared& s, u32 tiles, const TensorMap* map, u32 full, u32 empty,
                     Stage<STAGES>& stage, int head, int token, int lane) {
   mbarrier_wait(empty + 8 * stage.index, stage.phase ^ 1);
   if (lane == 0) {
+    if (PAGED && tiles == s.k) store_shared(s.missing + 4 * stage.index, token < 0);
     mbarrier_expect(full + 8 * stage.index, KV_BYTES);
     load_tile(tiles + stage.index * KV_BYTES, map, full + 8 * stage.index, head, token, TILE_N,
               L2_EVICT_LAST);
@@ -223,6 +235,11 @@ DEVICE void mask_scores(Scores& s, const Rows& r, int n, const Item& it, const O
   }
 }
 
+DEVICE void mask_all(Scores& s) {
+#pragma unroll
+  for (int j = 0; j < TILE_N / 2; j++) s[j] = -INF;
+}
+
 // Scores become probabilities relative to the rows' new maxima; factor: old to new.
 template <bool MASKED> DEVICE void softmax(Scores& s, Rows& r, float (&factor)[2]) {
   float unit = SCORE_CHANGED ? 1.f : r.unit, base[2];
@@ -293,6 +310,9 @@ struct Consumer {
   DEVICE u32 v() const { return at.v + v_stage.index * KV_BYTES; }
   DEVICE void await_k() const { mbarrier_wait(at.k_full + 8 * k_stage.index, k_stage.phase); }
   DEVICE void await_v() const { mbarrier_wait(at.v_full + 8 * v_stage.index, v_stage.phase); }
+  DEVICE bool keys_missing() const {  // after await_k
+    return PAGED && load_shared(at.missing + 4 * k_stage.index) != 0;
+  }
   DEVICE void release_q() { release(at.q_empty + 8 * q_stage.index), q_stage.next(); }
   DEVICE void release_k() { release(at.k_empty + 8 * k_stage.index), k_stage.next(); }
   DEVICE void release_v() { release(at.v_empty + 8 * v_stage.index), v_stage.next(); }
@@ -310,10 +330,12 @@ DEVICE void step(Consumer& c, Scores& s, Weights& p, Output& o, Rows& r, const I
   pass_turn(c.group);
   wgmma_wait<1>();
   pin(s);
+  const bool missing = c.keys_missing();
   c.release_k();
   if (SCORE_CHANGED) change_scores(s, r, n, c.options);
   if (MASKED) mask_scores(s, r, n, it, c.options);
-  softmax<MASKED>(s, r, factor);
+  if (PAGED && missing) mask_all(s);
+  softmax<MASKED || PAGED>(s, r, factor);
   hold(c.at.unused, r.sum[0] + r.sum[1]);
   wgmma_wait<0>();
   pin(o);
@@ -388,9 +410,11 @@ DEVICE void attend(Consumer& c, u8* shared, Scores& s, Weights& p, Output& o, Ro
   int n = own_end(c, it) - 1, row = it.position + 64 * c.group;
   wgmma_wait<0>();
   pin(s);
+  const bool missing = c.keys_missing();
   c.release_k();
   if (SCORE_CHANGED) change_scores(s, r, n, c.options);
   mask_scores(s, r, n, it, c.options);
+  if (PAGED && missing) mask_all(s);
   softmax<true>(s, r, factor);
   pack_weights(p, s);
   clear_values(c, shared, it, n);
@@ -515,6 +539,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_sm90(
   s.v_full = s.k_empty + 8 * STAGES;
   s.v_empty = s.v_full + 8 * STAGES;
   s.unused = s.v_empty + 8 * STAGES;
+  s.missing = s.unused + 4;
   Item* slots = (Item*)(shared + Q_BUFFERS * Q_BYTES + 2 * STAGES * KV_BYTES + 192);
   Options options = {left, right, scale, softcap};
   if (threadIdx.x == 0) {

@@ -96,17 +96,12 @@ DEVICE int x_pitch(int stride) { return DIGITS ? stride / 4 * 9 : stride; }
 DEVICE u8* behind(u8* shared, int K) { return shared + RING_BYTES + x_bytes(K) + PARTIAL_BYTES; }
 
 // -- asynchronous copies -------------------------------------------------------------------------
-DEVICE void copy_16(u32 to, const void* from, int bytes) {  // the rest of the 16 become zero
+DEVICE void copy_16(u32 to, const void* from) {
 #if FETCH
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
 #else
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (bytes == 16) {
-    v = load_stream(from);
-  } else {
-    for (int i = 0; i < bytes; i++) ((u8*)&v)[i] = ((const u8*)from)[i];
-  }
+  const uint4 v = load_stream(from);
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w) : "memory");
 #endif
@@ -117,6 +112,14 @@ DEVICE void copy_4(u32 to, const float* from) {
 #else
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(*from) : "memory");
 #endif
+}
+// The end of a row, an even number of bytes below 16: no load may touch what lies behind a matrix.
+DEVICE void copy_end(u32 to, const u8* from, int bytes) {
+  int i = 0;
+  for (; i + 4 <= bytes; i += 4) copy_4(to + i, (const float*)(from + i));
+  if (i < bytes) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + i), "h"(*(const u16*)(from + i)) : "memory");
+  }
 }
 DEVICE void copies_commit() {
 #if FETCH
@@ -184,7 +187,7 @@ template <class Job> struct Stream {
         const int at = begin + u * (LANES * 16);
         if (WHOLE || at < row_bytes) {
           const int n = r * LANE_ROWS + lane_row;
-          copy_16(to + n * SLOT + (u * LANES + lane) * 16, row[r] + at, 16);
+          copy_16(to + n * SLOT + (u * LANES + lane) * 16, row[r] + at);
         }
       }
   }
@@ -199,8 +202,9 @@ template <class Job> struct Stream {
       for (int i = 0; i < SLOT / 16; i += LANES) {
         const int at = (i + lane) * 16;
         if (at < bytes) {
-          copy_16(to + (r * LANE_ROWS + lane_row) * SLOT + at, start - shift + at,
-                  min(16, bytes - at));
+          const u32 place = to + (r * LANE_ROWS + lane_row) * SLOT + at;
+          if (bytes - at >= 16) copy_16(place, start - shift + at);
+          else copy_end(place, start - shift + at, bytes - at);
         }
       }
     }

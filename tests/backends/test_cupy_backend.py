@@ -86,7 +86,7 @@ def test_selectors(gpu):
 def test_a_launch_that_the_driver_refuses_says_what_it_was(gpu):
     x = gpu.empty((1, 8), np.float32)
     with refused(BackendError, "launch", "(4096,)"):
-        gpu.launch("norm", "rms_norm", (1,), (4096,), [x], **_any_norm_macros())
+        gpu.launch("norm", "norm_forward", (1,), (4096,), [x], **_any_norm_macros())
 
 
 def _any_norm_macros():

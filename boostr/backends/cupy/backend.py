@@ -29,7 +29,7 @@ _UNKNOWN = (dtypes.float8_e4m3, dtypes.float8_e5m2)  # CuPy has no such arrays
 
 
 _put_rows = cupy.ElementwiseKernel(
-    "int64 index, T value, int64 width", "raw T target",
+    "I index, T value, int64 width", "raw T target",
     "if (index >= 0) target[index * width + i % width] = value;", "boostr_put_rows",
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ class CupyBackend(ArrayBackend):
 
     Attributes:
         caps: what the GPU can do.
-        names: of the kernels launched in the capture under way; None outside of one.
+        capturing: whether launches are being recorded.
         early: whether products may fetch their weights before the kernels ahead have ended.
     """
 
@@ -55,7 +55,7 @@ class CupyBackend(ArrayBackend):
             raise BackendError(f"backend cupy:{index}: this machine has {count} CUDA device(s)")
         super().__init__(cupy)
         self.caps = Caps.read(index)
-        self.names: list[str] | None = None
+        self.capturing = False
         self.early = False
         self._kernels = Kernels(self.caps.arch)
         self._found: dict[str, Kernel | str] = {}
@@ -100,7 +100,7 @@ class CupyBackend(ArrayBackend):
     def from_numpy(self, array: np.ndarray) -> Array:
         if array.dtype in _UNKNOWN:
             raise DTypeError(f"{self.device} holds no {array.dtype}")
-        if self.names is None:
+        if not self.capturing:
             return self._run(cupy.asarray, array)
         # a constant of the function being recorded: uploaded now, beside the capture
         with cupy.cuda.Stream(non_blocking=True) as beside:
@@ -109,7 +109,7 @@ class CupyBackend(ArrayBackend):
         return made
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        if self.names is not None:
+        if self.capturing:
             raise BackendError(
                 "capture: a tensor's values were read on the host; they differ from run to run, "
                 "so keep the computation in tensors"
@@ -212,15 +212,13 @@ class CupyBackend(ArrayBackend):
         """
         stream = self.stream_pointer()
         dependent = dependent and self.caps.compute_capability >= 90
-        start = cupy.cuda.Event() if self._debug >= 2 and self.names is None else None
+        start = cupy.cuda.Event() if self._debug >= 2 and not self.capturing else None
         if start is not None:
             start.record()
         self._kernels.launch(
             family, name, grid, block, args, stream=stream, shared_bytes=shared_bytes,
             dependent=dependent, **defines,
         )  # fmt: skip
-        if self.names is not None:
-            self.names.append(f"{family}.{name}")
         if start is not None:
             self._report(start, f"{family}.{name} {defines or ''}", (grid, block), args)
 
@@ -271,18 +269,18 @@ class CupyBackend(ArrayBackend):
             self.early = before
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
-        if self.names is not None:
+        if self.capturing:
             raise BackendError("capture: captures cannot be nested")
         from boostr.backends.cupy.program import record
 
         self._use()
-        self.names = names = []
+        self.capturing = True
         try:
-            return record(fn, names)
+            return record(fn)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
         finally:
-            self.names = None
+            self.capturing = False
 
 
 def _put(rows: Array, values: Array, width: int, target: Array) -> None:

@@ -11,35 +11,44 @@ import cupy
 from boostr.backends.cupy import driver
 from boostr.program import Program
 
+_NODE_TYPES = {1: "copy", 2: "fill"}  # CUgraphNodeType; 0 is a kernel
+
+
+class _KernelNode(ctypes.Structure):
+    """CUDA_KERNEL_NODE_PARAMS_v2."""
+
+    _fields_ = [
+        ("function", ctypes.c_void_p),
+        ("grid_block_shared", ctypes.c_uint * 7),
+        ("arguments", ctypes.c_void_p * 2),
+        ("kernel", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+    ]
+
 
 class CudaProgram(Program):
     """A CUDA graph, and what must live as long as it does.
 
     Args:
-        graph: CuPy's instantiated graph.   names: of our kernels in it, in order of launch.
+        graph: CuPy's instantiated graph.
         keep: the recorded function (and so the tensors it uses) and the memory pool of the capture.
     """
 
-    def __init__(self, graph: Any, names: list[str], keep: tuple[Any, ...]) -> None:
-        self._graph, self._names, self._keep = graph, names, keep
+    def __init__(self, graph: Any, keep: tuple[Any, ...]) -> None:
+        self._graph, self._keep = graph, keep
 
     def run(self) -> Any:
         self._graph.launch(cupy.cuda.get_current_stream())
         return self.outputs
 
     def __len__(self) -> int:
-        count = ctypes.c_size_t()
-        status = driver.library().cuGraphGetNodes(
-            ctypes.c_void_p(self._graph.graph), None, ctypes.byref(count)
-        )
-        driver.check(status, "reading a graph")
-        return count.value
+        return len(_nodes(self._graph.graph))
 
     def describe(self) -> list[str]:
-        return self._names
+        return [_describe(node) for node in _nodes(self._graph.graph)]
 
 
-def record(fn: Callable[[], Any], names: list[str]) -> tuple[Any, CudaProgram]:
+def record(fn: Callable[[], Any]) -> tuple[Any, CudaProgram]:
     """Record what `fn` launches, then launch it once: its effects happen exactly once.
 
     Memory made inside comes from a pool of the program's own, so that nothing else is ever given
@@ -55,7 +64,7 @@ def record(fn: Callable[[], Any], names: list[str]) -> tuple[Any, CudaProgram]:
             _abandon(stream)
             raise
         graph = stream.end_capture()
-    program = CudaProgram(graph, names, (fn, outputs, pool, stream))
+    program = CudaProgram(graph, (fn, outputs, pool, stream))
     program.run()
     return outputs, program
 
@@ -66,3 +75,33 @@ def _abandon(stream: cupy.cuda.Stream) -> None:
         stream.end_capture()
     except cupy.cuda.runtime.CUDARuntimeError:
         return
+
+
+def _nodes(graph: int) -> list[int]:
+    """The handles of a graph's nodes, in the order in which they were recorded."""
+    count = ctypes.c_size_t()
+    get = driver.library().cuGraphGetNodes
+    driver.check(get(ctypes.c_void_p(graph), None, ctypes.byref(count)), "reading a graph")
+    nodes = (ctypes.c_void_p * count.value)()
+    driver.check(get(ctypes.c_void_p(graph), nodes, ctypes.byref(count)), "reading a graph")
+    return [node or 0 for node in nodes]
+
+
+def _describe(node: int) -> str:
+    """The name of a kernel, "copy" or "fill"."""
+    library, kind = driver.library(), ctypes.c_int()
+    status = library.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind))
+    driver.check(status, "reading a graph's node")
+    if kind.value:
+        return _NODE_TYPES.get(kind.value, f"node of type {kind.value}")
+    if not hasattr(library, "cuFuncGetName"):  # before CUDA 12.3
+        return "kernel"
+    of, name = _KernelNode(), ctypes.c_char_p()
+    status = library.cuGraphKernelNodeGetParams_v2(ctypes.c_void_p(node), ctypes.byref(of))
+    driver.check(status, "reading a graph's kernel")
+    if of.function:
+        status = library.cuFuncGetName(ctypes.byref(name), ctypes.c_void_p(of.function))
+    else:
+        status = library.cuKernelGetName(ctypes.byref(name), ctypes.c_void_p(of.kernel))
+    driver.check(status, "reading a kernel's name")
+    return name.value.decode() if name.value else "kernel"
