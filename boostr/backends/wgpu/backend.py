@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ except ImportError:
     from boostr.backends.base import Backend as Primitives
 
 VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
+_PROBE_BYTES = 1 << 29
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
 
 
@@ -66,9 +68,8 @@ class WgpuBackend(Primitives):
     def _make(self, nbytes: int) -> Any:
         usage = self.provider.flags.BufferUsage
         if nbytes > self.caps.buffer_bytes:
-            raise BackendError(
-                f"{self.device}: one buffer of {nbytes / 2**30:.2f} GiB was asked for; the most "
-                f"that {self.caps.name} has is {self.caps.buffer_bytes / 2**30:.2f} GiB"
+            raise OutOfMemoryError(
+                f"one buffer holds at most {self.caps.buffer_bytes / 2**30:.2f} GiB there"
             )
         try:
             return self._gpu.create_buffer(
@@ -110,6 +111,23 @@ class WgpuBackend(Primitives):
             vectors, first = shape[0] // 4, self.offset(part) // 4
             params = (vectors, first, word)
             self.launch("device", "fill", -(-vectors // 256), [], [part], params, COPY=False)
+
+    def memory_bandwidth(self) -> float:
+        """Of a copy, bytes read and written; the best of a few."""
+        nbytes = _PROBE_BYTES >> (6 if self.caps.kind == "software" else 0)
+        nbytes = min(nbytes, self.caps.binding_bytes // 1024 * 1024)
+        source, target = (self.empty((nbytes // 4,), dtypes.uint32) for _ in range(2))
+        vectors, repeats, best = nbytes // 16, 8, math.inf
+        for _ in range(4):
+            self.synchronize()
+            started = time.perf_counter()
+            for _ in range(repeats):
+                params = (vectors, 0, 0)
+                grid = -(-vectors // 256)
+                self.launch("device", "copy", grid, [source], [target], params, COPY=True)
+            self.synchronize()
+            best = min(best, (time.perf_counter() - started) / repeats)
+        return 2 * nbytes / best
 
     def used_memory(self) -> int:
         self.pool.drain()
@@ -195,6 +213,8 @@ class WgpuBackend(Primitives):
         x, y, z = (*self._fold(grid), 1) if isinstance(grid, int) else grid
         if x == 0 or y == 0 or z == 0:
             return
+        if max(x, y, z) > self.caps.workgroups:
+            raise BackendError(f"{family}.{entry}[wgpu]: a grid of {(x, y, z)} workgroups is too large")
         pipeline = self.pipelines.get(family, entry, values, len(reads), len(writes))
         packed = b""
         if pipeline.pack is not None:

@@ -27,6 +27,7 @@ class Provider:
         name: "wgpu" or "wgpudawn".   gpu: the entry point of its Python API.
         raw, safe: its C functions, without and with a check for errors after each call.
         errors: what its Python API raises when the GPU refuses something.
+        problems: errors that surfaced outside of a checked call; `Queue.checked` raises them.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,8 +43,9 @@ class Provider:
         self.ffi: Any = self._api.ffi
         self.errors: tuple[type[Exception], ...] = (package.GPUError, RuntimeError)
         self.OutOfMemory: type[Exception] = package.GPUOutOfMemoryError
-        # the library logs what its callers catch; errors that nobody catches are collected below
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.problems: list[str] = []  # errors of calls that were not checked, and lost devices
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they would be logged
+        self._api.error_handler.log_error = self.problems.append
         if name == "wgpu":
             self._configure_native()
 

@@ -31,6 +31,7 @@ class Queue:
         self.pending: list[Command] = []
         self.serial = 0
         self._limit = _FIRST
+        self._encoder: Any = None  # of commands that are encoded and not submitted
         self._in_flight: deque[Any] = deque()
         self._staging: dict[int, list[_Staging]] = {}
         self.lost: str | None = None
@@ -41,23 +42,25 @@ class Queue:
         if len(self.pending) >= self._limit:
             self.flush()
 
+    def run(self, commands: Sequence[Command]) -> None:
+        """Encode commands behind those that were collected. They are submitted with the read of
+        their results that follows, or with whatever comes next."""
+        self.flush()
+        self._encoder = self._encode(commands)
+
     def flush(self) -> None:
-        """Start everything that was collected."""
+        """Start everything that was asked for."""
         if self.pending:
             commands, self.pending = self.pending, []
-            self.run(commands)
+            self._encoder = self._encode(commands)
             self._limit = _BATCH
-
-    def run(self, commands: Sequence[Command]) -> None:
-        """Encode and submit commands, behind those that were collected."""
-        self.flush()
-        encoder = self._encode(commands)
-        self._submit(encoder)
+        if self._encoder is not None:
+            self._submit()
 
     def _encode(self, commands: Sequence[Command]) -> Any:
-        """A command encoder that holds one pass with all commands."""
+        """The open command encoder, or a new one, with one pass more."""
         raw, null = self._raw, self._null
-        encoder = self._provider.encoder(self._device)
+        encoder = self._encoder or self._provider.encoder(self._device)
         compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
         set_pipeline = raw.wgpuComputePassEncoderSetPipeline
         set_group = raw.wgpuComputePassEncoderSetBindGroup
@@ -72,48 +75,56 @@ class Queue:
             if nbytes:
                 set_immediates(compute, 0, values, nbytes)
             dispatch(compute, x, y, z)
-        self._checked(self._safe.wgpuComputePassEncoderEnd, compute)
+        self.checked(self._safe.wgpuComputePassEncoderEnd, compute)
         raw.wgpuComputePassEncoderRelease(compute)
         return encoder
 
-    def _submit(self, encoder: Any) -> Any:
-        """Submit; returns what `poll` can wait for."""
-        raw, ffi = self._raw, self._provider.ffi
-        finished = self._checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
+    def _submit(self) -> Any:
+        """Submit the open encoder; returns what a poll can wait for."""
+        raw, ffi, encoder = self._raw, self._provider.ffi, self._encoder
+        self._encoder = None
+        finished = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
         raw.wgpuCommandEncoderRelease(encoder)
         self.serial += 1
         holder = ffi.new("WGPUCommandBuffer[1]", [finished])
         place = None
         if self._provider.name == "wgpu":
-            index = self._checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
+            index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
             place = ffi.new("WGPUSubmissionIndex *", index)
             self._in_flight.append(place)
             if len(self._in_flight) > _IN_FLIGHT:
                 raw.wgpuDevicePoll(self._device._internal, True, self._in_flight.popleft())
         else:
-            self._checked(self._safe.wgpuQueueSubmit, self._handle, 1, holder)
+            self.checked(self._safe.wgpuQueueSubmit, self._handle, 1, holder)
         raw.wgpuCommandBufferRelease(finished)
         return place
 
-    def _checked(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def checked(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """fn(*args), the library's errors as ours."""
         if self.lost:
             raise BackendError(self.lost)
         try:
-            return fn(*args)
+            made = fn(*args)
         except self._provider.errors as error:
-            raise self.explain(error) from None
+            raise self.explain(str(error)) from None
+        if self._provider.problems:
+            raise self.explain(self._provider.problems.pop())
+        return made
 
-    def explain(self, error: Exception) -> BackendError:
+    def explain(self, text: str) -> BackendError:
         """The error to raise for one of the library's; notices that the device is gone."""
-        text = str(error).strip()
+        text = text.strip()
+        self._provider.problems.clear()
         if "lost" in text.lower():
-            self.lost = f"the GPU was lost ({text}); start the program again"
+            self.lost = f"the GPU was lost ({text}); open the program again"
             return BackendError(self.lost)
         return BackendError(f"the GPU refused a command: {text}")
 
     def wait(self) -> None:
         """Until the GPU has done everything."""
         self.flush()
+        if self.lost:
+            raise BackendError(self.lost)
         self._provider.poll(self._device, wait=True)
         self._in_flight.clear()
         self._limit = _FIRST
@@ -121,7 +132,7 @@ class Queue:
     # -- bytes -----------------------------------------------------------------------------------
     def upload(self, block: Block, data: np.ndarray) -> None:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
-        if block.serial == self.serial and self.pending:
+        if block.serial == self.serial and (self.pending or self._encoder is not None):
             self.flush()  # a write comes before all commands that are not submitted yet
         ffi, raw = self._provider.ffi, self._raw
         flat = data.reshape(-1).view(np.uint8)
@@ -131,7 +142,7 @@ class Queue:
             pointer = ffi.cast("void *", piece.__array_interface__["data"][0])
             self._write(block, start, pointer, len(piece))
             if start + _PIECE < whole:
-                raw.wgpuQueueSubmit(self._handle, 0, self._null)
+                raw.wgpuQueueSubmit(self._handle, 0, self._null)  # starts the copy
                 self._provider.poll(self._device, wait=start // _PIECE % 2 == 1)
         if whole < len(flat):
             tail = np.zeros(4, np.uint8)
@@ -141,18 +152,20 @@ class Queue:
 
     def _write(self, block: Block, start: int, pointer: Any, nbytes: int) -> None:
         write = self._safe.wgpuQueueWriteBuffer
-        self._checked(write, self._handle, block.handle, start, pointer, nbytes)
+        self.checked(write, self._handle, block.handle, start, pointer, nbytes)
 
     def start_read(self, block: Block, start: int, nbytes: int) -> Callable[[], np.ndarray]:
         """Begin to copy bytes (start a multiple of 4) to the host; the result waits for them."""
-        self.flush()
+        if self.pending:
+            self.flush()
         size = -(-nbytes // 4) * 4
         staging = self._staging_of(size)
-        encoder = self._provider.encoder(self._device)
+        if self._encoder is None:
+            self._encoder = self._provider.encoder(self._device)
         self._raw.wgpuCommandEncoderCopyBufferToBuffer(
-            encoder, block.handle, start, staging.gpu._internal, 0, size
+            self._encoder, block.handle, start, staging.gpu._internal, 0, size
         )
-        submission = self._submit(encoder)
+        submission = self._submit()
         staging.begin(size)
 
         def wait() -> np.ndarray:
