@@ -110,27 +110,20 @@ def parts(backend: Any, *arrays: Any) -> Iterator[list[Any]]:
     known = [a for a in arrays if a is not None]
     count = known[0].shape[0] if known[0].shape else 1
     room = backend.caps.binding_bytes - 4096
-    largest = max(_reach(a) for a in known)
+    largest = max((a.span[1] - a.span[0]) * a.dtype.itemsize for a in known)
     if largest <= room or count < 2:
         yield list(arrays)
         return
     step = max(8, int(room / largest * count) // 8 * 8)  # whole words of any row length
     for start in range(0, count, step):
         cut = slice(start, min(start + step, count))
-        yield [None if a is None else first_rows(backend, a, cut) for a in arrays]
+        yield [None if a is None else first_rows(a, cut) for a in arrays]
 
 
-def _reach(a: Any) -> int:
-    """Bytes from the first element to the end of the last."""
-    if not a.size:
-        return 0
-    last = sum((n - 1) * abs(s) for n, s in zip(a.shape, a.strides, strict=True))
-    return (last + 1) * a.dtype.itemsize
-
-
-def first_rows(backend: Any, a: Any, cut: slice) -> Any:
+def first_rows(a: Any, cut: slice) -> Any:
     """A view of a[cut]."""
-    return backend.slice(a, (cut, *(slice(0, n) for n in a.shape[1:])))
+    shape = (cut.stop - cut.start, *a.shape[1:])
+    return a.view(shape=shape, offset=a.offset + cut.start * a.strides[0])
 
 
 def type_of(x: Any) -> str:
