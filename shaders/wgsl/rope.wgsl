@@ -55,9 +55,9 @@ fn rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let second = first + select({{ REST }}u, {{ TURNED }}u, turned);
 # endif
 # for n in range(HEADS)
-  let from{{ n }} = p.x_at + t * p.stride + (team + {{ n * TEAMS }}u) * {{ D // RUN }}u;
-  let a{{ n }} = x_run(from{{ n }} + first);
-  let b{{ n }} = x_run(from{{ n }} + second);
+  let base{{ n }} = p.x_at + t * p.stride + (team + {{ n * TEAMS }}u) * {{ D // RUN }}u;
+  let a{{ n }} = x_run(base{{ n }} + first);
+  let b{{ n }} = x_run(base{{ n }} + second);
 # endfor
   var c = Run();
   var s = Run();
@@ -105,17 +105,17 @@ fn rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 fn turned(i: u32) -> f32 {
   let d = i % {{ D }}u;
   let t = i / {{ H * D }}u;
-  let from = p.x_at + t * p.stride + (i % {{ H * D }}u) - d;
-  let own = x_at(from + d);
+  let base = p.x_at + t * p.stride + (i % {{ H * D }}u) - d;
+  let own = x_at(base + d);
   if (d >= {{ 2 * HALF }}u) { return own; }
 # if INTERLEAVED
   let at = d / 2u;
   let back = d % 2u == 1u;
-  let other = x_at(from + (d ^ 1u));
+  let other = x_at(base + (d ^ 1u));
 # else
   let at = d % {{ HALF }}u;
   let back = d >= {{ HALF }}u;
-  let other = x_at(from + select(at + {{ HALF }}u, at, back));
+  let other = x_at(base + select(at + {{ HALF }}u, at, back));
 # endif
   let row = u32(rows[p.rows_at + t]) * {{ HALF }}u + at;
   let s = sines[p.sin_at + row] * p.turn;
