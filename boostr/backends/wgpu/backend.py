@@ -16,13 +16,14 @@ from boostr.backends.base import Kernel, Shape
 from boostr.backends.wgpu import wgsl
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.buffers import Buffer, Pool
+from boostr.backends.wgpu.clock import Clock, period
 from boostr.backends.wgpu.device import open_device
 from boostr.backends.wgpu.groups import Groups
 from boostr.backends.wgpu.kernel_table import find_kernel
 from boostr.backends.wgpu.kernels import Pipelines, Variant
 from boostr.backends.wgpu.program import Recorder
 from boostr.backends.wgpu.provider import Provider
-from boostr.backends.wgpu.queue import Queue
+from boostr.backends.wgpu.queue import Command, Queue
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
@@ -59,6 +60,7 @@ class WgpuBackend(Primitives):
         self.pipelines = Pipelines(provider, self._gpu, self.caps, self.poison)
         self.groups = Groups(provider, self._gpu, self.caps)
         self.pool = Pool(self._make, lambda: self.queue.serial, self.groups.drop, self.queue.wait)
+        self.clock = Clock(self.queue, self._gpu, period(provider, self._gpu))
         self.recorder: Recorder | None = None
         self._found: dict[str, Kernel | str] = {}
         if self._debug >= 1:
@@ -214,7 +216,9 @@ class WgpuBackend(Primitives):
         if x == 0 or y == 0 or z == 0:
             return
         if max(x, y, z) > self.caps.workgroups:
-            raise BackendError(f"{family}.{entry}[wgpu]: a grid of {(x, y, z)} workgroups is too large")
+            raise BackendError(
+                f"{family}.{entry}[wgpu]: a grid of {(x, y, z)} workgroups is too large"
+            )
         pipeline = self.pipelines.get(family, entry, values, len(reads), len(writes))
         packed = b""
         if pipeline.pack is not None:
@@ -224,8 +228,20 @@ class WgpuBackend(Primitives):
         command = (pipeline.handle, group.handle, packed, size, x, y, z, group)
         if self.recorder is not None:
             self.recorder.add(pipeline.name, command, reads, writes)
+        elif self._debug >= 2:
+            self._timed(pipeline.name, command, values, (*reads, *writes))
         else:
             self.queue.add(command)
+
+    def _timed(
+        self, name: str, command: Command, values: dict[str, Any], arrays: Sequence[GpuArray]
+    ) -> None:
+        """BOOSTR_DEBUG=2: time and the bandwidth of touching every array once; 3: grids."""
+        micro = self.clock.seconds([command]) * 1e6
+        rate = sum(a.nbytes for a in arrays) / max(micro, 1e-3) / 1e3
+        grid = f", grid {command[4:7]}" if self._debug >= 3 else ""
+        shown = f"{name} {values or ''} {micro:.1f} us, {rate:.0f} GB/s{grid}"
+        print(f"boostr: {shown}", file=sys.stderr)
 
     def _fold(self, count: int) -> tuple[int, int]:
         most = self.caps.workgroups
@@ -246,7 +262,7 @@ class WgpuBackend(Primitives):
         self.recorder = Recorder(self.pool)
         try:
             outputs = fn()
-            program = self.recorder.program(self.queue, fn, outputs)
+            program = self.recorder.program(self.clock, self.queue, fn, outputs)
         except BaseException:
             self.recorder.arena.close()
             raise

@@ -7,6 +7,7 @@ from typing import Any
 
 from boostr.backends.wgpu.array import GpuArray
 from boostr.backends.wgpu.buffers import Arena, Buffer, Pool
+from boostr.backends.wgpu.clock import Clock
 from boostr.backends.wgpu.queue import Command, Queue
 from boostr.program import Program
 
@@ -30,24 +31,37 @@ class Recorder:
             if block.home is not self.arena:
                 self._pinned[block.uid] = array.buffer
 
-    def program(self, queue: Queue, fn: Callable[[], Any], outputs: Any) -> WgpuProgram:
+    def program(
+        self, clock: Clock, queue: Queue, fn: Callable[[], Any], outputs: Any
+    ) -> WgpuProgram:
+        """What was recorded."""
         kept = (fn, outputs, list(self._pinned.values()))
-        return WgpuProgram(queue, self._commands, self._names, self.arena, kept)
+        return WgpuProgram(clock, queue, self._commands, self._names, self.arena, kept)
 
 
 class WgpuProgram(Program):
     """Commands, the memory that only they use, and what must live as long as they do."""
 
     def __init__(
-        self, queue: Queue, commands: list[Command], names: list[str], arena: Arena, kept: Any
+        self,
+        clock: Clock,
+        queue: Queue,
+        commands: list[Command],
+        names: list[str],
+        arena: Arena,
+        kept: Any,
     ) -> None:
-        self._queue, self._commands, self._names = queue, commands, names
+        self._clock, self._queue, self._commands, self._names = clock, queue, commands, names
         self._arena, self._kept = arena, kept
 
     def run(self) -> Any:
         if self._commands:
             self._queue.run(self._commands)
         return self.outputs
+
+    def seconds(self) -> float:
+        """Run alone, and say how long it took on the GPU."""
+        return self._clock.seconds(self._commands)
 
     def __len__(self) -> int:
         return len(self._commands)

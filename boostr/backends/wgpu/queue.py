@@ -25,7 +25,7 @@ class Queue:
     """The order in which a device does things. `serial` counts the batches."""
 
     def __init__(self, provider: Provider, device: Any) -> None:
-        self._provider, self._device = provider, device
+        self.provider, self._device = provider, device
         self._raw, self._safe, self._null = provider.raw, provider.safe, provider.ffi.NULL
         self._handle = device.queue._internal
         self.pending: list[Command] = []
@@ -42,26 +42,29 @@ class Queue:
         if len(self.pending) >= self._limit:
             self.flush()
 
-    def run(self, commands: Sequence[Command]) -> None:
+    def run(self, commands: Sequence[Command], described: Any = None) -> None:
         """Encode commands behind those that were collected. They are submitted with the read of
-        their results that follows, or with whatever comes next."""
+        their results that follows, or with whatever comes next.
+
+        described: the pass's descriptor, where it is timed.
+        """
         self.flush()
-        self._encoder = self._encode(commands)
+        self._encoder = self._encode(commands, described or self._null)
 
     def flush(self) -> None:
         """Start everything that was asked for."""
         if self.pending:
             commands, self.pending = self.pending, []
-            self._encoder = self._encode(commands)
+            self._encoder = self._encode(commands, self._null)
             self._limit = _BATCH
         if self._encoder is not None:
             self._submit()
 
-    def _encode(self, commands: Sequence[Command]) -> Any:
+    def _encode(self, commands: Sequence[Command], described: Any) -> Any:
         """The open command encoder, or a new one, with one pass more."""
         raw, null = self._raw, self._null
-        encoder = self._encoder or self._provider.encoder(self._device)
-        compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
+        encoder = self._encoder or self.provider.encoder(self._device)
+        compute = raw.wgpuCommandEncoderBeginComputePass(encoder, described)
         set_pipeline = raw.wgpuComputePassEncoderSetPipeline
         set_group = raw.wgpuComputePassEncoderSetBindGroup
         set_immediates = raw.wgpuComputePassEncoderSetImmediates
@@ -81,14 +84,14 @@ class Queue:
 
     def _submit(self) -> Any:
         """Submit the open encoder; returns what a poll can wait for."""
-        raw, ffi, encoder = self._raw, self._provider.ffi, self._encoder
+        raw, ffi, encoder = self._raw, self.provider.ffi, self._encoder
         self._encoder = None
         finished = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
         raw.wgpuCommandEncoderRelease(encoder)
         self.serial += 1
         holder = ffi.new("WGPUCommandBuffer[1]", [finished])
         place = None
-        if self._provider.name == "wgpu":
+        if self.provider.name == "wgpu":
             index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
             place = ffi.new("WGPUSubmissionIndex *", index)
             self._in_flight.append(place)
@@ -105,16 +108,16 @@ class Queue:
             raise BackendError(self.lost)
         try:
             made = fn(*args)
-        except self._provider.errors as error:
+        except self.provider.errors as error:
             raise self.explain(str(error)) from None
-        if self._provider.problems:
-            raise self.explain(self._provider.problems.pop())
+        if self.provider.problems:
+            raise self.explain(self.provider.problems.pop())
         return made
 
     def explain(self, text: str) -> BackendError:
         """The error to raise for one of the library's; notices that the device is gone."""
         text = text.strip()
-        self._provider.problems.clear()
+        self.provider.problems.clear()
         if "lost" in text.lower():
             self.lost = f"the GPU was lost ({text}); open the program again"
             return BackendError(self.lost)
@@ -125,7 +128,7 @@ class Queue:
         self.flush()
         if self.lost:
             raise BackendError(self.lost)
-        self._provider.poll(self._device, wait=True)
+        self.provider.poll(self._device, wait=True)
         self._in_flight.clear()
         self._limit = _FIRST
 
@@ -134,7 +137,7 @@ class Queue:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
         if block.serial == self.serial and (self.pending or self._encoder is not None):
             self.flush()  # a write comes before all commands that are not submitted yet
-        ffi, raw = self._provider.ffi, self._raw
+        ffi, raw = self.provider.ffi, self._raw
         flat = data.reshape(-1).view(np.uint8)
         whole = len(flat) // 4 * 4
         for start in range(0, whole, _PIECE):
@@ -143,7 +146,7 @@ class Queue:
             self._write(block, start, pointer, len(piece))
             if start + _PIECE < whole:
                 raw.wgpuQueueSubmit(self._handle, 0, self._null)  # starts the copy
-                self._provider.poll(self._device, wait=start // _PIECE % 2 == 1)
+                self.provider.poll(self._device, wait=start // _PIECE % 2 == 1)
         if whole < len(flat):
             tail = np.zeros(4, np.uint8)
             tail[: len(flat) - whole] = flat[whole:]
@@ -161,7 +164,7 @@ class Queue:
         size = -(-nbytes // 4) * 4
         staging = self._staging_of(size)
         if self._encoder is None:
-            self._encoder = self._provider.encoder(self._device)
+            self._encoder = self.provider.encoder(self._device)
         self._raw.wgpuCommandEncoderCopyBufferToBuffer(
             self._encoder, block.handle, start, staging.gpu._internal, 0, size
         )
@@ -174,6 +177,14 @@ class Queue:
             return values
 
         return wait
+
+    def read_ticks(self, queries: Any, ticks: Block) -> np.ndarray:
+        """The bytes of a query set of two timestamps, behind the commands that were run last."""
+        if self._encoder is None:
+            self._encoder = self.provider.encoder(self._device)
+        resolve = self._raw.wgpuCommandEncoderResolveQuerySet
+        resolve(self._encoder, queries._internal, 0, 2, ticks.handle, 0)
+        return self.start_read(ticks, 0, 16)()
 
     def read(self, block: Block, start: int, nbytes: int) -> np.ndarray:
         """Bytes on the host (start a multiple of 4)."""
@@ -192,7 +203,7 @@ class Queue:
     def _staging_of(self, nbytes: int) -> _Staging:
         size = max(4096, 1 << (nbytes - 1).bit_length())
         free = self._staging.setdefault(size, [])
-        return free.pop() if free else _Staging(self._provider, self._device, size)
+        return free.pop() if free else _Staging(self.provider, self._device, size)
 
     def drop_staging(self) -> None:
         self._staging.clear()
