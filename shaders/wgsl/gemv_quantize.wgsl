@@ -1,0 +1,83 @@
+// q [M, XS] int8 = rint(h / scale), scale [M] = max |h| / 127, of h = x or rms_norm(x) [M, K] in
+// x's dtype: the rounded input of w8a8 products. Columns K..XS-1 (XS a multiple of 16) are 0.
+// One workgroup of THREADS a row; a thread makes whole words of four.
+// Values: X, K, XS, THREADS, NORM.
+struct Params { x_base: u32, norm_base: u32, eps: f32 }
+{{ read(0, "x", X) }}
+# if NORM
+{{ read(1, "norm", "f32") }}
+# endif
+# set first = 2 if NORM else 1
+{{ write(first, "q", "i8") }}
+{{ write(first + 1, "scale", "f32") }}
+{{ parameters(first + 2) }}
+{{ workgroup("shared_sums", "f32", THREADS) }}
+
+// v / s to the last bit, which division in WGSL is not promised to be.
+fn quotient(v: f32, s: f32) -> f32 {
+  let q = v / s;
+  return fma(fma(-q, s, v), 1.0 / s, q);
+}
+# if NORM
+fn value(row: u32, k: u32, f: f32) -> f32 {
+  let h = x_at(p.x_base + row * {{ K }}u + k) * f * norm[p.norm_base + k];
+#   if X == "f32"
+  return h;
+#   else
+  return unpack_{{ X }}(pack_{{ X }}(vec2<f32>(h, 0.0))).x;
+#   endif
+}
+# else
+fn value(row: u32, k: u32, f: f32) -> f32 { return x_at(p.x_base + row * {{ K }}u + k); }
+# endif
+# macro tree(combine)
+  workgroupBarrier();
+#   for half in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1) if half < THREADS
+  if (thread < {{ half }}u) {
+    shared_sums[thread] = {{ combine("shared_sums[thread]", "shared_sums[thread + %du]" % half) }};
+  }
+  workgroupBarrier();
+#   endfor
+# endmacro
+# macro larger(a, b)
+max({{ a }}, {{ b }})
+# endmacro
+# macro added(a, b)
+{{ a }} + {{ b }}
+# endmacro
+
+@compute @workgroup_size({{ THREADS }})
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  @builtin(num_workgroups) num_workgroups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  {{ poison("thread", THREADS) }}
+  let row = flat_workgroup(workgroup_id, num_workgroups);
+  var f = 1.0;
+# if NORM
+  var squares = 0.0;
+  for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) {
+    let v = x_at(p.x_base + row * {{ K }}u + k);
+    squares += v * v;
+  }
+  shared_sums[thread] = squares;
+{{ tree(added) }}
+  f = inverseSqrt(shared_sums[0] / {{ K }}.0 + p.eps);
+  workgroupBarrier();
+# endif
+  var top = 0.0;
+  for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) { top = max(top, abs(value(row, k, f))); }
+  shared_sums[thread] = top;
+{{ tree(larger) }}
+  let s = quotient(shared_sums[0], 127.0);
+  if (thread == 0u) { scale[row] = s; }
+  let divisor = select(1.0, s, s > 0.0);
+  for (var w = thread; w < {{ XS // 4 }}u; w += {{ THREADS }}u) {
+    var v = vec4<f32>();
+    for (var i = 0u; i < 4u; i++) {
+      if (4u * w + i < {{ K }}u) { v[i] = quotient(value(row, 4u * w + i, f), divisor); }
+    }
+    q_put(row * {{ XS // 4 }}u + w, vec4<i32>(clamp(round(v), vec4<f32>(-127.0), vec4<f32>(127.0))));
+  }
+}

@@ -1,0 +1,380 @@
+// What the GEMVs share (gemv.wgsl, gemv_gated.wgsl, gemv_qkv.wgsl import it): rows of a weight in
+// its stored form times 1..8 rows of x, float32 sums (int32 for w8a8).
+//
+// Threads: a workgroup is TEAMS = THREADS / TEAM teams; a team has R rows of the weight and deals
+// their inputs out in chunks of CHUNK (16 bytes of most forms): chunk c goes to thread c % TEAM. A
+// thread first issues the loads of UNROLL chunks of all R rows, then those of x, then multiplies.
+// Sums meet by shuffles within a subgroup and through shared memory across them, once.
+// RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
+// Values: FORM, GROUP (inputs to a scale; 0: a row), SLOW (rows or x off 16 bytes: CHUNK 1), X, K,
+//   M (rows of x that the text holds; p.M are real), THREADS, TEAM, R, UNROLL, DECODE, INPUT
+//   ("plain", or "combine": x from the splits of attention), NORM.
+# set CHUNK = 1 if SLOW else {"i8": 16, "w8a8": 16, "q8_0": 16, "q4_1": 32}.get(FORM, 8)
+# set CHUNKS = K // CHUNK
+# set TEAMS = THREADS // TEAM
+# set SUM = "i32" if FORM == "w8a8" else "f32"
+# set SUMS = R * M + (M if NORM else 0)
+# set KNOWN = caps.subgroup_max > 0 and caps.subgroup_min == caps.subgroup_max
+# set LEAST = [TEAM, caps.subgroup_min if caps.subgroup_max else 1]|min
+
+# macro declarations()
+fn add4(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
+  return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
+}
+// Four int8 of a word as floats.
+fn bytes(w: u32) -> vec4<f32> {
+# if DECODE == "magic"
+  // 2^23 + 128 + q has the byte in its low bits: no conversion, which has a quarter of the rate
+  let b = vec4<u32>(w, w >> 8u, w >> 16u, w >> 24u) ^ vec4<u32>(0x80u);
+  let f = (b & vec4<u32>(0xffu)) | vec4<u32>(0x4b000000u);
+  return bitcast<vec4<f32>>(f) - vec4<f32>(8388736.0);
+# elif DECODE == "builtin" and caps.dot4
+  return vec4<f32>(unpack4xI8(w));
+# else
+  return vec4<f32>(unpack_i8(w));
+# endif
+}
+
+// -- x: a chunk of one row -----------------------------------------------------------------------
+# if SLOW
+alias Input = {{ SUM }};
+#   if FORM == "w8a8"
+{{ read(0, "x", "i8") }}
+fn input(m: u32, c: u32) -> Input { return x_at(p.x_base + m * {{ XS }}u + c); }
+#   else
+{{ read(0, "x", X) }}
+fn input(m: u32, c: u32) -> Input { return x_at(p.x_base + m * {{ K }}u + c); }
+fn squares(x: Input) -> f32 { return x * x; }
+fn scaled(x: Input, g: Input) -> Input { return x * g; }
+#   endif
+fn kept(x: Input, live: bool) -> Input { return select({{ SUM }}(0), x, live); }
+# elif FORM == "w8a8"
+alias Input = vec4<u32>;
+{{ read(0, "x", "u32", 4) }}
+fn input(m: u32, c: u32) -> Input { return x[p.x_base + m * {{ XS // 16 }}u + c]; }
+fn kept(x: Input, live: bool) -> Input { return select(vec4<u32>(), x, live); }
+# else
+#   set parts = range(CHUNK // 8)
+struct Eight { a: vec4<f32>, b: vec4<f32> }
+struct Input { {% for i in parts %}e{{ i }}: Eight, {% endfor %} }
+#   if INPUT == "combine"
+// Splits of attention: sum over s of exp(m_s - m) o_s, over the sum of exp(m_s - m) l_s; a split
+// without keys has l = 0 and anything in o.
+{{ read(0, "x", "f32", 4) }}
+{{ read(1, "ms", "f32", 2) }}
+fn eight(m: u32, i: u32) -> Eight {
+  let head = m * {{ K // D }}u + (8u * i) / {{ D }}u;
+  let d = ((8u * i) % {{ D }}u) / 4u;
+  var top = -3.0e38;
+#     if SINKS
+  let sink = sinks_at(p.sinks_base + head % {{ K // D }}u);
+  top = sink;
+#     endif
+  for (var s = 0u; s < {{ SPLITS }}u; s++) {
+    let own = ms[p.ms_base + head * {{ SPLITS }}u + s];
+    top = select(top, max(top, own.x), own.y > 0.0);
+  }
+  var sum = {{ "exp(sink - top)" if SINKS else "0.0" }};
+  var a = vec4<f32>();
+  var b = vec4<f32>();
+  for (var s = 0u; s < {{ SPLITS }}u; s++) {
+    let at = head * {{ SPLITS }}u + s;
+    let own = ms[p.ms_base + at];
+    if (own.y > 0.0) {
+      let f = exp(own.x - top);
+      sum += f * own.y;
+      a += f * x[p.x_base + at * {{ D // 4 }}u + d];
+      b += f * x[p.x_base + at * {{ D // 4 }}u + d + 1u];
+    }
+  }
+  let f = select(0.0, 1.0 / sum, sum > 0.0);
+  return Eight(a * f, b * f);
+}
+#   elif X == "f32"
+{{ read(0, "x", "f32", 4) }}
+fn eight(m: u32, i: u32) -> Eight {
+  let at = p.x_base + m * {{ K // 4 }}u + 2u * i;
+  return Eight(x[at], x[at + 1u]);
+}
+#   else
+{{ read(0, "x", X, 4) }}
+fn eight(m: u32, i: u32) -> Eight {
+  let v = x[p.x_base + m * {{ K // 8 }}u + i];
+  return Eight(vec4<f32>(unpack_{{ X }}(v.x), unpack_{{ X }}(v.y)),
+               vec4<f32>(unpack_{{ X }}(v.z), unpack_{{ X }}(v.w)));
+}
+#   endif
+fn input(m: u32, c: u32) -> Input {
+  return Input({% for i in parts %}eight(m, {{ parts|length }}u * c + {{ i }}u), {% endfor %});
+}
+fn kept8(x: Eight, live: bool) -> Eight {
+  return Eight(select(vec4<f32>(), x.a, live), select(vec4<f32>(), x.b, live));
+}
+fn kept(x: Input, live: bool) -> Input {
+  return Input({% for i in parts %}kept8(x.e{{ i }}, live), {% endfor %});
+}
+fn squares8(x: Eight) -> f32 { return add4(x.a, x.a, add4(x.b, x.b, 0.0)); }
+fn squares(x: Input) -> f32 {
+  return {% for i in parts %}{{ " + " if i }}squares8(x.e{{ i }}){% endfor %};
+}
+fn scaled8(x: Eight, g: Eight) -> Eight { return Eight(x.a * g.a, x.b * g.b); }
+fn scaled(x: Input, g: Input) -> Input {
+  return Input({% for i in parts %}scaled8(x.e{{ i }}, g.e{{ i }}), {% endfor %});
+}
+fn ones(x: Eight, sum: f32) -> f32 {
+  return sum + dot(x.a, vec4<f32>(1.0)) + dot(x.b, vec4<f32>(1.0));
+}
+# endif
+
+// -- weights: a chunk of one row, and its product with one of x ----------------------------------
+# if SLOW
+alias Chunk = {{ SUM }};
+fn times(w: Chunk, x: Input, sum: {{ SUM }}) -> {{ SUM }} {
+  return {{ "w * x + sum" if FORM == "w8a8" else "fma(w, x, sum)" }};
+}
+# elif FORM == "f32"
+alias Chunk = Eight;
+fn times(w: Chunk, x: Input, sum: f32) -> f32 { return add4(w.b, x.e0.b, add4(w.a, x.e0.a, sum)); }
+# elif FORM in ("f16", "bf16")
+alias Chunk = vec4<u32>;
+fn times(w: Chunk, x: Input, sum: f32) -> f32 {
+  let a = vec4<f32>(unpack_{{ FORM }}(w.x), unpack_{{ FORM }}(w.y));
+  let b = vec4<f32>(unpack_{{ FORM }}(w.z), unpack_{{ FORM }}(w.w));
+  return add4(b, x.e0.b, add4(a, x.e0.a, sum));
+}
+# elif FORM == "w8a8"
+alias Chunk = vec4<u32>;
+fn product(w: u32, x: u32) -> i32 {
+#   if caps.dot4
+  return dot4I8Packed(w, x);
+#   else
+  return dot(unpack_i8(w), unpack_i8(x));
+#   endif
+}
+fn times(w: Chunk, x: Input, sum: i32) -> i32 {
+  return sum + product(w.x, x.x) + product(w.y, x.y) + product(w.z, x.z) + product(w.w, x.w);
+}
+# else
+#   if FORM == "i8" and not GROUP
+alias Chunk = vec4<u32>;
+#   else
+struct Chunk { q: vec4<u32>, d: f32, {{ "m: f32" if FORM == "q4_1" }} }
+#   endif
+#   if FORM == "q4_1"
+fn nibbles(w: u32) -> vec4<f32> {
+  return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u));
+}
+fn times(w: Chunk, x: Input, sum: f32) -> f32 {
+  let h = w.q >> vec4<u32>(4u);
+  var s = add4(nibbles(w.q.x), x.e0.a, add4(nibbles(w.q.y), x.e0.b, 0.0));
+  s = add4(nibbles(w.q.z), x.e1.a, add4(nibbles(w.q.w), x.e1.b, s));
+  s = add4(nibbles(h.x), x.e2.a, add4(nibbles(h.y), x.e2.b, s));
+  s = add4(nibbles(h.z), x.e3.a, add4(nibbles(h.w), x.e3.b, s));
+  return fma(w.m, ones(x.e0, ones(x.e1, ones(x.e2, ones(x.e3, 0.0)))), fma(w.d, s, sum));
+}
+#   else
+fn sixteen(q: vec4<u32>, x: Input, sum: f32) -> f32 {
+  let s = add4(bytes(q.y), x.e0.b, add4(bytes(q.x), x.e0.a, sum));
+  return add4(bytes(q.w), x.e1.b, add4(bytes(q.z), x.e1.a, s));
+}
+#     if FORM == "i8" and not GROUP
+fn times(w: Chunk, x: Input, sum: f32) -> f32 { return sixteen(w, x, sum); }
+#     else
+fn times(w: Chunk, x: Input, sum: f32) -> f32 { return fma(w.d, sixteen(w.q, x, 0.0), sum); }
+#     endif
+#   endif
+# endif
+
+// -- the sums of a team's threads meet in shared memory ------------------------------------------
+{{ workgroup("meeting", SUM, THREADS // LEAST * SUMS) }}
+fn total(team: u32, i: u32, shares: u32) -> {{ SUM }} {
+  var sum = {{ SUM }}(0);
+  for (var s = 0u; s < shares; s++) { sum += meeting[(team * shares + s) * {{ SUMS }}u + i]; }
+  return sum;
+}
+# if NORM
+// 1 / rms of row m of x.
+fn inverse_rms(team: u32, m: u32, shares: u32) -> f32 {
+  return inverseSqrt(total(team, {{ R * M }}u + m, shares) / {{ K }}.0 + p.eps);
+}
+# endif
+# endmacro
+
+// Binds a weight's words, and behind them its scales unless these are in its blocks.
+# macro weight(binding, name)
+#   set scaled = FORM in ("i8", "w8a8")
+#   if SLOW
+{{ read(binding, name, "i8" if scaled else FORM) }}
+#   elif FORM == "f32"
+{{ read(binding, name, "f32", 4) }}
+#   elif FORM in ("q8_0", "q4_1")
+{{ read(binding, name, "u32") }}
+#   else
+{{ read(binding, name, "u32", 4) }}
+#   endif
+#   if scaled
+{{ read(binding + 1, name + "_scales", "f32") }}
+#   endif
+fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
+#   if SLOW
+  let value = {{ name }}_at(p.{{ name }}_base + row * {{ K }}u + c);
+#     if GROUP and scaled
+  let scale = {{ name }}_scales[p.{{ name }}_scales_base + row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP }}u];
+  return f32(value) * scale;
+#     else
+  return {{ SUM }}(value);
+#     endif
+#   elif FORM == "f32"
+  let at = p.{{ name }}_base + row * {{ K // 4 }}u + 2u * c;
+  return Chunk({{ name }}[at], {{ name }}[at + 1u]);
+#   elif FORM == "q8_0"
+  // blocks of 34 bytes: d at any even byte, the half block behind it at any other
+  let block = p.{{ name }}_base + row * {{ K // 32 * 34 }}u + (c / 2u) * 34u;
+  let d = unpack2x16float({{ name }}[block / 4u] >> ((block & 2u) * 8u)).x;
+  let begin = block + 2u + (c % 2u) * 16u;
+  let odd = (begin & 2u) != 0u;
+  let i = begin / 4u;
+  let low = vec4<u32>({{ name }}[i], {{ name }}[i + 1u], {{ name }}[i + 2u], {{ name }}[i + 3u]);
+  let high = vec4<u32>(low.yzw, {{ name }}[i + select(3u, 4u, odd)]);
+  return Chunk(select(low, (low >> vec4<u32>(16u)) | (high << vec4<u32>(16u)), odd), d);
+#   elif FORM == "q4_1"
+  let i = p.{{ name }}_base + row * {{ K // 32 * 5 }}u + c * 5u;
+  let dm = unpack2x16float({{ name }}[i]);
+  let q = vec4<u32>({{ name }}[i + 1u], {{ name }}[i + 2u], {{ name }}[i + 3u], {{ name }}[i + 4u]);
+  return Chunk(q, dm.x, dm.y);
+#   elif FORM == "i8" and GROUP
+  let g = row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP // 16 }}u;
+  return Chunk({{ name }}[p.{{ name }}_base + row * {{ K // 16 }}u + c],
+               {{ name }}_scales[p.{{ name }}_scales_base + g]);
+#   else
+  return {{ name }}[p.{{ name }}_base + row * {{ K // CHUNK }}u + c];
+#   endif
+}
+// What a finished sum of a row is multiplied by.
+fn {{ name }}_scale(row: u32) -> f32 {
+#   if scaled and not GROUP
+  return {{ name }}_scales[p.{{ name }}_scales_base + row];
+#   else
+  return 1.0;
+#   endif
+}
+# endmacro
+
+# macro norm(binding)
+#   if SLOW
+{{ read(binding, "norm", "f32") }}
+fn gains(c: u32) -> Input { return norm[p.norm_base + c]; }
+#   else
+{{ read(binding, "norm", "f32", 4) }}
+fn gains(c: u32) -> Input {
+  let i = p.norm_base + c * {{ CHUNK // 4 }}u;
+  return Input({% for i in range(CHUNK // 8) %}Eight(norm[i + {{ 2 * i }}u], norm[i + {{ 2 * i + 1 }}u]), {% endfor %});
+}
+#   endif
+# endmacro
+
+// Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end.
+# macro batch(names, steps, edge)
+  {
+#   for u in range(steps)
+#     set last = edge and u == steps - 1
+    let c{{ u }} = {{ "min(at + %du, %du)" % (u * TEAM, CHUNKS - 1) if last else "at + %du" % (u * TEAM) }};
+#     for name in names
+    let w{{ u }}_{{ loop.index0 }} = {{ name }}_chunk(row{{ loop.index0 }}, c{{ u }});
+#     endfor
+#   endfor
+#   for u in range(steps)
+#     set last = edge and u == steps - 1
+#     if NORM
+    let g{{ u }} = gains(c{{ u }});
+#     endif
+#     for m in range(M)
+#       set row = "min(%du, p.M - 1u)" % m if m else "0u"
+#       if last
+    let x{{ u }}_{{ m }} = kept(input({{ row }}, c{{ u }}), at + {{ u * TEAM }}u < {{ CHUNKS }}u);
+#       else
+    let x{{ u }}_{{ m }} = input({{ row }}, c{{ u }});
+#       endif
+#       if NORM
+    sum{{ R * M + m }} += squares(x{{ u }}_{{ m }});
+    let h{{ u }}_{{ m }} = scaled(x{{ u }}_{{ m }}, g{{ u }});
+#       else
+    let h{{ u }}_{{ m }} = x{{ u }}_{{ m }};
+#       endif
+#       for r in range(R)
+    sum{{ r * M + m }} = times(w{{ u }}_{{ r }}, h{{ u }}_{{ m }}, sum{{ r * M + m }});
+#       endfor
+#     endfor
+#   endfor
+  }
+# endmacro
+
+// sum{r·M + m} = row r of the team (row0, row1, ... of the weights `names`) · row m of x; with NORM
+// sum{R·M + m} = the sum of squares of row m of x.
+# macro accumulate(names)
+#   for i in range(SUMS)
+  var sum{{ i }}: {{ SUM }} = {{ SUM }}(0);
+#   endfor
+#   set steps = (CHUNKS + TEAM - 1) // TEAM
+#   set edge = CHUNKS % TEAM != 0
+#   set looped = (steps - (1 if edge else 0)) // UNROLL * UNROLL
+#   set rest = steps - looped
+  var at = thread % {{ TEAM }}u;
+#   if looped == UNROLL
+{{ batch(names, UNROLL, false) }}
+  at += {{ UNROLL * TEAM }}u;
+#   elif looped
+  for (var s = 0u; s < {{ looped // UNROLL }}u; s++) {
+{{ batch(names, UNROLL, false) }}
+    at += {{ UNROLL * TEAM }}u;
+  }
+#   endif
+#   if rest
+{{ batch(names, rest, edge) }}
+#   endif
+# endmacro
+
+# macro meet()
+#   if caps.subgroup_max
+#     if KNOWN
+  const width = {{ [TEAM, caps.subgroup_max]|min }}u;
+#     else
+  let width = min({{ TEAM }}u, lanes);
+#     endif
+#     for d in (1, 2, 4, 8, 16, 32, 64) if d < TEAM and d < caps.subgroup_max
+#       for i in range(SUMS)
+#         if KNOWN
+  sum{{ i }} += subgroupShuffleXor(sum{{ i }}, {{ d }}u);
+#         else
+  sum{{ i }} += select({{ SUM }}(0), subgroupShuffleXor(sum{{ i }}, {{ d }}u), {{ d }}u < width);
+#         endif
+#       endfor
+#     endfor
+#   else
+  const width = 1u;
+#   endif
+  if (thread % width == 0u) {
+    let place = thread / width * {{ SUMS }}u;
+#   for i in range(SUMS)
+    meeting[place + {{ i }}u] = sum{{ i }};
+#   endfor
+  }
+  workgroupBarrier();
+  let shares = {{ TEAM }}u / width;  // that a team's sums lie in
+# endmacro
+
+// Opens the entry point, and names its thread and its group of rows.
+# macro entry()
+@compute @workgroup_size({{ THREADS }})
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  @builtin(num_workgroups) num_workgroups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+#   if caps.subgroup_max and not KNOWN
+  @builtin(subgroup_size) lanes: u32,
+#   endif
+) {
+  {{ poison("thread", THREADS) }}
+  let group = flat_workgroup(workgroup_id, num_workgroups);
+  let team = group * {{ TEAMS }}u + thread / {{ TEAM }}u;
+# endmacro
