@@ -186,8 +186,9 @@ class Backend(ABC):
         """Run `fn` once, record what it launched; see `boostr.program`."""
 
     def constant_weights(self) -> AbstractContextManager[None]:
-        """Inside, the caller promises that nothing writes the weights of products while they may
-        still be running: a device may fetch them before the kernels ahead of a product are done."""
+        """Inside, the caller promises that no kernel writes what later ones may fetch before those
+        ahead of them are done: weights of products; lengths, block tables and the cache rows of
+        earlier positions that `paged_attention` reads, until the last kernel of a program."""
         return nullcontext()
 
     def memory_bandwidth(self) -> float | None:

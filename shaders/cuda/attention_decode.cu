@@ -16,6 +16,8 @@
 // block warps take units in turn, each through its own ring of STAGES units in shared memory, with
 // no barrier among them until their results are merged. The rows of a block are ROWS pairs of
 // (query of the sequence, head of the kv head); a sequence with more takes several passes.
+// EARLY 1: the program writes neither lengths nor tables, and of the cache only the rows of its
+// queries' own positions; so all else is read before the kernels ahead have ended.
 // MMA 1: m16n8k16 tensor cores, 16-bit q and caches of one type, sm_80. MMA 0: any types, f32 FMA.
 // Limits: dims <= 256; VEC 1 needs 16-byte aligned rows; MMA and VEC 1 need dims in 16-byte pieces.
 // Source: Dao et al. 2023, Flash-Decoding; the even cut: FlashInfer, arXiv:2501.01005.
@@ -217,6 +219,7 @@ DEVICE float score(const Call& a, const Shared& sh, float dot, int row, int p, b
 // -- one range of keys of one sequence ------------------------------------------------------------
 // The queries' rows R = pass * ROWS + r, (query R / G, head R % G), to shared memory.
 DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int kv, int pass) {
+  if (EARLY) pdl_wait();
   u32 count = s.queries * a.G, G = a.G;
   if (threadIdx.x < ROWS) {
     u32 R = min((u32)(pass * ROWS + threadIdx.x), count - 1), query = R / G, head = R - query * G;
@@ -254,6 +257,7 @@ template <typename Where>
 DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, int kv, int pass,
                    int begin, int end, Where place) {
   int warp = threadIdx.x >> 5, u = begin + warp - (STAGES - 1) * N_WARPS;
+  const int written = (s.length - s.queries) / KEYS - (STAGES - 1) * N_WARPS;  // now, from here on
   int next = lookup(a, s, b, begin + warp, end), low = 0, high = 0, filled = 0, stage = 0;
   int rows = min(ROWS, s.queries * a.G - pass * ROWS);
   Sums sums;
@@ -261,6 +265,7 @@ DEVICE void attend(const Call& a, const Shared& sh, const Sequence& s, int b, in
 #pragma unroll 1
   for (int i = 1 - STAGES; i <= 0 || u < end; i++, u += N_WARPS) {
     __syncwarp();  // the stage that is filled now has been read
+    if (EARLY && u >= written) pdl_wait();
     issue(a, sh, kv, filled, next);
     filled = filled + 1 == STAGES ? 0 : filled + 1;
     next = lookup(a, s, b, u + STAGES * N_WARPS, end);
@@ -355,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
                masks + warp * STAGES, MMA ? (void*)query : (void*)wide_query,
                weights + (MMA ? 0 : warp * KEYS * ROWS), scales};
   pdl_launch();
-  pdl_wait();
+  if (!EARLY) pdl_wait();
   auto work_of = [&](int b, Sequence& s) {
     s = Sequence();
     if (b < B) s = sequence(a, b);
@@ -412,4 +417,5 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
     Sequence none = {a.cu[B], T - a.cu[B], 0, 0, -1, 0, -1};
     write_empty(a, none, blockIdx.x, 0, none.queries * G, 0, S, false);
   }
+  if (EARLY) pdl_wait();  // the kernel ends after those ahead of it, whatever it had to do
 }

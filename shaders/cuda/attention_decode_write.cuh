@@ -4,6 +4,7 @@
 // A range without keys: rows R0..R1 of a sequence, slots from..to; FINISH: 0 and the sink.
 DEVICE void write_empty(const Call& a, const Sequence& s, int kv, int R0, int R1, int from,
                         int to, bool inside) {
+  if (EARLY) pdl_wait();
 #pragma unroll 1
   for (int R = R0 + (threadIdx.x >> 5); R < R1; R += N_WARPS) {
     int query = (u32)R / (u32)a.G, head = kv * a.G + R - query * a.G, lane = threadIdx.x & 31;

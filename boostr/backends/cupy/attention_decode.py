@@ -77,13 +77,15 @@ class Plan:
     splits: int
     shared_bytes: int
 
-    def defines(self, call: Call, c_type: Any, finish: bool) -> dict[str, int | str]:
+    def defines(
+        self, call: Call, c_type: Any, finish: bool, early: bool = False
+    ) -> dict[str, int | str]:
         return {
             "Q_TYPE": c_type(call.q_dtype), "CACHE_TYPE": c_type(call.cache_dtype),
             "HEAD_DIM": call.D, "V_DIM": call.Dv, "MMA": int(self.mma), "ROWS": self.rows,
             "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
             "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
-            "ALIBI": int(call.alibi), "FINISH": int(finish),
+            "ALIBI": int(call.alibi), "FINISH": int(finish), "EARLY": int(early),
         }  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def _launch(
     backend.launch(
         _FAMILY, "attention_partials", (call.K, plan.groups), (32 * plan.warps,), args,
         shared_bytes=plan.shared_bytes, dependent=dependent,
-        **plan.defines(call, backend.c_type, to.out is not None),
+        **plan.defines(call, backend.c_type, to.out is not None, dependent and backend.early),
     )  # fmt: skip
 
 
@@ -348,22 +350,24 @@ _NAMES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16
 
 
 def _variant(
-    q: np.dtype, cache: np.dtype, H: int, D: int, finish: bool = True, **rest: Any
-) -> Variant:
+    q: np.dtype, cache: np.dtype, H: int, D: int, finish: bool = True, early: bool = False,
+    **rest: Any,
+) -> Variant:  # fmt: skip
     """The class of calls with 4 kv heads, as an sm_80 takes it (an sm_75 for `least` 75)."""
     call = Call(q, cache, 1, H, 4, D, D, 1, 4096, **{"aligned": True, **rest})
     least = 80 if dtypes.bfloat16 in (q, cache) else 75
     made = plan(call, least, 108, 166912 if least == 80 else 65536)
-    return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__, finish), least=least)
+    return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__, finish, early), least=least)
 
 
 _F32, _F16, _BF16 = dtypes.float32, dtypes.float16, dtypes.bfloat16
 VARIANTS = [
-    *(_variant(_BF16, _BF16, 16, D) for D in (64, 80, 128, 256)),
+    *(_variant(_BF16, _BF16, 16, D, early=D < 256) for D in (64, 80, 128, 256)),
     _variant(_BF16, _BF16, 16, 96, softcap=True, alibi=True),
     _variant(_BF16, _BF16, 16, 64, finish=False),
     _variant(_F16, _F16, 128, 64),
     _variant(_F32, _F32, 4, 64),
+    _variant(_F32, _F32, 4, 64, early=True),
     _variant(_F32, _F32, 16, 128, finish=False),
     *(_variant(_F32, _F32, 64, D) for D in (128, 256)),
     _variant(_F32, _BF16, 16, 128),
