@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 
 import numpy as np
@@ -12,14 +13,18 @@ from boostr.errors import BoostrError
 
 COMPOSITE = "-composite"
 VARIANTS = [name + suffix for name in backends.names() for suffix in ("", COMPOSITE)]
+# BOOSTR_BACKEND=wgpu:NAME says which adapter "wgpu" is in the tests, not what the default is
+_ADAPTER = "BOOSTR_TESTED_ADAPTER"
+if env.BACKEND.text().startswith("wgpu"):
+    os.environ[_ADAPTER] = os.environ.pop(env.BACKEND.name)
+os.environ.setdefault(_ADAPTER, "wgpu")  # this module may be imported twice
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def open_backend(name: str) -> backends.Backend:
     """The backend; a visible skip where it is missing, a failure if BOOSTR_REQUIRE names it."""
-    chosen = env.BACKEND.text()
-    if name == "wgpu" and chosen.startswith("wgpu:"):
-        return backends.get(chosen)  # the adapter to test, which may be a software one
+    if name == "wgpu" and os.environ[_ADAPTER] != "wgpu":
+        return backends.get(os.environ[_ADAPTER])  # one to test, perhaps in software
     reason = backends.available()[name]
     if reason is None:
         return backends.get(name)

@@ -36,7 +36,7 @@ def _probe(name: str) -> str | None:
 
 
 def get(name: str | Backend | None = None) -> Backend:
-    """The backend of that name ("numpy", "cupy:1", "wgpu:radeon"), or the default. Opened once, then shared."""
+    """The backend of that name ("numpy", "cupy:1", "wgpu:radeon"), or the default; opened once."""
     if isinstance(name, Backend):
         return name
     text = name or env.BACKEND.text()
