@@ -19,7 +19,7 @@ from boostr.errors import BoostrError
 
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
 NEEDED = ("numpy", "ml-dtypes", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm")
-OPTIONAL = ("numba", "llvmlite", "wgpu", "cupy-cuda12x", "cupy-cuda13x")
+OPTIONAL = ("numba", "llvmlite", "wgpu", "wgpudawn", "cupy-cuda12x", "cupy-cuda13x")
 HUB_SECONDS = 3.0
 # flags of /proc/cpuinfo that kernels make use of
 CPU_FLAGS = (
@@ -156,7 +156,10 @@ def _backends(only: str | None) -> Iterator[Check]:
     for name, reason in backends.available().items():
         if wanted is not None and name != wanted.partition(":")[0]:
             continue
-        if reason is not None:
+        named = wanted is not None and ":" in wanted
+        if name == "wgpu":
+            yield from _adapters(reason)
+        if reason is not None and not named:
             yield Check(name, FAIL if wanted else SKIP, f"not available: {reason}")
             continue
         try:
@@ -182,6 +185,21 @@ def _cuda(backend: Any) -> Check:
     except BoostrError as error:
         return Check("cuda", FAIL, str(error))
     return Check("cuda", WARN if wrong else PASS, f"{line}; {wrong}" if wrong else line)
+
+
+def _adapters(reason: str | None) -> Iterator[Check]:
+    """Every adapter that WebGPU finds, or what has to be installed."""
+    from boostr.backends.wgpu import provider, report
+
+    try:
+        there = provider.installed(provider.chosen())
+        found = [Check(*line) for line in report.check_adapters()] if there else []
+    except Exception as error:  # a broken install raises whatever it likes
+        yield Check("wgpu adapters", FAIL, f"{type(error).__name__}: {error}")
+        return
+    yield from found
+    if reason is not None and there:
+        yield Check("wgpu drivers", SKIP, f"no GPU answers; {report.advice()}")
 
 
 def _kernels() -> Check:
