@@ -1,0 +1,223 @@
+"""Elementwise primitives: formulas of shaders/wgsl/elementwise.wgsl over broadcast operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import COMPARE, Backend
+from boostr.backends.wgpu import layout
+from boostr.backends.wgpu.array import GpuArray, contiguous_strides
+from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.wgsl import NAMES, PER_WORD, VALUE, name_of
+from boostr.errors import BackendError, DTypeError
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+THREADS = 256
+Operand = tuple[str, Any]  # (name in WGSL of its elements, a GpuArray or a number)
+_REAL = {"div", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid"}
+_OF_FLAGS = {"add": "bitwise_or", "mul": "bitwise_and"}  # numpy's sums and products of bools
+
+
+def run(
+    backend: WgpuBackend, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
+) -> None:
+    """out[...] = op(*operands), which broadcast to out's shape.
+
+    Args:
+        work: the type of the computation: f32, i32 or u32.   kind: of out's elements in WGSL.
+        out: contiguous, from a whole vector of words on; the last vector is written as a whole.
+    """
+    if out.size == 0:
+        return
+    arrays = [layout.broadcast(x, out.shape) for _, x in operands if isinstance(x, GpuArray)]
+    for part, *views in layout.pieces(backend.caps.binding_bytes, [out, *arrays]):
+        left = iter(views)
+        placed = [(d, next(left) if isinstance(x, GpuArray) else x) for d, x in operands]
+        _launch(backend, op, work, kind, part, placed)
+
+
+def _launch(
+    backend: WgpuBackend, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
+) -> None:
+    arrays = [x for _, x in operands if isinstance(x, GpuArray)]
+    sizes, (_, *steps) = layout.collapse(
+        out.shape, contiguous_strides(out.shape), *(x.strides for x in arrays)
+    )
+    if len(sizes) > (6 if len(arrays) > 2 else 8):
+        dense = [(d, backend.copy(x) if isinstance(x, GpuArray) else x) for d, x in operands]
+        return _launch(backend, op, work, kind, out, dense)
+    offsets = [backend.offset(x) for x in arrays]
+    width = 4 * min(PER_WORD[d] for d in (kind, *(d for d, x in operands if x in arrays)))
+    at = backend.offset(out)
+    loads = _loads(width, at, sizes, steps, offsets)
+    if "each" in loads:
+        width = PER_WORD[kind]
+    if at % width:
+        raise BackendError(f"{op}[wgpu]: the output begins inside of a vector of {width}")
+    groups = -(-out.size // width)
+    params: list[Any] = [out.size, groups, at // width]
+    spec, walks, i = [], [], 0
+    for name, (dtype, x) in zip("ABC", operands, strict=False):
+        if not isinstance(x, GpuArray):
+            spec.append((name, dtype, "scalar"))
+            params.append(layout.word(x) if work == "u32" else x)
+            continue
+        load, offset, step = loads[i], offsets[i], steps[i]
+        i += 1
+        spec.append((name, dtype, load))
+        if load == "flat":
+            params.append(offset // width)
+            continue
+        if load == "any":
+            params.append(layout.word(step[-1]))
+        walks.append(_walked(load, width, offset, step))
+    rank = layout.rank_class(len(sizes)) if walks else 0
+    if walks:
+        if "each" not in loads:
+            sizes = [*sizes[:-1], -(-sizes[-1] // width)]
+        params += layout.walk(rank, sizes, walks)
+    backend.launch(
+        "elementwise", "main", -(-groups // THREADS), arrays, [out], params,
+        OP=op, WORK=work, OUT=kind, LOADS=tuple(spec), E=width, rank=rank, threads=THREADS,
+    )  # fmt: skip
+
+
+def _loads(
+    width: int, at: int, sizes: list[int], steps: list[list[int]], offsets: list[int]
+) -> list[str]:
+    """How operands are read (see elementwise.wgsl), where a thread makes `width` elements."""
+    dense = list(contiguous_strides(tuple(sizes)))
+    loads = []
+    for offset, step in zip(offsets, steps, strict=True):
+        aligned = step[-1] == 1 and all(s % width == 0 for s in (offset, *step[:-1]))
+        if step == dense and offset % width == 0:
+            loads.append("flat")
+        elif step[-1] == 0:
+            loads.append("one")
+        else:
+            loads.append("vector" if aligned else "any")
+    # vectors must not cross a row's end, except behind the last element
+    whole = sizes[-1] % width == 0 or (len(sizes) == 1 and {*loads} <= {"flat", "one"})
+    alone = {*loads} <= {"flat"}
+    return loads if at % width == 0 and (whole or alone) else ["each"] * len(loads)
+
+
+def _walked(load: str, width: int, offset: int, step: list[int]) -> tuple[int, list[int]]:
+    """(offset, strides) of an operand from one thread's elements to the next's."""
+    if load == "vector":
+        return offset // width, [*(s // width for s in step[:-1]), 1]
+    return offset, step if load == "each" else [*step[:-1], step[-1] * width]
+
+
+class Elementwise(Backend):
+    """Operations on every element by itself."""
+
+    def unary(self: WgpuBackend, name: str, x: GpuArray) -> GpuArray:  # type: ignore[misc]
+        dtype = x.dtype
+        if name in _REAL and not dtypes.is_float(dtype):
+            dtype = dtypes.float32
+        if name in ("floor", "round") and not dtypes.is_float(dtype):
+            return self.copy(x)
+        out = self.empty(x.shape, dtypes.bool_ if name == "logical_not" else dtype)
+        kind = name_of(x.dtype)
+        work = "f32" if dtypes.is_float(dtype) else VALUE[kind]
+        run(self, name, work, name_of(out.dtype), out, [(kind, x)])
+        return out
+
+    def binary(  # type: ignore[misc]
+        self: WgpuBackend, name: str, a: Any, b: Any, dtype: np.dtype
+    ) -> GpuArray:
+        if name in _REAL and not dtypes.is_float(dtype):
+            dtype = dtypes.float32
+        if dtype not in NAMES:
+            raise DTypeError(f"{name}[wgpu]: the operands' common dtype {dtype} is not held there")
+        kind = name_of(dtype)
+        out = self.empty(_shape(a, b), dtypes.bool_ if name in COMPARE else dtype)
+        op = _OF_FLAGS.get(name, name) if dtype == dtypes.bool_ else name
+        operands = [_operand(v, dtype) for v in (a, b)]
+        run(self, op, VALUE[kind], name_of(out.dtype), out, operands)
+        return out
+
+    def where(  # type: ignore[misc]
+        self: WgpuBackend, condition: GpuArray, a: Any, b: Any, dtype: np.dtype
+    ) -> GpuArray:
+        if dtype not in NAMES:
+            raise DTypeError(f"where[wgpu]: the operands' common dtype {dtype} is not held there")
+        out = self.empty(_shape(condition, a, b), dtype)
+        flags = ("u8", condition)
+        if all(v.dtype == dtype for v in (a, b) if isinstance(v, GpuArray)):
+            raw = layout.raw_name(out)  # bits are chosen: a nan stays as it is
+            chosen = [
+                (raw, v if isinstance(v, GpuArray) else layout.bits(v, dtype)) for v in (a, b)
+            ]
+            run(self, "where", "u32", raw, out, [flags, *chosen])
+        else:
+            operands = [_operand(v, dtype) for v in (a, b)]
+            kind = name_of(dtype)
+            run(self, "where", VALUE[kind], kind, out, [flags, *operands])
+        return out
+
+    def cast(self: WgpuBackend, x: GpuArray, dtype: np.dtype) -> GpuArray:  # type: ignore[misc]
+        if dtype == x.dtype:
+            return self.copy(x)
+        if dtype not in NAMES:
+            raise DTypeError(f"cast[wgpu]: {self.device} holds no {dtype}")
+        out = self.empty(x.shape, dtype)
+        cast_into(self, out, x)
+        return out
+
+
+def cast_into(backend: WgpuBackend, out: GpuArray, x: GpuArray) -> None:
+    """out[...] = x in out's dtype; out as for `run`."""
+    kind = name_of(x.dtype)
+    op = "nonzero" if out.dtype == dtypes.bool_ else "cast"
+    run(backend, op, VALUE[kind], name_of(out.dtype), out, [(kind, x)])
+
+
+def _shape(*operands: Any) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(x.shape for x in operands if isinstance(x, GpuArray)))
+
+
+def _operand(x: Any, dtype: np.dtype) -> Operand:
+    """An array as it is; a number rounded to `dtype`, as numpy does."""
+    if isinstance(x, GpuArray):
+        return name_of(x.dtype), x
+    value = dtype.type(x)
+    return name_of(dtype), float(value) if dtypes.is_float(dtype) else int(value)
+
+
+def _variant(op: str, work: str, out: str, loads: tuple, width: int, rank: int) -> Variant:
+    values = dict(OP=op, WORK=work, OUT=out, LOADS=loads, E=width, rank=rank, threads=THREADS)
+    return Variant("elementwise", values)
+
+
+VARIANTS = [
+    *(_variant(op, "f32", "f32", (("A", "f32", "flat"),), 4, 0)
+      for op in ("neg", "abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf",
+                 "sigmoid", "floor", "round")),
+    *(_variant(op, "f32", "bf16", (("A", "bf16", "flat"), ("B", "f16", "flat")), 8, 0)
+      for op in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "floor_div", "mod")),
+    *(_variant(op, work, work, (("A", work, "flat"), ("B", work, "scalar")), 4, 0)
+      for work in ("i32", "u32")
+      for op in ("pow", "maximum", "floor_div", "mod", "bitwise_and", "left_shift",
+                 "right_shift")),
+    *(_variant(op, "f32", "u8", (("A", "f32", "flat"), ("B", "f32", "one")), 4, 2)
+      for op in COMPARE),
+    *(_variant("cast", VALUE[a], b, (("A", a, "flat"),), 4 * min(PER_WORD[a], PER_WORD[b]), 0)
+      for a, b in (("f32", "i32"), ("f32", "u32"), ("bf16", "f16"), ("i8", "f32"), ("u8", "i8"),
+                   ("u32", "u16"), ("f16", "i8"), ("i32", "f16"))),
+    _variant("nonzero", "f32", "u8", (("A", "bf16", "vector"),), 8, 4),
+    _variant("logical_not", "u32", "u8", (("A", "u8", "each"),), 4, 8),
+    _variant("add", "f32", "f32", (("A", "f32", "each"), ("B", "f32", "each")), 1, 8),
+    _variant("add", "f32", "f16", (("A", "f16", "any"), ("B", "f16", "vector")), 8, 2),
+    _variant("add", "i32", "i8", (("A", "i8", "vector"), ("B", "i8", "any")), 16, 4),
+    *(_variant("where", "u32", raw, (("A", "u8", "one"), ("B", raw, "scalar"), ("C", raw, "any")),
+               width, 2) for raw, width in (("u32", 4), ("u16", 8), ("u8", 16))),
+    _variant("where", "u32", "u16", tuple((x, "u16", "each") for x in "ABC"), 2, 6),
+]  # fmt: skip

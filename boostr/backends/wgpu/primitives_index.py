@@ -1,0 +1,211 @@
+"""Entries by number: take, take_along, scatter_add, and argsort, on which that rests."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from boostr import dtypes
+from boostr.backends.base import Backend
+from boostr.backends.wgpu import layout
+from boostr.backends.wgpu.array import GpuArray, Shape
+from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.primitives_reduce import threads_of
+from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+THREADS = 256
+
+
+class Indexing(Backend):
+    """Gathers, scatters and sorting."""
+
+    def take(  # type: ignore[misc]
+        self: WgpuBackend, x: GpuArray, indices: GpuArray, axis: int
+    ) -> GpuArray:
+        shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        out = self.empty(shape, x.dtype)
+        if out.size:
+            _take(self, out, x, self.dense(indices), axis)
+        return out
+
+    def take_along(  # type: ignore[misc]
+        self: WgpuBackend, x: GpuArray, indices: GpuArray, axis: int
+    ) -> GpuArray:
+        out = self.empty(indices.shape, x.dtype)
+        if out.size == 0:
+            return out
+        step = x.strides[axis]
+        lines = (*x.strides[:axis], 0, *x.strides[axis + 1 :])
+        sizes, steps = layout.collapse(indices.shape, lines, indices.strides)
+        raw, rank = layout.raw_name(x), layout.rank_class(len(sizes))
+        words = -(-out.size // PER_WORD[raw])
+        params = [
+            words, out.size, x.shape[axis], layout.word(step),
+            *layout.walk(rank, sizes, list(zip((self.offset(x), self.offset(indices)), steps,
+                                               strict=True))),
+        ]  # fmt: skip
+        self.launch(
+            "index", "main", -(-words // THREADS), [x, indices], [out], params, ALONG=True,
+            RAW=raw, width=1, INDEX=name_of(indices.dtype), rank=rank, WINDOW=False,
+            threads=THREADS,
+        )  # fmt: skip
+        return out
+
+    def scatter_add(  # type: ignore[misc]
+        self: WgpuBackend, shape: Shape, indices: GpuArray, values: GpuArray
+    ) -> GpuArray:
+        out = self.empty(shape, values.dtype)
+        if out.size == 0:
+            return out
+        if values.size == 0:
+            return self.full(shape, 0, values.dtype)
+        rows = self.binary("mod", indices, shape[0], indices.dtype)  # also from the end
+        order = self.argsort(rows, 0)
+        values = self.dense(values)
+        kind = name_of(values.dtype)
+        words = -(-out.size // PER_WORD[kind])
+        inner = out.size // shape[0]
+        params = [words, out.size, inner, rows.size, self.offset(values)]
+        self.launch(
+            "scatter", "main", -(-words // THREADS), [values, rows, order], [out], params,
+            KIND=kind, INDEX=name_of(rows.dtype), threads=THREADS,
+        )  # fmt: skip
+        return out
+
+    def argsort(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+        if x.size == 0:
+            return self.empty(x.shape, dtypes.int32)
+        rest = [i for i in range(x.ndim) if i != axis]
+        turned = self.dense(self.permute(x, (*rest, axis)))
+        n = x.shape[axis]
+        places = _sorted_places(self, turned, x.size // n, n)
+        lead = tuple(x.shape[i] for i in rest)
+        steps = [0] * len(lead)
+        stride = places.strides[0]
+        for i in range(len(lead) - 1, -1, -1):
+            steps[i], stride = stride, stride * lead[i]
+        made = places.view(shape=(*lead, n), strides=(*steps, 1))
+        order = [*range(axis), x.ndim - 1, *range(axis, x.ndim - 1)]
+        return self.permute(made, order)
+
+
+def _take(
+    backend: WgpuBackend, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int
+) -> None:  # fmt: skip
+    """out = x's entries; the axes before and behind `axis` are one each."""
+    before, (step_b,) = layout.collapse(x.shape[:axis], x.strides[:axis])
+    after, (step_q,) = layout.collapse(x.shape[axis + 1 :], x.strides[axis + 1 :])
+    if len(before) > 1 or len(after) > 1:
+        return _take(backend, out, backend.copy(x), indices, axis)
+    raw, n, inner = layout.raw_name(x), x.shape[axis], after[0]
+    per, offset, step = PER_WORD[raw], backend.offset(x), x.strides[axis]
+    if not layout.fits(x, backend.caps.binding_bytes):
+        return _take_windows(backend, out, x, indices, axis)
+    numbers = (offset, step, step_b[0] if before[0] > 1 else 0, inner)
+    width = next(
+        (w for w in (4, 1) if step_q[0] == 1 and all(v % (w * per) == 0 for v in numbers)), 0
+    )
+    unit = width * per or 1
+    if width == 0 and per == 1:
+        width = 1
+    params = [
+        -(-out.size // (unit if width else per)), out.size, n, layout.word(step // unit),
+        offset // unit, backend.offset(indices), inner // unit, indices.size,
+        layout.word(step_b[0] // unit), layout.word(step_q[0]),
+    ]  # fmt: skip
+    backend.launch(
+        "index", "main", -(-params[0] // THREADS), [x, indices], [out], params, ALONG=False,
+        RAW="u32" if width else raw, width=width or 1, INDEX=name_of(indices.dtype), rank=0,
+        WINDOW=False, threads=THREADS,
+    )  # fmt: skip
+
+
+def _take_windows(
+    backend: WgpuBackend, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int
+) -> None:
+    """Rows of a table that a kernel cannot see at once: each launch makes those of its part."""
+    x = backend.dense(x)
+    raw, n = layout.raw_name(x), x.shape[axis]
+    per, inner = PER_WORD[raw], math.prod(x.shape[axis + 1 :])
+    row_bytes = inner * x.dtype.itemsize
+    rows = (backend.caps.binding_bytes - 4096) // row_bytes
+    if math.prod(x.shape[:axis]) > 1 or inner % per or x.offset % per or rows == 0:
+        parts = backend.permute(x, (axis, *(i for i in range(x.ndim) if i != axis)))
+        raise_too_large(parts)
+    out_fits = layout.fits(out, backend.caps.binding_bytes)
+    if not out_fits:
+        raise_too_large(out)
+    unit = 4 * per if inner % (4 * per) == 0 and x.offset % (4 * per) == 0 else per
+    for first in range(0, n, rows):
+        part = layout.take_rows(x, first, min(first + rows, n), axis)
+        params = [
+            out.size // unit, out.size, n, inner // unit, backend.offset(part) // unit,
+            backend.offset(indices), inner // unit, indices.size, 0, 1, first, part.shape[axis],
+        ]  # fmt: skip
+        backend.launch(
+            "index", "main", -(-params[0] // THREADS), [part, indices], [out], params,
+            ALONG=False, RAW="u32", width=unit // per, INDEX=name_of(indices.dtype), rank=0,
+            WINDOW=True, threads=THREADS,
+        )  # fmt: skip
+
+
+def raise_too_large(array: GpuArray) -> None:
+    from boostr.errors import BackendError
+
+    raise BackendError(
+        f"take[wgpu]: an array of shape {list(array.shape)} ({array.dtype}) is larger than what a "
+        "kernel can see at once, and its rows do not begin at whole words"
+    )
+
+
+def _sorted_places(backend: WgpuBackend, x: GpuArray, rows: int, n: int) -> GpuArray:
+    """int32 [rows, n]: a view of rows of a power of two."""
+    most = threads_of(backend)
+    threads = min(most, max(16, 1 << (max(n - 1, 1).bit_length() - 1)))
+    block = 2 * threads
+    P = max(block, 1 << (n - 1).bit_length())
+    keys = backend.empty((rows, P), dtypes.uint32)
+    places = backend.empty((rows, P), dtypes.int32)
+    blocks = P // block
+    backend.launch(
+        "sort", "main", rows * blocks, [x], [keys, places], [n, blocks, rows, backend.offset(x)],
+        STAGE="local", IN=name_of(x.dtype), threads=threads,
+    )  # fmt: skip
+    pairs = rows * P // 2
+    merge = 2 * block
+    while merge <= P:
+        direction = merge if merge < P else 0  # the last merge of each row ascends
+        distance = merge // 2
+        while distance >= block:
+            backend.launch(
+                "sort", "main", -(-pairs // most), [], [keys, places],
+                [pairs, direction, distance], STAGE="global", IN="", threads=most,
+            )  # fmt: skip
+            distance //= 2
+        backend.launch(
+            "sort", "main", rows * blocks, [], [keys, places], [pairs, direction, 0],
+            STAGE="finish", IN="", threads=threads,
+        )  # fmt: skip
+        merge *= 2
+    return places.view(shape=(rows, n), strides=(P, 1))
+
+
+VARIANTS = [
+    *(Variant("index", dict(ALONG=True, RAW=raw, width=1, INDEX="i32", rank=rank, WINDOW=False,
+                            threads=THREADS))
+      for raw in ("u32", "u16", "u8") for rank in (2, 8)),
+    *(Variant("index", dict(ALONG=False, RAW=raw, width=width, INDEX=index, rank=0, WINDOW=window,
+                            threads=THREADS))
+      for raw, width, window in (("u32", 4, False), ("u32", 1, False), ("u16", 1, False),
+                                 ("u8", 1, False), ("u32", 4, True), ("u32", 1, True))
+      for index in ("i32", "u32", "u8")),
+    *(Variant("scatter", dict(KIND=kind, INDEX="i32", threads=THREADS)) for kind in VALUE
+      if kind != "u16"),
+    *(Variant("sort", dict(STAGE=stage, IN=kind, threads=threads))
+      for threads in (16, 256)
+      for stage, kind in (("local", "f32"), ("local", "bf16"), ("local", "i32"), ("local", "u8"),
+                          ("global", ""), ("finish", ""))),
+]  # fmt: skip

@@ -1,0 +1,69 @@
+"""Products of any dtype and strides; floats go to the tiles of gemm.py."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Backend
+from boostr.backends.wgpu import layout
+from boostr.backends.wgpu.array import GpuArray
+from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.primitives_reduce import WIDE
+from boostr.backends.wgpu.wgsl import VALUE, name_of
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+THREADS = 64
+
+
+class Products(Backend):
+    """matmul."""
+
+    def matmul(self: WgpuBackend, a: GpuArray, b: GpuArray) -> GpuArray:  # type: ignore[misc]
+        if dtypes.is_float(a.dtype):
+            from boostr.backends.wgpu import gemm
+
+            return gemm.matmul(self, a, b)
+        return product(self, a, b)
+
+
+def product(
+    backend: WgpuBackend, a: GpuArray, b: GpuArray, tiled: bool | None = None
+) -> GpuArray:
+    """a [..., M, K] @ b [..., K, N] by matmul.wgsl; `tiled` chooses its kernel."""
+    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape, batches = (*lead, M, N), math.prod(lead)
+    if batches * M * N * K == 0:
+        return backend.full(shape, 0, a.dtype)
+    a, b = layout.broadcast(a, (*lead, M, K)), layout.broadcast(b, (*lead, K, N))
+    sizes, steps = layout.collapse(lead, a.strides[:-2], b.strides[:-2])
+    if len(sizes) > 2:
+        return product(backend, backend.copy(a), backend.copy(b), tiled)
+    kind = name_of(a.dtype)
+    out = backend.empty(shape, WIDE[VALUE[kind]])
+    if tiled is None:
+        tiled = backend.caps.kind != "software" and M * N > 1024
+    if batches == 1:
+        steps = [[0], [0]]
+    params = [
+        batches, M, N, K, *map(layout.word, (*a.strides[-2:], *b.strides[-2:])), M * N,
+        *layout.walk(2, sizes, [(backend.offset(x), s) for x, s in zip((a, b), steps, strict=True)]),
+    ]  # fmt: skip
+    threads = 256 if tiled else THREADS
+    grid = batches * (-(-M // 64) * -(-N // 64)) if tiled else -(-batches * M * -(-N // 4) // threads)
+    backend.launch(
+        "matmul", "main", grid, [a, b], [out], params, IN=kind, TILED=tiled, threads=threads
+    )
+    return out if out.dtype == a.dtype else backend.cast(out, a.dtype)
+
+
+VARIANTS = [
+    Variant("matmul", dict(IN=kind, TILED=tiled, threads=256 if tiled else THREADS))
+    for kind in ("f32", "bf16", "f16", "i32", "u32", "i8", "u8") for tiled in (False, True)
+]  # fmt: skip

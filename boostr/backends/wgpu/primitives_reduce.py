@@ -1,0 +1,274 @@
+"""Reductions over any axes, argmax, running sums."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from boostr import dtypes
+from boostr.backends.base import Backend
+from boostr.backends.wgpu import layout
+from boostr.backends.wgpu.array import GpuArray, Shape
+from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.primitives_elementwise import run
+from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+WIDE = {"f32": dtypes.float32, "i32": dtypes.int32, "u32": dtypes.uint32}
+_COLUMN_CHUNK = 256  # terms that one lane adds, which bounds the error
+_ROW_CHUNK = 1 << 14  # elements of a row that one workgroup takes where rows are few
+_BUSY = 1024  # workgroups that keep a large device busy
+_SCAN = 8  # elements of a thread
+
+
+def threads_of(backend: WgpuBackend) -> int:
+    """Threads that meet at a barrier: few where a CPU plays them one by one."""
+    return 64 if backend.caps.kind == "software" else 256
+
+
+def _init(op: str, value: str) -> float | int:
+    if op in ("sum", "argmax"):
+        return 0
+    if value == "f32":
+        return -math.inf if op == "max" else math.inf
+    if value == "u32":
+        return 0 if op == "max" else 0xFFFFFFFF
+    return -(2**31) if op == "max" else 2**31 - 1
+
+
+def reduce_to(backend: WgpuBackend, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
+    """[O], 32-bit, from an array whose axes are `kept` + `cut`, each group of any strides."""
+    axes = len(kept)
+    outer, (outer_steps,) = layout.collapse(kept, x.strides[:axes])
+    order = sorted(range(len(cut)), key=lambda i: -abs(x.strides[axes + i]))
+    inner, (inner_steps,) = layout.collapse(
+        tuple(cut[i] for i in order), tuple(x.strides[axes + i] for i in order)
+    )
+    if len(outer) > 2 or len(inner) > 2 or not layout.fits(x, backend.caps.binding_bytes):
+        return _in_pieces(backend, op, kept, cut, x)
+    columns = inner_steps[-1] != 1 and outer_steps[-1] == 1 and outer[-1] >= 16
+    return _Reduction(backend, op, x, outer, outer_steps, inner, inner_steps, columns).run()
+
+
+def _in_pieces(backend: WgpuBackend, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
+    """What one launch cannot walk: dense first, and split where a kernel cannot see it all."""
+    limit, O, R = backend.caps.binding_bytes, math.prod(kept), math.prod(cut)
+    if not x.contiguous:
+        x = backend.copy(x)
+    x = layout.reshaped(x, (O, R))  # type: ignore[assignment]
+    if layout.fits(x, limit):
+        return reduce_to(backend, op, (O,), (R,), x)
+    axis = 0 if O > 1 else 1
+    half = x.shape[axis] // 2
+    parts = [
+        reduce_to(backend, op, p.shape[:1], p.shape[1:], p)
+        for p in (layout.take_rows(x, 0, half, axis), layout.take_rows(x, half, x.shape[axis], axis))
+    ]
+    if axis == 0:
+        return backend.concat(parts, 0)
+    both = backend.concat(parts, 0)
+    return reduce_to(backend, op, (1,), (2,), layout.reshaped(both, (1, 2)))  # type: ignore[arg-type]
+
+
+class _Reduction:
+    """One launch over [outer axes, inner axes], and what follows if it leaves partial results."""
+
+    def __init__(
+        self, backend: WgpuBackend, op: str, x: GpuArray, outer: list[int],
+        outer_steps: list[int], inner: list[int], inner_steps: list[int], columns: bool,
+    ) -> None:  # fmt: skip
+        self.backend, self.op, self.x, self.columns = backend, op, x, columns
+        self.O, self.R = math.prod(outer), math.prod(inner)
+        self.kind = name_of(x.dtype)
+        self.threads = threads_of(backend)
+        if self.O == 1:
+            outer_steps = [0]
+        self.outer, self.outer_steps = [1, *outer][-2:], [0, *outer_steps][-2:]
+        self.inner, self.inner_steps = [1, *inner][-2:], [0, *inner_steps][-2:]
+        self.E = self._width(outer, inner)
+
+    def _width(self, outer: list[int], inner: list[int]) -> int:
+        """Elements of the vectors that threads read; 1 where they would not be aligned."""
+        width = 4 * PER_WORD[self.kind]
+        length = outer[-1] if self.columns else inner[-1]
+        steps = [*self.outer_steps, *self.inner_steps]
+        if 1 in steps:
+            steps.remove(1)
+        alone = len(inner) == 1 or self.columns
+        unit = self.outer_steps[-1] == 1 if self.columns else self.inner_steps[-1] == 1
+        numbers = [self.backend.offset(self.x), length, *steps]
+        whole = unit and alone and all(n % width == 0 for n in numbers)
+        return width if whole else 1
+
+    def run(self) -> GpuArray:
+        chunk, chunks, lanes = self._split()
+        value = VALUE[self.kind]
+        shape = (chunks, self.O) if self.columns else (self.O, chunks)
+        out = self.backend.empty(shape, WIDE[value])
+        E = self.E
+        outer_steps = [s // E for s in self.outer_steps] if E > 1 else self.outer_steps
+        inner_steps = [s // E for s in self.inner_steps] if E > 1 else self.inner_steps
+        kept1 = self.outer[1]
+        if E > 1 and self.columns:
+            kept1, outer_steps = kept1 // E, [outer_steps[0], 1]
+        params = [
+            self.O, self.R, chunk, chunks, _init(self.op, value),
+            self.backend.offset(self.x) // E,
+            kept1, *map(layout.word, outer_steps), self.inner[1], *map(layout.word, inner_steps),
+        ]  # fmt: skip
+        if self.columns:
+            grid = -(-self.O // E * chunks // self.threads)
+        else:
+            grid = -(-self.O // (self.threads // lanes)) * chunks
+        self.backend.launch(
+            "reduce", "main", grid, [self.x], [out], params, OP=self.op, IN=self.kind, E=E,
+            COLUMNS=self.columns, LANES=lanes, PARTIAL=False, threads=self.threads,
+        )  # fmt: skip
+        if chunks == 1:
+            return layout.flat(out)
+        if self.columns:
+            rows = out.view(shape=shape[::-1], strides=out.strides[::-1])
+            return reduce_to(self.backend, self.op, (self.O,), (chunks,), rows)
+        return reduce_to(self.backend, self.op, (self.O,), (chunks,), out)
+
+    def _split(self) -> tuple[int, int, int]:
+        """(length of a chunk, chunks, threads of a row)."""
+        R = self.R
+        if self.columns:
+            lines = self.O // self.E
+            wanted = max(1, R // _COLUMN_CHUNK, min(R // 16, _BUSY * self.threads // lines))
+            chunk = -(-R // wanted)
+            return chunk, -(-R // chunk), 1
+        share = -(-R // self.E)
+        lanes = 8 if share <= 32 else 32 if share <= 256 else self.threads
+        groups = -(-self.O // (self.threads // lanes))
+        chunks = 1
+        if groups < _BUSY:
+            chunks = max(1, min(R // _ROW_CHUNK, _BUSY * 4 // groups))
+        chunks = max(chunks, -(-R // (1 << 20)))
+        chunk = -(-(-(-R // chunks)) // self.E) * self.E
+        return chunk, -(-R // chunk), lanes
+
+
+class Reductions(Backend):
+    """Primitives that shorten axes, and running sums."""
+
+    def reduce(  # type: ignore[misc]
+        self: WgpuBackend, name: str, x: GpuArray, axes: tuple[int, ...], keepdims: bool
+    ) -> GpuArray:
+        if not axes:
+            return self.copy(x)
+        kept = [i for i in range(x.ndim) if i not in axes]
+        shape = tuple(
+            1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes
+        )
+        if math.prod(shape) == 0:
+            return self.empty(shape, x.dtype)
+        if x.size == 0:
+            return self.full(shape, 0, x.dtype)
+        turned = self.permute(x, (*kept, *axes))
+        cut = len(kept)
+        made = reduce_to(self, name, turned.shape[:cut], turned.shape[cut:], turned)
+        made = layout.reshaped(made, shape)  # type: ignore[assignment]
+        return made if made.dtype == x.dtype else self.cast(made, x.dtype)
+
+    def argmax(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+        turned, shape = _axis_last(self, x, axis)
+        O, n = math.prod(shape), x.shape[axis]
+        if O == 0:
+            return self.empty(shape, dtypes.int32)
+        threads = threads_of(self)
+        keys, places, kind, length = self.dense(turned), None, name_of(x.dtype), n
+        while True:
+            groups = -(-O // (threads // _lanes(length, threads)))
+            chunks = max(1, min(length // 4096, _BUSY // groups), -(-length // (1 << 20)))
+            chunk = -(-length // chunks)
+            chunks = -(-length // chunk)
+            best, index = (self.empty((O, chunks), dtypes.uint32) for _ in range(2))
+            arrays = [keys] if places is None else [keys, places]
+            lanes = _lanes(chunk, threads)
+            params = [O, length, chunk, chunks, 0, self.offset(keys), 1, length, 0, length, 0, 1]
+            self.launch(
+                "reduce", "main", -(-O // (threads // lanes)) * chunks, arrays, [best, index],
+                params, OP="argmax", IN=kind, E=1, COLUMNS=False, LANES=lanes,
+                PARTIAL=places is not None, threads=threads,
+            )  # fmt: skip
+            if chunks == 1:
+                return layout.reshaped(index, shape).view(dtype=dtypes.int32)  # type: ignore[union-attr]
+            keys, places, kind, length = best, index, "u32", chunks
+
+    def cumsum(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+        if x.size == 0:
+            return self.empty(x.shape, x.dtype)
+        turned, _ = _axis_last(self, x, axis)
+        dense = self.dense(turned)
+        O, n = x.size // x.shape[axis], x.shape[axis]
+        made = scan(self, layout.reshaped(dense, (O, n)))  # type: ignore[arg-type]
+        made = made if made.dtype == x.dtype else self.cast(made, x.dtype)
+        lead = (*x.shape[:axis], *x.shape[axis + 1 :], n)
+        made = layout.reshaped(self.dense(made), lead)
+        order = [*range(axis), x.ndim - 1, *range(axis, x.ndim - 1)]
+        return self.permute(made, order)
+
+
+def _lanes(length: int, threads: int) -> int:
+    return 8 if length <= 32 else 32 if length <= 256 else threads
+
+
+def _axis_last(backend: WgpuBackend, x: GpuArray, axis: int) -> tuple[GpuArray, Shape]:
+    """x with `axis` moved behind the others, whose shape comes second."""
+    rest = [i for i in range(x.ndim) if i != axis]
+    return backend.permute(x, (*rest, axis)), tuple(x.shape[i] for i in rest)
+
+
+def scan(backend: WgpuBackend, x: GpuArray, exclusive: bool = False) -> GpuArray:
+    """Running sums of the rows of [O, R]: 32-bit, a view of O rows that may be longer."""
+    O, R = x.shape
+    kind = name_of(x.dtype)
+    threads = threads_of(backend)
+    block = threads * _SCAN
+    chunks = -(-R // block)
+    row = R if chunks == 1 else chunks * block
+    wide = WIDE[VALUE[kind]]
+    made, totals = backend.empty((O, row), wide), backend.empty((O, chunks), wide)
+    backend.launch(
+        "scan", "main", O * chunks, [x], [made, totals],
+        [O, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, threads=threads,
+    )  # fmt: skip
+    if chunks > 1:
+        before = backend.dense(scan(backend, totals, exclusive=True))
+        blocks = made.view(shape=(O, chunks, block), strides=(row, block, 1))
+        out = backend.empty(blocks.shape, wide)
+        value = VALUE[kind]
+        starts = before.view(shape=(O, chunks, 1), strides=(chunks, 1, 1))
+        run(backend, "add", value, value, out, [(value, blocks), (value, starts)])
+        made = layout.reshaped(out, (O, row))  # type: ignore[assignment]
+    return made.view(shape=(O, R))
+
+
+def _variants() -> list[Variant]:
+    made = []
+    for op, kind, E in (("sum", "f32", 4), ("max", "bf16", 8), ("min", "f16", 1), ("sum", "i32", 1),
+                        ("max", "u8", 16), ("min", "i8", 16), ("max", "u32", 4)):
+        made += [
+            _reduce_variant(op, kind, E, columns, lanes, False)
+            for columns, lanes in ((True, 1), (False, 8), (False, 32), (False, 256))
+        ]
+    made += [_reduce_variant("argmax", k, 1, False, 32, False) for k in ("f32", "bf16", "i8", "u32")]
+    made.append(_reduce_variant("argmax", "u32", 1, False, 256, True))
+    made += [
+        Variant("scan", dict(IN=kind, EXCLUSIVE=exclusive, threads=threads))
+        for kind in ("f32", "f16", "i32", "u8") for exclusive in (False, True)
+        for threads in (64, 256)
+    ]  # fmt: skip
+    return made
+
+
+def _reduce_variant(op: str, kind: str, E: int, columns: bool, lanes: int, partial: bool) -> Variant:
+    return Variant("reduce", dict(OP=op, IN=kind, E=E, COLUMNS=columns, LANES=lanes,
+                                  PARTIAL=partial, threads=256))  # fmt: skip
+
+
+VARIANTS = _variants()

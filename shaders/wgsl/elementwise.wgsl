@@ -1,0 +1,129 @@
+// Y[i] = OP(A[i], B[i], C[i]), broadcasting: unary and binary operations, comparisons, where, cast.
+//
+// Y is dense; a thread writes one vector of words: E elements. LOADS names how operands come:
+//   flat    dense like Y: one aligned vector a thread, number t like Y's
+//   vector  E neighbours, aligned: the vector at place(t)
+//   one     the same element for all E
+//   any     E elements that lie step_X apart
+//   each    every element has a place of its own (rows of odd length in 16 and 8 bits)
+//   scalar  a parameter: a new value needs no new pipeline
+// Numbers are computed as f32, i32 or u32 (WORK) and rounded when they are packed.
+// Limits: 2^32 - 1 elements, 8 collapsed axes (6 with three operands).
+# import "walk.wgsl" as walk
+# set arrays = LOADS|rejectattr(2, "equalto", "scalar")|list
+# set placed = arrays|rejectattr(2, "equalto", "flat")|map(attribute=0)|list
+# set each = arrays|selectattr(2, "equalto", "each")|list|length > 0
+# set per = E // PER_WORD[OUT]
+struct Params {
+  size: u32,    // elements of Y
+  groups: u32,  // of E elements
+  oY: u32,      // in groups
+# for X, dtype, load in LOADS
+# if load == "scalar"
+  scalar_{{ X }}: {{ WORK }},
+# elif load == "flat"
+  o{{ X }}: u32,  // in groups
+# elif load == "any"
+  step_{{ X }}: u32,
+# endif
+# endfor
+# if placed
+{{ walk.fields(rank, placed) }}
+# endif
+}
+{{ parameters(arrays|length + 1) }}
+# for X, dtype, load in arrays
+{{ read(loop.index0, X, dtype, E // PER_WORD[dtype] if load in ("flat", "vector") else 1) }}
+# endfor
+{{ write(arrays|length, "Y", OUT, per) }}
+# if placed
+{{ walk.place(rank, placed) }}
+# endif
+# include "math.wgsl"
+# include "operations.wgsl"
+# macro value(X, dtype, index)
+{{ WORK }}({{ X }}_at({{ index }}))
+# endmacro
+# macro four(X, dtype, load, g)
+# set w = "w" ~ X
+# set words = E // PER_WORD[dtype]
+# set letters = "xyzw"
+# if load in ("flat", "vector")
+# if PER_WORD[dtype] == 1
+vec4<{{ WORK }}>({{ w }})
+# elif PER_WORD[dtype] == 2
+vec4<{{ WORK }}>(vec4<{{ VALUE[dtype] }}>(unpack_{{ dtype }}({{ w }}.{{ letters[2 * g] }}), unpack_{{ dtype }}({{ w }}.{{ letters[2 * g + 1] }})))
+# else
+vec4<{{ WORK }}>(unpack_{{ dtype }}({{ w }}{{ "." ~ letters[g] if words > 1 else "" }}))
+# endif
+# elif load == "one"
+vec4<{{ WORK }}>({{ w }})
+# elif load == "scalar"
+vec4<{{ WORK }}>(p.scalar_{{ X }})
+# else
+vec4<{{ WORK }}>({% for j in range(4) %}{{ value(X, dtype, "%s + %du * p.step_%s" % (w, 4 * g + j, X))|trim }}{{ ", " if not loop.last }}{% endfor %})
+# endif
+# endmacro
+# macro at(X)
+at{{ "." ~ "xyz"[placed.index(X)] if placed|length > 1 else "" }}
+# endmacro
+# macro packed(g)
+# if PER_WORD[OUT] == 2
+pack_{{ OUT }}(y{{ g }}.xy), pack_{{ OUT }}(y{{ g }}.zw)
+# else
+pack_{{ OUT }}(y{{ g }})
+# endif
+# endmacro
+
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  let t = flat_workgroup(id, count) * {{ threads }}u + lane;
+  if (t >= p.groups) { return; }
+# if each or E < 4
+  // {{ E }} elements, each at a place of its own
+# for j in range(E)
+# if placed
+  let at{{ j }} = place(min(t * {{ E }}u + {{ j }}u, p.size - 1u));
+# endif
+  let y{{ j }} = operation({% for X, dtype, load in LOADS %}
+# if load == "scalar"
+p.scalar_{{ X }}
+# else
+{{ value(X, dtype, "at%d" % j ~ ("." ~ "xyz"[placed.index(X)] if placed|length > 1 else ""))|trim }}
+# endif
+{{ ", " if not loop.last }}{% endfor %});
+# endfor
+# if E == 1
+  Y[p.oY + t] = y0;
+# else
+  Y[p.oY + t] = pack_{{ OUT }}(vec{{ E }}<{{ VALUE[OUT] }}>({% for j in range(E) %}y{{ j }}{{ ", " if not loop.last }}{% endfor %}));
+# endif
+# else
+# if placed
+  let at = place(t);
+# endif
+# for X, dtype, load in arrays
+# if load == "flat"
+  let w{{ X }} = {{ X }}[p.o{{ X }} + t];
+# elif load == "vector"
+  let w{{ X }} = {{ X }}[{{ at(X)|trim }}];
+# elif load == "one"
+  let w{{ X }} = {{ value(X, dtype, at(X)|trim)|trim }};
+# else
+  let w{{ X }} = {{ at(X)|trim }};
+# endif
+# endfor
+# for g in range(E // 4)
+# for X, dtype, load in LOADS
+  let {{ X|lower }}{{ g }} = {{ four(X, dtype, load, g)|trim }};
+# endfor
+  let y{{ g }} = vec4<{{ VALUE[OUT] }}>({% for c in "xyzw" %}operation({% for X, dtype, load in LOADS %}{{ X|lower }}{{ g }}.{{ c }}{{ ", " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %});
+# endfor
+# if PER_WORD[OUT] == 1
+  Y[p.oY + t] = y0;
+# else
+  Y[p.oY + t] = {{ "vec%d<u32>" % per if per > 1 else "u32" }}({% for g in range(E // 4) %}{{ packed(g)|trim }}{{ ", " if not loop.last }}{% endfor %});
+# endif
+# endif
+}

@@ -1,0 +1,115 @@
+// Indices that sort rows ascending, equal ones in their order: a bitonic network over pairs
+// (key, index), which are all different, so that its result is the stable one.
+//
+// Keys are u32 that order like the numbers (a nan last, -0 equal to 0). Rows are padded to a power of
+// two, P, with pairs behind all others.
+//   local    loads and sorts blocks of BLOCK = 2 * threads pairs in shared memory (A is [O, n], dense)
+//   global   one step of distance `distance` of the merges of length `merge`, in place
+//   finish   the last steps of a merge, of distances below BLOCK, in shared memory
+# set block = 2 * threads
+# if STAGE == "local"
+# set V = VALUE[IN]
+struct Params {
+  n: u32,
+  blocks: u32,  // of a row
+  rows: u32,
+  oA: u32,
+}
+{{ parameters(3) }}
+{{ read(0, "A", IN) }}
+{{ write(1, "K", "u32") }}
+{{ write(2, "I", "u32") }}
+fn key_of(v: {{ V }}) -> u32 {
+# if V == "f32"
+  let u = bitcast<u32>(v);
+  if ((u & 0x7fffffffu) > 0x7f800000u) { return 0xffffffffu; }
+  if (u == 0x80000000u) { return u; }
+  return select(u | 0x80000000u, ~u, (u >> 31u) == 1u);
+# elif V == "i32"
+  return u32(v) ^ 0x80000000u;
+# else
+  return v;
+# endif
+}
+# else
+struct Params {
+  pairs: u32,  // of all rows: half of their elements
+  merge: u32,
+  distance: u32,
+}
+{{ parameters(2) }}
+{{ write(0, "K", "u32") }}
+{{ write(1, "I", "u32") }}
+# endif
+# if STAGE == "global"
+
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  let t = flat_workgroup(id, count) * {{ threads }}u + lane;
+  if (t >= p.pairs) { return; }
+  let low = t / p.distance * 2u * p.distance + t % p.distance;
+  let high = low + p.distance;
+  let a = vec2<u32>(K[low], I[low]);
+  let b = vec2<u32>(K[high], I[high]);
+  let ascending = (low & p.merge) == 0u;
+  if ((a.x > b.x || (a.x == b.x && a.y > b.y)) == ascending) {
+    K[low] = b.x; I[low] = b.y;
+    K[high] = a.x; I[high] = a.y;
+  }
+}
+# else
+{{ workgroup("keys", "u32", block) }}
+{{ workgroup("places", "u32", block) }}
+
+fn exchange(low: u32, high: u32, ascending: bool) {
+  let a = vec2<u32>(keys[low], places[low]);
+  let b = vec2<u32>(keys[high], places[high]);
+  if ((a.x > b.x || (a.x == b.x && a.y > b.y)) == ascending) {
+    keys[low] = b.x; places[low] = b.y;
+    keys[high] = a.x; places[high] = a.y;
+  }
+}
+
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  {{ poison("lane", threads) }}
+  let number = flat_workgroup(id, count);
+  let start = number * {{ block }}u;
+# if STAGE == "local"
+  let row = number / p.blocks;
+  if (row >= p.rows) { return; }
+  let first = (number - row * p.blocks) * {{ block }}u;
+  for (var e = lane; e < {{ block }}u; e += {{ threads }}u) {
+    let i = first + e;
+    keys[e] = 0xffffffffu;
+    if (i < p.n) { keys[e] = key_of(A_at(p.oA + row * p.n + i)); }
+    places[e] = i;
+  }
+  for (var merge = 2u; merge <= {{ block }}u; merge *= 2u) {
+    for (var distance = merge / 2u; distance > 0u; distance /= 2u) {
+      workgroupBarrier();
+      let low = lane / distance * 2u * distance + lane % distance;
+      exchange(low, low + distance, ((first + low) & merge) == 0u);
+    }
+  }
+# else
+  if (start >= 2u * p.pairs) { return; }
+  for (var e = lane; e < {{ block }}u; e += {{ threads }}u) {
+    keys[e] = K[start + e];
+    places[e] = I[start + e];
+  }
+  for (var distance = {{ threads }}u; distance > 0u; distance /= 2u) {
+    workgroupBarrier();
+    let low = lane / distance * 2u * distance + lane % distance;
+    exchange(low, low + distance, ((start + low) & p.merge) == 0u);
+  }
+# endif
+  workgroupBarrier();
+  for (var e = lane; e < {{ block }}u; e += {{ threads }}u) {
+    K[start + e] = keys[e];
+    I[start + e] = places[e];
+  }
+}
+# endif
