@@ -3,7 +3,8 @@
 //   g = grad * grad_scale;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
 //   p = p (1 - lr wd) - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 //
-// Shapes: all n elements, dense; param P and grad G of 32 or 16 bits; m, v, master f32. With a
+// Shapes: all n elements, dense; param P and grad G of 32 or 16 bits; m (moment), v (square),
+// master f32. With a
 // MASTER copy the parameter is only written. t, lr and grad_scale are parameters or, where STEP, LR
 // or SCALE name a type, lie in memory.
 // A thread has RUN elements (8 or 4; places in runs), or with RUN 1 those of one word of the
@@ -23,7 +24,7 @@ struct Params {
   rate1: f32, rate2: f32, rest1: f32, rest2: f32, eps: f32, decay: f32,  // rate: -log(beta)
 }
 {% set scalars = [("step", STEP), ("lr", LR), ("scale", SCALE)] | selectattr(1) | list %}
-{% set states = ["m", "v"] + (["master"] if MASTER else []) %}
+{% set states = ["moment", "square"] + (["master"] if MASTER else []) %}
 {% set n = 1 + scalars | length %}
 {{ run_types() if RUN > 1 else "" }}
 {{ read_runs(0, "grad", G) if RUN > 1 else read(0, "grad", G) }}
@@ -65,8 +66,8 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 # if RUN > 1
   if (i >= p.n) { return; }
   let g = grad_run(p.grad_at + i);
-  var m0 = m_run(p.m_at + i);
-  var v0 = v_run(p.v_at + i);
+  var m0 = moment_run(p.m_at + i);
+  var v0 = square_run(p.v_at + i);
   var w = {{ "master_run(p.master_at + i)" if MASTER else "param_run(p.param_at + i)" }};
   let r = rule();
 # for k in range(Q)
@@ -75,8 +76,8 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   m0[{{ k }}] = next{{ k }}.m;
   v0[{{ k }}] = next{{ k }}.v;
 # endfor
-  m_put_run(p.m_at + i, m0);
-  v_put_run(p.v_at + i, v0);
+  moment_put_run(p.m_at + i, m0);
+  square_put_run(p.v_at + i, v0);
 # if MASTER
   master_put_run(p.master_at + i, w);
 # endif
@@ -93,9 +94,9 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
     result[{{ k }}] = param_at(place);
     if (j < p.n) {
       let w = {{ "master[p.master_at + j]" if MASTER else "result[%d]" % k }};
-      let next = moved(r, w, grad_at(p.grad_at + j), m[p.m_at + j], v[p.v_at + j]);
-      m[p.m_at + j] = next.m;
-      v[p.v_at + j] = next.v;
+      let next = moved(r, w, grad_at(p.grad_at + j), moment[p.m_at + j], square[p.v_at + j]);
+      moment[p.m_at + j] = next.m;
+      square[p.v_at + j] = next.v;
 # if MASTER
       master[p.master_at + j] = next.p;
 # endif
