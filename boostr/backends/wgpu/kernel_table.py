@@ -7,7 +7,21 @@ import importlib
 from boostr.backends.base import Kernel
 
 # module of boostr.backends.wgpu -> the ops in its KERNELS
-OPS_OF: dict[str, tuple[str, ...]] = {}
+OPS_OF: dict[str, tuple[str, ...]] = {
+    "norm": (
+        "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
+        "layer_norm_backward",
+    ),
+    "rope": ("rope", "rope_backward"),
+    "activation": (
+        "silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax", "silu_backward",
+        "gelu_backward", "swiglu_backward", "geglu_backward",
+    ),
+    "embedding": ("embedding", "embedding_backward"),
+    "cache": ("slot_mapping", "kv_write", "advance"),
+    "loss": ("cross_entropy", "cross_entropy_backward"),
+    "optim": ("adamw", "global_norm"),
+}  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+from functools import cache
 from typing import Any
 
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import no_type, parts, plan, rows, run_length, type_of
+from boostr.backends.wgpu.rows import (
+    no_type,
+    parts,
+    plan,
+    power_of_two,
+    rows,
+    run_length,
+    type_of,
+)
 from boostr.tensor import Tensor
+
+_GROUPS = 264  # workgroups of a gradient at least: two for each multiprocessor of a large GPU
+_IN_FLIGHT = 4000  # elements of a gradient's rows, for each of these
 
 
 def _forward(
@@ -56,6 +67,72 @@ def _launch(
     )  # fmt: skip
 
 
+@cache
+def backward_plan(E: int, run: int, caps: Any) -> dict[str, int]:
+    """RUN, ITEMS, LANES, ROWS and EXACT of the gradient, whose threads have few elements, as they
+    also keep their weights and sums."""
+    widest = min(64 if caps.kind == "software" else 1024, caps.workgroup_threads)
+    lanes = min(widest, max(4, power_of_two(-(-E // 16))))
+    items = -(-E // (run * lanes))
+    if run == 1 or items * run > 32:
+        return plan(E, 1, 0, caps)
+    return {"RUN": run, "ITEMS": items, "LANES": lanes, "ROWS": 128 // lanes if lanes <= 32 else 1,
+            "EXACT": int(lanes * items * run == E)}  # fmt: skip
+
+
+def _backward(
+    g: Tensor, passed: Tensor | None, x: Tensor, weight: Tensor, layer: bool, wants: bool,
+    eps: float, offset: float = 0.0,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dh, dweight, dbias); the last only for a layer norm, neither if not wanted."""
+    backend: Any = x.backend
+    reads = [backend.dense(t.data) for t in (g, x, weight, passed) if t is not None]
+    dh = backend.empty(x.shape, x.dtype)
+    E = x.shape[-1]
+    count = x.size // max(E, 1)
+    run = run_length(backend, (E,), *reads) if x.size else 1
+    shape = backward_plan(E, run, backend.caps)
+    run = shape["RUN"]
+    share = shape["ROWS"] if run > 1 else 4 // x.dtype.itemsize
+    most = max(_GROUPS, round(_GROUPS * _IN_FLIGHT / (max(E, 1) * share)))
+    groups = min(-(-count // share), most, 65535)
+    teams = groups * shape["ROWS"]
+    partial = backend.empty((1 + layer, teams, E), "float32") if wants else None
+    places = [backend.offset(a) // run for a in reads]
+    backend.launch(
+        "norm_backward", "norm_backward", (groups if E else 0, 1, 1), reads,
+        [dh] if partial is None else [dh, partial],
+        (count, E // run, groups, *places, *([] if passed is not None else [0]), 1 / max(E, 1), float(eps),
+         float(offset)),
+        X=type_of(x), W=type_of(weight), ADD=int(passed is not None), LAYER=int(layer),
+        WANTS=int(wants), **shape,
+    )  # fmt: skip
+    if partial is None:
+        return Tensor.wrap(dh, backend), None, None
+    found = [backend.empty((E,), weight.dtype) for _ in range(1 + layer)]
+    for i, out in enumerate(found):
+        backend.launch(
+            "norm_weights", "norm_weights", -(-E // 32), [partial], [out],
+            (teams, E, i * teams * E), W=type_of(weight), SHARES=_shares(backend.caps),
+        )  # fmt: skip
+    dw, db = Tensor.wrap(found[0], backend), Tensor.wrap(found[-1], backend)
+    return Tensor.wrap(dh, backend), dw, db if layer else None
+
+
+def _shares(caps: Any) -> int:
+    """Threads for each column of a weight's gradient."""
+    return 2 if caps.kind == "software" else min(1024, caps.workgroup_threads) // 32
+
+
+def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
+    for t in (g, passed):
+        if t is not None and t.dtype != x.dtype:
+            return f"a gradient is {t.dtype}, x {x.dtype}"
+    if x.nbytes > x.backend.caps.binding_bytes:  # type: ignore[attr-defined]
+        return f"{x.nbytes} bytes are more than a binding holds"
+    return no_type(x, *args)
+
+
 def _layer_supports(*args: Any) -> str | None:
     weight, bias = args[-3], args[-2]
     if bias is not None and bias.dtype != weight.dtype:
@@ -82,19 +159,38 @@ KERNELS = {
         lambda x, residual, weight, bias, eps: _forward(x, residual, weight, bias, True, eps),
         _layer_supports,
     ),
+    "rms_norm_backward": Kernel(
+        lambda g, passed, x, weight, eps, offset, wants: _backward(
+            g, passed, x, weight, False, wants, eps, offset
+        )[:2],
+        _backward_supports,
+    ),
+    "layer_norm_backward": Kernel(
+        lambda g, passed, x, weight, eps, wants: _backward(
+            g, passed, x, weight, True, wants, eps
+        ),
+        _backward_supports,
+    ),
 }
 
-_LARGE = Caps("", "", "", workgroup_threads=1024)
-_SMALL = dataclasses.replace(_LARGE, workgroup_threads=256)
+_SMALL = Caps("", "", "")
+_SIZES = (
+    ("bf16", "bf16", 8, 64, 9999, 0, 0, _SMALL), ("bf16", "f32", 8, 576, 9999, 1, 1, _SMALL),
+    ("bf16", "f32", 8, 8192, 9999, 0, 0, _SMALL), ("f16", "f16", 4, 100, 9, 1, 0, _SMALL),
+    ("f32", "f32", 4, 576, 9, 1, 1, _SMALL), ("f32", "f32", 4, 4096, 9, 0, 1, _SMALL),
+    ("f32", "bf16", 4, 40000, 9, 1, 1, _SMALL), ("f16", "f32", 1, 33, 9, 1, 1, _SMALL),
+    ("f32", "f32", 1, 33, 9, 1, 0, _SMALL),
+)  # fmt: skip
 VARIANTS = [
-    Variant("norm", {"X": x, "W": w, "ADD": add, "LAYER": layer, "BIAS": layer,
-                     **plan(E, run, count, caps)},
-            ("subgroup_max",) if caps is _LARGE else ())
-    for x, w, run, E, count, add, layer, caps in (
-        ("bf16", "bf16", 8, 64, 9999, 0, 0, _SMALL), ("bf16", "f32", 8, 576, 9999, 1, 1, _SMALL),
-        ("bf16", "f32", 8, 8192, 9999, 0, 0, _SMALL), ("f16", "f16", 4, 100, 9, 1, 0, _SMALL),
-        ("f32", "f32", 4, 576, 9, 1, 1, _SMALL), ("f32", "f32", 4, 8192, 9, 0, 1, _LARGE),
-        ("f32", "bf16", 4, 40000, 9, 1, 1, _SMALL), ("f16", "f32", 1, 33, 9, 1, 1, _SMALL),
-        ("f32", "f32", 1, 33, 9, 1, 0, _SMALL),
-    )
+    *(
+        Variant("norm", {"X": x, "W": w, "ADD": add, "LAYER": layer, "BIAS": layer,
+                         **plan(E, run, count, caps)})
+        for x, w, run, E, count, add, layer, caps in _SIZES
+    ),
+    *(
+        Variant("norm_backward", {"X": x, "W": w, "ADD": add, "LAYER": layer,
+                                  "WANTS": int(run != 4), **backward_plan(E, run, caps)})
+        for x, w, run, E, _, add, layer, caps in _SIZES
+    ),
+    *(Variant("norm_weights", {"W": w, "SHARES": 8}) for w in ("f32", "bf16")),
 ]  # fmt: skip
