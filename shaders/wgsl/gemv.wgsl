@@ -2,20 +2,14 @@
 // W [N, K] in its stored form (boostr/quant/scheme.py); see gemv_rows.wgsl for threads and values.
 // Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual and y.
 // A word of 16-bit results is two rows of W, so p.out_N is even unless there is one row of x.
-// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), SINKS, SPLITS, D (combine), XS (w8a8).
+// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), XS (w8a8), PARTS_S, PARTS_DV (combine).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
   M: u32, N: u32, first: u32, out_N: u32, x_base: u32, w_base: u32, w_scales_base: u32,
-  bias_base: u32, residual_base: u32, norm_base: u32, ms_base: u32, sinks_base: u32,
-  x_scales_base: u32, eps: f32,
+  bias_base: u32, residual_base: u32, norm_base: u32, x_scales_base: u32, eps: f32,
 }
-# set b = namespace(n=0)
+# set b = namespace(n=1)
 {{ g.declarations() }}
-# set b.n = 2 if INPUT == "combine" else 1
-# if SINKS
-{{ read(b.n, "sinks", "f32") }}
-#   set b.n = b.n + 1
-# endif
 # if FORM == "w8a8"
 {{ read(b.n, "x_scales", "f32") }}
 #   set b.n = b.n + 1

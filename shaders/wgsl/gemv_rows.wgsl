@@ -58,37 +58,12 @@ fn kept(x: Input, live: bool) -> Input { return select(vec4<u32>(), x, live); }
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 struct Input { {% for i in parts %}e{{ i }}: Eight, {% endfor %} }
 #   if INPUT == "combine"
-// Splits of attention: sum over s of exp(m_s - m) o_s, over the sum of exp(m_s - m) l_s; a split
-// without keys has l = 0 and anything in o.
-{{ read(0, "x", "f32", 4) }}
-{{ read(1, "ms", "f32", 2) }}
+{{ read(0, "partials", "f32", 4) }}
+#     include "attention_decode_parts.wgsl"
 fn eight(m: u32, i: u32) -> Eight {
-  let head = m * {{ K // D }}u + (8u * i) / {{ D }}u;
-  let d = ((8u * i) % {{ D }}u) / 4u;
-  var top = -3.0e38;
-#     if SINKS
-  let sink = sinks_at(p.sinks_base + head % {{ K // D }}u);
-  top = sink;
-#     endif
-  for (var s = 0u; s < {{ SPLITS }}u; s++) {
-    let own = ms[p.ms_base + head * {{ SPLITS }}u + s];
-    top = select(top, max(top, own.x), own.y > 0.0);
-  }
-  var sum = {{ "exp(sink - top)" if SINKS else "0.0" }};
-  var a = vec4<f32>();
-  var b = vec4<f32>();
-  for (var s = 0u; s < {{ SPLITS }}u; s++) {
-    let at = head * {{ SPLITS }}u + s;
-    let own = ms[p.ms_base + at];
-    if (own.y > 0.0) {
-      let f = exp(own.x - top);
-      sum += f * own.y;
-      a += f * x[p.x_base + at * {{ D // 4 }}u + d];
-      b += f * x[p.x_base + at * {{ D // 4 }}u + d + 1u];
-    }
-  }
-  let f = select(0.0, 1.0 / sum, sum > 0.0);
-  return Eight(a * f, b * f);
+  let row = m * {{ K // PARTS_DV }}u + i / {{ PARTS_DV // 8 }}u;
+  let d4 = 2u * (i % {{ PARTS_DV // 8 }}u);
+  return Eight(combined4(row, d4), combined4(row, d4 + 1u));
 }
 #   elif X == "f32"
 {{ read(0, "x", "f32", 4) }}

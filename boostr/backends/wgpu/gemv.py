@@ -5,7 +5,7 @@
 binding may be:
 
     gemv(backend, x [M, K], weight, bias=, residual=, out_dtype=, norm=) -> [M, N]
-    combine_gemv(backend, partial_out, partial_ms, weight, dtype=, ...) -> [M, N]
+    combine_gemv(backend, partials, weight, dtype=, ...) -> [M, N]
     norm_gated_gemv(backend, x, norm, gate, up, act=, ...) -> [M, F]
     qkv_rope(backend, x, norm, weights, rope, ...) -> q, k, v
 """
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from boostr import dtypes
 from boostr.backends.wgpu.array import GpuArray
 from boostr.backends.wgpu.gemv_plan import (  # isort: skip
     Stored, Tile, Weight, choose, joined, padded_rows, stored, units,
 )  # fmt: skip
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
+from boostr.quant.scheme import QuantizedTensor
 
 MOST_ROWS = 8  # of x that one launch takes
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -143,33 +143,25 @@ def gemv(
 
 
 def combine_gemv(
-    backend: Any, partial_out: GpuArray, partial_ms: GpuArray, weight: Weight, *, dtype: Any,
-    sinks: GpuArray | None = None, bias: GpuArray | None = None, residual: GpuArray | None = None,
-    out_dtype: Any = None, tile: Tile | None = None,
+    backend: Any, partials: GpuArray, weight: Weight, *, dtype: Any, bias: GpuArray | None = None,
+    residual: GpuArray | None = None, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
-    """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual.
+    """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual, in `dtype`.
 
-    Args:
-        partial_out: float32 [M, H, S, D], sums of exp(score - m) v.   partial_ms: float32
-            [M, H, S, 2], (m, sum of exp(score - m)); the sum is 0 where a split had no keys.
-        dtype: of the result unless `out_dtype` says another.
-        sinks: float32 [H], one more logit of each head.
+    partials: float32 [M, H, S, D + 4], as `attention_decode.partials` makes them; D a multiple of 8.
     """
-    M, H, S, D = partial_out.shape
+    M, _, S, pitch = partials.shape
     w = stored(backend, weight)
-    given = _Input(partial_out, M, None, None, False, {"X": "f32", "XS": w.K})
-    bound = [partial_out, partial_ms, *_present(sinks)]
-    values = {"INPUT": "combine", "SPLITS": S, "D": D, "SINKS": sinks is not None}
-    bases = [_base(backend, partial_ms, 2), _base(backend, sinks)]
-    out = np.dtype(out_dtype or dtype)
-    return _product(backend, given, w, bound, bias, residual, out, tile, values, bases)
+    given = _Input(partials, M, None, None, False, {"X": "f32", "XS": w.K})
+    values = {"INPUT": "combine", "PARTS_S": S, "PARTS_DV": pitch - 4}
+    dtype = np.dtype(dtype)
+    return _product(backend, given, w, [partials], bias, residual, dtype, tile, values)
 
 
-def combines(weight: Weight, head_dim: int) -> str | None:
+def combine_refusal(weight: Weight, head_dim: int) -> str | None:
     """None if `combine_gemv` takes this weight behind heads of that size, else why not."""
-    if not isinstance(weight, Stored) and getattr(weight, "scheme", None) is not None:
-        if weight.scheme.activations_int8:  # type: ignore[union-attr]
-            return "w8a8 needs all of x before the product"
+    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
+        return "w8a8 needs all of x before the product"
     if head_dim % 8 or weight.shape[1] % 16:
         return f"head_dim {head_dim} or K {weight.shape[1]} is not a multiple of 8 and 16"
     return None
@@ -178,7 +170,6 @@ def combines(weight: Weight, head_dim: int) -> str | None:
 def _product(
     backend: Any, given: _Input, w: Stored, bound: list[GpuArray], bias: GpuArray | None,
     residual: GpuArray | None, out_dtype: np.dtype, tile: Tile | None, values: dict[str, Any],
-    bases: list[int] | None = None,
 ) -> GpuArray:  # fmt: skip
     M, N = given.M, w.N
     # words of 16-bit results would straddle rows of an odd length
@@ -189,7 +180,7 @@ def _product(
     bias = None if bias is None else backend.dense(bias)
     residual = None if residual is None else backend.dense(residual)
     values = {
-        "SINKS": False, "SPLITS": 0, "D": 1, **_values(w, given, tile, rows), **values,
+        **_values(w, given, tile, rows), **values,
         "OUT": name_of(made), "BIAS": _name(bias), "RESIDUAL": _name(residual),
     }  # fmt: skip
     norm = given.norm.weight if given.norm else None
@@ -197,7 +188,7 @@ def _product(
         params = [
             M, part.N, first, N, _x_base(backend, given), *_weight_bases(backend, part),
             _base(backend, bias), _base(backend, residual), _norm_base(backend, given),
-            *(bases or (0, 0)), _base(backend, given.scales),
+            _base(backend, given.scales),
             float(given.norm.eps if given.norm else 0),
         ]  # fmt: skip
         reads = [*bound, *_present(part.rows, part.scales, norm, bias, residual)]
@@ -243,11 +234,11 @@ def norm_gated_gemv(
     return out if made == x.dtype else backend.cast(out, x.dtype)
 
 
-def qkv_refusal(weights: Any, rotated: int, head_dim: int, *packed: GpuArray | None) -> str | None:
+def qkv_refusal(rotated: int, head_dim: int, *caches: GpuArray | None) -> str | None:
     """None if `qkv_rope` takes these heads and caches, else why not."""
     if head_dim % 4 or rotated % 4:
         return f"head_dim {head_dim} or its rotated part {rotated} is not a multiple of 4"
-    for cache in packed:
+    for cache in caches:
         if cache is not None and (cache.offset * cache.dtype.itemsize % 4 or not cache.contiguous):
             return "a cache does not begin at a word"
     return None
@@ -321,7 +312,7 @@ def _variant(family: str, form: str, M: int = 1, tile: Tile = _SMALL, **values: 
         "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
     }  # fmt: skip
     own = {
-        "gemv": {"RESIDUAL": x, "SINKS": False, "SPLITS": 0, "D": 1},
+        "gemv": {"RESIDUAL": x},
         "gemv_gated": {"UP_BIAS": "", "ACT": "silu"},
         "gemv_qkv": {
             "H": 3, "KH": 1, "D": 16, "ROT": 16, "INTERLEAVED": False, "CACHE": x, "SLOTS": True,
@@ -334,7 +325,7 @@ def _variant(family: str, form: str, M: int = 1, tile: Tile = _SMALL, **values: 
 _FORMS = ("f32", "f16", "bf16", "i8", "w8a8", "q8_0", "q4_1")
 _ODD: dict[str, Any] = {"SLOW": True, "K": 33, "XS": 48}
 _COMBINED: dict[str, Any] = {
-    "INPUT": "combine", "SPLITS": 4, "D": 16, "SINKS": True, "NORM": False, "X": "f32",
+    "INPUT": "combine", "PARTS_S": 4, "PARTS_DV": 16, "NORM": False, "X": "f32",
 }  # fmt: skip
 VARIANTS = [
     *(_variant("gemv", form, M) for form, M in zip(_FORMS, (1, 2, 4, 8, 1, 2, 4), strict=True)),
@@ -346,7 +337,7 @@ VARIANTS = [
     _variant("gemv", "i8", 2, GROUP=32, **_ODD),
     *(_variant("gemv", form, 2, **_ODD) for form in ("f32", "f16", "bf16", "i8", "w8a8")),
     _variant("gemv", "bf16", 1, _LARGE, **_COMBINED),
-    _variant("gemv", "i8", 2, **{**_COMBINED, "SINKS": False}),
+    _variant("gemv", "i8", 2, **_COMBINED),
     _variant("gemv_gated", "bf16", 1, _LARGE, BIAS="f32", UP_BIAS="f32"),
     _variant("gemv_gated", "i8", 2, ACT="gelu"),
     _variant("gemv_gated", "w8a8", 2, ACT="gelu_tanh"),

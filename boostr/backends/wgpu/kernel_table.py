@@ -21,6 +21,10 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "cache": ("slot_mapping", "kv_write", "advance"),
     "loss": ("cross_entropy", "cross_entropy_backward"),
     "optim": ("adamw", "global_norm"),
+    "linear": ("linear",),
+    "decoder": (
+        "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
+    ),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 

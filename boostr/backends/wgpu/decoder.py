@@ -1,0 +1,159 @@
+"""The fused ops of a decoder layer (`boostr/ops/fused.py`) for the few rows of a decode step.
+
+Each is one kernel, a GEMV with what surrounds it (`gemv.py`); attention is two, of which the second
+joins the splits of the first and multiplies by the output projection. More rows run composites.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from boostr import dtypes
+from boostr.backends.base import Kernel
+from boostr.backends.wgpu import attention_decode, gemv, linear
+from boostr.ops.attention import AttentionOptions, attention_options
+from boostr.tensor import Tensor
+
+_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+
+
+def _data(x: Tensor | None) -> Any:
+    return None if x is None else x.data
+
+
+def _stored_as(weight: Any) -> Any:
+    return weight.dtype if isinstance(weight, Tensor) else weight.scheme
+
+
+def _products(x: Tensor, weights: Any, biases: Any) -> str | None:
+    """Why GEMVs do not take these rows, or None."""
+    if not 0 < len(x) <= linear.FEW:
+        return f"{len(x)} rows are not in 1..{linear.FEW}"
+    for weight, bias in zip(weights, biases, strict=True):
+        reason = linear.KERNELS["linear"].supports(x, weight, bias, None, x.dtype)
+        if reason is not None:
+            return reason
+    if len({_stored_as(w) for w in weights}) > 1:
+        return "the weights are not stored alike"
+    return None
+
+
+def _vector(norm: Tensor) -> str | None:
+    return None if norm.dtype == dtypes.float32 else f"norm weights are {norm.dtype}, not float32"
+
+
+# -- q, k, v -------------------------------------------------------------------------------------
+def _qkv_supports(
+    x, norm, weights, biases, head_norms, cos, sin, rows, *rest,
+) -> str | None:  # fmt: skip
+    caches, head_dim = rest[:-3], rest[-3]
+    reason = _products(x, weights, biases) or _vector(norm)
+    if reason is not None:
+        return reason
+    if any(n is not None for n in head_norms):
+        return "heads are normalised, for which one workgroup would need all of a head"
+    kinds = {None if b is None else b.dtype for b in biases}
+    if len(kinds) > 1:
+        return "the biases are of several types, or only some are there"
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dtype != dtypes.float32:
+            return f"{name} is {table.dtype}, not float32"
+    if len({c.dtype for c in caches[:2]}) > 1 or any(c.dtype not in _FLOATS for c in caches[:2]):
+        return "the caches are of two types, or of integers"
+    return gemv.qkv_refusal(2 * cos.shape[1], head_dim, *(c.data for c in caches[:2]))
+
+
+def _qkv_arrays(
+    x, norm, weights, biases, cos, sin, rows, cache, head_dim, eps, layout
+) -> tuple[Any, Any, Any]:
+    rope = gemv.Rope(cos.data, sin.data, rows.data, layout == "interleaved")
+    return gemv.qkv_rope(
+        x.backend, x.data, gemv.Norm(norm.data, eps), tuple(weights), rope, head_dim,
+        biases=tuple(_data(b) for b in biases), **cache,
+    )  # fmt: skip
+
+
+def _qkv(x, norm, weights, biases, head_norms, cos, sin, rows, head_dim, eps, layout):
+    made = _qkv_arrays(x, norm, weights, biases, cos, sin, rows, {}, head_dim, eps, layout)
+    return tuple(Tensor.wrap(a, x.backend) for a in made)
+
+
+def _qkv_write(
+    x, norm, weights, biases, head_norms, cos, sin, rows, k_cache, v_cache, slots,
+    head_dim, eps, layout,
+):  # fmt: skip
+    cache = {"k_cache": k_cache.data, "v_cache": v_cache.data, "slots": slots.data}
+    q, _, _ = _qkv_arrays(x, norm, weights, biases, cos, sin, rows, cache, head_dim, eps, layout)
+    return Tensor.wrap(q, x.backend)
+
+
+# -- attention and its output projection ---------------------------------------------------------
+@cache
+def _options(head_dim: int, window: Any, scale: float | None) -> AttentionOptions:
+    return attention_options(
+        "paged_attention_linear", head_dim, True, window, scale, None, "bottom-right"
+    )
+
+
+def _attend_supports(
+    q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale
+) -> str | None:
+    reason = _products(residual, [weight], [bias])
+    if reason is not None:
+        return reason
+    options = _options(q.shape[2], window, scale)
+    return attention_decode.supports(q, k_cache, v_cache, cu, table, kv_lens, None, None, options)
+
+
+def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale):
+    backend, options = q.backend, _options(q.shape[2], window, scale)
+    Dv = v_cache.shape[3]
+    splits = attention_decode.splits_in_reader(q.shape[1], Dv)
+    if splits > 1 and gemv.combine_refusal(weight, Dv) is None:
+        parts, _ = attention_decode.partials(
+            backend, q, k_cache, v_cache, cu, table, kv_lens, None, options, max_splits=splits
+        )
+        y = gemv.combine_gemv(
+            backend, parts, weight, dtype=residual.dtype, bias=_data(bias), residual=residual.data
+        )
+        return Tensor.wrap(y, backend)
+    out, _ = attention_decode.attend(
+        q, k_cache, v_cache, cu, table, kv_lens, None, None, options
+    )
+    rows = backend.reshape(out.data, (len(residual), weight.shape[1]))
+    y = gemv.gemv(backend, rows, weight, _data(bias), residual.data, residual.dtype)
+    return Tensor.wrap(y, backend)
+
+
+# -- the gated half of a feed-forward layer, and the head ----------------------------------------
+def _gated_supports(x, norm, gate, up, gate_bias, up_bias, eps, act) -> str | None:
+    return _products(x, [gate, up], [gate_bias, up_bias]) or _vector(norm)
+
+
+def _gated(x, norm, gate, up, gate_bias, up_bias, eps, act):
+    y = gemv.norm_gated_gemv(
+        x.backend, x.data, gemv.Norm(norm.data, eps), gate, up, act=act,
+        gate_bias=_data(gate_bias), up_bias=_data(up_bias),
+    )  # fmt: skip
+    return Tensor.wrap(y, x.backend)
+
+
+def _head_supports(x, norm, weight, bias, eps, dtype) -> str | None:
+    reason = _products(x, [weight], [bias]) or _vector(norm)
+    return reason or linear.KERNELS["linear"].supports(x, weight, bias, None, dtype)
+
+
+def _head(x, norm, weight, bias, eps, dtype):
+    first = gemv.Norm(norm.data, eps)
+    y = gemv.gemv(x.backend, x.data, weight, _data(bias), None, dtype, norm=first)
+    return Tensor.wrap(y, x.backend)
+
+
+KERNELS = {
+    "qkv_rope": Kernel(_qkv, _qkv_supports),
+    "qkv_rope_write": Kernel(_qkv_write, _qkv_supports),
+    "paged_attention_linear": Kernel(_attend, _attend_supports),
+    "norm_gated_linear": Kernel(_gated, _gated_supports),
+    "norm_linear": Kernel(_head, _head_supports),
+}
