@@ -60,8 +60,8 @@ WGPU = Variable(
     "BOOSTR_WGPU", "wgpu", "the library of the wgpu backend: wgpu (wgpu-native) or wgpudawn (Dawn)."
 )
 POISON = Variable(
-    "BOOSTR_POISON", "0", "1: the wgpu backend fills memory with nan before it is used again, so "
-    "that reads of what nobody wrote show.",
+    "BOOSTR_POISON", "0", "1: the wgpu backend fills memory with nan before it is used again and "
+    "checks bounds in kernels, so that reads of what nobody wrote show.",
 )  # fmt: skip
 REQUIRE = Variable(
     "BOOSTR_REQUIRE", "", "tests only: comma-separated backends (and nvrtc) whose absence is a "

@@ -21,13 +21,14 @@ from boostr.backends.wgpu.kernels import Variant
 from boostr.errors import BackendError
 
 BIG = Caps(
-    "big", "any", "any", f16=True, subgroup_min=32, subgroup_max=32, dot4=True,
+    "big", "any", "any", matrices=(("f16", "f32", 16, 16, 16),), f16=True, subgroup_min=32, subgroup_max=32, dot4=True,
     immediate_bytes=128, f32_atomics=True, workgroup_bytes=49152, workgroup_threads=1024,
 )  # fmt: skip
 SOFTWARE = replace(
     BIG, name="software", kind="software", subgroup_min=4, subgroup_max=128, workgroup_bytes=32768
 )
 LEAST = replace(BIG, name="least", **BARE)
+_MATRICES = "chromium-experimental-subgroup-matrix"
 GPUS = (BIG, SOFTWARE, LEAST)
 MODULES = sorted(
     name for _, name, _ in pkgutil.iter_modules(package.__path__)
@@ -81,7 +82,8 @@ def problems(variant: Variant, compiler: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_compiles(module, compiler):
-    listed = [v for v in variants(module) if "matrices" not in v.needs]
+    has = getattr(device(compiler), "features", ())
+    listed = [v for v in variants(module) if "matrices" not in v.needs or _MATRICES in has]
     found = [text for variant in listed for text in problems(variant, compiler)]
     assert not found, "\n".join(found[:3])
 

@@ -77,6 +77,7 @@ def test_an_adapter_that_is_not_there_is_named_with_those_that_are(selector):
 
 
 def test_a_missing_library_names_the_pip_line(monkeypatch):
+    monkeypatch.setenv(env.WGPU.name, "wgpu")
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if "wgpu" in n else real(n))
     assert package.probe() == "wgpu is not installed; pip install 'boostr[wgpu]'"
@@ -255,6 +256,29 @@ def test_a_read_is_of_the_moment_it_was_started(gpu):
         gpu.launch("device", "fill", 1, [], [values], (16, 0, i), COPY=False)
         reads.append(gpu.start_read(values))
     assert [int(read()[0]) for read in reads] == list(range(5))
+
+
+def test_reads_that_nobody_waits_for_are_given_up(gpu):
+    values = gpu.from_numpy(np.arange(64, dtype=np.uint32))
+    for _ in range(20):
+        gpu.start_read(values)
+    assert len(gpu.queue._staging.abandoned) <= 6
+    assert np.array_equal(gpu.start_read(values)(), np.arange(64))
+    gpu.release_memory()
+    read = gpu.queue.start_read(values.buffer.block, 0, 16)
+    read()
+    with refused(BackendError, "once"):
+        read()
+
+
+def test_memory_that_dies_in_a_cycle_can_be_used_again(gpu):
+    """A collection finalises the whole cycle, but the memory lives on in the pool."""
+    for i in range(3):
+        cycle = [gpu.from_numpy(np.full(777, i, np.uint32))]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+    assert (gpu.to_numpy(gpu.from_numpy(np.full(777, 9, np.uint32))) == 9).all()
 
 
 # -- commands ------------------------------------------------------------------------------------

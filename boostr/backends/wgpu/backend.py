@@ -21,16 +21,12 @@ from boostr.backends.wgpu.device import open_device
 from boostr.backends.wgpu.groups import Groups
 from boostr.backends.wgpu.kernel_table import find_kernel
 from boostr.backends.wgpu.kernels import Pipelines, Variant
+from boostr.backends.wgpu.primitives import Primitives
 from boostr.backends.wgpu.program import Recorder
 from boostr.backends.wgpu.provider import Provider
 from boostr.backends.wgpu.queue import Command, Queue
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
-
-try:
-    from boostr.backends.wgpu.primitives import Primitives
-except ImportError:
-    from boostr.backends.base import Backend as Primitives
 
 VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
 _PROBE_BYTES = 1 << 29
@@ -53,9 +49,10 @@ class WgpuBackend(Primitives):
     def __init__(self, provider: Provider, adapter: Any, selector: str) -> None:
         self.provider = provider
         self.device = f"wgpu:{selector}" if selector else "wgpu"
-        self._gpu, self.caps = open_device(provider, adapter)
         self.poison = env.POISON.text() == "1"
         self._debug = env.DEBUG.integer()
+        checked = self.poison or self._debug > 0
+        self._gpu, self.caps = open_device(provider, adapter, checked)
         self.queue = Queue(provider, self._gpu)
         self.pipelines = Pipelines(provider, self._gpu, self.caps, self.poison)
         self.groups = Groups(provider, self._gpu, self.caps)
@@ -270,6 +267,3 @@ class WgpuBackend(Primitives):
             self.recorder = None
         program.run()
         return outputs, program
-
-
-WgpuBackend.__abstractmethods__ = frozenset()  # until primitives.py is there

@@ -73,9 +73,15 @@ class Pool:
         self._make, self._serial, self._drop, self._relieve = make, serial, drop, relieve
         self.returned: deque[Block] = deque()
         self._free: dict[int, list[Block]] = {}
+        # all of them: a collection finalises whatever only garbage names, and blocks outlive it
+        self._blocks: dict[int, Block] = {}
         self.allocated = 0  # bytes of all blocks
         self.idle = 0  # bytes of blocks in `_free`
-        self.count = 0  # blocks
+
+    @property
+    def count(self) -> int:
+        """Blocks, in use and idle."""
+        return len(self._blocks)
 
     def take(self, nbytes: int, exact: bool = False, home: Pool | Arena | None = None) -> Buffer:
         """A buffer of at least so many bytes; `exact`: of its own size, not kept afterwards."""
@@ -115,7 +121,7 @@ class Pool:
     def _forget(self, block: Block) -> None:
         self._drop(block)
         self.allocated -= block.size
-        self.count -= 1
+        del self._blocks[block.uid]
         block.home, block.gpu = None, None
 
     def _new(self, size: int, home: Any) -> Block:
@@ -127,8 +133,9 @@ class Pool:
             self._relieve()
             gpu = self._make(size)
         self.allocated += size
-        self.count += 1
-        return Block(gpu, size, home)
+        block = Block(gpu, size, home)
+        self._blocks[block.uid] = block
+        return block
 
 
 class _Exact:

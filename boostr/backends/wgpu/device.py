@@ -48,10 +48,11 @@ class Caps:
 
 
 # features that are asked for where the adapter has them: wgpu's name, Dawn's name
+_MATRICES = "chromium-experimental-subgroup-matrix"
 _FEATURES = (
     "shader-f16", "subgroup", "subgroups", "immediates", "timestamp-query",
     "timestamp-query-inside-passes", "shader-float32-atomic",
-    "chromium-experimental-subgroup-matrix",
+    _MATRICES,
 )  # fmt: skip
 _LIMITS = (
     "max-storage-buffer-binding-size", "max-buffer-size", "max-compute-workgroup-storage-size",
@@ -63,7 +64,7 @@ _MOST_IMMEDIATES = 128  # bytes: 32 parameters
 _MOST_BINDING = 0x7FFFFFF0  # a kernel's indices are 32 bits wide
 
 
-def open_device(provider: Provider, adapter: Any) -> tuple[Any, Caps]:
+def open_device(provider: Provider, adapter: Any, checked: bool = True) -> tuple[Any, Caps]:
     """The adapter's device with everything of the whitelists that it has, and what it can do."""
     features = [f for f in _FEATURES if f in adapter.features]
     limits = {name: adapter.limits[name] for name in _LIMITS if name in adapter.limits}
@@ -71,7 +72,7 @@ def open_device(provider: Provider, adapter: Any) -> tuple[Any, Caps]:
     if provider.name == "wgpu" and "immediates" in features:
         immediates = min(adapter.limits["max-immediate-size"], _MOST_IMMEDIATES)
         limits["max-immediate-size"] = immediates
-    device = adapter.request_device_sync(required_features=features, required_limits=limits)
+    device = provider.device(adapter, features, limits, checked)
     return device, _caps(provider, adapter, device, immediates)
 
 
@@ -92,4 +93,5 @@ def _caps(provider: Provider, adapter: Any, device: Any, immediates: int) -> Cap
         workgroup_threads=limits["max-compute-invocations-per-workgroup"],
         workgroups=limits["max-compute-workgroups-per-dimension"],
         offset_alignment=max(limits["min-storage-buffer-offset-alignment"], 256),
+        matrices=provider.matrices(adapter) if _MATRICES in has else (),
     )  # fmt: skip

@@ -89,7 +89,7 @@ class Pipelines:
 
     def __init__(self, provider: Provider, device: Any, caps: Caps, poison: bool) -> None:
         self._provider, self._device, self._caps = provider, device, caps
-        self._poison = poison
+        self._poison, self._checked = poison, poison or env.DEBUG.integer() > 0
         self._found: dict[tuple, Pipeline] = {}
         self._modules: dict[str, Any] = {}
         self._layouts: dict[tuple, Layout] = {}
@@ -141,7 +141,7 @@ class Pipelines:
 
     def _module(self, text: str) -> Any:
         if text not in self._modules:
-            self._modules[text] = self._device.create_shader_module(code=text)
+            self._modules[text] = self._provider.module(self._device, text, self._checked)
         return self._modules[text]
 
     def _layout(self, reads: int, writes: int, uniform: bool, immediates: int) -> Layout:

@@ -16,6 +16,8 @@ from boostr import env
 from boostr.errors import BackendError
 
 NAMES = ("wgpu", "wgpudawn")
+# of Dawn: tensor cores and f16 on NVIDIA's Vulkan
+_TOGGLES = ("allow_unsafe_apis", "use_vulkan_memory_model", "vulkan_enable_f16_on_nvidia")
 # parts of an adapter's memory after which allocations fail, and the device is lost, in percent
 _BUDGET, _LOSS = 90, 97
 
@@ -43,21 +45,29 @@ class Provider:
         self.ffi: Any = self._api.ffi
         self.errors: tuple[type[Exception], ...] = (package.GPUError, RuntimeError)
         self.OutOfMemory: type[Exception] = package.GPUOutOfMemoryError
+        self.mapped: Any = None  # what the library calls when a buffer is mapped
         self.problems: list[str] = []  # errors of calls that were not checked, and lost devices
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they would be logged
         self._api.error_handler.log_error = self.problems.append
-        if name == "wgpu":
-            self._configure_native()
-
-    def _configure_native(self) -> None:
-        extras = importlib.import_module("wgpu.backends.wgpu_native.extras")
+        self._extras: Any = importlib.import_module(f"{name}.backends.{part}.extras")
         try:
-            extras.set_instance_extras(
+            self._configure()
+        except RuntimeError:
+            return  # the program has opened an instance of its own before us
+
+    def _configure(self) -> None:
+        """Options of the instance, before it is made."""
+        if self.name == "wgpu":
+            self._extras.set_instance_extras(
                 backends=["Vulkan", "Metal", "DX12"], flags=["Empty"],
                 budget_for_device_creation=_BUDGET, budget_for_device_loss=_LOSS,
             )  # fmt: skip
-        except RuntimeError:
-            return  # the program has opened an instance of its own before us
+        else:
+            known = self._extras.all_toggles()
+            self._extras.set_instance_extras(
+                enable_toggles=[t for t in _TOGGLES if t in known],
+                disable_toggles=[t for t in ("timestamp_quantization",) if t in known],
+            )
 
     def adapters(self) -> list[Any]:
         """Every adapter that the library finds, in its order."""
@@ -67,6 +77,39 @@ class Provider:
         package = importlib.import_module(self.name)
         inner = ".".join(map(str, self._backend.lib_version_info))
         return f"{self.name} {package.__version__} ({inner})"
+
+    def device(
+        self, adapter: Any, features: list[str], limits: dict[str, int], checked: bool
+    ) -> Any:
+        """The adapter's device; unless `checked`, kernels run without bounds checks of Dawn's."""
+        options: dict[str, Any] = {"required_features": features, "required_limits": limits}
+        if self.name == "wgpu":
+            return adapter.request_device_sync(**options)
+        toggles = [] if checked else ["disable_robustness"]
+        return self._extras.request_device_sync(adapter, enable_toggles=toggles, **options)
+
+    def matrices(self, adapter: Any) -> tuple[tuple[str, str, int, int, int], ...]:
+        """The shapes of subgroup matrices: (component, result, M, N, K)."""
+        if self.name == "wgpu":
+            return ()  # cooperative matrices are listed there, but refused on request
+        found = self._extras.get_adapter_properties(adapter).get("subgroup_matrix_configs", [])
+        return tuple(
+            (c["component_type"], c["result_component_type"], c["m"], c["n"], c["k"]) for c in found
+        )
+
+    def module(self, device: Any, text: str, checked: bool) -> Any:
+        """A shader module; unless `checked`, without clamped indices and bounded loops."""
+        if checked or self.name != "wgpu":
+            return device.create_shader_module(code=text)
+        ffi, data = self.ffi, text.encode()
+        held = ffi.new("char[]", data)
+        source = ffi.new("WGPUShaderSourceWGSL *")
+        source.chain.sType = self.raw.WGPUSType_ShaderSourceWGSL
+        source.code.data, source.code.length = held, len(data)
+        described = ffi.new("WGPUShaderModuleDescriptor *")
+        described.nextInChain = ffi.cast("WGPUChainedStruct *", source)
+        made = self.safe.wgpuDeviceCreateShaderModuleTrusted(device._internal, described, 0)
+        return self._api.GPUShaderModule("", made, device)
 
     def encoder(self, device: Any) -> Any:
         """A command encoder's raw handle."""

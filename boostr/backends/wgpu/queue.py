@@ -10,6 +10,7 @@ import numpy as np
 
 from boostr.backends.wgpu.buffers import Block
 from boostr.backends.wgpu.provider import Provider
+from boostr.backends.wgpu.staging import Read, StagingRing
 from boostr.errors import BackendError
 
 # (pipeline, bind group, parameters, their bytes, x, y, z, what must live until it is encoded)
@@ -33,7 +34,7 @@ class Queue:
         self._limit = _FIRST
         self._encoder: Any = None  # of commands that are encoded and not submitted
         self._in_flight: deque[Any] = deque()
-        self._staging: dict[int, list[_Staging]] = {}
+        self._staging = StagingRing(provider, device)
         self.lost: str | None = None
 
     # -- commands --------------------------------------------------------------------------------
@@ -157,26 +158,19 @@ class Queue:
         write = self._safe.wgpuQueueWriteBuffer
         self.checked(write, self._handle, block.handle, start, pointer, nbytes)
 
-    def start_read(self, block: Block, start: int, nbytes: int) -> Callable[[], np.ndarray]:
-        """Begin to copy bytes (start a multiple of 4) to the host; the result waits for them."""
+    def start_read(self, block: Block, start: int, nbytes: int) -> Read:
+        """Begin to copy bytes (start a multiple of 4) to the host; calling the result waits."""
         if self.pending:
             self.flush()
         size = -(-nbytes // 4) * 4
-        staging = self._staging_of(size)
+        staging = self._staging.take(size)
         if self._encoder is None:
             self._encoder = self.provider.encoder(self._device)
         self._raw.wgpuCommandEncoderCopyBufferToBuffer(
             self._encoder, block.handle, start, staging.gpu._internal, 0, size
         )
-        submission = self._submit()
-        staging.begin(size)
-
-        def wait() -> np.ndarray:
-            values = staging.finish(size, submission)[:nbytes]
-            self._staging[staging.gpu.size].append(staging)
-            return values
-
-        return wait
+        staging.begin(size, self._submit())
+        return Read(self._staging, staging, nbytes)
 
     def read_ticks(self, queries: Any, ticks: Block) -> np.ndarray:
         """The bytes of a query set of two timestamps, behind the commands that were run last."""
@@ -189,7 +183,7 @@ class Queue:
     def read(self, block: Block, start: int, nbytes: int) -> np.ndarray:
         """Bytes on the host (start a multiple of 4)."""
         out = np.empty(nbytes, np.uint8)
-        waits: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
+        waits: deque[tuple[int, Read]] = deque()
         for at in range(0, nbytes, _READ_PIECE):
             waits.append((at, self.start_read(block, start + at, min(_READ_PIECE, nbytes - at))))
             if len(waits) == 2:
@@ -200,58 +194,6 @@ class Queue:
         self._limit = _FIRST
         return out
 
-    def _staging_of(self, nbytes: int) -> _Staging:
-        size = max(4096, 1 << (nbytes - 1).bit_length())
-        free = self._staging.setdefault(size, [])
-        return free.pop() if free else _Staging(self.provider, self._device, size)
-
     def drop_staging(self) -> None:
+        """Give the memory of reads that are over back."""
         self._staging.clear()
-
-
-class _Staging:
-    """A buffer that the host can see, for one read at a time."""
-
-    def __init__(self, provider: Provider, device: Any, size: int) -> None:
-        usage = provider.flags.BufferUsage
-        self.gpu = device.create_buffer(size=size, usage=usage.MAP_READ | usage.COPY_DST)
-        self._provider, self._device = provider, device
-        self._status: int | None = None
-        self._promise: Any = None
-        if provider.name == "wgpu":
-            ffi = provider.ffi
-            signature = "void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)"
-            self._callback = ffi.callback(signature, self._mapped)
-            self._info = ffi.new("WGPUBufferMapCallbackInfo *")
-            self._info.mode = provider.raw.WGPUCallbackMode_AllowProcessEvents
-            self._info.callback = self._callback
-
-    def _mapped(self, status: int, message: Any, first: Any, second: Any) -> None:
-        self._status = status
-
-    def begin(self, nbytes: int) -> None:
-        """Ask for the bytes that were copied here by the last submitted commands."""
-        provider = self._provider
-        if provider.name == "wgpu":
-            self._status = None
-            provider.safe.wgpuBufferMapAsync(self.gpu._internal, 1, 0, nbytes, self._info[0])
-        else:
-            self._promise = self.gpu.map_async("READ", 0, nbytes)
-
-    def finish(self, nbytes: int, submission: Any) -> np.ndarray:
-        """The bytes, once the GPU is done with the submission that copied them."""
-        provider, raw = self._provider, self._provider.raw
-        if provider.name != "wgpu":
-            self._promise.sync_wait()
-            values = np.frombuffer(self.gpu.read_mapped(0, nbytes), np.uint8).copy()
-            self.gpu.unmap()
-            return values
-        while self._status is None:
-            raw.wgpuDevicePoll(self._device._internal, True, submission)
-        if self._status != raw.WGPUMapAsyncStatus_Success:
-            raise BackendError(f"reading from the GPU failed (status {self._status})")
-        source = raw.wgpuBufferGetMappedRange(self.gpu._internal, 0, nbytes)
-        values = np.empty(nbytes, np.uint8)
-        provider.ffi.memmove(provider.ffi.from_buffer(values), source, nbytes)
-        raw.wgpuBufferUnmap(self.gpu._internal)
-        return values
