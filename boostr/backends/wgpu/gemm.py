@@ -1,0 +1,351 @@
+"""Products with many rows: `gemm.wgsl` (tiles in shared memory), `gemm_direct.wgsl` (software
+adapters, tiny products) and `gemm_finish.wgsl`; `gemm_matrix.py` has those on tensor cores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from itertools import product as each
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.wgpu import gemm_matrix, wgsl
+from boostr.backends.wgpu.array import GpuArray, contiguous_strides
+from boostr.backends.wgpu.device import Caps
+from boostr.backends.wgpu.gemm_ends import Ends, finish
+from boostr.backends.wgpu.gemm_operands import FLOATS, Operand, Weight
+from boostr.backends.wgpu.kernels import Variant
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+_CORES = {"discrete": 132, "integrated": 16, "software": 1}  # an H100's; WebGPU names no number
+_MULTIPLIES = 128  # of a core in a clock
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a workgroup of `gemm.wgsl` makes; see there. rate: the share of the peak it reaches."""
+
+    BM: int
+    BN: int
+    TM: int
+    TN: int
+    BK: int = 16
+    STAGES: int = 1
+    UNROLL: int = 16
+    rate: float = 0.7
+
+    @property
+    def threads(self) -> int:
+        return self.BM // self.TM * (self.BN // self.TN)
+
+    @property
+    def shared_bytes(self) -> int:
+        return 4 * self.BK * (self.BM + self.BN) * self.STAGES
+
+    def values(self) -> dict[str, int]:
+        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL")
+        return {name: getattr(self, name) for name in names}
+
+
+LARGE = Tile(128, 128, 8, 8)
+TILES = (
+    LARGE, Tile(64, 128, 8, 8, rate=0.65), Tile(64, 64, 8, 8, rate=0.55),
+    Tile(32, 128, 4, 8, rate=0.5), Tile(16, 128, 4, 8, rate=0.4),
+)  # fmt: skip
+DIRECT = Tile(32, 32, 4, 4, rate=0.1)  # `gemm_direct.wgsl`
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tile, and into how many parts K is cut."""
+
+    tile: Tile
+    splits: int = 1
+
+
+def choose(caps: Caps, M: int, N: int, units: int, batches: int, room: int) -> Plan:
+    """The plan with the least estimated time.
+
+    Args:
+        units: length of the sums in steps of the kernel.   room: the most splits that a slab of
+            parts has memory for.
+    """
+    if caps.kind == "software" or M * N * units * batches < 1 << 16:
+        return Plan(DIRECT)
+    cores = _CORES[caps.kind]
+    best, least = Plan(DIRECT), math.inf
+    for tile, splits in each(TILES, _SPLITS):
+        if tile.shared_bytes > caps.workgroup_bytes or tile.threads > caps.workgroup_threads:
+            continue
+        if splits > room or splits > max(1, units // (4 * tile.BK)):
+            continue
+        groups = -(-M // tile.BM) * -(-N // tile.BN) * batches * splits
+        each_core = -(-groups // cores)
+        busy = min(1.0, 0.5 + each_core * tile.threads / 1024)  # too few threads hide no latency
+        depth = -(-units // (splits * tile.BK)) * tile.BK + 48
+        clocks = each_core * tile.BM * tile.BN * depth / (_MULTIPLIES * tile.rate * busy)
+        if splits > 1:
+            clocks += 5000 + 5e-3 * splits * M * N * batches  # another dispatch, and its bytes
+        if clocks < least:
+            best, least = Plan(tile, splits), clocks
+    return best
+
+
+def supports(
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None,
+    dtype: np.dtype | None = None,
+) -> str | None:  # fmt: skip
+    """None if `linear` multiplies these, else why not."""
+    floats = [t for t in (x, bias, residual) if t is not None]
+    floats += [weight] if isinstance(weight, Tensor) else []
+    for part in floats:
+        if part.dtype not in FLOATS:
+            return f"dtype {part.dtype} is none of float32, float16, bfloat16"
+    if dtype is not None and dtype not in FLOATS:
+        return f"result dtype {dtype} is none of float32, float16, bfloat16"
+    if isinstance(weight, QuantizedTensor):
+        scales = weight.parts.get("scales")
+        if scales is not None and scales.dtype != dtypes.float32:
+            return f"scales are {scales.dtype}, not float32"
+    return None if weight.shape[1] else "K is 0"
+
+
+def linear(
+    backend: Any, x: Any, weight: Weight, bias: Any = None, residual: Any = None,
+    dtype: Any = None, plan: Plan | None = None,
+) -> GpuArray:  # fmt: skip
+    """x [..., K] times weight [N, K] transposed, plus bias [N] and residual [..., N].
+
+    x, bias and residual: arrays or tensors of any strides. A weight whose bytes one binding cannot
+    hold is multiplied in parts of its rows, x in parts of its own.
+    """
+    x, bias, residual = (t.data if isinstance(t, Tensor) else t for t in (x, bias, residual))
+    N, K = weight.shape
+    lead, M = x.shape[:-1], math.prod(x.shape[:-1])
+    kind = x.dtype if dtype is None else np.dtype(dtype)
+    out = backend.empty((M, N), kind)
+    w = Operand.of_weight(weight, backend)
+    if M and N:
+        if x.ndim != 2 or min(x.strides) < 0:
+            x = backend.dense(x)
+            x = x.view(shape=(M, K), strides=(K, 1))
+        bias, residual = (None if a is None else backend.dense(a) for a in (bias, residual))
+        if w.form == "words":
+            x, x_scale = _round_rows(backend, x)
+            left = Operand(x, "words", M, K, K)
+            ends = Ends(bias, residual, w.scales, x_scale)
+        else:
+            left = Operand.of_matrix(backend, x)
+            ends = Ends(bias, residual, w.scales if w.form == "i8" else None)
+        _bands(backend, left, w, ends, out, plan)
+    return out.view(shape=(*lead, N), strides=contiguous_strides((*lead, N)))
+
+
+def matmul(backend: Any, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArray:
+    """a [..., M, K] @ b [..., K, N], leading axes broadcast, of any strides; f32 sums.
+
+    a and b may be of two float types; `dtype` of the result: a's by default.
+    """
+    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = backend.empty((*lead, M, N), a.dtype if dtype is None else dtype)
+    batches = math.prod(lead)
+    if not out.size:
+        return out
+    if K == 0:
+        return backend.full((*lead, M, N), 0, out.dtype)
+    turned = b.view(
+        shape=(*b.shape[:-2], N, K), strides=(*b.strides[:-2], b.strides[-1], b.strides[-2])
+    )
+    left, right = _flat(backend, a, lead), _flat(backend, turned, lead)
+    if right.batch == 0 and left.batch == M * left.line and not left.across and batches > 1:
+        # matrices that lie behind each other, times one: a single product
+        left = Operand(left.array, left.form, batches * M, K, left.line)
+        M, batches = batches * M, 1
+    flat = out.view(shape=(batches, M, N), strides=(M * N, N, 1))
+    most = backend.caps.binding_bytes
+    small = max(left.seen(), right.seen(), M * N * batches * 4) <= most
+    if small and batches <= backend.caps.workgroups // 16:
+        _launch(backend, left, right, Ends(), flat, N, 0, None)
+        return out
+    for i in range(batches):
+        one = flat.view(shape=(M, N), strides=(N, 1), offset=flat.offset + i * M * N)
+        x, w = (s.matrix(i) if s.batch or batches > 1 else s for s in (left, right))
+        _bands(backend, x, w, Ends(), one, None)
+    return out
+
+
+def _flat(backend: Any, x: GpuArray, lead: tuple[int, ...]) -> Operand:
+    """x's matrices as [batches, rows, inputs], its leading axes broadcast to `lead`."""
+    *_, rows, inputs = x.shape
+    own = (0,) * (len(lead) - x.ndim + 2) + tuple(
+        0 if n == 1 else stride for n, stride in zip(x.shape[:-2], x.strides[:-2], strict=True)
+    )
+    axes = [(n, stride) for n, stride in zip(lead, own, strict=True) if n > 1]
+    regular = all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(axes))
+    if not regular:
+        return _flat(backend, backend.copy(x.view(
+            shape=(*lead, rows, inputs), strides=(*own, *x.strides[-2:]))), lead)  # fmt: skip
+    step = axes[-1][1] if axes else 0
+    shape, strides = (math.prod(lead), rows, inputs), (step, *x.strides[-2:])
+    return Operand.of_matrix(backend, x.view(shape=shape, strides=strides))
+
+
+def _round_rows(backend: Any, x: GpuArray) -> tuple[GpuArray, GpuArray]:
+    """x as int8 [M, K] and its scales [M]."""
+    from boostr import autograd
+    from boostr.ops.quant import quantize_rows
+
+    with autograd.no_grad():
+        values, scales = quantize_rows(Tensor.wrap(x, backend))
+    return backend.dense(values.data), backend.dense(scales.data)
+
+
+def _bands(
+    backend: Any, x: Operand, w: Operand, ends: Ends, out: GpuArray, plan: Plan | None
+) -> None:
+    """One product, in as many parts as the windows of bindings ask for."""
+    most, (M, N) = backend.caps.binding_bytes, out.shape
+    if (x.across and x.seen() > most) or (w.across and w.seen() > most):
+        _contracted(backend, x, w, out)
+        return
+    widest = max(x.line * x.array.dtype.itemsize, N * 4)
+    rows = M if max(x.seen(), M * N * 4) <= most else max(most // widest, 1)
+    columns = N if w.seen() <= most else max(most // (w.line * w.array.dtype.itemsize), 4) // 4 * 4
+    for m in range(0, M, rows):
+        stop = min(m + rows, M)
+        y = out.view(shape=(1, stop - m, N), strides=(0, N, 1), offset=out.offset + m * N)
+        band = ends.rows(m, stop, N)
+        if columns >= N:
+            _launch(backend, x.part(m, stop), w, band, y, N, 0, plan)
+        else:
+            _columns(backend, x.part(m, stop), w, columns, band, y, plan)
+
+
+def _columns(
+    backend: Any, x: Operand, w: Operand, columns: int, ends: Ends, y: GpuArray, plan: Plan | None
+) -> None:
+    """y [1, M, N] in bands of the weight's rows, each in one dispatch."""
+    N, wide = y.shape[-1], y
+    if N % 4 and y.dtype != dtypes.float32:
+        wide = backend.empty(y.shape, np.float32)  # words of 16-bit rows would be shared
+    for n in range(0, N, columns):
+        stop = min(n + columns, N)
+        band = ends.columns(n, stop)
+        _launch(backend, x, w.part(n, stop), band, wide, stop - n, n, plan or Plan(LARGE))
+    if wide is not y:
+        backend.assign(y, wide)
+
+
+def _contracted(backend: Any, x: Operand, w: Operand, out: GpuArray) -> None:
+    """A product whose inputs are shared out, since lines across do not fit a binding."""
+    most, K = backend.caps.binding_bytes, x.inputs
+    widest = max(s.line * s.array.dtype.itemsize for s in (x, w) if s.across)
+    step = max(most // widest, 4) // 4 * 4
+    sums = None
+    for k in range(0, K, step):
+        stop = min(k + step, K)
+        y = out if stop == K else backend.empty(out.shape, np.float32)
+        part = x.contraction(k, stop), w.contraction(k, stop)
+        _bands(backend, *part, Ends(residual=sums), y, None)
+        sums = y
+
+
+def _launch(
+    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
+    plan: Plan | None, guard: GpuArray | None = None,
+) -> None:  # fmt: skip
+    """Columns `column` to `column + N` of y [batches, M, all columns], whose windows all fit."""
+    batches, M, width = y.shape
+    if plan is None and gemm_matrix.takes(backend, x, w, y) is None:
+        again = Plan(next(t for t in reversed(TILES) if t.BM >= M or t == LARGE))
+        gemm_matrix.product(
+            backend, x, w, ends, y, N, column,
+            lambda flag: _launch(backend, x, w, ends, y, N, column, again, flag),
+        )  # fmt: skip
+        return
+    integers = x.form == "words"
+    units = -(-x.inputs // 4) if integers else x.inputs
+    room = backend.caps.binding_bytes // (4 * batches * M * width)
+    plan = plan or choose(backend.caps, M, N, units, batches, room)
+    tile = plan.tile
+    direct = tile == DIRECT
+    depth = 16 if direct else tile.BK
+    steps = -(-units // depth)
+    share = -(-steps // plan.splits)
+    splits = -(-steps // share)
+    ragged = width % 4 != 0 and y.dtype != dtypes.float32
+    split = splits > 1 or ragged
+    result = dtypes.int32 if integers else dtypes.float32
+    part = backend.empty((splits * batches * M, width), result) if split else y
+    scales = [] if integers and split else [
+        a for a in (ends.w_scale, ends.x_scale) if a is not None
+    ]  # fmt: skip
+    values = {
+        **x.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
+        "OUT": wgsl.name_of(part.dtype), "OUT_WHOLE": (width | N | column) % 4 == 0,
+        **ends.values(not split), "GUARD": guard is not None,
+    }  # fmt: skip
+    reads = [x.array, *w.reads(), *scales, *([] if split else ends.tail())]
+    grid = (-(-M // tile.BM), -(-N // tile.BN), batches * splits)
+    backend.launch(
+        "gemm_direct" if direct else "gemm", "gemm", grid, reads + ([guard] if guard else []),
+        [part], parameters(backend, x, w, ends, M, N, units, share, splits, width, column),
+        **values,
+    )  # fmt: skip
+    if split:
+        finish(backend, part, ends, y, splits)
+
+
+def parameters(
+    backend: Any, x: Operand, w: Operand, ends: Ends, M: int, N: int, units: int, share: int,
+    splits: int, width: int, column: int,
+) -> tuple[int, ...]:  # fmt: skip
+    """`struct Params` of gemm_head.wgsl."""
+    offset = backend.offset
+    scales = w.scales
+    groups, scale_offset = (0, 0) if scales is None else (scales.shape[1], offset(scales))
+    return (
+        M, N, x.inputs, units, share, splits, offset(x.array), x.line, x.batch,
+        offset(w.array), w.line, w.batch, groups, scale_offset, *ends.offsets(backend),
+        width, column,
+    )  # fmt: skip
+
+
+def _variant(X: str = "f32", W: str = "f32", tile: Tile = LARGE, **changes: Any) -> Variant:
+    """A specialisation; the rest of its values is the plainest."""
+    values: dict[str, Any] = {
+        "X": X, "X_WHOLE": True, "X_ACROSS": False, "W": W, "W_WHOLE": True, "W_ACROSS": False,
+        "SPLIT": False, "OUT": "f32", "OUT_WHOLE": True, "BIAS": "", "RESIDUAL": "",
+        "GUARD": False, "GROUP": 32, **tile.values(), **changes,
+    }  # fmt: skip
+    direct = tile == DIRECT
+    return Variant("gemm_direct" if direct else "gemm", values)
+
+
+_FORMS = ("f32", "f16", "bf16", "i8", "i8g", "q8_0", "q4_1")
+_ODD = {"X_WHOLE": False, "W_WHOLE": False, "OUT_WHOLE": False}
+VARIANTS = [
+    *(_variant("bf16", form, OUT="bf16") for form in _FORMS),
+    *(_variant("f16", form, DIRECT, OUT="f16", BIAS="f32", RESIDUAL="f16") for form in _FORMS),
+    *(_variant(W=form, tile=TILES[3], SPLIT=True, **_ODD) for form in _FORMS[:5]),
+    *(_variant("words", "words", tile, OUT="bf16", BIAS="f32") for tile in (LARGE, DIRECT)),
+    _variant("words", "words", TILES[2], OUT="i32", SPLIT=True, **_ODD),
+    *(_variant(tile=tile, RESIDUAL="f32") for tile in TILES),
+    *(
+        _variant("bf16", "bf16", tile, X_ACROSS=x, W_ACROSS=w, X_WHOLE=x, W_WHOLE=not x)
+        for tile in (LARGE, DIRECT) for x, w in ((True, False), (False, True), (True, True))
+    ),
+    _variant("bf16", "bf16", OUT="bf16", GUARD=True),
+    *(
+        Variant("gemm_finish", {"PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual})
+        for part, out, bias, residual in (
+            ("f32", "f32", "", ""), ("f32", "bf16", "bf16", "bf16"), ("i32", "f16", "f32", "f16"),
+        )
+    ),
+]  # fmt: skip

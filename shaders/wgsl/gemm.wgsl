@@ -1,0 +1,188 @@
+// y[M, N] = x · wᵀ (+ bias + residual), any stored form of w, f32 or exact int32 sums.
+//
+// x: M lines of K, or K lines of M (X_ACROSS); w: N lines of K, or K lines of N (W_ACROSS); forms:
+// gemm_operand.wgsl. A workgroup makes a tile of BM x BN, a thread TM x TN of it (runs of 4 rows and
+// columns, BM / 2 and BN / 2 apart), 8 lanes side by side and 4 above each other: a warp reads a row
+// of 128 bytes and broadcasts of shared memory at once. Tiles lie there as [BK][BM] and [BK][BN]; a
+// thread brings blocks of 4 lines x 4 elements, turned in registers; the raw words of the next tile
+// are on their way while this one is multiplied.
+// Grid: (tiles of M, tiles of N, batches x splits). SPLIT: the sums over a part of K go to a slab of
+// y, [splits][batches][M][N] in f32 or i32, and gemm_finish.wgsl adds them up.
+// X == "words": int8 in words, `p.K` int8 and `p.units` words to a line, exact int32 sums.
+// UNROLL: steps of K in the text of the inner loop. GUARD: does nothing unless `flag` is set (gemm_matrix.wgsl).
+// Limits: N % 4 == 0 (OUT_WHOLE), else y is f32 or SPLIT. The register tile is CUTLASS's.
+# from "gemm_operand.wgsl" import raw_type with context
+# set DOT4 = X == "words"
+# set RESULT = "i32" if DOT4 else "f32"
+# set SHARED = "u32" if DOT4 else "f32"
+# set THREADS = BM // TM * (BN // TN)
+# set XS = ("x", X, X_WHOLE, X_ACROSS, BM, 0)
+# set WS = ("w", W, W_WHOLE, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
+# set SCALED_ROWS = DOT4
+# set SCALED_COLUMNS = DOT4 or W == "i8"
+# include "gemm_head.wgsl"
+{{ workgroup("xs", "vec4<" ~ SHARED ~ ">", STAGES * BK * BM // 4) }}
+{{ workgroup("ws", "vec4<" ~ SHARED ~ ">", STAGES * BK * BN // 4) }}
+
+# if DOT4
+fn add_products(a: u32, b: vec4<u32>, sum: vec4<i32>) -> vec4<i32> {
+  return sum + vec4<i32>(dot_words(a, b.x), dot_words(a, b.y), dot_words(a, b.z), dot_words(a, b.w));
+}
+# else
+fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+  return fma(vec4<f32>(a), b, sum);
+}
+# endif
+
+// -- moving a side's tile: a thread's blocks, registers SIDE_BLOCK_LINE
+# macro declare(side)
+#   set name, form, whole, across, rows, start = side
+#   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
+  let {{name}}_block_{{b}} = t - {{start}}u + {{b * THREADS}}u;
+  let {{name}}_row_{{b}} = {{name}}_block_{{b}} % {{rows // 4}}u;
+  let {{name}}_quad_{{b}} = {{name}}_block_{{b}} / {{rows // 4}}u * 4u;
+#     for i in range(4)
+  var {{name}}_{{b}}_{{i}}: {{ raw_type(form, whole) }};
+#     endfor
+#   endfor
+# endmacro
+# macro fetch(side, length)
+#   set name, form, whole, across, rows, start = side
+#   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
+#     if rows // 4 * BK // 4 < THREADS
+    if ({{ "t >= %du" % start if start else "t < %du" % (rows // 4 * BK // 4) }}) {
+#     else
+    {
+#     endif
+      let unit = first + {{name}}_quad_{{b}};
+      let row = {{name}}_first + {{name}}_row_{{b}} * 4u;
+#     for i in range(4)
+#       if across
+      {{name}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(unit + {{i}}u, batch), row,
+                                           select(0u, {{length}}, unit + {{i}}u < last));
+#       else
+      {{name}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(min(row + {{i}}u, {{length}} - 1u), batch),
+                                           unit, last);
+#       endif
+#     endfor
+    }
+#   endfor
+# endmacro
+# macro stash(side)
+#   set name, form, whole, across, rows, start = side
+#   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
+#     if rows // 4 * BK // 4 < THREADS
+    if ({{ "t >= %du" % start if start else "t < %du" % (rows // 4 * BK // 4) }}) {
+#     else
+    {
+#     endif
+      let to = {{name}}_stage + {{name}}_quad_{{b}} * {{rows // 4}}u + {{name}}_row_{{b}};
+#     for i in range(4)
+      let v{{i}} = {{name}}_decode({{name}}_{{b}}_{{i}});
+#     endfor
+#     for i in range(4)
+#       if across
+      {{name}}s[to + {{i * rows // 4}}u] = v{{i}};
+#       else
+#         set c = "xyzw"[i]
+      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}});
+#       endif
+#     endfor
+    }
+#   endfor
+# endmacro
+# macro multiply()
+#   for k in range(UNROLL)
+    {
+#     for i in range(TM // 4)
+      let a{{i}} = xs[xk + {{k * BM // 4 + i * BM // 8}}u];
+#     endfor
+#     for j in range(TN // 4)
+      let b{{j}} = ws[wk + {{k * BN // 4 + j * BN // 8}}u];
+#     endfor
+#     for i in range(TM)
+#       for j in range(TN // 4)
+      c{{i}}_{{j}} = add_products(a{{i // 4}}.{{"xyzw"[i % 4]}}, b{{j}}, c{{i}}_{{j}});
+#       endfor
+#     endfor
+    }
+#   endfor
+# endmacro
+
+@compute @workgroup_size({{THREADS}})
+fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) t: u32) {
+# if GUARD
+  if (flag[0] == 0u) { return; }
+# endif
+{{ poison("t", THREADS) }}
+  let split = id.z % p.splits;
+  let batch = id.z / p.splits;
+  let x_first = id.x * {{BM}}u;
+  let w_first = id.y * {{BN}}u;
+  var first = split * p.steps * {{BK}}u;
+  let last = min(p.units, first + p.steps * {{BK}}u);
+  // 8 x 4 lanes, then warps of them side by side
+  let warp = t / 32u;
+  let tx = warp % {{BN // TN // 8}}u * 8u + t % 8u;
+  let ty = warp / {{BN // TN // 8}}u * 4u + t / 8u % 4u;
+# for i in range(TM)
+#   for j in range(TN // 4)
+  var c{{i}}_{{j}} = vec4<{{RESULT}}>();
+#   endfor
+# endfor
+{{ declare(XS) }}
+{{ declare(WS) }}
+{{ fetch(XS, "p.M") }}
+{{ fetch(WS, "p.N") }}
+# if STAGES == 2
+  var x_stage = 0u;
+  var w_stage = 0u;
+{{ stash(XS) }}
+{{ stash(WS) }}
+  workgroupBarrier();
+# else
+  let x_stage = 0u;
+  let w_stage = 0u;
+# endif
+  for (; first < last;) {
+# if STAGES == 1
+{{ stash(XS) }}
+{{ stash(WS) }}
+    workgroupBarrier();
+# endif
+    first += {{BK}}u;
+{{ fetch(XS, "p.M") }}
+{{ fetch(WS, "p.N") }}
+    var xk = x_stage + ty;
+    var wk = w_stage + tx;
+# if BK > UNROLL
+    for (var part = 0u; part < {{BK // UNROLL}}u; part++) {
+{{ multiply() }}
+      xk += {{UNROLL * BM // 4}}u;
+      wk += {{UNROLL * BN // 4}}u;
+    }
+# else
+{{ multiply() }}
+# endif
+# if STAGES == 2
+    // nobody reads the other stage: all are past the barrier behind the last step that did
+    x_stage = {{BK * BM // 4}}u - x_stage;
+    w_stage = {{BK * BN // 4}}u - w_stage;
+{{ stash(XS) }}
+{{ stash(WS) }}
+# endif
+    workgroupBarrier();
+  }
+# if SPLIT
+  let slab = split * (grid.z / p.splits) + batch;
+# else
+  let slab = batch;
+# endif
+  let n = w_first + tx * 4u;
+# for i in range(TM)
+#   for j in range(TN // 4)
+  emit(slab, x_first + ty * 4u + {{i // 4 * BM // 2 + i % 4}}u, n + {{j * BN // 2}}u, c{{i}}_{{j}});
+#   endfor
+# endfor
+}

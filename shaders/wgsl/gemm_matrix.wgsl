@@ -1,0 +1,236 @@
+// y[M, N] = x · wᵀ on tensor cores (subgroup matrices), f16 products summed in f32.
+//
+// x: f16 [M, K], times x_scale[m] (gemm_matrix_rows.wgsl brings bf16 and f32 rows there by powers of
+// two, exactly for bf16). w: f16, bf16, i8, i8g, q8_0, q4_1; all but f16 and i8 become f16 by way of
+// w * W_UP (2^7): exact for bf16 between 2^-24 and 2^9, flushed below; where one is beyond, `flag`
+// is set and gemm.wgsl makes the product again. X == "words": int8 in words, int32 sums, exact.
+// A workgroup of (BM / WM) (BN / WN) subgroups makes BM x BN, each WM x WN of it in matrices of
+// MM x MN x MK. Both tiles lie in shared memory as lines of BK and 16 bytes that keep the lines of a
+// matrix in different banks; the next tile's words travel behind this one's products. Results pass
+// through the same memory in strips of MM rows.
+// Grid: (tiles of M, tiles of N, splits); SPLIT and the end: gemm.wgsl. Limits: K and lines of whole
+// 16 bytes (8 values; 16 for int8), N % 4 == 0.
+# set INTEGERS = X == "words"
+# set RESULT = "i32" if INTEGERS else "f32"
+# set COMPONENT = "i8" if INTEGERS else "f16"
+# set EACH = 16 if INTEGERS else 8
+# set LINE = BK // EACH + 1
+# set THREADS = BM // WM * (BN // WN) * LANES
+# set SUBGROUPS = THREADS // LANES
+# set STRIP = WN // 4 + 1
+# set STAGE = (BM + BN) * LINE
+# set SCALED_ROWS = INTEGERS or X_SCALED
+# set SCALED_COLUMNS = INTEGERS or W == "i8"
+# set GUARDED = W in ("bf16", "i8g", "q8_0", "q4_1")
+# set W_UP = 128.0 if GUARDED else 1.0
+# set X_UNITS = BM * BK // EACH // THREADS
+# set W_UNITS = BN * BK // EACH // THREADS
+struct Params {
+  M: u32, N: u32, K: u32, units: u32, steps: u32, splits: u32,
+  x_offset: u32, x_line: u32, x_batch: u32,
+  w_offset: u32, w_line: u32, w_batch: u32,
+  groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
+  out_line: u32, out_column: u32,
+}
+{{ read(0, "x", "u32", 4) }}
+{{ read(1, "w", "u32", 4 if W in ("f16", "bf16", "words") else 2 if W == "i8" or W == "i8g" else 1) }}
+# set next = 2
+# if W == "i8g" or SCALED_COLUMNS and not (INTEGERS and SPLIT)
+{{ read(next, "w_scale", "f32") }}
+#   set next = next + 1
+# endif
+# if SCALED_ROWS and not (INTEGERS and SPLIT)
+{{ read(next, "x_scale", "f32") }}
+#   set next = next + 1
+# endif
+# if BIAS
+{{ read(next, "bias", BIAS) }}
+#   set next = next + 1
+# endif
+# if RESIDUAL
+{{ read(next, "residual", RESIDUAL) }}
+#   set next = next + 1
+# endif
+{{ write(next, "y", OUT, 4 // PER_WORD[OUT]) }}
+#   set next = next + 1
+# if GUARDED
+@group(0) @binding({{next}}) var<storage, read_write> flag: array<atomic<u32>>;
+#   set next = next + 1
+# endif
+{{ parameters(next) }}
+# set OUT_WHOLE = true
+# include "gemm_emit.wgsl"
+{{ workgroup("tiles", "vec4<u32>", [STAGES * STAGE, SUBGROUPS * MM * STRIP] | max) }}
+var<private> most: vec4<f32>;
+
+fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
+# if GUARDED
+  most = max(most, max(abs(a), abs(b)));
+# endif
+  return vec4<u32>(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+}
+// Raw words of EACH weights of row `row` from k on, and those as components of matrices.
+# if W in ("f16", "bf16", "words")
+fn w_load(row: u32, k: u32) -> vec4<u32> {
+  return w[(p.w_offset + row * p.w_line + k) / {{EACH}}u];
+}
+fn w_pack(raw: vec4<u32>) -> vec4<u32> {
+#   if W == "bf16"
+  return pack8(vec4<f32>(unpack_bf16(raw.x), unpack_bf16(raw.y)) * {{W_UP}},
+               vec4<f32>(unpack_bf16(raw.z), unpack_bf16(raw.w)) * {{W_UP}});
+#   else
+  return raw;
+#   endif
+}
+# elif W in ("i8", "i8g")
+fn w_load(row: u32, k: u32) -> vec4<u32> {
+  let words = w[(p.w_offset + row * p.w_line + k) / 8u];
+#   if W == "i8g"
+  let scale = w_scale[p.scale_offset + row * p.groups + k / {{GROUP}}u];
+  return vec4<u32>(words, bitcast<u32>(scale), 0u);
+#   else
+  return vec4<u32>(words, 0u, 0u);
+#   endif
+}
+fn w_pack(raw: vec4<u32>) -> vec4<u32> {
+  let scale = {{ "bitcast<f32>(raw.z) * %f" % W_UP if W == "i8g" else "1.0" }};
+  return pack8(vec4<f32>(unpack_i8(raw.x)) * scale, vec4<f32>(unpack_i8(raw.y)) * scale);
+}
+# elif W == "q8_0"
+fn w_load(row: u32, k: u32) -> vec4<u32> {
+  let block = p.w_offset + row * p.w_line + k / 32u * 34u;
+  let place = block + 2u + k % 32u;
+  let at = place / 4u;
+  let far = w[(place + 6u) / 4u];
+  let near = vec2<u32>(w[at], w[at + 1u]);
+  let turned = vec2<u32>((near.x >> 16u) | (near.y << 16u), (near.y >> 16u) | (far << 16u));
+  return vec4<u32>(select(near, turned, (place & 2u) != 0u), w[block / 4u] >> ((block & 2u) * 8u), 0u);
+}
+fn w_pack(raw: vec4<u32>) -> vec4<u32> {
+  let d = unpack2x16float(raw.z).x * {{W_UP}};
+  return pack8(vec4<f32>(unpack_i8(raw.x)) * d, vec4<f32>(unpack_i8(raw.y)) * d);
+}
+# else
+fn w_load(row: u32, k: u32) -> vec4<u32> {
+  let block = (p.w_offset + row * p.w_line) / 4u + k / 32u * 5u;
+  let at = block + 1u + k % 16u / 4u;
+  let high = (k & 16u) / 4u;
+  return vec4<u32>(w[at] >> high, w[at + 1u] >> high, w[block], 0u);
+}
+fn w_pack(raw: vec4<u32>) -> vec4<u32> {
+  let dm = unpack2x16float(raw.z) * {{W_UP}};
+  return pack8(fma(vec4<f32>(unpack_u8(raw.x & 0x0f0f0f0fu)), vec4<f32>(dm.x), vec4<f32>(dm.y)),
+               fma(vec4<f32>(unpack_u8(raw.y & 0x0f0f0f0fu)), vec4<f32>(dm.x), vec4<f32>(dm.y)));
+}
+# endif
+
+# macro fetch()
+#   for i in range(X_UNITS)
+    x{{i}} = vec4<u32>();
+    if (k + x_k_{{i}} < last) { x{{i}} = x[x_from_{{i}} + k / {{EACH}}u]; }
+#   endfor
+#   for i in range(W_UNITS)
+    w{{i}} = vec4<u32>();
+    if (k + w_k_{{i}} < last) { w{{i}} = w_load(w_row_{{i}}, k + w_k_{{i}}); }
+#   endfor
+# endmacro
+# macro stash()
+#   for i in range(X_UNITS)
+    tiles[stage + x_to_{{i}}] = x{{i}};
+#   endfor
+#   for i in range(W_UNITS)
+    tiles[stage + w_to_{{i}}] = w_pack(w{{i}});
+#   endfor
+# endmacro
+# macro multiply()
+#   for k in range(BK // MK)
+    {
+#     for j in range(WN // MN)
+      let b{{j}} = subgroupMatrixLoad<subgroup_matrix_right<{{COMPONENT}}, {{MN}}, {{MK}}>, col_major>(
+        &tiles, b_from + {{(j * MN * LINE * EACH + k * MK) // (EACH if POINTEE else 1)}}u, {{LINE * EACH // (EACH if POINTEE else 1)}}u);
+#     endfor
+#     for i in range(WM // MM)
+      let a{{i}} = subgroupMatrixLoad<subgroup_matrix_left<{{COMPONENT}}, {{MK}}, {{MM}}>, row_major>(
+        &tiles, a_from + {{(i * MM * LINE * EACH + k * MK) // (EACH if POINTEE else 1)}}u, {{LINE * EACH // (EACH if POINTEE else 1)}}u);
+#       for j in range(WN // MN)
+      c{{i}}_{{j}} = subgroupMatrixMultiplyAccumulate(a{{i}}, b{{j}}, c{{i}}_{{j}});
+#       endfor
+#     endfor
+    }
+#   endfor
+# endmacro
+
+@compute @workgroup_size({{THREADS}})
+fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t: u32,
+        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
+{{ poison("t", THREADS) }}
+  let m0 = id.x * {{BM}}u;
+  let n0 = id.y * {{BN}}u;
+  var k = id.z * p.steps * {{BK}}u;
+  let last = min(p.K, k + p.steps * {{BK}}u);
+# for i in range(X_UNITS)
+  let x_unit_{{i}} = t + {{i * THREADS}}u;
+  let x_k_{{i}} = x_unit_{{i}} % {{BK // EACH}}u * {{EACH}}u;
+  let x_to_{{i}} = x_unit_{{i}} / {{BK // EACH}}u * {{LINE}}u + x_unit_{{i}} % {{BK // EACH}}u;
+  let x_from_{{i}} = (p.x_offset + min(m0 + x_unit_{{i}} / {{BK // EACH}}u, p.M - 1u) * p.x_line
+                      + x_k_{{i}}) / {{EACH}}u;
+  var x{{i}}: vec4<u32>;
+# endfor
+# for i in range(W_UNITS)
+  let w_unit_{{i}} = t + {{i * THREADS}}u;
+  let w_k_{{i}} = w_unit_{{i}} % {{BK // EACH}}u * {{EACH}}u;
+  let w_to_{{i}} = ({{BM}}u + w_unit_{{i}} / {{BK // EACH}}u) * {{LINE}}u + w_unit_{{i}} % {{BK // EACH}}u;
+  let w_row_{{i}} = min(n0 + w_unit_{{i}} / {{BK // EACH}}u, p.N - 1u);
+  var w{{i}}: vec4<u32>;
+# endfor
+# for i in range(WM // MM)
+#   for j in range(WN // MN)
+  var c{{i}}_{{j}} = subgroup_matrix_result<{{RESULT}}, {{MN}}, {{MM}}>();
+#   endfor
+# endfor
+  let row = subgroup / {{BN // WN}}u * {{WM}}u;
+  let column = subgroup % {{BN // WN}}u * {{WN}}u;
+  var stage = 0u;
+{{ fetch() }}
+# if STAGES == 2
+{{ stash() }}
+  workgroupBarrier();
+# endif
+  while (k < last) {
+# if STAGES == 1
+{{ stash() }}
+    workgroupBarrier();
+# endif
+    k += {{BK}}u;
+{{ fetch() }}
+    let a_from = (stage + row * {{LINE}}u) * {{EACH // (EACH if POINTEE else 1)}}u;
+    let b_from = (stage + ({{BM}}u + column) * {{LINE}}u) * {{EACH // (EACH if POINTEE else 1)}}u;
+{{ multiply() }}
+# if STAGES == 2
+    stage = {{STAGE}}u - stage;
+{{ stash() }}
+# endif
+    workgroupBarrier();
+  }
+# if GUARDED
+  if (max(max(most.x, most.y), max(most.z, most.w)) > 65000.0) { atomicStore(&flag[0], 1u); }
+# endif
+  let strip = subgroup * {{MM * STRIP}}u;
+# for i in range(WM // MM)
+#   for j in range(WN // MN)
+  subgroupMatrixStore<row_major>(&tiles, (strip + {{j * MN // 4}}u) * {{4 // (4 if POINTEE else 1)}}u,
+                                 c{{i}}_{{j}}, {{STRIP * 4 // (4 if POINTEE else 1)}}u);
+#   endfor
+  workgroupBarrier();
+  for (var q = lane; q < {{MM * WN // 4}}u; q += {{LANES}}u) {
+    let down = q / {{WN // 4}}u;
+    let across = q % {{WN // 4}}u;
+    let sums = bitcast<vec4<{{RESULT}}>>(tiles[strip + down * {{STRIP}}u + across]);
+    emit(id.z, m0 + row + {{i * MM}}u + down, n0 + column + across * 4u,
+         sums{{ " * %.10f" % (1 / W_UP) if GUARDED else "" }});
+  }
+#   if not loop.last
+  workgroupBarrier();
+#   endif
+# endfor
+}
