@@ -5,6 +5,9 @@ enable f16;
 # if caps.subgroup_max and caps.provider == "wgpudawn"
 enable subgroups;
 # endif
+# if caps.matrices
+enable chromium_experimental_subgroup_matrix;
+# endif
 # if caps.dot4
 requires packed_4x8_integer_dot_product;
 # endif
