@@ -21,8 +21,9 @@ from boostr.backends.wgpu.kernels import Variant
 from boostr.errors import BackendError
 
 BIG = Caps(
-    "big", "any", "any", matrices=(("f16", "f32", 16, 16, 16),), f16=True, subgroup_min=32, subgroup_max=32, dot4=True,
-    immediate_bytes=128, f32_atomics=True, workgroup_bytes=49152, workgroup_threads=1024,
+    "big", "any", "any", matrices=(("f16", "f32", 16, 16, 16),), f16=True,
+    subgroup_min=32, subgroup_max=32, dot4=True, immediate_bytes=128, f32_atomics=True,
+    workgroup_bytes=49152, workgroup_threads=1024,
 )  # fmt: skip
 SOFTWARE = replace(
     BIG, name="software", kind="software", subgroup_min=4, subgroup_max=128, workgroup_bytes=32768
