@@ -1,9 +1,9 @@
 // y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode
 // step, at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh),
-// sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is, or through an RMS norm, or as the
-// partial results of split attention (gemv_input.cuh).
+// sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is or through an RMS norm
+// (gemv_input.cuh).
 // Grid: as many blocks as fill the device at most; each takes neighbouring units of rows
-// (gemv_rows.cuh). Shared: ring | x | partial sums | mix. Launched dependently.
+// (gemv_rows.cuh). Shared: ring | x | partial sums. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
 #include "prelude.cuh"
 #include "weights.cuh"
@@ -66,16 +66,12 @@ struct Product : Input {
 // gemv[min(SMs * blocks, units / TEAMS), THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const REST_T* residual,
-     OUT_T* out, const NORM_T* norm, float* ms, const float* sinks, int M, int N, int K,
-     int row_bytes, int H, int S, int D, float eps, float offset) {
+     OUT_T* out, const NORM_T* norm, int M, int N, int K, int row_bytes, float eps, float offset) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Product job;
-  job.x = x, job.norm = norm, job.ms = ms, job.sinks = sinks, job.room = room;
-  job.Input::scales = x_scales;
-  job.mix = (float*)behind(shared, K);
-  job.M = M, job.K = K, job.H = H, job.S = S, job.D = D,
-  job.per_dim = 1.f / D, job.eps = eps, job.offset = offset;
+  job.x = x, job.norm = norm, job.room = room, job.Input::scales = x_scales;
+  job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.weight_rows = weight, job.weight_scales = scales, job.bias = bias;
   job.residual = residual, job.out = out, job.N = N, job.row_bytes = row_bytes;
   job.groups = (K + GROUP - 1) / GROUP;

@@ -1,24 +1,17 @@
 // The ROWS rows of x of a GEMV into shared memory, in every block anew (cheaper than a kernel):
 //   INPUT PLAIN     x as it is
 //   INPUT RMS_NORM  x / sqrt(mean(x^2) + eps) (weight + offset), rounded to X_T
-//   INPUT COMBINE   split attention: partial [T, H, S, D] f32 sums of exp(score - m) v, ms f32
-//                   [T, H, S, 2], (m, sum of exp(score - m)), (-inf, 0) if empty. A head's sink
-//                   is one more logit without a value. out = sum_s exp(m_s - M) partial_s / total.
 // Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
-// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T, SINKS (0 or
-// 1) and KEEP (1, 2, 4: the groups of four values of a thread; 8: if there are more).
+// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
+// (1, 2, 4: the groups of four values of a thread; 8: if there are more).
 #define PLAIN 0
 #define RMS_NORM 1
-#define COMBINE 2
 #ifndef INPUT
 #define INPUT PLAIN
 #endif
 #ifndef NORM_T
 #define NORM_T float
-#endif
-#ifndef SINKS
-#define SINKS 0
 #endif
 #ifndef KEEP
 #define KEEP 8
@@ -38,15 +31,12 @@ template <> struct IsHalf<f16> { static const bool value = true; };
 const bool LATE = INPUT == RMS_NORM && FORM != W8A8 && !(PACKED && IsHalf<X_T>::value);
 
 struct Input {
-  X_T* x;  // or the partial sums (f32) of COMBINE
+  X_T* x;
   const NORM_T* norm;
-  float* ms;
-  const float* sinks;
-  float* mix;    // shared memory of COMBINE: the factor of each (row, head, split)
   float* scales;  // shared memory of W8A8: one of each row
-  float* room;   // shared memory for 2 * BLOCK_WARPS floats
-  int M, K, H, S, D;  // M <= ROWS: rows that there are; rows past them read the last one
-  float eps, offset, per_dim;  // per_dim = 1 / D
+  float* room;    // shared memory for 2 * BLOCK_WARPS floats
+  int M, K;       // M <= ROWS: rows that there are; rows past them read the last one
+  float eps, offset;
   float weight[INPUT == RMS_NORM ? KEEP : 1][4];  // zeros past the end
   float x_factor;  // of this lane's row of x, once `settle` has found it
 
@@ -77,31 +67,7 @@ struct Input {
   }
 
   DEVICE void raw(int m, int q, float (&v)[4]) const {
-    if (INPUT != COMBINE) {
-      load_four(x + (i64)min(m, M - 1) * K, q, v);
-      return;
-    }
-    const int head = (int)((4 * q + 0.5f) * per_dim), first = min(m, M - 1) * H + head;
-    const float* from = (const float*)x + first * S * D + (4 * q - head * D);
-#pragma unroll
-    for (int e = 0; e < 4; e++) v[e] = 0.f;
-#pragma unroll 1
-    for (int s = 0; s < S; s += 4) {  // what an empty split holds is undefined
-      float factor[4];
-      Vec<float, 4> part[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        factor[i] = s + i < S ? mix[first * S + s + i] : 0.f;
-        part[i] = {};
-        if (factor[i] != 0.f) part[i] = load_vec<float, 4>(from + (s + i) * D);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) v[e] = fmaf(factor[i], part[i][e], v[e]);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) v[e] = to_float(from_float<X_T>(v[e]));
+    load_four(x + (i64)min(m, M - 1) * K, q, v);
   }
 
   // f(values, group, i) for all groups of this thread; i < 0 where nothing of the group was kept.
@@ -132,40 +98,6 @@ struct Input {
 #pragma unroll
     for (int w = 1; w < ROW_WARPS; w++) value = MAX ? fmaxf(value, row[w]) : value + row[w];
     return value;
-  }
-
-  // The factor of each split: `width` lanes for each (row, head), a lane for each split (or more).
-  DEVICE void find_mix() const {
-    int width = 1;
-#pragma unroll 1
-    while (width < 32 && width < S) width *= 2;
-    const int lane = threadIdx.x & 31, own = lane / width, first = lane % width;
-    const int count = 32 / width;
-#pragma unroll 1
-    for (int base = threadIdx.x / 32 * count; base < M * H; base += BLOCK_WARPS * count) {
-      const int head = min(base + own, M * H - 1);
-      const float2* all = (const float2*)ms + head * S;
-      const float sink = SINKS ? sinks[ROWS == 1 ? head : head % H] : -INF;
-      const float2 mine = first < S ? all[first] : make_float2(-INF, 0.f);
-      float top = fmaxf(sink, mine.x), total = 0.f;
-#pragma unroll 1
-      for (int s = first + 32; s < S; s += 32) top = fmaxf(top, all[s].x);
-#pragma unroll 1
-      for (int d = width / 2; d; d >>= 1) top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, d));
-      if (top == -INF) top = 0.f;
-      const float factor = __expf(mine.x - top);
-      total = factor * mine.y;
-#pragma unroll 1
-      for (int s = first + 32; s < S; s += 32) total += __expf(all[s].x - top) * all[s].y;
-#pragma unroll 1
-      for (int d = width / 2; d; d >>= 1) total += __shfl_xor_sync(FULL_MASK, total, d);
-      if (SINKS) total += __expf(sink - top);
-      const float share = total > 0.f ? __fdividef(1.f, total) : 0.f;
-      if (first < S) mix[head * S + first] = factor * share;
-#pragma unroll 1
-      for (int s = first + 32; s < S; s += 32) mix[head * S + s] = __expf(all[s].x - top) * share;
-    }
-    __syncthreads();
   }
 
   template <typename T> DEVICE static void put(T* to, const float (&v)[4]) {
@@ -221,7 +153,6 @@ struct Input {
 
   // The caller synchronises after it.
   DEVICE void fill(Xs* shared, int stride) {
-    if (INPUT == COMBINE) find_mix();
     const int m = threadIdx.x / ROW_THREADS, t = threadIdx.x % ROW_THREADS;
     float kept[KEEP][4];
 #pragma unroll

@@ -172,27 +172,6 @@ def test_views(backend, rng):
     close(y, reference, "bfloat16", "", 64, 1.0)
 
 
-@pytest.mark.parametrize("form", ("bfloat16", "int8-g64", "w8a8"))
-@pytest.mark.parametrize("sinks", (False, True))
-def test_combine(backend, rng, form, sinks):
-    M, H, S, D, N = 2, 6, 5, 32, 77
-    part = rng.standard_normal((M, H, S, D)).astype(np.float32)
-    m, total = rng.standard_normal((M, H, S)), rng.random((M, H, S)) + 0.1
-    part[:, :, 3], m[:, :, 3], total[:, :, 3] = np.nan, -np.inf, 0  # an empty split
-    m[0, 0, 1:], total[0, 0, 1:] = -np.inf, 0
-    ms = np.stack([m, total], -1).astype(np.float32)
-    sink = rng.standard_normal(H).astype(np.float32) if sinks else None
-    w, values = weight(backend, rng, form, N, H * D)
-    y = gemv.combine_gemv(
-        backend, *up(backend, part, ms), w, dtype=BF16, sinks=up(backend, sink)
-    )  # fmt: skip
-    e = np.exp(ms[..., 0].astype(np.float64))
-    whole = (e * ms[..., 1]).sum(-1) + (0 if sink is None else np.exp(sink.astype(np.float64)))
-    parts = np.where(e[..., None] > 0, part, 0) * e[..., None]
-    h = seen((parts.sum(2) / whole[..., None]).reshape(M, -1).astype(BF16), form)
-    close(y, h @ values.T, "bfloat16", form, H * D, rms(h) * rms(values), WIDE_C)
-
-
 @pytest.mark.parametrize(
     ("form", "act"),
     [*((form, "silu") for form in FORMS), ("bfloat16", "gelu"), ("bfloat16", "gelu_tanh")],

@@ -74,16 +74,6 @@ def gated(backend: Any, gate_up: Any, act: str) -> Any:
     return out
 
 
-def gated_backward(backend: Any, g: Any, gate_up: Any, act: str) -> Any:
-    """The gradient [T, 2F] of `gated` with respect to gate_up, from that of its result [T, F]."""
-    F = gate_up.shape[1] // 2
-    made = backend.empty(gate_up.shape, gate_up.dtype)
-    sources = [g, gate_up[:, :F], gate_up[:, F:]]
-    found = [made[:, :F], made[:, F:]]
-    _elementwise(backend, "elementwise_backward", act, sources, found, True)
-    return made
-
-
 def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
     backend: Any = x.backend
     out = backend.empty(x.shape, x.dtype)

@@ -126,10 +126,7 @@ def _even(groups: int, B: int) -> int:
 
 
 @lru_cache(1024)
-def plan(
-    call: Call, compute_capability: int, sms: int, shared_bytes: int, max_splits: int = 1 << 20,
-    **chosen: Any,
-) -> Plan:  # fmt: skip
+def plan(call: Call, compute_capability: int, sms: int, shared_bytes: int, **chosen: Any) -> Plan:
     """How to run a call. `chosen` overrides fields: benchmarks compare them."""
     dim = max(call.D, call.Dv)
     mma, rows, keys = _tile(call, compute_capability)
@@ -149,7 +146,7 @@ def plan(
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
     most_units = units * (call.T * (call.H // call.K) // rows + call.B)
     groups = _even(max(1, sms * blocks // call.K), call.B)
-    groups = min(chosen.get("groups", groups), max(1, most_units // grain), max_splits)
+    groups = min(chosen.get("groups", groups), max(1, most_units // grain))
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge)
     alone = chosen.get("alone", 2 * warps)
@@ -269,12 +266,11 @@ def _launch(
 def partials(
     backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
-    max_splits: int = 1 << 20, dependent: bool = True, **chosen: Any,
+    dependent: bool = True, **chosen: Any,
 ) -> tuple[Any, Any, int]:  # fmt: skip
     """Sums over the keys that each of S splits took.
 
     Args:
-        max_splits: at most so many, where combining them is dear.
         dependent: the kernel may start before the one before it has ended, and then waits.
     Returns:
         partial_out f32 [T, H, S, Dv], the sums of exp(score - m) v; partial_ms f32 [T, H, S, 2],
@@ -284,7 +280,7 @@ def partials(
     """
     arrays = [x.data for x in (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)]
     call = _call(q, arrays[1], arrays[2], arrays[4], options, alibi)
-    planned = plan(call, *_limits(backend), max_splits, **chosen)
+    planned = plan(call, *_limits(backend), **chosen)
     shape = (call.T, call.H, planned.splits)
     to = _Results(backend.empty((*shape, call.Dv)), backend.empty((*shape, 2)))
     slopes = None if alibi is None else backend.dense(alibi.data)

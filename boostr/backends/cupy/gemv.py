@@ -7,8 +7,6 @@ they wait), and return device arrays:
 
     gemv(backend, x [M, K], weight, bias [N], residual [M, N], out_dtype) -> [M, N]
     norm_gemv(backend, x, norm, weight, bias=, residual=, out_dtype=) -> [M, N]
-    combine_gemv(backend, partial_out [M, H, S, D] f32, partial_ms [M, H, S, 2] f32, weight,
-                 dtype=, sinks=, bias=, residual=) -> [M, N]
     norm_gated_gemv(backend, x, norm, gate, up, act=, gate_bias=, up_bias=) -> [M, F]
     qkv_rope_write(backend, x, norm, q, k, v, caches, rope, ...) -> q [M, H, D]
 
@@ -97,10 +95,23 @@ def gemv(
     M, K = x.shape
     if M > 1 and plan is None and shared_refusal(backend, weight, M, x.dtype):
         return _halves(backend, x, weight, bias, residual, out_dtype, norm, out)
-    source = (x, None, None, 0, 0)
-    return _product(
-        backend, x.dtype, M, K, source, weight, bias, residual, out_dtype, norm, plan, out
-    )
+    w, rows = stored(backend, weight), padded_rows(M)
+    if out is None:
+        out = backend.empty((M, w.N), np.dtype(out_dtype or x.dtype))
+    plan = plan or choose(backend, w, rows, w.N, x.dtype.itemsize)
+    plan = _alike(plan, x, norm and norm.weight)
+    shared = shared_bytes(backend, plan, w, rows, x.dtype.itemsize)
+    args = [
+        x, w.rows, w.scales, bias, residual, out, norm and norm.weight, M, w.N, K, w.row_bytes,
+        *_floats(norm),
+    ]  # fmt: skip
+    _launch(
+        backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared,
+        INPUT="RMS_NORM" if norm else "PLAIN", ROWS=rows, X_T=C_TYPES[x.dtype],
+        OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
+        NORM_T=_c_type(norm and norm.weight),
+    )  # fmt: skip
+    return out
 
 
 def _halves(
@@ -124,51 +135,6 @@ def norm_gemv(
 ) -> Array:  # fmt: skip
     """rms_norm(x) weightᵀ + bias + residual; the head's logits with out_dtype float32."""
     return gemv(backend, x, weight, bias, residual, out_dtype, plan=plan, norm=norm)
-
-
-def combine_gemv(
-    backend: Any, partial_out: Array, partial_ms: Array, weight: Weight, *, dtype: Any,
-    sinks: Array | None = None, bias: Array | None = None, residual: Array | None = None,
-    out_dtype: Any = None, plan: Plan | None = None,
-) -> Array:  # fmt: skip
-    """Combine the splits of attention to x [M, H D] of `dtype`; then x weightᵀ + bias + residual.
-
-    Args:
-        partial_out: float32 [M, H, S, D], sums of exp(score - m) v.   partial_ms: float32
-            [M, H, S, 2], (m, sum of exp(score - m)); (-inf, 0) for an empty split.
-        sinks: float32 [H], one more logit of each head.
-    """
-    M, H, S, D = partial_out.shape
-    source = (partial_out, partial_ms, sinks, H, S)
-    return _product(
-        backend, np.dtype(dtype), M, H * D, source, weight, bias, residual, out_dtype, None, plan
-    )
-
-
-def _product(
-    backend: Any, dtype: Any, M: int, K: int, source: tuple, weight: Weight, bias: Array | None,
-    residual: Array | None, out_dtype: Any, norm: Norm | None, plan: Plan | None,
-    out: Array | None = None,
-) -> Array:  # fmt: skip
-    w, rows = stored(backend, weight), padded_rows(M)
-    x, ms, sinks, H, S = source
-    if out is None:
-        out = backend.empty((M, w.N), np.dtype(out_dtype or dtype))
-    plan = plan or choose(backend, w, rows, w.N, dtype.itemsize)
-    plan = _alike(plan, x, norm and norm.weight)
-    shared = shared_bytes(backend, plan, w, rows, dtype.itemsize, rows * H * S * 4)
-    args = [
-        x, w.rows, w.scales, bias, residual, out, norm and norm.weight, ms, sinks, M, w.N, K,
-        w.row_bytes, H, S, K // max(H, 1), *_floats(norm),
-    ]  # fmt: skip
-    kind = "COMBINE" if ms is not None else "RMS_NORM" if norm else "PLAIN"
-    units = -(-w.N // plan.unit_rows)
-    _launch(
-        backend, "gemv", plan, w, units, args, shared, INPUT=kind, ROWS=rows, X_T=C_TYPES[dtype],
-        OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
-        NORM_T=_c_type(norm and norm.weight), SINKS=int(sinks is not None),
-    )  # fmt: skip
-    return out
 
 
 def norm_gated_gemv(
@@ -285,7 +251,7 @@ VARIANTS = [
     _variant("gemv", "BF16", 8, 80),
     _variant("gemv", "INT8", 8, 80),
     _variant("gemv", "Q8_0"),
-    _variant("gemv", "BF16", least=80, INPUT="COMBINE", SINKS=1, KSPLIT=4, OUT_T="float"),
+    _variant("gemv", "BF16", least=80, KSPLIT=4, OUT_T="float"),
     _variant("gemv", "BF16", INPUT="PLAIN", SLOW=1),
     _variant("gemv_gated", "BF16", least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
     _variant("gemv_gated", "F16", ACT="GELU_TANH"),
@@ -293,4 +259,3 @@ VARIANTS = [
     _variant("gemv_qkv", "F16", INTERLEAVED=1, QK_NORM=1),
     replace(_variant("gemv_qkv", "BF16", least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
 ]  # fmt: skip
-KERNELS: dict[str, Any] = {}  # `linear` and the fused ops of other modules launch these

@@ -16,7 +16,6 @@ from boostr.tensor import Tensor
 Array = Any
 Weight = Tensor | QuantizedTensor
 
-MAX_ROWS = 8
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 _FORMS = {dtypes.float32: "F32", dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
 CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
@@ -264,9 +263,7 @@ def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more
     return need
 
 
-def shared_refusal(
-    backend: Any, weight: Weight, rows: int, dtype: Any, more: int = 0
-) -> str | None:
+def shared_refusal(backend: Any, weight: Weight, rows: int, dtype: Any) -> str | None:
     """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
     K, item = weight.shape[1], np.dtype(dtype).itemsize
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
@@ -275,5 +272,5 @@ def shared_refusal(
         item = 9 / 4
     elif item == 4 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
         item = 4
-    need = padded_rows(rows) * (K + 1024) * item + more + (48 << 10)
+    need = padded_rows(rows) * (K + 1024) * item + (48 << 10)
     return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"

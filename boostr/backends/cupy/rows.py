@@ -6,8 +6,6 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from boostr import dtypes
 from boostr.tensor import Tensor
 
@@ -99,8 +97,3 @@ def _rows(lanes: int) -> int:
 def power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << max(0, n - 1).bit_length()
-
-
-def is_type(dtype: np.dtype) -> bool:
-    """Whether kernels have a name for it."""
-    return dtype in TYPES
