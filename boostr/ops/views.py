@@ -102,7 +102,7 @@ _slice_op = Op("slice", _slice, vjp=_slice_vjp, primitive=True)
 def index(x: Tensor, key: Any) -> Tensor:
     """x[key]: integers, slices, None and `...`, or one integer tensor for the first axis."""
     if isinstance(key, Tensor | np.ndarray | list):
-        indices = key if isinstance(key, Tensor) else Tensor(np.asarray(key), backend=x.backend)
+        indices = key if isinstance(key, Tensor) else Tensor(key, backend=x.backend)
         return core.take(x, indices, 0)
     keys = key if isinstance(key, tuple) else (key,)
     given = sum(k is not None and k is not Ellipsis for k in keys)
