@@ -21,9 +21,14 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "cache": ("slot_mapping", "kv_write", "advance"),
     "loss": ("cross_entropy", "cross_entropy_backward"),
     "optim": ("adamw", "global_norm"),
+    "attention": ("varlen_attention", "paged_attention"),
+    "attention_backward": ("varlen_attention_backward",),
     "linear": ("linear",),
     "decoder": (
         "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
+    ),
+    "sampling": (
+        "argmax", "penalize", "sample", "record_tokens", "philox", "filtered_probabilities",
     ),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}

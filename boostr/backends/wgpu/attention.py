@@ -1,0 +1,317 @@
+"""Attention on WebGPU: which kernel serves a call, and the launches of the tiled forward kernel.
+
+A list of tiles is made on the device (`attention_plan.wgsl`), then one workgroup takes each tile of
+each head (`attention.wgsl`). Few queries over a paged cache go to `attention_decode`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Kernel
+from boostr.backends.wgpu import attention_decode
+from boostr.backends.wgpu.device import Caps
+from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.wgsl import name_of
+from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.array import GpuArray
+    from boostr.backends.wgpu.backend import WgpuBackend
+    from boostr.ops.attention import AttentionOptions
+
+MAX_WIDTH = 256
+FAR = 1 << 30  # a window side without limit, a cache that does not wrap
+_FLOATS = dtypes.float32, dtypes.float16, dtypes.bfloat16
+_CACHED = 24 << 20  # bytes of keys and values that should stay in the GPU's cache
+_PLAN_THREADS = 64
+_STEPS = (1, 2, 4, 8, 16, 32)  # of its scan
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Tiles:
+    """How `attention.wgsl` is cut: TM * TY queries against TN * TX keys, TX * TY threads.
+
+    Attributes:
+        BK: columns of q and k in shared memory at a time.   BKV: keys of v at a time.
+        RESIDENT: whether the tile's queries stay in shared memory.   UNROLL: of inner loops.
+        AHEAD: whether the next piece is fetched while one is multiplied.
+    """
+
+    TX: int
+    TY: int
+    TM: int
+    TN: int
+    BK: int
+    BKV: int
+    RESIDENT: bool = False
+    UNROLL: int = 4
+    AHEAD: bool = True
+
+    @property
+    def rows(self) -> int:
+        return self.TM * self.TY
+
+    @property
+    def threads(self) -> int:
+        return self.TX * self.TY
+
+    def fitted(self, D: int) -> Tiles:
+        """With chunks that a head of D columns fills."""
+        BK = next((n for n in (32, 16, 8) if n <= self.BK and D % n == 0), min(self.BK, 16))
+        return replace(self, BK=BK if D > BK // 2 else 8, UNROLL=min(self.UNROLL, BK, self.BKV))
+
+    def shared_bytes(self, D: int, DV: int) -> int:
+        """Of its workgroup arrays."""
+        keys = self.TN * self.TX
+        QP, KP = self.rows // 4 + 1, keys // 4 + 1
+        VP = -(-DV // (4 * self.TX)) * self.TX
+        stage = self.BK * KP + (0 if self.RESIDENT else self.BK * QP)
+        resident = -(-D // self.BK) * self.BK * QP if self.RESIDENT else 0
+        return 16 * (max(stage, self.BKV * VP) + max(keys, self.TX) * QP + resident)
+
+
+# From the best on a large GPU to the smallest, for heads of up to so many columns
+TILES: dict[int, tuple[Tiles, ...]] = {
+    64: (Tiles(8, 8, 8, 8, 32, 32, RESIDENT=True), Tiles(8, 8, 4, 8, 16, 16)),
+    128: (Tiles(16, 8, 8, 4, 32, 32), Tiles(16, 8, 4, 4, 16, 8)),
+    256: (Tiles(16, 8, 8, 4, 32, 16), Tiles(16, 4, 4, 4, 8, 8, UNROLL=2)),
+}
+
+
+def software_tiles(width: int) -> Tiles:
+    """Of few threads, which barriers cost least, and short, as a CPU compiles them."""
+    return Tiles(4 if width <= 128 else 8, 4, 4, 4, 16, 16, UNROLL=1, AHEAD=False)
+
+
+@cache
+def choose_tiles(D: int, DV: int, caps: Caps) -> Tiles | None:
+    """The tiles for heads of D and DV columns; None if a workgroup has too little memory."""
+    width = next(n for n in TILES if max(D, DV) <= n)
+    listed = [software_tiles(max(D, DV))] if caps.kind == "software" else []
+    for tiles in (t.fitted(D) for t in (*listed, *TILES[width])):
+        fits = tiles.shared_bytes(D, DV) <= caps.workgroup_bytes
+        if fits and tiles.threads <= caps.workgroup_threads:
+            return tiles
+    return None
+
+
+def shuffles(tiles: Any, caps: Caps) -> bool:
+    """Whether the threads of a row lie in one subgroup."""
+    return bool(caps.subgroup_max) and caps.subgroup_min >= tiles.TX
+
+
+# -- arguments -------------------------------------------------------------------------------------
+def straight(x: GpuArray) -> bool:
+    """Whether a row's elements lie side by side, and rows and heads forwards."""
+    return (x.shape[-1] == 1 or x.strides[-1] == 1) and min(x.strides) >= 0
+
+
+def aligned(backend: WgpuBackend, x: GpuArray) -> bool:
+    """Whether rows can be read four elements at a time."""
+    return not any(n % 4 for n in (x.shape[-1], backend.offset(x), *x.strides[:-1]))
+
+
+def rows_of(backend: WgpuBackend, *arrays: GpuArray) -> tuple[list[GpuArray], bool]:
+    """(the arrays [..., heads, D], copied where a kernel cannot read them; whether in fours)."""
+    ready = [x if straight(x) else backend.copy(x) for x in arrays]
+    if all(x.shape[-1] % 4 == 0 for x in ready):
+        ready = [x if x.ndim > 3 or aligned(backend, x) else backend.copy(x) for x in ready]
+    return ready, all(aligned(backend, x) for x in ready)
+
+
+def sides(options: AttentionOptions) -> tuple[int, int]:
+    """How many keys before and after a query's position it sees."""
+    left = FAR if options.left < 0 else options.left
+    right = FAR if options.right < 0 else options.right
+    return left, 0 if options.causal else right
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of tiles on the device (see attention_plan.wgsl) and how many entries it has."""
+
+    entries: GpuArray
+    tiles: int
+
+
+def make_plan(
+    backend: WgpuBackend,
+    tile: int,
+    rows: int,
+    cu_a: GpuArray,
+    b: GpuArray,
+    window: tuple[int, int],
+    bottom_right: bool,
+    per_head: tuple[int, GpuArray | None, GpuArray | None] = (0, None, None),
+    capacity: int | None = None,
+) -> Plan:
+    """Tiles of `tile` of the `rows` rows that cu_a divides, and what they see of the other side.
+
+    b: the other side's cu_seqlens, or with a `capacity` (rows of a sequence's cache) its lengths.
+    window: how far a row sees back and forth.   per_head: H, slopes, sinks.
+    """
+    B = cu_a.shape[0] - 1
+    tiles = rows // tile + B + 1
+    H, slopes, sinks = per_head
+    entries = backend.empty((8 * tiles + 2 * H,), np.dtype(np.int32))
+    reads = [backend.dense(x) for x in (cu_a, b)]
+    reads += [reads[0] if x is None else backend.dense(x) for x in (slopes, sinks)]
+    starts = [backend.offset(x) for x in reads]
+    backend.launch(
+        "attention_plan", "attention_plan", (1, 1, 1), reads, [entries],
+        (rows, B, tile, tiles, *window, int(bottom_right), FAR if capacity is None else capacity, H,
+         *starts),
+        THREADS=_PLAN_THREADS, PAGED=int(capacity is not None), ALIBI=int(slopes is not None),
+        SINKS=int(sinks is not None), STEPS=_STEPS,
+    )  # fmt: skip
+    return Plan(entries, tiles)
+
+
+def together(heads: int, group: int, head_bytes: int) -> int:
+    """How many query heads run side by side: as many as keep their keys and values cached."""
+    fit = max(1, _CACHED // max(1, head_bytes))
+    kv_heads = heads // group
+    return group * max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and n <= fit)
+
+
+# -- one call --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of either op; b is cu_seqlens_k, or kv_lens beside a `table`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_q: Tensor
+    b: Tensor
+    table: Tensor | None
+    alibi: Tensor | None
+    sinks: Tensor | None
+    options: AttentionOptions
+
+
+def values(
+    tiles: Tiles, D: int, DV: int, q: str, kv: str, vector: bool = True, block: int = 0,
+    shuffle: bool = False, **extras: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What attention.wgsl is rendered with, from the types of q and k, v.
+
+    block: rows of a cache's block, 0 for packed keys.   extras: softcap, alibi, sinks.
+    """
+    return {
+        **asdict(tiles), "D": D, "DV": DV, "Q": q, "KV": kv, "OUT": "f32" if DV % 2 else q,
+        "VECTOR": int(vector), "BLOCK": block, "SHUFFLE": int(shuffle),
+        **{name.upper(): int(extras.get(name, False)) for name in ("softcap", "alibi", "sinks")},
+    }  # fmt: skip
+
+
+def _attend(call: _Call) -> tuple[Tensor, Tensor]:
+    backend: Any = call.q.backend
+    options = call.options
+    (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
+    (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
+    tiles = choose_tiles(D, DV, backend.caps)
+    out = backend.empty((Tq, H, DV), dtypes.float32 if DV % 2 else q.dtype)
+    lse = backend.empty((Tq, H), dtypes.float32)
+    if out.size or lse.size:
+        table = None if call.table is None else backend.dense(call.table.data)
+        capacity = None if table is None else table.shape[1] * k.shape[1]
+        window = sides(options)
+        alibi, sinks = (None if x is None else x.data for x in (call.alibi, call.sinks))
+        plan = make_plan(
+            backend, tiles.rows, Tq, call.cu_q.data, call.b.data, window, options.bottom_right,
+            (H, alibi, sinks), capacity,
+        )  # fmt: skip
+        unit = 4 if vector else 1
+        places = []
+        for x in (q, k, v):
+            places += [backend.offset(x) // unit, x.strides[-3] // unit, x.strides[-2] // unit]
+        blocks = [0 if table is None else x.strides[0] // unit for x in (k, v)]
+        keys = k.shape[0] * (1 if table is None else k.shape[1])
+        side = together(H, H // K, keys * (D + DV) * k.dtype.itemsize)
+        cap = options.softcap
+        scale = options.scale / cap if cap else options.scale * np.log2(np.e)
+        backend.launch(
+            "attention", "attention", plan.tiles * H,
+            [q, k, v, plan.entries, *([] if table is None else [table])], [out, lse],
+            (*places, *blocks, 0 if table is None else backend.offset(table),
+             0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
+             call.cu_q.data.shape[0] - 1, *window, float(scale), float(cap * np.log2(np.e))),
+            **values(
+                tiles, D, DV, name_of(q.dtype), name_of(k.dtype), vector,
+                0 if table is None else k.shape[1], shuffles(tiles, backend.caps),
+                softcap=cap > 0, alibi=alibi is not None, sinks=sinks is not None,
+            ),
+        )  # fmt: skip
+    if out.dtype != q.dtype:
+        out = backend.cast(out, q.dtype)
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+# -- routing ---------------------------------------------------------------------------------------
+def supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
+    """Why the tiled kernel cannot take these, or None."""
+    if q.dtype not in _FLOATS or k.dtype not in _FLOATS:
+        return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
+    D, DV = q.shape[2], v.shape[-1]
+    if max(D, DV) > MAX_WIDTH:
+        return f"heads of {D} and {DV} columns: it takes up to {MAX_WIDTH}"
+    caps = q.backend.caps  # type: ignore[attr-defined]
+    if choose_tiles(D, DV, caps) is None:
+        return f"heads of {D} and {DV} columns do not fit {caps.workgroup_bytes} bytes"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.data.span[1] * x.dtype.itemsize > caps.binding_bytes < x.data.buffer.block.size:
+            return f"{name} ends behind the {caps.binding_bytes} bytes that a kernel can see"
+    return None
+
+
+def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, cu_q, cu_k, alibi, sinks, options = args
+    return _attend(_Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options))
+
+
+def _paged(*args: Any) -> tuple[Tensor, Tensor]:
+    if attention_decode.supports(*args) is None:
+        return attention_decode.attend(*args)
+    q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
+    return _attend(_Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
+
+
+KERNELS = {
+    "varlen_attention": Kernel(_varlen, supports),
+    "paged_attention": Kernel(_paged, supports),
+}
+
+BARE = Caps("", "", "")  # a device with nothing beyond what WebGPU promises
+LARGE = replace(BARE, workgroup_bytes=48 << 10, workgroup_threads=1024)
+
+
+def _variants() -> list[Variant]:
+    """Of the largest tiles and of those for a bare device."""
+    made = []
+    for PAGED in (0, 1):
+        plan = {"THREADS": _PLAN_THREADS, "PAGED": PAGED, "ALIBI": PAGED, "SINKS": PAGED}
+        made.append(Variant("attention_plan", {**plan, "STEPS": _STEPS}))
+    rest = {"softcap": True, "alibi": True, "sinks": True}
+    for D, DV in ((64, 64), (80, 80), (128, 128), (256, 256), (1, 7), (24, 16)):
+        vector = D % 4 == 0
+        for caps, q, kv in ((BARE, "f32", "f32"), (LARGE, "bf16", "f16")):
+            tiles = choose_tiles(D, DV, caps)
+            assert tiles is not None
+            if caps is BARE:
+                made.append(Variant("attention", values(tiles, D, DV, q, kv, vector, 16, **rest)))
+                continue
+            for shuffle in (False, True):
+                rendered = values(tiles, D, DV, q, kv, vector, shuffle=shuffle)
+                made.append(Variant("attention", rendered, ("subgroup_max",) if shuffle else ()))
+    return made
+
+
+VARIANTS = _variants()
