@@ -18,10 +18,12 @@
 # from "runs.wgsl" import Q, run_types, read_runs, write_runs with context
 const LOWEST = -1.0e38;
 var<private> nan_bits: u32 = 0x7fc00000u;
+# if ENTRY != "cross_entropy_backward"
 struct Params {
   T: u32, V: u32, stride: u32, x_at: u32, targets_at: u32, losses_at: u32, lse_at: u32,
   ignored: i32, smoothing: f32, splits: u32, share: u32,
 }
+# endif
 {% macro softmax_parts() %}
 {{ reduction("row_max", "f32", "max", LANES, 1, 1) }}
 {{ reduction("row_sum", "vec2<f32>", "add", LANES, 1, 1) }}
@@ -175,7 +177,7 @@ fn reduce(@builtin(local_invocation_index) thread: u32{{ lanes_parameter() }}) {
 # endif
 }
 # else
-struct Slopes {
+struct Params {
   T: u32, V: u32, stride: u32, x_at: u32, targets_at: u32, lse_at: u32, g_at: u32, g_step: u32,
   rows_at: u32, out_at: u32, ignored: i32, smoothing: f32,
 }
@@ -186,7 +188,7 @@ struct Slopes {
 {{ read(3, "g", "f32") }}
 {{ read(4, "rows", "f32") }}
 {{ write_runs(5, "out", X) if RUN > 1 else write(5, "out", X) }}
-{{ parameters(6) | replace("Params", "Slopes") }}
+{{ parameters(6) }}
 // (whether row t counts, its target, its lse, its gradient)
 struct Row { counts: bool, chosen: u32, lse: f32, scale: f32 }
 fn row_of(t: u32) -> Row {
