@@ -155,9 +155,7 @@ def test_views(backend, rng):
     x = rng.standard_normal((1, 65)).astype(BF16)
     w = rng.standard_normal((41, 64)).astype(BF16)
     flat = Tensor(np.concatenate([np.zeros(1, BF16), w.ravel()]), backend=backend)
-    y = gemv.gemv(
-        backend, Tensor(x, backend=backend)[:, 1:].data, flat[1:].reshape(41, 64)
-    )
+    y = gemv.gemv(backend, Tensor(x, backend=backend)[:, 1:].data, flat[1:].reshape(41, 64))
     reference = x[:, 1:].astype(np.float64) @ w.astype(np.float64).T
     close(backend, y, reference, "bfloat16", "", 64, 1.0)
 
@@ -237,7 +235,7 @@ def check_qkv(
     given = tuple(w for w, _ in weights)
     if together:
         whole, values = weight(backend, rng, form, (H + 2 * KH) * D, K)
-        ends = np.cumsum([0, H * D, KH * D, KH * D])
+        ends = [0, H * D, (H + KH) * D, (H + 2 * KH) * D]
         given = tuple(rows(whole, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
         weights = [(None, values[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     biases = [rng.standard_normal(n * D).astype(BF16) for n in (H, KH, KH)]
@@ -259,9 +257,7 @@ def check_qkv(
         made.append(rotated(y, cos[places], sin[places], interleaved) if i < 2 else y)
     scale = max(map(rms, made)) / np.sqrt(K)
     close(backend, q, made[0], "bfloat16", form, K, scale, WIDE_C, "q")
-    for new, before, after, alone in zip(
-        made[1:], caches, (k_cache, v_cache), (k, v), strict=True
-    ):
+    for new, before, after, alone in zip(made[1:], caches, (k_cache, v_cache), (k, v), strict=True):
         if cached:
             new = oracles.kv_write(before.astype(np.float64), new, slots)
         target = after if cached else alone

@@ -118,9 +118,7 @@ def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, win
             backend, parts, weight, dtype=residual.dtype, bias=_data(bias), residual=residual.data
         )
         return Tensor.wrap(y, backend)
-    out, _ = attention_decode.attend(
-        q, k_cache, v_cache, cu, table, kv_lens, None, None, options
-    )
+    out, _ = attention_decode.attend(q, k_cache, v_cache, cu, table, kv_lens, None, None, options)
     rows = backend.reshape(out.data, (len(residual), weight.shape[1]))
     y = gemv.gemv(backend, rows, weight, _data(bias), residual.data, residual.dtype)
     return Tensor.wrap(y, backend)

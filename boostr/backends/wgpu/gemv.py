@@ -273,9 +273,7 @@ def qkv_rope(
     bound = [None if b is None else backend.dense(b) for b in biases]
     cos, sin, table_rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
     slots = None if slots is None else backend.dense(slots)
-    tile = tile or choose(
-        backend.caps, each[0]._replace(N=sum(w.N for w in each)), rows, least=4
-    )
+    tile = tile or choose(backend.caps, each[0]._replace(N=sum(w.N for w in each)), rows, least=4)
     values = {
         **_values(each[0], given, tile, rows), "H": H, "KH": KH, "D": D,
         "ROT": 2 * cos.shape[1], "INTERLEAVED": rope.interleaved, "CACHE": name_of(k.dtype),
