@@ -5,8 +5,8 @@
 
 Each call reads another matrix and depends on the one before it, so the time has everything that a
 kernel costs inside a step. "floor" is the share of 3.0 TB/s (what a copy reaches on an H100) in
-bytes of weights. `gated` rows are norm, gate, up and their product in one kernel. `--tiles` compares
-ways to cut the work (`gemv_plan.Tile`: threads, team, rows, unroll[, decode]) with our choice.
+bytes of weights. `gated` rows are norm, gate, up and their product in one kernel. `--tiles`
+compares ways to cut the work (`gemv_plan.Tile`: threads, team, rows, unroll[, decode]) with ours.
 """
 
 import argparse
@@ -129,8 +129,8 @@ def measure(
 
 
 def parse_tile(text: str) -> Tile:
-    numbers = text.split("x")
-    return Tile(*(int(n) for n in numbers[:4]), *numbers[4:])
+    threads, team, rows, unroll, *decode = text.split("x")
+    return Tile(int(threads), int(team), int(rows), int(unroll), *decode)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whole models on a WebGPU device, random weights of real shapes, beside llama.cpp's Vulkan backend.
+"""Whole models on a WebGPU device, random weights of real shapes, beside llama.cpp's Vulkan one.
 
     BOOSTR_BACKEND=wgpu python benchmarks/wgpu_models.py [--models 135M,1B,8B]
         [--weights bf16,int8] [--tests decode,prefill] [--repetitions 5] [--kernels]

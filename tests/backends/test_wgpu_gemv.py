@@ -4,6 +4,8 @@ References are float64 numpy on weights that `oracles.py` decodes. Memory that n
 is nan, workgroup memory too.
 """
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import oracles
@@ -236,8 +238,8 @@ def check_qkv(
     if together:
         whole, values = weight(backend, rng, form, (H + 2 * KH) * D, K)
         ends = [0, H * D, (H + KH) * D, (H + 2 * KH) * D]
-        given = tuple(rows(whole, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
-        weights = [(None, values[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        given = tuple(rows(whole, a, b) for a, b in itertools.pairwise(ends))
+        weights = [(None, values[a:b]) for a, b in itertools.pairwise(ends)]
     biases = [rng.standard_normal(n * D).astype(BF16) for n in (H, KH, KH)]
     cos, sin = (rng.standard_normal((50, R // 2)).astype(np.float32) for _ in range(2))
     places = rng.integers(0, 50, M).astype(np.int32)

@@ -17,9 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr.backends.wgpu.array import GpuArray
-from boostr.backends.wgpu.gemv_plan import (  # isort: skip
-    Stored, Tile, Weight, choose, joined, padded_rows, stored, units,
-)  # fmt: skip
+from boostr.backends.wgpu.gemv_plan import (
+    Stored,
+    Tile,
+    Weight,
+    choose,
+    joined,
+    padded_rows,
+    stored,
+    units,
+)
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
 from boostr.quant.scheme import QuantizedTensor
@@ -148,7 +155,7 @@ def combine_gemv(
 ) -> GpuArray:  # fmt: skip
     """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual, in `dtype`.
 
-    partials: float32 [M, H, S, D + 4], as `attention_decode.partials` makes them; D a multiple of 8.
+    partials: float32 [M, H, S, D + 4] of `attention_decode.partials`; D a multiple of 8.
     """
     M, _, S, pitch = partials.shape
     w = stored(backend, weight)

@@ -43,7 +43,7 @@ class Stored(NamedTuple):
         """(first row, those rows) in pieces that a binding can hold, of even length."""
         width = self.rows.size // max(self.N, 1)
         most = backend.caps.binding_bytes // max(width * self.rows.dtype.itemsize, 1)
-        if self.N <= most:
+        if most >= self.N:
             yield 0, self
             return
         most = max(most // 64 * 64, 2)
