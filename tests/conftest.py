@@ -21,10 +21,15 @@ os.environ.setdefault(_ADAPTER, "wgpu")  # this module may be imported twice
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
+def selector(name: str) -> str:
+    """How the tests ask for the backend `name`: with the adapter that they are to run on."""
+    return os.environ[_ADAPTER] if name == "wgpu" else name
+
+
 def open_backend(name: str) -> backends.Backend:
     """The backend; a visible skip where it is missing, a failure if BOOSTR_REQUIRE names it."""
-    if name == "wgpu" and os.environ[_ADAPTER] != "wgpu":
-        return backends.get(os.environ[_ADAPTER])  # one to test, perhaps in software
+    if selector(name) != name:
+        return backends.get(selector(name))  # one to test, perhaps in software
     reason = backends.available()[name]
     if reason is None:
         return backends.get(name)
@@ -51,17 +56,18 @@ def plain_backend(request) -> backends.Backend:
 @pytest.fixture
 def backend64(backend) -> backends.Backend:
     """A backend that can hold float64, as gradcheck needs."""
-    return _with_dtype(backend, "float64")
+    return holding(backend, "float64")
 
 
 @pytest.fixture(params=FLOATS)
 def dtype(request, backend) -> str:
     """The name of every float dtype that the backend of the test can hold."""
-    _with_dtype(backend, request.param)
+    holding(backend, request.param)
     return request.param
 
 
-def _with_dtype(backend: backends.Backend, name: str) -> backends.Backend:
+def holding(backend: backends.Backend, name: str) -> backends.Backend:
+    """The backend; a visible skip if it holds no arrays of the dtype `name`."""
     try:
         Tensor(np.zeros(1, np.float32), name, backend)
     except BoostrError as error:

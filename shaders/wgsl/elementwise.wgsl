@@ -40,6 +40,9 @@ struct Params {
 {{ walk.place(rank, placed) }}
 # endif
 # include "math.wgsl"
+# if OP == "pow"
+# include "power.wgsl"
+# endif
 # include "operations.wgsl"
 # macro value(X, dtype, index)
 {{ WORK }}({{ X }}_at({{ index }}))

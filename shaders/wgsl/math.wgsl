@@ -10,11 +10,21 @@ fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u
 // 2^n for n in -126..127.
 fn power_of_two(n: i32) -> f32 { return bitcast<f32>(u32(n + 127) << 23u); }
 
+// `fma` may round its product. So where every bit counts, numbers are split into 12 leading bits and
+// a rest, whose products are exact.
+fn leading(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u); }
+// z - x y with one rounding or little more, where z is close to x y.
+fn residue(z: f32, x: f32, y: f32) -> f32 {
+  let a = leading(x);
+  let b = leading(y);
+  return (((z - a * b) - a * (y - b)) - (x - a) * b) - (x - a) * (y - b);
+}
+
 // e^(x + low), |low| far below |x|.
 fn exp_of(x: f32, low: f32) -> f32 {
   let y = clamp(x, -104.0, 90.0);
   let n = round(y * 1.44269504);
-  let r = fma(n, 1.90465432e-9, fma(n, -0.693147182, y)) + select(0.0, low, y == x);
+  let r = ((y - n * 0.693359375) + n * 2.12194440e-4) + select(0.0, low, y == x);
   var e = fma(r, 1.9875691500e-4, 1.3981999507e-3);
   e = fma(r, e, 8.3334519073e-3);
   e = fma(r, e, 4.1665795894e-2);
@@ -45,8 +55,8 @@ fn log_f32(x: f32) -> f32 {
   y = fma(m, y, 2.0000714765e-1);
   y = fma(m, y, -2.4999993993e-1);
   y = fma(m, y, 3.3333331174e-1);
-  y = fma(z, -0.5, fma(e, -2.12194440e-4, y * m * z));
-  return fma(e, 0.693359375, m + y);
+  y = (y * m * z - e * 2.12194440e-4) - 0.5 * z;
+  return (m + y) + e * 0.693359375;
 }
 
 fn sqrt_f32(x: f32) -> f32 {
@@ -61,10 +71,11 @@ fn rsqrt_f32(x: f32) -> f32 {
   return select(inverseSqrt(x), nan(), u > 0x7f800000u);
 }
 
-// x less the nearest multiple of pi/2, and which quarter that is: for |x| up to 1e5 or so.
+// x less the nearest multiple of pi/2, and which one that is: pi/2 in parts whose products with
+// whole numbers are exact, for |x| up to 10^4 or so.
 fn quarter(x: f32) -> vec2<f32> {
   let n = round(x * 0.636619772);
-  let r = fma(n, 1.71512451e-15, fma(n, 4.37113883e-8, fma(n, -1.57079637, x)));
+  let r = ((x - n * 1.5703125) - n * 4.837512969970703125e-4) - n * 7.54978995489188216e-8;
   return vec2<f32>(r, n);
 }
 fn sine_of(x: f32, turn: i32) -> f32 {
@@ -117,70 +128,16 @@ fn sigmoid_f32(x: f32) -> f32 {
   return select(1.0 / (1.0 + e), e / (1.0 + e), x < 0.0);
 }
 
-// |a|^b from a logarithm in two parts: log m = 2 s + s^3 P(s^2), s = (m - 1) / (m + 1).
-fn magnitude_power(a: f32, b: f32) -> f32 {
-  let u = bitcast<u32>(a) & 0x7fffffffu;
-  var e = f32(i32(u >> 23u) - 126);
-  var m = bitcast<f32>((u & 0x7fffffu) | 0x3f000000u);
-  if (m < 0.707106781) { e -= 1.0; m = m + m; }
-  let f = m - 1.0;
-  let d = 2.0 + f;
-  let s = f / d;
-  let rest = (fma(-s, d, f) - s * (f - (d - 2.0))) / d;  // what the quotient lost
-  let z = s * s;
-  let p = fma(z, fma(z, fma(z, 0.2222222, 0.28571430), 0.4), 0.66666666);
-  let low = fma(2.0, rest, s * z * p);
-  // e ln2 + 2 s + low, the large terms first, each with what its rounding lost
-  let high = e * 0.693359375;
-  let top = high + 2.0 * s;
-  // where high is not 0 it is the larger of the two
-  let tail = fma(e, -2.12194440e-4, low) + select(2.0 * s - (top - high), 0.0, e == 0.0);
-  let log_hi = top + tail;
-  let log_lo = tail - (log_hi - top);
-  let y = log_hi * b;
-  return exp_of(y, fma(log_hi, b, -y) + log_lo * b);
-}
-fn pow_f32(a: f32, b: f32) -> f32 {
-  let size = abs(b);
-  if (size <= 4.0 && size == floor(size)) {  // squares and cubes exactly as products
-    let square = a * a;
-    var y = select(1.0, a, size == 1.0 || size == 3.0);
-    y *= select(1.0, square, size >= 2.0);
-    y *= select(1.0, square, size == 4.0);
-    return select(y, 1.0 / y, b < 0.0);
-  }
-  let whole = b == floor(b);
-  let odd = whole && size < 16777216.0 && (i32(size) & 1) == 1;
-  let v = bitcast<u32>(a);
-  var y = magnitude_power(a, b);
-  if ((v << 1u) == 0u || (v & 0x7fffffffu) == 0x7f800000u) {
-    y = select(0.0, inf(), ((v << 1u) == 0u) == (b < 0.0));
-  }
-  if (v == 0x3f800000u) { y = 1.0; }
-  y = select(y, -y, odd && v >= 0x80000000u);
-  if (is_nan(a) || is_nan(b)) { return select(nan(), 1.0, v == 0x3f800000u); }
-  return select(y, nan(), !whole && v > 0x80000000u && v != 0xff800000u);
-}
-fn pow_i32(a: i32, b: i32) -> i32 {
-  var y = 1;
-  var base = a;
-  for (var n = u32(max(b, 0)); n > 0u; n >>= 1u) {
-    if ((n & 1u) == 1u) { y *= base; }
-    base *= base;
-  }
-  return y;
-}
-
-// The remainder with b's sign, as Python has it, and the quotient that belongs to it. One Newton
-// step puts right a division that may be off by 2.5 ulp.
+// The remainder with b's sign, as Python has it, and the quotient that belongs to it, put right
+// after a division that may be off by 2.5 ulp.
 fn mod_f32(a: f32, b: f32) -> f32 {
   let n = floor_div_f32(a, b);
-  let r = fma(-n, b, a);
+  let r = residue(a, n, b);
   return select(r, b * 0.0, r == 0.0);
 }
 fn floor_div_f32(a: f32, b: f32) -> f32 {
   var n = floor(a / b);
-  let r = fma(-n, b, a);
+  let r = residue(a, n, b);
   if (r != 0.0 && (r < 0.0) != (b < 0.0)) { n -= 1.0; }
   else if (abs(r) >= abs(b) && b != 0.0) { n += 1.0; }
   return n;

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import oracles_rows
 import pytest
+from conftest import holding
 from draws import leaves, normal, refused, tensors
 from tolerance import assert_close
 
@@ -51,6 +52,7 @@ def test_gradient(backend64, rng):
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
 def test_gradient_of_every_dtype(kind, backend, dtype, rng):
     """Tokens that several positions share add up; rows that none has are zero."""
+    holding(backend, np.dtype(kind).name)
     ids, w = rng.integers(3, 9, 40).astype(kind), normal(rng, (10, 33), dtype)
     g = normal(rng, (40, 33), dtype)
     leaf = Tensor(w, backend=backend, requires_grad=True)

@@ -7,6 +7,7 @@ where `put_rows` names a row twice either value may win.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ class Primitives(Elementwise, Copying, Reductions, Indexing, Products):
         return x.contiguous
 
     def reshape(self: WgpuBackend, x: GpuArray, shape: Shape) -> GpuArray:  # type: ignore[misc]
+        if -1 in shape:
+            known = -math.prod(shape)
+            shape = tuple(x.size // max(known, 1) if n == -1 else n for n in shape)
         view = layout.reshaped(x, shape)
         return layout.reshaped(self.copy(x), shape) if view is None else view  # type: ignore[return-value]
 

@@ -100,10 +100,10 @@ def _take(
     after, (step_q,) = layout.collapse(x.shape[axis + 1 :], x.strides[axis + 1 :])
     if len(before) > 1 or len(after) > 1:
         return _take(backend, out, backend.copy(x), indices, axis)
-    raw, n, inner = layout.raw_name(x), x.shape[axis], after[0]
-    per, offset, step = PER_WORD[raw], backend.offset(x), x.strides[axis]
     if not layout.fits(x, backend.caps.binding_bytes):
         return _take_windows(backend, out, x, indices, axis)
+    raw, n, inner = layout.raw_name(x), x.shape[axis], after[0]
+    per, offset, step = PER_WORD[raw], backend.offset(x), x.strides[axis]
     numbers = (offset, step, step_b[0] if before[0] > 1 else 0, inner)
     width = next(
         (w for w in (4, 1) if step_q[0] == 1 and all(v % (w * per) == 0 for v in numbers)), 0

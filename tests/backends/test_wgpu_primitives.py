@@ -1,0 +1,388 @@
+"""Primitives of the wgpu backend where they take ways of their own: odd sizes, offsets, strides,
+long rows, memory that a kernel cannot see at once. Memory is dirty in all of these tests."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from draws import normal
+from strict_wgpu import BARE, strict_wgpu
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.backends.wgpu import primitives_matmul, primitives_reduce
+from boostr.ops import core
+
+HELD = ("float32", "float16", "bfloat16", "int32", "uint32", "int8", "uint8", "bool")
+
+
+@pytest.fixture
+def wgpu():
+    with strict_wgpu(strict=False) as backend:
+        yield backend
+
+
+def numbers(rng, shape, dtype):
+    """Any numbers of a dtype, exact in it and different from each other where there are enough."""
+    return (np.arange(np.prod(shape)) % 251 - 100).reshape(shape).astype(dtypes.parse(dtype))
+
+
+def same(got, want):
+    assert got.shape == want.shape
+    np.testing.assert_array_equal(got.numpy(), want)
+
+
+VIEWS = {
+    "whole": lambda x: x,
+    "odd start": lambda x: x[1:, 3:],
+    "aligned": lambda x: x[:, 8:24],
+    "backwards": lambda x: x[::-1, ::-2],
+    "turned": lambda x: x.T,
+    "turned part": lambda x: x[1:19, 4:28].T,
+    "one column": lambda x: x[:, 5:6],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_copies(name, dtype, wgpu, rng):
+    x = numbers(rng, (21, 33), dtype)
+    view = VIEWS[name](Tensor(x, backend=wgpu))
+    same(Tensor.wrap(wgpu.copy(view.data), wgpu), VIEWS[name](x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_copies_of_many_axes(dtype, wgpu, rng):
+    x = numbers(rng, (2, 3, 2, 3, 2, 3, 2, 2), dtype)
+    t = Tensor(x, backend=wgpu)
+    for axes in ((7, 6, 5, 4, 3, 2, 1, 0), (1, 0, 3, 2, 5, 4, 7, 6)):
+        same(t.permute(axes).contiguous(), x.transpose(axes))
+    a, b, c = (t.permute(axes) for axes in ((6, 1, 2, 3, 4, 5, 0, 7), range(8), (7, *range(1, 7), 0)))
+    same(core.where(a > b, b, c), np.where(a.numpy() > b.numpy(), b.numpy(), c.numpy()))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 40), (2, 70, 48), (17, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_transposes_in_shared_memory(shape, dtype, wgpu, rng):
+    x = numbers(rng, shape, dtype)
+    axes = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    same(Tensor(x, backend=wgpu).permute(axes).contiguous(), x.transpose(axes))
+
+
+def test_copies_keep_every_bit(wgpu):
+    bits = np.array([0x7FA00001, 0xFFFFFFFF, 1, 0x80000000, 0x7F800000], np.uint32)
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        x = Tensor(bits.view(dtype), backend=wgpu)
+        copied = Tensor.wrap(wgpu.copy(x.data), wgpu)
+        np.testing.assert_array_equal(copied.numpy().view(np.uint32), bits)
+        chosen = core.where(x == x, x, x)  # noqa: PLR0124
+        np.testing.assert_array_equal(chosen.numpy().view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("source", HELD)
+@pytest.mark.parametrize("target", HELD)
+def test_casts(source, target, wgpu):
+    values = [0, 1, 2, 3, 100, 127] if source == "bool" or target == "bool" else [0, 1, 2.7, 100, 127]
+    negative = {"float32", "float16", "bfloat16", "int32", "int8"}
+    values += [-1, -2.7, -100] if source in negative else []
+    x = np.array(values).astype(dtypes.parse(source))
+    with np.errstate(all="ignore"):
+        same(Tensor(x, backend=wgpu).to(target), x.astype(dtypes.parse(target)))
+
+
+def test_casts_of_low_precision_round_as_numpy(wgpu, rng):
+    x = np.concatenate([normal(rng, 500, scale=10.0 ** rng.integers(-6, 6, 500)),
+                        [65519, 65520, 1e30, -1e30, 1 + 2**-11, 1 + 3 * 2**-11, 0, -0.0, np.inf]])
+    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):
+        for dtype in (np.float16, ml_dtypes.bfloat16):
+            got = Tensor(x, backend=wgpu).to(dtype).numpy()
+            np.testing.assert_array_equal(got.view(np.uint16), x.astype(dtype).view(np.uint16))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sin", "cos", "tanh", "erf", "sqrt", "rsqrt"])
+def test_functions_to_a_few_ulp(name, wgpu, rng):
+    x = np.concatenate([normal(rng, 2000, scale=3.0), normal(rng, 1000, scale=30.0),
+                        normal(rng, 1000, scale=1e-3), 1 + normal(rng, 500, scale=1e-4)])
+    x = np.abs(x) if name in ("log", "sqrt", "rsqrt") else x
+    x = x.astype(np.float32)
+    want = {"erf": np.vectorize(math.erf), "rsqrt": lambda v: 1 / np.sqrt(v)}.get(name) or getattr(np, name)
+    got = getattr(core, name)(Tensor(x, backend=wgpu)).numpy()
+    with np.errstate(over="ignore", under="ignore"):
+        exact = want(x.astype(np.float64))
+    ulp = np.spacing(np.minimum(np.abs(exact), 3e38).astype(np.float32)).astype(np.float64)
+    normal_range = (np.abs(exact) > 1e-37) & (np.abs(exact) < 3e38)
+    error = np.abs(got - exact)[normal_range] / ulp[normal_range]
+    if name in ("sin", "cos"):  # near a zero of theirs the error is absolute
+        error = np.minimum(error, np.abs(got - exact)[normal_range] / 2.0**-24)
+    assert error.max() < 4
+
+
+def test_powers(wgpu, rng):
+    a = np.abs(normal(rng, 3000, scale=2.0)) + 1e-3
+    b = normal(rng, 3000, scale=8.0)
+    got = core.pow(*(Tensor(v.astype(np.float32), backend=wgpu) for v in (a, b))).numpy()
+    with np.errstate(over="ignore"):
+        exact = a.astype(np.float32).astype(np.float64) ** b.astype(np.float32).astype(np.float64)
+    fine = (exact > 1e-37) & (exact < 3e38)
+    assert np.max(np.abs(got - exact)[fine] / exact[fine]) < 8 * 2.0**-24
+    decay = Tensor(np.float32([0.999, 0.9]), backend=wgpu) ** Tensor(np.float32([1000, 99]), backend=wgpu)
+    want = np.float64(np.float32([0.999, 0.9])) ** [1000, 99]
+    np.testing.assert_allclose(decay.numpy(), want, rtol=2e-7)
+    x = Tensor(np.float32([-2, -2, 0, 0, -8, 2, -1]), backend=wgpu)
+    y = Tensor(np.float32([3, 7, 0, -1, 1 / 3, np.inf, np.nan]), backend=wgpu)
+    np.testing.assert_array_equal((x**y).numpy(), np.float32([-8, -128, 1, np.inf, np.nan, np.inf, np.nan]))
+
+
+def test_signs_of_remainders(wgpu):
+    a = np.array([7, -7, 7, -7, 0, 6, -6, 5, -(2**31), 2**31 - 1], np.int32)
+    b = np.array([3, 3, -3, -3, 5, 3, 3, 0, 3, -1], np.int32)
+    x, y = (Tensor(v, backend=wgpu) for v in (a, b))
+    with np.errstate(divide="ignore"):
+        same(x // y, a // b)
+        same(x % y, a % b)
+    a = np.float32([7, -7, 7, -7, 0, 6, -6, 5.5, 1e7, 0.3])
+    b = np.float32([3, 3, -3, -3, 5, 3, 3, 0.5, 3, 0.1])
+    x, y = (Tensor(v, backend=wgpu) for v in (a, b))
+    same(x // y, a // b)
+    np.testing.assert_allclose((x % y).numpy(), a % b, rtol=1e-5)
+
+
+def test_nan_and_infinities(wgpu):
+    x = np.float32([np.nan, 1, np.inf, -np.inf, -0.0])
+    y = np.float32([1, np.nan, np.inf, 5, 0.0])
+    a, b = (Tensor(v, backend=wgpu) for v in (x, y))
+    for name in ("maximum", "minimum"):
+        same(getattr(core, name)(a, b), getattr(np, name)(x, y))
+    for name in ("eq", "ne", "lt", "ge"):
+        want = {"eq": x == y, "ne": x != y, "lt": x < y, "ge": x >= y}[name]
+        same(getattr(core, name)(a, b), want)
+    wide = np.zeros(300, np.float32)
+    wide[[70, 250]] = np.nan
+    t = Tensor(wide, backend=wgpu)
+    assert np.isnan(core.max(t).item()) and np.isnan(core.min(t).item())
+    assert core.argmax(t).item() == 70
+    low = Tensor(np.full((2, 3), -np.inf, np.float32), backend=wgpu)
+    same(core.max(low, 1), np.float32([-np.inf, -np.inf]))
+
+
+def test_flags_and_bytes(wgpu):
+    a, b = np.array([True, True, False]), np.array([True, False, False])
+    x, y = (Tensor(v, backend=wgpu) for v in (a, b))
+    for got, want in ((x + y, a + b), (x * y, a * b), (x & y, a & b), (x ^ y, a ^ b), (x == y, a == b)):
+        same(got, want)
+    n = np.array([100, -100, -128, 127, 3], np.int8)
+    t = Tensor(n, backend=wgpu)
+    same(t + t, n + n)
+    same(-t, -n)
+    same(core.abs(t), np.abs(n))
+    same(t * 3, n * np.int8(3))
+    same(t << 1, n << 1)
+    same(t >> 9, n >> 7)
+    same(Tensor(np.uint32([1, 2]), backend=wgpu) << 40, np.uint32([0, 0]))
+
+
+def test_a_new_scalar_compiles_nothing(wgpu):
+    x = Tensor(np.float32([1, 2, 3]), backend=wgpu)
+    before = (x * 2.0 + 1).numpy()  # noqa: F841
+    count = len(wgpu.pipelines)
+    same(x * 5.0 + 7, np.float32([12, 17, 22]))
+    assert len(wgpu.pipelines) == count
+
+
+# -- reductions ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 2), (1,), (0, 1, 3), 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_reductions_in_chunks(axis, dtype, wgpu, rng, monkeypatch):
+    """Chunks of a few terms, so that partial results are reduced again."""
+    monkeypatch.setattr(primitives_reduce, "_ROW_CHUNK", 16)
+    monkeypatch.setattr(primitives_reduce, "_COLUMN_CHUNK", 3)
+    x = normal(rng, (5, 9, 3, 40), "float32").astype(dtypes.parse(dtype))
+    x = np.rint(np.float64(x) * 100).astype(np.int32) if dtype == "int32" else x
+    for t, v in ((Tensor(x, backend=wgpu), x), (Tensor(x, backend=wgpu).permute(3, 0, 2, 1), x.transpose(3, 0, 2, 1))):
+        for name in ("sum", "max", "min"):
+            got, want = getattr(core, name)(t, axis), getattr(np, name)(v.astype(np.float64), axis)
+            if name == "sum" and dtype != "int32":
+                assert_close(got.numpy(), want, dtype=dtype, reduce=v.size // max(want.size, 1))
+            else:
+                same(got, want)
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (3, 20_001), (40_000, 3), (2000, 64)])
+def test_long_sums(shape, wgpu, rng):
+    x = normal(rng, shape)
+    t = Tensor(x, backend=wgpu)
+    for axis in (None, 0, 1):
+        want = x.astype(np.float64).sum(axis)
+        assert_close(core.sum(t, axis).numpy(), want, dtype="float32", reduce=x.size // want.size)
+
+
+@pytest.mark.parametrize("n", [1, 5, 33, 300, 20_000])
+def test_argmax_of_long_rows(n, wgpu, rng):
+    x = rng.integers(-50, 50, (3, n)).astype(np.float32)
+    t = Tensor(x, backend=wgpu)
+    same(core.argmax(t), x.argmax(1).astype(np.int32))
+    same(core.argmax(t.T, 0), x.argmax(1).astype(np.int32))
+
+
+@pytest.mark.parametrize(("rows", "n"), [(3, 1), (2, 31), (3, 129), (2, 700), (1, 5000)])
+def test_sorts(rows, n, wgpu, rng):
+    for x in (normal(rng, (rows, n)), rng.integers(-4, 4, (rows, n)).astype(np.int32)):
+        got = core.argsort(Tensor(x, backend=wgpu), 1)
+        same(got, np.argsort(x, axis=1, kind="stable").astype(np.int32))
+        same(core.argsort(Tensor(np.ascontiguousarray(x.T), backend=wgpu), 0).T, got.numpy())
+
+
+@pytest.mark.parametrize("n", [1, 7, 511, 513, 5000])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint8"])
+def test_running_sums(n, dtype, wgpu, rng):
+    x = normal(rng, (2, n), scale=0.1) if "float" in dtype else rng.integers(0, 3, (2, n))
+    x = x.astype(dtypes.parse(dtype))
+    t = Tensor(x, backend=wgpu)
+    if "float" in dtype:
+        want = np.cumsum(x.astype(np.float64), 1)
+        assert_close(core.cumsum(t).numpy(), want, dtype=dtype, reduce=n, scale=0.1)
+        assert_close(core.cumsum(t.T, 0).numpy().T, want, dtype=dtype, reduce=n, scale=0.1)
+    else:
+        same(core.cumsum(t), np.cumsum(x, 1, dtype=x.dtype))
+
+
+# -- products ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8"])
+def test_products_of_any_strides(tiled, dtype, wgpu, rng):
+    a, b = (rng.integers(-3, 4, s).astype(dtypes.parse(dtype)) for s in ((2, 1, 67, 19), (3, 19, 70)))
+    for turn in (False, True):
+        left = Tensor(np.ascontiguousarray(a.swapaxes(-1, -2)) if turn else a, backend=wgpu)
+        left = left.transpose() if turn else left
+        got = primitives_matmul.product(wgpu, left.data, Tensor(b, backend=wgpu).data, tiled)
+        want = (a.astype(np.float64) @ b.astype(np.float64)).astype(a.dtype)
+        same(Tensor.wrap(got, wgpu), want)
+
+
+# -- indexing and writing in place ---------------------------------------------------------------
+@pytest.mark.parametrize("inner", [1, 3, 8, 16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_entries_by_number(inner, dtype, wgpu, rng):
+    x, i = numbers(rng, (11, inner), dtype), np.array([[3, -1, 0], [10, 3, -11]], np.int32)
+    t = Tensor(x, backend=wgpu)
+    for index in (i, (i % 11).astype(np.uint8)):
+        same(core.take(t, Tensor(index, backend=wgpu)), x[i])
+        same(core.take(t.T, Tensor(index, backend=wgpu), 1), x.T[:, i])
+    along = rng.integers(-11, 11, (5, inner)).astype(np.int32)
+    want = np.take_along_axis(x, along.astype(np.int64), 0)
+    same(core.take_along(t, Tensor(along, backend=wgpu), 0), want)
+    same(core.take_along(t.T, Tensor(np.ascontiguousarray(along.T), backend=wgpu), 1), want.T)
+
+
+def test_scattered_sums(wgpu, rng):
+    rows, i = normal(rng, (300, 5)), rng.integers(0, 7, 300).astype(np.int32)
+    want = np.zeros((8, 5))
+    np.add.at(want, i, rows.astype(np.float64))
+    tensors = [Tensor(v, backend=wgpu) for v in (i, rows)]
+    got = core.scatter_add((8, 5), *tensors).numpy()
+    assert_close(got, want, dtype="float32", reduce=300 / 8)
+    np.testing.assert_array_equal(core.scatter_add((8, 5), *tensors).numpy(), got)
+    counts = core.scatter_add((3, 1), Tensor(np.int32([2, -1, 0]), backend=wgpu),
+                              Tensor(np.int8([[1], [2], [3]]), backend=wgpu))  # fmt: skip
+    assert counts.tolist() == [[3], [0], [3]]
+
+
+TARGETS = {
+    "whole": lambda x: x,
+    "rows": lambda x: x[3:5],
+    "odd columns": lambda x: x[:, 1:4],
+    "aligned columns": lambda x: x[:, 8:24],
+    "backwards": lambda x: x[::-2, 30:2:-3],
+    "turned": lambda x: x.T[2:9],
+    "one": lambda x: x[2:3, 7:8],
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "bool"])
+def test_assigned_views(name, dtype, wgpu, rng):
+    x = numbers(rng, (6, 34), dtype)
+    t = Tensor(x.copy(), backend=wgpu)
+    part = TARGETS[name](x)
+    for source in ("int32", dtype):
+        new = (np.arange(part.size).reshape(part.shape) % 2).astype(dtypes.parse(source))
+        part[...] = new
+        TARGETS[name](t).assign(Tensor(new, backend=wgpu))
+        same(t, x)
+
+
+def test_assigned_to_itself(wgpu, rng):
+    for dtype in ("float32", "bfloat16"):
+        x = numbers(rng, (5, 7), dtype)
+        t = Tensor(x.copy(), backend=wgpu)
+        t[1:].assign(t[:-1])
+        x[1:] = x[:-1].copy()
+        same(t, x)
+
+
+@pytest.mark.parametrize("inner", [(3,), (8,), (2, 8), ()])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_rows_put_by_number(inner, dtype, wgpu, rng):
+    room = numbers(rng, (9, *inner, 2), dtype)
+    for at in (slice(None), 0):
+        x = room[..., 0] if at == 0 else room
+        t = Tensor(room, backend=wgpu)
+        target = t[..., 0] if at == 0 else t
+        i = np.array([4, -1, 8, 0], np.int32)
+        values = numbers(rng, (4, *x.shape[1:]), dtype) + x.dtype.type(1)
+        wgpu.put_rows(target.data, Tensor(i, backend=wgpu).data, Tensor(values, backend=wgpu).data)
+        want = x.copy()
+        want[i[i >= 0]] = values[i >= 0]
+        same(target, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("width", [3, 16])
+def test_concat_of_odd_widths(dtype, width, wgpu, rng):
+    parts = [numbers(rng, (5, n), dtype) for n in (width, 1, 2 * width)]
+    for axis, arrays in ((1, parts), (0, [p.T for p in parts])):
+        got = core.concat([Tensor(p, backend=wgpu) for p in arrays], axis)
+        same(got, np.concatenate(arrays, axis))
+
+
+# -- devices that see less -----------------------------------------------------------------------
+def test_arrays_larger_than_a_binding(rng):
+    with strict_wgpu(binding_bytes=65536, strict=False) as wgpu:
+        for dtype in ("float32", "bfloat16"):
+            x = normal(rng, (300, 128), dtype)
+            t = Tensor(x, backend=wgpu)
+            y = normal(rng, (300, 1), dtype)
+            same(t * Tensor(y, backend=wgpu), x * y)
+            same(t + t, x + x)
+            same(t.T.contiguous(), x.T)
+            same(core.max(t), x.max())
+            same(core.max(t, 1), x.max(1))
+            assert_close(core.sum(t, 0).numpy(), x.astype(np.float64).sum(0), dtype=dtype, reduce=300)
+            i = rng.integers(-300, 300, 40).astype(np.int32)
+            same(core.take(t, Tensor(i, backend=wgpu)), x[i])
+            t[3:200].assign(Tensor(x[:197], backend=wgpu))
+            assert np.array_equal(t.numpy()[3:200], x[:197])
+        same(core.concat([t, t], 0), np.concatenate([t.numpy()] * 2))
+        assert np.all(t.full_like(3).numpy() == 3)
+
+
+def test_a_device_without_extras(rng):
+    """No immediates: parameters lie in a uniform buffer."""
+    with strict_wgpu(strict=False, **BARE) as wgpu:
+        x = normal(rng, (9, 33))
+        t = Tensor(x, backend=wgpu)
+        same(core.where(t > 0.5, t.T.contiguous().T * 2, 1.0), np.where(x > 0.5, x * 2, 1).astype(np.float32))
+        assert_close(core.sum(t, 1).numpy(), x.astype(np.float64).sum(1), dtype="float32", reduce=33)
+        same(core.argsort(t, 1), np.argsort(x, axis=1).astype(np.int32))
+
+
+def test_grids_are_folded(rng):
+    with strict_wgpu(workgroups=16, strict=False) as wgpu:
+        x = normal(rng, (100, 65))
+        t = Tensor(x, backend=wgpu)
+        same(t[:, :64] + 1, x[:, :64] + np.float32(1))
+        same(t.T.contiguous(), x.T)
+        same(core.max(t, 1), x.max(1))
+        same(core.argsort(t, 0), np.argsort(x, axis=0, kind="stable").astype(np.int32))
