@@ -57,7 +57,7 @@ class Call:
     @property
     def queries(self) -> int:
         """Per sequence, on average, rounded up."""
-        return -(-self.T // self.B)
+        return max(1, -(-self.T // self.B))
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Pl
     reach = caps.subgroup_min if subgroups else 8
     lanes = chosen.get("lanes", max(1, min(pieces, reach)))
     each = _pieces(max(call.D, call.Dv), lanes)
-    most = max(1, (8 if lanes > 4 else 4) // each)  # registers
+    small = caps.kind == "software"  # where code is slow to compile
+    most = max(1, (2 if small else 8 if lanes > 4 else 4) // each)  # registers
     rows = chosen.get("rows", min(most, call.H // call.K * call.queries))
-    many = caps.kind == "discrete" and subgroups
-    threads = chosen.get("threads", min(256 if many else 64, caps.workgroup_threads))
+    many = 256 if caps.kind == "discrete" and subgroups else 32 if small else 64
+    threads = chosen.get("threads", min(many, caps.workgroup_threads))
     threads = max(threads, lanes)
     per_row = threads * _pieces(call.Dv, lanes) * 2
     exchange = 0 if subgroups else rows * threads
@@ -135,7 +136,7 @@ def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Pl
         _shared_bytes(call, rows, lanes, threads, at_once * per_row) > caps.workgroup_bytes
     ):
         at_once = -(-at_once // 2)
-    unroll = chosen.get("unroll", 4)
+    unroll = chosen.get("unroll", 2 if small else 4)
     tiles = -(-call.H // call.K * call.queries // rows)
     grain = chosen.get("grain", max(threads // lanes * unroll, 64))
     fills = chosen.get("fills", _FILLS[caps.kind])

@@ -1,0 +1,46 @@
+// Included by the kernels that choose tokens: the order of candidates, falling logit then rising
+// id, as unsigned words that rise; and the first of a workgroup's candidates.
+// Values: THREADS (a power of 2), SUBGROUPS.
+
+// A nan counts as largest, as numpy's argmax has it. Bits decide: compilers assume there is none.
+fn key_of(v: f32) -> u32 {
+  var u = bitcast<u32>(v);
+  if (u == 0x80000000u) { u = 0u; }
+  if ((u & 0x7fffffffu) > 0x7f800000u) { return 0u; }
+  return select(~(u | 0x80000000u), u, u >= 0x80000000u);
+}
+fn logit_of(key: u32) -> f32 { return bitcast<f32>(select(~key & 0x7fffffffu, key, key >= 0x80000000u)); }
+
+fn before(a: vec2<u32>, b: vec2<u32>) -> bool { return a.x < b.x || (a.x == b.x && a.y < b.y); }
+
+{{ workgroup("firsts", "vec2<u32>", THREADS) }}
+// The first of all threads' (key, id); every thread gets it.
+fn first_of_all(t: u32, mine: vec2<u32>) -> vec2<u32> {
+# if SUBGROUPS
+  let key = subgroupMin(mine.x);
+  let id = subgroupMin(select(0xffffffffu, mine.y, mine.x == key));
+  firsts[t] = vec2<u32>(key, id);
+  workgroupBarrier();
+  var found = vec2<u32>(0xffffffffu);
+  for (var i = 0u; i < {{ THREADS }}u; i += {{ caps.subgroup_min }}u) {
+    let other = firsts[i];
+    if (before(other, found)) { found = other; }
+  }
+  return found;
+# else
+  firsts[t] = mine;
+  workgroupBarrier();
+#   set half = namespace(d=THREADS // 2)
+#   for _ in range(10)
+#     if half.d > 0
+  if (t < {{ half.d }}u) {
+    let other = firsts[t + {{ half.d }}u];
+    if (before(other, firsts[t])) { firsts[t] = other; }
+  }
+  workgroupBarrier();
+#       set half.d = half.d // 2
+#     endif
+#   endfor
+  return firsts[0];
+# endif
+}
