@@ -2,7 +2,7 @@
 //
 // x: M lines of K, or K lines of M (X_ACROSS); w: N lines of K, or K lines of N (W_ACROSS); forms:
 // gemm_operand.wgsl. A workgroup makes a tile of BM x BN, a thread TM x TN of it (runs of 4 rows and
-// columns, BM / 2 and BN / 2 apart), 8 lanes side by side and 4 above each other: a warp reads a row
+// columns, spread evenly), 8 lanes side by side and 4 above each other: a warp reads a row
 // of 128 bytes and broadcasts of shared memory at once. Tiles lie there as [BK][BM] and [BK][BN]; a
 // thread brings blocks of 4 lines x 4 elements, turned in registers; the raw words of the next tile
 // are on their way while this one is multiplied.
@@ -95,10 +95,10 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 #   for k in range(UNROLL)
     {
 #     for i in range(TM // 4)
-      let a{{i}} = xs[xk + {{k * BM // 4 + i * BM // 8}}u];
+      let a{{i}} = xs[xk + {{k * BM // 4 + i * BM // TM}}u];
 #     endfor
 #     for j in range(TN // 4)
-      let b{{j}} = ws[wk + {{k * BN // 4 + j * BN // 8}}u];
+      let b{{j}} = ws[wk + {{k * BN // 4 + j * BN // TN}}u];
 #     endfor
 #     for i in range(TM)
 #       for j in range(TN // 4)
@@ -122,10 +122,16 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   let w_first = id.y * {{BN}}u;
   var first = split * p.steps * {{BK}}u;
   let last = min(p.units, first + p.steps * {{BK}}u);
-  // 8 x 4 lanes, then warps of them side by side
+  // 8 x 4 lanes, then warps of them side by side. Lanes 2i and 2i + 1 share a column, lanes i and
+  // i + 2 or so a row: NVIDIA's 16-byte reads of equal addresses are merged only between such.
   let warp = t / 32u;
+# if WEAVE
+  let tx = warp % {{BN // TN // 8}}u * 8u + t / 2u % 8u;
+  let ty = warp / {{BN // TN // 8}}u * 4u + t / 16u % 2u * 2u + t % 2u;
+# else
   let tx = warp % {{BN // TN // 8}}u * 8u + t % 8u;
   let ty = warp / {{BN // TN // 8}}u * 4u + t / 8u % 4u;
+# endif
 # for i in range(TM)
 #   for j in range(TN // 4)
   var c{{i}}_{{j}} = vec4<{{RESULT}}>();
@@ -182,7 +188,7 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   let n = w_first + tx * 4u;
 # for i in range(TM)
 #   for j in range(TN // 4)
-  emit(slab, x_first + ty * 4u + {{i // 4 * BM // 2 + i % 4}}u, n + {{j * BN // 2}}u, c{{i}}_{{j}});
+  emit(slab, x_first + ty * 4u + {{i // 4 * (4 * BM // TM) + i % 4}}u, n + {{j * 4 * BN // TN}}u, c{{i}}_{{j}});
 #   endfor
 # endfor
 }

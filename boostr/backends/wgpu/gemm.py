@@ -17,6 +17,7 @@ from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.gemm_ends import Ends, finish
 from boostr.backends.wgpu.gemm_operands import FLOATS, Operand, Weight
+from boostr.backends.wgpu.gemv_input import quantized_rows
 from boostr.backends.wgpu.kernels import Variant
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -36,6 +37,7 @@ class Tile:
     BK: int = 16
     STAGES: int = 1
     UNROLL: int = 16
+    WEAVE: bool = True
     rate: float = 0.7
 
     @property
@@ -47,7 +49,7 @@ class Tile:
         return 4 * self.BK * (self.BM + self.BN) * self.STAGES
 
     def values(self) -> dict[str, int]:
-        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL")
+        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL", "WEAVE")
         return {name: getattr(self, name) for name in names}
 
 
@@ -136,8 +138,8 @@ def linear(
             x = x.view(shape=(M, K), strides=(K, 1))
         bias, residual = (None if a is None else backend.dense(a) for a in (bias, residual))
         if w.form == "words":
-            x, x_scale = _round_rows(backend, x)
-            left = Operand(x, "words", M, K, K)
+            x, x_scale = quantized_rows(backend, x)
+            left = Operand(x, "words", M, K, x.shape[1])
             ends = Ends(bias, residual, w.scales, x_scale)
         else:
             left = Operand.of_matrix(backend, x)
@@ -194,16 +196,6 @@ def _flat(backend: Any, x: GpuArray, lead: tuple[int, ...]) -> Operand:
     step = axes[-1][1] if axes else 0
     shape, strides = (math.prod(lead), rows, inputs), (step, *x.strides[-2:])
     return Operand.of_matrix(backend, x.view(shape=shape, strides=strides))
-
-
-def _round_rows(backend: Any, x: GpuArray) -> tuple[GpuArray, GpuArray]:
-    """x as int8 [M, K] and its scales [M]."""
-    from boostr import autograd
-    from boostr.ops.quant import quantize_rows
-
-    with autograd.no_grad():
-        values, scales = quantize_rows(Tensor.wrap(x, backend))
-    return backend.dense(values.data), backend.dense(scales.data)
 
 
 def _bands(

@@ -22,6 +22,7 @@ _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
 # forms whose numbers can lie beyond f16: the product is made again if one does
 GUARDED = ("bf16", "i8g", "q8_0", "q4_1")
 _ROUNDED = ("i8g", "q8_0", "q4_1")  # a value times its scale has more digits than f16
+POINTEE = False  # places in a workgroup array count its elements, not a matrix's
 _CORES, _MULTIPLIES = 132, 1024  # an H100's; of a core in a clock
 
 
@@ -160,8 +161,7 @@ def _launch(
     M, N, share, splits, width, column = sizes
     caps, integers = backend.caps, x.form == "words"
     found = shape(caps, integers)
-    assert found is not None
-    MM, MN, MK = found
+    MM, MN, MK = found or (16, 16, 16)
     split = splits > 1
     scales = [w.scales] if w.form == "i8g" else []
     if not (integers and split):
@@ -172,7 +172,7 @@ def _launch(
         [part] if flag is None else [part, flag],
         parameters(backend, x, w, ends, M, N, x.inputs, share, splits, width, column),
         X=x.form, W=w.form, X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
-        SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split), POINTEE=False,
+        SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split), POINTEE=POINTEE,
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
 

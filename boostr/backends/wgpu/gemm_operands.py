@@ -74,9 +74,10 @@ class Operand:
         """Whether lines begin and end at whole vectors of the shader's loads."""
         if self.form in _BLOCKS:
             return True
-        unit = 16 if self.form == "words" else 4
+        if self.form == "words":  # behind its K inputs a line holds zeros
+            return self.array.offset % 16 == 0 and self.line % 16 == 0
         length = self.rows if self.across else self.inputs
-        return all(n % unit == 0 for n in (self.array.offset, self.line, self.batch, length))
+        return all(n % 4 == 0 for n in (self.array.offset, self.line, self.batch, length))
 
     def part(self, start: int, stop: int) -> Operand:
         """Rows start to stop of a single matrix, as a window of its own."""
