@@ -29,7 +29,7 @@ SOFTWARE = replace(
     BIG, name="software", kind="software", subgroup_min=4, subgroup_max=128, workgroup_bytes=32768
 )
 LEAST = replace(BIG, name="least", **BARE)
-_MATRICES = "chromium-experimental-subgroup-matrix"
+FEATURES = ("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix")
 GPUS = (BIG, SOFTWARE, LEAST)
 MODULES = sorted(
     name for _, name, _ in pkgutil.iter_modules(package.__path__)
@@ -48,6 +48,9 @@ def device(name: str):
     if not provider.installed(name):
         return f"{name} is not installed"
     library = provider.load(name)
+    if name == "wgpudawn":  # without hardware every feature is there
+        null = library.null_adapter()
+        return library.device(null, [f for f in FEATURES if f in null.features], {}, True)
     found = adapters.ranked(library)
     return open_device(library, found[0])[0] if found else "no adapter answers"
 
@@ -68,6 +71,8 @@ def problems(variant: Variant, compiler: str) -> list[str]:
     library = provider.load(compiler)
     for gpu in GPUS:
         caps = replace(gpu, provider=compiler)
+        if compiler == "wgpu":
+            caps = replace(caps, matrices=())  # naga knows none
         if any(not getattr(caps, need) for need in variant.needs):
             continue
         for immediates in {caps.immediate_bytes > 0 and compiler == "wgpu", False}:
@@ -83,9 +88,7 @@ def problems(variant: Variant, compiler: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_compiles(module, compiler):
-    has = getattr(device(compiler), "features", ())
-    listed = [v for v in variants(module) if "matrices" not in v.needs or _MATRICES in has]
-    found = [text for variant in listed for text in problems(variant, compiler)]
+    found = [text for variant in variants(module) for text in problems(variant, compiler)]
     assert not found, "\n".join(found[:3])
 
 
@@ -99,7 +102,8 @@ def test_every_source_is_compiled():
 
 
 def test_every_kernel_module_lists_its_variants():
-    assert set(OPS_OF) <= set(MODULES)
+    """Two choose among the kernels of others."""
+    assert set(OPS_OF) - set(MODULES) <= {"linear", "decoder"}
 
 
 def test_a_source_that_does_not_compile_says_where(compiler):

@@ -29,6 +29,7 @@ from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
 VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
+_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _PROBE_BYTES = 1 << 29
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
 
@@ -179,6 +180,9 @@ class WgpuBackend(Primitives):
     def dense(self, x: GpuArray) -> GpuArray:
         """x with its elements in row-major order: itself, or a copy."""
         return x if x.contiguous else self.copy(x)
+
+    def activation_dtype(self, stored: np.dtype) -> np.dtype:
+        return stored if stored in _FLOATS else dtypes.float32
 
     # -- kernels and programs --------------------------------------------------------------------
     def kernel(self, op: str) -> Kernel | str:

@@ -79,11 +79,11 @@ def open_device(provider: Provider, adapter: Any, checked: bool = True) -> tuple
 def _caps(provider: Provider, adapter: Any, device: Any, immediates: int) -> Caps:
     info, has, limits = adapter.info, device.features, device.limits
     subgroups = "subgroup" in has or "subgroups" in has
+    lanes = provider.subgroups(adapter) if subgroups else (0, 0)
     return Caps(
         name=adapters.name(adapter), vendor=info["vendor"], driver=info["description"],
         provider=provider.name, kind=adapters.kind(adapter), f16="shader-f16" in has,
-        subgroup_min=info["stackgroup_min_size"] if subgroups else 0,
-        subgroup_max=info["stackgroup_max_size"] if subgroups else 0,
+        subgroup_min=lanes[0], subgroup_max=lanes[1],
         dot4=True,  # a language feature of both; emulated where the hardware has none
         immediate_bytes=immediates, f32_atomics="shader-float32-atomic" in has,
         timestamps="timestamp-query" in has,

@@ -16,6 +16,8 @@ from boostr import env
 from boostr.errors import BackendError
 
 NAMES = ("wgpu", "wgpudawn")
+# lanes of subgroups by PCI vendor: NVIDIA, AMD, Intel, Apple
+_LANES = {0x10DE: (32, 32), 0x1002: (32, 64), 0x8086: (8, 32), 0x106B: (32, 32)}
 # of Dawn: tensor cores and f16 on NVIDIA's Vulkan
 _TOGGLES = ("allow_unsafe_apis", "use_vulkan_memory_model", "vulkan_enable_f16_on_nvidia")
 # parts of an adapter's memory after which allocations fail, and the device is lost, in percent
@@ -35,11 +37,11 @@ class Provider:
     def __init__(self, name: str) -> None:
         self.name = name
         package = importlib.import_module(name)
-        self.gpu: Any = package.gpu
         self.flags: Any = package.flags
         part = "wgpu_native" if name == "wgpu" else "dawn"
         self._backend: Any = importlib.import_module(f"{name}.backends.{part}")
         self._api: Any = importlib.import_module(f"{name}.backends.{part}._api")
+        self.gpu: Any = self._backend.gpu
         self.raw: Any = self._api.lib
         self.safe: Any = self._api.libf
         self.ffi: Any = self._api.ffi
@@ -85,8 +87,24 @@ class Provider:
         options: dict[str, Any] = {"required_features": features, "required_limits": limits}
         if self.name == "wgpu":
             return adapter.request_device_sync(**options)
-        toggles = [] if checked else ["disable_robustness"]
+        wanted = () if checked else ("disable_robustness", "disable_workgroup_init")
+        toggles = [t for t in wanted if t in self._extras.all_toggles()]
         return self._extras.request_device_sync(adapter, enable_toggles=toggles, **options)
+
+    def subgroups(self, adapter: Any) -> tuple[int, int]:
+        """The fewest and the most lanes, which wgpu-native does not say."""
+        if self.name == "wgpu":
+            return _LANES.get(adapter.info["vendor_id"], (4, 128))
+        info = self.ffi.new("WGPUAdapterInfo *")
+        self.safe.wgpuAdapterGetInfo(adapter._internal, info)
+        found = info.subgroupMinSize, info.subgroupMaxSize
+        self.raw.wgpuAdapterInfoFreeMembers(info[0])
+        return found
+
+    def null_adapter(self) -> Any:
+        """Dawn's adapter without hardware, which has every feature: for compiling alone."""
+        found = self.gpu._enumerate_all_adapters() if self.name == "wgpudawn" else ()
+        return next((a for a in found if a.info["backend_type"] == "Null"), None)
 
     def matrices(self, adapter: Any) -> tuple[tuple[str, str, int, int, int], ...]:
         """The shapes of subgroup matrices: (component, result, M, N, K)."""
