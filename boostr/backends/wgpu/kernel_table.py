@@ -27,6 +27,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "decoder": (
         "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
     ),
+    "quant": ("quantize", "dequantize"),
     "sampling": (
         "argmax", "penalize", "sample", "record_tokens", "philox", "filtered_probabilities",
     ),
