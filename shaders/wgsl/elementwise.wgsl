@@ -47,8 +47,8 @@ struct Params {
 # macro value(X, dtype, index)
 {{ WORK }}({{ X }}_at({{ index }}))
 # endmacro
-# macro four(X, dtype, load, g)
-# set w = "w" ~ X
+# macro four(X, dtype, load, g, u)
+# set w = "w" ~ X ~ u
 # set words = E // PER_WORD[dtype]
 # set letters = "xyzw"
 # if load in ("flat", "vector")
@@ -78,17 +78,44 @@ pack_{{ OUT }}(y{{ g }})
 # endif
 # endmacro
 
+# macro result(u)
+# if PER_WORD[OUT] == 1
+y0{{ u }}
+# else
+{{ "vec%d<u32>" % per if per > 1 else "u32" }}({% for g in range(E // 4) %}{{ packed("%d%s" % (g, u))|trim }}{{ ", " if not loop.last }}{% endfor %})
+# endif
+# endmacro
+# macro compute(u)
+# for g in range(E // 4)
+# for X, dtype, load in LOADS
+  let {{ X|lower }}{{ g }}{{ u }} = {{ four(X, dtype, load, g, u)|trim }};
+# endfor
+  let y{{ g }}{{ u }} = vec4<{{ VALUE[OUT] }}>({% for c in "xyzw" %}operation({% for X, dtype, load in LOADS %}{{ X|lower }}{{ g }}{{ u }}.{{ c }}{{ ", " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %});
+# endfor
+# endmacro
+
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
+# if not placed
+  let first = flat_workgroup(id, count) * {{ threads * UNROLL }}u + lane;
+  if (first >= p.groups) { return; }
+# for u in range(UNROLL)
+  let t_{{ u }} = {{ "first" if u == 0 else "min(first + %du, p.groups - 1u)" % (u * threads) }};
+# for X, dtype, load in arrays
+  let w{{ X }}_{{ u }} = {{ X }}[p.o{{ X }} + t_{{ u }}];
+# endfor
+# endfor
+# for u in range(UNROLL)
+{{ compute("_%d" % u) }}
+  Y[p.oY + t_{{ u }}] = {{ result("_%d" % u)|trim }};
+# endfor
+# elif each or E < 4
+  // {{ E }} elements, each at a place of its own
   let t = flat_workgroup(id, count) * {{ threads }}u + lane;
   if (t >= p.groups) { return; }
-# if each or E < 4
-  // {{ E }} elements, each at a place of its own
 # for j in range(E)
-# if placed
   let at{{ j }} = place(min(t * {{ E }}u + {{ j }}u, p.size - 1u));
-# endif
   let y{{ j }} = operation({% for X, dtype, load in LOADS %}
 # if load == "scalar"
 p.scalar_{{ X }}
@@ -103,9 +130,9 @@ p.scalar_{{ X }}
   Y[p.oY + t] = pack_{{ OUT }}(vec{{ E }}<{{ VALUE[OUT] }}>({% for j in range(E) %}y{{ j }}{{ ", " if not loop.last }}{% endfor %}));
 # endif
 # else
-# if placed
+  let t = flat_workgroup(id, count) * {{ threads }}u + lane;
+  if (t >= p.groups) { return; }
   let at = place(t);
-# endif
 # for X, dtype, load in arrays
 # if load == "flat"
   let w{{ X }} = {{ X }}[p.o{{ X }} + t];
@@ -117,16 +144,7 @@ p.scalar_{{ X }}
   let w{{ X }} = {{ at(X)|trim }};
 # endif
 # endfor
-# for g in range(E // 4)
-# for X, dtype, load in LOADS
-  let {{ X|lower }}{{ g }} = {{ four(X, dtype, load, g)|trim }};
-# endfor
-  let y{{ g }} = vec4<{{ VALUE[OUT] }}>({% for c in "xyzw" %}operation({% for X, dtype, load in LOADS %}{{ X|lower }}{{ g }}.{{ c }}{{ ", " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %});
-# endfor
-# if PER_WORD[OUT] == 1
-  Y[p.oY + t] = y0;
-# else
-  Y[p.oY + t] = {{ "vec%d<u32>" % per if per > 1 else "u32" }}({% for g in range(E // 4) %}{{ packed(g)|trim }}{{ ", " if not loop.last }}{% endfor %});
-# endif
+{{ compute("") }}
+  Y[p.oY + t] = {{ result("")|trim }};
 # endif
 }

@@ -1,41 +1,59 @@
 // Y[r, q] = sum of A[i, q] over those i whose number rows[i] is r: zero where there is none.
 //
-// `order` sorts `rows`; a thread makes one word of Y: it finds the first of its row by bisection and
-// adds what follows, in the order of i. So equal inputs give equal sums, without atomics.
-// Sums in f32 (i32, u32), in blocks of 32 and over these, which halves the digits of the error.
+// `order` sorts `rows`. STARTS finds by bisection where each row begins in it (one more entry ends
+// the last). Then a thread makes one word of Y and adds what belongs to its row, in the order of i:
+// equal inputs give equal sums, without atomics. Sums in f32 (i32, u32), in blocks of 32 and over
+// these, which keeps the error of long ones small.
 # set V = VALUE[KIND]
 # set per = PER_WORD[KIND]
+# if STARTS
 struct Params {
-  words: u32,     // of Y
-  elements: u32,  // of Y
-  inner: u32,     // elements of a row
-  numbers: u32,
-  oA: u32,
+  lines: u32,    // of Y
+  numbers: u32,  // i
 }
-{{ parameters(4) }}
-{{ read(0, "A", KIND) }}
-{{ read(1, "rows", INDEX) }}
-{{ read(2, "order", "u32") }}
-{{ write(3, "Y", KIND) }}
+{{ parameters(3) }}
+{{ read(0, "rows", INDEX) }}
+{{ read(1, "order", "u32") }}
+{{ write(2, "starts", "u32") }}
 
-fn element(e: u32) -> {{ V }} {
-  let row = e / p.inner;
-  let q = e - row * p.inner;
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = flat_workgroup(id, count) * {{ threads }}u + lane;
+  if (line > p.lines) { return; }
   var low = 0u;
   var high = p.numbers;
   while (low < high) {
     let middle = (low + high) / 2u;
-    if (u32(rows_at(order[middle])) < row) { low = middle + 1u; } else { high = middle; }
+    if (u32(rows_at(order[middle])) < line) { low = middle + 1u; } else { high = middle; }
   }
+  starts[line] = low;
+}
+# else
+struct Params {
+  words: u32,     // of Y
+  elements: u32,  // of Y
+  inner: u32,     // elements of a row
+  oA: u32,
+}
+{{ parameters(4) }}
+{{ read(0, "A", KIND) }}
+{{ read(1, "order", "u32") }}
+{{ read(2, "starts", "u32") }}
+{{ write(3, "Y", KIND) }}
+
+fn element(e: u32) -> {{ V }} {
+  let row = e / p.inner;
+  let q = p.oA + e - row * p.inner;
+  let end = starts[row + 1u];
   var total = {{ V }}(0);
-  var block = {{ V }}(0);
-  for (var i = low; i < p.numbers; i += 1u) {
-    let number = order[i];
-    if (u32(rows_at(number)) != row) { break; }
-    block += A_at(p.oA + number * p.inner + q);
-    if ((i - low) % 32u == 31u) { total += block; block = {{ V }}(0); }
+  for (var first = starts[row]; first < end; first += 32u) {
+    var block = {{ V }}(0);
+    let stop = min(first + 32u, end);
+    for (var i = first; i < stop; i += 1u) { block += A_at(order[i] * p.inner + q); }
+    total += block;
   }
-  return total + block;
+  return total;
 }
 
 @compute @workgroup_size({{ threads }})
@@ -51,3 +69,4 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   Y_put(t, vec{{ per }}<{{ V }}>({% for j in range(per) %}element(min(e + {{ j }}u, last)){{ ", " if not loop.last }}{% endfor %}));
 # endif
 }
+# endif

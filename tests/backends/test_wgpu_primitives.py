@@ -58,7 +58,9 @@ def test_copies_of_many_axes(dtype, wgpu, rng):
     t = Tensor(x, backend=wgpu)
     for axes in ((7, 6, 5, 4, 3, 2, 1, 0), (1, 0, 3, 2, 5, 4, 7, 6)):
         same(t.permute(axes).contiguous(), x.transpose(axes))
-    a, b, c = (t.permute(axes) for axes in ((6, 1, 2, 3, 4, 5, 0, 7), range(8), (7, *range(1, 7), 0)))
+    a, b, c = (
+        t.permute(axes) for axes in ((6, 1, 2, 3, 4, 5, 0, 7), range(8), (7, *range(1, 7), 0))
+    )
     same(core.where(a > b, b, c), np.where(a.numpy() > b.numpy(), b.numpy(), c.numpy()))
 
 
@@ -76,14 +78,16 @@ def test_copies_keep_every_bit(wgpu):
         x = Tensor(bits.view(dtype), backend=wgpu)
         copied = Tensor.wrap(wgpu.copy(x.data), wgpu)
         np.testing.assert_array_equal(copied.numpy().view(np.uint32), bits)
-        chosen = core.where(x == x, x, x)  # noqa: PLR0124
+        chosen = core.where(x == x, x, x)
         np.testing.assert_array_equal(chosen.numpy().view(np.uint32), bits)
 
 
 @pytest.mark.parametrize("source", HELD)
 @pytest.mark.parametrize("target", HELD)
 def test_casts(source, target, wgpu):
-    values = [0, 1, 2, 3, 100, 127] if source == "bool" or target == "bool" else [0, 1, 2.7, 100, 127]
+    values = (
+        [0, 1, 2, 3, 100, 127] if source == "bool" or target == "bool" else [0, 1, 2.7, 100, 127]
+    )
     negative = {"float32", "float16", "bfloat16", "int32", "int8"}
     values += [-1, -2.7, -100] if source in negative else []
     x = np.array(values).astype(dtypes.parse(source))
@@ -92,8 +96,12 @@ def test_casts(source, target, wgpu):
 
 
 def test_casts_of_low_precision_round_as_numpy(wgpu, rng):
-    x = np.concatenate([normal(rng, 500, scale=10.0 ** rng.integers(-6, 6, 500)),
-                        [65519, 65520, 1e30, -1e30, 1 + 2**-11, 1 + 3 * 2**-11, 0, -0.0, np.inf]])
+    x = np.concatenate(
+        [
+            normal(rng, 500, scale=10.0 ** rng.integers(-6, 6, 500)),
+            [65519, 65520, 1e30, -1e30, 1 + 2**-11, 1 + 3 * 2**-11, 0, -0.0, np.inf],
+        ]
+    )
     x = x.astype(np.float32)
     with np.errstate(over="ignore"):
         for dtype in (np.float16, ml_dtypes.bfloat16):
@@ -103,11 +111,19 @@ def test_casts_of_low_precision_round_as_numpy(wgpu, rng):
 
 @pytest.mark.parametrize("name", ["exp", "log", "sin", "cos", "tanh", "erf", "sqrt", "rsqrt"])
 def test_functions_to_a_few_ulp(name, wgpu, rng):
-    x = np.concatenate([normal(rng, 2000, scale=3.0), normal(rng, 1000, scale=30.0),
-                        normal(rng, 1000, scale=1e-3), 1 + normal(rng, 500, scale=1e-4)])
+    x = np.concatenate(
+        [
+            normal(rng, 2000, scale=3.0),
+            normal(rng, 1000, scale=30.0),
+            normal(rng, 1000, scale=1e-3),
+            1 + normal(rng, 500, scale=1e-4),
+        ]
+    )
     x = np.abs(x) if name in ("log", "sqrt", "rsqrt") else x
     x = x.astype(np.float32)
-    want = {"erf": np.vectorize(math.erf), "rsqrt": lambda v: 1 / np.sqrt(v)}.get(name) or getattr(np, name)
+    want = {"erf": np.vectorize(math.erf), "rsqrt": lambda v: 1 / np.sqrt(v)}.get(name) or getattr(
+        np, name
+    )
     got = getattr(core, name)(Tensor(x, backend=wgpu)).numpy()
     with np.errstate(over="ignore", under="ignore"):
         exact = want(x.astype(np.float64))
@@ -127,12 +143,16 @@ def test_powers(wgpu, rng):
         exact = a.astype(np.float32).astype(np.float64) ** b.astype(np.float32).astype(np.float64)
     fine = (exact > 1e-37) & (exact < 3e38)
     assert np.max(np.abs(got - exact)[fine] / exact[fine]) < 8 * 2.0**-24
-    decay = Tensor(np.float32([0.999, 0.9]), backend=wgpu) ** Tensor(np.float32([1000, 99]), backend=wgpu)
+    decay = Tensor(np.float32([0.999, 0.9]), backend=wgpu) ** Tensor(
+        np.float32([1000, 99]), backend=wgpu
+    )
     want = np.float64(np.float32([0.999, 0.9])) ** [1000, 99]
     np.testing.assert_allclose(decay.numpy(), want, rtol=2e-7)
     x = Tensor(np.float32([-2, -2, 0, 0, -8, 2, -1]), backend=wgpu)
     y = Tensor(np.float32([3, 7, 0, -1, 1 / 3, np.inf, np.nan]), backend=wgpu)
-    np.testing.assert_array_equal((x**y).numpy(), np.float32([-8, -128, 1, np.inf, np.nan, np.inf, np.nan]))
+    np.testing.assert_array_equal(
+        (x**y).numpy(), np.float32([-8, -128, 1, np.inf, np.nan, np.inf, np.nan])
+    )
 
 
 def test_signs_of_remainders(wgpu):
@@ -170,7 +190,13 @@ def test_nan_and_infinities(wgpu):
 def test_flags_and_bytes(wgpu):
     a, b = np.array([True, True, False]), np.array([True, False, False])
     x, y = (Tensor(v, backend=wgpu) for v in (a, b))
-    for got, want in ((x + y, a + b), (x * y, a * b), (x & y, a & b), (x ^ y, a ^ b), (x == y, a == b)):
+    for got, want in (
+        (x + y, a + b),
+        (x * y, a * b),
+        (x & y, a & b),
+        (x ^ y, a ^ b),
+        (x == y, a == b),
+    ):
         same(got, want)
     n = np.array([100, -100, -128, 127, 3], np.int8)
     t = Tensor(n, backend=wgpu)
@@ -200,7 +226,10 @@ def test_reductions_in_chunks(axis, dtype, wgpu, rng, monkeypatch):
     monkeypatch.setattr(primitives_reduce, "_COLUMN_CHUNK", 3)
     x = normal(rng, (5, 9, 3, 40), "float32").astype(dtypes.parse(dtype))
     x = np.rint(np.float64(x) * 100).astype(np.int32) if dtype == "int32" else x
-    for t, v in ((Tensor(x, backend=wgpu), x), (Tensor(x, backend=wgpu).permute(3, 0, 2, 1), x.transpose(3, 0, 2, 1))):
+    for t, v in (
+        (Tensor(x, backend=wgpu), x),
+        (Tensor(x, backend=wgpu).permute(3, 0, 2, 1), x.transpose(3, 0, 2, 1)),
+    ):
         for name in ("sum", "max", "min"):
             got, want = getattr(core, name)(t, axis), getattr(np, name)(v.astype(np.float64), axis)
             if name == "sum" and dtype != "int32":
@@ -252,7 +281,9 @@ def test_running_sums(n, dtype, wgpu, rng):
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8"])
 def test_products_of_any_strides(tiled, dtype, wgpu, rng):
-    a, b = (rng.integers(-3, 4, s).astype(dtypes.parse(dtype)) for s in ((2, 1, 67, 19), (3, 19, 70)))
+    a, b = (
+        rng.integers(-3, 4, s).astype(dtypes.parse(dtype)) for s in ((2, 1, 67, 19), (3, 19, 70))
+    )
     for turn in (False, True):
         left = Tensor(np.ascontiguousarray(a.swapaxes(-1, -2)) if turn else a, backend=wgpu)
         left = left.transpose() if turn else left
@@ -359,7 +390,9 @@ def test_arrays_larger_than_a_binding(rng):
             same(t.T.contiguous(), x.T)
             same(core.max(t), x.max())
             same(core.max(t, 1), x.max(1))
-            assert_close(core.sum(t, 0).numpy(), x.astype(np.float64).sum(0), dtype=dtype, reduce=300)
+            assert_close(
+                core.sum(t, 0).numpy(), x.astype(np.float64).sum(0), dtype=dtype, reduce=300
+            )
             i = rng.integers(-300, 300, 40).astype(np.int32)
             same(core.take(t, Tensor(i, backend=wgpu)), x[i])
             t[3:200].assign(Tensor(x[:197], backend=wgpu))
@@ -373,8 +406,13 @@ def test_a_device_without_extras(rng):
     with strict_wgpu(strict=False, **BARE) as wgpu:
         x = normal(rng, (9, 33))
         t = Tensor(x, backend=wgpu)
-        same(core.where(t > 0.5, t.T.contiguous().T * 2, 1.0), np.where(x > 0.5, x * 2, 1).astype(np.float32))
-        assert_close(core.sum(t, 1).numpy(), x.astype(np.float64).sum(1), dtype="float32", reduce=33)
+        same(
+            core.where(t > 0.5, t.T.contiguous().T * 2, 1.0),
+            np.where(x > 0.5, x * 2, 1).astype(np.float32),
+        )
+        assert_close(
+            core.sum(t, 1).numpy(), x.astype(np.float64).sum(1), dtype="float32", reduce=33
+        )
         same(core.argsort(t, 1), np.argsort(x, axis=1).astype(np.int32))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,10 +100,15 @@ def flat(array: GpuArray) -> GpuArray:
     return array.view(shape=(array.size,), strides=(1,))
 
 
+def dense_view(array: GpuArray, shape: Shape) -> GpuArray:
+    """A contiguous array in another shape."""
+    return array.view(shape=tuple(shape), strides=contiguous_strides(tuple(shape)))
+
+
 def reshaped(array: GpuArray, shape: Shape) -> GpuArray | None:
     """A view of another shape, or None where the strides do not allow one."""
     if array.contiguous:
-        return array.view(shape=tuple(shape), strides=contiguous_strides(shape))
+        return dense_view(array, shape)
     sizes, (steps,) = collapse(array.shape, array.strides)
     strides: list[int] = []
     left = list(zip(sizes, steps, strict=True))
@@ -120,7 +126,6 @@ def reshaped(array: GpuArray, shape: Shape) -> GpuArray | None:
     return array.view(shape=tuple(shape), strides=tuple(reversed(strides)))
 
 
-def bits(value: float | int | bool, dtype: np.dtype) -> int:
-    """The bits of a number in a dtype."""
+def bits(value: Any, dtype: np.dtype) -> int:
+    """The bits of a number, or of a few, in a dtype."""
     return int.from_bytes(np.array(value).astype(dtype).tobytes(), "little")
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from boostr.backends.wgpu.primitives_elementwise import Elementwise
 from boostr.backends.wgpu.primitives_index import Indexing
 from boostr.backends.wgpu.primitives_matmul import Products
 from boostr.backends.wgpu.primitives_reduce import Reductions
-
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
 
 
 class Primitives(Elementwise, Copying, Reductions, Indexing, Products):
@@ -37,12 +34,12 @@ class Primitives(Elementwise, Copying, Reductions, Indexing, Products):
     def is_contiguous(self, x: GpuArray) -> bool:
         return x.contiguous
 
-    def reshape(self: WgpuBackend, x: GpuArray, shape: Shape) -> GpuArray:  # type: ignore[misc]
+    def reshape(self, x: GpuArray, shape: Shape) -> GpuArray:
         if -1 in shape:
             known = -math.prod(shape)
             shape = tuple(x.size // max(known, 1) if n == -1 else n for n in shape)
         view = layout.reshaped(x, shape)
-        return layout.reshaped(self.copy(x), shape) if view is None else view  # type: ignore[return-value]
+        return layout.dense_view(self.copy(x), shape) if view is None else view
 
     def permute(self, x: GpuArray, axes: Sequence[int]) -> GpuArray:
         return x.view(
@@ -61,7 +58,7 @@ class Primitives(Elementwise, Copying, Reductions, Indexing, Products):
             strides[axis] *= step
         return x.view(shape=tuple(shape), strides=tuple(strides), offset=offset)
 
-    def bitcast(self: WgpuBackend, x: GpuArray, dtype: Any) -> GpuArray:  # type: ignore[misc]
+    def bitcast(self, x: GpuArray, dtype: Any) -> GpuArray:
         old, new = x.dtype.itemsize, np.dtype(dtype).itemsize
         lead = x.strides[:-1]
         whole = all(s * old % new == 0 for s in (x.offset, *lead)) and x.strides[-1] == 1

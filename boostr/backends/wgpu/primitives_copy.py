@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.base import Backend
 from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray, Shape, contiguous_strides
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.launcher import Launcher
 from boostr.backends.wgpu.primitives_elementwise import cast_into, run
 from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
 from boostr.errors import BackendError
-
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
 
 THREADS = 256
 _TILED = 16  # rows and columns from which a transpose goes through shared memory
 
 
-def fill(backend: WgpuBackend, out: GpuArray, word: int) -> None:
+def fill(backend: Launcher, out: GpuArray, word: int) -> None:
     """Every word of a contiguous array that begins at a whole vector."""
     for (part,) in layout.pieces(backend.caps.binding_bytes, [out]):
         vectors = -(-part.nbytes // 16)
@@ -35,7 +31,7 @@ def fill(backend: WgpuBackend, out: GpuArray, word: int) -> None:
         )  # fmt: skip
 
 
-def copy_raw(backend: WgpuBackend, out: GpuArray, x: GpuArray) -> None:
+def copy_raw(backend: Launcher, out: GpuArray, x: GpuArray) -> None:
     """out[...] = x bit by bit; out is new and contiguous."""
     parts = _transposed(out, x)
     if parts is None or not (
@@ -72,7 +68,7 @@ def _transposed(out: GpuArray, x: GpuArray) -> tuple | None:
 
 
 def assign_raw(
-    backend: WgpuBackend, target: GpuArray, source: GpuArray, index: GpuArray | None = None
+    backend: Launcher, target: GpuArray, source: GpuArray, index: GpuArray | None = None
 ) -> None:
     """target[...] = source, or target[index] = source, bit by bit; they share no memory."""
     if source.size == 0:
@@ -90,8 +86,14 @@ def assign_raw(
     _assign(backend, target, source, [source.shape[0], *sizes], steps, index)
 
 
+def whole_words(per: int, numbers: Iterable[int]) -> int:
+    """4 or 1 where offsets and lengths, in elements, are multiples of so many words; else 0."""
+    count = math.gcd(*numbers)
+    return next((w for w in (4, 1) if count % (w * per) == 0), 0)
+
+
 def _assign(
-    backend: WgpuBackend, target: GpuArray, source: GpuArray, sizes: list[int],
+    backend: Launcher, target: GpuArray, source: GpuArray, sizes: list[int],
     steps: list[list[int]], index: GpuArray | None,
 ) -> None:  # fmt: skip
     offsets = [backend.offset(target), backend.offset(source)]
@@ -99,9 +101,7 @@ def _assign(
     raw, per = layout.raw_name(target), PER_WORD[layout.raw_name(target)]
     numbers = [*offsets, row_step, *steps[0][:-1], *steps[1][:-1]]
     side_by_side = steps[0][-1] == steps[1][-1] == 1
-    width = next(
-        (w for w in (4, 1) if side_by_side and all(n % (w * per) == 0 for n in (*numbers, sizes[-1]))), 0
-    )  # fmt: skip
+    width = whole_words(per, (*numbers, sizes[-1])) if side_by_side else 0
     if per == 1:
         width = width or 1
     unit = width * per if side_by_side and width else 1
@@ -129,20 +129,16 @@ def _assign(
     )  # fmt: skip
 
 
-class Copying(Backend):
+class Copying(Launcher):
     """New arrays, copies, and writing into views."""
 
-    def full(  # type: ignore[misc]
-        self: WgpuBackend, shape: Shape, value: float | int | bool, dtype: np.dtype
-    ) -> GpuArray:
+    def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> GpuArray:
         out = self.empty(shape, dtype)
         if out.size:
-            fill(self, out, int.from_bytes(np.array(value).astype(dtype).tobytes() * (4 // dtype.itemsize), "little"))
+            fill(self, out, layout.bits(np.array([value] * (4 // dtype.itemsize)), dtype))
         return out
 
-    def arange(  # type: ignore[misc]
-        self: WgpuBackend, start: float, stop: float, step: float, dtype: np.dtype
-    ) -> GpuArray:
+    def arange(self, start: float, stop: float, step: float, dtype: np.dtype) -> GpuArray:
         n = max(0, math.ceil((stop - start) / step))
         out = self.empty((n,), dtype)
         kind = name_of(dtype)
@@ -154,13 +150,13 @@ class Copying(Backend):
         )  # fmt: skip
         return out
 
-    def copy(self: WgpuBackend, x: GpuArray) -> GpuArray:  # type: ignore[misc]
+    def copy(self, x: GpuArray) -> GpuArray:
         held = {2: dtypes.float16}.get(x.dtype.itemsize, x.dtype)  # also views of uint16
         out = self.empty(x.shape, held).view(dtype=x.dtype)
         copy_raw(self, out, x)
         return out
 
-    def concat(self: WgpuBackend, arrays: Sequence[GpuArray], axis: int) -> GpuArray:  # type: ignore[misc]
+    def concat(self, arrays: Sequence[GpuArray], axis: int) -> GpuArray:
         ends = np.cumsum([0, *(a.shape[axis] for a in arrays)]).tolist()
         first = arrays[0]
         shape = (*first.shape[:axis], ends[-1], *first.shape[axis + 1 :])
@@ -169,7 +165,7 @@ class Copying(Backend):
             assign_raw(self, layout.take_rows(out, start, start + part.shape[axis], axis), part)
         return out
 
-    def assign(self: WgpuBackend, target: GpuArray, source: GpuArray) -> None:  # type: ignore[misc]
+    def assign(self, target: GpuArray, source: GpuArray) -> None:
         if target.size == 0:
             return
         apart = source.buffer is not target.buffer
@@ -182,9 +178,7 @@ class Copying(Backend):
             source = self.copy(source)
         assign_raw(self, target, source)
 
-    def put_rows(  # type: ignore[misc]
-        self: WgpuBackend, target: GpuArray, indices: GpuArray, values: GpuArray
-    ) -> None:
+    def put_rows(self, target: GpuArray, indices: GpuArray, values: GpuArray) -> None:
         if values.size == 0 or target.size == 0:
             return
         if values.dtype != target.dtype:
@@ -198,11 +192,12 @@ class Copying(Backend):
 
 
 VARIANTS = [
-    *(Variant("fill", dict(COUNT=count, OUT=kind, threads=THREADS))
+    *(Variant("fill", {"COUNT": count, "OUT": kind, "threads": THREADS})
       for count, kind in ((False, "u32"), (True, "f32"), (True, "i32"), (True, "u32"),
                           (True, "bf16"), (True, "f16"), (True, "i8"), (True, "u8"))),
-    *(Variant("transpose", dict(RAW=raw, threads=THREADS)) for raw in ("u32", "u16", "u8")),
-    *(Variant("assign", dict(RAW=raw, width=width, rank=rank, INDEX=index, threads=THREADS))
+    *(Variant("transpose", {"RAW": raw, "threads": THREADS}) for raw in ("u32", "u16", "u8")),
+    *(Variant("assign", {"RAW": raw, "width": width, "rank": rank, "INDEX": index,
+                         "threads": THREADS})
       for raw, width in (("u32", 4), ("u32", 1), ("u16", 1), ("u8", 1))
       for rank, index in ((2, ""), (4, "i32"), (8, ""))),
 ]  # fmt: skip

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.base import COMPARE, Backend
+from boostr.backends.base import COMPARE
 from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.launcher import Launcher
 from boostr.backends.wgpu.wgsl import NAMES, PER_WORD, VALUE, name_of
 from boostr.errors import BackendError, DTypeError
 
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
-
-THREADS = 256
+THREADS, UNROLL = 256, 1  # of a workgroup; vectors of a thread where all operands are dense
 Operand = tuple[str, Any]  # (name in WGSL of its elements, a GpuArray or a number)
 _REAL = {"div", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid"}
 _OF_FLAGS = {"add": "bitwise_or", "mul": "bitwise_and"}  # numpy's sums and products of bools
 
 
 def run(
-    backend: WgpuBackend, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
+    backend: Launcher, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
 ) -> None:
     """out[...] = op(*operands), which broadcast to out's shape.
 
@@ -43,7 +41,7 @@ def run(
 
 
 def _launch(
-    backend: WgpuBackend, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
+    backend: Launcher, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
 ) -> None:
     arrays = [x for _, x in operands if isinstance(x, GpuArray)]
     sizes, (_, *steps) = layout.collapse(
@@ -83,8 +81,9 @@ def _launch(
             sizes = [*sizes[:-1], -(-sizes[-1] // width)]
         params += layout.walk(rank, sizes, walks)
     backend.launch(
-        "elementwise", "main", -(-groups // THREADS), arrays, [out], params,
-        OP=op, WORK=work, OUT=kind, LOADS=tuple(spec), E=width, rank=rank, threads=THREADS,
+        "elementwise", "main", -(-groups // (THREADS * (1 if walks else UNROLL))), arrays, [out],
+        params, OP=op, WORK=work, OUT=kind, LOADS=tuple(spec), E=width, rank=rank,
+        UNROLL=1 if walks else UNROLL, threads=THREADS,
     )  # fmt: skip
 
 
@@ -115,10 +114,10 @@ def _walked(load: str, width: int, offset: int, step: list[int]) -> tuple[int, l
     return offset, step if load == "each" else [*step[:-1], step[-1] * width]
 
 
-class Elementwise(Backend):
+class Elementwise(Launcher):
     """Operations on every element by itself."""
 
-    def unary(self: WgpuBackend, name: str, x: GpuArray) -> GpuArray:  # type: ignore[misc]
+    def unary(self, name: str, x: GpuArray) -> GpuArray:
         dtype = x.dtype
         if name in _REAL and not dtypes.is_float(dtype):
             dtype = dtypes.float32
@@ -130,9 +129,7 @@ class Elementwise(Backend):
         run(self, name, work, name_of(out.dtype), out, [(kind, x)])
         return out
 
-    def binary(  # type: ignore[misc]
-        self: WgpuBackend, name: str, a: Any, b: Any, dtype: np.dtype
-    ) -> GpuArray:
+    def binary(self, name: str, a: Any, b: Any, dtype: np.dtype) -> GpuArray:
         if name in _REAL and not dtypes.is_float(dtype):
             dtype = dtypes.float32
         if dtype not in NAMES:
@@ -144,9 +141,7 @@ class Elementwise(Backend):
         run(self, op, VALUE[kind], name_of(out.dtype), out, operands)
         return out
 
-    def where(  # type: ignore[misc]
-        self: WgpuBackend, condition: GpuArray, a: Any, b: Any, dtype: np.dtype
-    ) -> GpuArray:
+    def where(self, condition: GpuArray, a: Any, b: Any, dtype: np.dtype) -> GpuArray:
         if dtype not in NAMES:
             raise DTypeError(f"where[wgpu]: the operands' common dtype {dtype} is not held there")
         out = self.empty(_shape(condition, a, b), dtype)
@@ -163,7 +158,7 @@ class Elementwise(Backend):
             run(self, "where", VALUE[kind], kind, out, [flags, *operands])
         return out
 
-    def cast(self: WgpuBackend, x: GpuArray, dtype: np.dtype) -> GpuArray:  # type: ignore[misc]
+    def cast(self, x: GpuArray, dtype: np.dtype) -> GpuArray:
         if dtype == x.dtype:
             return self.copy(x)
         if dtype not in NAMES:
@@ -173,7 +168,7 @@ class Elementwise(Backend):
         return out
 
 
-def cast_into(backend: WgpuBackend, out: GpuArray, x: GpuArray) -> None:
+def cast_into(backend: Launcher, out: GpuArray, x: GpuArray) -> None:
     """out[...] = x in out's dtype; out as for `run`."""
     kind = name_of(x.dtype)
     op = "nonzero" if out.dtype == dtypes.bool_ else "cast"
@@ -193,7 +188,10 @@ def _operand(x: Any, dtype: np.dtype) -> Operand:
 
 
 def _variant(op: str, work: str, out: str, loads: tuple, width: int, rank: int) -> Variant:
-    values = dict(OP=op, WORK=work, OUT=out, LOADS=loads, E=width, rank=rank, threads=THREADS)
+    values = {
+        "OP": op, "WORK": work, "OUT": out, "LOADS": loads, "E": width, "rank": rank,
+        "UNROLL": 1 if rank else UNROLL, "threads": THREADS,
+    }  # fmt: skip
     return Variant("elementwise", values)
 
 

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from boostr import dtypes
-from boostr.backends.base import Backend
 from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray, Shape
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.launcher import Launcher
+from boostr.backends.wgpu.primitives_copy import whole_words
 from boostr.backends.wgpu.primitives_reduce import threads_of
 from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
-
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
+from boostr.errors import BackendError
 
 THREADS = 256
 
 
-class Indexing(Backend):
+class Indexing(Launcher):
     """Gathers, scatters and sorting."""
 
-    def take(  # type: ignore[misc]
-        self: WgpuBackend, x: GpuArray, indices: GpuArray, axis: int
-    ) -> GpuArray:
+    def take(self, x: GpuArray, indices: GpuArray, axis: int) -> GpuArray:
         shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
         out = self.empty(shape, x.dtype)
         if out.size:
             _take(self, out, x, self.dense(indices), axis)
         return out
 
-    def take_along(  # type: ignore[misc]
-        self: WgpuBackend, x: GpuArray, indices: GpuArray, axis: int
-    ) -> GpuArray:
+    def take_along(self, x: GpuArray, indices: GpuArray, axis: int) -> GpuArray:
         out = self.empty(indices.shape, x.dtype)
         if out.size == 0:
             return out
@@ -54,9 +48,7 @@ class Indexing(Backend):
         )  # fmt: skip
         return out
 
-    def scatter_add(  # type: ignore[misc]
-        self: WgpuBackend, shape: Shape, indices: GpuArray, values: GpuArray
-    ) -> GpuArray:
+    def scatter_add(self, shape: Shape, indices: GpuArray, values: GpuArray) -> GpuArray:
         out = self.empty(shape, values.dtype)
         if out.size == 0:
             return out
@@ -65,17 +57,21 @@ class Indexing(Backend):
         rows = self.binary("mod", indices, shape[0], indices.dtype)  # also from the end
         order = self.argsort(rows, 0)
         values = self.dense(values)
-        kind = name_of(values.dtype)
-        words = -(-out.size // PER_WORD[kind])
-        inner = out.size // shape[0]
-        params = [words, out.size, inner, rows.size, self.offset(values)]
+        starts = self.empty((shape[0] + 1,), dtypes.uint32)
+        kind, index = name_of(values.dtype), name_of(rows.dtype)
         self.launch(
-            "scatter", "main", -(-words // THREADS), [values, rows, order], [out], params,
-            KIND=kind, INDEX=name_of(rows.dtype), threads=THREADS,
+            "scatter", "main", shape[0] // THREADS + 1, [rows, order], [starts],
+            [shape[0], rows.size], STARTS=True, KIND="u32", INDEX=index, threads=THREADS,
+        )  # fmt: skip
+        words = -(-out.size // PER_WORD[kind])
+        params = [words, out.size, out.size // shape[0], self.offset(values)]
+        self.launch(
+            "scatter", "main", -(-words // THREADS), [values, order, starts], [out], params,
+            STARTS=False, KIND=kind, INDEX="", threads=THREADS,
         )  # fmt: skip
         return out
 
-    def argsort(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+    def argsort(self, x: GpuArray, axis: int) -> GpuArray:
         if x.size == 0:
             return self.empty(x.shape, dtypes.int32)
         rest = [i for i in range(x.ndim) if i != axis]
@@ -92,9 +88,7 @@ class Indexing(Backend):
         return self.permute(made, order)
 
 
-def _take(
-    backend: WgpuBackend, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int
-) -> None:  # fmt: skip
+def _take(backend: Launcher, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int) -> None:
     """out = x's entries; the axes before and behind `axis` are one each."""
     before, (step_b,) = layout.collapse(x.shape[:axis], x.strides[:axis])
     after, (step_q,) = layout.collapse(x.shape[axis + 1 :], x.strides[axis + 1 :])
@@ -105,9 +99,7 @@ def _take(
     raw, n, inner = layout.raw_name(x), x.shape[axis], after[0]
     per, offset, step = PER_WORD[raw], backend.offset(x), x.strides[axis]
     numbers = (offset, step, step_b[0] if before[0] > 1 else 0, inner)
-    width = next(
-        (w for w in (4, 1) if step_q[0] == 1 and all(v % (w * per) == 0 for v in numbers)), 0
-    )
+    width = whole_words(per, numbers) if step_q[0] == 1 else 0
     unit = width * per or 1
     if width == 0 and per == 1:
         width = 1
@@ -124,7 +116,7 @@ def _take(
 
 
 def _take_windows(
-    backend: WgpuBackend, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int
+    backend: Launcher, out: GpuArray, x: GpuArray, indices: GpuArray, axis: int
 ) -> None:
     """Rows of a table that a kernel cannot see at once: each launch makes those of its part."""
     x = backend.dense(x)
@@ -133,11 +125,9 @@ def _take_windows(
     row_bytes = inner * x.dtype.itemsize
     rows = (backend.caps.binding_bytes - 4096) // row_bytes
     if math.prod(x.shape[:axis]) > 1 or inner % per or x.offset % per or rows == 0:
-        parts = backend.permute(x, (axis, *(i for i in range(x.ndim) if i != axis)))
-        raise_too_large(parts)
-    out_fits = layout.fits(out, backend.caps.binding_bytes)
-    if not out_fits:
-        raise_too_large(out)
+        raise _too_large(x)
+    if not layout.fits(out, backend.caps.binding_bytes):
+        raise _too_large(out)
     unit = 4 * per if inner % (4 * per) == 0 and x.offset % (4 * per) == 0 else per
     for first in range(0, n, rows):
         part = layout.take_rows(x, first, min(first + rows, n), axis)
@@ -152,16 +142,14 @@ def _take_windows(
         )  # fmt: skip
 
 
-def raise_too_large(array: GpuArray) -> None:
-    from boostr.errors import BackendError
-
-    raise BackendError(
+def _too_large(array: GpuArray) -> BackendError:
+    return BackendError(
         f"take[wgpu]: an array of shape {list(array.shape)} ({array.dtype}) is larger than what a "
         "kernel can see at once, and its rows do not begin at whole words"
     )
 
 
-def _sorted_places(backend: WgpuBackend, x: GpuArray, rows: int, n: int) -> GpuArray:
+def _sorted_places(backend: Launcher, x: GpuArray, rows: int, n: int) -> GpuArray:
     """int32 [rows, n]: a view of rows of a power of two."""
     most = threads_of(backend)
     threads = min(most, max(16, 1 << (max(n - 1, 1).bit_length() - 1)))
@@ -193,18 +181,27 @@ def _sorted_places(backend: WgpuBackend, x: GpuArray, rows: int, n: int) -> GpuA
     return places.view(shape=(rows, n), strides=(P, 1))
 
 
+def _gather(
+    along: bool, raw: str, width: int, index: str, rank: int, window: bool = False
+) -> Variant:
+    values = {
+        "ALONG": along, "RAW": raw, "width": width, "INDEX": index, "rank": rank,
+        "WINDOW": window, "threads": THREADS,
+    }  # fmt: skip
+    return Variant("index", values)
+
+
 VARIANTS = [
-    *(Variant("index", dict(ALONG=True, RAW=raw, width=1, INDEX="i32", rank=rank, WINDOW=False,
-                            threads=THREADS))
-      for raw in ("u32", "u16", "u8") for rank in (2, 8)),
-    *(Variant("index", dict(ALONG=False, RAW=raw, width=width, INDEX=index, rank=0, WINDOW=window,
-                            threads=THREADS))
+    *(_gather(True, raw, 1, "i32", rank) for raw in ("u32", "u16", "u8") for rank in (2, 8)),
+    *(_gather(False, raw, width, index, 0, window)
       for raw, width, window in (("u32", 4, False), ("u32", 1, False), ("u16", 1, False),
                                  ("u8", 1, False), ("u32", 4, True), ("u32", 1, True))
       for index in ("i32", "u32", "u8")),
-    *(Variant("scatter", dict(KIND=kind, INDEX="i32", threads=THREADS)) for kind in VALUE
-      if kind != "u16"),
-    *(Variant("sort", dict(STAGE=stage, IN=kind, threads=threads))
+    *(Variant("scatter", {"STARTS": False, "KIND": kind, "INDEX": "", "threads": THREADS})
+      for kind in VALUE if kind != "u16"),
+    *(Variant("scatter", {"STARTS": True, "KIND": "u32", "INDEX": index, "threads": THREADS})
+      for index in ("i32", "u32", "i8", "u8")),
+    *(Variant("sort", {"STAGE": stage, "IN": kind, "threads": threads})
       for threads in (16, 256)
       for stage, kind in (("local", "f32"), ("local", "bf16"), ("local", "i32"), ("local", "u8"),
                           ("global", ""), ("finish", ""))),

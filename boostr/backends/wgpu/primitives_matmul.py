@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.base import Backend
 from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.launcher import Launcher
 from boostr.backends.wgpu.primitives_reduce import WIDE
 from boostr.backends.wgpu.wgsl import VALUE, name_of
-
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
 
 THREADS = 64
 
 
-class Products(Backend):
+class Products(Launcher):
     """matmul."""
 
-    def matmul(self: WgpuBackend, a: GpuArray, b: GpuArray) -> GpuArray:  # type: ignore[misc]
+    def matmul(self, a: GpuArray, b: GpuArray) -> GpuArray:
         if dtypes.is_float(a.dtype):
             from boostr.backends.wgpu import gemm
 
@@ -32,9 +28,7 @@ class Products(Backend):
         return product(self, a, b)
 
 
-def product(
-    backend: WgpuBackend, a: GpuArray, b: GpuArray, tiled: bool | None = None
-) -> GpuArray:
+def product(backend: Launcher, a: GpuArray, b: GpuArray, tiled: bool | None = None) -> GpuArray:
     """a [..., M, K] @ b [..., K, N] by matmul.wgsl; `tiled` chooses its kernel."""
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -51,12 +45,16 @@ def product(
         tiled = backend.caps.kind != "software" and M * N > 1024
     if batches == 1:
         steps = [[0], [0]]
+    walks = [(backend.offset(x), s) for x, s in zip((a, b), steps, strict=True)]
     params = [
         batches, M, N, K, *map(layout.word, (*a.strides[-2:], *b.strides[-2:])), M * N,
-        *layout.walk(2, sizes, [(backend.offset(x), s) for x, s in zip((a, b), steps, strict=True)]),
+        *layout.walk(2, sizes, walks),
     ]  # fmt: skip
     threads = 256 if tiled else THREADS
-    grid = batches * (-(-M // 64) * -(-N // 64)) if tiled else -(-batches * M * -(-N // 4) // threads)
+    if tiled:
+        grid = batches * (-(-M // 64) * -(-N // 64))
+    else:
+        grid = -(-batches * M * -(-N // 4) // threads)
     backend.launch(
         "matmul", "main", grid, [a, b], [out], params, IN=kind, TILED=tiled, threads=threads
     )
@@ -64,6 +62,6 @@ def product(
 
 
 VARIANTS = [
-    Variant("matmul", dict(IN=kind, TILED=tiled, threads=256 if tiled else THREADS))
+    Variant("matmul", {"IN": kind, "TILED": tiled, "threads": 256 if tiled else THREADS})
     for kind in ("f32", "bf16", "f16", "i32", "u32", "i8", "u8") for tiled in (False, True)
 ]  # fmt: skip

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from boostr import dtypes
-from boostr.backends.base import Backend
 from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray, Shape
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.launcher import Launcher
 from boostr.backends.wgpu.primitives_elementwise import run
 from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
-
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.backend import WgpuBackend
 
 WIDE = {"f32": dtypes.float32, "i32": dtypes.int32, "u32": dtypes.uint32}
 _COLUMN_CHUNK = 256  # terms that one lane adds, which bounds the error
@@ -23,7 +19,7 @@ _BUSY = 1024  # workgroups that keep a large device busy
 _SCAN = 8  # elements of a thread
 
 
-def threads_of(backend: WgpuBackend) -> int:
+def threads_of(backend: Launcher) -> int:
     """Threads that meet at a barrier: few where a CPU plays them one by one."""
     return 64 if backend.caps.kind == "software" else 256
 
@@ -38,7 +34,7 @@ def _init(op: str, value: str) -> float | int:
     return -(2**31) if op == "max" else 2**31 - 1
 
 
-def reduce_to(backend: WgpuBackend, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
+def reduce_to(backend: Launcher, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
     """[O], 32-bit, from an array whose axes are `kept` + `cut`, each group of any strides."""
     axes = len(kept)
     outer, (outer_steps,) = layout.collapse(kept, x.strides[:axes])
@@ -52,31 +48,34 @@ def reduce_to(backend: WgpuBackend, op: str, kept: Shape, cut: Shape, x: GpuArra
     return _Reduction(backend, op, x, outer, outer_steps, inner, inner_steps, columns).run()
 
 
-def _in_pieces(backend: WgpuBackend, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
+def _in_pieces(backend: Launcher, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
     """What one launch cannot walk: dense first, and split where a kernel cannot see it all."""
-    limit, O, R = backend.caps.binding_bytes, math.prod(kept), math.prod(cut)
+    limit, lines, R = backend.caps.binding_bytes, math.prod(kept), math.prod(cut)
     if not x.contiguous:
         x = backend.copy(x)
-    x = layout.reshaped(x, (O, R))  # type: ignore[assignment]
+    x = layout.dense_view(x, (lines, R))
     if layout.fits(x, limit):
-        return reduce_to(backend, op, (O,), (R,), x)
-    axis = 0 if O > 1 else 1
+        return reduce_to(backend, op, (lines,), (R,), x)
+    axis = 0 if lines > 1 else 1
     half = x.shape[axis] // 2
     parts = [
         reduce_to(backend, op, p.shape[:1], p.shape[1:], p)
-        for p in (layout.take_rows(x, 0, half, axis), layout.take_rows(x, half, x.shape[axis], axis))
+        for p in (
+            layout.take_rows(x, 0, half, axis),
+            layout.take_rows(x, half, x.shape[axis], axis),
+        )
     ]
     if axis == 0:
         return backend.concat(parts, 0)
     both = backend.concat(parts, 0)
-    return reduce_to(backend, op, (1,), (2,), layout.reshaped(both, (1, 2)))  # type: ignore[arg-type]
+    return reduce_to(backend, op, (1,), (2,), layout.dense_view(both, (1, 2)))
 
 
 class _Reduction:
     """One launch over [outer axes, inner axes], and what follows if it leaves partial results."""
 
     def __init__(
-        self, backend: WgpuBackend, op: str, x: GpuArray, outer: list[int],
+        self, backend: Launcher, op: str, x: GpuArray, outer: list[int],
         outer_steps: list[int], inner: list[int], inner_steps: list[int], columns: bool,
     ) -> None:  # fmt: skip
         self.backend, self.op, self.x, self.columns = backend, op, x, columns
@@ -148,16 +147,14 @@ class _Reduction:
         if groups < _BUSY:
             chunks = max(1, min(R // _ROW_CHUNK, _BUSY * 4 // groups))
         chunks = max(chunks, -(-R // (1 << 20)))
-        chunk = -(-(-(-R // chunks)) // self.E) * self.E
+        chunk = math.ceil(math.ceil(R / chunks) / self.E) * self.E
         return chunk, -(-R // chunk), lanes
 
 
-class Reductions(Backend):
+class Reductions(Launcher):
     """Primitives that shorten axes, and running sums."""
 
-    def reduce(  # type: ignore[misc]
-        self: WgpuBackend, name: str, x: GpuArray, axes: tuple[int, ...], keepdims: bool
-    ) -> GpuArray:
+    def reduce(self, name: str, x: GpuArray, axes: tuple[int, ...], keepdims: bool) -> GpuArray:
         if not axes:
             return self.copy(x)
         kept = [i for i in range(x.ndim) if i not in axes]
@@ -171,44 +168,57 @@ class Reductions(Backend):
         turned = self.permute(x, (*kept, *axes))
         cut = len(kept)
         made = reduce_to(self, name, turned.shape[:cut], turned.shape[cut:], turned)
-        made = layout.reshaped(made, shape)  # type: ignore[assignment]
+        made = layout.dense_view(made, shape)
         return made if made.dtype == x.dtype else self.cast(made, x.dtype)
 
-    def argmax(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+    def argmax(self, x: GpuArray, axis: int) -> GpuArray:
         turned, shape = _axis_last(self, x, axis)
-        O, n = math.prod(shape), x.shape[axis]
-        if O == 0:
+        lines, n = math.prod(shape), x.shape[axis]
+        if lines == 0:
             return self.empty(shape, dtypes.int32)
         threads = threads_of(self)
         keys, places, kind, length = self.dense(turned), None, name_of(x.dtype), n
         while True:
-            groups = -(-O // (threads // _lanes(length, threads)))
+            groups = -(-lines // (threads // _lanes(length, threads)))
             chunks = max(1, min(length // 4096, _BUSY // groups), -(-length // (1 << 20)))
             chunk = -(-length // chunks)
             chunks = -(-length // chunk)
-            best, index = (self.empty((O, chunks), dtypes.uint32) for _ in range(2))
+            best, index = (self.empty((lines, chunks), dtypes.uint32) for _ in range(2))
             arrays = [keys] if places is None else [keys, places]
             lanes = _lanes(chunk, threads)
-            params = [O, length, chunk, chunks, 0, self.offset(keys), 1, length, 0, length, 0, 1]
+            params = [
+                lines,
+                length,
+                chunk,
+                chunks,
+                0,
+                self.offset(keys),
+                1,
+                length,
+                0,
+                length,
+                0,
+                1,
+            ]
             self.launch(
-                "reduce", "main", -(-O // (threads // lanes)) * chunks, arrays, [best, index],
+                "reduce", "main", -(-lines // (threads // lanes)) * chunks, arrays, [best, index],
                 params, OP="argmax", IN=kind, E=1, COLUMNS=False, LANES=lanes,
                 PARTIAL=places is not None, threads=threads,
             )  # fmt: skip
             if chunks == 1:
-                return layout.reshaped(index, shape).view(dtype=dtypes.int32)  # type: ignore[union-attr]
+                return layout.dense_view(index, shape).view(dtype=dtypes.int32)
             keys, places, kind, length = best, index, "u32", chunks
 
-    def cumsum(self: WgpuBackend, x: GpuArray, axis: int) -> GpuArray:  # type: ignore[misc]
+    def cumsum(self, x: GpuArray, axis: int) -> GpuArray:
         if x.size == 0:
             return self.empty(x.shape, x.dtype)
         turned, _ = _axis_last(self, x, axis)
         dense = self.dense(turned)
-        O, n = x.size // x.shape[axis], x.shape[axis]
-        made = scan(self, layout.reshaped(dense, (O, n)))  # type: ignore[arg-type]
+        lines, n = x.size // x.shape[axis], x.shape[axis]
+        made = scan(self, layout.dense_view(dense, (lines, n)))
         made = made if made.dtype == x.dtype else self.cast(made, x.dtype)
         lead = (*x.shape[:axis], *x.shape[axis + 1 :], n)
-        made = layout.reshaped(self.dense(made), lead)
+        made = layout.dense_view(self.dense(made), lead)
         order = [*range(axis), x.ndim - 1, *range(axis, x.ndim - 1)]
         return self.permute(made, order)
 
@@ -217,58 +227,71 @@ def _lanes(length: int, threads: int) -> int:
     return 8 if length <= 32 else 32 if length <= 256 else threads
 
 
-def _axis_last(backend: WgpuBackend, x: GpuArray, axis: int) -> tuple[GpuArray, Shape]:
+def _axis_last(backend: Launcher, x: GpuArray, axis: int) -> tuple[GpuArray, Shape]:
     """x with `axis` moved behind the others, whose shape comes second."""
     rest = [i for i in range(x.ndim) if i != axis]
     return backend.permute(x, (*rest, axis)), tuple(x.shape[i] for i in rest)
 
 
-def scan(backend: WgpuBackend, x: GpuArray, exclusive: bool = False) -> GpuArray:
+def scan(backend: Launcher, x: GpuArray, exclusive: bool = False) -> GpuArray:
     """Running sums of the rows of [O, R]: 32-bit, a view of O rows that may be longer."""
-    O, R = x.shape
+    lines, R = x.shape
     kind = name_of(x.dtype)
     threads = threads_of(backend)
     block = threads * _SCAN
     chunks = -(-R // block)
     row = R if chunks == 1 else chunks * block
     wide = WIDE[VALUE[kind]]
-    made, totals = backend.empty((O, row), wide), backend.empty((O, chunks), wide)
+    made, totals = backend.empty((lines, row), wide), backend.empty((lines, chunks), wide)
     backend.launch(
-        "scan", "main", O * chunks, [x], [made, totals],
-        [O, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, threads=threads,
+        "scan", "main", lines * chunks, [x], [made, totals],
+        [lines, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, threads=threads,
     )  # fmt: skip
     if chunks > 1:
         before = backend.dense(scan(backend, totals, exclusive=True))
-        blocks = made.view(shape=(O, chunks, block), strides=(row, block, 1))
+        blocks = made.view(shape=(lines, chunks, block), strides=(row, block, 1))
         out = backend.empty(blocks.shape, wide)
         value = VALUE[kind]
-        starts = before.view(shape=(O, chunks, 1), strides=(chunks, 1, 1))
+        starts = before.view(shape=(lines, chunks, 1), strides=(chunks, 1, 1))
         run(backend, "add", value, value, out, [(value, blocks), (value, starts)])
-        made = layout.reshaped(out, (O, row))  # type: ignore[assignment]
-    return made.view(shape=(O, R))
+        made = layout.dense_view(out, (lines, row))
+    return made.view(shape=(lines, R))
 
 
 def _variants() -> list[Variant]:
     made = []
-    for op, kind, E in (("sum", "f32", 4), ("max", "bf16", 8), ("min", "f16", 1), ("sum", "i32", 1),
-                        ("max", "u8", 16), ("min", "i8", 16), ("max", "u32", 4)):
+    for op, kind, E in (
+        ("sum", "f32", 4),
+        ("max", "bf16", 8),
+        ("min", "f16", 1),
+        ("sum", "i32", 1),
+        ("max", "u8", 16),
+        ("min", "i8", 16),
+        ("max", "u32", 4),
+    ):
         made += [
             _reduce_variant(op, kind, E, columns, lanes, False)
             for columns, lanes in ((True, 1), (False, 8), (False, 32), (False, 256))
         ]
-    made += [_reduce_variant("argmax", k, 1, False, 32, False) for k in ("f32", "bf16", "i8", "u32")]
+    for kind in ("f32", "bf16", "i8", "u32"):
+        made.append(_reduce_variant("argmax", kind, 1, False, 32, False))
     made.append(_reduce_variant("argmax", "u32", 1, False, 256, True))
     made += [
-        Variant("scan", dict(IN=kind, EXCLUSIVE=exclusive, threads=threads))
+        Variant("scan", {"IN": kind, "EXCLUSIVE": exclusive, "threads": threads})
         for kind in ("f32", "f16", "i32", "u8") for exclusive in (False, True)
         for threads in (64, 256)
     ]  # fmt: skip
     return made
 
 
-def _reduce_variant(op: str, kind: str, E: int, columns: bool, lanes: int, partial: bool) -> Variant:
-    return Variant("reduce", dict(OP=op, IN=kind, E=E, COLUMNS=columns, LANES=lanes,
-                                  PARTIAL=partial, threads=256))  # fmt: skip
+def _reduce_variant(
+    op: str, kind: str, E: int, columns: bool, lanes: int, partial: bool
+) -> Variant:
+    values = {
+        "OP": op, "IN": kind, "E": E, "COLUMNS": columns, "LANES": lanes, "PARTIAL": partial,
+        "threads": 256,
+    }  # fmt: skip
+    return Variant("reduce", values)
 
 
 VARIANTS = _variants()
