@@ -49,7 +49,8 @@ def attend_tensors(backend, inputs, options, **chosen):
 
 
 # -- the edge table of attention ------------------------------------------------------------------
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+# heads and dims, of which each is a source of its own, are varied below
+@pytest.mark.parametrize("case", [c for c in CASES if c.D == 16 and c.H == 4], ids=lambda c: c.name)
 def test_edge_table(case, wgpu, rng):
     q, k, v = draw(rng, case, "float32")
     k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, 16)
@@ -176,7 +177,7 @@ def test_views(wgpu, rng):
 
 
 def test_parts_for_a_reader(wgpu, rng):
-    """What a fused decode step joins itself: the source that it includes, in a kernel of its own."""
+    """What a fused decode step joins itself, as attention_decode_parts.wgsl reads it."""
     for lengths in ([5], [400], [100, 0, 300]):
         arrays = build(rng, [1] * len(lengths), lengths, 9, 3, 64, bs=512)
         args = arguments(wgpu, tensors(wgpu, *arrays), {})
@@ -199,8 +200,7 @@ def test_lengths_are_read_by_the_program(wgpu, rng):
     args = tensors(wgpu, q, k, v, cu, table, lens)
     program = capture(lambda: attend_tensors(wgpu, args, {}), wgpu)
     for lengths in ([1, 2], [500, 0], [64, 300]):
-        args[5].data.buffer  # noqa: B018  (the same buffer all the time)
-        wgpu.assign(args[5].data, wgpu.from_numpy(np.array(lengths, np.int32)))
+        args[5].assign(np.array(lengths, np.int32))
         compare(program.run(), (q, k, v, cu, table, np.array(lengths, np.int32)), {})
 
 
@@ -224,7 +224,7 @@ def test_refuses(rng):
 
         assert "head_dim 264" in reason(build(rng, [1], [5], 2, 1, 264))
         assert "9 queries of 1" in reason(build(rng, [9], [20], 2, 1, 8))
-        assert "a binding at most 4096" in reason(build(rng, [1], [200], 2, 1, 8))
+        assert "a binding at most 4096" in reason(build(rng, [1], [400], 2, 1, 8))
         small = build(rng, [1], [5], 2, 1, 8)
         assert "sinks" in reason(small, Tensor(np.zeros(2), "float16", backend))
         assert reason(small) is None

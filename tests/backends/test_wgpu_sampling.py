@@ -9,7 +9,12 @@ from strict_wgpu import BARE, strict_wgpu
 from boostr import Tensor, dispatch, dtypes
 from boostr.ops import core
 from boostr.ops.sampling import (
-    filtered_probabilities, penalize, philox, record_tokens, sample, seed_words,
+    filtered_probabilities,
+    penalize,
+    philox,
+    record_tokens,
+    sample,
+    seed_words,
 )  # fmt: skip
 
 ROWS = [  # temperature, top_k, top_p, min_p

@@ -99,7 +99,7 @@ class Plan:
 
 def _pieces(width: int, lanes: int) -> int:
     """Pieces of 8 elements of a row that each lane has."""
-    return -(-(-(-width // 8)) // lanes)
+    return (width + 8 * lanes - 1) // (8 * lanes)
 
 
 def _power_of_two(n: int) -> int:
@@ -154,7 +154,7 @@ def _row_stride(cache: Any) -> int | None:
         return 0
     stride = cache.strides[0] if bs == 1 else cache.strides[1]
     even = NB == 1 or bs == 1 or cache.strides[0] == bs * stride
-    return stride if even and cache.strides[3] == 1 and 0 <= stride else None
+    return stride if even and cache.strides[3] == 1 and stride >= 0 else None
 
 
 def _aligned(backend: Any, x: Any, to: int) -> bool:
