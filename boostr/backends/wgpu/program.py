@@ -9,7 +9,10 @@ from boostr.backends.wgpu.array import GpuArray
 from boostr.backends.wgpu.buffers import Arena, Buffer, Pool
 from boostr.backends.wgpu.clock import Clock
 from boostr.backends.wgpu.queue import Command, Queue
+from boostr.backends.wgpu.replay import Replay
 from boostr.program import Program
+
+_OFTEN = 2  # runs after which a program is worth being prepared
 
 
 class Recorder:
@@ -53,9 +56,17 @@ class WgpuProgram(Program):
     ) -> None:
         self._clock, self._queue, self._commands, self._names = clock, queue, commands, names
         self._arena, self._kept = arena, kept
+        self._runs = 0
+        self._replay: Replay | None = None
 
     def run(self) -> Any:
-        if self._commands:
+        self._runs += 1
+        if self._runs == _OFTEN:
+            self._replay = self._queue.replay(self._commands)
+        encoded = None if self._replay is None else self._replay.take()
+        if encoded is not None:
+            self._queue.run_encoded(encoded)
+        elif self._commands:
             self._queue.run(self._commands)
         return self.outputs
 
@@ -70,4 +81,6 @@ class WgpuProgram(Program):
         return list(self._names)
 
     def __del__(self) -> None:
+        if self._replay is not None:
+            self._replay.close()
         self._arena.close()

@@ -129,6 +129,16 @@ class Provider:
         made = self.safe.wgpuDeviceCreateShaderModuleTrusted(device._internal, described, 0)
         return self._api.GPUShaderModule("", made, device)
 
+    def number(self, pointer: Any) -> int:
+        """A C pointer as a number."""
+        return int(self.ffi.cast("uintptr_t", pointer))
+
+    def address(self, name: str) -> int:
+        """Where one of the C functions lies."""
+        if self.name == "wgpu":
+            return self.number(getattr(self.raw, name))
+        return self.number(self.ffi.addressof(self.raw, name))
+
     def encoder(self, device: Any) -> Any:
         """A command encoder's raw handle."""
         return self.raw.wgpuDeviceCreateCommandEncoder(device._internal, self.ffi.NULL)

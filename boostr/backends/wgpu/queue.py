@@ -10,6 +10,7 @@ import numpy as np
 
 from boostr.backends.wgpu.buffers import Block
 from boostr.backends.wgpu.provider import Provider
+from boostr.backends.wgpu.replay import Replay, replay
 from boostr.backends.wgpu.staging import Read, StagingRing
 from boostr.errors import BackendError
 
@@ -33,6 +34,7 @@ class Queue:
         self.serial = 0
         self._limit = _FIRST
         self._encoder: Any = None  # of commands that are encoded and not submitted
+        self._made: list[Any] = []  # command buffers that are not submitted
         self._in_flight: deque[Any] = deque()
         self._staging = StagingRing(provider, device)
         self.lost: str | None = None
@@ -52,13 +54,22 @@ class Queue:
         self.flush()
         self._encoder = self._encode(commands, described or self._null)
 
+    def replay(self, commands: Sequence[Command]) -> Replay | None:
+        """How commands are encoded over and over; None where Python does it each time."""
+        return replay(self.provider, self._device, commands)
+
+    def run_encoded(self, made: Any) -> None:
+        """As `run`, of a command buffer."""
+        self.flush()
+        self._made.append(made)
+
     def flush(self) -> None:
         """Start everything that was asked for."""
         if self.pending:
             commands, self.pending = self.pending, []
             self._encoder = self._encode(commands, self._null)
             self._limit = _BATCH
-        if self._encoder is not None:
+        if self._encoder is not None or self._made:
             self._submit()
 
     def _encode(self, commands: Sequence[Command], described: Any) -> Any:
@@ -84,23 +95,26 @@ class Queue:
         return encoder
 
     def _submit(self) -> Any:
-        """Submit the open encoder; returns what a poll can wait for."""
+        """Submit what is encoded; returns what a poll can wait for."""
         raw, ffi, encoder = self._raw, self.provider.ffi, self._encoder
         self._encoder = None
-        finished = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
-        raw.wgpuCommandEncoderRelease(encoder)
+        made, self._made = self._made, []
+        if encoder is not None:
+            made.append(self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null))
+            raw.wgpuCommandEncoderRelease(encoder)
         self.serial += 1
-        holder = ffi.new("WGPUCommandBuffer[1]", [finished])
+        holder, count = ffi.new("WGPUCommandBuffer[]", made), len(made)
         place = None
         if self.provider.name == "wgpu":
-            index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
+            index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, count, holder)
             place = ffi.new("WGPUSubmissionIndex *", index)
             self._in_flight.append(place)
             if len(self._in_flight) > _IN_FLIGHT:
                 raw.wgpuDevicePoll(self._device._internal, True, self._in_flight.popleft())
         else:
-            self.checked(self._safe.wgpuQueueSubmit, self._handle, 1, holder)
-        raw.wgpuCommandBufferRelease(finished)
+            self.checked(self._safe.wgpuQueueSubmit, self._handle, count, holder)
+        for finished in made:
+            raw.wgpuCommandBufferRelease(finished)
         return place
 
     def checked(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -136,7 +150,9 @@ class Queue:
     # -- bytes -----------------------------------------------------------------------------------
     def upload(self, block: Block, data: np.ndarray) -> None:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
-        if block.serial == self.serial and (self.pending or self._encoder is not None):
+        if block.serial == self.serial and (
+            self.pending or self._encoder is not None or self._made
+        ):
             self.flush()  # a write comes before all commands that are not submitted yet
         ffi, raw = self.provider.ffi, self._raw
         flat = data.reshape(-1).view(np.uint8)

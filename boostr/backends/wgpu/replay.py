@@ -1,0 +1,153 @@
+"""Runs of a program encoded ahead of time, on threads.
+
+A command buffer can be submitted once, so every run needs a new one, which costs the host about 5 us
+a command. Where llvmlite is installed, a loop in machine code makes the C calls without Python's
+lock, and two threads keep encoded runs in store; else the main thread encodes each when it is run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from boostr import env
+from boostr.backends.wgpu.provider import Provider
+
+_IN_STORE = 2
+_FIELDS = 7  # of a row: pipeline or 0, bind group, parameters, their bytes, x, y, z
+# loop(pass, rows, count, set pipeline, set bind group, set immediates, dispatch)
+_LOOP = """
+define void @encode(ptr %pass, ptr %rows, i64 %count, ptr %pipe, ptr %group, ptr %imm, ptr %go) {
+entry:
+  br label %head
+head:
+  %i = phi i64 [0, %entry], [%next, %tail]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+  %at = mul i64 %i, 7
+  %row = getelementptr i64, ptr %rows, i64 %at
+  %p0 = load ptr, ptr %row
+  %same = icmp eq ptr %p0, null
+  br i1 %same, label %bind, label %change
+change:
+  call void %pipe(ptr %pass, ptr %p0)
+  br label %bind
+bind:
+  %a1 = getelementptr i64, ptr %row, i64 1
+  %p1 = load ptr, ptr %a1
+  call void %group(ptr %pass, i32 0, ptr %p1, i64 0, ptr null)
+  %a2 = getelementptr i64, ptr %row, i64 2
+  %p2 = load ptr, ptr %a2
+  %a3 = getelementptr i64, ptr %row, i64 3
+  %n3 = load i64, ptr %a3
+  %none = icmp eq i64 %n3, 0
+  br i1 %none, label %tail, label %give
+give:
+  call void %imm(ptr %pass, i32 0, ptr %p2, i64 %n3)
+  br label %tail
+tail:
+  %a4 = getelementptr i64, ptr %row, i64 4
+  %x4 = load i32, ptr %a4
+  %a5 = getelementptr i64, ptr %row, i64 5
+  %x5 = load i32, ptr %a5
+  %a6 = getelementptr i64, ptr %row, i64 6
+  %x6 = load i32, ptr %a6
+  call void %go(ptr %pass, i32 %x4, i32 %x5, i32 %x6)
+  %next = add i64 %i, 1
+  br label %head
+done:
+  ret void
+}
+"""
+_CALLS = ("SetPipeline", "SetBindGroup", "SetImmediates", "DispatchWorkgroups")
+
+
+def _loop() -> tuple[Any, Any]:
+    """The compiled loop, and what keeps its memory."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_LOOP), machine)
+    engine.finalize_object()
+    kinds = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 4]
+    return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("encode")), engine
+
+
+@cache
+def _compiled() -> Future:
+    """The loop, under way: importing LLVM takes a third of a second."""
+    return _pool().submit(_loop)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "boostr-encode")
+
+
+class Replay:
+    """Commands that are encoded over and over."""
+
+    def __init__(self, provider: Provider, device: Any, commands: Sequence[tuple]) -> None:
+        self._provider, self._device, self._commands = provider, device, commands
+        self._addresses = [provider.address(f"wgpuComputePassEncoder{c}") for c in _CALLS]
+        self._rows = np.zeros((len(commands), _FIELDS), np.int64)
+        self._held = []  # memory of the parameters
+        last = None
+        for row, (pipeline, group, params, nbytes, x, y, z, _) in zip(
+            self._rows, commands, strict=True
+        ):
+            held = ctypes.create_string_buffer(params, max(nbytes, 1)) if nbytes else None
+            where = ctypes.addressof(held) if held is not None else 0
+            changed = 0 if pipeline is last else provider.number(pipeline)
+            row[:] = changed, provider.number(group), where, nbytes, x, y, z
+            self._held.append(held)
+            last = pipeline
+        self._store: deque[Future] = deque()
+
+    def take(self) -> Any:
+        """An encoded run if one is in store, else None; others are begun."""
+        loop = _compiled()
+        if not loop.done() or loop.exception() is not None:
+            return None
+        made = self._store.popleft().result() if self._store else None
+        while len(self._store) < _IN_STORE:
+            self._store.append(_pool().submit(self._encode, loop.result()[0]))
+        return made
+
+    def _encode(self, loop: Any) -> Any:
+        """A command buffer. Runs on a thread, almost all the time without the interpreter."""
+        provider = self._provider
+        raw, null = provider.raw, provider.ffi.NULL
+        encoder = provider.encoder(self._device)
+        compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
+        where = provider.number(compute)
+        loop(where, self._rows.ctypes.data, len(self._rows), *self._addresses)
+        raw.wgpuComputePassEncoderEnd(compute)
+        raw.wgpuComputePassEncoderRelease(compute)
+        made = raw.wgpuCommandEncoderFinish(encoder, null)
+        raw.wgpuCommandEncoderRelease(encoder)
+        return made
+
+    def close(self) -> None:
+        """Give up what is in store."""
+        release = self._provider.raw.wgpuCommandBufferRelease
+        while self._store:
+            self._store.popleft().add_done_callback(lambda done: release(done.result()))
+
+
+def replay(provider: Provider, device: Any, commands: Sequence[tuple]) -> Replay | None:
+    """How commands are encoded ahead of time; None where they are encoded when they run."""
+    able = provider.name == "wgpu" and env.cores() > 2  # Dawn's devices are for one thread
+    if not commands or not able or importlib.util.find_spec("llvmlite") is None:
+        return None
+    return Replay(provider, device, commands)
