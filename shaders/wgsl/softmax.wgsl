@@ -45,17 +45,18 @@ fn fetch1(row: u32, e: u32) -> f32 {
 }
 # endif
 {% set V = "vec4<f32>" if RUN > 1 else "f32" %}
-{#- last: 1 / sum, 0 for a row of -inf; LOG: log(sum), nan there #}
+// 1 / sum, 0 for a row of -inf; LOG: log(sum)
 fn last_of(top: f32, total: f32) -> f32 {
 # if LOG
-  return select(log(total), bitcast<f32>(minus_infinity | 0x400000u), top <= LOWEST);
+  return log(total);
 # else
   return select(1.0 / total, 0.0, top <= LOWEST);
 # endif
 }
 fn result_of(v: {{ V }}, top: f32, last: f32) -> {{ V }} {
 # if LOG
-  return select((v - top) - last, {{ V }}(bitcast<f32>(minus_infinity)), v <= {{ V }}(LOWEST));
+  let lost = bitcast<f32>(minus_infinity | select(0u, 0x400000u, top <= LOWEST));
+  return select((v - top) - last, {{ V }}(lost), v <= {{ V }}(LOWEST));
 # else
   return exp(v - top) * last;
 # endif

@@ -37,7 +37,7 @@ def _table(backend: Any, weight: Tensor | QuantizedTensor) -> tuple[str, list[An
     scheme = weight.scheme
     if scheme.is_block:
         blocks = backend.dense(weight.parts["blocks"].data)
-        if backend.offset(blocks) % (4 if scheme.name == "q4_1" else 2):
+        if blocks.offset % (4 if scheme.name == "q4_1" else 2):
             blocks = backend.copy(blocks)
         return scheme.name, [blocks], 0, 0
     found = [backend.dense(weight.parts[name].data) for name in ("values", "scales")]

@@ -109,7 +109,7 @@ def parts(backend: Any, *arrays: Any) -> Iterator[list[Any]]:
     """
     known = [a for a in arrays if a is not None]
     count = known[0].shape[0] if known[0].shape else 1
-    room = backend.caps.binding_bytes - 4096
+    room = backend.caps.binding_bytes - 2 * backend.caps.offset_alignment
     largest = max((a.span[1] - a.span[0]) * a.dtype.itemsize for a in known)
     if largest <= room or count < 2:
         yield list(arrays)

@@ -1,0 +1,160 @@
+"""WGSL kernels that read tables and write caches, against the oracle, strictly."""
+
+import numpy as np
+import oracles
+import oracles_rows
+import pytest
+from draws import normal, tensors
+from strict_wgpu import BARE, strict_wgpu, view
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.embedding import _embedding_backward, embedding
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
+
+FLOATS = ("float32", "float16", "bfloat16")
+floats = pytest.mark.parametrize("dtype", FLOATS)
+
+
+@pytest.fixture
+def gpu():
+    with strict_wgpu() as backend:
+        yield backend
+
+
+# -- embedding -----------------------------------------------------------------------------------
+@floats
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize("E", (1, 33, 36, 64))
+def test_embedding(E, stored, dtype, gpu, rng):
+    w, ids = normal(rng, (97, E), stored), rng.integers(0, 97, 7)
+    ids[:2] = 96, 0
+    tw = Tensor(w, backend=gpu)
+    for kind in (np.int32, np.uint8):
+        got = embedding(Tensor(ids.astype(kind), backend=gpu), tw, dtype=dtype).numpy()
+        np.testing.assert_array_equal(got, w[ids].astype(dtypes.parse(dtype)))
+    beyond = Tensor(np.array([-5, 500], np.int32), backend=gpu)
+    got = embedding(beyond, tw, dtype=dtype).numpy()
+    np.testing.assert_array_equal(got, w[[0, 96]].astype(dtypes.parse(dtype)))
+
+
+def packed(backend, scheme, V, K, rng):
+    """(a quantized table, its values)."""
+    if SCHEMES[scheme].is_block:
+        raw = rng.integers(0, 60, (V, K // 32 * SCHEMES[scheme].block_bytes)).astype(np.uint8)
+        parts = {"blocks": Tensor(raw, backend=backend)}
+        want = getattr(oracles, f"dequantize_{scheme}")(raw)
+        return QuantizedTensor(SCHEMES[scheme], (V, K), parts), want
+    group = SCHEMES[scheme].group_size or None
+    values, scales = oracles.quantize_int8(normal(rng, (V, K)), group)
+    parts = {"values": Tensor(values.astype(np.int8), backend=backend),
+             "scales": Tensor(scales.astype(np.float32), backend=backend)}  # fmt: skip
+    want = oracles.dequantize_int8(values, scales, group)
+    return QuantizedTensor(SCHEMES[scheme], (V, K), parts), want
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("K", (32, 99, 160))
+def test_packed_weights(K, scheme, gpu, rng):
+    K = -(-K // 32) * 32 if SCHEMES[scheme].is_block else K
+    w, want = packed(gpu, scheme, 97, K, rng)
+    ids = rng.integers(0, 97, 9).astype(np.int32)
+    for dtype in ("float32", "bfloat16"):
+        got = embedding(Tensor(ids, backend=gpu), w, dtype)
+        assert_close(got.numpy(), want[ids], dtype=dtype, reduce=1, scale=0.1)
+
+
+@pytest.mark.parametrize("E", (33, 40))
+def test_tables_beyond_a_binding(E, rng):
+    """Rows that lie in several windows of a buffer: every token finds its own."""
+    w, ids = normal(rng, (500, E), "bfloat16"), rng.integers(0, 500, 70).astype(np.int32)
+    ids[-1] = 499
+    with strict_wgpu(binding_bytes=4096) as backend:
+        got = embedding(*tensors(backend, ids, w)).numpy()
+        np.testing.assert_array_equal(got, w[ids])
+        for scheme in ("int8-g32", "q8_0", "q4_1"):
+            table, want = packed(backend, scheme, 200, 64, rng)
+            got = embedding(Tensor(ids // 3, backend=backend), table, "float32").numpy()
+            assert_close(got, want[ids // 3], dtype="float32", reduce=1, scale=0.1)
+    g = normal(rng, (70, E), "bfloat16")
+    want = oracles_rows.embedding_backward(g, ids, 500)
+    with strict_wgpu(binding_bytes=8192) as backend:
+        got = _embedding_backward(*tensors(backend, g, ids), 500, dtypes.bfloat16).numpy()
+        assert_close(got, want, dtype="bfloat16", reduce=1, scale=3)
+
+
+@pytest.mark.parametrize("bare", (False, True))
+@floats
+@pytest.mark.parametrize(("T", "V", "E"), ((0, 5, 8), (1, 1, 1), (50, 7, 33), (300, 3, 64),
+                                           (1300, 90, 12), (3000, 2, 264)))  # fmt: skip
+def test_embedding_gradient(T, V, E, dtype, bare, rng):
+    """One id that few tokens have, that many have, and that more have than can be sorted."""
+    if bare and dtype != "bfloat16":
+        pytest.skip("one dtype is enough without subgroups")
+    g, ids = normal(rng, (T, E), dtype), rng.integers(0, V, T).astype(np.int32)
+    ids[: T // 3] = V // 2
+    want = oracles_rows.embedding_backward(g, ids, V)
+    many = np.bincount(ids, minlength=V)[:, None] + 1
+    with strict_wgpu(**(BARE if bare else {})) as backend:
+        tg, ti = tensors(backend, g, ids)
+        table = dtypes.parse(dtype)
+        runs = [_embedding_backward(tg, ti, V, table).numpy() for _ in range(2)]
+    # 8 accumulators, each of a share of the tokens
+    assert_close(runs[0], want, dtype=dtype, reduce=1, scale=np.sqrt(many))
+    np.testing.assert_array_equal(*runs)
+
+
+# -- cache ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stored", FLOATS)
+@floats
+@pytest.mark.parametrize(("K", "D", "Dv"), ((2, 64, 64), (1, 5, 3), (3, 4, 2)))
+def test_kv_write(K, D, Dv, dtype, stored, gpu, rng):
+    k, v = normal(rng, (30, K * D), dtype), normal(rng, (30, K * Dv), dtype)
+    slots = rng.permutation(16 * 3).astype(np.int32)[:30]
+    slots[[3, 9]] = -1
+    slots[5] = 16 * 3  # behind the last
+    caches = [normal(rng, (3, 16, K, n), stored) for n in (D, Dv)]
+    held = tensors(gpu, *caches)
+    parts = [view(gpu, k).reshape(30, K, D), view(gpu, v, 3).reshape(30, K, Dv)]
+    kv_write(*parts, *held, Tensor(slots, backend=gpu))
+    slots[5] = -1
+    for cache, before, x, n in zip(held, caches, (k, v), (D, Dv), strict=True):
+        want = oracles.kv_write(before, x.reshape(30, K, n).astype(before.dtype), slots)
+        np.testing.assert_array_equal(cache.numpy(), want)
+
+
+@pytest.mark.parametrize("D", (3, 4, 6))
+def test_caches_in_one_buffer(D, gpu, rng):
+    """Keys and values of one allocation, at places that are no multiple of a run."""
+    room = normal(rng, (2, 3, 2, 1, D), "bfloat16")
+    both = Tensor(room, backend=gpu)
+    k, v = normal(rng, (2, 1, D), "bfloat16"), normal(rng, (2, 1, D), "bfloat16")
+    slots = np.array([5, 2], np.int32)
+    kv_write(*tensors(gpu, k, v), both[0].detach(), both[1].detach(), Tensor(slots, backend=gpu))
+    room.reshape(2, 6, 1, D)[0, slots] = k
+    room.reshape(2, 6, 1, D)[1, slots] = v
+    np.testing.assert_array_equal(both.numpy(), room)
+
+
+def test_steps_of_a_decode_loop(gpu):
+    ids, chosen = np.arange(600, dtype=np.int32), np.arange(600, 0, -1).astype(np.int32)
+    held = tensors(gpu, ids, chosen, ids, ids[:3], ids[:1])
+    advance(held[0], held[1], held[2:])
+    assert held[0].tolist() == chosen.tolist() and held[2].tolist() == (ids + 1).tolist()
+    assert held[3].tolist() == [1, 2, 3] and held[4].tolist() == [1]
+
+
+def test_counters_in_one_buffer(gpu):
+    state = Tensor(np.arange(12, dtype=np.int32).reshape(4, 3), backend=gpu)
+    advance(state[0].detach(), state[1].detach(), [state[2].detach(), state[3].detach()])
+    assert state.tolist() == [[3, 4, 5], [3, 4, 5], [7, 8, 9], [10, 11, 12]]
+
+
+def test_slot_mapping(gpu):
+    table = np.array([[5, 2, 9], [1, -1, 4]], np.int32)
+    positions = np.arange(-40, 860, dtype=np.int32)
+    rows = np.arange(900, dtype=np.int32) % 2
+    got = slot_mapping(*tensors(gpu, positions, rows, table), 16).numpy()
+    block = table[rows, positions // 16 % 3]
+    np.testing.assert_array_equal(got, np.where(block < 0, -1, block * 16 + positions % 16))
