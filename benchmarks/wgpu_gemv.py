@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wgpu_timing import COPY_BYTES, backend, rotation, table, terabytes, time_us
+from wgpu_timing import COPY_BYTES, Call, backend, rotation, table, terabytes, time_us
 
 from boostr import Tensor, dtypes
 from boostr.backends.wgpu import gemv
@@ -90,29 +90,23 @@ class Weights:
         return QuantizedTensor(scheme, (N, K), parts)
 
 
-def nbytes(weight: Tensor | QuantizedTensor) -> int:
-    return weight.nbytes
-
-
-def measure(
+def calls_of(
     weights: Weights, form: str, M: int, kind: str, N: int, K: int, tile: Tile | None = None
-) -> tuple[float, int]:
-    """(microseconds of a call, bytes of its weights)."""
+) -> tuple[list[Call], int]:
+    """(calls that depend on each other, bytes of the weights of one)."""
     where = weights.backend
     rng = np.random.default_rng(1)
-    bf16 = ml_dtypes.bfloat16
 
     def random(*shape: int):
-        return where.from_numpy(rng.standard_normal(shape, np.float32).astype(bf16))
+        return where.from_numpy(rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16))
 
     each = 2 if kind == "gated" else 1
-    size = nbytes(weights.weight(form, N, K)) * each
+    size = weights.weight(form, N, K).nbytes * each
     count = min(max(rotation(size), 2), max(weights._bytes // size, 1))
     taken = [[weights.weight(form, N, K) for _ in range(each)] for _ in range(count)]
-    x, y = random(M, K), random(M, N)
+    x = random(M, K)
     norm = gemv.Norm(where.from_numpy(np.ones(K, np.float32)), 1e-5)
-    calls = -(-min(_LEAST_CALLS, 4 * count) // count) * count
-    state = {"x": x, "y": y}
+    state = {"x": x, "y": random(M, N)}
 
     def call(i: int):
         pair = taken[i % count]
@@ -125,7 +119,8 @@ def measure(
             state["y"] = made
         return made
 
-    return time_us([lambda i=i: call(i) for i in range(calls)], repeats=5, warmup=1), size
+    total = -(-min(_LEAST_CALLS, 4 * count) // count) * count
+    return [lambda i=i: call(i) for i in range(total)], size
 
 
 def parse_tile(text: str) -> Tile:
@@ -149,7 +144,8 @@ def main() -> None:
     for form in options.forms.split(","):
         for kind, N, K in shapes:
             for tile in tiles:
-                micro, size = measure(weights, form, options.rows, kind, N, K, tile)
+                calls, size = calls_of(weights, form, options.rows, kind, N, K, tile)
+                micro = time_us(calls)
                 rate = terabytes(size, micro)
                 name = f"{N}×{K} {kind}".strip()
                 cut = [] if len(tiles) == 1 else [str(tile) if tile else "our choice"]

@@ -31,19 +31,45 @@ struct Params {
 {{ write(b.n, "y", OUT) }}
 {{ parameters(b.n + 1) }}
 
-// Row n of W, row m of x: the sum, finished.
-fn finished(sum: {{ g.SUM }}, n: u32, m: u32) -> f32 {
-  var y = f32(sum) * w_scale(n);
+# set ITEMS = g.TEAMS * M * R // 2
+// Two neighbouring results: their row of x, team, first sum and first row of W; what their sums are
+// multiplied by, and what is added.
+struct Item { m: u32, own: u32, i: u32, n: u32, factor: vec2<f32>, rest: vec2<f32> }
+fn item_of(group: u32, item: u32) -> Item {
+  let pair = item % {{ R // 2 }}u;
+  let m = item / {{ R // 2 }}u % {{ M }}u;
+  let own = item / {{ R // 2 * M }}u;
+  let n = (group * {{ g.TEAMS }}u + own) * {{ R }}u + 2u * pair;
+  let n0 = min(n, p.N - 1u);
+  let n1 = min(n + 1u, p.N - 1u);
+  var factor = vec2<f32>(w_scale(n0), w_scale(n1));
 # if FORM == "w8a8"
-  y *= x_scales[p.x_scales_base + m];
+  factor *= x_scales[p.x_scales_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }}];
 # endif
+  var rest = vec2<f32>();
 # if BIAS
-  y += bias_at(p.bias_base + p.first + n);
+  rest += vec2<f32>(bias_at(p.bias_base + p.first + n0), bias_at(p.bias_base + p.first + n1));
 # endif
 # if RESIDUAL
-  y += residual_at(p.residual_base + m * p.out_N + p.first + n);
+  let at = p.residual_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }} * p.out_N + p.first;
+  rest += vec2<f32>(residual_at(at + n0), residual_at(at + n1));
 # endif
-  return y;
+  return Item(m, own, 2u * pair * {{ M }}u + m, n, factor, rest);
+}
+fn finish(it: Item, shares: u32) {
+  if (it.m >= p.M || it.n >= p.N) { return; }
+  var y = vec2<f32>(f32(total(it.own, it.i, shares)), f32(total(it.own, it.i + {{ M }}u, shares)));
+# if NORM
+  y *= inverse_rms(it.own, it.m, shares);
+# endif
+  y = fma(y, it.factor, it.rest);
+  let at = it.m * p.out_N + p.first + it.n;
+# if OUT == "f32"
+  y_put(at, y.x);
+  if (it.n + 1u < p.N) { y_put(at + 1u, y.y); }
+# else
+  y_put(at / 2u, y);
+# endif
 }
 
 {{ g.entry() }}
@@ -51,29 +77,18 @@ fn finished(sum: {{ g.SUM }}, n: u32, m: u32) -> f32 {
 # for r in range(R)
   let row{{ r }} = min(team * {{ R }}u + {{ r }}u, p.N - 1u);
 # endfor
+# if ITEMS <= THREADS
+  // read before the product, so that nobody waits for it behind the barrier
+  var it: Item;
+  if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
 {{ g.accumulate(["w"] * R) }}
 {{ g.meet() }}
-  for (var item = thread; item < {{ g.TEAMS * M * R // 2 }}u; item += {{ THREADS }}u) {
-    let pair = item % {{ R // 2 }}u;
-    let m = item / {{ R // 2 }}u % {{ M }}u;
-    let own = item / {{ R // 2 * M }}u;
-    let n = (group * {{ g.TEAMS }}u + own) * {{ R }}u + 2u * pair;
-    if (m < p.M && n < p.N) {
-      let i = 2u * pair * {{ M }}u + m;
-# if NORM
-      let f = inverse_rms(own, m, shares);
+  if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
-      let f = {{ g.SUM }}(1);
-# endif
-      let y0 = finished(total(own, i, shares) * f, n, m);
-      let y1 = finished(total(own, i + {{ M }}u, shares) * f, min(n + 1u, p.N - 1u), m);
-      let at = m * p.out_N + p.first + n;
-# if OUT == "f32"
-      y_put(at, y0);
-      if (n + 1u < p.N) { y_put(at + 1u, y1); }
-# else
-      y_put(at / 2u, vec2<f32>(y0, y1));
-# endif
-    }
+{{ g.accumulate(["w"] * R) }}
+{{ g.meet() }}
+  for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
+    finish(item_of(group, item), shares);
   }
+# endif
 }

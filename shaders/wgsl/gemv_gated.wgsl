@@ -54,17 +54,62 @@ fn activated(z: f32) -> f32 {
 # endif
 }
 
-// Result n of row m from the sums of its row of G and of U.
-fn finished(gate: {{ g.SUM }}, up: {{ g.SUM }}, n: u32, m: u32, factor: f32) -> f32 {
-  var z = f32(gate) * (w_scale(n) * factor);
-  var u = f32(up) * (up_scale(n) * factor);
+# set ITEMS = g.TEAMS * M * R // 4
+# macro pair_of(name, base)
+vec2<f32>({{ name }}_at(p.{{ base }} + p.first + n0), {{ name }}_at(p.{{ base }} + p.first + n1))
+# endmacro
+// Two neighbouring results: their row of x, team, first sums and place; for G and U what their sums
+// are multiplied by, and the biases.
+struct Item {
+  m: u32, own: u32, i: u32, n: u32,
+  gate: vec2<f32>, gate_bias: vec2<f32>, up: vec2<f32>, up_bias: vec2<f32>,
+}
+fn item_of(group: u32, item: u32) -> Item {
+  let pair = item % {{ R // 4 }}u;
+  let m = item / {{ R // 4 }}u % {{ M }}u;
+  let own = item / {{ R // 4 * M }}u;
+  let n = (group * {{ g.TEAMS }}u + own) * {{ R // 2 }}u + 2u * pair;
+  let n0 = min(n, p.N - 1u);
+  let n1 = min(n + 1u, p.N - 1u);
+  var gate = vec2<f32>(w_scale(n0), w_scale(n1));
+  var up = vec2<f32>(up_scale(n0), up_scale(n1));
+# if FORM == "w8a8"
+  let f = x_scales[p.x_scales_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }}];
+  gate *= f;
+  up *= f;
+# endif
 # if BIAS
-  z += bias_at(p.bias_base + p.first + n);
+  let gate_bias = {{ pair_of("bias", "bias_base") }};
+# else
+  let gate_bias = vec2<f32>();
 # endif
 # if UP_BIAS
-  u += up_bias_at(p.up_bias_base + p.first + n);
+  let up_bias_pair = {{ pair_of("up_bias", "up_bias_base") }};
+# else
+  let up_bias_pair = vec2<f32>();
 # endif
-  return activated(z) * u;
+  return Item(m, own, 2u * pair * {{ M }}u + m, n, gate, gate_bias, up, up_bias_pair);
+}
+fn finish(it: Item, shares: u32) {
+  if (it.m >= p.M || it.n >= p.N) { return; }
+  let j = it.i + {{ R // 2 * M }}u;
+  var z = vec2<f32>(f32(total(it.own, it.i, shares)), f32(total(it.own, it.i + {{ M }}u, shares)));
+  var u = vec2<f32>(f32(total(it.own, j, shares)), f32(total(it.own, j + {{ M }}u, shares)));
+# if NORM
+  let f = inverse_rms(it.own, it.m, shares);
+  z *= f;
+  u *= f;
+# endif
+  z = fma(z, it.gate, it.gate_bias);
+  u = fma(u, it.up, it.up_bias);
+  let y = vec2<f32>(activated(z.x) * u.x, activated(z.y) * u.y);
+  let at = it.m * p.out_N + p.first + it.n;
+# if OUT == "f32"
+  y_put(at, y.x);
+  if (it.n + 1u < p.N) { y_put(at + 1u, y.y); }
+# else
+  y_put(at / 2u, y);
+# endif
 }
 
 {{ g.entry() }}
@@ -73,33 +118,18 @@ fn finished(gate: {{ g.SUM }}, up: {{ g.SUM }}, n: u32, m: u32, factor: f32) -> 
   let row{{ r }} = min(team * {{ R // 2 }}u + {{ r }}u, p.N - 1u);
   let row{{ R // 2 + r }} = row{{ r }};
 # endfor
+# if ITEMS <= THREADS
+  // read before the product, so that nobody waits for it behind the barrier
+  var it: Item;
+  if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
 {{ g.accumulate(["w"] * (R // 2) + ["up"] * (R // 2)) }}
 {{ g.meet() }}
-  for (var item = thread; item < {{ g.TEAMS * M * R // 4 }}u; item += {{ THREADS }}u) {
-    let pair = item % {{ R // 4 }}u;
-    let m = item / {{ R // 4 }}u % {{ M }}u;
-    let own = item / {{ R // 4 * M }}u;
-    let n = (group * {{ g.TEAMS }}u + own) * {{ R // 2 }}u + 2u * pair;
-    if (m < p.M && n < p.N) {
-      let i = 2u * pair * {{ M }}u + m;
-      let j = i + {{ R // 2 * M }}u;
-# if NORM
-      let f = inverse_rms(own, m, shares);
-# elif FORM == "w8a8"
-      let f = x_scales[p.x_scales_base + m];
+  if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
-      let f = 1.0;
-# endif
-      let y0 = finished(total(own, i, shares), total(own, j, shares), n, m, f);
-      let y1 = finished(total(own, i + {{ M }}u, shares), total(own, j + {{ M }}u, shares),
-                        min(n + 1u, p.N - 1u), m, f);
-      let at = m * p.out_N + p.first + n;
-# if OUT == "f32"
-      y_put(at, y0);
-      if (n + 1u < p.N) { y_put(at + 1u, y1); }
-# else
-      y_put(at / 2u, vec2<f32>(y0, y1));
-# endif
-    }
+{{ g.accumulate(["w"] * (R // 2) + ["up"] * (R // 2)) }}
+{{ g.meet() }}
+  for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
+    finish(item_of(group, item), shares);
   }
+# endif
 }

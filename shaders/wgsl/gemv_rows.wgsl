@@ -7,27 +7,31 @@
 // Sums meet by shuffles within a subgroup and through shared memory across them, once.
 // RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
 // Values: FORM, GROUP (inputs to a scale; 0: a row), SLOW (rows or x off 16 bytes: CHUNK 1), X, K,
-//   M (rows of x that the text holds; p.M are real), THREADS, TEAM, R, UNROLL, DECODE, INPUT
-//   ("plain", or "combine": x from the splits of attention), NORM.
+//   M (rows of x that the text holds; p.M are real), THREADS, TEAM, R, UNROLL, DECODE (int8 to
+//   float), LANES (of a subgroup, 0: only the device knows), INPUT ("plain", or "combine": x from
+//   the splits of attention), NORM.
 # set CHUNK = 1 if SLOW else {"i8": 16, "w8a8": 16, "q8_0": 16, "q4_1": 32}.get(FORM, 8)
 # set CHUNKS = K // CHUNK
 # set TEAMS = THREADS // TEAM
 # set SUM = "i32" if FORM == "w8a8" else "f32"
 # set SUMS = R * M + (M if NORM else 0)
-# set KNOWN = caps.subgroup_max > 0 and caps.subgroup_min == caps.subgroup_max
-# set LEAST = [TEAM, caps.subgroup_min if caps.subgroup_max else 1]|min
+# set SUBGROUPS = caps.subgroup_max > 0
+# set LEAST = [TEAM, (LANES or caps.subgroup_min) if SUBGROUPS else 1]|min
 
 # macro declarations()
 fn add4(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
   return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
-// Four int8 of a word as floats.
+// Four int8 of a word as floats, all larger by LIFT.
+# set LIFT = 1152.0 if DECODE == "half" else 0.0
 fn bytes(w: u32) -> vec4<f32> {
-# if DECODE == "magic"
-  // 2^23 + 128 + q has the byte in its low bits: no conversion, which has a quarter of the rate
-  let b = vec4<u32>(w, w >> 8u, w >> 16u, w >> 24u) ^ vec4<u32>(0x80u);
-  let f = (b & vec4<u32>(0xffu)) | vec4<u32>(0x4b000000u);
-  return bitcast<vec4<f32>>(f) - vec4<f32>(8388736.0);
+# if DECODE == "half"
+  // the f16 of 1024 + b has b in its low bits: two bytes for one operation, and no integer is
+  // converted, which has a quarter of the rate
+  let b = w ^ 0x80808080u;
+  let even = unpack2x16float((b & 0x00ff00ffu) | 0x64006400u);
+  let odd = unpack2x16float(((b >> 8u) & 0x00ff00ffu) | 0x64006400u);
+  return vec4<f32>(even.x, odd.x, even.y, odd.y);
 # elif DECODE == "builtin" and caps.dot4
   return vec4<f32>(unpack4xI8(w));
 # else
@@ -149,7 +153,12 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 {
 }
 #   else
 fn sixteen(q: vec4<u32>, x: Input, sum: f32) -> f32 {
-  let s = add4(bytes(q.y), x.e0.b, add4(bytes(q.x), x.e0.a, sum));
+#     if LIFT
+  let begun = fma({{ -LIFT }}, ones(x.e0, ones(x.e1, 0.0)), sum);
+#     else
+  let begun = sum;
+#     endif
+  let s = add4(bytes(q.y), x.e0.b, add4(bytes(q.x), x.e0.a, begun));
   return add4(bytes(q.w), x.e1.b, add4(bytes(q.z), x.e1.a, s));
 }
 #     if FORM == "i8" and not GROUP
@@ -310,15 +319,15 @@ fn gains(c: u32) -> Input {
 # endmacro
 
 # macro meet()
-#   if caps.subgroup_max
-#     if KNOWN
-  const width = {{ [TEAM, caps.subgroup_max]|min }}u;
+#   if SUBGROUPS
+#     if LANES
+  const width = {{ [TEAM, LANES]|min }}u;
 #     else
   let width = min({{ TEAM }}u, lanes);
 #     endif
-#     for d in (1, 2, 4, 8, 16, 32, 64) if d < TEAM and d < caps.subgroup_max
+#     for d in (1, 2, 4, 8, 16, 32, 64) if d < TEAM and d < (LANES or caps.subgroup_max)
 #       for i in range(SUMS)
-#         if KNOWN
+#         if LANES
   sum{{ i }} += subgroupShuffleXor(sum{{ i }}, {{ d }}u);
 #         else
   sum{{ i }} += select({{ SUM }}(0), subgroupShuffleXor(sum{{ i }}, {{ d }}u), {{ d }}u < width);
@@ -345,7 +354,7 @@ fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
   @builtin(num_workgroups) num_workgroups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
-#   if caps.subgroup_max and not KNOWN
+#   if SUBGROUPS and not LANES
   @builtin(subgroup_size) lanes: u32,
 #   endif
 ) {

@@ -14,7 +14,8 @@ from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close, dtype_name, rms
 
 from boostr import Tensor
-from boostr.backends.wgpu import gemv
+from boostr.backends.wgpu import gemv, gemv_qkv
+from boostr.backends.wgpu.gemv_input import quantized_rows
 from boostr.backends.wgpu.gemv_plan import Tile
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
@@ -98,28 +99,34 @@ def check_product(backend, rng, form, dtype, M, N, K, *, norm=False, out=None, t
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("M", (1, 3, 8))
-def test_every_form_and_row_count(backend, rng, form, M):
+@pytest.mark.parametrize("M", (1, 3))
+def test_every_form(backend, rng, form, M):
     check_product(backend, rng, form, "bfloat16", M, 37, 96)
-    if M != 3:
+    if M == 1:
         check_product(backend, rng, form, "bfloat16", M, 18, 192, norm=True, out="float32")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ("bfloat16", "int8-g32", "w8a8"))
+@pytest.mark.parametrize("M", (2, 5, 8))
+def test_every_row_count(backend, rng, form, M):
+    check_product(backend, rng, form, "bfloat16", M, 37, 96, norm=True)
+
+
+@pytest.mark.parametrize("form", ("float32", "bfloat16", "int8", "q4_1"))
 @pytest.mark.parametrize("dtype", ("float32", "float16"))
 def test_every_x(backend, rng, form, dtype):
     check_product(backend, rng, form, dtype, 2, 15, 160, norm=True)
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in ("q8_0", "q4_1")])
-@pytest.mark.parametrize("K", (1, 33, 200))
+@pytest.mark.parametrize("K", (1, 200))
 def test_rows_off_16_bytes(backend, rng, form, K):
     check_product(backend, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)
 
 
 @pytest.mark.parametrize(
     "tile",
-    [LARGE, Tile(256, 256, 4, 2), Tile(128, 32, 8, 1), Tile(64, 4, 2, 4), Tile(128, 64, 2, 3)],
+    [Tile(256, 256, 4, 2), Tile(128, 32, 8, 1), Tile(64, 4, 2, 4), Tile(192, 96, 2, 3)],
     ids=str,
 )
 def test_tiles(backend, rng, tile):
@@ -130,10 +137,9 @@ def test_tiles(backend, rng, tile):
 @pytest.mark.parametrize("form", FORMS)
 def test_large_tile(backend, rng, form):
     check_product(backend, rng, form, "bfloat16", 1, 37, 1056, norm=True, tile=LARGE)
-    check_product(backend, rng, form, "bfloat16", 4, 18, 96, tile=LARGE)
 
 
-@pytest.mark.parametrize("decode", ("shift", "builtin", "magic"))
+@pytest.mark.parametrize("decode", ("shift", "builtin", "half"))
 def test_ways_to_read_int8(backend, rng, decode):
     check_product(backend, rng, "int8", "float32", 1, 13, 160, tile=Tile(32, 8, 4, 1, decode))
 
@@ -142,7 +148,7 @@ def test_ways_to_read_int8(backend, rng, decode):
 def test_bare(rng, form):
     """Without subgroups, packed dot products, immediates, f16."""
     with strict_wgpu(**BARE) as bare:
-        check_product(bare, rng, form, "bfloat16", 3, 21, 96, norm=True)
+        check_product(bare, rng, form, "bfloat16", 1, 21, 96, norm=True)
 
 
 def test_weights_larger_than_a_binding(rng):
@@ -206,9 +212,8 @@ def check_gated(backend, rng, form, act, M, F, K, tile=None):
     ("form", "act"),
     [*((form, "silu") for form in FORMS), ("bfloat16", "gelu"), ("bfloat16", "gelu_tanh")],
 )
-@pytest.mark.parametrize("M", (1, 3))
-def test_gated(backend, rng, form, act, M):
-    check_gated(backend, rng, form, act, M, 27, 96)
+def test_gated(backend, rng, form, act):
+    check_gated(backend, rng, form, act, 3 if form == "bfloat16" else 1, 27, 96)
 
 
 def test_gated_by_a_large_tile(backend, rng):
@@ -230,8 +235,9 @@ def rotated(x, cos, sin, interleaved):
 
 
 def check_qkv(
-    backend, rng, form, M, H, KH, D, R, K, *, interleaved, cached=True, together=False, tile=None
-):
+    backend, rng, form, M, H, KH, D, R, K, *, interleaved, cached=True, together=False,
+    head_norm=False, tile=None,
+):  # fmt: skip
     x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
     weights = [weight(backend, rng, form, n * D, K) for n in (H, KH, KH)]
     given = tuple(w for w, _ in weights)
@@ -247,15 +253,22 @@ def check_qkv(
     slots[1:2] = -1
     caches = [rng.standard_normal((7, 4, KH, D)).astype(BF16) for _ in range(2)]
     k_cache, v_cache = up(backend, *caches)
-    rope = gemv.Rope(*up(backend, cos, sin, places), interleaved)
+    own = (rng.random((2, D)) + 0.5).astype(np.float32)
+    norms = gemv_qkv.Norms(*up(backend, *own), EPS) if head_norm else None
+    if head_norm:
+        biases = [np.zeros_like(b) for b in biases]
+    given_biases = (None,) * 3 if head_norm else tuple(up(backend, *biases))
+    rope = gemv_qkv.Rope(*up(backend, cos, sin, places), interleaved)
     to = {"k_cache": k_cache, "v_cache": v_cache, "slots": up(backend, slots)} if cached else {}
-    q, k, v = gemv.qkv_rope(
+    q, k, v = gemv_qkv.qkv_rope(
         backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), given, rope, D, **to,
-        biases=tuple(up(backend, *biases)), tile=tile,
+        biases=given_biases, head_norm=norms, tile=tile,
     )  # fmt: skip
     h, made = seen(normed(x, norm), form), []
     for i, (_, values) in enumerate(weights):
         y = (h @ values.T + biases[i].astype(np.float64)).reshape(M, -1, D)
+        if head_norm and i < 2:
+            y = y / np.sqrt((y * y).mean(-1, keepdims=True) + EPS) * own[i]
         made.append(rotated(y, cos[places], sin[places], interleaved) if i < 2 else y)
     scale = max(map(rms, made)) / np.sqrt(K)
     close(backend, q, made[0], "bfloat16", form, K, scale, WIDE_C, "q")
@@ -275,14 +288,23 @@ def rows(w, start, stop):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_qkv(backend, rng, form):
-    check_qkv(backend, rng, form, 1, 3, 1, 16, 16, 96, interleaved=False)
-    check_qkv(backend, rng, form, 2, 3, 1, 16, 16, 96, interleaved=False, together=True)
+    for together in (False, True):
+        check_qkv(backend, rng, form, 2, 3, 1, 16, 16, 96, interleaved=False, together=together)
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
 @pytest.mark.parametrize("interleaved", (False, True))
 def test_qkv_with_partial_rotary(backend, rng, form, interleaved):
     check_qkv(backend, rng, form, 5, 4, 2, 12, 8, 96, interleaved=interleaved)
+
+
+@pytest.mark.parametrize("together", (False, True))
+def test_qkv_with_head_norms(backend, rng, together):
+    for M, cached in ((1, True), (3, False)):
+        check_qkv(
+            backend, rng, "bfloat16", M, 4, 2, 64, 48, 96, interleaved=cached, cached=cached,
+            together=together, head_norm=True,
+        )  # fmt: skip
 
 
 def test_qkv_without_a_cache_by_a_large_tile(backend, rng):
@@ -297,7 +319,7 @@ def test_rows_to_int8(backend, rng):
     for name, M, K in (("float32", 3, 33), ("bfloat16", 1, 96)):
         x = rng.standard_normal((M, K)).astype(FLOATS[name])
         x[M // 2] = 0 if M > 1 else x[0]
-        values, scales = gemv.quantized_rows(backend, up(backend, x))
+        values, scales = quantized_rows(backend, up(backend, x))
         got, (q, s) = backend.to_numpy(values), oracles.quantize_int8(x)
         assert np.array_equal(got[:, :K], q) and not got[:, K:].any()
         assert np.array_equal(backend.to_numpy(scales), s[:, 0])

@@ -11,7 +11,7 @@ from typing import Any
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.wgpu import attention_decode, gemv, linear
+from boostr.backends.wgpu import attention_decode, gemv, gemv_qkv, linear
 from boostr.ops.attention import AttentionOptions, attention_options
 from boostr.tensor import Tensor
 
@@ -51,8 +51,12 @@ def _qkv_supports(
     reason = _products(x, weights, biases) or _vector(norm)
     if reason is not None:
         return reason
-    if any(n is not None for n in head_norms):
-        return "heads are normalised, for which one workgroup would need all of a head"
+    own = [n for n in head_norms if n is not None]
+    if len(own) == 1 or (own and any(b is not None for b in biases)):
+        return "one of q and k is normalised, or biases come before norms of heads"
+    reason = next(filter(None, map(_vector, own)), None)
+    if reason is not None:
+        return reason
     kinds = {None if b is None else b.dtype for b in biases}
     if len(kinds) > 1:
         return "the biases are of several types, or only some are there"
@@ -61,21 +65,26 @@ def _qkv_supports(
             return f"{name} is {table.dtype}, not float32"
     if len({c.dtype for c in caches[:2]}) > 1 or any(c.dtype not in _FLOATS for c in caches[:2]):
         return "the caches are of two types, or of integers"
-    return gemv.qkv_refusal(2 * cos.shape[1], head_dim, *(c.data for c in caches[:2]))
+    return gemv_qkv.qkv_refusal(2 * cos.shape[1], head_dim, *(c.data for c in caches[:2]))
 
 
 def _qkv_arrays(
-    x, norm, weights, biases, cos, sin, rows, cache, head_dim, eps, layout
+    x, norm, weights, biases, head_norms, cos, sin, rows, cache, head_dim, eps, layout
 ) -> tuple[Any, Any, Any]:
-    rope = gemv.Rope(cos.data, sin.data, rows.data, layout == "interleaved")
-    return gemv.qkv_rope(
+    own = None
+    if head_norms[0] is not None:
+        own = gemv_qkv.Norms(head_norms[0].data, head_norms[1].data, eps)
+    rope = gemv_qkv.Rope(cos.data, sin.data, rows.data, layout == "interleaved")
+    return gemv_qkv.qkv_rope(
         x.backend, x.data, gemv.Norm(norm.data, eps), tuple(weights), rope, head_dim,
-        biases=tuple(_data(b) for b in biases), **cache,
+        biases=tuple(_data(b) for b in biases), head_norm=own, **cache,
     )  # fmt: skip
 
 
 def _qkv(x, norm, weights, biases, head_norms, cos, sin, rows, head_dim, eps, layout):
-    made = _qkv_arrays(x, norm, weights, biases, cos, sin, rows, {}, head_dim, eps, layout)
+    made = _qkv_arrays(
+        x, norm, weights, biases, head_norms, cos, sin, rows, {}, head_dim, eps, layout
+    )
     return tuple(Tensor.wrap(a, x.backend) for a in made)
 
 
@@ -84,7 +93,9 @@ def _qkv_write(
     head_dim, eps, layout,
 ):  # fmt: skip
     cache = {"k_cache": k_cache.data, "v_cache": v_cache.data, "slots": slots.data}
-    q, _, _ = _qkv_arrays(x, norm, weights, biases, cos, sin, rows, cache, head_dim, eps, layout)
+    q, _, _ = _qkv_arrays(
+        x, norm, weights, biases, head_norms, cos, sin, rows, cache, head_dim, eps, layout
+    )
     return Tensor.wrap(q, x.backend)
 
 

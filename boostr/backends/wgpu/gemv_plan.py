@@ -124,14 +124,16 @@ class Tile:
     Attributes:
         threads: of a workgroup.   team: threads that share rows.   rows: of a team at a time.
         unroll: chunks of every row whose loads are in flight together.
-        decode: how int8 becomes float: "shift", "builtin" or "magic".
+        decode: how int8 becomes float: "shift", "builtin" or "half".
+        lanes: of a subgroup; 0 where only the device knows.
     """
 
     threads: int
     team: int
     rows: int
     unroll: int
-    decode: str = "shift"
+    decode: str = "half"
+    lanes: int = 0
 
     @property
     def group(self) -> int:
@@ -144,6 +146,9 @@ class Tile:
         return {names.get(name, name.upper()): value for name, value in asdict(self).items()}
 
 
+_GROUPS = 264  # workgroups that a discrete GPU should have to do
+
+
 def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of."""
     if not caps.subgroup_max or caps.kind == "software":
@@ -152,5 +157,17 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     while team > 32 and w.chunks < 0.8 * (-(-w.chunks // team) * team):
         team //= 2
     steps = -(-w.chunks // team)
-    each = 4
-    return Tile(256, team, each, max(1, min(steps, 8 // each)))
+    threads, each = 256, 4
+    while threads > max(team, 64) and w.N * team < _GROUPS * threads * each:
+        threads //= 2
+    if least < each and w.N * team < _GROUPS * threads * each:
+        each = least
+    unroll = max(1, min(steps, 16 // (each * rows)))
+    return Tile(threads, team, each, unroll, lanes=lanes(caps))
+
+
+def lanes(caps: Caps) -> int:
+    """Lanes of every subgroup of a device, 0 if they are not known; WebGPU's limits may be wide."""
+    if caps.subgroup_max and "nvidia" in caps.vendor.lower():
+        return 32
+    return caps.subgroup_max if caps.subgroup_min == caps.subgroup_max else 0

@@ -1,0 +1,73 @@
+// Units of a head, for gemv_qkv.wgsl and gemv_heads.wgsl: four rows whose results are pairs that
+// rope turns and, together, whole words of 16-bit numbers. Unit j has dims (2j, 2j + 1, ROT/2 + 2j,
+// ROT/2 + 2j + 1) where rope is split-half, else (4j .. 4j + 3), as behind the ROT dims that turn.
+// The source binds cosines, sines, rows, slots (SLOTS), q, keys and values, and has their places in
+// its parameters. Values: H, KH, D, ROT (multiples of 4), INTERLEAVED, X, CACHE, SLOTS.
+
+// The dim of row r of unit j of a head.
+fn dim_of(j: u32, r: u32) -> u32 {
+# if INTERLEAVED
+  return 4u * j + r;
+# else
+  return select(4u * j + r, 2u * j + (r & 1u) + (r >> 1u) * {{ ROT // 2 }}u, j < {{ ROT // 4 }}u);
+# endif
+}
+// What a unit of a head of token m needs beside its results: cosines and sines of its two pairs,
+// and the row of the caches, negative where nothing is written.
+struct Turn { c: vec2<f32>, s: vec2<f32>, slot: i32 }
+fn turn_of(head: u32, j: u32, m: u32) -> Turn {
+  var turn = Turn(vec2<f32>(1.0), vec2<f32>(), i32(m));
+# if SLOTS
+  if (head >= {{ H }}u) { turn.slot = slots[p.slots_base + m]; }
+# endif
+  if (head < {{ H + KH }}u && j < {{ ROT // 4 }}u) {
+    let at = u32(rows[p.rows_base + m]) * {{ ROT // 2 }}u + 2u * j;
+    turn.c = vec2<f32>(cosines[p.cos_base + at], cosines[p.cos_base + at + 1u]);
+    turn.s = vec2<f32>(sines[p.sin_base + at], sines[p.sin_base + at + 1u]);
+  }
+  return turn;
+}
+# for name, dtype in (("q", X), ("keys", CACHE), ("values", CACHE))
+fn put_{{ name }}(at: u32, pair: vec2<f32>) {
+#   if PER_WORD[dtype] == 1
+  {{ name }}_put(at, pair.x);
+  {{ name }}_put(at + 1u, pair.y);
+#   else
+  {{ name }}_put(at / 2u, pair);
+#   endif
+}
+# endfor
+// Two neighbouring dims of a head of token m, where they belong.
+fn place(head: u32, dim: u32, m: u32, slot: i32, pair: vec2<f32>) {
+  if (head < {{ H }}u) {
+    put_q((m * {{ H }}u + head) * {{ D }}u + dim, pair);
+    return;
+  }
+  if (slot < 0) { return; }
+  let row = u32(slot) * {{ KH }}u;
+  if (head < {{ H + KH }}u) {
+    put_keys(p.k_base + (row + head - {{ H }}u) * {{ D }}u + dim, pair);
+  } else {
+    put_values(p.v_base + (row + head - {{ H + KH }}u) * {{ D }}u + dim, pair);
+  }
+}
+// The results of unit j of a head of token m, turned and put in their place. Where nothing turns,
+// c = 1 and s = 0; pairs are then no pairs, but in one order again in the end.
+fn settle(head: u32, j: u32, m: u32, y: vec4<f32>, turn: Turn) {
+# if INTERLEAVED
+  let a = y.xz;
+  let b = y.yw;
+# else
+  let a = y.xy;
+  let b = y.zw;
+# endif
+  let first = a * turn.c - b * turn.s;
+  let second = b * turn.c + a * turn.s;
+# if INTERLEAVED
+  place(head, dim_of(j, 0u), m, turn.slot, vec2<f32>(first.x, second.x));
+  place(head, dim_of(j, 2u), m, turn.slot, vec2<f32>(first.y, second.y));
+# else
+  place(head, dim_of(j, 0u), m, turn.slot, first);
+  place(head, dim_of(j, 2u), m, turn.slot, second);
+# endif
+}
