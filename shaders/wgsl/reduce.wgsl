@@ -74,21 +74,17 @@ fn join(a: {{ V }}, b: {{ V }}) -> {{ V }} {
 fn join4(a: {{ T }}, b: {{ T }}) -> {{ T }} {
   return {{ T }}(join(a.x, b.x), join(a.y, b.y), join(a.z, b.z), join(a.w, b.w));
 }
-// The vector at place i, joined into four accumulators.
-# macro load4(total, i)
-# set w = "A[%s]" % i
+# macro load4(total, w)
 # if per == 1
 {{ total }} = join4({{ total }}, {{ w }});
 # else
-{ let w = {{ w }};
 # for g in range(E // 4)
 # if per == 2
-  {{ total }} = join4({{ total }}, vec4<{{ V }}>(unpack_{{ IN }}(w.{{ "xyzw"[2 * g] }}), unpack_{{ IN }}(w.{{ "xyzw"[2 * g + 1] }})));
+    {{ total }} = join4({{ total }}, vec4<{{ V }}>(unpack_{{ IN }}({{ w }}.{{ "xyzw"[2 * g] }}), unpack_{{ IN }}({{ w }}.{{ "xyzw"[2 * g + 1] }})));
 # else
-  {{ total }} = join4({{ total }}, unpack_{{ IN }}(w{{ "." ~ "xyzw"[g] if vectors > 1 }}));
+    {{ total }} = join4({{ total }}, unpack_{{ IN }}({{ w }}{{ "." ~ "xyzw"[g] if vectors > 1 }}));
 # endif
 # endfor
-}
 # endif
 # endmacro
 # endif
@@ -205,16 +201,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   for (; r < end; r += {{ LANES }}u) { a = join(a, A_at(at + cut_place(r))); }
   var mine = join(join(a, b), join(c, d));
 # else
-  var a = {{ T }}(p.init); var b = {{ T }}(p.init);
+# for u in range(UNROLL)
+  var a{{ u }} = {{ T }}(p.init);
+# endfor
   var v = at + chunk * (p.chunk / {{ E }}u) + lane % {{ LANES }}u;
   let stop = at + end / {{ E }}u;
-  for (; v + {{ LANES }}u < stop; v += {{ 2 * LANES }}u) {
-    {{ load4("a", "v") }}
-    {{ load4("b", "v + %du" % LANES) }}
+  for (; v + {{ (UNROLL - 1) * LANES }}u < stop; v += {{ UNROLL * LANES }}u) {
+# for u in range(UNROLL)
+    let w{{ u }} = A[v + {{ u * LANES }}u];
+# endfor
+# for u in range(UNROLL)
+    {{ load4("a%d" % u, "w%d" % u) }}
+# endfor
   }
-  if (v < stop) { {{ load4("a", "v") }} }
-  a = join4(a, b);
-  var mine = join(join(a.x, a.y), join(a.z, a.w));
+  for (; v < stop; v += {{ LANES }}u) {
+    let w0 = A[v];
+    {{ load4("a0", "w0") }}
+  }
+# for u in range(1, UNROLL)
+  a0 = join4(a0, a{{ u }});
+# endfor
+  var mine = join(join(a0.x, a0.y), join(a0.z, a0.w));
 # endif
   partial[lane] = mine;
   workgroupBarrier();

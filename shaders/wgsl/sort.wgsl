@@ -4,7 +4,8 @@
 // Keys are u32 that order like the numbers (a nan last, -0 equal to 0). Rows are padded to a power of
 // two, P, with pairs behind all others.
 //   local    loads and sorts blocks of BLOCK = 2 * threads pairs in shared memory (A is [O, n], dense)
-//   global   one step of distance `distance` of the merges of length `merge`, in place
+//   global   the STEPS steps of distances `distance`, `distance` / 2, ... of the merges of length
+//            `merge`, in place: a thread keeps 2^STEPS pairs in registers
 //   finish   the last steps of a merge, of distances below BLOCK, in shared memory
 # set block = 2 * threads
 # if STAGE == "local"
@@ -41,22 +42,32 @@ struct Params {
 {{ write(0, "K", "u32") }}
 {{ write(1, "I", "u32") }}
 # endif
+fn behind(a: vec2<u32>, b: vec2<u32>) -> bool { return a.x > b.x || (a.x == b.x && a.y > b.y); }
 # if STAGE == "global"
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
   let t = flat_workgroup(id, count) * {{ threads }}u + lane;
-  if (t >= p.pairs) { return; }
-  let low = t / p.distance * 2u * p.distance + t % p.distance;
-  let high = low + p.distance;
-  let a = vec2<u32>(K[low], I[low]);
-  let b = vec2<u32>(K[high], I[high]);
-  let ascending = (low & p.merge) == 0u;
-  if ((a.x > b.x || (a.x == b.x && a.y > b.y)) == ascending) {
-    K[low] = b.x; I[low] = b.y;
-    K[high] = a.x; I[high] = a.y;
-  }
+  if (t >= p.pairs{{ " >> %du" % (STEPS - 1) if STEPS > 1 }}) { return; }
+  let step = p.distance >> {{ STEPS - 1 }}u;
+  let base = t / step * (step << {{ STEPS }}u) + t % step;
+  let ascending = (base & p.merge) == 0u;
+# for i in range(2 ** STEPS)
+  var e{{ i }} = vec2<u32>(K[base + {{ i }}u * step], I[base + {{ i }}u * step]);
+# endfor
+# for s in range(STEPS - 1, -1, -1)
+# for i in range(2 ** STEPS)
+# if (i // 2 ** s) % 2 == 0
+# set a, b = "e%d" % i, "e%d" % (i + 2 ** s)
+  if (behind({{ a }}, {{ b }}) == ascending) { let c = {{ a }}; {{ a }} = {{ b }}; {{ b }} = c; }
+# endif
+# endfor
+# endfor
+# for i in range(2 ** STEPS)
+  K[base + {{ i }}u * step] = e{{ i }}.x;
+  I[base + {{ i }}u * step] = e{{ i }}.y;
+# endfor
 }
 # else
 {{ workgroup("keys", "u32", block) }}
@@ -65,7 +76,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 fn exchange(low: u32, high: u32, ascending: bool) {
   let a = vec2<u32>(keys[low], places[low]);
   let b = vec2<u32>(keys[high], places[high]);
-  if ((a.x > b.x || (a.x == b.x && a.y > b.y)) == ascending) {
+  if (behind(a, b) == ascending) {
     keys[low] = b.x; places[low] = b.y;
     keys[high] = a.x; places[high] = a.y;
   }

@@ -151,34 +151,36 @@ def _too_large(array: GpuArray) -> BackendError:
 
 def _sorted_places(backend: Launcher, x: GpuArray, rows: int, n: int) -> GpuArray:
     """int32 [rows, n]: a view of rows of a power of two."""
-    most = threads_of(backend)
+    most = min(1024, backend.caps.workgroup_threads)
+    if backend.caps.kind == "software":
+        most = threads_of(backend)
     threads = min(most, max(16, 1 << (max(n - 1, 1).bit_length() - 1)))
     block = 2 * threads
-    P = max(block, 1 << (n - 1).bit_length())
-    keys = backend.empty((rows, P), dtypes.uint32)
-    places = backend.empty((rows, P), dtypes.int32)
-    blocks = P // block
+    padded = max(block, 1 << (n - 1).bit_length())
+    keys = backend.empty((rows, padded), dtypes.uint32)
+    places = backend.empty((rows, padded), dtypes.int32)
+    blocks, pairs = padded // block, rows * padded // 2
     backend.launch(
         "sort", "main", rows * blocks, [x], [keys, places], [n, blocks, rows, backend.offset(x)],
-        STAGE="local", IN=name_of(x.dtype), threads=threads,
+        STAGE="local", IN=name_of(x.dtype), STEPS=0, threads=threads,
     )  # fmt: skip
-    pairs = rows * P // 2
     merge = 2 * block
-    while merge <= P:
-        direction = merge if merge < P else 0  # the last merge of each row ascends
+    while merge <= padded:
+        direction = merge if merge < padded else 0  # the last merge of each row ascends
         distance = merge // 2
         while distance >= block:
+            steps = min(3, (distance // block).bit_length())
             backend.launch(
-                "sort", "main", -(-pairs // most), [], [keys, places],
-                [pairs, direction, distance], STAGE="global", IN="", threads=most,
+                "sort", "main", -(-(pairs >> (steps - 1)) // THREADS), [], [keys, places],
+                [pairs, direction, distance], STAGE="global", IN="", STEPS=steps, threads=THREADS,
             )  # fmt: skip
-            distance //= 2
+            distance >>= steps
         backend.launch(
             "sort", "main", rows * blocks, [], [keys, places], [pairs, direction, 0],
-            STAGE="finish", IN="", threads=threads,
+            STAGE="finish", IN="", STEPS=0, threads=threads,
         )  # fmt: skip
         merge *= 2
-    return places.view(shape=(rows, n), strides=(P, 1))
+    return places.view(shape=(rows, n), strides=(padded, 1))
 
 
 def _gather(
@@ -201,8 +203,10 @@ VARIANTS = [
       for kind in VALUE if kind != "u16"),
     *(Variant("scatter", {"STARTS": True, "KIND": "u32", "INDEX": index, "threads": THREADS})
       for index in ("i32", "u32", "i8", "u8")),
-    *(Variant("sort", {"STAGE": stage, "IN": kind, "threads": threads})
+    *(Variant("sort", {"STAGE": stage, "IN": kind, "STEPS": 0, "threads": threads})
       for threads in (16, 256)
       for stage, kind in (("local", "f32"), ("local", "bf16"), ("local", "i32"), ("local", "u8"),
-                          ("global", ""), ("finish", ""))),
+                          ("finish", ""))),
+    *(Variant("sort", {"STAGE": "global", "IN": "", "STEPS": steps, "threads": THREADS})
+      for steps in (1, 2, 3)),
 ]  # fmt: skip

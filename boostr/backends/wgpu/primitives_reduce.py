@@ -17,6 +17,7 @@ _COLUMN_CHUNK = 256  # terms that one lane adds, which bounds the error
 _ROW_CHUNK = 1 << 14  # elements of a row that one workgroup takes where rows are few
 _BUSY = 1024  # workgroups that keep a large device busy
 _SCAN = 8  # elements of a thread
+_UNROLL = 4  # vectors that a thread has under way
 
 
 def threads_of(backend: Launcher) -> int:
@@ -123,6 +124,7 @@ class _Reduction:
             grid = -(-self.O // (self.threads // lanes)) * chunks
         self.backend.launch(
             "reduce", "main", grid, [self.x], [out], params, OP=self.op, IN=self.kind, E=E,
+            UNROLL=_UNROLL,
             COLUMNS=self.columns, LANES=lanes, PARTIAL=False, threads=self.threads,
         )  # fmt: skip
         if chunks == 1:
@@ -141,7 +143,7 @@ class _Reduction:
             chunk = -(-R // wanted)
             return chunk, -(-R // chunk), 1
         share = -(-R // self.E)
-        lanes = 8 if share <= 32 else 32 if share <= 256 else self.threads
+        lanes = _lanes(share, self.threads)
         groups = -(-self.O // (self.threads // lanes))
         chunks = 1
         if groups < _BUSY:
@@ -289,7 +291,7 @@ def _reduce_variant(
 ) -> Variant:
     values = {
         "OP": op, "IN": kind, "E": E, "COLUMNS": columns, "LANES": lanes, "PARTIAL": partial,
-        "threads": 256,
+        "UNROLL": 1 if op == "argmax" else _UNROLL, "threads": 256,
     }  # fmt: skip
     return Variant("reduce", values)
 
