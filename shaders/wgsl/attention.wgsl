@@ -1,7 +1,7 @@
 // Attention forward on vector units: out = softmax(score) v, lse, over packed or paged sequences.
 //   score = softcap tanh(scale q.k / softcap) - slope |distance|, masked by causal and window
 // q [Tq, H, D], k, v [Tk, K, D | DV] with any strides of rows and heads, or caches
-// [NB, BLOCK, K, D | DV] behind a table [B, columns]; out [Tq, H, DV], lse f32 [Tq, H].
+// [NB, BLOCK, K, D | DV] (-1: p.block_size) behind a table [B, columns]; out [Tq, H, DV], lse f32 [Tq, H].
 // One workgroup takes TM TY queries of one head (an entry of attention_plan.wgsl's list) against
 // TN TX keys at a time: thread (x, y) of TX x TY owns TM rows and TN keys of the scores, then TM
 // rows and DV / TX columns of out, in registers. q, k (turned, BK columns at a time) and v (BKV
@@ -18,12 +18,13 @@
 # set G = (DV + 4 * TX - 1) // (4 * TX)
 # set VP = G * TX
 # set NV = BN // BKV
+# set block_size = "p.block_size" if BLOCK < 0 else BLOCK ~ "u"
 # set q_stage = 0 if RESIDENT else BK * QP
 # set v_loads = (BKV * VP + THREADS - 1) // THREADS
 struct Params {
   q_at: u32, q_row: u32, q_head: u32, k_at: u32, k_row: u32, k_head: u32, v_at: u32, v_row: u32,
-  v_head: u32, k_block: u32, v_block: u32, table_at: u32, columns: u32, heads: u32, group: u32,
-  tiles: u32, together: u32, segments: i32, left: i32, right: i32, scale: f32, cap: f32,
+  v_head: u32, k_block: u32, v_block: u32, block_size: u32, table_at: u32, columns: u32,
+  heads: u32, group: u32, tiles: u32, together: u32, segments: i32, left: i32, right: i32, scale: f32, cap: f32,
 }
 {{ read(0, "q", Q, width(Q, VECTOR) | int) }}
 {{ read(1, "k", KV, width(KV, VECTOR) | int) }}
@@ -60,7 +61,7 @@ var<private> table_row: u32;
 fn q_row(r: u32, base: u32) -> u32 { return base + min(r, last_row) * p.q_row; }
 # if BLOCK
 fn block_of(j: u32) -> i32 {
-  var column = j / {{ BLOCK }}u;
+  var column = j / {{ block_size }};
   if (column >= p.columns) { column %= p.columns; }
   return table[table_row + column];
 }
@@ -71,7 +72,7 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
   let j = u32(min(start + i32(r), last_key));
 # if BLOCK
   let block = u32(max(block_of(j), 0));
-  return {{ name }}_base + block * p.{{ name }}_block + j % {{ BLOCK }}u * p.{{ name }}_row;
+  return {{ name }}_base + block * p.{{ name }}_block + j % {{ block_size }} * p.{{ name }}_row;
 # else
   return {{ name }}_base + j * p.{{ name }}_row;
 # endif
@@ -192,10 +193,9 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # set row = r // 4 * 4 * TY + r % 4
 # for g in range(TN // 4)
 # set s = "s" ~ r ~ "_" ~ g
-# if SOFTCAP
-    {{ s }} = p.cap * tanh_of({{ s }} * p.scale);
-# else
     {{ s }} *= p.scale;
+# if SOFTCAP
+    if (p.cap > 0.0) { {{ s }} = p.cap * tanh_of({{ s }}); }
 # endif
 # if ALIBI
     {{ s }} -= slope * abs(vec4<f32>(key{{ g }} - (position + {{ row }} + 4 * i32(y))));
@@ -272,7 +272,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 
 # if SINKS
   let in_segment = plan[entry + 3u] < p.segments;
-  let sink = select(LOWEST, bitcast<f32>(plan[8u * p.tiles + p.heads + head]) * LOG2E, in_segment);
+  let sink = select(HIDDEN, bitcast<f32>(plan[8u * p.tiles + p.heads + head]) * LOG2E, in_segment);
 # endif
 {{ over_x("sum", "A + B", TM, TX, TY, QP, SHUFFLE, "probs") -}}
 # for r in range(TM)
@@ -285,7 +285,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # if SINKS
     base = max(base, sink);
     share = exp2(top{{ a }}.{{ c }} - base);
-    total = total * share + select(0.0, exp2(sink - base), in_segment);
+    total = total * share + exp2(sink - base);
 # endif
     let inverse = select(0.0, share / max(total, 1.0e-38), total > 0.0);
     if (r <= last_row) {

@@ -170,13 +170,14 @@ fn attention_backward(@builtin(local_invocation_index) id: u32,
       {
         let away = other{{ g }} - (position + {{ r // 4 * 4 * TY + r % 4 }} + 4 * i32(y));
         let seen = (away >= vec4<i32>(-p.left)) & (away <= vec4<i32>(p.right)) & (other{{ g }} < vec4<i32>(end));
-# if SOFTCAP
-        let t = tanh_of({{ s }} * p.scale);
-        {{ s }} = p.cap * t;
-        {{ d }} = ({{ d }} - {{ delta }}) * (1.0 - t * t);
-# else
         {{ s }} *= p.scale;
         {{ d }} -= {{ delta }};
+# if SOFTCAP
+        if (p.cap > 0.0) {
+          let t = tanh_of({{ s }});
+          {{ s }} = p.cap * t;
+          {{ d }} *= 1.0 - t * t;
+        }
 # endif
 # if ALIBI
         {{ s }} -= slope * abs(vec4<f32>(away));

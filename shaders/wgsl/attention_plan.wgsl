@@ -4,8 +4,8 @@
 // begin .. end are the rows of the other side that any row of the tile sees. Side a has the tiles:
 // the queries for the forward pass and dq, the keys for dk and dv (whose window is mirrored).
 // Rows behind the last segment are one more segment, B, that sees nothing. Entries that are left
-// over have 0 rows. Behind the list lie the slopes and the sinks of the heads, so that the kernels
-// need no bindings for them.
+// over have 0 rows. Behind the list lie the slopes and the sinks of the heads (without: 0, -1e30), so
+// that the kernels need no bindings for them.
 // One workgroup: a scan of the numbers of tiles of THREADS segments at a time, then a search in it
 // for every tile. PAGED: b holds lengths, not cumulated; else both are cu_seqlens.
 struct Params {
@@ -83,11 +83,7 @@ fn attention_plan(@builtin(local_invocation_index) id: u32) {
   for (var t = u32(done) + id; t < p.tiles; t += {{ THREADS }}u) { plan[8u * t + 1u] = 0; }
   let at = 8u * p.tiles;
   for (var h = id; h < p.heads; h += {{ THREADS }}u) {
-# if ALIBI
-    plan[at + h] = bitcast<i32>(slopes[p.slopes_at + h]);
-# endif
-# if SINKS
-    plan[at + p.heads + h] = bitcast<i32>(sinks[p.sinks_at + h]);
-# endif
+    plan[at + h] = bitcast<i32>({{ "slopes[p.slopes_at + h]" if ALIBI else "0.0" }});
+    plan[at + p.heads + h] = bitcast<i32>({{ "sinks[p.sinks_at + h]" if SINKS else "-1.0e30" }});
   }
 }

@@ -102,9 +102,15 @@ def choose_tiles(D: int, DV: int, caps: Caps) -> Tiles | None:
     return None
 
 
+def is_general(caps: Caps) -> bool:
+    """Whether one pipeline should serve all options: where a CPU compiles, it takes seconds."""
+    return caps.kind == "software"
+
+
 def shuffles(tiles: Any, caps: Caps) -> bool:
     """Whether the threads of a row lie in one subgroup."""
-    return bool(caps.subgroup_max) and caps.subgroup_min >= tiles.TX
+    known = 32 if "nvidia" in caps.vendor.lower() else caps.subgroup_min  # some drivers report 4
+    return bool(caps.subgroup_max) and min(known, caps.subgroup_max) >= tiles.TX
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -203,7 +209,7 @@ def values(
 ) -> dict[str, Any]:  # fmt: skip
     """What attention.wgsl is rendered with, from the types of q and k, v.
 
-    block: rows of a cache's block, 0 for packed keys.   extras: softcap, alibi, sinks.
+    block: rows of a cache's block, -1 for any, 0 for packed keys.   extras: softcap, alibi, sinks.
     """
     return {
         **asdict(tiles), "D": D, "DV": DV, "Q": q, "KV": kv, "OUT": "f32" if DV % 2 else q,
@@ -236,18 +242,19 @@ def _attend(call: _Call) -> tuple[Tensor, Tensor]:
         blocks = [0 if table is None else x.strides[0] // unit for x in (k, v)]
         keys = k.shape[0] * (1 if table is None else k.shape[1])
         side = together(H, H // K, keys * (D + DV) * k.dtype.itemsize)
-        cap = options.softcap
+        cap, general = options.softcap, is_general(backend.caps)
         scale = options.scale / cap if cap else options.scale * np.log2(np.e)
         backend.launch(
             "attention", "attention", plan.tiles * H,
             [q, k, v, plan.entries, *([] if table is None else [table])], [out, lse],
-            (*places, *blocks, 0 if table is None else backend.offset(table),
+            (*places, *blocks, k.shape[1], 0 if table is None else backend.offset(table),
              0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
              call.cu_q.data.shape[0] - 1, *window, float(scale), float(cap * np.log2(np.e))),
             **values(
                 tiles, D, DV, name_of(q.dtype), name_of(k.dtype), vector,
-                0 if table is None else k.shape[1], shuffles(tiles, backend.caps),
-                softcap=cap > 0, alibi=alibi is not None, sinks=sinks is not None,
+                0 if table is None else -1 if general else k.shape[1],
+                shuffles(tiles, backend.caps), softcap=general or cap > 0,
+                alibi=general or alibi is not None, sinks=general or sinks is not None,
             ),
         )  # fmt: skip
     if out.dtype != q.dtype:

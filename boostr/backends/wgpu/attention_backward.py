@@ -126,9 +126,10 @@ class _Call:
     def values(self, tiles: Tiles, keys: bool) -> dict[str, Any]:
         """What attention_backward.wgsl is rendered with."""
         D, DV = self.shape[3:]
+        general = attention.is_general(self.backend.caps)
         return values(
             tiles, keys, D, DV, name_of(self.q.dtype), name_of(self.k.dtype), self.vector,
-            self.options.softcap > 0, self.alibi is not None,
+            general or self.options.softcap > 0, general or self.alibi is not None,
         )  # fmt: skip
 
 

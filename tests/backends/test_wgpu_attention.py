@@ -1,0 +1,230 @@
+"""WebGPU's attention kernels against the oracle, strictly: tiles of every class, layouts, devices.
+
+The edge table itself runs in tests/ops/test_attention.py, with the tiles of the adapter's own kind.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+from draws import normal, tensors
+from ops.attention_cases import CASES, SINKS, SLOPES, Case, close, draw
+from strict_wgpu import BARE, strict_wgpu, view
+from tolerance import assert_close
+
+from boostr import Tensor, capture
+from boostr.backends.wgpu import attention, attention_backward
+from boostr.errors import FallbackError
+from boostr.ops.attention import paged_attention, varlen_attention
+
+RAGGED = (1, 70, 0, 33), (1, 70, 0, 33)
+UNEQUAL = (20, 5, 0, 9), (51, 3, 4, 90)
+EVERYTHING = {
+    "causal": True, "window": (40, 0), "softcap": 8.0, "alibi_slopes": SLOPES, "sinks": SINKS,
+}  # fmt: skip
+GPU = {"kind": "discrete", "subgroup_min": 0, "subgroup_max": 0}
+CLASSES = {"own": {}, "gpu": GPU, "bare": {**BARE, "kind": "integrated"}}
+
+
+def software(backend) -> bool:
+    """Whether the adapter itself, whatever its caps say now, is the CPU."""
+    return "llvmpipe" in backend.caps.name
+
+
+@contextmanager
+def opened(monkeypatch, **caps):
+    """The backend with other caps; short texts where a CPU compiles them, as that takes seconds."""
+    with strict_wgpu(**caps) as found:
+        if software(found):
+            for table in (attention.TILES, attention_backward.QUERIES, attention_backward.KEYS):
+                for width, listed in table.items():
+                    short = tuple(replace(tiles, UNROLL=1) for tiles in listed)
+                    monkeypatch.setitem(table, width, short)
+        for cached in (attention.choose_tiles, attention_backward.choose_tiles):
+            cached.cache_clear()
+        yield found
+    for cached in (attention.choose_tiles, attention_backward.choose_tiles):
+        cached.cache_clear()
+
+
+@pytest.fixture(params=CLASSES)
+def backend(request, monkeypatch):
+    with opened(monkeypatch, **CLASSES[request.param]) as found:
+        yield found
+
+
+@pytest.fixture
+def plain():
+    with strict_wgpu() as found:
+        yield found
+
+
+def placed(backend, options):
+    return {
+        name: Tensor(value, backend=backend) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
+def check(backend, case, dtype, rng, given=None):
+    """The forward pass; `given`: q, k, v as tensors, where not simply uploaded."""
+    q, k, v = arrays = draw(rng, case, dtype) if given is None else [x.numpy() for x in given]
+    lengths = case.cu_seqlens_q, case.cu_seqlens_k
+    got = varlen_attention(
+        *(given or tensors(backend, *arrays)), *tensors(backend, *lengths),
+        **placed(backend, case.options),
+    )  # fmt: skip
+    assert got[0].dtype.name == dtype
+    want = oracles.varlen_attention(q, k, v, *lengths, **case.options)
+    close(got, want, q, k, v, dtype, case.options, lengths)
+
+
+def check_backward(backend, case, rng):
+    q, k, v = draw(rng, case, "float32")
+    dout = normal(rng, (*q.shape[:2], v.shape[2]))
+    inputs = tensors(backend, q, k, v)
+    for x in inputs:
+        x.requires_grad = True
+    lengths = case.cu_seqlens_q, case.cu_seqlens_k
+    options = {name: value for name, value in case.options.items() if name != "sinks"}
+    out, _ = varlen_attention(*inputs, *tensors(backend, *lengths), **placed(backend, options))
+    out.backward(Tensor(dout, backend=backend))
+    want = oracles.varlen_attention_backward(dout, q, k, v, *lengths, **options)
+    size = 8 * len(q) ** 0.5 * case.D**0.5  # as in tests/ops/test_attention.py
+    for x, truth in zip(inputs, want, strict=True):
+        scale = size * max(np.abs(truth).max(), 1) / case.D**0.5
+        assert_close(x.grad.numpy(), truth, dtype="float32", reduce=1, scale=scale)
+    return [x.grad.numpy() for x in inputs]
+
+
+# -- forward ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("D", "dtype"), [(64, "float32"), (128, "bfloat16")])
+def test_tiles(D, dtype, backend, rng):
+    check(backend, Case("", *RAGGED, H=4, K=2, D=D, options={"causal": True}), dtype, rng)
+
+
+def test_everything(backend, rng):
+    check(backend, Case("", *UNEQUAL, D=24, extra=3, options=EVERYTHING), "float32", rng)
+
+
+def test_widest(plain, rng):
+    check(plain, Case("", (3, 20), (3, 40), H=2, K=1, D=256), "float32", rng)
+
+
+@pytest.mark.parametrize(("D", "Dv"), [(16, 96), (64, 7), (5, 6)])
+def test_unequal_widths(D, Dv, plain, rng):
+    check(plain, Case("", *RAGGED, D=D, Dv=Dv, options={"causal": True}), "bfloat16", rng)
+
+
+def test_rows_in_a_subgroup(rng, monkeypatch):
+    """Threads of a row that talk through shuffles; lavapipe's subgroups have 8 lanes."""
+    with opened(monkeypatch, **{**GPU, "subgroup_min": 8, "subgroup_max": 8}) as backend:
+        tiles = attention.choose_tiles(64, 64, backend.caps)
+        assert attention.shuffles(tiles, backend.caps)
+        check(backend, Case("", *RAGGED, D=64, options={"causal": True}), "float32", rng)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_fused_projection(shift, plain, rng):
+    """Thirds of a projection, aligned and (one element further on) not."""
+    H, K, D, case = 4, 2, 16, Case("", *RAGGED)
+    fused = view(plain, normal(rng, (sum(case.len_q), (H + 2 * K) * D + 8), "bfloat16"))
+    q, k, v = (
+        fused[:, a * D + shift : b * D + shift].reshape(-1, b - a, D)
+        for a, b in ((0, H), (H, H + K), (H + K, H + 2 * K))
+    )
+    check(plain, case, "bfloat16", rng, (q, k, v))
+
+
+def test_many_segments(plain, rng):
+    """More segments than the list's scan takes at once, and tokens that are in none."""
+    lengths = tuple(int(n) for n in rng.integers(0, 4, 150))
+    case = Case("", lengths, lengths, H=2, K=1, extra=30, options={"causal": True})
+    check(plain, case, "float32", rng)
+
+
+def test_captured(plain, rng):
+    """One program serves other lengths: nothing in it depends on the values of cu_seqlens."""
+    q, k, v = draw(rng, Case("", (60,), (60,)), "float32")
+    cu = Tensor(np.array([0, 20, 60], np.int32), backend=plain)
+    args = tensors(plain, q, k, v)
+    program = capture(lambda: varlen_attention(*args, cu, cu, causal=True), plain)
+    for counts in ((20, 40), (1, 59), (60, 0), (30, 10)):
+        starts = Case("", counts, counts).cu_seqlens_q
+        cu.assign(starts)
+        want = oracles.varlen_attention(q, k, v, starts, starts, causal=True)
+        close(program.run(), want, q, k, v, "float32", {"causal": True}, (starts, starts))
+
+
+def test_refuses_wide_heads(plain):
+    q, k, v = (Tensor(np.zeros((2, 1, 264), np.float32), backend=plain) for _ in range(3))
+    cu = Tensor(np.array([0, 2], np.int32), backend=plain)
+    with pytest.raises(FallbackError, match="heads of 264 and 264 columns: it takes up to 256"):
+        varlen_attention(q, k, v, cu, cu)
+
+
+# -- paged -----------------------------------------------------------------------------------------
+def paged(rng, k, v, case, size):
+    """Caches, block table and kv_lens with the case's keys in blocks of `size` anywhere."""
+    B, columns = len(case.len_k), -(-max(case.len_k) // size)
+    NB = B * columns + 2
+    caches = [normal(rng, (NB, size, *x.shape[1:]), "float32", 100.0).astype(x.dtype)
+              for x in (k, v)]  # fmt: skip
+    table = rng.permutation(NB)[: B * columns].reshape(B, columns).astype(np.int32)
+    for b, start in enumerate(case.cu_seqlens_k[:-1]):
+        for j in range(case.len_k[b]):
+            for cache, x in zip(caches, (k, v), strict=True):
+                cache[table[b, j // size], j % size] = x[start + j]
+    return *caches, table, np.array(case.len_k, np.int32)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(3, "float32"), (16, "bfloat16")])
+def test_paged(size, dtype, backend, rng):
+    case = Case("", (30, 12, 0, 40), (51, 12, 4, 90), D=64, options=EVERYTHING)
+    q, k, v = draw(rng, case, dtype)
+    k_cache, v_cache, table, kv_lens = paged(rng, k, v, case, size)
+    args = tensors(backend, q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens)
+    got = paged_attention(*args, **placed(backend, case.options))
+    lengths = case.cu_seqlens_q, case.cu_seqlens_k
+    want = oracles.varlen_attention(q, k, v, *lengths, **case.options)
+    close(got, want, q, k, v, dtype, case.options, lengths)
+
+
+# -- backward --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("D", [64])
+def test_backward(D, backend, rng):
+    case = Case("", (1, 40, 0, 33), (1, 70, 2, 33), D=D, options={"causal": True})
+    check_backward(backend, replace(case, extra=3), rng)
+
+
+def test_backward_everything(plain, rng):
+    check_backward(plain, Case("", *UNEQUAL, D=24, Dv=16, options=EVERYTHING), rng)
+
+
+def test_backward_widest(plain, rng):
+    check_backward(plain, Case("", (3, 20), (3, 40), H=2, K=1, D=256), rng)
+
+
+def test_backward_repeats(plain, rng):
+    """No sum depends on the order in which workgroups come."""
+    case = next(c for c in CASES if c.name == "ragged")
+    first, second = (check_backward(plain, case, np.random.default_rng(5)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("caps", [attention.BARE, attention.LARGE], ids=("bare", "large"))
+@pytest.mark.parametrize("D", [1, 8, 24, 64, 72, 80, 96, 100, 128, 192, 256])
+def test_every_device_has_tiles(D, caps):
+    for tiles, room in (
+        (attention.choose_tiles(D, D, caps), attention.Tiles.shared_bytes),
+        *((attention_backward.choose_tiles(D, D, caps, keys), attention_backward.shared_bytes)
+          for keys in (False, True)),
+    ):  # fmt: skip
+        assert room(tiles, D, D) <= caps.workgroup_bytes
+        assert tiles.threads <= caps.workgroup_threads
+        assert tiles.TN * tiles.TX % tiles.BKV == 0 and min(tiles.rows, tiles.TN * tiles.TX) >= 16
+        assert tiles.BK % tiles.UNROLL == 0 == tiles.BKV % tiles.UNROLL
