@@ -129,6 +129,13 @@ class Provider:
         made = self.safe.wgpuDeviceCreateShaderModuleTrusted(device._internal, described, 0)
         return self._api.GPUShaderModule("", made, device)
 
+    def live_objects(self) -> dict[str, int]:
+        """How many objects of each kind the library holds; empty where it does not say."""
+        if self.name != "wgpu":
+            return {}
+        helpers = importlib.import_module("wgpu.backends.wgpu_native._helpers")
+        return {name: counts["kept"] for name, counts in helpers.generate_report()["hub"].items()}
+
     def number(self, pointer: Any) -> int:
         """A C pointer as a number."""
         return int(self.ffi.cast("uintptr_t", pointer))

@@ -1,8 +1,9 @@
 """Runs of a program encoded ahead of time, on threads.
 
-A command buffer can be submitted once, so every run needs a new one, which costs the host about 5 us
-a command. Where llvmlite is installed, a loop in machine code makes the C calls without Python's
-lock, and two threads keep encoded runs in store; else the main thread encodes each when it is run.
+A command buffer can be submitted once, so every run needs a new one, which costs the host about
+5 us a command. Where llvmlite is installed, a loop in machine code makes the C calls without
+Python's lock, and two threads keep encoded runs in store; else the main thread encodes each when it
+is run.
 """
 
 from __future__ import annotations
