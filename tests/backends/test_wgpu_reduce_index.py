@@ -1,5 +1,5 @@
-"""Reductions, products, indexing and writing in place of the wgpu backend: chunks, odd widths, every
-way that a target can lie. Memory is dirty in all of these tests."""
+"""Reductions, products, indexing and writing in place of the wgpu backend: chunks, odd widths,
+every way that a target can lie. Memory is dirty in all of these tests."""
 
 import numpy as np
 import pytest
@@ -153,6 +153,17 @@ def test_assigned_views(name, dtype, wgpu, rng):
         part[...] = new
         TARGETS[name](t).assign(Tensor(new, backend=wgpu))
         same(t, x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_long_odd_rows_assigned(dtype, wgpu, rng):
+    """Whole vectors at once, then what is left."""
+    x, new = numbers(rng, (3, 624), dtype), numbers(rng, (2, 301), dtype)
+    t = Tensor(x.copy(), backend=wgpu)
+    t[1:, 320:621].assign(Tensor(new, backend=wgpu))
+    t[0, :301].assign(Tensor(new[1], backend=wgpu))
+    x[1:, 320:621], x[0, :301] = new, new[1]
+    same(t, x)
 
 
 def test_assigned_to_itself(wgpu, rng):

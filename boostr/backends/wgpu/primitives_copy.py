@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -76,7 +76,8 @@ def assign_raw(
     if index is None:
         for part, piece in layout.pieces(backend.caps.binding_bytes, [target, source]):
             sizes, steps = layout.collapse(part.shape, part.strides, piece.strides)
-            _assign(backend, part, piece, sizes, steps, None)
+            for ends in _ends(backend, part, piece, sizes, steps):
+                _assign(backend, *ends, None)
         return
     if not layout.fits(target, backend.caps.binding_bytes):
         raise BackendError("put_rows[wgpu]: the target is larger than what a kernel can see")
@@ -84,6 +85,25 @@ def assign_raw(
     sizes, steps = layout.collapse(rest, target.strides[1:], source.strides[1:])
     steps = [[0, *steps[0]], [source.strides[0], *steps[1]]]
     _assign(backend, target, source, [source.shape[0], *sizes], steps, index)
+
+
+def _ends(
+    backend: Launcher, target: GpuArray, source: GpuArray, sizes: list[int], steps: list[list[int]]
+) -> Iterator[tuple[GpuArray, GpuArray, list[int], list[list[int]]]]:
+    """The whole assignment; or that of whole vectors and what is left of long odd rows."""
+    whole = sizes[-1] // 16 * 16
+    outer = [*steps[0][:-1], *steps[1][:-1], backend.offset(target), backend.offset(source)]
+    regular = steps[0][-1] == steps[1][-1] == 1 and math.gcd(*outer) % 16 == 0
+    if not regular or whole < 256 or whole == sizes[-1]:
+        yield target, source, sizes, steps
+        return
+    both = [
+        a.view(shape=tuple(sizes), strides=tuple(s))
+        for a, s in zip((target, source), steps, strict=True)
+    ]
+    for start, stop in ((0, whole), (whole, sizes[-1])):
+        one, other = (layout.take_rows(a, start, stop, len(sizes) - 1) for a in both)
+        yield one, other, [*sizes[:-1], stop - start], steps
 
 
 def whole_words(per: int, numbers: Iterable[int]) -> int:
