@@ -59,9 +59,11 @@ def test_nothing_else_is_given_a_programs_memory(gpu):
 
 
 def test_what_a_program_reads_lives_as_long_as_it_does(gpu):
-    x = Tensor(np.full(1000, 5, np.float32), backend=gpu)
-    program = capture(lambda: x + 1, gpu)
-    del x
+    def made():
+        x = Tensor(np.full(1000, 5, np.float32), backend=gpu)
+        return capture(lambda: x + 1, gpu)
+
+    program = made()
     gc.collect()
     others = [Tensor(np.zeros(1000, np.float32), backend=gpu) for _ in range(4)]
     program.run()
@@ -83,10 +85,14 @@ def test_a_programs_memory_returns_with_it(gpu):
     gc.collect()
     gpu.release_memory()
     before = gpu.used_memory()
-    x = Tensor(np.ones(1 << 16, np.float32), backend=gpu)
-    program = capture(lambda: ((x + 1) * 3, x * 2), gpu)
+
+    def made():
+        x = Tensor(np.ones(1 << 16, np.float32), backend=gpu)
+        return capture(lambda: ((x + 1) * 3, x * 2), gpu)
+
+    program = made()
     assert gpu.used_memory() >= before + 3 * (1 << 18)
-    del program, x
+    del program
     gpu.release_memory()
     assert gpu.used_memory() == before
 
@@ -136,12 +142,16 @@ def test_what_is_encoded_ahead_dies_with_the_program(threaded):
     gc.collect()
     gpu.release_memory()
     before, objects = gpu.used_memory(), gpu.provider.live_objects()
-    x = Tensor(np.ones(1 << 18, np.float32), backend=gpu)
-    program = capture(lambda: (x + 1) * 3, gpu)
-    for _ in range(5):
-        program.run()
-    program._replay.close()  # type: ignore[attr-defined]
-    del program, x
+
+    def run():
+        x = Tensor(np.ones(1 << 18, np.float32), backend=gpu)
+        program = capture(lambda: (x + 1) * 3, gpu)
+        for _ in range(5):
+            program.run()
+        assert program._replay._store  # type: ignore[attr-defined]
+
+    run()
+    replay._pool().submit(int).result()
     gpu.release_memory()
     assert gpu.used_memory() == before
     after = gpu.provider.live_objects()
