@@ -176,7 +176,8 @@ def cast_into(backend: Launcher, out: GpuArray, x: GpuArray) -> None:
 
 
 def _shape(*operands: Any) -> tuple[int, ...]:
-    return np.broadcast_shapes(*(x.shape for x in operands if isinstance(x, GpuArray)))
+    shapes = {x.shape for x in operands if isinstance(x, GpuArray)}
+    return shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
 
 
 def _operand(x: Any, dtype: np.dtype) -> Operand:

@@ -15,6 +15,7 @@ from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
 WIDE = {"f32": dtypes.float32, "i32": dtypes.int32, "u32": dtypes.uint32}
 _COLUMN_CHUNK = 256  # terms that one lane adds, which bounds the error
 _ROW_CHUNK = 1 << 14  # elements of a row that one workgroup takes where rows are few
+_FEW = 8192  # columns of partial results
 _BUSY = 1024  # workgroups that keep a large device busy
 _SCAN = 8  # elements of a thread
 _UNROLL = 4  # vectors that a thread has under way
@@ -35,8 +36,13 @@ def _init(op: str, value: str) -> float | int:
     return -(2**31) if op == "max" else 2**31 - 1
 
 
-def reduce_to(backend: Launcher, op: str, kept: Shape, cut: Shape, x: GpuArray) -> GpuArray:
-    """[O], 32-bit, from an array whose axes are `kept` + `cut`, each group of any strides."""
+def reduce_to(
+    backend: Launcher, op: str, kept: Shape, cut: Shape, x: GpuArray, partial: bool = False
+) -> GpuArray:
+    """[O], 32-bit, from an array whose axes are `kept` + `cut`, each group of any strides.
+
+    partial: it was just written by a kernel, and lies in the L2 cache.
+    """
     axes = len(kept)
     outer, (outer_steps,) = layout.collapse(kept, x.strides[:axes])
     order = sorted(range(len(cut)), key=lambda i: -abs(x.strides[axes + i]))
@@ -46,6 +52,8 @@ def reduce_to(backend: Launcher, op: str, kept: Shape, cut: Shape, x: GpuArray) 
     if len(outer) > 2 or len(inner) > 2 or not layout.fits(x, backend.caps.binding_bytes):
         return _in_pieces(backend, op, kept, cut, x)
     columns = inner_steps[-1] != 1 and outer_steps[-1] == 1 and outer[-1] >= 16
+    if partial and math.prod(outer) <= _FEW:
+        columns = False  # few threads would walk down: many read across, which L2 serves
     return _Reduction(backend, op, x, outer, outer_steps, inner, inner_steps, columns).run()
 
 
@@ -124,15 +132,14 @@ class _Reduction:
             grid = -(-self.O // (self.threads // lanes)) * chunks
         self.backend.launch(
             "reduce", "main", grid, [self.x], [out], params, OP=self.op, IN=self.kind, E=E,
-            UNROLL=_UNROLL,
-            COLUMNS=self.columns, LANES=lanes, PARTIAL=False, threads=self.threads,
+            COLUMNS=self.columns, LANES=lanes, PARTIAL=False, UNROLL=_UNROLL, threads=self.threads,
         )  # fmt: skip
         if chunks == 1:
             return layout.flat(out)
         if self.columns:
             rows = out.view(shape=shape[::-1], strides=out.strides[::-1])
-            return reduce_to(self.backend, self.op, (self.O,), (chunks,), rows)
-        return reduce_to(self.backend, self.op, (self.O,), (chunks,), out)
+            return reduce_to(self.backend, self.op, (self.O,), (chunks,), rows, True)
+        return reduce_to(self.backend, self.op, (self.O,), (chunks,), out, True)
 
     def _split(self) -> tuple[int, int, int]:
         """(length of a chunk, chunks, threads of a row)."""
