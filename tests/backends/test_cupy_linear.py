@@ -118,7 +118,7 @@ def test_every_tile(cuda, rng):
     from boostr.backends.cupy import gemm
 
     names = {gemm.FLOAT: ["float"], gemm.INT8: ["int8"], gemm.W8A8: ["w8a8"]}
-    names[gemm.INT8_GROUPS] = ["int8-g32", "int8-g64", "int8-g128"]
+    names[gemm.INT8_GROUP] = ["int8-g32", "int8-g64", "int8-g128"]
     for form, tiles in gemm._TILES.items():
         for (most, tile), name, shares in itertools.product(tiles, names[form], (1, 2, 5)):
             M, N, K = min(most, 200) - 1, 150, 1360

@@ -12,12 +12,8 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.kernels import Variant
-from boostr.quant.scheme import QuantizedTensor
-from boostr.tensor import Tensor
+from boostr.backends.cupy.stored import FLOAT, INT8, INT8_GROUP, W8A8, Stored
 
-Weight = Tensor | QuantizedTensor
-
-FLOAT, INT8, INT8_GROUPS, W8A8, Q8_0, Q4_1 = range(6)  # FORM of the kernels
 _COUNTERS = 4096  # tiles of a product whose K is shared out
 
 
@@ -46,7 +42,7 @@ class Tile:
     def shared_bytes(self, form: int, group: int) -> int:
         """Of a block: the ring, or the tile of results that takes its place."""
         x_bytes = 128 if form in (FLOAT, W8A8) else 256
-        scales = 4 * 128 // group if form == INT8_GROUPS else 0
+        scales = 4 * 128 // group if form == INT8_GROUP else 0
         stage = self.rows * (128 + scales) + self.tokens * x_bytes
         return max(stage * self.stages, self.tokens * (self.rows + 4) * 4)
 
@@ -67,7 +63,7 @@ _TILES = {
         (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
         (64, Tile(4, 1, 2, 8, 4)), (1 << 62, Tile(2, 4, 4, 4, 3)),
     ),
-    INT8_GROUPS: (
+    INT8_GROUP: (
         (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
         (64, Tile(4, 1, 2, 8, 4)), (1 << 62, Tile(4, 2, 2, 8, 3)),
     ),
@@ -76,31 +72,6 @@ _TILES = {
         (1 << 62, Tile(2, 4, 4, 4, 4)),
     ),
 }  # fmt: skip
-
-
-@dataclass
-class Stored:
-    """A weight's arrays as the kernels take them."""
-
-    form: int
-    group: int
-    rows: Any
-    scales: Any
-    N: int
-    K: int
-
-    @classmethod
-    def of(cls, weight: Weight, backend: Any) -> Stored:
-        N, K = weight.shape
-        if isinstance(weight, Tensor):
-            return cls(FLOAT, 0, backend.dense(weight.data), None, N, K)
-        scheme = weight.scheme
-        if scheme.is_block:
-            form = Q8_0 if scheme.name == "q8_0" else Q4_1
-            return cls(form, 32, backend.dense(weight.parts["blocks"].data), None, N, K)
-        form = W8A8 if scheme.activations_int8 else INT8_GROUPS if scheme.group_size else INT8
-        rows, scales = (backend.dense(weight.parts[n].data) for n in ("values", "scales"))
-        return cls(form, scheme.group_size, rows, scales, N, K)
 
 
 def aligned(*arrays: Any, to: int = 16) -> bool:
@@ -222,7 +193,7 @@ def type_macros(
         "BIAS": own if bias is None else name(bias.dtype),
         "RESIDUAL": own if residual is None else name(residual.dtype),
     }  # fmt: skip
-    if w.form == INT8_GROUPS:
+    if w.form == INT8_GROUP:
         found["GROUP"] = w.group
     return found
 
@@ -278,7 +249,7 @@ def _variants() -> list[Variant]:
         types = {**same, "X": "i8" if form == W8A8 else "bf16"}
         for split, (_, tile) in ((1, tiles[1]), (1, tiles[-2]), (0, tiles[-1])):
             defines = {**types, "FORM": form, **tile.defines(), "SPLIT": split}
-            if form == INT8_GROUPS:
+            if form == INT8_GROUP:
                 defines["GROUP"] = 32
             made.append(Variant("gemm_mma", defines, least=80))
     half = dict.fromkeys(same, "f16")

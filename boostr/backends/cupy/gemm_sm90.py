@@ -7,17 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from boostr.backends.cupy.gemm import (
-    FLOAT,
-    INT8,
-    INT8_GROUPS,
-    W8A8,
-    Stored,
-    in_fours,
-    quantize_rows,
-    type_macros,
-)
+from boostr.backends.cupy.gemm import in_fours, quantize_rows, type_macros
 from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.stored import FLOAT, INT8, INT8_GROUP, W8A8, Stored
 from boostr.backends.cupy.tensor_map import tensor_map
 
 
@@ -52,7 +44,7 @@ def pick_warpgroups(backend: Any, form: int, rows: list[int], M: int, K: int) ->
     groups, room, blocks = 2, 104 << 10, 2 * sms
     if M > FEW_TOKENS:
         few = M <= 128 or sum(-(-n // 128) for n in rows) * -(-M // 256) < sms // 2
-        tokens, room, blocks = 128 if few or form == INT8_GROUPS else 256, 208 << 10, sms
+        tokens, room, blocks = 128 if few or form == INT8_GROUP else 256, 208 << 10, sms
     else:
         tokens = next(t for t in (8, 16, 32, 64) if t >= M)
         if form in _FEW and (M <= 32 or form == W8A8):
@@ -116,7 +108,7 @@ _WARPGROUPS_TO_COMPILE = [
     (FLOAT, Warpgroups(1, 32, 6, 4)), (FLOAT, Warpgroups(1, 8, 8, 8)),
     (INT8, Warpgroups(1, 32, 4, 8)), (INT8, Warpgroups(2, 64, 6, 5)),
     (INT8, Warpgroups(2, 128, 8, 3)), (INT8, Warpgroups(2, 256, 5)),
-    (INT8_GROUPS, Warpgroups(2, 32, 8, 5)), (INT8_GROUPS, Warpgroups(2, 128, 8)),
+    (INT8_GROUP, Warpgroups(2, 32, 8, 5)), (INT8_GROUP, Warpgroups(2, 128, 8)),
     (W8A8, Warpgroups(1, 32, 4, 2)), (W8A8, Warpgroups(2, 256, 4)),
 ]  # fmt: skip
 
@@ -125,7 +117,7 @@ def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
     made = []
     for form, plan in _WARPGROUPS_TO_COMPILE:
-        for group in (32, 128) if form == INT8_GROUPS else (0,):
+        for group in (32, 128) if form == INT8_GROUP else (0,):
             defines = {
                 **same, "X": "i8" if form == W8A8 else "bf16", "FORM": form, "GROUPS": plan.groups,
                 "TOKENS": plan.tokens, "STAGES": plan.stages, "SHARES": plan.shares,

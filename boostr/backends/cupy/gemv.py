@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr.backends.cupy.gemv_plan import (  # isort: skip
-    C_TYPES, Array, Plan, Stored, Weight, choose, choose_for_block, padded_rows, shared_bytes,
-    shared_refusal, stored,
+    C_TYPES, Array, Plan, choose, choose_for_block, padded_rows, shared_bytes, shared_refusal,
 )  # fmt: skip
 from boostr.backends.cupy.kernels import Variant
+from boostr.backends.cupy.stored import Stored, Weight
 
 ACTIVATIONS = {"silu": "SILU", "gelu": "GELU", "gelu_tanh": "GELU_TANH"}
 
@@ -65,8 +65,8 @@ def _launch(
     backend.launch(
         family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
         dependent=backend.early,
-        FORM=w.form, GROUP=w.group, KEEP=plan.keep(int(defines["ROWS"]), w.K),
-        **plan.limits(w, units, teams), **plan.defines(w.form, item), **defines,
+        FORM=w.name, GROUP=w.group or 32, KEEP=plan.keep(int(defines["ROWS"]), w.K),
+        **plan.limits(w, units, teams), **plan.defines(w.name, item), **defines,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def gemv(
     M, K = x.shape
     if M > 1 and plan is None and shared_refusal(backend, weight, M, x.dtype):
         return _halves(backend, x, weight, bias, residual, out_dtype, norm, out)
-    w, rows = stored(backend, weight), padded_rows(M)
+    w, rows = Stored.of(weight, backend), padded_rows(M)
     if out is None:
         out = backend.empty((M, w.N), np.dtype(out_dtype or x.dtype))
     plan = plan or choose(backend, w, rows, w.N, x.dtype.itemsize)
@@ -146,8 +146,8 @@ def norm_gated_gemv(
     act: "silu", "gelu" or "gelu_tanh". gate and up [F, K] must be stored alike.
     """
     M, K = x.shape
-    g, u, rows = stored(backend, gate), stored(backend, up), padded_rows(M)
-    if g._replace(rows=None, scales=None) != u._replace(rows=None, scales=None):
+    g, u, rows = Stored.of(gate, backend), Stored.of(up, backend), padded_rows(M)
+    if (g.name, g.group, g.N, g.K) != (u.name, u.group, u.N, u.K):
         raise ValueError(f"norm_gated_gemv: gate and up are not stored alike: {gate!r}, {up!r}")
     out = backend.empty((M, g.N), x.dtype)
     plan = plan or choose(backend, g, rows, 2 * g.N, x.dtype.itemsize, (4, 2))
@@ -181,9 +181,9 @@ def qkv_rope_write(
     """
     M, K = x.shape
     KH, D = k_cache.shape[2:]
-    q, k, v = (stored(backend, w) for w in weights)
+    q, k, v = (Stored.of(w, backend) for w in weights)
     for other in (k, v):
-        if (q.form, q.group, q.K) != (other.form, other.group, other.K):
+        if (q.name, q.group, q.K) != (other.name, other.group, other.K):
             raise ValueError(f"qkv_rope_write: weights are not stored alike: {weights!r}")
     H, rows = q.N // D, padded_rows(M)
     out = backend.empty((M, H, D), x.dtype)

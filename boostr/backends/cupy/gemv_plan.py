@@ -1,4 +1,4 @@
-"""How the decode kernels of `gemv.py` are cut up, and weights as they take them."""
+"""How the decode kernels of `gemv.py` are cut up."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends.cupy.stored import Q4_1, Q8_0, Stored, Weight
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Array = Any
-Weight = Tensor | QuantizedTensor
-
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
-_FORMS = {dtypes.float32: "F32", dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
 CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
     "F32": (4, 16), "F16": (8, 16), "BF16": (8, 16), "INT8": (16, 16), "INT8_GROUP": (16, 16),
     "W8A8": (16, 16), "Q8_0": (32, 34), "Q4_1": (32, 20),
@@ -81,7 +79,7 @@ class Plan:
 
     def limits(self, w: Stored, units: int, teams: int) -> dict[str, int | str]:
         """What is known of the loops when `teams` teams share `units` units."""
-        depth = CHUNK[w.form][0] * self.lanes * self.unroll
+        depth = CHUNK[w.name][0] * self.lanes * self.unroll
         stages = -(-w.K // (depth * self.ksplit))
         single = units <= teams
         return {
@@ -104,40 +102,6 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-class Stored(NamedTuple):
-    """A weight as the kernels take it."""
-
-    form: str
-    rows: Array
-    scales: Array | None
-    group: int
-    N: int
-    K: int
-    row_bytes: int
-
-    @property
-    def fast(self) -> bool:
-        """Whether its rows can be copied 16 bytes at a time."""
-        whole = self.form in ("Q8_0", "Q4_1") or self.row_bytes % 16 == 0
-        return whole and self.rows.data.ptr % 16 == 0
-
-
-def stored(backend: Any, weight: Weight) -> Stored:
-    """The parts of a weight; they are constant while a program lives."""
-    N, K = weight.shape
-    if isinstance(weight, Tensor):
-        rows = backend.dense(weight.data)
-        return Stored(_FORMS[weight.dtype], rows, None, 32, N, K, K * weight.dtype.itemsize)
-    scheme, parts = weight.scheme, weight.parts
-    if scheme.is_block:
-        rows = backend.dense(parts["blocks"].data)
-        form = scheme.name.upper()
-        return Stored(form, rows, None, 32, N, K, K // 32 * scheme.block_bytes)
-    rows, scales = (backend.dense(parts[name].data) for name in ("values", "scales"))
-    form = "W8A8" if scheme.activations_int8 else "INT8_GROUP" if scheme.group_size else "INT8"
-    return Stored(form, rows, scales, scheme.group_size or 32, N, K, K)
-
-
 def padded_rows(rows: int) -> int:
     """The number of rows, 1, 2, 4 or 8, that kernels for `rows` rows are made for."""
     return 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
@@ -155,7 +119,11 @@ _NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
 class Layout(NamedTuple):
-    """What a plan depends on of a weight; see `Stored`."""
+    """What a plan depends on of a weight; see `Stored`.
+
+    Attributes:
+        form: its name.   fast: its rows can be copied 16 bytes at a time.
+    """
 
     form: str
     group: int
@@ -163,14 +131,18 @@ class Layout(NamedTuple):
     row_bytes: int
     fast: bool
 
+    @classmethod
+    def of(cls, w: Stored) -> Layout:
+        whole = w.form in (Q8_0, Q4_1) or w.row_bytes % 16 == 0
+        return cls(w.name, w.group, w.K, w.row_bytes, whole and w.rows.data.ptr % 16 == 0)
+
 
 def choose(
     backend: Any, w: Stored, rows: int, count: int, item: int,
     per_lanes: tuple[int, ...] = (4, 2, 1),
 ) -> Plan:  # fmt: skip
     """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: see `Plan`."""
-    layout = Layout(w.form, w.group, w.K, w.row_bytes, w.fast)
-    return _choose(backend.caps, layout, rows, count, item, per_lanes)
+    return _choose(backend.caps, Layout.of(w), rows, count, item, per_lanes)
 
 
 @cache
@@ -203,7 +175,7 @@ def choose_for_block(
     backend: Any, w: Stored, rows: int, count: int, item: int, cluster: int
 ) -> Plan:
     """The plan where each block has `count` rows of its own, in pairs, and no others."""
-    caps, layout = backend.caps, Layout(w.form, w.group, w.K, w.row_bytes, w.fast)
+    caps, layout = backend.caps, Layout.of(w)
     plan = _base(caps, layout, rows, item)
     plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
     while plan.ksplit < 8 and count * plan.ksplit <= plan.warps:
@@ -256,7 +228,7 @@ def _deepened(
 
 def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
     """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
-    need = plan.ring_bytes(w.form, w.group) + plan.x_bytes(w.form, rows, w.K, item)
+    need = plan.ring_bytes(w.name, w.group) + plan.x_bytes(w.name, rows, w.K, item)
     need += plan.partial_bytes(rows) + more
     if need > backend.caps.shared_bytes - 1024:
         raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")

@@ -20,7 +20,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.cupy import blas, gemm, gemm_sm90
-from boostr.backends.cupy.gemm import FLOAT, Stored, Weight
+from boostr.backends.cupy.stored import FLOAT, Stored, Weight
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -182,5 +182,3 @@ class _Joined:
 
 KERNELS = {"linear": Kernel(_linear, _supports)}
 VARIANTS = [*gemm.VARIANTS, *gemm_sm90.VARIANTS]
-
-__all__ = ["FEW", "KERNELS", "VARIANTS", "product", "segments_gemm"]
