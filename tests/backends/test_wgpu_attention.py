@@ -15,7 +15,7 @@ from strict_wgpu import BARE, strict_wgpu, view
 from tolerance import assert_close
 
 from boostr import Tensor, capture
-from boostr.backends.wgpu import attention, attention_backward
+from boostr.backends.wgpu import attention, attention_backward, attention_matrix
 from boostr.errors import FallbackError
 from boostr.ops.attention import paged_attention, varlen_attention
 
@@ -138,6 +138,25 @@ def test_fused_projection(shift, plain, rng):
     check(plain, case, "bfloat16", rng, (q, k, v))
 
 
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"window": (30, 9), "sinks": SINKS}], ids=str
+)
+@pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 128), (80, 96)])
+def test_matrices(D, Dv, options, plain, rng, monkeypatch):
+    """Tensor cores, packed and paged, also where logits rise late."""
+    if not plain.caps.matrices:
+        pytest.skip(f"{plain.caps.name} through {plain.caps.provider} has no subgroup matrices")
+    ran = []
+    attend = attention_matrix.attend
+    monkeypatch.setattr(attention_matrix, "attend", lambda c: ran.append(c) or attend(c))
+    for size in (1.0, 20.0):
+        case = Case("", (1, 200, 0, 90), (40, 200, 0, 333), D=D, Dv=Dv, scale_of_logits=size,
+                    options=options)  # fmt: skip
+        check(plain, case, "float16", rng)
+        check_paged(plain, case, "float16", 48, rng)
+    assert len(ran) == 4
+
+
 def test_many_segments(plain, rng):
     """More segments than the list's scan takes at once, and tokens that are in none."""
     lengths = tuple(int(n) for n in rng.integers(0, 4, 150))
@@ -180,16 +199,20 @@ def paged(rng, k, v, case, size):
     return *caches, table, np.array(case.len_k, np.int32)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(3, "float32"), (16, "bfloat16")])
-def test_paged(size, dtype, backend, rng):
-    case = Case("", (30, 12, 0, 40), (51, 12, 4, 90), D=64, options=EVERYTHING)
+def check_paged(backend, case, dtype, size, rng):
     q, k, v = draw(rng, case, dtype)
     k_cache, v_cache, table, kv_lens = paged(rng, k, v, case, size)
     args = tensors(backend, q, k_cache, v_cache, case.cu_seqlens_q, table, kv_lens)
-    got = paged_attention(*args, **placed(backend, case.options))
+    got = paged_attention(*args, **{"causal": False, **placed(backend, case.options)})
     lengths = case.cu_seqlens_q, case.cu_seqlens_k
     want = oracles.varlen_attention(q, k, v, *lengths, **case.options)
     close(got, want, q, k, v, dtype, case.options, lengths)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(3, "float32"), (16, "bfloat16")])
+def test_paged(size, dtype, backend, rng):
+    case = Case("", (30, 12, 0, 40), (51, 12, 4, 90), D=64, options=EVERYTHING)
+    check_paged(backend, case, dtype, size, rng)
 
 
 # -- backward --------------------------------------------------------------------------------------

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.wgpu import attention_decode
+from boostr.backends.wgpu import attention_decode, attention_matrix
+from boostr.backends.wgpu.attention_plan import Call, lanes, make_plan, rows_of, sides, together
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
 from boostr.tensor import Tensor
 
-if TYPE_CHECKING:
-    from boostr.backends.wgpu.array import GpuArray
-    from boostr.backends.wgpu.backend import WgpuBackend
-    from boostr.ops.attention import AttentionOptions
-
 MAX_WIDTH = 256
-FAR = 1 << 30  # a window side without limit, a cache that does not wrap
 _FLOATS = dtypes.float32, dtypes.float16, dtypes.bfloat16
-_CACHED = 24 << 20  # bytes of keys and values that should stay in the GPU's cache
-_PLAN_THREADS = 64
-_STEPS = (1, 2, 4, 8, 16, 32)  # of its scan
 
 
 # -- tiles -----------------------------------------------------------------------------------------
@@ -109,98 +101,7 @@ def is_general(caps: Caps) -> bool:
 
 def shuffles(tiles: Any, caps: Caps) -> bool:
     """Whether the threads of a row lie in one subgroup."""
-    known = 32 if "nvidia" in caps.vendor.lower() else caps.subgroup_min  # some drivers report 4
-    return bool(caps.subgroup_max) and min(known, caps.subgroup_max) >= tiles.TX
-
-
-# -- arguments -------------------------------------------------------------------------------------
-def straight(x: GpuArray) -> bool:
-    """Whether a row's elements lie side by side, and rows and heads forwards."""
-    return (x.shape[-1] == 1 or x.strides[-1] == 1) and min(x.strides) >= 0
-
-
-def aligned(backend: WgpuBackend, x: GpuArray) -> bool:
-    """Whether rows can be read four elements at a time."""
-    return not any(n % 4 for n in (x.shape[-1], backend.offset(x), *x.strides[:-1]))
-
-
-def rows_of(backend: WgpuBackend, *arrays: GpuArray) -> tuple[list[GpuArray], bool]:
-    """(the arrays [..., heads, D], copied where a kernel cannot read them; whether in fours)."""
-    ready = [x if straight(x) else backend.copy(x) for x in arrays]
-    if all(x.shape[-1] % 4 == 0 for x in ready):
-        ready = [x if x.ndim > 3 or aligned(backend, x) else backend.copy(x) for x in ready]
-    return ready, all(aligned(backend, x) for x in ready)
-
-
-def sides(options: AttentionOptions) -> tuple[int, int]:
-    """How many keys before and after a query's position it sees."""
-    left = FAR if options.left < 0 else options.left
-    right = FAR if options.right < 0 else options.right
-    return left, 0 if options.causal else right
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A list of tiles on the device (see attention_plan.wgsl) and how many entries it has."""
-
-    entries: GpuArray
-    tiles: int
-
-
-def make_plan(
-    backend: WgpuBackend,
-    tile: int,
-    rows: int,
-    cu_a: GpuArray,
-    b: GpuArray,
-    window: tuple[int, int],
-    bottom_right: bool,
-    per_head: tuple[int, GpuArray | None, GpuArray | None] = (0, None, None),
-    capacity: int | None = None,
-) -> Plan:
-    """Tiles of `tile` of the `rows` rows that cu_a divides, and what they see of the other side.
-
-    b: the other side's cu_seqlens, or with a `capacity` (rows of a sequence's cache) its lengths.
-    window: how far a row sees back and forth.   per_head: H, slopes, sinks.
-    """
-    B = cu_a.shape[0] - 1
-    tiles = rows // tile + B + 1
-    H, slopes, sinks = per_head
-    entries = backend.empty((8 * tiles + 2 * H,), np.dtype(np.int32))
-    reads = [backend.dense(x) for x in (cu_a, b)]
-    reads += [reads[0] if x is None else backend.dense(x) for x in (slopes, sinks)]
-    starts = [backend.offset(x) for x in reads]
-    backend.launch(
-        "attention_plan", "attention_plan", (1, 1, 1), reads, [entries],
-        (rows, B, tile, tiles, *window, int(bottom_right), FAR if capacity is None else capacity, H,
-         *starts),
-        THREADS=_PLAN_THREADS, PAGED=int(capacity is not None), ALIBI=int(slopes is not None),
-        SINKS=int(sinks is not None), STEPS=_STEPS,
-    )  # fmt: skip
-    return Plan(entries, tiles)
-
-
-def together(heads: int, group: int, head_bytes: int) -> int:
-    """How many query heads run side by side: as many as keep their keys and values cached."""
-    fit = max(1, _CACHED // max(1, head_bytes))
-    kv_heads = heads // group
-    return group * max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and n <= fit)
-
-
-# -- one call --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of either op; b is cu_seqlens_k, or kv_lens beside a `table`."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    cu_q: Tensor
-    b: Tensor
-    table: Tensor | None
-    alibi: Tensor | None
-    sinks: Tensor | None
-    options: AttentionOptions
+    return lanes(caps) >= tiles.TX
 
 
 def values(
@@ -218,7 +119,7 @@ def values(
     }  # fmt: skip
 
 
-def _attend(call: _Call) -> tuple[Tensor, Tensor]:
+def _attend(call: Call) -> tuple[Tensor, Tensor]:
     backend: Any = call.q.backend
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
@@ -279,16 +180,20 @@ def supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
     return None
 
 
+def _serve(call: Call) -> tuple[Tensor, Tensor]:
+    return attention_matrix.attend(call) if attention_matrix.takes(call) else _attend(call)
+
+
 def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
     q, k, v, cu_q, cu_k, alibi, sinks, options = args
-    return _attend(_Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options))
+    return _serve(Call(q, k, v, cu_q, cu_k, None, alibi, sinks, options))
 
 
 def _paged(*args: Any) -> tuple[Tensor, Tensor]:
     if attention_decode.supports(*args) is None:
         return attention_decode.attend(*args)
     q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
-    return _attend(_Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
+    return _serve(Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
 
 
 KERNELS = {
@@ -303,9 +208,6 @@ LARGE = replace(BARE, workgroup_bytes=48 << 10, workgroup_threads=1024)
 def _variants() -> list[Variant]:
     """Of the largest tiles and of those for a bare device."""
     made = []
-    for PAGED in (0, 1):
-        plan = {"THREADS": _PLAN_THREADS, "PAGED": PAGED, "ALIBI": PAGED, "SINKS": PAGED}
-        made.append(Variant("attention_plan", {**plan, "STEPS": _STEPS}))
     rest = {"softcap": True, "alibi": True, "sinks": True}
     for D, DV in ((64, 64), (80, 80), (128, 128), (256, 256), (1, 7), (24, 16)):
         vector = D % 4 == 0

@@ -12,7 +12,8 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu import attention
-from boostr.backends.wgpu.attention import Tiles, aligned, make_plan, rows_of, sides, together
+from boostr.backends.wgpu.attention import Tiles
+from boostr.backends.wgpu.attention_plan import aligned, make_plan, rows_of, sides, together
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
 from boostr.tensor import Tensor

@@ -1,0 +1,91 @@
+"""Attention on tensor cores: `attention_matrix.wgsl`, where the device has subgroup matrices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.wgpu.attention_plan import Call, lanes, make_plan, rows_of, sides, together
+from boostr.backends.wgpu.kernels import Variant
+from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.array import GpuArray
+
+_SHAPE = ("f16", "f32", 16, 16, 16)
+_WIDTHS = range(16, 129, 16)
+_KEYS = 64  # of a tile
+SUBGROUPS = 4
+
+
+def _whole(x: GpuArray) -> bool:
+    """Whether rows of f16 can be read 16 bytes at a time."""
+    return not any(n % 8 for n in (x.offset, *x.strides[:-1])) and x.strides[-1] == 1
+
+
+def shared_bytes(D: int, DV: int, subgroups: int) -> int:
+    """Of the workgroup arrays."""
+    rows = 16 * subgroups
+    return 16 * (max(_KEYS, rows) * (max(D, DV) // 8 + 1) + 17 * rows + 9 * rows) + 4 * rows + 8
+
+
+def takes(call: Call) -> bool:
+    """Whether tensor cores can serve this call."""
+    caps, q, k, v = call.q.backend.caps, call.q.data, call.k.data, call.v.data  # type: ignore
+    return bool(
+        _SHAPE in caps.matrices
+        and lanes(caps) == 32
+        and q.dtype == k.dtype == dtypes.float16
+        and q.shape[-1] in _WIDTHS
+        and v.shape[-1] in _WIDTHS
+        and call.alibi is None
+        and not call.options.softcap
+        and call.options.scale > 0
+        and all(_whole(x) for x in (q, k, v))
+        and shared_bytes(q.shape[-1], v.shape[-1], SUBGROUPS) <= caps.workgroup_bytes
+    )
+
+
+def values(D: int, DV: int, block: int, sinks: bool, subgroups: int = SUBGROUPS) -> dict[str, Any]:
+    """What attention_matrix.wgsl is rendered with."""
+    return {"D": D, "DV": DV, "SUBGROUPS": subgroups, "BLOCK": block, "SINKS": int(sinks),
+            "VECTOR": 1}  # fmt: skip
+
+
+def attend(call: Call) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a call that `takes` lets through."""
+    backend: Any = call.q.backend
+    (q, k, v), _ = rows_of(backend, call.q.data, call.k.data, call.v.data)
+    (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
+    out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)
+    if lse.size:
+        table = None if call.table is None else backend.dense(call.table.data)
+        capacity = None if table is None else table.shape[1] * k.shape[1]
+        window, sinks = sides(call.options), None if call.sinks is None else call.sinks.data
+        plan = make_plan(
+            backend, 16 * SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
+            call.options.bottom_right, (H, None, sinks), capacity,
+        )  # fmt: skip
+        places = []
+        for x in (q, k, v):
+            places += [backend.offset(x) // 8, x.strides[-3] // 8, x.strides[-2] // 8]
+        blocks = [0 if table is None else x.strides[0] // 8 for x in (k, v)]
+        keys = k.shape[0] * (1 if table is None else k.shape[1])
+        side = together(H, H // K, keys * (D + DV) * 2)
+        backend.launch(
+            "attention_matrix", "attention", plan.tiles * H,
+            [q, k, v, plan.entries, *([] if table is None else [table])], [out, lse],
+            (*places, *blocks, 0 if table is None else backend.offset(table),
+             0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
+             call.cu_q.data.shape[0] - 1, *window, float(call.options.scale * np.log2(np.e))),
+            **values(D, DV, 0 if table is None else k.shape[1], sinks is not None),
+        )  # fmt: skip
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+VARIANTS = [
+    Variant("attention_matrix", values(D, DV, block, block > 0), ("matrices",))
+    for D, DV, block in ((64, 64, 0), (128, 128, 16), (80, 96, 48), (16, 128, 0))
+]

@@ -1,0 +1,270 @@
+// Attention forward on tensor cores (subgroup matrices): f16 q, k, v, f32 scores and sums.
+//   out = softmax(scale q.k, masked) v and lse, packed or paged; shapes as in attention.wgsl.
+// A workgroup takes 16 SUBGROUPS queries of one head (an entry of attention_plan.wgsl's list), each
+// subgroup of 32 lanes 16 of them, against 64 keys at a time. Its queries stay in matrices, and so
+// do its sums of out. Scores go through shared memory, where two lanes share a row, back into
+// matrices as f16 probabilities. `kv` holds a tile of keys, then of values; the next one is on its
+// way to registers meanwhile.
+// A matrix cannot be scaled by rows in registers, so the sums are only rescaled (through `scores`)
+// when a row's maximum has risen by more than RISE: until then its probabilities are up to 2^RISE.
+// In `kv` and `probs` a place counts vectors of 8 f16, in `scores` of 4 f32, also in matrix loads.
+// Limits: D and DV multiples of 16, to 128; scale > 0; no softcap, no slopes.
+// Source: Dao 2023, FlashAttention-2; lazy rescaling: FlashAttention-4.
+# from "attention_parts.wgsl" import columns, put_columns, width with context
+# set THREADS = 32 * SUBGROUPS
+# set BM = 16 * SUBGROUPS
+# set BN = 64
+# set most = [D, DV] | max
+# set LINE = most // 8 + 1
+# set q_loads = BM * D // 8 // THREADS
+# set k_loads = BN * D // 8 // THREADS
+# set v_loads = BN * DV // 8 // THREADS
+# set block_size = BLOCK ~ "u"
+struct Params {
+  q_at: u32, q_row: u32, q_head: u32, k_at: u32, k_row: u32, k_head: u32, v_at: u32, v_row: u32,
+  v_head: u32, k_block: u32, v_block: u32, table_at: u32, columns: u32, heads: u32, group: u32,
+  tiles: u32, together: u32, segments: i32, left: i32, right: i32, scale: f32,
+}
+{{ read(0, "q", "u32", 4) }}
+{{ read(1, "k", "u32", 4) }}
+{{ read(2, "v", "u32", 4) }}
+{{ read(3, "plan", "i32") }}
+# if BLOCK
+{{ read(4, "table", "i32") }}
+# endif
+# set at = 5 if BLOCK else 4
+{{ write(at, "out", "f16", 2) }}
+{{ write(at + 1, "lse", "f32") }}
+{{ parameters(at + 2) }}
+{{ put_columns("out", "f16", DV) -}}
+{{ workgroup("kv", "vec4<u32>", [BN, BM] | max * LINE) }}
+{{ workgroup("scores", "vec4<f32>", BM * 17) }}
+{{ workgroup("probs", "vec4<u32>", BM * 9) }}
+{{ workgroup("fades", "f32", BM) }}
+var<workgroup> risen: u32;  // whether a row's maximum has
+# if BLOCK
+var<workgroup> holes: u32;  // whether the table lacks a block of these keys
+# endif
+const LOG2E = 1.4426950408889634;
+const LOWEST = -1.0e30;
+const HIDDEN = -3.0e38;
+const RISE = 8.0;
+var<private> minus_infinity: u32 = 0xff800000u;
+var<private> last_row: u32;
+var<private> last_key: i32;
+# if BLOCK
+var<private> table_row: u32;
+fn block_of(j: u32) -> i32 {
+  var column = j / {{ block_size }};
+  if (column >= p.columns) { column %= p.columns; }
+  return table[table_row + column];
+}
+# endif
+# for name in "kv"
+var<private> {{ name }}_base: u32;
+fn {{ name }}_row(r: u32, start: i32) -> u32 {
+  let j = u32(min(start + i32(r), last_key));
+# if BLOCK
+  let block = u32(max(block_of(j), 0));
+  return {{ name }}_base + block * p.{{ name }}_block + j % {{ block_size }} * p.{{ name }}_row;
+# else
+  return {{ name }}_base + j * p.{{ name }}_row;
+# endif
+}
+# endfor
+
+# macro fetch(name, start, count, W)
+# for j in range(count)
+  r{{ j }} = {{ name }}[{{ name }}_row((id + {{ j * THREADS }}u) / {{ W // 8 }}u, {{ start }}) + (id + {{ j * THREADS }}u) % {{ W // 8 }}u];
+# endfor
+# endmacro
+# macro stash(count, W)
+# for j in range(count)
+  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = r{{ j }};
+# endfor
+# endmacro
+
+@compute @workgroup_size({{ THREADS }})
+fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) workgroup: vec3<u32>,
+             @builtin(num_workgroups) workgroups: vec3<u32>, @builtin(subgroup_id) subgroup: u32,
+             @builtin(subgroup_invocation_id) lane: u32) {
+  let number = flat_workgroup(workgroup, workgroups);
+  if (number >= p.tiles * p.heads) { return; }
+  let turn = p.tiles * p.together;
+  let head = number / turn * p.together + number % p.together;
+  let entry = 8u * (p.tiles - 1u - number % turn / p.together);
+  let rows = plan[entry + 1u];
+  if (rows == 0) { return; }
+  let first = u32(plan[entry]);
+  let begin = plan[entry + 6u];
+  let end = plan[entry + 7u];
+  {{ poison("id", THREADS) }}
+  last_row = u32(rows) - 1u;
+  last_key = end - 1;
+# if BLOCK
+  table_row = p.table_at + u32(plan[entry + 3u]) * p.columns;
+# endif
+# for name in "kv"
+  {{ name }}_base = p.{{ name }}_at + head / p.group * p.{{ name }}_head{% if not BLOCK %} + u32(plan[entry + 4u]) * p.{{ name }}_row{% endif %};
+# endfor
+  // the lane's row and its half of the columns of scores
+  let row = subgroup * 16u + lane / 2u;
+  let half = lane % 2u;
+  let position = plan[entry + 2u] + i32(row);
+  var top = LOWEST;
+  var sum = 0.0;
+# for j in range([q_loads, k_loads, v_loads] | max)
+  var r{{ j }}: vec4<u32>;
+# endfor
+
+# for j in range(q_loads)
+  {
+    let i = id + {{ j * THREADS }}u;
+    let from_row = p.q_at + head * p.q_head + (first + min(i / {{ D // 8 }}u, last_row)) * p.q_row;
+    kv[i / {{ D // 8 }}u * {{ LINE }}u + i % {{ D // 8 }}u] = q[from_row + i % {{ D // 8 }}u];
+  }
+# endfor
+  workgroupBarrier();
+# for c in range(D // 16)
+  let q{{ c }} = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(
+    &kv, subgroup * {{ 16 * LINE }}u + {{ 2 * c }}u, {{ LINE }}u);
+# endfor
+# for c in range(DV // 16)
+  var o{{ c }} = subgroup_matrix_result<f32, 16, 16>();
+# endfor
+  if (begin < end) {
+{{ fetch("k", "begin", k_loads, D) -}}
+  }
+  for (var start = begin; start < end; start += {{ BN }}) {
+    workgroupBarrier();
+{{ stash(k_loads, D) -}}
+    if (id == 0u) { risen = 0u; }
+# if BLOCK
+    if (id == 0u) { holes = 0u; }
+# endif
+    workgroupBarrier();
+# if BLOCK
+    if (id < {{ BN }}u && block_of(u32(min(start + i32(id), last_key))) < 0) { holes = 1u; }
+# endif
+{{ fetch("v", "start", v_loads, DV) -}}
+# for n in range(BN // 16)
+    {
+      var s = subgroup_matrix_result<f32, 16, 16>();
+# for c in range(D // 16)
+      s = subgroupMatrixMultiplyAccumulate(q{{ c }}, subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(
+        &kv, {{ 16 * n * LINE + 2 * c }}u, {{ LINE }}u), s);
+# endfor
+      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * n }}u, s, 17u);
+    }
+# endfor
+    workgroupBarrier();
+{{ stash(v_loads, DV) -}}
+    let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if BLOCK }};
+    var best = vec4<f32>(HIDDEN);
+# for i in range(8)
+    var s{{ i }}: vec4<f32>;
+    {
+      var near = scores[row * 17u + {{ i }}u] * p.scale;
+      var far = scores[row * 17u + {{ 8 + i }}u] * p.scale;
+      if (!whole) {
+        let key = start + {{ 4 * i }} + vec4<i32>(0, 1, 2, 3);
+        near = select(vec4<f32>(HIDDEN), near, seen(key, position, end));
+        far = select(vec4<f32>(HIDDEN), far, seen(key + 32, position, end));
+      }
+      best = max(best, max(near, far));
+      s{{ i }} = select(near, far, half == 1u);
+    }
+# endfor
+    let peak = max(max(best.x, best.y), max(best.z, best.w));
+    if (peak > top + RISE) { risen = 1u; }
+    if (workgroupUniformLoad(&risen) != 0u) {
+      let next = max(top, peak);
+      let fade = exp2(top - next);
+      top = next;
+      sum *= fade;
+      if (half == 0u) { fades[row] = fade; }
+# for group in range((DV + 63) // 64)
+# set here = [4, DV // 16 - 4 * group] | min
+# for c in range(here)
+      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, o{{ 4 * group + c }}, 17u);
+# endfor
+      workgroupBarrier();
+      for (var i = 0u; i < {{ 2 * here }}u; i++) { scores[row * 17u + 2u * i + half] *= fades[row]; }
+      workgroupBarrier();
+# for c in range(here)
+      o{{ 4 * group + c }} = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(
+        &scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, 17u);
+# endfor
+      workgroupBarrier();
+# endfor
+    }
+# for i in range(8)
+    s{{ i }} = exp2(s{{ i }} - vec4<f32>(top));
+    sum += s{{ i }}.x + s{{ i }}.y + s{{ i }}.z + s{{ i }}.w;
+# endfor
+# for i in range(4)
+    probs[row * 9u + half * 4u + {{ i }}u] = vec4<u32>(
+      pack2x16float(s{{ 2 * i }}.xy), pack2x16float(s{{ 2 * i }}.zw),
+      pack2x16float(s{{ 2 * i + 1 }}.xy), pack2x16float(s{{ 2 * i + 1 }}.zw));
+# endfor
+    workgroupBarrier();
+    if (start + {{ BN }} < end) {
+{{ fetch("k", "start + " ~ BN, k_loads, D) -}}
+    }
+# for n in range(BN // 16)
+    {
+      let w = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(
+        &probs, subgroup * {{ 16 * 9 }}u + {{ 2 * n }}u, 9u);
+# for c in range(DV // 16)
+      o{{ c }} = subgroupMatrixMultiplyAccumulate(w, subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(
+        &kv, {{ 16 * n * LINE + 2 * c }}u, {{ LINE }}u), o{{ c }});
+# endfor
+    }
+# endfor
+  }
+
+  // the other half of the row's sum, by way of `fades`; then out, 64 columns at a time
+  workgroupBarrier();
+  if (half == 1u) { fades[row] = sum; }
+  workgroupBarrier();
+  let at = (first + row) * p.heads + head;
+  if (half == 0u) {
+    var total = sum + fades[row];
+    var base = top;
+    var share = 1.0;
+# if SINKS
+    let in_segment = plan[entry + 3u] < p.segments;
+    let sink = select(HIDDEN, bitcast<f32>(plan[8u * p.tiles + p.heads + head]) * LOG2E, in_segment);
+    base = max(base, sink);
+    share = exp2(top - base);
+    total = total * share + exp2(sink - base);
+# endif
+    fades[row] = select(0.0, share / max(total, 1.0e-38), total > 0.0);
+    if (row <= last_row) {
+      lse[at] = select(bitcast<f32>(minus_infinity), (base + log2(max(total, 1.0e-38))) / LOG2E, total > 0.0);
+    }
+  }
+# for group in range((DV + 63) // 64)
+# set here = [4, DV // 16 - 4 * group] | min
+  workgroupBarrier();
+# for c in range(here)
+  subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, o{{ 4 * group + c }}, 17u);
+# endfor
+  workgroupBarrier();
+  if (row <= last_row) {
+    for (var i = 0u; i < {{ 2 * here }}u; i++) {
+      put_out(at, {{ 16 * group }}u + 2u * i + half, scores[row * 17u + 2u * i + half] * fades[row]);
+    }
+  }
+# endfor
+}
+
+fn seen(key: vec4<i32>, position: i32, end: i32) -> vec4<bool> {
+# if BLOCK
+  var there = vec4<bool>(true);
+  if (holes != 0u) { there = vec4<bool>({% for c in "xyzw" %}block_of(u32(min(key.{{ c }}, last_key))) >= 0{{ ", " if c != "w" }}{% endfor %}); }
+# else
+  let there = vec4<bool>(true);
+# endif
+  return there & (key >= vec4<i32>(position - p.left)) & (key <= vec4<i32>(position + p.right)) & (key < vec4<i32>(end));
+}
