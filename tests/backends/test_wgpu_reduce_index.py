@@ -74,7 +74,7 @@ def test_sorts(rows, n, wgpu, rng):
         same(core.argsort(Tensor(np.ascontiguousarray(x.T), backend=wgpu), 0).T, got.numpy())
 
 
-@pytest.mark.parametrize("n", [1, 7, 511, 513, 5000])
+@pytest.mark.parametrize("n", [1, 7, 8, 511, 1032, 5003])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint8"])
 def test_running_sums(n, dtype, wgpu, rng):
     x = normal(rng, (2, n), scale=0.1) if "float" in dtype else rng.integers(0, 3, (2, n))

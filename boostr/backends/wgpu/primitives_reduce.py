@@ -252,9 +252,11 @@ def scan(backend: Launcher, x: GpuArray, exclusive: bool = False) -> GpuArray:
     row = R if chunks == 1 else chunks * block
     wide = WIDE[VALUE[kind]]
     made, totals = backend.empty((lines, row), wide), backend.empty((lines, chunks), wide)
+    whole = R % _SCAN == 0 and backend.offset(x) % _SCAN == 0
     backend.launch(
         "scan", "main", lines * chunks, [x], [made, totals],
-        [lines, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, threads=threads,
+        [lines, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, VECTOR=whole,
+        threads=threads,
     )  # fmt: skip
     if chunks > 1:
         before = backend.dense(scan(backend, totals, exclusive=True))
@@ -286,10 +288,12 @@ def _variants() -> list[Variant]:
         made.append(_reduce_variant("argmax", kind, 1, False, 32, False))
     made.append(_reduce_variant("argmax", "u32", 1, False, 256, True))
     made += [
-        Variant("scan", {"IN": kind, "EXCLUSIVE": exclusive, "threads": threads})
-        for kind in ("f32", "f16", "i32", "u8") for exclusive in (False, True)
+        Variant("scan", {"IN": kind, "EXCLUSIVE": exclusive, "VECTOR": vector, "threads": threads})
+        for kind in ("f32", "f16", "i32", "u8")
+        for exclusive in (False, True)
+        for vector in (False, True)
         for threads in (64, 256)
-    ]  # fmt: skip
+    ]
     return made
 
 
