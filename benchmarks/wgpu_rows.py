@@ -94,7 +94,11 @@ def tables(T: int, V: int) -> Iterator[Case]:
 
     def turned() -> tuple[Any, ...]:
         angles = [draw(T, D // 2, dtype="float32") for _ in range(2)]
-        return draw(T, H, D), *angles, Tensor(np.arange(T, dtype=np.int32), backend=timing.backend())
+        return (
+            draw(T, H, D),
+            *angles,
+            Tensor(np.arange(T, dtype=np.int32), backend=timing.backend()),
+        )
 
     for layout in ("split-half", "interleaved"):
         yield Case(f"rope {layout}", (T, H, D), moved, turned,
@@ -118,7 +122,10 @@ def tables(T: int, V: int) -> Iterator[Case]:
 
 def losses(T: int, V: int) -> Iterator[Case]:
     moved = 2.0 * T * V
-    for name, dtype, item in (("cross_entropy", "bfloat16", 2), ("cross_entropy f32", "float32", 4)):
+    for name, dtype, item in (
+        ("cross_entropy", "bfloat16", 2),
+        ("cross_entropy f32", "float32", 4),
+    ):
         yield Case(name, (T, V), item * T * V,
                    lambda dtype=dtype: (draw(T, V, dtype=dtype), integers(V, T)),
                    lambda x, t: _cross_entropy(x, t, -100, 0.0, "mean"))  # fmt: skip
@@ -131,7 +138,7 @@ def losses(T: int, V: int) -> Iterator[Case]:
                 *_cross_entropy(x, t, -100, 0.0, "mean")[1:])  # fmt: skip
 
     yield Case("cross_entropy backward", (T, V), 2 * moved, prepared,
-               lambda g, x, t, lse, rows: loss_backward(g, lse, rows, x, t, -100, 0.0, "mean"))  # fmt: skip
+               lambda g, x, t, lse, n: loss_backward(g, lse, n, x, t, -100, 0.0, "mean"))  # fmt: skip
     yield Case("softmax f32", (16, V), 128.0 * V, lambda: (draw(16, V, dtype="float32"),),
                lambda x: ops.softmax(x))  # fmt: skip
 

@@ -5,8 +5,8 @@
 //   gradient (BACK): dx = g * up * f'(x), dup = g * f(x).
 // f32 arithmetic.
 //
-// Rows of `columns` elements, which may lie apart (strides), as the halves of one matrix [T, 2F] do;
-// the results are dense. A thread has one run of RUN elements; lengths and places in runs.
+// Rows of `columns` elements, which may lie apart (strides), as the halves of one matrix [T, 2F]
+// do; the results are dense. A thread has one run of RUN elements; lengths and places in runs.
 // RUN 1: any length and place; a thread has one word of the results.
 //
 // Values: X type, RUN, FORM, GATED, BACK. Source: Elfwing et al. 2017; Hendrycks & Gimpel 2016;

@@ -4,8 +4,8 @@
 //   columns], rounding down; -1 where the block is negative. One thread a token.
 // kv_write: row t of k and v, width elements, to row slots[t] of the caches [slots, width], which
 //   are f32 or 16-bit of their own; rows out of range are dropped. A thread has RUN elements (8, 4,
-//   2 or 1); COUNT 2: k and v at once, those of v behind those of k. RUN 1 with a 16-bit cache: rows
-//   share words, of which a thread replaces its half by atomics.
+//   2 or 1); COUNT 2: k and v at once, those of v behind those of k. RUN 1 with a 16-bit cache:
+//   rows share words, of which a thread replaces its half by atomics.
 // advance: ids = chosen, then each of COUNT - 1 counters += 1, all bound by themselves.
 //
 // Values: ENTRY; of kv_write X, C (types of the rows and the caches), RUN, COUNT; of advance COUNT.

@@ -1,10 +1,11 @@
 // Rows of a table by token id, decoded from their stored form: out[t] = table[ids[t]].
 //
-// Ids out of range read the nearest row. FORM of the table (boostr/quant/scheme.py has the layouts):
+// Ids out of range read the nearest row. FORM of the table (layouts: boostr/quant/scheme.py):
 //   "float"  floats W [V, E]
 //   "int8"   int8 [V, E] with f32 scales [V, G], one for each 2^shift columns (30: for the row)
 //   "q8_0"   blocks of 34 bytes: f16 d, 32 int8; w = d q
-//   "q4_1"   blocks of 20 bytes: f16 d, f16 m, 16 bytes of nibbles (low: elements 0..15); w = d q + m
+//   "q4_1"   blocks of 20 bytes: f16 d, f16 m, 16 bytes of nibbles (low: elements 0..15);
+//            w = d q + m
 // The table may be a part of the whole, rows `first` .. `first + rows` of V, as a binding ends
 // somewhere: tokens of other rows are left as they are.
 //

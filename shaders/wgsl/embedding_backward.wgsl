@@ -1,8 +1,8 @@
 // The gradient of a table whose rows were read by id: dtable[v] = sum of g[t] over ids[t] = v.
 //
 // Deterministic: `count` numbers the tokens of each id (in any order), `place` gives each id that
-// occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather` (a workgroup a
-// row of the table) sorts the stretch, adds its rows of g up in the order of tokens, in f32, and
+// occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather` (a workgroup
+// a row of the table) sorts the stretch, adds its rows of g up in the order of tokens, in f32, and
 // writes, zeros where an id does not occur. Ids that more than FEW tokens have are left to
 // `gather_hot`: a workgroup for 32 runs of columns, whose 8 teams take every eighth token; beyond
 // CAP tokens it searches all ids in order instead of sorting. Ids out of range give no gradient.
@@ -174,7 +174,8 @@ fn before(count: u32, thread: u32) -> u32 {
 }
 
 @compute @workgroup_size(256)
-fn gather_hot(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gather_hot(@builtin(workgroup_id) group: vec3<u32>,
+              @builtin(local_invocation_index) thread: u32) {
   if (group.x >= totals[1]) { return; }
   {{ poison("thread", 256) }}
   let row = hot[group.x];

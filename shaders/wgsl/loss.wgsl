@@ -6,8 +6,8 @@
 //
 // Shapes: x [T, V] with rows `stride` elements apart from element x_at, targets [T], losses, lse
 // f32 [T]. A target outside of 0..V-1 gives a loss of nan and reads nothing.
-// `cross_entropy`: a workgroup of LANES threads a row, or (SPLIT) for 1 / splits of it, which leaves
-// its maximum, sum and plain sum in partial [T, splits] for `finish`. A thread has 4 runs of RUN
+// `cross_entropy`: a workgroup of LANES threads a row, or (SPLIT) for 1 / splits of it, which
+// leaves its maximum, sum and plain sum in partial [T, splits] for `finish`. A thread has 4 runs of RUN
 // elements in flight and keeps a maximum and a sum of its own (online softmax: Milakov & Gimelshein
 // 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count as -inf.
 // `reduce`: one workgroup. `cross_entropy_backward`: a thread a run, or with RUN 1 a word of dx.
@@ -17,6 +17,7 @@
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
 # from "runs.wgsl" import Q, run_types, read_runs, write_runs with context
 const LOWEST = -1.0e38;
+const LOG2E = 1.4426950408889634;
 var<private> nan_bits: u32 = 0x7fc00000u;
 # if ENTRY != "cross_entropy_backward"
 struct Params {
@@ -62,7 +63,12 @@ fn finish_row(t: u32, top: f32, sums: vec2<f32>) {
 # endif
 {{ softmax_parts() }}
 fn max4(v: vec4<f32>) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }
-fn sum4(v: vec4<f32>) -> f32 { return dot(v, vec4<f32>(1.0)); }
+fn sum4(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
+// Which elements of vector k of run c are not of this row, or of a run behind `end`.
+fn outside(c: u32, k: u32, skew: u32, end: u32) -> vec4<bool> {
+  let e = vec4<u32>(c * {{ RUN }}u + 4u * k - skew) + vec4<u32>(0u, 1u, 2u, 3u);
+  return (e >= vec4<u32>(p.V)) | vec4<bool>(c >= end);
+}
 
 @compute @workgroup_size({{ LANES }})
 fn cross_entropy(
@@ -87,16 +93,27 @@ fn cross_entropy(
     var a{{ u }} = Run();
     if (c{{ u }} < end) { a{{ u }} = x_run(first + c{{ u }}); }
 # endfor
+    if (p.smoothing != 0.0) {
+# for u in range(4)
+# for k in range(Q)
+      let out{{ u }}{{ k }} = outside(c{{ u }}, {{ k }}u, skew, end);
+      sums.y += sum4(select(a{{ u }}[{{ k }}], vec4<f32>(), out{{ u }}{{ k }}));
+# endfor
+# endfor
+    }
+    // elements before and behind the row, and runs behind the end
+    if (c == 0u || c + {{ 3 * LANES }}u + 1u >= end) {
+# for u in range(4)
+# for k in range(Q)
+      let out{{ u }}{{ k }} = outside(c{{ u }}, {{ k }}u, skew, end);
+      a{{ u }}[{{ k }}] = select(a{{ u }}[{{ k }}], vec4<f32>(LOWEST), out{{ u }}{{ k }});
+# endfor
+# endfor
+    }
     var high = top;
 # for u in range(4)
 # for k in range(Q)
-    // elements before and behind the row, and runs behind its end
-    let e{{ u }}{{ k }} = vec4<u32>(c{{ u }} * {{ RUN }}u + {{ 4 * k }}u - skew) + vec4<u32>(0u, 1u, 2u, 3u);
-    let out{{ u }}{{ k }} = (e{{ u }}{{ k }} >= vec4<u32>(p.V)) | vec4<bool>(c{{ u }} >= end);
-    if (p.smoothing != 0.0) {
-      sums.y += sum4(select(a{{ u }}[{{ k }}], vec4<f32>(), out{{ u }}{{ k }}));
-    }
-    let low{{ u }}{{ k }} = out{{ u }}{{ k }} | (a{{ u }}[{{ k }}] < vec4<f32>(LOWEST));
+    let low{{ u }}{{ k }} = a{{ u }}[{{ k }}] < vec4<f32>(LOWEST);  // keeps nan
     a{{ u }}[{{ k }}] = select(a{{ u }}[{{ k }}], vec4<f32>(LOWEST), low{{ u }}{{ k }});
     high = max(high, max4(a{{ u }}[{{ k }}]));
 # endfor
@@ -104,10 +121,10 @@ fn cross_entropy(
     sums.x *= exp(top - high);
     top = high;
     // of -inf alone: nothing, not exp(0)
-    let shift = select(top, 0.0, top <= LOWEST);
+    let shift = select(top, 0.0, top <= LOWEST) * LOG2E;
 # for u in range(4)
 # for k in range(Q)
-    sums.x += sum4(exp(a{{ u }}[{{ k }}] - shift));
+    sums.x += sum4(exp2(fma(a{{ u }}[{{ k }}], vec4<f32>(LOG2E), vec4<f32>(-shift))));
 # endfor
 # endfor
   }
@@ -206,16 +223,24 @@ fn cross_entropy_backward(
   let t = i / runs;
   if (t >= p.T) { return; }
   let column = i - t * runs;
+  let a = x_run((p.x_at + t * p.stride) / {{ RUN }}u + column);  // on its way with the row's own
   let row = row_of(t);
   var result = Run();
   if (row.counts) {
-    let a = x_run((p.x_at + t * p.stride) / {{ RUN }}u + column);
-    let less = p.smoothing / f32(p.V);
+    let less = p.smoothing / f32(p.V) * row.scale;
+    let shift = -row.lse * LOG2E;
 # for k in range(Q)
-    let e{{ k }} = vec4<u32>(column * {{ RUN }}u + {{ 4 * k }}u) + vec4<u32>(0u, 1u, 2u, 3u);
-    let hot{{ k }} = select(vec4<f32>(), vec4<f32>(1.0 - p.smoothing), e{{ k }} == vec4<u32>(row.chosen));
-    result[{{ k }}] = (exp(max(a[{{ k }}], vec4<f32>(LOWEST)) - row.lse) - hot{{ k }} - less) * row.scale;
+    let v{{ k }} = fma(max(a[{{ k }}], vec4<f32>(LOWEST)), vec4<f32>(LOG2E), vec4<f32>(shift));
+    result[{{ k }}] = fma(exp2(v{{ k }}), vec4<f32>(row.scale), vec4<f32>(-less));
 # endfor
+    if (row.chosen / {{ RUN }}u == column) {
+      let target_slope = (1.0 - p.smoothing) * row.scale;
+# for k in range(Q)
+      let e{{ k }} = vec4<u32>({{ 4 * k }}u) + vec4<u32>(0u, 1u, 2u, 3u);
+      let hot{{ k }} = e{{ k }} == vec4<u32>(row.chosen % {{ RUN }}u);
+      result[{{ k }}] -= select(vec4<f32>(), vec4<f32>(target_slope), hot{{ k }});
+# endfor
+    }
   }
   out_put_run(p.out_at / {{ RUN }}u + i, result);
 }

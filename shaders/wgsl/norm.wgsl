@@ -5,8 +5,8 @@
 // h = x + residual (ADD; then written too) or x. Sums and products in f32.
 //
 // x: rows of E elements, row r from (r / inner) * stride + (r % inner) * E; residual, y, h dense.
-// Threads: LANES of them a row, ROWS rows a workgroup (1 where LANES > 32). Thread l has the runs l,
-// l + LANES, ... of RUN elements: ITEMS of them, kept in registers, so that memory is read once;
+// Threads: LANES of them a row, ROWS rows a workgroup (1 where LANES > 32). Thread l has the runs
+// l, l + LANES, ... of RUN elements: ITEMS of them, kept in registers, so that memory is read once;
 // ITEMS 0: as many as it takes, read again. Lengths and places in runs.
 // RUN 1: rows of any length and place, by elements; a workgroup has the rows whose elements fill
 // whole words.
@@ -116,7 +116,8 @@ fn norm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     var result = Run();
 # for k in range(Q)
 {% set centred = "(%s[%d] - mean)" % (a, k) if LAYER else "%s[%d]" % (a, k) %}
-    result[{{ k }}] = {{ centred }} * r * (w[{{ k }}] + p.offset){{ " + b[%d]" % k if BIAS else "" }};
+    result[{{ k }}] = {{ centred }} * r * (w[{{ k }}] + p.offset)
+                {{ "+ b[%d]" % k if BIAS else "" }};
 # endfor
     y_put_run(p.y_at + out + {{ c }}, result);
 # endcall
@@ -171,7 +172,8 @@ fn norm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
       let v = value(first + u32(second), e);
       sums[{{ k }}] = v;
       outs[{{ k }}] = (v - select(means.x, means.y, second)) * select(scales.x, scales.y, second)
-                * (weight_at(p.weight_at + e) + p.offset){{ " + bias_at(p.bias_at + e)" if BIAS else "" }};
+                * (weight_at(p.weight_at + e) + p.offset)
+                {{ "+ bias_at(p.bias_at + e)" if BIAS else "" }};
     }
 # endfor
     let at = number * p.runs + w;

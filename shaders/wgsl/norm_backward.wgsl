@@ -6,8 +6,8 @@
 //   dw = sum over rows of g * n, db = sum over rows of g
 // With ADD, `passed` is the gradient of h itself, which dh takes too. All dense.
 //
-// Threads as in norm.wgsl, with ITEMS runs in registers. A grid of few workgroups goes over the rows,
-// so that a thread's columns stay the same: it adds up dw and db in registers, leaves them in
+// Threads as in norm.wgsl, with ITEMS runs in registers. A grid of few workgroups goes over the
+// rows, so that a thread's columns stay the same: it adds up dw and db in registers, leaves them in
 // partial f32 [1 + LAYER, groups * ROWS, E] (WANTS), and norm_weights.wgsl adds these:
 // deterministic. The next row is loaded before the sums of this one.
 // RUN 1: rows of any length, by elements; dw and db are added up in `partial` itself.
@@ -30,7 +30,8 @@ struct Params {
 struct Row { mean: f32, r: f32, slope: f32, plain: f32 }
 fn row_of(mean: f32, sums: {{ SUMS }}) -> Row {
   let r = inverseSqrt(sums.x * p.inverse + p.eps);
-  return Row(mean, r, sums.y * p.inverse * r * r * r, {{ "sums.z * p.inverse * r" if LAYER else "0.0" }});
+  let slope = sums.y * p.inverse * r * r * r;
+  return Row(mean, r, slope, {{ "sums.z * p.inverse * r" if LAYER else "0.0" }});
 }
 
 # if RUN > 1
@@ -115,7 +116,8 @@ fn norm_backward(@builtin(workgroup_id) group: vec3<u32>,
 # for k in range(Q)
       let d{{ k }} = x{{ i }}[{{ k }}]{{ " - mean" if LAYER else "" }};
       let v{{ k }} = g{{ i }}[{{ k }}];
-      result[{{ k }}] = v{{ k }} * (w{{ i }}[{{ k }}] * known.r) - (d{{ k }} * known.slope + known.plain)
+      result[{{ k }}] = v{{ k }} * (w{{ i }}[{{ k }}] * known.r)
+                - (d{{ k }} * known.slope + known.plain)
                 {{ "+ pass%d[%d]" % (i, k) if ADD else "" }};
       dw{{ i }}[{{ k }}] += v{{ k }} * d{{ k }} * known.r;
 # if LAYER

@@ -1,11 +1,12 @@
 // The last step of a norm's gradient for its weight and bias: partial sums of groups added up.
 //
-// out[e] = sum over p of partial[start + p * E + e], P of them. Workgroup: 32 columns by SHARES
-// shares of the P rows. Values: W type of the weight, SHARES.
-struct Params { P: u32, E: u32, start: u32 }
+// out[n][e] = sum over p of partial[n][p][e], P of them, n 0 and with LAYER 1. Workgroup: 32
+// columns by SHARES shares of the P rows; its y is n. Values: W type of the weight and bias, SHARES, LAYER.
+struct Params { P: u32, E: u32 }
 {{ read(0, "partial", "f32") }}
-{{ write(1, "out", W) }}
-{{ parameters(2) }}
+{{ write(1, "dw", W) }}
+{{ write(2, "db", W) if LAYER else "" }}
+{{ parameters(2 + LAYER) }}
 {{ workgroup("room", "f32", 32 * SHARES) }}
 @compute @workgroup_size({{ 32 * SHARES }})
 fn norm_weights(@builtin(workgroup_id) group: vec3<u32>,
@@ -13,16 +14,17 @@ fn norm_weights(@builtin(workgroup_id) group: vec3<u32>,
   {{ poison("thread", 32 * SHARES) }}
   let lane = thread % 32u;
   let e = group.x * 32u + lane;
+  let start = group.y * p.P * p.E;
   var sum = 0.0;
   if (e < p.E) {
     var i = thread / 32u;
     for (; i + {{ 3 * SHARES }}u < p.P; i += {{ 4 * SHARES }}u) {  // four loads in flight
 # for u in range(4)
-      let v{{ u }} = partial[p.start + (i + {{ u * SHARES }}u) * p.E + e];
+      let v{{ u }} = partial[start + (i + {{ u * SHARES }}u) * p.E + e];
 # endfor
       sum += (v0 + v1) + (v2 + v3);
     }
-    for (; i < p.P; i += {{ SHARES }}u) { sum += partial[p.start + i * p.E + e]; }
+    for (; i < p.P; i += {{ SHARES }}u) { sum += partial[start + i * p.E + e]; }
   }
   room[thread] = sum;
 # for d in (512, 256, 128, 64, 32) if d < 32 * SHARES
@@ -33,9 +35,18 @@ fn norm_weights(@builtin(workgroup_id) group: vec3<u32>,
 {% set PER = PER_WORD[W] %}
   if (thread < {{ 32 // PER }}u && group.x * 32u + {{ PER }}u * thread < p.E) {
 # if PER == 2
-    out_put(group.x * 16u + thread, vec2<f32>(room[2u * thread], room[2u * thread + 1u]));
+    let at = group.x * 16u + thread;
+    let sums = vec2<f32>(room[2u * thread], room[2u * thread + 1u]);
 # else
-    out_put(group.x * 32u + thread, room[thread]);
+    let at = group.x * 32u + thread;
+    let sums = room[thread];
 # endif
+# if LAYER
+    if (group.y == 1u) {
+      db_put(at, sums);
+      return;
+    }
+# endif
+    dw_put(at, sums);
   }
 }

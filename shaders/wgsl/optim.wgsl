@@ -7,7 +7,7 @@
 // master f32. With a
 // MASTER copy the parameter is only written. t, lr and grad_scale are parameters or, where STEP, LR
 // or SCALE name a type, lie in memory.
-// A thread has RUN elements (8 or 4; places in runs), or with RUN 1 those of one word of the
+// A thread has RUN elements (4; places in runs), or with RUN 1 those of one word of the
 // parameter, whose other element may belong to a neighbour and stays.
 // `square_sums`: workgroups go over the runs of one tensor, each leaves a sum in partial from
 // `first`; `root_of_sums`: one workgroup.

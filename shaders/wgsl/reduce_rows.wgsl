@@ -12,7 +12,8 @@
     Calls must be in uniform control flow. One barrier a call with subgroups, a tree in shared
     memory without; none where a row lies within a subgroup. `slot` (0 .. slots - 1) names a part of
     shared memory: it may be used again only after a call with another slot, or after a barrier.
-    Subgroups: their size is a builtin, 8 on lavapipe, 32 on NVIDIA; their threads are neighbours. #}
+    Subgroups: their size is a builtin, 8 on lavapipe, 32 on NVIDIA; their threads lie side by
+    side. #}
 {% macro lanes_parameter() %}
 {{ ", @builtin(subgroup_size) lanes: u32" if caps.subgroup_max else "" }}
 {%- endmacro %}

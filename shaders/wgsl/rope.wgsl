@@ -1,7 +1,7 @@
 // Rotary position embedding of packed heads.
 //
 //   (a, b) -> (a cos - b sin, b cos + a sin), cos and sin of row rows[t] of the tables; the pairs
-//   are (i, i + HALF), or (2i, 2i + 1) with INTERLEAVED; dimensions 2 HALF .. of a head pass through.
+//   are (i, i + HALF), or (2i, 2i + 1) with INTERLEAVED; dimensions 2 HALF .. pass through.
 //
 // x: [T, H, D], token t from element t * stride; out dense; tables f32 [S, HALF]; rows i32 [T].
 // turn: 1, or -1 to rotate back (the gradient).
@@ -11,7 +11,8 @@
 // side), or two runs that pass through. Neighbouring threads have neighbouring units, then heads.
 // RUN 1: any sizes and places; a thread has one word of the result.
 //
-// Values: X type, RUN, D, HALF, H, HEADS (divides H), INTERLEAVED. Source: Su et al. 2021, RoFormer.
+// Values: X type, RUN, D, HALF, H, HEADS (divides H), INTERLEAVED.
+// Source: Su et al. 2021, RoFormer.
 # from "runs.wgsl" import Q, bindings, run_types, read_runs, write_runs with context
 {% set PER = PER_WORD[X] %}
 struct Params { tokens: u32, stride: u32, x_at: u32, cos_at: u32, sin_at: u32, rows_at: u32,

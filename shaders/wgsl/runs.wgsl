@@ -18,7 +18,8 @@ fn {{ name }}_run(i: u32) -> Run {
   let w = {{ name }}[i];
   var v = Run();
 # for k in range(Q)
-  v[{{ k }}] = vec4<f32>(unpack_{{ dtype }}(w[{{ 2 * k }}]), unpack_{{ dtype }}(w[{{ 2 * k + 1 }}]));
+{% set two = "unpack_%s(w[%d]), unpack_%s(w[%d])" % (dtype, 2 * k, dtype, 2 * k + 1) %}
+  v[{{ k }}] = vec4<f32>({{ two }});
 # endfor
 # endif
   return v;

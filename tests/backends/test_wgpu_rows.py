@@ -246,5 +246,3 @@ def test_gradients_reach_the_leaves(gpu, rng):
         found.append([leaf.grad.numpy() for leaf in leaves])
     for mine, truth in zip(*found, strict=True):
         assert_close(mine, truth, dtype="float32", reduce=64, scale=rms(truth))
-
-

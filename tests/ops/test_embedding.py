@@ -53,6 +53,7 @@ def test_gradient(backend64, rng):
 def test_gradient_of_every_dtype(kind, backend, dtype, rng):
     """Tokens that several positions share add up; rows that none has are zero."""
     holding(backend, np.dtype(kind).name)
+    holding(backend, np.dtype(kind).name)
     ids, w = rng.integers(3, 9, 40).astype(kind), normal(rng, (10, 33), dtype)
     g = normal(rng, (40, 33), dtype)
     leaf = Tensor(w, backend=backend, requires_grad=True)

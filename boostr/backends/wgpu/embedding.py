@@ -48,16 +48,15 @@ def _table(backend: Any, weight: Tensor | QuantizedTensor) -> tuple[str, list[An
 def _run(backend: Any, form: str, table: Any, E: int, out: Any) -> int:
     """Elements of a thread: 8 or 4, or 1 where rows do not come in such runs."""
     at = 0 if form in ("q8_0", "q4_1") else backend.offset(table)
-    most = (8, 4) if form == "float" and table.dtype.itemsize == 2 else (4,)
+    narrow = form == "float" and table.dtype.itemsize == out.dtype.itemsize == 2
+    most = (8, 4) if narrow else (4,)
     for run in most:
         if not (E % run or at % run or backend.offset(out) % run):
             return run
     return 1
 
 
-def _embedding(
-    ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype
-) -> Tensor:
+def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: Any = ids.backend
     V, E = weight.shape
     out = backend.empty((ids.size, E), dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from boostr.backends.base import Kernel
@@ -12,15 +11,14 @@ from boostr.backends.wgpu.rows import (
     no_type,
     parts,
     plan,
-    power_of_two,
     rows,
     run_length,
     type_of,
 )
 from boostr.tensor import Tensor
 
-_GROUPS = 264  # workgroups of a gradient at least: two for each multiprocessor of a large GPU
-_IN_FLIGHT = 4000  # elements of a gradient's rows, for each of these
+_LEAST_GROUPS = 132  # workgroups of a gradient: one for each multiprocessor of a large GPU
+_THREADS = 132 * 1024  # of a gradient
 
 
 def _forward(
@@ -67,17 +65,19 @@ def _launch(
     )  # fmt: skip
 
 
-@cache
 def backward_plan(E: int, run: int, caps: Any) -> dict[str, int]:
     """RUN, ITEMS, LANES, ROWS and EXACT of the gradient, whose threads have few elements, as they
     also keep their weights and sums."""
-    widest = min(64 if caps.kind == "software" else 1024, caps.workgroup_threads)
-    lanes = min(widest, max(4, power_of_two(-(-E // 16))))
-    items = -(-E // (run * lanes))
-    if run == 1 or items * run > 32:
-        return plan(E, 1, 0, caps)
-    return {"RUN": run, "ITEMS": items, "LANES": lanes, "ROWS": 128 // lanes if lanes <= 32 else 1,
-            "EXACT": int(lanes * items * run == E)}  # fmt: skip
+    shape = plan(E, run, 0, caps, 32 // run)
+    return shape if shape["ITEMS"] else plan(E, 1, 0, caps)
+
+
+def _groups(count: int, shape: dict[str, int], share: int) -> int:
+    """Workgroups that go over `count` rows, `share` of them at once: as many threads as measured
+    best, unless they had so few rows that their sums would weigh more than these."""
+    most = max(_LEAST_GROUPS, _THREADS // (shape["LANES"] * shape["ROWS"]))
+    steps = -(-count // share)
+    return min(steps, most, max(_LEAST_GROUPS, -(-steps // 4)))
 
 
 def _backward(
@@ -94,27 +94,24 @@ def _backward(
     shape = backward_plan(E, run, backend.caps)
     run = shape["RUN"]
     share = shape["ROWS"] if run > 1 else 4 // x.dtype.itemsize
-    most = max(_GROUPS, round(_GROUPS * _IN_FLIGHT / (max(E, 1) * share)))
-    groups = min(-(-count // share), most, 65535)
+    groups = _groups(count, shape, share)
     teams = groups * shape["ROWS"]
     partial = backend.empty((1 + layer, teams, E), "float32") if wants else None
-    places = [backend.offset(a) // run for a in reads]
+    places = [backend.offset(a) // run for a in reads] + [0] * (passed is None)
     backend.launch(
         "norm_backward", "norm_backward", (groups if E else 0, 1, 1), reads,
         [dh] if partial is None else [dh, partial],
-        (count, E // run, groups, *places, *([] if passed is not None else [0]), 1 / max(E, 1), float(eps),
-         float(offset)),
+        (count, E // run, groups, *places, 1 / max(E, 1), float(eps), float(offset)),
         X=type_of(x), W=type_of(weight), ADD=int(passed is not None), LAYER=int(layer),
         WANTS=int(wants), **shape,
     )  # fmt: skip
     if partial is None:
         return Tensor.wrap(dh, backend), None, None
     found = [backend.empty((E,), weight.dtype) for _ in range(1 + layer)]
-    for i, out in enumerate(found):
-        backend.launch(
-            "norm_weights", "norm_weights", -(-E // 32), [partial], [out],
-            (teams, E, i * teams * E), W=type_of(weight), SHARES=_shares(backend.caps),
-        )  # fmt: skip
+    backend.launch(
+        "norm_weights", "norm_weights", (-(-E // 32), len(found), 1), [partial], found,
+        (teams, E), W=type_of(weight), SHARES=_shares(backend.caps), LAYER=int(layer),
+    )  # fmt: skip
     dw, db = Tensor.wrap(found[0], backend), Tensor.wrap(found[-1], backend)
     return Tensor.wrap(dh, backend), dw, db if layer else None
 
@@ -166,9 +163,7 @@ KERNELS = {
         _backward_supports,
     ),
     "layer_norm_backward": Kernel(
-        lambda g, passed, x, weight, eps, wants: _backward(
-            g, passed, x, weight, True, wants, eps
-        ),
+        lambda g, passed, x, weight, eps, wants: _backward(g, passed, x, weight, True, wants, eps),
         _backward_supports,
     ),
 }
@@ -192,5 +187,8 @@ VARIANTS = [
                                   "WANTS": int(run != 4), **backward_plan(E, run, caps)})
         for x, w, run, E, _, add, layer, caps in _SIZES
     ),
-    *(Variant("norm_weights", {"W": w, "SHARES": 8}) for w in ("f32", "bf16")),
+    *(
+        Variant("norm_weights", {"W": w, "SHARES": 8, "LAYER": layer})
+        for w, layer in (("f32", 0), ("bf16", 1))
+    ),
 ]  # fmt: skip
