@@ -259,9 +259,9 @@ def check_qkv(
         biases = [np.zeros_like(b) for b in biases]
     given_biases = (None,) * 3 if head_norm else tuple(up(backend, *biases))
     rope = gemv_qkv.Rope(*up(backend, cos, sin, places), interleaved)
-    to = {"k_cache": k_cache, "v_cache": v_cache, "slots": up(backend, slots)} if cached else {}
+    cache = gemv_qkv.Cache(k_cache, v_cache, up(backend, slots)) if cached else None
     q, k, v = gemv_qkv.qkv_rope(
-        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), given, rope, D, **to,
+        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), given, rope, D, cache=cache,
         biases=given_biases, head_norm=norms, tile=tile,
     )  # fmt: skip
     h, made = seen(normed(x, norm), form), []

@@ -1,7 +1,9 @@
-"""The fused ops of a decoder layer (`boostr/ops/fused.py`) for the few rows of a decode step.
+"""The fused ops of a decoder layer (`boostr/ops/fused.py`).
 
-Each is one kernel, a GEMV with what surrounds it (`gemv.py`); attention is two, of which the second
-joins the splits of the first and multiplies by the output projection. More rows run composites.
+For the few rows of a decode step each is one kernel, a GEMV with what surrounds it (`gemv.py`);
+attention is two, of which the second joins the splits of the first and multiplies by the output
+projection. More rows have one product for all weights that read the same input, if these lie end to
+end, between the kernels of the ops that surround it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from typing import Any
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.wgpu import attention_decode, gemv, gemv_qkv, linear
+from boostr.backends.wgpu import attention_decode, gemm, gemv, gemv_qkv, linear
+from boostr.backends.wgpu import norm as norms
 from boostr.ops.attention import AttentionOptions, attention_options
+from boostr.ops.fused import GATES
 from boostr.tensor import Tensor
 
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
@@ -26,10 +30,15 @@ def _stored_as(weight: Any) -> Any:
     return weight.dtype if isinstance(weight, Tensor) else weight.scheme
 
 
-def _products(x: Tensor, weights: Any, biases: Any) -> str | None:
-    """Why GEMVs do not take these rows, or None."""
-    if not 0 < len(x) <= linear.FEW:
+def _products(x: Tensor, weights: Any, biases: Any, few: bool = True) -> str | None:
+    """Why GEMVs, or without `few` one product, do not take these rows; None if they do."""
+    if len(x) == 0 or (few and len(x) > linear.FEW):
         return f"{len(x)} rows are not in 1..{linear.FEW}"
+    if len(x) > linear.FEW:
+        if any(b is not None for b in biases):
+            return "biases of several weights"
+        if linear.joined(x.backend, weights) is None:
+            return "the weights do not lie end to end"
     for weight, bias in zip(weights, biases, strict=True):
         reason = linear.KERNELS["linear"].supports(x, weight, bias, None, x.dtype)
         if reason is not None:
@@ -48,7 +57,7 @@ def _qkv_supports(
     x, norm, weights, biases, head_norms, cos, sin, rows, *rest,
 ) -> str | None:  # fmt: skip
     caches, head_dim = rest[:-3], rest[-3]
-    reason = _products(x, weights, biases) or _vector(norm)
+    reason = _products(x, weights, biases, few=False) or _vector(norm)
     if reason is not None:
         return reason
     own = [n for n in head_norms if n is not None]
@@ -71,19 +80,30 @@ def _qkv_supports(
 def _qkv_arrays(
     x, norm, weights, biases, head_norms, cos, sin, rows, cache, head_dim, eps, layout
 ) -> tuple[Any, Any, Any]:
-    own = None
+    backend, own = x.backend, None
     if head_norms[0] is not None:
         own = gemv_qkv.Norms(head_norms[0].data, head_norms[1].data, eps)
     rope = gemv_qkv.Rope(cos.data, sin.data, rows.data, layout == "interleaved")
-    return gemv_qkv.qkv_rope(
-        x.backend, x.data, gemv.Norm(norm.data, eps), tuple(weights), rope, head_dim,
-        biases=tuple(_data(b) for b in biases), head_norm=own, **cache,
-    )  # fmt: skip
+    if len(x) <= linear.FEW:
+        return gemv_qkv.qkv_rope(
+            backend, x.data, gemv.Norm(norm.data, eps), weights, rope, head_dim, cache=cache,
+            biases=[_data(b) for b in biases], head_norm=own,
+        )  # fmt: skip
+    heads = _normed_product(x, norm, eps, weights)
+    H, KH = (w.shape[0] // head_dim for w in weights[:2])
+    return gemv_qkv.heads_rope(backend, heads, H, KH, rope, own, cache)
+
+
+def _normed_product(x: Tensor, norm: Tensor, eps: float, weights: Any) -> Any:
+    """rms_norm(x) times weights that lie end to end."""
+    h = norms.KERNELS["rms_norm"].run(x, norm, eps, 0.0)
+    whole: Any = linear.joined(x.backend, weights)
+    return gemm.linear(x.backend, h.data, whole, None, None, x.dtype)
 
 
 def _qkv(x, norm, weights, biases, head_norms, cos, sin, rows, head_dim, eps, layout):
     made = _qkv_arrays(
-        x, norm, weights, biases, head_norms, cos, sin, rows, {}, head_dim, eps, layout
+        x, norm, weights, biases, head_norms, cos, sin, rows, None, head_dim, eps, layout
     )
     return tuple(Tensor.wrap(a, x.backend) for a in made)
 
@@ -92,7 +112,7 @@ def _qkv_write(
     x, norm, weights, biases, head_norms, cos, sin, rows, k_cache, v_cache, slots,
     head_dim, eps, layout,
 ):  # fmt: skip
-    cache = {"k_cache": k_cache.data, "v_cache": v_cache.data, "slots": slots.data}
+    cache = gemv_qkv.Cache(k_cache.data, v_cache.data, slots.data)
     q, _, _ = _qkv_arrays(
         x, norm, weights, biases, head_norms, cos, sin, rows, cache, head_dim, eps, layout
     )
@@ -137,10 +157,13 @@ def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, win
 
 # -- the gated half of a feed-forward layer, and the head ----------------------------------------
 def _gated_supports(x, norm, gate, up, gate_bias, up_bias, eps, act) -> str | None:
-    return _products(x, [gate, up], [gate_bias, up_bias]) or _vector(norm)
+    return _products(x, [gate, up], [gate_bias, up_bias], few=False) or _vector(norm)
 
 
 def _gated(x, norm, gate, up, gate_bias, up_bias, eps, act):
+    if len(x) > linear.FEW:
+        both, F = Tensor.wrap(_normed_product(x, norm, eps, [gate, up]), x.backend), gate.shape[0]
+        return GATES[act](both[:, :F], both[:, F:])
     y = gemv.norm_gated_gemv(
         x.backend, x.data, gemv.Norm(norm.data, eps), gate, up, act=act,
         gate_bias=_data(gate_bias), up_bias=_data(up_bias),

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from boostr.backends.wgpu.array import GpuArray
@@ -56,44 +57,12 @@ def qkv_refusal(rotated: int, head_dim: int, *caches: GpuArray | None) -> str | 
     return None
 
 
-def qkv_rope(
-    backend: Any, x: GpuArray, norm: Norm | None, weights: tuple[Weight, Weight, Weight],
-    rope: Rope, head_dim: int, *, k_cache: GpuArray | None = None,
-    v_cache: GpuArray | None = None, slots: GpuArray | None = None,
-    biases: tuple[GpuArray | None, ...] = (None, None, None), head_norm: Norms | None = None,
-    tile: Tile | None = None,
-) -> tuple[GpuArray, GpuArray | None, GpuArray | None]:  # fmt: skip
-    """q, k, v of rms_norm(x), q and k turned: (q [M, H, D], k and v [M, KH, D], or None where
-    they went into the caches).
+class Cache(NamedTuple):
+    """Where new keys and values go: keys, values [NB, bs, KH, D]; slots int32 [M], -1: nowhere."""
 
-    Args:
-        x: [M, K].   weights: of q [H D, K], k and v [KH D, K], stored alike.
-        k_cache, v_cache: [NB, bs, KH, D].   slots: int32 [M], negative: not written.
-        biases: of q, k and v, of one dtype; all or none, and none with `head_norm`.
-    """
-    off = x.shape[1] % 8 != 0
-    each = [stored(backend, w, off) for w in weights]
-    if any(w.slow for w in each):
-        each = [w._replace(slow=True) for w in each]
-    whole = joined(backend, each)
-    given = prepared(backend, x, each[0], norm)
-    M, D = given.M, head_dim
-    H, KH = each[0].N // D, each[1].N // D
-    q = backend.empty((M, H, D), x.dtype)
-    k = backend.empty((M, KH, D), x.dtype) if k_cache is None else k_cache
-    v = backend.empty((M, KH, D), x.dtype) if v_cache is None else v_cache
-    cos, sin, rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
-    slots = None if slots is None else backend.dense(slots)
-    to = _Places(q, k, v, cos, sin, rows, slots, rope.interleaved)
-    parts = each if whole is None else [whole]
-    if head_norm is None:
-        _qkv(backend, given, parts, to, [None if b is None else backend.dense(b) for b in biases],
-             tile)  # fmt: skip
-    else:
-        bound = [given.x, *present(given.scales)]
-        heads = product(backend, given, parts, bound, None, None, x.dtype, tile, {})
-        _heads(backend, heads, to, head_norm)
-    return (q, k, v) if k_cache is None else (q, None, None)
+    keys: GpuArray
+    values: GpuArray
+    slots: GpuArray
 
 
 class _Places(NamedTuple):
@@ -125,6 +94,46 @@ class _Places(NamedTuple):
         return [base(backend, a) for a in arrays]
 
 
+def _places(
+    backend: Any, M: int, H: int, KH: int, D: int, dtype: Any, rope: Rope, cache: Cache | None
+) -> _Places:
+    q = backend.empty((M, H, D), dtype)
+    cos, sin, rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
+    if cache is None:
+        k, v, slots = backend.empty((M, KH, D), dtype), backend.empty((M, KH, D), dtype), None
+    else:
+        k, v, slots = cache.keys, cache.values, backend.dense(cache.slots)
+    return _Places(q, k, v, cos, sin, rows, slots, rope.interleaved)
+
+
+def qkv_rope(
+    backend: Any, x: GpuArray, norm: Norm | None, weights: Sequence[Weight], rope: Rope,
+    head_dim: int, *, cache: Cache | None = None, biases: Sequence[GpuArray | None] = (None,) * 3,
+    head_norm: Norms | None = None, tile: Tile | None = None,
+) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
+    """q, k, v of rms_norm(x), q and k turned: q [M, H, D]; k and v [M, KH, D], or the caches.
+
+    Args:
+        x: [M, K], few rows.   weights: of q [H D, K], k and v [KH D, K], stored alike.
+        biases: of q, k and v, of one dtype; all or none, and none with `head_norm`.
+    """
+    off = x.shape[1] % 8 != 0
+    each = [stored(backend, w, off) for w in weights]
+    if any(w.slow for w in each):
+        each = [w._replace(slow=True) for w in each]
+    whole = joined(backend, each)
+    parts = each if whole is None else [whole]
+    given = prepared(backend, x, each[0], norm)
+    H, KH = each[0].N // head_dim, each[1].N // head_dim
+    if head_norm is not None:
+        bound = [given.x, *present(given.scales)]
+        heads = product(backend, given, parts, bound, None, None, x.dtype, tile, {})
+        return heads_rope(backend, heads, H, KH, rope, head_norm, cache)
+    to = _places(backend, given.M, H, KH, head_dim, x.dtype, rope, cache)
+    _qkv(backend, given, parts, to, [None if b is None else backend.dense(b) for b in biases], tile)
+    return to.q, to.k, to.v
+
+
 def _qkv(
     backend: Any, given: Input, weights: list[Stored], to: _Places,
     biases: list[GpuArray | None], tile: Tile | None,
@@ -153,19 +162,25 @@ def _qkv(
         head += w.N // D
 
 
-def _heads(backend: Any, heads: GpuArray, to: _Places, norm: Norms) -> None:
-    """Norms of heads, rope and writing, of heads [M, (H + 2 KH) D] that are there."""
-    q_norm, k_norm = backend.dense(norm.q), backend.dense(norm.k)
-    count = heads.size // to.q.shape[2]
+def heads_rope(
+    backend: Any, heads: GpuArray, H: int, KH: int, rope: Rope, norm: Norms | None = None,
+    cache: Cache | None = None,
+) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
+    """q, k, v as `qkv_rope` returns them, of heads [M, (H + 2 KH) D] as a product made them."""
+    M, D = heads.shape[0], heads.shape[1] // (H + 2 * KH)
+    to = _places(backend, M, H, KH, D, heads.dtype, rope, cache)
+    heads = backend.dense(heads)
+    norms = [] if norm is None else [backend.dense(norm.q), backend.dense(norm.k)]
+    count = M * (H + 2 * KH)
     params = [
-        base(backend, heads), base(backend, q_norm), base(backend, k_norm), *to.bases(backend),
-        count, float(norm.eps),
+        base(backend, heads), *(base(backend, n) for n in norms or (None, None)),
+        *to.bases(backend), count, float(norm.eps if norm else 0),
     ]  # fmt: skip
-    reads = [heads, q_norm, k_norm, *to.reads()]
-    writes = [to.q, to.k, to.v]
     backend.launch(
-        "gemv_heads", "main", count, reads, writes, params, **to.values(), THREADS=_HEAD_THREADS
-    )
+        "gemv_heads", "main", count, [heads, *norms, *to.reads()], [to.q, to.k, to.v], params,
+        **to.values(), NORM=norm is not None, THREADS=_HEAD_THREADS,
+    )  # fmt: skip
+    return to.q, to.k, to.v
 
 
 # -- what the compile gate builds ----------------------------------------------------------------
@@ -178,7 +193,7 @@ VARIANTS = [
     *(
         Variant("gemv_heads", {
             "H": 3, "KH": 1, "D": 16, "ROT": rot, "INTERLEAVED": rot < 16, "X": x, "CACHE": cache,
-            "SLOTS": rot < 16, "THREADS": _HEAD_THREADS,
+            "SLOTS": rot < 16, "NORM": rot < 16, "THREADS": _HEAD_THREADS,
         })
         for rot, x, cache in ((16, "bf16", "bf16"), (8, "f32", "f16"))
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,26 @@ def _linear(
     rest = None if residual is None else residual.data
     y = gemm.linear(backend, x.data, weight, own_bias, rest, wanted)
     return Tensor.wrap(backend.reshape(y, (*lead, N)), backend)
+
+
+def joined(backend: Any, weights: Sequence[Weight]) -> Weight | None:
+    """Weights that are stored alike and lie end to end in one buffer, as one; None if not so."""
+    first, K = weights[0], weights[0].shape[1]
+    if len({w.dtype if isinstance(w, Tensor) else w.scheme for w in weights}) > 1:
+        return None
+    made = {}
+    for name in [""] if isinstance(first, Tensor) else first.parts:
+        arrays = [(w if isinstance(w, Tensor) else w.parts[name]).data for w in weights]
+        end = arrays[0].offset
+        for array in arrays:
+            if array.buffer is not arrays[0].buffer or array.offset != end or not array.contiguous:
+                return None
+            end += array.size
+        rows = sum(len(a) for a in arrays)
+        made[name] = Tensor.wrap(arrays[0].view(shape=(rows, *arrays[0].shape[1:])), backend)
+    if isinstance(first, Tensor):
+        return made[""]
+    return QuantizedTensor(first.scheme, (sum(w.shape[0] for w in weights), K), made)
 
 
 KERNELS = {"linear": Kernel(_linear, gemm.supports)}
