@@ -137,8 +137,10 @@ def losses(T: int, V: int) -> Iterator[Case]:
         return (Tensor(np.float32(1), backend=timing.backend()), x, t,
                 *_cross_entropy(x, t, -100, 0.0, "mean")[1:])  # fmt: skip
 
-    yield Case("cross_entropy backward", (T, V), 2 * moved, prepared,
-               lambda g, x, t, lse, n: loss_backward(g, lse, n, x, t, -100, 0.0, "mean"))  # fmt: skip
+    yield Case(
+        "cross_entropy backward", (T, V), 2 * moved, prepared,
+        lambda g, x, t, lse, n: loss_backward(g, lse, n, x, t, -100, 0.0, "mean"),
+    )  # fmt: skip
     yield Case("softmax f32", (16, V), 128.0 * V, lambda: (draw(16, V, dtype="float32"),),
                lambda x: ops.softmax(x))  # fmt: skip
 

@@ -7,9 +7,9 @@
 // Shapes: x [T, V] with rows `stride` elements apart from element x_at, targets [T], losses, lse
 // f32 [T]. A target outside of 0..V-1 gives a loss of nan and reads nothing.
 // `cross_entropy`: a workgroup of LANES threads a row, or (SPLIT) for 1 / splits of it, which
-// leaves its maximum, sum and plain sum in partial [T, splits] for `finish`. A thread has 4 runs of RUN
-// elements in flight and keeps a maximum and a sum of its own (online softmax: Milakov & Gimelshein
-// 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count as -inf.
+// leaves its maximum, sum and plain sum in partial [T, splits] for `finish`. A thread has 4 runs of
+// RUN elements in flight and keeps a maximum and a sum of its own (online softmax: Milakov &
+// Gimelshein 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count as -inf.
 // `reduce`: one workgroup. `cross_entropy_backward`: a thread a run, or with RUN 1 a word of dx.
 //
 // Logits below LOWEST count as -inf: arithmetic on infinities is not to be relied on.

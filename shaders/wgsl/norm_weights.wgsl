@@ -1,7 +1,8 @@
 // The last step of a norm's gradient for its weight and bias: partial sums of groups added up.
 //
 // out[n][e] = sum over p of partial[n][p][e], P of them, n 0 and with LAYER 1. Workgroup: 32
-// columns by SHARES shares of the P rows; its y is n. Values: W type of the weight and bias, SHARES, LAYER.
+// columns by SHARES shares of the P rows; its y is n.
+// Values: W type of the weight and bias, SHARES, LAYER.
 struct Params { P: u32, E: u32 }
 {{ read(0, "partial", "f32") }}
 {{ write(1, "dw", W) }}

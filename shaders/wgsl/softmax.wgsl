@@ -3,9 +3,10 @@
 //
 // x: row r from (r / inner) * stride + (r % inner) * N; out dense. f32 arithmetic.
 // Threads: as norm.wgsl (LANES a row, ROWS rows a workgroup, ITEMS runs of RUN elements in
-// registers, ITEMS 0: read twice, with a running maximum and sum). SPLIT: long rows that are few: a workgroup
-// has `share` runs of one; `softmax_partial` leaves its maximum and sum in partial [rows, splits],
-// `softmax_apply` puts those of a row together and writes. RUN 1: any length and place.
+// registers, ITEMS 0: read twice, with a running maximum and sum). SPLIT: long rows that are few:
+// a workgroup has `share` runs of one; `softmax_partial` leaves its maximum and sum in partial
+// [rows, splits], `softmax_apply` puts those of a row together and writes. RUN 1: any length and
+// place.
 //
 // What is below LOWEST counts as -inf: arithmetic on infinities is not to be relied on.
 // Values: X type, RUN, ITEMS, LANES, ROWS, EXACT, LOG, SPLIT ("", "partial", "apply").
