@@ -27,6 +27,9 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
 def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
     if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
         return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
+    most = k.backend.caps.binding_bytes  # type: ignore[attr-defined]
+    if max(t.nbytes for t in (k, v, k_cache, v_cache)) > most:
+        return f"a tensor is larger than the {most} bytes of a binding"
     for dtype in (k.dtype, k_cache.dtype):
         if dtype not in FLOATS:
             return f"dtype {dtype} is not float32, float16 or bfloat16"
