@@ -10,6 +10,8 @@ fn operation({% for x in operands %}{{ x }}: {{ WORK }}{{ ", " if not loop.last 
 # else
   return {{ R }}(a);
 # endif
+# elif OP == "copy"
+  return a;
 # elif OP == "nonzero"
   return select(1u, 0u, a == {{ WORK }}(0));
 # elif OP == "logical_not"

@@ -11,6 +11,7 @@ from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
+from boostr.backends.wgpu import primitives_elementwise
 from boostr.ops import core
 
 HELD = ("float32", "float16", "bfloat16", "int32", "uint32", "int8", "uint8", "bool")
@@ -69,6 +70,15 @@ def test_transposes_in_shared_memory(shape, dtype, wgpu, rng):
     x = numbers(rng, shape, dtype)
     axes = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
     same(Tensor(x, backend=wgpu).permute(axes).contiguous(), x.transpose(axes))
+
+
+def test_turned_operands_are_copied_first(wgpu, rng, monkeypatch):
+    monkeypatch.setattr(primitives_elementwise, "_LARGE", 1000)
+    x = normal(rng, (40, 40))
+    t = Tensor(x, backend=wgpu)
+    same(t.T + t, x.T + x)
+    same(t.T.to("bf16"), x.T.astype(ml_dtypes.bfloat16))
+    same(core.where(t > t.T, t.T, 0), np.where(x > x.T, x.T, 0))
 
 
 def test_copies_keep_every_bit(wgpu):

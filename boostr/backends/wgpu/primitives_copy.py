@@ -38,7 +38,7 @@ def copy_raw(backend: Launcher, out: GpuArray, x: GpuArray) -> None:
         layout.fits(x, backend.caps.binding_bytes) and layout.fits(out, backend.caps.binding_bytes)
     ):
         raw = layout.raw_name(x)
-        run(backend, "cast", "u32", raw, out, [(raw, x)])
+        run(backend, "copy", "u32", raw, out, [(raw, x)])
         return
     rows, columns, step_a, step_y, batch, steps = parts
     raw = layout.raw_name(x)

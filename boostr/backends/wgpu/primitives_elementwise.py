@@ -18,6 +18,7 @@ from boostr.errors import BackendError, DTypeError
 
 THREADS, UNROLL = 256, 1  # of a workgroup; vectors of a thread where all operands are dense
 Operand = tuple[str, Any]  # (name in WGSL of its elements, a GpuArray or a number)
+_LARGE = 1 << 18  # elements
 _REAL = {"div", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid"}
 _OF_FLAGS = {"add": "bitwise_or", "mul": "bitwise_and"}  # numpy's sums and products of bools
 
@@ -47,8 +48,16 @@ def _launch(
     sizes, (_, *steps) = layout.collapse(
         out.shape, contiguous_strides(out.shape), *(x.strides for x in arrays)
     )
-    if len(sizes) > (6 if len(arrays) > 2 else 8):
-        dense = [(d, backend.copy(x) if isinstance(x, GpuArray) else x) for d, x in operands]
+    deep = len(sizes) > (6 if len(arrays) > 2 else 8)
+    if deep and op == "copy":
+        raise BackendError(f"copy[wgpu]: {len(sizes)} axes that do not lie end to end, of 8")
+    turned = [deep or (op != "copy" and _is_turned(step, out.size)) for step in steps]
+    if any(turned):
+        left = iter(turned)
+        dense = [
+            (d, backend.copy(x) if isinstance(x, GpuArray) and next(left) else x)
+            for d, x in operands
+        ]
         return _launch(backend, op, work, kind, out, dense)
     offsets = [backend.offset(x) for x in arrays]
     width = 4 * min(PER_WORD[d] for d in (kind, *(d for d, x in operands if x in arrays)))
@@ -85,6 +94,12 @@ def _launch(
         params, OP=op, WORK=work, OUT=kind, LOADS=tuple(spec), E=width, rank=rank,
         UNROLL=1 if walks else UNROLL, threads=THREADS,
     )  # fmt: skip
+
+
+def _is_turned(step: list[int], size: int) -> bool:
+    """Whether an operand's neighbours lie along another axis than the output's, so that a copy by
+    tiles before saves more than it costs."""
+    return size >= _LARGE and step[-1] not in (0, 1) and 1 in step
 
 
 def _loads(
@@ -210,7 +225,10 @@ VARIANTS = [
       for op in COMPARE),
     *(_variant("cast", VALUE[a], b, (("A", a, "flat"),), 4 * min(PER_WORD[a], PER_WORD[b]), 0)
       for a, b in (("f32", "i32"), ("f32", "u32"), ("bf16", "f16"), ("i8", "f32"), ("u8", "i8"),
-                   ("u32", "u16"), ("f16", "i8"), ("i32", "f16"))),
+                   ("f16", "i8"), ("i32", "f16"))),
+    *(_variant("copy", "u32", raw, (("A", raw, load),), width, rank)
+      for raw, width in (("u32", 4), ("u16", 8), ("u8", 16))
+      for load, rank in (("flat", 0), ("vector", 2))),
     _variant("nonzero", "f32", "u8", (("A", "bf16", "vector"),), 8, 4),
     _variant("logical_not", "u32", "u8", (("A", "u8", "each"),), 4, 8),
     _variant("add", "f32", "f32", (("A", "f32", "each"), ("B", "f32", "each")), 1, 8),
