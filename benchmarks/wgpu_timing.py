@@ -6,7 +6,9 @@ many calls on buffers of their own as `rotation` says, so that none is found in 
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ COPY_BYTES = 3.0e12  # bytes read + written by a copy, per second
 F32_FLOPS = 67e12  # on the vector units, by the data sheet
 DISPATCH_US = 2.0  # of GPU time for a kernel that does nothing
 L2_BYTES = 50e6
+WARM_SECONDS = 0.05
 
 Call = Callable[[], Any]
 
@@ -42,8 +45,13 @@ def time_us(calls: Sequence[Call], repeats: int = 7, warmup: int = 2) -> float:
         kept.extend(call() for call in calls)  # results that die would share their memory
 
     program: Any = capture(run, where)
-    for _ in range(warmup):
+    where.synchronize()
+    until = time.perf_counter() + WARM_SECONDS  # clocks fall while kernels are compiled
+    for i in itertools.count():
+        if i >= warmup and time.perf_counter() > until:
+            break
         program.run()
+        where.synchronize()
     return statistics.median(program.seconds() for _ in range(repeats)) / len(calls) * 1e6
 
 
