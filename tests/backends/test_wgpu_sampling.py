@@ -107,10 +107,9 @@ def test_draws(kind, V, wgpu, rng):
     check_draws(wgpu, logits(kind, V, "float32", rng), rng)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["normal", "few"])
-def test_draws_from_16_bits(kind, dtype, wgpu, rng):
-    check_draws(wgpu, logits(kind, 1025, dtype, rng), rng)
+def test_draws_from_16_bits(kind, wgpu, rng):
+    check_draws(wgpu, logits(kind, 1025, "bfloat16", rng), rng)
 
 
 @pytest.mark.parametrize("kind", ["normal", "equal", "few"])

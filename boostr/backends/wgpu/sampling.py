@@ -41,9 +41,11 @@ def _threads(caps: Caps, V: int) -> int:
 def _reading(backend: Any, logits: Any, threads: int) -> dict[str, Any]:
     """Values of sources that read rows of logits."""
     aligned = logits.shape[-1] % 4 == 0 and backend.offset(logits) % 4 == 0
+    software = backend.caps.kind == "software"  # its compiler is slow, and one source is enough
     return {
-        "LOGIT": name_of(logits.dtype), "VEC": logits.dtype == dtypes.float32 and aligned,
-        "THREADS": threads, "LOADS": 1 if backend.caps.kind == "software" else 2,
+        "LOGIT": name_of(logits.dtype),
+        "VEC": logits.dtype == dtypes.float32 and aligned and not software,
+        "THREADS": threads, "LOADS": 1 if software else 2,
         "SUBGROUPS": backend.caps.subgroup_max > 1,
     }  # fmt: skip
 
