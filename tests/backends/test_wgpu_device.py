@@ -252,14 +252,22 @@ def test_bind_groups_are_found_again_and_forgotten_with_their_memory(gpu):
     assert len(gpu.groups) == before - 1
 
 
-def test_a_lost_device_is_said_once_and_for_all(gpu, monkeypatch):
-    monkeypatch.setattr(gpu.queue, "lost", None)
-    gpu.synchronize()
-    with refused(BackendError, "the GPU was lost", "again"):
-        raise gpu.queue.explain("Parent device is lost")
-    with refused(BackendError, "the GPU was lost"):
-        copied(gpu, gpu.empty((64,), np.uint32))
-        gpu.flush()
+def test_a_lost_device_is_said_by_every_call_from_then_on(gpu):
+    from boostr.backends.wgpu.backend import WgpuBackend
+
+    library = gpu.provider
+    adapter = next(a for a in adapters.ranked(library) if adapters.name(a) == gpu.caps.name)
+    other = WgpuBackend(library, adapter, "other")
+    values = other.from_numpy(np.zeros(64, np.uint32))
+    other.synchronize()
+    other._gpu.destroy()
+    for call in (
+        lambda: (copied(other, values), other.flush()), lambda: other.to_numpy(values),
+        lambda: other.start_read(values), lambda: other.from_numpy(np.zeros(64, np.uint32)),
+    ):  # fmt: skip
+        with refused(BackendError, "the GPU was lost", "open the program again"):
+            call()
+    assert gpu.to_numpy(gpu.from_numpy(np.ones(3, np.uint8))).tolist() == [1, 1, 1]
 
 
 def test_time_is_measured(gpu):

@@ -76,7 +76,10 @@ class WgpuBackend(Primitives):
                 size=nbytes, usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
             )
         except self.provider.errors as error:
-            raise OutOfMemoryError(str(error)) from None
+            text = str(error)
+        if "lost" in text.lower():
+            raise self.queue.explain(text)
+        raise OutOfMemoryError(text)
 
     def empty(self, shape: Shape, dtype: Any = np.float32) -> GpuArray:
         """Uninitialised memory; inside a capture it belongs to the program."""

@@ -50,7 +50,7 @@ class Provider:
         self.mapped: Any = None  # what the library calls when a buffer is mapped
         self.problems: list[str] = []  # errors of calls that were not checked, and lost devices
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they would be logged
-        self._api.error_handler.log_error = self.problems.append
+        self._api.error_handler.log_error = self._note
         self._extras: Any = importlib.import_module(f"{name}.backends.{part}.extras")
         try:
             self._configure()
@@ -70,6 +70,10 @@ class Provider:
                 enable_toggles=[t for t in _TOGGLES if t in known],
                 disable_toggles=[t for t in ("timestamp_quantization",) if t in known],
             )
+
+    def _note(self, message: str) -> None:
+        if "was lost (destroyed)" not in message:  # a device that nobody uses any more
+            self.problems.append(message)
 
     def adapters(self) -> list[Any]:
         """Every adapter that the library finds, in its order."""

@@ -119,8 +119,7 @@ class Queue:
 
     def checked(self, fn: Callable[..., Any], *args: Any) -> Any:
         """fn(*args), the library's errors as ours."""
-        if self.lost:
-            raise BackendError(self.lost)
+        self.check()
         try:
             made = fn(*args)
         except self.provider.errors as error:
@@ -128,6 +127,13 @@ class Queue:
         if self.provider.problems:
             raise self.explain(self.provider.problems.pop())
         return made
+
+    def check(self) -> None:
+        """Raise what went wrong outside of a checked call, and whenever the device is gone."""
+        if self.provider.problems:
+            raise self.explain(self.provider.problems.pop())
+        if self.lost:
+            raise BackendError(self.lost)
 
     def explain(self, text: str) -> BackendError:
         """The error to raise for one of the library's; notices that the device is gone."""
@@ -141,9 +147,7 @@ class Queue:
     def wait(self) -> None:
         """Until the GPU has done everything."""
         self.flush()
-        if self.lost:
-            raise BackendError(self.lost)
-        self.provider.poll(self._device, wait=True)
+        self.checked(self.provider.poll, self._device, True)
         self._in_flight.clear()
         self._limit = _FIRST
 
@@ -176,6 +180,7 @@ class Queue:
 
     def start_read(self, block: Block, start: int, nbytes: int) -> Read:
         """Begin to copy bytes (start a multiple of 4) to the host; calling the result waits."""
+        self.check()
         if self.pending:
             self.flush()
         size = -(-nbytes // 4) * 4
