@@ -200,7 +200,7 @@ def measure(name: str, form: str, options: argparse.Namespace) -> list[list[Any]
              micro, len(names)]
         )  # fmt: skip
         if options.kernels:
-            print(f"{name} {form}: {summary(names)}")
+            print(f"{name} {form}: {summary(names)}", file=sys.stderr)
     if "prefill" in options.tests:
         rate = prefill(runner, options.repetitions)
         rows.append(
@@ -222,16 +222,15 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--kernels", action="store_true")
     options = parser.parse_args()
-    rows = []
+    head = ["model", "weights", "test", "tok/s", "bound", "share", "llama.cpp", "ratio", "host µs",
+            "GPU µs", "commands"]  # fmt: skip
+    print(wgpu_timing.table(head, []))
     for name in options.models.split(","):
         for form in options.weights.split(","):
-            rows += measure(name, form, options)
+            rows = measure(name, form, options)
+            print(*wgpu_timing.table(head, rows).splitlines()[2:], sep="\n", flush=True)
             gc.collect()
             wgpu_timing.backend().release_memory()
-    print(wgpu_timing.table(
-        ["model", "weights", "test", "tok/s", "bound", "share", "llama.cpp", "ratio", "host µs",
-         "GPU µs", "commands"], rows,
-    ))  # fmt: skip
 
 
 if __name__ == "__main__":
