@@ -168,7 +168,7 @@ TABLES = {"square": square, "prefill": prefill, "forms": forms, "batch": batch}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

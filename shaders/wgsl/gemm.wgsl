@@ -21,8 +21,8 @@
 # set SCALED_ROWS = DOT4
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"
-{{ workgroup("xs", "vec4<" ~ SHARED ~ ">", STAGES * BK * BM // 4) }}
-{{ workgroup("ws", "vec4<" ~ SHARED ~ ">", STAGES * BK * BN // 4) }}
+{{ workgroup("xs", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BM // 4) }}
+{{ workgroup("ws", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BN // 4) }}
 
 # if DOT4
 fn add_products(a: u32, b: vec4<u32>, sum: vec4<i32>) -> vec4<i32> {
@@ -139,8 +139,10 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # endfor
 {{ declare(XS) }}
 {{ declare(WS) }}
+# if STAGES
 {{ fetch(XS, "p.M") }}
 {{ fetch(WS, "p.N") }}
+# endif
 # if STAGES == 2
   var x_stage = 0u;
   var w_stage = 0u;
@@ -152,14 +154,20 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   let w_stage = 0u;
 # endif
   for (; first < last;) {
-# if STAGES == 1
+# if STAGES == 0
+{{ fetch(XS, "p.M") }}
+{{ fetch(WS, "p.N") }}
+# endif
+# if STAGES < 2
 {{ stash(XS) }}
 {{ stash(WS) }}
     workgroupBarrier();
 # endif
     first += {{BK}}u;
+# if STAGES
 {{ fetch(XS, "p.M") }}
 {{ fetch(WS, "p.N") }}
+# endif
     var xk = x_stage + ty;
     var wk = w_stage + tx;
 # if BK > UNROLL

@@ -4,7 +4,7 @@ fn emit(slab: u32, m: u32, n: u32, sums: vec4<{{RESULT}}>) {
   if (m >= p.M || n >= p.N) { return; }
   let at = (slab * p.M + m) * p.out_line + p.out_column + n;
 #   if SPLIT and RESULT == "i32"
-  y[at / 4u] = sums;
+  y[(p.out_offset + at) / 4u] = sums;
 #   else
   var v = vec4<f32>(sums);
 #     if SCALED_ROWS
@@ -21,9 +21,9 @@ fn emit(slab: u32, m: u32, n: u32, sums: vec4<{{RESULT}}>) {
   v += residual_at4(p.residual_offset + at);
 #     endif
 #     if OUT == "f32"
-  y[at / 4u] = v;
+  y[(p.out_offset + at) / 4u] = v;
 #     else
-  y[at / 4u] = vec2<u32>(pack_{{OUT}}(v.xy), pack_{{OUT}}(v.zw));
+  y[(p.out_offset + at) / 4u] = vec2<u32>(pack_{{OUT}}(v.xy), pack_{{OUT}}(v.zw));
 #     endif
 #   endif
 }
@@ -39,7 +39,7 @@ fn emit_one(slab: u32, m: u32, n: u32, sum: {{RESULT}}) {
   if (n >= p.N) { return; }
   let at = (slab * p.M + m) * p.out_line + p.out_column + n;
 #   if SPLIT and RESULT == "i32"
-  y[at] = sum;
+  y[p.out_offset + at] = sum;
 #   else
   var v = f32(sum);
 #     if SCALED_ROWS
@@ -54,7 +54,7 @@ fn emit_one(slab: u32, m: u32, n: u32, sum: {{RESULT}}) {
 #     if RESIDUAL
   v += residual_at(p.residual_offset + at);
 #     endif
-  y[at] = v;
+  y[p.out_offset + at] = v;
 #   endif
 }
 # endif

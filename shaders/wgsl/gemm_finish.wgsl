@@ -6,7 +6,7 @@
 # set DOT4 = PART == "i32"
 struct Params {
   size: u32, N: u32, splits: u32,
-  scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
+  scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32, out_offset: u32,
 }
 {{ read(0, "part", PART) }}
 # set next = 1
@@ -50,13 +50,14 @@ fn finish(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
   let i = (flat_workgroup(id, grid) * 256u + t) * 4u;
   if (i >= p.size) { return; }
   let v = vec4<f32>(value(i), value(i + 1u), value(i + 2u), value(i + 3u));
+  let at = p.out_offset + i;
 # if OUT == "f32"
-  y[i] = v.x;
-  if (i + 1u < p.size) { y[i + 1u] = v.y; }
-  if (i + 2u < p.size) { y[i + 2u] = v.z; }
-  if (i + 3u < p.size) { y[i + 3u] = v.w; }
+  y[at] = v.x;
+  if (i + 1u < p.size) { y[at + 1u] = v.y; }
+  if (i + 2u < p.size) { y[at + 2u] = v.z; }
+  if (i + 3u < p.size) { y[at + 3u] = v.w; }
 # else
-  y_put(i / 2u, v.xy);
-  if (i + 2u < p.size) { y_put(i / 2u + 1u, v.zw); }
+  y_put(at / 2u, v.xy);
+  if (i + 2u < p.size) { y_put(at / 2u + 1u, v.zw); }
 # endif
 }

@@ -5,7 +5,7 @@ struct Params {
   x_offset: u32, x_line: u32, x_batch: u32,
   w_offset: u32, w_line: u32, w_batch: u32,
   groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
-  out_line: u32, out_column: u32,
+  out_line: u32, out_column: u32, out_offset: u32,
 }
 {{ operand(0, "x", X, X_WHOLE) }}
 {{ operand(1, "w", W, W_WHOLE) }}

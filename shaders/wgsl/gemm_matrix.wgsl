@@ -30,7 +30,7 @@ struct Params {
   x_offset: u32, x_line: u32, x_batch: u32,
   w_offset: u32, w_line: u32, w_batch: u32,
   groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
-  out_line: u32, out_column: u32,
+  out_line: u32, out_column: u32, out_offset: u32,
 }
 {{ read(0, "x", "u32", 4) }}
 {{ read(1, "w", "u32", 4 if W in ("f16", "bf16", "words") else 2 if W == "i8" or W == "i8g" else 1) }}

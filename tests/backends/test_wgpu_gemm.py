@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import oracles
@@ -163,7 +164,7 @@ def test_with_no_extras(rng, form):
 
 @pytest.mark.parametrize("form", ("float", "int8", "int8-g32", "w8a8", "q8_0", "q4_1"))
 def test_weights_larger_than_a_binding(rng, form):
-    with strict_wgpu(binding_bytes=8192, offset_alignment=256) as backend:
+    with strict_wgpu(binding_bytes=12288, offset_alignment=256) as backend:
         for dtype, N in (("float32", 330), ("bfloat16", 333)):
             x, b, r = normal(rng, (10, 64)), normal(rng, (N,)), normal(rng, (10, N))
             w, truth = weight(backend, rng, form, N, 64, dtype)
@@ -191,7 +192,8 @@ def test_captured(wgpu, rng):
     for form in ("float", "w8a8"):
         w, _ = weight(wgpu, rng, form, 36, 128, "bfloat16")
         x = Tensor(normal(rng, (30, 128), "bfloat16"), backend=wgpu)
-        out, program = capture(lambda x=x, w=w: linear(x, w))
+        captured: Any = capture(lambda x=x, w=w: linear(x, w))
+        out, program = captured
         want = linear(x, w).numpy()
         for _ in range(2):
             program.run()

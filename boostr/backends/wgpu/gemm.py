@@ -4,9 +4,8 @@ adapters, tiny products) and `gemm_finish.wgsl`; `gemm_matrix.py` has those on t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
-from itertools import product as each
 from typing import Any
 
 import numpy as np
@@ -14,88 +13,12 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu import gemm_matrix, wgsl
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
-from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.gemm_ends import Ends, finish
 from boostr.backends.wgpu.gemm_operands import FLOATS, Operand, Weight
+from boostr.backends.wgpu.gemm_plan import DIRECT, LARGE, TILES, Plan, Tile, choose
 from boostr.backends.wgpu.gemv_input import quantized_rows
-from boostr.backends.wgpu.kernels import Variant
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
-
-_CORES = {"discrete": 132, "integrated": 16, "software": 1}  # an H100's; WebGPU names no number
-_MULTIPLIES = 128  # of a core in a clock
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a workgroup of `gemm.wgsl` makes; see there. rate: the share of the peak it reaches."""
-
-    BM: int
-    BN: int
-    TM: int
-    TN: int
-    BK: int = 16
-    STAGES: int = 1
-    UNROLL: int = 16
-    WEAVE: bool = True
-    rate: float = 0.7
-
-    @property
-    def threads(self) -> int:
-        return self.BM // self.TM * (self.BN // self.TN)
-
-    @property
-    def shared_bytes(self) -> int:
-        return 4 * self.BK * (self.BM + self.BN) * self.STAGES
-
-    def values(self) -> dict[str, int]:
-        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL", "WEAVE")
-        return {name: getattr(self, name) for name in names}
-
-
-LARGE = Tile(128, 128, 8, 8)
-TILES = (
-    LARGE, Tile(64, 128, 8, 8, rate=0.65), Tile(64, 64, 8, 8, rate=0.55),
-    Tile(32, 128, 4, 8, rate=0.5), Tile(16, 128, 4, 8, rate=0.4),
-)  # fmt: skip
-DIRECT = Tile(32, 32, 4, 4, rate=0.1)  # `gemm_direct.wgsl`
-_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A tile, and into how many parts K is cut."""
-
-    tile: Tile
-    splits: int = 1
-
-
-def choose(caps: Caps, M: int, N: int, units: int, batches: int, room: int) -> Plan:
-    """The plan with the least estimated time.
-
-    Args:
-        units: length of the sums in steps of the kernel.   room: the most splits that a slab of
-            parts has memory for.
-    """
-    if caps.kind == "software" or M * N * units * batches < 1 << 16:
-        return Plan(DIRECT)
-    cores = _CORES[caps.kind]
-    best, least = Plan(DIRECT), math.inf
-    for tile, splits in each(TILES, _SPLITS):
-        if tile.shared_bytes > caps.workgroup_bytes or tile.threads > caps.workgroup_threads:
-            continue
-        if splits > room or splits > max(1, units // (4 * tile.BK)):
-            continue
-        groups = -(-M // tile.BM) * -(-N // tile.BN) * batches * splits
-        each_core = -(-groups // cores)
-        busy = min(1.0, 0.5 + each_core * tile.threads / 1024)  # too few threads hide no latency
-        depth = -(-units // (splits * tile.BK)) * tile.BK + 48
-        clocks = each_core * tile.BM * tile.BN * depth / (_MULTIPLIES * tile.rate * busy)
-        if splits > 1:
-            clocks += 5000 + 5e-3 * splits * M * N * batches  # another dispatch, and its bytes
-        if clocks < least:
-            best, least = Plan(tile, splits), clocks
-    return best
 
 
 def supports(
@@ -146,6 +69,47 @@ def linear(
             ends = Ends(bias, residual, w.scales if w.form == "i8" else None)
         _bands(backend, left, w, ends, out, plan)
     return out.view(shape=(*lead, N), strides=contiguous_strides((*lead, N)))
+
+
+def segments(
+    backend: Any, x: GpuArray, weights: Sequence[Weight], biases: Sequence[Any], dtype: Any = None
+) -> GpuArray:
+    """x [M, K] times weights [N_i, K] side by side: [M, sum of N_i].
+
+    Weights that lie one behind the other in memory are multiplied as one.
+
+    Args:
+        biases: an array or tensor [N_i], or None, for each weight.
+    """
+    whole = joined(weights) if all(b is None for b in biases) else None
+    if whole is not None:
+        return linear(backend, x, whole, dtype=dtype)
+    pairs = zip(weights, biases, strict=True)
+    return backend.concat([linear(backend, x, w, b, dtype=dtype) for w, b in pairs], 1)
+
+
+def joined(weights: Sequence[Weight]) -> Weight | None:
+    """Weights of one form that lie one behind the other in memory, as one; None if they do not."""
+    shape = (sum(w.shape[0] for w in weights), weights[0].shape[1])
+    first = weights[0]
+    if isinstance(first, Tensor):
+        return _adjacent([w for w in weights if isinstance(w, Tensor)], len(weights))
+    packed = [w for w in weights if isinstance(w, QuantizedTensor) and w.scheme == first.scheme]
+    parts = {name: _adjacent([w.parts[name] for w in packed], len(weights)) for name in first.parts}
+    whole = {name: part for name, part in parts.items() if part is not None}
+    return QuantizedTensor(first.scheme, shape, whole) if len(whole) == len(parts) else None
+
+
+def _adjacent(tensors: Sequence[Tensor], count: int) -> Tensor | None:
+    arrays = [t.data for t in tensors]
+    if len(arrays) < count or not all(a.contiguous for a in arrays):
+        return None
+    for one, other in pairwise(arrays):
+        together = one.buffer is other.buffer and one.dtype == other.dtype
+        if not together or other.offset != one.offset + one.size:
+            return None
+    shape = (sum(len(a) for a in arrays), *arrays[0].shape[1:])
+    return Tensor.wrap(arrays[0].view(shape=shape), tensors[0].backend)
 
 
 def matmul(backend: Any, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArray:
@@ -207,7 +171,7 @@ def _bands(
         _contracted(backend, x, w, out)
         return
     widest = max(x.line * x.array.dtype.itemsize, N * 4)
-    rows = M if max(x.seen(), M * N * 4) <= most else max(most // widest, 1)
+    rows = M if max(x.seen(), M * N * 4) <= most else max(most // widest // 8, 1) * 8
     columns = N if w.seen() <= most else max(most // (w.line * w.array.dtype.itemsize), 4) // 4 * 4
     for m in range(0, M, rows):
         stop = min(m + rows, M)
@@ -280,14 +244,15 @@ def _launch(
     ]  # fmt: skip
     values = {
         **x.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
-        "OUT": wgsl.name_of(part.dtype), "OUT_WHOLE": (width | N | column) % 4 == 0,
+        "OUT": wgsl.name_of(part.dtype),
+        "OUT_WHOLE": (width | N | column | backend.offset(part)) % 4 == 0,
         **ends.values(not split), "GUARD": guard is not None,
     }  # fmt: skip
     reads = [x.array, *w.reads(), *scales, *([] if split else ends.tail())]
     grid = (-(-M // tile.BM), -(-N // tile.BN), batches * splits)
     backend.launch(
         "gemm_direct" if direct else "gemm", "gemm", grid, reads + ([guard] if guard else []),
-        [part], parameters(backend, x, w, ends, M, N, units, share, splits, width, column),
+        [part], parameters(backend, x, w, ends, part, N, units, share, splits, column),
         **values,
     )  # fmt: skip
     if split:
@@ -295,49 +260,21 @@ def _launch(
 
 
 def parameters(
-    backend: Any, x: Operand, w: Operand, ends: Ends, M: int, N: int, units: int, share: int,
-    splits: int, width: int, column: int,
+    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, units: int, share: int,
+    splits: int, column: int,
 ) -> tuple[int, ...]:  # fmt: skip
     """`struct Params` of gemm_head.wgsl."""
     offset = backend.offset
     scales = w.scales
     groups, scale_offset = (0, 0) if scales is None else (scales.shape[1], offset(scales))
     return (
-        M, N, x.inputs, units, share, splits, offset(x.array), x.line, x.batch,
+        x.rows, N, x.inputs, units, share, splits, offset(x.array), x.line, x.batch,
         offset(w.array), w.line, w.batch, groups, scale_offset, *ends.offsets(backend),
-        width, column,
+        y.shape[-1], column, offset(y),
     )  # fmt: skip
 
 
-def _variant(X: str = "f32", W: str = "f32", tile: Tile = LARGE, **changes: Any) -> Variant:
-    """A specialisation; the rest of its values is the plainest."""
-    values: dict[str, Any] = {
-        "X": X, "X_WHOLE": True, "X_ACROSS": False, "W": W, "W_WHOLE": True, "W_ACROSS": False,
-        "SPLIT": False, "OUT": "f32", "OUT_WHOLE": True, "BIAS": "", "RESIDUAL": "",
-        "GUARD": False, "GROUP": 32, **tile.values(), **changes,
-    }  # fmt: skip
-    direct = tile == DIRECT
-    return Variant("gemm_direct" if direct else "gemm", values)
-
-
-_FORMS = ("f32", "f16", "bf16", "i8", "i8g", "q8_0", "q4_1")
-_ODD = {"X_WHOLE": False, "W_WHOLE": False, "OUT_WHOLE": False}
-VARIANTS = [
-    *(_variant("bf16", form, OUT="bf16") for form in _FORMS),
-    *(_variant("f16", form, DIRECT, OUT="f16", BIAS="f32", RESIDUAL="f16") for form in _FORMS),
-    *(_variant(W=form, tile=TILES[3], SPLIT=True, **_ODD) for form in _FORMS[:5]),
-    *(_variant("words", "words", tile, OUT="bf16", BIAS="f32") for tile in (LARGE, DIRECT)),
-    _variant("words", "words", TILES[2], OUT="i32", SPLIT=True, **_ODD),
-    *(_variant(tile=tile, RESIDUAL="f32") for tile in TILES),
-    *(
-        _variant("bf16", "bf16", tile, X_ACROSS=x, W_ACROSS=w, X_WHOLE=x, W_WHOLE=not x)
-        for tile in (LARGE, DIRECT) for x, w in ((True, False), (False, True), (True, True))
-    ),
-    _variant("bf16", "bf16", OUT="bf16", GUARD=True),
-    *(
-        Variant("gemm_finish", {"PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual})
-        for part, out, bias, residual in (
-            ("f32", "f32", "", ""), ("f32", "bf16", "bf16", "bf16"), ("i32", "f16", "f32", "f16"),
-        )
-    ),
+__all__ = [
+    "DIRECT", "LARGE", "TILES", "Plan", "Tile", "choose", "joined", "linear", "matmul", "segments",
+    "supports",
 ]  # fmt: skip

@@ -69,6 +69,7 @@ def finish(backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int) -
     w_scale = backend.offset(ends.w_scale) if scales else 0
     backend.launch(
         "gemm_finish", "finish", -(-y.size // 1024), [part, *scales, *ends.tail()], [y],
-        (y.size, y.shape[-1], splits, w_scale, *ends.offsets(backend)),
+        (y.size, y.shape[-1], splits, w_scale, *ends.offsets(backend),
+         backend.offset(y)),
         PART=wgsl.name_of(part.dtype), OUT=wgsl.name_of(y.dtype), **ends.values(),
     )  # fmt: skip

@@ -144,7 +144,7 @@ def product(
     splits = -(-steps // share)
     result = dtypes.int32 if integers else dtypes.float32
     part = backend.empty((splits * M, width), result) if splits > 1 else y
-    _launch(backend, x, w, scaled, part, plan.tile, (M, N, share, splits, width, column),
+    _launch(backend, x, w, scaled, part, plan.tile, (M, N, share, splits, column),
             flag if guarded else None)  # fmt: skip
     if splits > 1:
         finish(backend, part, ends, y, splits)
@@ -154,11 +154,11 @@ def product(
 
 def _launch(
     backend: Any, x: Operand, w: Operand, ends: Ends, part: GpuArray, tile: MatrixTile,
-    sizes: tuple[int, int, int, int, int, int], flag: GpuArray | None,
+    sizes: tuple[int, int, int, int, int], flag: GpuArray | None,
 ) -> None:  # fmt: skip
     from boostr.backends.wgpu.gemm import parameters
 
-    M, N, share, splits, width, column = sizes
+    M, N, share, splits, column = sizes
     caps, integers = backend.caps, x.form == "words"
     found = shape(caps, integers)
     MM, MN, MK = found or (16, 16, 16)
@@ -170,7 +170,7 @@ def _launch(
         "gemm_matrix", "gemm", (-(-M // tile.BM), -(-N // tile.BN), splits),
         [x.array, w.array, *scales, *([] if split else ends.tail())],
         [part] if flag is None else [part, flag],
-        parameters(backend, x, w, ends, M, N, x.inputs, share, splits, width, column),
+        parameters(backend, x, w, ends, part, N, x.inputs, share, splits, column),
         X=x.form, W=w.form, X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
         SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split), POINTEE=POINTEE,
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
