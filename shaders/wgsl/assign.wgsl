@@ -1,8 +1,8 @@
 // Y[place] = A[place] into memory that others share: strided targets, rows by number.
 //
-// A thread moves one unit: four words, one word, or (RAW u16, u8: targets whose words are not whole)
-// one element, whose bits alone are changed, by atomics. With INDEX the first axis of Y is taken from
-// I: row i of A goes to row I[i]; a number outside of 0..rows-1 is skipped.
+// A thread moves one unit: four words, one word, or (RAW u16, u8: targets whose words are not
+// whole) one element, whose bits alone are changed, by atomics. With INDEX the first axis of Y is
+// taken from I: row i of A goes to row I[i]; a number outside of 0..rows-1 is skipped.
 // Limits: 8 collapsed axes.
 # import "walk.wgsl" as walk
 struct Params {

@@ -9,7 +9,9 @@
 //   scalar  a parameter: a new value needs no new pipeline
 // Numbers are computed as f32, i32 or u32 (WORK) and rounded when they are packed.
 // Limits: 2^32 - 1 elements, 8 collapsed axes (6 with three operands).
+# import "lists.wgsl" as lists with context
 # import "walk.wgsl" as walk
+# set names = LOADS|map(attribute=0)|map("lower")|list
 # set arrays = LOADS|rejectattr(2, "equalto", "scalar")|list
 # set placed = arrays|rejectattr(2, "equalto", "flat")|map(attribute=0)|list
 # set each = arrays|selectattr(2, "equalto", "each")|list|length > 0
@@ -47,28 +49,22 @@ struct Params {
 # macro value(X, dtype, index)
 {{ WORK }}({{ X }}_at({{ index }}))
 # endmacro
+// Elements 4 g .. 4 g + 3 of a thread, from what it has read.
 # macro four(X, dtype, load, g, u)
 # set w = "w" ~ X ~ u
-# set words = E // PER_WORD[dtype]
-# set letters = "xyzw"
 # if load in ("flat", "vector")
-# if PER_WORD[dtype] == 1
-vec4<{{ WORK }}>({{ w }})
-# elif PER_WORD[dtype] == 2
-vec4<{{ WORK }}>(vec4<{{ VALUE[dtype] }}>(unpack_{{ dtype }}({{ w }}.{{ letters[2 * g] }}), unpack_{{ dtype }}({{ w }}.{{ letters[2 * g + 1] }})))
-# else
-vec4<{{ WORK }}>(unpack_{{ dtype }}({{ w }}{{ "." ~ letters[g] if words > 1 else "" }}))
-# endif
+vec4<{{ WORK }}>({{ lists.four(w, dtype, E // PER_WORD[dtype], g)|trim }})
 # elif load == "one"
 vec4<{{ WORK }}>({{ w }})
 # elif load == "scalar"
 vec4<{{ WORK }}>(p.scalar_{{ X }})
 # else
-vec4<{{ WORK }}>({% for j in range(4) %}{{ value(X, dtype, "%s + %du * p.step_%s" % (w, 4 * g + j, X))|trim }}{{ ", " if not loop.last }}{% endfor %})
+# set each_place = "%s + (%du + %%du) * p.step_%s" % (w, 4 * g, X)
+vec4<{{ WORK }}>({{ lists.terms(4, value(X, dtype, each_place)|trim)|trim }})
 # endif
 # endmacro
-# macro at(X)
-at{{ "." ~ "xyz"[placed.index(X)] if placed|length > 1 else "" }}
+# macro at(X, j)
+at{{ j }}{{ "." ~ "xyz"[placed.index(X)] if placed|length > 1 }}
 # endmacro
 # macro packed(g)
 # if PER_WORD[OUT] == 2
@@ -77,12 +73,15 @@ pack_{{ OUT }}(y{{ g }}.xy), pack_{{ OUT }}(y{{ g }}.zw)
 pack_{{ OUT }}(y{{ g }})
 # endif
 # endmacro
-
 # macro result(u)
 # if PER_WORD[OUT] == 1
 y0{{ u }}
 # else
-{{ "vec%d<u32>" % per if per > 1 else "u32" }}({% for g in range(E // 4) %}{{ packed("%d%s" % (g, u))|trim }}{{ ", " if not loop.last }}{% endfor %})
+{{ "vec%d<u32>" % per if per > 1 else "u32" }}(
+# for g in range(E // 4)
+{{ packed("%d%s" % (g, u))|trim }}{{ "," if not loop.last }}
+# endfor
+)
 # endif
 # endmacro
 # macro compute(u)
@@ -90,7 +89,11 @@ y0{{ u }}
 # for X, dtype, load in LOADS
   let {{ X|lower }}{{ g }}{{ u }} = {{ four(X, dtype, load, g, u)|trim }};
 # endfor
-  let y{{ g }}{{ u }} = vec4<{{ VALUE[OUT] }}>({% for c in "xyzw" %}operation({% for X, dtype, load in LOADS %}{{ X|lower }}{{ g }}{{ u }}.{{ c }}{{ ", " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %});
+  let y{{ g }}{{ u }} = vec4<{{ VALUE[OUT] }}>(
+# for c in "xyzw"
+    operation({{ lists.joined(names, "%s" ~ g ~ u ~ "." ~ c)|trim }}){{ "," if c != "w" }}
+# endfor
+  );
 # endfor
 # endmacro
 
@@ -116,18 +119,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   if (t >= p.groups) { return; }
 # for j in range(E)
   let at{{ j }} = place(min(t * {{ E }}u + {{ j }}u, p.size - 1u));
-  let y{{ j }} = operation({% for X, dtype, load in LOADS %}
+# for X, dtype, load in LOADS
 # if load == "scalar"
-p.scalar_{{ X }}
+  let {{ X|lower }}{{ j }} = p.scalar_{{ X }};
 # else
-{{ value(X, dtype, "at%d" % j ~ ("." ~ "xyz"[placed.index(X)] if placed|length > 1 else ""))|trim }}
+  let {{ X|lower }}{{ j }} = {{ value(X, dtype, at(X, j)|trim)|trim }};
 # endif
-{{ ", " if not loop.last }}{% endfor %});
+# endfor
+  let y{{ j }} = operation({{ lists.joined(names, "%s" ~ j)|trim }});
 # endfor
 # if E == 1
   Y[p.oY + t] = y0;
 # else
-  Y[p.oY + t] = pack_{{ OUT }}(vec{{ E }}<{{ VALUE[OUT] }}>({% for j in range(E) %}y{{ j }}{{ ", " if not loop.last }}{% endfor %}));
+  Y[p.oY + t] = pack_{{ OUT }}(vec{{ E }}<{{ VALUE[OUT] }}>({{ lists.terms(E, "y%d")|trim }}));
 # endif
 # else
   let t = flat_workgroup(id, count) * {{ threads }}u + lane;
@@ -137,11 +141,11 @@ p.scalar_{{ X }}
 # if load == "flat"
   let w{{ X }} = {{ X }}[p.o{{ X }} + t];
 # elif load == "vector"
-  let w{{ X }} = {{ X }}[{{ at(X)|trim }}];
+  let w{{ X }} = {{ X }}[{{ at(X, "")|trim }}];
 # elif load == "one"
-  let w{{ X }} = {{ value(X, dtype, at(X)|trim)|trim }};
+  let w{{ X }} = {{ value(X, dtype, at(X, "")|trim)|trim }};
 # else
-  let w{{ X }} = {{ at(X)|trim }};
+  let w{{ X }} = {{ at(X, "")|trim }};
 # endif
 # endfor
 {{ compute("") }}

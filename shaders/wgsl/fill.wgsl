@@ -1,5 +1,6 @@
 // Y[...] = one number, or start + i step. A thread of `fill` writes a vector of four words; `word`
 // holds the number's bits, repeated over the elements of a word, so that one pipeline serves all.
+# import "lists.wgsl" as lists with context
 # if COUNT
 struct Params {
   words: u32,
@@ -28,7 +29,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   Y_put(t, p.start + {{ V }}(t) * p.step);
 # else
   let first = {{ V }}(t * {{ per }}u);
-  Y_put(t, vec{{ per }}<{{ V }}>({% for j in range(per) %}p.start + (first + {{ V }}({{ j }})) * p.step{{ ", " if not loop.last }}{% endfor %}));
+  let at = vec{{ per }}<{{ V }}>(first) + vec{{ per }}<{{ V }}>({{ lists.terms(per, "%d")|trim }});
+  Y_put(t, vec{{ per }}<{{ V }}>(p.start) + at * p.step);
 # endif
 # else
   if (t >= p.vectors) { return; }

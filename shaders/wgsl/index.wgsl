@@ -1,10 +1,11 @@
 // Entries by number. Elements are moved as bits; a negative number counts from the end, and one
 // outside of the axis is drawn to its border.
 //
-// take: Y[b, i, q] = X[b, I[i], q]; Y is dense. A thread moves one unit of `width` words, or (RAW u16,
-// u8: rows that are not whole words) one word of Y from elements that lie anywhere.
+// take: Y[b, i, q] = X[b, I[i], q]; Y is dense. A thread moves one unit of `width` words, or (RAW
+// u16, u8: rows that are not whole words) one word of Y from elements that lie anywhere.
 // With WINDOW only rows first..first+rows-1 are bound and the others are left as they are.
 // take_along: Y[e] = X[place(e) + I[place(e)] step]; a thread makes one word.
+# import "lists.wgsl" as lists with context
 # import "walk.wgsl" as walk
 # set per = PER_WORD[RAW]
 struct Params {
@@ -73,6 +74,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   Y[t] = element(t);
 # else
   let e = t * {{ per }}u;
-  Y[t] = pack_{{ RAW }}(vec{{ per }}<u32>({% for j in range(per) %}element(e + {{ j }}u){{ ", " if not loop.last }}{% endfor %}));
+  Y[t] = pack_{{ RAW }}(vec{{ per }}<u32>({{ lists.terms(per, "element(e + %du)")|trim }}));
 # endif
 }

@@ -10,8 +10,8 @@ fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u
 // 2^n for n in -126..127.
 fn power_of_two(n: i32) -> f32 { return bitcast<f32>(u32(n + 127) << 23u); }
 
-// `fma` may round its product. So where every bit counts, numbers are split into 12 leading bits and
-// a rest, whose products are exact.
+// `fma` may round its product. So where every bit counts, numbers are split into 12 leading bits
+// and a rest, whose products are exact.
 fn leading(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u); }
 // z - x y with one rounding or little more, where z is close to x y.
 fn residue(z: f32, x: f32, y: f32) -> f32 {
@@ -61,7 +61,8 @@ fn log_f32(x: f32) -> f32 {
 
 fn sqrt_f32(x: f32) -> f32 {
   let u = bitcast<u32>(x);
-  if ((u << 1u) == 0u || (u & 0x7fffffffu) >= 0x7f800000u) { return select(x, nan(), u == 0xff800000u); }
+  if ((u << 1u) == 0u) { return x; }
+  if ((u & 0x7fffffffu) >= 0x7f800000u) { return select(x, nan(), u == 0xff800000u); }
   return select(sqrt(x), nan(), x < 0.0);
 }
 fn rsqrt_f32(x: f32) -> f32 {

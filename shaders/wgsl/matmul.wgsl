@@ -6,6 +6,7 @@
 // i32, u32 modulo 2^32. Terms are summed in blocks of 16 k, and the blocks' sums in another
 // accumulator, which keeps long sums near a tree's error.
 // Limits: two collapsed batch axes.
+# import "lists.wgsl" as lists with context
 # import "walk.wgsl" as walk
 # set V = VALUE[IN]
 struct Params {
@@ -65,7 +66,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # endfor
     for (var k = 0u; k < 16u; k += 1u) {
       let row = k * 65u;
-      let b = vec4<{{ V }}>(tile_b[row + tn], tile_b[row + tn + 16u], tile_b[row + tn + 32u], tile_b[row + tn + 48u]);
+      let b = vec4<{{ V }}>({{ lists.terms(4, "tile_b[row + tn + 16u * %du]")|trim }});
 # for i in range(4)
       s{{ i }} += tile_a[row + tm + {{ 16 * i }}u] * b;
 # endfor

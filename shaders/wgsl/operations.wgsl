@@ -1,7 +1,6 @@
 // operation(a, b, c): the formula that `elementwise` is rendered with, on values of WORK.
 # set R = VALUE[OUT]
-# set operands = LOADS|map(attribute=0)|map("lower")|list
-fn operation({% for x in operands %}{{ x }}: {{ WORK }}{{ ", " if not loop.last }}{% endfor %}) -> {{ R }} {
+fn operation({{ lists.joined(names, "%s: " ~ WORK)|trim }}) -> {{ R }} {
 # if OP == "cast"
 # if WORK == "f32" and R == "i32"
   return i32(a);
@@ -23,7 +22,8 @@ fn operation({% for x in operands %}{{ x }}: {{ WORK }}{{ ", " if not loop.last 
 # elif OP in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid")
   return {{ OP }}_f32(a);
 # elif OP in ("add", "sub", "mul", "div", "bitwise_and", "bitwise_or", "bitwise_xor")
-# set sign = dict(add="+", sub="-", mul="*", div="/", bitwise_and="&", bitwise_or="|", bitwise_xor="^")
+# set bitwise = dict(bitwise_and="&", bitwise_or="|", bitwise_xor="^")
+# set sign = dict(add="+", sub="-", mul="*", div="/", **bitwise)
   return a {{ sign[OP] }} b;
 # elif OP in ("maximum", "minimum")
   return {{ OP[:3] ~ ("_f32" if WORK == "f32" else "") }}(a, b);

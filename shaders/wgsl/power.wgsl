@@ -1,7 +1,7 @@
 // a^b, and what it takes; included by sources whose parameter `size` is not 0.
 
-// x, in a way that compilers do not see through: they may take (x + y) - x for y otherwise, and with
-// it goes what a sum's rounding has lost.
+// x, in a way that compilers do not see through: they may take (x + y) - x for y otherwise, and
+// with it goes what a sum's rounding has lost.
 fn opaque(x: f32) -> f32 { return select(x, 0.0, p.size == 0u); }
 
 // |a|^b from a logarithm in two parts: log m = 2 s + s^3 P(s^2), s = (m - 1) / (m + 1).

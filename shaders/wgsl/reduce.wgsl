@@ -10,6 +10,7 @@
 // chunk below some hundred terms, so that the error grows like a tree's. A nan is the result of max
 // and min as in numpy. `init` comes from the host, as WGSL has no infinities.
 // argmax compares u32 keys that order like the numbers, a nan first; equal keys: the lower index.
+# import "lists.wgsl" as lists with context
 # set V = VALUE[IN]
 # set per = PER_WORD[IN]
 # set vectors = E // per if E > 1 else 1
@@ -75,17 +76,9 @@ fn join4(a: {{ T }}, b: {{ T }}) -> {{ T }} {
   return {{ T }}(join(a.x, b.x), join(a.y, b.y), join(a.z, b.z), join(a.w, b.w));
 }
 # macro load4(total, w)
-# if per == 1
-{{ total }} = join4({{ total }}, {{ w }});
-# else
 # for g in range(E // 4)
-# if per == 2
-    {{ total }} = join4({{ total }}, vec4<{{ V }}>(unpack_{{ IN }}({{ w }}.{{ "xyzw"[2 * g] }}), unpack_{{ IN }}({{ w }}.{{ "xyzw"[2 * g + 1] }})));
-# else
-    {{ total }} = join4({{ total }}, unpack_{{ IN }}({{ w }}{{ "." ~ "xyzw"[g] if vectors > 1 }}));
-# endif
+{{ total }} = join4({{ total }}, {{ lists.four(w, IN, vectors, g)|trim }});
 # endfor
-# endif
 # endmacro
 # endif
 # endif
@@ -117,19 +110,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   var a{{ g }} = {{ T }}(p.init); var b{{ g }} = {{ T }}(p.init);
 # endfor
 # macro step(x, place)
-# if per == 1
-  {{ x }}0 = join4({{ x }}0, A[{{ place }}]);
-# else
   { let w = A[{{ place }}];
 # for g in range(E // 4)
-# if per == 2
-    {{ x }}{{ g }} = join4({{ x }}{{ g }}, vec4<{{ V }}>(unpack_{{ IN }}(w.{{ "xyzw"[2 * g] }}), unpack_{{ IN }}(w.{{ "xyzw"[2 * g + 1] }})));
-# else
-    {{ x }}{{ g }} = join4({{ x }}{{ g }}, unpack_{{ IN }}(w{{ "." ~ "xyzw"[g] if vectors > 1 }}));
-# endif
+    {{ x }}{{ g }} = join4({{ x }}{{ g }}, {{ lists.four("w", IN, vectors, g)|trim }});
 # endfor
   }
-# endif
 # endmacro
   for (; r + 2u <= end; r += 2u) {
 {{ step("a", "at + cut_place(r)") }}

@@ -1,9 +1,11 @@
-// Y[o, i] = A[o, 0] + ... + A[o, i] within chunks of {{ threads }} x 8 elements, and each chunk's sum.
+// Y[o, i] = A[o, 0] + ... + A[o, i] within chunks of 8 * threads elements, and each chunk's sum.
 //
 // A is [O, R], dense; a workgroup takes one chunk of one row: eight neighbours a thread one after
 // another, then the threads' sums by doubling distances in shared memory. Y is [O, chunks * chunk],
-// 32-bit (the host adds the chunks before and rounds); T is [O, chunks]. With EXCLUSIVE each element
-// gets the sum of those before it. VECTOR: rows of whole eights, aligned. Sums in blocks keep the error near that of a tree.
+// 32-bit (the host adds the chunks before and rounds); T is [O, chunks]. With EXCLUSIVE each
+// element gets the sum of those before it. VECTOR: rows of whole eights, aligned. Sums in blocks
+// keep the error near that of a tree.
+# import "lists.wgsl" as lists with context
 # set V = VALUE[IN]
 struct Params {
   O: u32,
@@ -36,14 +38,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # if per == 1
     head = A[at];
     tail = A[at + 1u];
-# elif per == 2
-    let w = A[at];
-    head = vec4<{{ V }}>(unpack_{{ IN }}(w.x), unpack_{{ IN }}(w.y));
-    tail = vec4<{{ V }}>(unpack_{{ IN }}(w.z), unpack_{{ IN }}(w.w));
 # else
     let w = A[at];
-    head = unpack_{{ IN }}(w.x);
-    tail = unpack_{{ IN }}(w.y);
+    head = {{ lists.four("w", IN, 8 // per, 0)|trim }};
+    tail = {{ lists.four("w", IN, 8 // per, 1)|trim }};
 # endif
   }
 # for j in range(8)

@@ -4,6 +4,7 @@
 // the last). Then a thread makes one word of Y and adds what belongs to its row, in the order of i:
 // equal inputs give equal sums, without atomics. Sums in f32 (i32, u32), in blocks of 32 and over
 // these, which keeps the error of long ones small.
+# import "lists.wgsl" as lists with context
 # set V = VALUE[KIND]
 # set per = PER_WORD[KIND]
 # if STARTS
@@ -66,7 +67,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # else
   let e = t * {{ per }}u;
   let last = p.elements - 1u;
-  Y_put(t, vec{{ per }}<{{ V }}>({% for j in range(per) %}element(min(e + {{ j }}u, last)){{ ", " if not loop.last }}{% endfor %}));
+  let each = vec{{ per }}<{{ V }}>({{ lists.terms(per, "element(min(e + %du, last))")|trim }});
+  Y_put(t, each);
 # endif
 }
 # endif

@@ -1,12 +1,12 @@
 // Indices that sort rows ascending, equal ones in their order: a bitonic network over pairs
 // (key, index), which are all different, so that its result is the stable one.
 //
-// Keys are u32 that order like the numbers (a nan last, -0 equal to 0). Rows are padded to a power of
-// two, P, with pairs behind all others.
-//   local    loads and sorts blocks of BLOCK = 2 * threads pairs in shared memory (A is [O, n], dense)
+// Keys are u32 that order like the numbers (a nan last, -0 equal to 0). Rows are padded to a power
+// of two with pairs behind all others.
+//   local    loads and sorts blocks of 2 * threads pairs in shared memory (A is [O, n], dense)
 //   global   the STEPS steps of distances `distance`, `distance` / 2, ... of the merges of length
 //            `merge`, in place: a thread keeps 2^STEPS pairs in registers
-//   finish   the last steps of a merge, of distances below BLOCK, in shared memory
+//   finish   the last steps of a merge, of distances below a block, in shared memory
 # set block = 2 * threads
 # if STAGE == "local"
 # set V = VALUE[IN]

@@ -4,6 +4,7 @@
 // columns c: reads run along r, writes of whole words along c. A tile's rows have 33 words, so that
 // both ways spread over the banks. Elements are moved as bits of 32, 16 or 8 (RAW).
 // Limits: rows of Y of whole words; two collapsed batch axes.
+# import "lists.wgsl" as lists with context
 # import "walk.wgsl" as walk
 # set per = PER_WORD[RAW]
 # set columns = 32 * [per, 2]|min
@@ -52,7 +53,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # if per == 1
       Y_put(w, tile[part * 33u + from_row]);
 # else
-      Y_put(w, vec{{ per }}<u32>({% for j in range(per) %}tile[(part + {{ j }}u) * 33u + from_row]{{ ", " if not loop.last }}{% endfor %}));
+# set elements = lists.terms(per, "tile[(part + %du) * 33u + from_row]")|trim
+      Y_put(w, vec{{ per }}<u32>({{ elements }}));
 # endif
     }
   }

@@ -1,5 +1,6 @@
 // Where the elements of strided operands lie: for each operand X its offset oX and strides X0..,
 // as u32 modulo 2^32, and the sizes n1.. of all axes but the first, as fields of Params.
+# import "lists.wgsl" as lists
 # macro fields(rank, operands)
 # for k in range(1, rank)
   n{{ k }}: u32,
@@ -15,13 +16,13 @@
 {{ "u32" if operands|length == 1 else "vec%d<u32>" % operands|length }}
 # endmacro
 # macro steps(operands, k)
-{{ vector(operands)|trim }}({% for X in operands %}p.{{ X }}{{ k }}{{ ", " if not loop.last }}{% endfor %})
+{{ vector(operands)|trim }}({{ lists.joined(operands, "p.%s" ~ k)|trim }})
 # endmacro
 # macro place(rank, operands)
 // Where place e of the iteration lies in {{ operands|join(", ") }}.
 fn place(e: u32) -> {{ vector(operands)|trim }} {
   var rest = e;
-  var at = {{ vector(operands)|trim }}({% for X in operands %}p.o{{ X }}{{ ", " if not loop.last }}{% endfor %});
+  var at = {{ vector(operands)|trim }}({{ lists.joined(operands, "p.o%s")|trim }});
 # for k in range(rank - 1, 0, -1)
   let q{{ k }} = rest / p.n{{ k }};
   at += (rest - q{{ k }} * p.n{{ k }}) * {{ steps(operands, k)|trim }};
