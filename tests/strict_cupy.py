@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,21 +12,24 @@ from boostr import Tensor, backends, dispatch
 
 
 @contextmanager
-def strict_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[backends.Backend]:
+def strict_cupy(monkeypatch: pytest.MonkeyPatch, poison: bool = True) -> Iterator[Any]:
     """The cupy backend, where no composite steps in for a kernel.
 
-    Memory that a kernel has not written is nan (or -1), so that no result is right by luck.
+    Args:
+        poison: memory that a kernel has not written is nan (or -1), so that no result is right by
+            luck. In a program this is one more node for each array.
     """
-    backend = open_backend("cupy")
-    empty = backend.empty  # type: ignore[attr-defined]
+    backend: Any = open_backend("cupy")
+    empty = backend.empty
 
-    def poisoned(shape, dtype=np.float32):
+    def poisoned(shape: Any, dtype: Any = np.float32) -> Any:
         made = empty(shape, dtype)
-        if made.size and made.ndim:
-            made.view(np.uint8)[...] = 255
+        if made.nbytes:
+            made.data.memset_async(0xFF, made.nbytes)
         return made
 
-    monkeypatch.setattr(backend, "empty", poisoned)
+    if poison:
+        monkeypatch.setattr(backend, "empty", poisoned)
     with dispatch.strict():
         yield backend
 

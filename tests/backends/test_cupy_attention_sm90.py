@@ -3,13 +3,11 @@
 import numpy as np
 import oracles
 import pytest
-from conftest import open_backend
 from draws import normal
 from ops.attention_cases import CASES
 
 from boostr import Tensor
 from boostr.backends.cupy import attention_sm90 as sm90
-from boostr.dispatch import strict
 from boostr.ops.attention import AttentionOptions, varlen_attention
 
 RAGGED = (17, 1, 33, 0, 129, 400)
@@ -17,15 +15,13 @@ WIDTHS = pytest.mark.parametrize("D", [64, 128])
 
 
 @pytest.fixture(params=["few", "many"])
-def hopper(request, monkeypatch):
+def hopper(request, cupy_backend, monkeypatch):
     """The backend, with the tiles for few work items and with those for many."""
-    backend = open_backend("cupy")
-    if backend.caps.compute_capability != 90:
-        pytest.skip(f"compute capability {backend.caps.compute_capability} is not 90")
+    if cupy_backend.caps.compute_capability != 90:
+        pytest.skip(f"compute capability {cupy_backend.caps.compute_capability} is not 90")
     tiles, few = sm90.tiles, request.param == "few"
     monkeypatch.setattr(sm90, "tiles", lambda D, flags, _: tiles(D, flags, few))
-    with strict():
-        yield backend
+    return cupy_backend
 
 
 def packed(lengths) -> np.ndarray:

@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import oracles
 import pytest
-from conftest import open_backend
 from tolerance import assert_close, dtype_name, rms
 
 from boostr.backends.cupy import gemv
@@ -24,26 +23,6 @@ EPS = 1e-5
 WIDE_C = 3.0  # a norm, a head norm or a gate rounds once more before the result does
 
 
-class Poisoned:
-    """A backend whose fresh memory is full of NaN."""
-
-    def __init__(self, backend):
-        self._backend = backend
-
-    def __getattr__(self, name):
-        return getattr(self._backend, name)
-
-    def empty(self, shape, dtype=np.float32):
-        made = self._backend.empty(shape, dtype)
-        made.view(np.uint8)[...] = 0xFF
-        return made
-
-
-@pytest.fixture(scope="module")
-def backend():
-    return Poisoned(open_backend("cupy"))
-
-
 def up(backend, *arrays):
     made = [None if a is None else backend.from_numpy(np.ascontiguousarray(a)) for a in arrays]
     return made[0] if len(made) == 1 else made
@@ -53,7 +32,7 @@ def weight(backend, rng, form, N, K):
     """A random weight in a stored form, and its float64 values."""
 
     def tensor(a):
-        return Tensor.wrap(up(backend, a), backend._backend)
+        return Tensor.wrap(up(backend, a), backend)
 
     if form in FLOATS:
         w = (rng.standard_normal((N, K)) / 2).astype(FLOATS[form])
@@ -110,34 +89,34 @@ def check_product(backend, rng, form, dtype, M, N, K, *, norm=False, out=None, p
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("M", (1, 3, 8))
-def test_every_form_and_row_count(backend, rng, form, M):
-    check_product(backend, rng, form, "bfloat16", M, 97, 576)
+def test_every_form_and_row_count(cupy_backend, rng, form, M):
+    check_product(cupy_backend, rng, form, "bfloat16", M, 97, 576)
     if M != 3:
-        check_product(backend, rng, form, "bfloat16", M, 33, 1024, norm=True, out="float32")
+        check_product(cupy_backend, rng, form, "bfloat16", M, 33, 1024, norm=True, out="float32")
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ("float32", "float16"))
-def test_every_x(backend, rng, form, dtype):
-    check_product(backend, rng, form, dtype, 2, 65, 608, norm=True)
+def test_every_x(cupy_backend, rng, form, dtype):
+    check_product(cupy_backend, rng, form, dtype, 2, 65, 608, norm=True)
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in ("q8_0", "q4_1")])
 @pytest.mark.parametrize("K", (1, 7, 33, 577, 1000))
-def test_rows_off_16_bytes(backend, rng, form, K):
-    check_product(backend, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)
+def test_rows_off_16_bytes(cupy_backend, rng, form, K):
+    check_product(cupy_backend, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)
 
 
 @pytest.mark.parametrize("lanes", (8, 16, 32))
 @pytest.mark.parametrize("per_lane", (1, 2, 4))
 @pytest.mark.parametrize("ksplit", (1, 4))
-def test_plans(backend, rng, lanes, per_lane, ksplit):
-    fetch = 1 if backend.caps.compute_capability >= 80 else 0
+def test_plans(cupy_backend, rng, lanes, per_lane, ksplit):
+    fetch = 1 if cupy_backend.caps.compute_capability >= 80 else 0
     plan = Plan(lanes, per_lane, 2, 3, ksplit, fetch=fetch)
-    check_product(backend, rng, "bfloat16", "bfloat16", 1, 301, 1856, plan=plan)
+    check_product(cupy_backend, rng, "bfloat16", "bfloat16", 1, 301, 1856, plan=plan)
     if per_lane == 2:
         plan = replace(plan, unroll=1, packed=True)
-        check_product(backend, rng, "int8", "bfloat16", 4, 301, 1856, norm=True, plan=plan)
+        check_product(cupy_backend, rng, "int8", "bfloat16", 4, 301, 1856, norm=True, plan=plan)
 
 
 @pytest.mark.parametrize(
@@ -151,23 +130,23 @@ def test_plans(backend, rng, lanes, per_lane, ksplit):
         ("bfloat16", 1, 1, 8),
     ],
 )
-def test_large_and_small(backend, rng, form, M, N, K):
-    check_product(backend, rng, form, "float32" if form == "float32" else "bfloat16", M, N, K)
+def test_large_and_small(cupy_backend, rng, form, M, N, K):
+    check_product(cupy_backend, rng, form, "float32" if form == "float32" else "bfloat16", M, N, K)
 
 
-def test_weights_fetched_early(backend, rng):
-    with backend.constant_weights():
+def test_weights_fetched_early(cupy_backend, rng):
+    with cupy_backend.constant_weights():
         for form in ("bfloat16", "int8-g128", "q8_0"):
-            check_product(backend, rng, form, "bfloat16", 1, 2048, 1024)
-            check_product(backend, rng, form, "bfloat16", 1, 97, 576, norm=True)
+            check_product(cupy_backend, rng, form, "bfloat16", 1, 2048, 1024)
+            check_product(cupy_backend, rng, form, "bfloat16", 1, 97, 576, norm=True)
 
 
-def test_views(backend, rng):
+def test_views(cupy_backend, rng):
     """x and weights that begin off a 16-byte border."""
     x = rng.standard_normal((1, 65)).astype(BF16)
     w = rng.standard_normal((41, 64)).astype(BF16)
-    flat = up(backend, np.concatenate([np.zeros(1, BF16), w.ravel()]))[1:].reshape(41, 64)
-    y = gemv.gemv(backend, up(backend, x)[:, 1:], Tensor.wrap(flat, backend._backend))
+    flat = up(cupy_backend, np.concatenate([np.zeros(1, BF16), w.ravel()]))[1:].reshape(41, 64)
+    y = gemv.gemv(cupy_backend, up(cupy_backend, x)[:, 1:], Tensor.wrap(flat, cupy_backend))
     reference = x[:, 1:].astype(np.float64) @ w.astype(np.float64).T
     close(y, reference, "bfloat16", "", 64, 1.0)
 
@@ -177,14 +156,14 @@ def test_views(backend, rng):
     [*((form, "silu") for form in FORMS), ("bfloat16", "gelu"), ("bfloat16", "gelu_tanh")],
 )
 @pytest.mark.parametrize("M", (1, 3))
-def test_gated(backend, rng, form, act, M):
+def test_gated(cupy_backend, rng, form, act, M):
     F, K = 67, 576
     x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
-    (g, gate), (u, upper) = (weight(backend, rng, form, F, K) for _ in range(2))
+    (g, gate), (u, upper) = (weight(cupy_backend, rng, form, F, K) for _ in range(2))
     bias = rng.standard_normal(F).astype(BF16)
     y = gemv.norm_gated_gemv(
-        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), g, u, act=act,
-        gate_bias=up(backend, bias) if M == 3 else None,
+        cupy_backend, up(cupy_backend, x), gemv.Norm(up(cupy_backend, norm), EPS), g, u, act=act,
+        gate_bias=up(cupy_backend, bias) if M == 3 else None,
     )  # fmt: skip
     h = seen(normed(x, norm), form)
     left = h @ gate.T + (bias.astype(np.float64) if M == 3 else 0)
@@ -241,29 +220,29 @@ def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_qkv(backend, rng, form):
-    check_qkv(backend, rng, form, 1, 9, 3, 64, 64, 576, interleaved=False, head_norm=False)
+def test_qkv(cupy_backend, rng, form):
+    check_qkv(cupy_backend, rng, form, 1, 9, 3, 64, 64, 576, interleaved=False, head_norm=False)
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
-def test_qkv_of_rows_with_partial_rotary(backend, rng, form):
-    check_qkv(backend, rng, form, 5, 4, 2, 48, 32, 320, interleaved=True, head_norm=False)
+def test_qkv_of_rows_with_partial_rotary(cupy_backend, rng, form):
+    check_qkv(cupy_backend, rng, form, 5, 4, 2, 48, 32, 320, interleaved=True, head_norm=False)
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
 @pytest.mark.parametrize("cluster", (1, 4, 8))
-def test_qkv_with_head_norms(backend, rng, form, cluster):
-    if cluster > 1 and backend.caps.compute_capability < 90:
+def test_qkv_with_head_norms(cupy_backend, rng, form, cluster):
+    if cluster > 1 and cupy_backend.caps.compute_capability < 90:
         pytest.skip("clusters are for a later device")
     plan = Plan(unroll=1, stages=2, ksplit=min(cluster, 4), cluster=cluster)
     for M in (1, 3):
         check_qkv(
-            backend, rng, form, M, 4, 2, 128, 128, 1024, interleaved=False, head_norm=True,
+            cupy_backend, rng, form, M, 4, 2, 128, 128, 1024, interleaved=False, head_norm=True,
             plan=plan,
         )  # fmt: skip
 
 
-def test_qkv_with_head_norms_by_its_own_plan(backend, rng):
+def test_qkv_with_head_norms_by_its_own_plan(cupy_backend, rng):
     check_qkv(
-        backend, rng, "bfloat16", 1, 16, 8, 128, 96, 1024, interleaved=True, head_norm=True
+        cupy_backend, rng, "bfloat16", 1, 16, 8, 128, 96, 1024, interleaved=True, head_norm=True
     )  # fmt: skip

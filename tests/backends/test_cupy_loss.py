@@ -3,28 +3,16 @@
 import numpy as np
 import oracles
 import pytest
-from conftest import open_backend
 from draws import normal, tensors
 from oracles_optim import adamw as adamw_oracle
 from tolerance import assert_close
 
-from boostr import Tensor, dispatch, dtypes
+from boostr import Tensor, dtypes
 from boostr.ops.loss import cross_entropy
 from boostr.ops.optim import adamw_step, global_norm
 
 KERNEL_FLOATS = ["float32", "float16", "bfloat16"]
 SHAPES = [(1, 1), (3, 8), (4, 4099), (7, 8192), (33, 8200), (3, 128_256), (2, 262_144)]
-
-
-@pytest.fixture
-def cupy_backend():
-    return open_backend("cupy")
-
-
-@pytest.fixture(autouse=True)
-def kernels_only():
-    with dispatch.strict():
-        yield
 
 
 def gradient(x, targets, smoothing, rows):

@@ -3,7 +3,7 @@
 import cases
 import numpy as np
 import pytest
-from conftest import open_backend
+from strict_cupy import strict_cupy
 
 import boostr
 from boostr.engine.load import load_module
@@ -16,14 +16,10 @@ SCHEMES = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
 
 
 @pytest.fixture
-def gpu():
-    return open_backend("cupy")
-
-
-@pytest.fixture(autouse=True)
-def strict():
-    with boostr.strict():
-        yield
+def gpu(monkeypatch):
+    """Without poison, which would keep kernels of a program from overlapping, and be counted."""
+    with strict_cupy(monkeypatch, poison=False) as backend:
+        yield backend
 
 
 def runner(name, tmp_path, backend, **options) -> Runner:

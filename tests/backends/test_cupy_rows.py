@@ -5,7 +5,7 @@ import oracles
 import oracles_rows
 import pytest
 from draws import normal, tensors
-from strict_cupy import strict_cupy, view
+from strict_cupy import view
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dispatch, dtypes, ops, zeros
@@ -18,12 +18,6 @@ floats = pytest.mark.parametrize("dtype", FLOATS)
 # One element, off the runs of 16 bytes, part of a warp, models' widths, past what registers hold.
 WIDTHS = (1, 7, 33, 64, 100, 576, 1000, 2048, 4096, 8192, 12344, 40000)
 widths = pytest.mark.parametrize("E", WIDTHS)
-
-
-@pytest.fixture
-def cupy_backend(monkeypatch):
-    with strict_cupy(monkeypatch) as backend:
-        yield backend
 
 
 # -- norm ----------------------------------------------------------------------------------------

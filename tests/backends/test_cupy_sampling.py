@@ -3,10 +3,9 @@
 import numpy as np
 import oracles
 import pytest
-from conftest import open_backend
 from draws import normal, strided, tensors
 
-from boostr import Tensor, dispatch, dtypes
+from boostr import Tensor, dtypes
 from boostr.ops import core
 from boostr.ops.sampling import filtered_probabilities, penalize, philox, sample, seed_words
 
@@ -20,17 +19,6 @@ ROWS = [  # temperature, top_k, top_p, min_p
 KINDS = ["normal", "peaked", "equal", "few", "one", "masked"]
 CASES = [(kind, V) for kind in KINDS for V in (11, 1025, 5000, 128_256)]
 CASES += [("normal", 262_144), ("equal", 262_144)]
-
-
-@pytest.fixture
-def cupy_backend():
-    return open_backend("cupy")
-
-
-@pytest.fixture(autouse=True)
-def kernels_only():
-    with dispatch.strict():
-        yield
 
 
 def logits(kind, V, dtype, rng):

@@ -5,7 +5,7 @@ import oracles
 import oracles_rows
 import pytest
 from draws import normal, tensors
-from strict_cupy import strict_cupy, view
+from strict_cupy import view
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
@@ -16,12 +16,6 @@ from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
 
 FLOATS = ("float32", "float16", "bfloat16")
 floats = pytest.mark.parametrize("dtype", FLOATS)
-
-
-@pytest.fixture
-def cupy_backend(monkeypatch):
-    with strict_cupy(monkeypatch) as backend:
-        yield backend
 
 
 # -- embedding -----------------------------------------------------------------------------------
