@@ -38,18 +38,17 @@ class WgpuBackend(Primitives):
     """Tensors are `GpuArray`s in buffers of one adapter.
 
     Attributes:
-        caps: what the GPU can do.   device: its name, as a user would write it.
+        caps: what the GPU can do.   provider: the library.
     """
 
     name = "wgpu"
-    device = ""
     prefill_chunk = 512
     run_ahead = 2
     joins_weights = True
 
     def __init__(self, provider: Provider, adapter: Any, selector: str) -> None:
         self.provider = provider
-        self.device = f"wgpu:{selector}" if selector else "wgpu"
+        self._device_name = f"wgpu:{selector}" if selector else "wgpu"
         self.poison = env.POISON.text() == "1"
         self._debug = env.DEBUG.integer()
         checked = self.poison or self._debug > 0
@@ -63,6 +62,10 @@ class WgpuBackend(Primitives):
         self._found: dict[str, Kernel | str] = {}
         if self._debug >= 1:
             print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
+
+    @property
+    def device(self) -> str:
+        return self._device_name
 
     # -- memory ----------------------------------------------------------------------------------
     def _make(self, nbytes: int) -> Any:

@@ -44,8 +44,8 @@ def _linux_family() -> str:
         lines = Path("/etc/os-release").read_text().splitlines()
     except OSError:
         return ""
-    fields = dict(line.partition("=")[::2] for line in lines)
-    return " ".join(fields.get(key, "").strip('"') for key in ("ID", "ID_LIKE"))
+    parts = [line.partition("=") for line in lines]
+    return " ".join(text.strip('"') for key, _, text in parts if key in ("ID", "ID_LIKE"))
 
 
 def describe(caps: Any) -> str:

@@ -26,7 +26,8 @@ class Staging:
         self.size = size
         self._provider, self._device = provider, device
         self._status: int | None = None
-        self._bytes, self._submission, self._promise = 0, None, None
+        self._bytes, self._submission = 0, None
+        self._promise: Any = None
         self._info: Any = None
 
     def begin(self, nbytes: int, submission: Any) -> None:
