@@ -49,7 +49,7 @@ def test_reductions_in_chunks(axis, dtype, wgpu, rng, monkeypatch):
                 same(got, want)
 
 
-@pytest.mark.parametrize("shape", [(1, 100_000), (3, 20_001), (40_000, 3), (2000, 64)])
+@pytest.mark.parametrize("shape", [(1, 100_000), (3, 20_001), (40_000, 3), (2000, 64), (5, 2048)])
 def test_long_sums(shape, wgpu, rng):
     x = normal(rng, shape)
     t = Tensor(x, backend=wgpu)

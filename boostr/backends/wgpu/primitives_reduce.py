@@ -54,6 +54,7 @@ def reduce_to(
     columns = inner_steps[-1] != 1 and outer_steps[-1] == 1 and outer[-1] >= 16
     if partial and math.prod(outer) <= _FEW:
         columns = False  # few threads would walk down: many read across, which L2 serves
+    columns = columns or math.prod(inner) < 8
     return _Reduction(backend, op, x, outer, outer_steps, inner, inner_steps, columns).run()
 
 
@@ -174,6 +175,8 @@ class Reductions(Launcher):
             return self.empty(shape, x.dtype)
         if x.size == 0:
             return self.full(shape, 0, x.dtype)
+        if x.size == math.prod(shape):
+            return layout.dense_view(self.copy(x), shape)
         turned = self.permute(x, (*kept, *axes))
         cut = len(kept)
         made = reduce_to(self, name, turned.shape[:cut], turned.shape[cut:], turned)
