@@ -34,6 +34,10 @@ struct Params {
 {{ read(4, "table", "i32") }}
 # endif
 # set at = 5 if BLOCK else 4
+# if FLAG
+{{ read(at, "flag", "u32") }}
+#   set at = at + 1
+# endif
 {{ write(at, "out", OUT, width(OUT, DV % 4 == 0) | int) }}
 {{ write(at + 1, "lse", "f32") }}
 {{ parameters(at + 2) }}
@@ -109,6 +113,9 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) workgroup: vec3<u32>,
              @builtin(num_workgroups) workgroups: vec3<u32>) {
   // `together` heads side by side, whose keys the cache holds; last queries, the most work, first
+# if FLAG
+  if (flag[0] == 0u) { return; }  // tensor cores have done it
+# endif
   let number = flat_workgroup(workgroup, workgroups);
   if (number >= p.tiles * p.heads) { return; }
   let turn = p.tiles * p.together;

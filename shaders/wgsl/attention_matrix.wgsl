@@ -1,4 +1,6 @@
-// Attention forward on tensor cores (subgroup matrices): f16 q, k, v, f32 scores and sums.
+// Attention forward on tensor cores (subgroup matrices): f16 products, f32 scores and sums. bf16 is
+// made f16 on its way, exactly between 2^-14 and 65504; where a number is beyond, `flag` is set and
+// attention.wgsl does the work again (smaller ones lose digits below 2^-24).
 //   out = softmax(scale q.k, masked) v and lse, packed or paged; shapes as in attention.wgsl.
 // A workgroup takes 16 SUBGROUPS queries of one head (an entry of attention_plan.wgsl's list), each
 // subgroup of 32 lanes 16 of them, against 64 keys at a time. Its queries stay in matrices, and so
@@ -33,10 +35,13 @@ struct Params {
 {{ read(4, "table", "i32") }}
 # endif
 # set at = 5 if BLOCK else 4
-{{ write(at, "out", "f16", 2) }}
+{{ write(at, "out", KIND, 2) }}
 {{ write(at + 1, "lse", "f32") }}
-{{ parameters(at + 2) }}
-{{ put_columns("out", "f16", DV) -}}
+# if KIND == "bf16"
+@group(0) @binding({{ at + 2 }}) var<storage, read_write> flag: array<atomic<u32>>;
+# endif
+{{ parameters(at + 3 if KIND == "bf16" else at + 2) }}
+{{ put_columns("out", KIND, DV) -}}
 {{ workgroup("kv", "vec4<u32>", [BN, BM] | max * LINE) }}
 {{ workgroup("scores", "vec4<f32>", BM * 17) }}
 {{ workgroup("probs", "vec4<u32>", BM * 9) }}
@@ -73,6 +78,18 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 }
 # endfor
 
+# if KIND == "bf16"
+var<private> largest: vec4<f32>;
+fn halves(w: vec4<u32>) -> vec4<u32> {
+  let a = vec4<f32>(unpack_bf16(w.x), unpack_bf16(w.y));
+  let b = vec4<f32>(unpack_bf16(w.z), unpack_bf16(w.w));
+  largest = max(largest, max(abs(a), abs(b)));
+  return vec4<u32>(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+}
+# else
+fn halves(w: vec4<u32>) -> vec4<u32> { return w; }
+# endif
+
 # macro fetch(name, start, count, W)
 # for j in range(count)
   r{{ j }} = {{ name }}[{{ name }}_row((id + {{ j * THREADS }}u) / {{ W // 8 }}u, {{ start }}) + (id + {{ j * THREADS }}u) % {{ W // 8 }}u];
@@ -80,7 +97,7 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 # endmacro
 # macro stash(count, W)
 # for j in range(count)
-  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = r{{ j }};
+  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = halves(r{{ j }});
 # endfor
 # endmacro
 
@@ -121,7 +138,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   {
     let i = id + {{ j * THREADS }}u;
     let from_row = p.q_at + head * p.q_head + (first + min(i / {{ D // 8 }}u, last_row)) * p.q_row;
-    kv[i / {{ D // 8 }}u * {{ LINE }}u + i % {{ D // 8 }}u] = q[from_row + i % {{ D // 8 }}u];
+    kv[i / {{ D // 8 }}u * {{ LINE }}u + i % {{ D // 8 }}u] = halves(q[from_row + i % {{ D // 8 }}u]);
   }
 # endfor
   workgroupBarrier();
@@ -257,6 +274,9 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     }
   }
 # endfor
+# if KIND == "bf16"
+  if (max(max(largest.x, largest.y), max(largest.z, largest.w)) > 65504.0) { atomicStore(&flag[0], 1u); }
+# endif
 }
 
 fn seen(key: vec4<i32>, position: i32, end: i32) -> vec4<bool> {

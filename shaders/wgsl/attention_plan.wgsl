@@ -6,6 +6,7 @@
 // Rows behind the last segment are one more segment, B, that sees nothing. Entries that are left
 // over have 0 rows. Behind the list lie the slopes and the sinks of the heads (without: 0, -1e30), so
 // that the kernels need no bindings for them.
+// FLAG: also clears the first word of `flag`.
 // One workgroup: a scan of the numbers of tiles of THREADS segments at a time, then a search in it
 // for every tile. PAGED: b holds lengths, not cumulated; else both are cu_seqlens.
 struct Params {
@@ -17,7 +18,10 @@ struct Params {
 {{ read(2, "slopes", "f32") }}
 {{ read(3, "sinks", "f32") }}
 {{ write(4, "plan", "i32") }}
-{{ parameters(5) }}
+# if FLAG
+{{ write(5, "flag", "u32") }}
+# endif
+{{ parameters(6 if FLAG else 5) }}
 {{ workgroup("ends", "i32", THREADS) }}
 
 fn length_a(b: i32) -> i32 {
@@ -56,6 +60,9 @@ fn put_entry(t: u32, b: i32, r0: i32) {
 @compute @workgroup_size({{ THREADS }})
 fn attention_plan(@builtin(local_invocation_index) id: u32) {
   {{ poison("id", THREADS) }}
+# if FLAG
+  if (id == 0u) { flag[0] = 0u; }
+# endif
   var done = 0;  // tiles of the segments before
   for (var base = 0; base <= p.B; base += {{ THREADS }}) {
     workgroupBarrier();

@@ -14,7 +14,7 @@ from ops.attention_cases import CASES, SINKS, SLOPES, Case, close, draw
 from strict_wgpu import BARE, strict_wgpu, view
 from tolerance import assert_close
 
-from boostr import Tensor, capture
+from boostr import Tensor, capture, dtypes
 from boostr.backends.wgpu import attention, attention_backward, attention_matrix
 from boostr.errors import FallbackError
 from boostr.ops.attention import paged_attention, varlen_attention
@@ -148,13 +148,24 @@ def test_matrices(D, Dv, options, plain, rng, monkeypatch):
         pytest.skip(f"{plain.caps.name} through {plain.caps.provider} has no subgroup matrices")
     ran = []
     attend = attention_matrix.attend
-    monkeypatch.setattr(attention_matrix, "attend", lambda c: ran.append(c) or attend(c))
+    monkeypatch.setattr(attention_matrix, "attend", lambda *a: ran.append(a) or attend(*a))
     for size in (1.0, 20.0):
         case = Case("", (1, 200, 0, 90), (40, 200, 0, 333), D=D, Dv=Dv, scale_of_logits=size,
                     options=options)  # fmt: skip
-        check(plain, case, "float16", rng)
-        check_paged(plain, case, "float16", 48, rng)
-    assert len(ran) == 4
+        for dtype in ("float16", "bfloat16"):
+            check(plain, case, dtype, rng)
+            check_paged(plain, case, dtype, 48, rng)
+    assert len(ran) == 8
+
+
+def test_matrices_beyond_their_range(plain):
+    """bfloat16 that no f16 can hold: the vector kernel does it again."""
+    if not plain.caps.matrices:
+        pytest.skip(f"{plain.caps.name} through {plain.caps.provider} has no subgroup matrices")
+    q, k, v = (np.ones((70, 1, 64), dtypes.bfloat16) for _ in range(3))
+    v[:, :, 0] = 1e6
+    args = tensors(plain, q, k, v, *2 * [np.array([0, 70], np.int32)])
+    np.testing.assert_array_equal(varlen_attention(*args)[0].numpy(), v)
 
 
 def test_many_segments(plain, rng):

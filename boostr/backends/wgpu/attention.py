@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.array import GpuArray
 
 MAX_WIDTH = 256
 _FLOATS = dtypes.float32, dtypes.float16, dtypes.bfloat16
@@ -106,27 +109,37 @@ def shuffles(tiles: Any, caps: Caps) -> bool:
 
 def values(
     tiles: Tiles, D: int, DV: int, q: str, kv: str, vector: bool = True, block: int = 0,
-    shuffle: bool = False, **extras: bool,
+    shuffle: bool = False, flag: bool = False, **extras: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What attention.wgsl is rendered with, from the types of q and k, v.
 
-    block: rows of a cache's block, -1 for any, 0 for packed keys.   extras: softcap, alibi, sinks.
+    block: rows of a cache's block, -1 for any, 0 for packed keys.   flag: whether it runs only
+    where a flag is set.   extras: softcap, alibi, sinks.
     """
     return {
         **asdict(tiles), "D": D, "DV": DV, "Q": q, "KV": kv, "OUT": "f32" if DV % 2 else q,
-        "VECTOR": int(vector), "BLOCK": block, "SHUFFLE": int(shuffle),
+        "VECTOR": int(vector), "BLOCK": block, "SHUFFLE": int(shuffle), "FLAG": int(flag),
         **{name.upper(): int(extras.get(name, False)) for name in ("softcap", "alibi", "sinks")},
     }  # fmt: skip
 
 
 def _attend(call: Call) -> tuple[Tensor, Tensor]:
+    backend, q, DV = call.q.backend, call.q.data, call.v.data.shape[-1]
+    room: Any = backend
+    out = room.empty((*q.shape[:2], DV), dtypes.float32 if DV % 2 else q.dtype)
+    lse = room.empty(q.shape[:2], dtypes.float32)
+    attend_into(call, out, lse)
+    out = out if out.dtype == q.dtype else backend.cast(out, q.dtype)
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+def attend_into(call: Call, out: GpuArray, lse: GpuArray, flag: GpuArray | None = None) -> None:
+    """Write out and lse; with a `flag`, only where its first word is not 0."""
     backend: Any = call.q.backend
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
     tiles = choose_tiles(D, DV, backend.caps)
-    out = backend.empty((Tq, H, DV), dtypes.float32 if DV % 2 else q.dtype)
-    lse = backend.empty((Tq, H), dtypes.float32)
     if out.size or lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
@@ -147,20 +160,17 @@ def _attend(call: Call) -> tuple[Tensor, Tensor]:
         scale = options.scale / cap if cap else options.scale * np.log2(np.e)
         backend.launch(
             "attention", "attention", plan.tiles * H,
-            [q, k, v, plan.entries, *([] if table is None else [table])], [out, lse],
+            [q, k, v, plan.entries, *(x for x in (table, flag) if x is not None)], [out, lse],
             (*places, *blocks, k.shape[1], 0 if table is None else backend.offset(table),
              0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
              call.cu_q.data.shape[0] - 1, *window, float(scale), float(cap * np.log2(np.e))),
             **values(
                 tiles, D, DV, name_of(q.dtype), name_of(k.dtype), vector,
                 0 if table is None else -1 if general else k.shape[1],
-                shuffles(tiles, backend.caps), softcap=general or cap > 0,
+                shuffles(tiles, backend.caps), flag is not None, softcap=general or cap > 0,
                 alibi=general or alibi is not None, sinks=general or sinks is not None,
             ),
         )  # fmt: skip
-    if out.dtype != q.dtype:
-        out = backend.cast(out, q.dtype)
-    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
 # -- routing ---------------------------------------------------------------------------------------
@@ -181,7 +191,9 @@ def supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
 
 
 def _serve(call: Call) -> tuple[Tensor, Tensor]:
-    return attention_matrix.attend(call) if attention_matrix.takes(call) else _attend(call)
+    if attention_matrix.takes(call):
+        return attention_matrix.attend(call, attend_into)
+    return _attend(call)
 
 
 def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
@@ -218,7 +230,7 @@ def _variants() -> list[Variant]:
                 made.append(Variant("attention", values(tiles, D, DV, q, kv, vector, 16, **rest)))
                 continue
             for shuffle in (False, True):
-                rendered = values(tiles, D, DV, q, kv, vector, shuffle=shuffle)
+                rendered = values(tiles, D, DV, q, kv, vector, shuffle=shuffle, flag=shuffle)
                 made.append(Variant("attention", rendered, ("subgroup_max",) if shuffle else ()))
     return made
 

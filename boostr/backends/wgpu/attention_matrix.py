@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu.attention_plan import Call, lanes, make_plan, rows_of, sides, together
 from boostr.backends.wgpu.kernels import Variant
+from boostr.backends.wgpu.wgsl import name_of
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ SUBGROUPS = 4
 
 
 def _whole(x: GpuArray) -> bool:
-    """Whether rows of f16 can be read 16 bytes at a time."""
+    """Whether rows of 16-bit numbers can be read 16 bytes at a time."""
     return not any(n % 8 for n in (x.offset, *x.strides[:-1])) and x.strides[-1] == 1
 
 
@@ -37,7 +39,8 @@ def takes(call: Call) -> bool:
     return bool(
         _SHAPE in caps.matrices
         and lanes(caps) == 32
-        and q.dtype == k.dtype == dtypes.float16
+        and q.dtype == k.dtype
+        and q.dtype in (dtypes.float16, dtypes.bfloat16)
         and q.shape[-1] in _WIDTHS
         and v.shape[-1] in _WIDTHS
         and call.alibi is None
@@ -48,25 +51,29 @@ def takes(call: Call) -> bool:
     )
 
 
-def values(D: int, DV: int, block: int, sinks: bool, subgroups: int = SUBGROUPS) -> dict[str, Any]:
+def values(kind: str, D: int, DV: int, block: int, sinks: bool) -> dict[str, Any]:
     """What attention_matrix.wgsl is rendered with."""
-    return {"D": D, "DV": DV, "SUBGROUPS": subgroups, "BLOCK": block, "SINKS": int(sinks),
-            "VECTOR": 1}  # fmt: skip
+    return {"KIND": kind, "D": D, "DV": DV, "SUBGROUPS": SUBGROUPS, "BLOCK": block,
+            "SINKS": int(sinks), "VECTOR": 1}  # fmt: skip
 
 
-def attend(call: Call) -> tuple[Tensor, Tensor]:
-    """(out, lse) of a call that `takes` lets through."""
+def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a call that `takes` lets through.
+
+    again: (call, out, lse, flag), writes them in float32 where the flag is set.
+    """
     backend: Any = call.q.backend
     (q, k, v), _ = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
     out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)
+    flag = None if q.dtype == dtypes.float16 else backend.empty((4,), dtypes.uint32)
     if lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
         window, sinks = sides(call.options), None if call.sinks is None else call.sinks.data
         plan = make_plan(
             backend, 16 * SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
-            call.options.bottom_right, (H, None, sinks), capacity,
+            call.options.bottom_right, (H, None, sinks), capacity, flag,
         )  # fmt: skip
         places = []
         for x in (q, k, v):
@@ -76,16 +83,23 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
         side = together(H, H // K, keys * (D + DV) * 2)
         backend.launch(
             "attention_matrix", "attention", plan.tiles * H,
-            [q, k, v, plan.entries, *([] if table is None else [table])], [out, lse],
+            [q, k, v, plan.entries, *([] if table is None else [table])],
+            [out, lse] if flag is None else [out, lse, flag],
             (*places, *blocks, 0 if table is None else backend.offset(table),
              0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
              call.cu_q.data.shape[0] - 1, *window, float(call.options.scale * np.log2(np.e))),
-            **values(D, DV, 0 if table is None else k.shape[1], sinks is not None),
+            **values(
+                name_of(q.dtype), D, DV, 0 if table is None else k.shape[1], sinks is not None
+            ),
         )  # fmt: skip
+        if flag is not None:
+            again(call, out, lse, flag)
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
 VARIANTS = [
-    Variant("attention_matrix", values(D, DV, block, block > 0), ("matrices",))
-    for D, DV, block in ((64, 64, 0), (128, 128, 16), (80, 96, 48), (16, 128, 0))
-]
+    Variant("attention_matrix", values(kind, D, DV, block, block > 0), ("matrices",))
+    for kind, D, DV, block in (
+        ("f16", 64, 64, 0), ("bf16", 128, 128, 16), ("f16", 80, 96, 48), ("bf16", 16, 128, 0),
+    )
+]  # fmt: skip

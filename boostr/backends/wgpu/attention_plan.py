@@ -71,11 +71,13 @@ def make_plan(
     bottom_right: bool,
     per_head: tuple[int, GpuArray | None, GpuArray | None] = (0, None, None),
     capacity: int | None = None,
+    flag: GpuArray | None = None,
 ) -> Plan:
     """Tiles of `tile` of the `rows` rows that cu_a divides, and what they see of the other side.
 
     b: the other side's cu_seqlens, or with a `capacity` (rows of a sequence's cache) its lengths.
-    window: how far a row sees back and forth.   per_head: H, slopes, sinks.
+    window: how far a row sees back and forth.   per_head: H, slopes, sinks.   flag: uint32, whose
+        first word becomes 0.
     """
     B = cu_a.shape[0] - 1
     tiles = rows // tile + B + 1
@@ -85,11 +87,12 @@ def make_plan(
     reads += [reads[0] if x is None else backend.dense(x) for x in (slopes, sinks)]
     starts = [backend.offset(x) for x in reads]
     backend.launch(
-        "attention_plan", "attention_plan", (1, 1, 1), reads, [entries],
+        "attention_plan", "attention_plan", (1, 1, 1), reads,
+        [entries] if flag is None else [entries, flag],
         (rows, B, tile, tiles, *window, int(bottom_right), FAR if capacity is None else capacity, H,
          *starts),
         THREADS=_THREADS, PAGED=int(capacity is not None), ALIBI=int(slopes is not None),
-        SINKS=int(sinks is not None), STEPS=_STEPS,
+        SINKS=int(sinks is not None), FLAG=int(flag is not None), STEPS=_STEPS,
     )  # fmt: skip
     return Plan(entries, tiles)
 
@@ -118,6 +121,6 @@ class Call:
 
 VARIANTS = [
     Variant("attention_plan", {"THREADS": _THREADS, "PAGED": n, "ALIBI": n, "SINKS": n,
-                               "STEPS": _STEPS})
+                               "FLAG": n, "STEPS": _STEPS})
     for n in (0, 1)
 ]  # fmt: skip
