@@ -50,12 +50,12 @@ def our_sample(x: Tensor, top_k: int, top_p: float, min_p: float) -> float:
     return timing.time_us([lambda: sample(x, *args)] * _CALLS)
 
 
-def torch_sample(x: Any, top_k: int, top_p: float, min_p: float) -> Any:
+def torch_sample(x: Any, top_k: float, top_p: float, min_p: float) -> Any:
     import torch
 
     x = x / TEMPERATURE
     if top_k:
-        x = x.masked_fill(x < x.topk(top_k, -1).values[:, -1:], -torch.inf)
+        x = x.masked_fill(x < x.topk(int(top_k), -1).values[:, -1:], -torch.inf)
     if top_p < 1:
         ordered, ids = x.sort(-1)
         beyond = ordered.softmax(-1).cumsum(-1) <= 1 - top_p

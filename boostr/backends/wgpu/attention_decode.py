@@ -201,9 +201,10 @@ def supports(
 
 
 def _call(
-    backend: Any, q: Any, k: Any, v: Any, table: Any, options: AttentionOptions,
-    alibi: Any, sinks: Any,
-) -> Call:  # fmt: skip
+    backend: Any, arrays: list[Any], options: AttentionOptions, alibi: Any, sinks: Any
+) -> Call:
+    """`arrays`: q, k_cache, v_cache, block_table."""
+    q, k, v, table = arrays
     T, H, D = q.shape
     bs, columns, Dv = k.shape[1], table.shape[1], v.shape[3]
     aligned = D % 8 == 0 and _aligned(backend, k, 8) and _aligned(backend, v, 8)
@@ -236,8 +237,9 @@ def _inputs(backend: Any, tensors: tuple, alibi: Tensor | None, aligned: bool) -
     q, k, v = (x.data for x in tensors[:3])
     if q.strides[2] != 1 or (aligned and not _aligned(backend, q, 4)):
         q = backend.copy(q)
-    dense = [backend.dense(x.data) for x in tensors[3:]]
-    return _Inputs(q, k, v, *dense, None if alibi is None else backend.dense(alibi.data))
+    cu, table, lens = (backend.dense(x.data) for x in tensors[3:])
+    slopes = None if alibi is None else backend.dense(alibi.data)
+    return _Inputs(q, k, v, cu, table, lens, slopes)
 
 
 def _launch(
@@ -277,7 +279,8 @@ def partials(
         partials f32 [T, H, S, round_up(Dv, 4) + 4]; S, at most `max_splits`.
     """
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    call = _call(backend, *(x.data for x in tensors[:3]), block_table.data, options, alibi, None)
+    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
+    call = _call(backend, arrays, options, alibi, None)
     planned = plan(call, backend.caps, max_splits, **chosen)
     return _partials(backend, call, planned, tensors, alibi, options), planned.splits
 
@@ -334,8 +337,8 @@ def attend(
     backend: Any = q.backend
     joined = chosen.pop("joined", True)
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    arrays = [x.data for x in tensors[:3]]
-    call = _call(backend, *arrays, block_table.data, options, alibi, sinks)
+    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
+    call = _call(backend, arrays, options, alibi, sinks)
     planned = plan(call, backend.caps, **chosen)
     # more bindings than every device has, words that are not whole
     apart = call.alibi or call.sinks or call.Dv % 4
