@@ -41,6 +41,7 @@ struct Params {
 # if placed
 {{ walk.place(rank, placed) }}
 # endif
+# set QUICK = OUT in ("f16", "bf16")
 # include "math.wgsl"
 # if OP == "pow"
 # include "power.wgsl"

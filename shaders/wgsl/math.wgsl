@@ -35,7 +35,12 @@ fn exp_of(x: f32, low: f32) -> f32 {
   e = e * power_of_two(half) * power_of_two(i32(n) - half);
   return select(select(e, inf(), y > 89.0), x, is_nan(x));
 }
+# if QUICK is defined and QUICK
+// For results of 16 bits.
+fn exp_f32(x: f32) -> f32 { return select(exp2(x * 1.44269504), inf(), x > 89.0); }
+# else
 fn exp_f32(x: f32) -> f32 { return exp_of(x, 0.0); }
+# endif
 
 fn log_f32(x: f32) -> f32 {
   let u = bitcast<u32>(x);
@@ -106,6 +111,23 @@ fn tanh_f32(x: f32) -> f32 {
   return select(y, x, is_nan(x));
 }
 
+# if QUICK is defined and QUICK
+fn erf_f32(x: f32) -> f32 {  // the fit of Eigen and XLA
+  let t = select(clamp(x, -4.0, 4.0), x, is_nan(x));
+  let z = t * t;
+  var above = fma(z, -2.72614225801306e-10, 2.77068142495902e-8);
+  above = fma(z, above, -2.10102402082508e-6);
+  above = fma(z, above, -5.69250639462346e-5);
+  above = fma(z, above, -7.34990630326855e-4);
+  above = fma(z, above, -2.95459980854025e-3);
+  above = fma(z, above, -1.60960333262415e-2);
+  var below = fma(z, -1.45660718464996e-5, -2.13374055278905e-4);
+  below = fma(z, below, -1.68282697438203e-3);
+  below = fma(z, below, -7.37332916720468e-3);
+  below = fma(z, below, -1.42647390514189e-2);
+  return t * above / below;
+}
+# else
 fn erf_f32(x: f32) -> f32 {
   let t = min(abs(x), 4.0);
   let s = t * t;
@@ -123,6 +145,7 @@ fn erf_f32(x: f32) -> f32 {
   let y = select(select(far, -far, x < 0.0), fma(near, x, x), t <= 0.927734375);
   return select(y, x, is_nan(x));
 }
+# endif
 
 fn sigmoid_f32(x: f32) -> f32 {
   let e = exp_f32(-abs(x));

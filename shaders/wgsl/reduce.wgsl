@@ -33,7 +33,7 @@ struct Params {
 {{ write(2 if PARTIAL else 1, "Y", "u32") }}
 {{ write(3 if PARTIAL else 2, "Z", "u32") }}
 # else
-{{ write(1, "Y", V) }}
+{{ write(1, "Y", V, 4 if COLUMNS and E > 1 else 1) }}
 # endif
 # include "math.wgsl"
 
@@ -107,26 +107,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   Y[chunk * p.O + o] = join(join(a, b), join(c, d));
 # else
 # for g in range(E // 4)
-  var a{{ g }} = {{ T }}(p.init); var b{{ g }} = {{ T }}(p.init);
+  var a{{ g }} = {{ T }}(p.init);
+  var b{{ g }} = {{ T }}(p.init);
 # endfor
-# macro step(x, place)
-  { let w = A[{{ place }}];
+# macro take(x, w)
 # for g in range(E // 4)
-    {{ x }}{{ g }} = join4({{ x }}{{ g }}, {{ lists.four("w", IN, vectors, g)|trim }});
+    {{ x }}{{ g }} = join4({{ x }}{{ g }}, {{ lists.four(w, IN, vectors, g)|trim }});
 # endfor
-  }
 # endmacro
-  for (; r + 2u <= end; r += 2u) {
-{{ step("a", "at + cut_place(r)") }}
-{{ step("b", "at + cut_place(r + 1u)") }}
+  for (; r + 4u <= end; r += 4u) {
+# for u in range(4)
+    let w{{ u }} = A[at + cut_place(r + {{ u }}u)];
+# endfor
+{{ take("a", "w0") }}{{ take("b", "w1") }}{{ take("a", "w2") }}{{ take("b", "w3") }}
   }
-  if (r < end) {
-{{ step("a", "at + cut_place(r)") }}
+  for (; r < end; r += 1u) {
+    let w = A[at + cut_place(r)];
+{{ take("a", "w") }}
   }
+  let to = (chunk * p.O) / 4u + o * {{ E // 4 }}u;
 # for g in range(E // 4)
-  { let total = join4(a{{ g }}, b{{ g }});
-    let y = chunk * p.O + o * {{ E }}u + {{ 4 * g }}u;
-    Y[y] = total.x; Y[y + 1u] = total.y; Y[y + 2u] = total.z; Y[y + 3u] = total.w; }
+  Y[to + {{ g }}u] = join4(a{{ g }}, b{{ g }});
 # endfor
 # endif
 }
@@ -150,7 +151,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # if OP == "argmax"
   var best = 0u;
   var place = 0xffffffffu;
-  for (var r = first; r < end; r += {{ LANES }}u) {
+  var r = first;
+  for (; r + {{ 3 * LANES }}u < end; r += {{ 4 * LANES }}u) {
+# for u in range(4)
+    let i{{ u }} = at + cut_place(r + {{ u * LANES }}u);
+    let key{{ u }} = key_of(A_at(i{{ u }}));
+# endfor
+# for u in range(4)
+    let here{{ u }} = {{ "places[i%d]" % u if PARTIAL else "r + %du" % (u * LANES) }};
+# set k, h = "key%d" % u, "here%d" % u
+    if ({{ k }} > best || ({{ k }} == best && {{ h }} < place)) { best = {{ k }}; place = {{ h }}; }
+# endfor
+  }
+  for (; r < end; r += {{ LANES }}u) {
     let i = at + cut_place(r);
     let key = key_of(A_at(i));
     let here = {{ "places[i]" if PARTIAL else "r" }};

@@ -42,13 +42,18 @@ def copy_raw(backend: Launcher, out: GpuArray, x: GpuArray) -> None:
         return
     rows, columns, step_a, step_y, batch, steps = parts
     raw = layout.raw_name(x)
-    tile = 32 * min(PER_WORD[raw], 2)
+    per, at = PER_WORD[raw], backend.offset(x)
+    words = math.gcd(rows, step_a, at, *steps[0]) % per == 0
+    tile = 32 * min(per, 2)
     params = [
         rows, columns, math.prod(batch), layout.word(step_a), step_y,
-        *layout.walk(2, batch, [(backend.offset(x), steps[0]), (backend.offset(out), steps[1])]),
+        *layout.walk(2, batch, [(at, steps[0]), (backend.offset(out), steps[1])]),
     ]  # fmt: skip
-    grid = -(-rows // 32) * -(-columns // tile) * math.prod(batch)
-    backend.launch("transpose", "main", grid, [x], [out], params, RAW=raw, threads=THREADS)
+    down = -(-rows // (32 * per if words else 32))
+    grid = down * -(-columns // tile) * math.prod(batch)
+    backend.launch(
+        "transpose", "main", grid, [x], [out], params, RAW=raw, WORDS=words, threads=THREADS
+    )
 
 
 def _transposed(out: GpuArray, x: GpuArray) -> tuple | None:
@@ -215,7 +220,9 @@ VARIANTS = [
     *(Variant("fill", {"COUNT": count, "OUT": kind, "threads": THREADS})
       for count, kind in ((False, "u32"), (True, "f32"), (True, "i32"), (True, "u32"),
                           (True, "bf16"), (True, "f16"), (True, "i8"), (True, "u8"))),
-    *(Variant("transpose", {"RAW": raw, "threads": THREADS}) for raw in ("u32", "u16", "u8")),
+    *(Variant("transpose", {"RAW": raw, "WORDS": words, "threads": THREADS})
+      for raw, words in (("u32", True), ("u16", True), ("u8", True), ("u16", False),
+                         ("u8", False))),
     *(Variant("assign", {"RAW": raw, "width": width, "rank": rank, "INDEX": index,
                          "threads": THREADS})
       for raw, width in (("u32", 4), ("u32", 1), ("u16", 1), ("u8", 1))

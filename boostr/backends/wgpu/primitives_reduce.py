@@ -147,11 +147,13 @@ class _Reduction:
         R = self.R
         if self.columns:
             lines = self.O // self.E
-            wanted = max(1, R // _COLUMN_CHUNK, min(R // 16, _BUSY * self.threads // lines))
+            wanted = max(1, R // _COLUMN_CHUNK, min(R // 32, _BUSY * self.threads // (4 * lines)))
             chunk = -(-R // wanted)
             return chunk, -(-R // chunk), 1
         share = -(-R // self.E)
         lanes = _lanes(share, self.threads)
+        if self.O * lanes < 1 << 16 and share > 256:
+            lanes = self.threads
         groups = -(-self.O // (self.threads // lanes))
         chunks = 1
         if groups < _BUSY:
@@ -236,7 +238,7 @@ class Reductions(Launcher):
 
 
 def _lanes(length: int, threads: int) -> int:
-    return 8 if length <= 32 else 32 if length <= 256 else threads
+    return 8 if length <= 32 else 32 if length <= 1024 else threads
 
 
 def _axis_last(backend: Launcher, x: GpuArray, axis: int) -> tuple[GpuArray, Shape]:
