@@ -3,19 +3,21 @@
 // attention.wgsl does the work again (smaller ones lose digits below 2^-24).
 //   out = softmax(scale q.k, masked) v and lse, packed or paged; shapes as in attention.wgsl.
 // A workgroup takes 16 SUBGROUPS queries of one head (an entry of attention_plan.wgsl's list), each
-// subgroup of 32 lanes 16 of them, against 64 keys at a time. Its queries stay in matrices, and so
+// subgroup of 32 lanes 16 of them, against BN keys at a time. Its queries stay in matrices, and so
 // do its sums of out. Scores go through shared memory, where two lanes share a row, back into
 // matrices as f16 probabilities. `kv` holds a tile of keys, then of values; the next one is on its
 // way to registers meanwhile.
 // A matrix cannot be scaled by rows in registers, so the sums are only rescaled (through `scores`)
 // when a row's maximum has risen by more than RISE: until then its probabilities are up to 2^RISE.
 // In `kv` and `probs` a place counts vectors of 8 f16, in `scores` of 4 f32, also in matrix loads.
-// Limits: D and DV multiples of 16, to 128; scale > 0; no softcap, no slopes.
+// Limits: D and DV multiples of 16, to 128; 0 < scale <= 0.5; no softcap, no slopes.
 // Source: Dao 2023, FlashAttention-2; lazy rescaling: FlashAttention-4.
 # from "attention_parts.wgsl" import columns, put_columns, width with context
 # set THREADS = 32 * SUBGROUPS
 # set BM = 16 * SUBGROUPS
-# set BN = 64
+# set SP = BN // 4 + 1
+# set PP = BN // 8 + 1
+# set each = BN // 8
 # set most = [D, DV] | max
 # set LINE = most // 8 + 1
 # set q_loads = BM * D // 8 // THREADS
@@ -43,8 +45,8 @@ struct Params {
 {{ parameters(at + 3 if KIND == "bf16" else at + 2) }}
 {{ put_columns("out", KIND, DV) -}}
 {{ workgroup("kv", "vec4<u32>", [BN, BM] | max * LINE) }}
-{{ workgroup("scores", "vec4<f32>", BM * 17) }}
-{{ workgroup("probs", "vec4<u32>", BM * 9) }}
+{{ workgroup("scores", "vec4<f32>", BM * SP) }}
+{{ workgroup("probs", "vec4<u32>", BM * PP) }}
 {{ workgroup("fades", "f32", BM) }}
 var<workgroup> risen: u32;  // whether a row's maximum has
 # if BLOCK
@@ -52,7 +54,7 @@ var<workgroup> holes: u32;  // whether the table lacks a block of these keys
 # endif
 const LOG2E = 1.4426950408889634;
 const LOWEST = -1.0e30;
-const HIDDEN = -3.0e38;
+const HIDDEN = -2.0e38;  // times a scale of at most 1: 0 under exp2 even beside LOWEST
 const RISE = 8.0;
 var<private> minus_infinity: u32 = 0xff800000u;
 var<private> last_row: u32;
@@ -149,11 +151,16 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # for c in range(DV // 16)
   var o{{ c }} = subgroup_matrix_result<f32, 16, 16>();
 # endfor
+# if AHEAD
   if (begin < end) {
 {{ fetch("k", "begin", k_loads, D) -}}
   }
+# endif
   for (var start = begin; start < end; start += {{ BN }}) {
     workgroupBarrier();
+# if not AHEAD
+{{ fetch("k", "start", k_loads, D) -}}
+# endif
 {{ stash(k_loads, D) -}}
     if (id == 0u) { risen = 0u; }
 # if BLOCK
@@ -163,7 +170,9 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # if BLOCK
     if (id < {{ BN }}u && block_of(u32(min(start + i32(id), last_key))) < 0) { holes = 1u; }
 # endif
+# if AHEAD
 {{ fetch("v", "start", v_loads, DV) -}}
+# endif
 # for n in range(BN // 16)
     {
       var s = subgroup_matrix_result<f32, 16, 16>();
@@ -171,28 +180,31 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       s = subgroupMatrixMultiplyAccumulate(q{{ c }}, subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(
         &kv, {{ 16 * n * LINE + 2 * c }}u, {{ LINE }}u), s);
 # endfor
-      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * n }}u, s, 17u);
+      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * SP }}u + {{ 4 * n }}u, s, {{ SP }}u);
     }
 # endfor
     workgroupBarrier();
+# if not AHEAD
+{{ fetch("v", "start", v_loads, DV) -}}
+# endif
 {{ stash(v_loads, DV) -}}
     let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if BLOCK }};
     var best = vec4<f32>(HIDDEN);
-# for i in range(8)
+# for i in range(each)
     var s{{ i }}: vec4<f32>;
     {
-      var near = scores[row * 17u + {{ i }}u] * p.scale;
-      var far = scores[row * 17u + {{ 8 + i }}u] * p.scale;
+      var near = scores[row * {{ SP }}u + {{ i }}u];
+      var far = scores[row * {{ SP }}u + {{ each + i }}u];
       if (!whole) {
         let key = start + {{ 4 * i }} + vec4<i32>(0, 1, 2, 3);
         near = select(vec4<f32>(HIDDEN), near, seen(key, position, end));
-        far = select(vec4<f32>(HIDDEN), far, seen(key + 32, position, end));
+        far = select(vec4<f32>(HIDDEN), far, seen(key + {{ BN // 2 }}, position, end));
       }
       best = max(best, max(near, far));
       s{{ i }} = select(near, far, half == 1u);
     }
 # endfor
-    let peak = max(max(best.x, best.y), max(best.z, best.w));
+    let peak = max(max(best.x, best.y), max(best.z, best.w)) * p.scale;
     if (peak > top + RISE) { risen = 1u; }
     if (workgroupUniformLoad(&risen) != 0u) {
       let next = max(top, peak);
@@ -200,38 +212,40 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       top = next;
       sum *= fade;
       if (half == 0u) { fades[row] = fade; }
-# for group in range((DV + 63) // 64)
-# set here = [4, DV // 16 - 4 * group] | min
+# for group in range((DV + BN - 1) // BN)
+# set here = [BN // 16, DV // 16 - BN // 16 * group] | min
 # for c in range(here)
-      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, o{{ 4 * group + c }}, 17u);
+      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * SP }}u + {{ 4 * c }}u, o{{ BN // 16 * group + c }}, {{ SP }}u);
 # endfor
       workgroupBarrier();
-      for (var i = 0u; i < {{ 2 * here }}u; i++) { scores[row * 17u + 2u * i + half] *= fades[row]; }
+      for (var i = 0u; i < {{ 2 * here }}u; i++) { scores[row * {{ SP }}u + 2u * i + half] *= fades[row]; }
       workgroupBarrier();
 # for c in range(here)
-      o{{ 4 * group + c }} = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(
-        &scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, 17u);
+      o{{ BN // 16 * group + c }} = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(
+        &scores, subgroup * {{ 16 * SP }}u + {{ 4 * c }}u, {{ SP }}u);
 # endfor
       workgroupBarrier();
 # endfor
     }
-# for i in range(8)
-    s{{ i }} = exp2(s{{ i }} - vec4<f32>(top));
+# for i in range(each)
+    s{{ i }} = exp2(fma(s{{ i }}, vec4<f32>(p.scale), vec4<f32>(-top)));
     sum += s{{ i }}.x + s{{ i }}.y + s{{ i }}.z + s{{ i }}.w;
 # endfor
-# for i in range(4)
-    probs[row * 9u + half * 4u + {{ i }}u] = vec4<u32>(
+# for i in range(each // 2)
+    probs[row * {{ PP }}u + half * {{ each // 2 }}u + {{ i }}u] = vec4<u32>(
       pack2x16float(s{{ 2 * i }}.xy), pack2x16float(s{{ 2 * i }}.zw),
       pack2x16float(s{{ 2 * i + 1 }}.xy), pack2x16float(s{{ 2 * i + 1 }}.zw));
 # endfor
     workgroupBarrier();
+# if AHEAD
     if (start + {{ BN }} < end) {
 {{ fetch("k", "start + " ~ BN, k_loads, D) -}}
     }
+# endif
 # for n in range(BN // 16)
     {
       let w = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(
-        &probs, subgroup * {{ 16 * 9 }}u + {{ 2 * n }}u, 9u);
+        &probs, subgroup * {{ 16 * PP }}u + {{ 2 * n }}u, {{ PP }}u);
 # for c in range(DV // 16)
       o{{ c }} = subgroupMatrixMultiplyAccumulate(w, subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(
         &kv, {{ 16 * n * LINE + 2 * c }}u, {{ LINE }}u), o{{ c }});
@@ -261,16 +275,16 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       lse[at] = select(bitcast<f32>(minus_infinity), (base + log2(max(total, 1.0e-38))) / LOG2E, total > 0.0);
     }
   }
-# for group in range((DV + 63) // 64)
-# set here = [4, DV // 16 - 4 * group] | min
+# for group in range((DV + BN - 1) // BN)
+# set here = [BN // 16, DV // 16 - BN // 16 * group] | min
   workgroupBarrier();
 # for c in range(here)
-  subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * 17 }}u + {{ 4 * c }}u, o{{ 4 * group + c }}, 17u);
+  subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * SP }}u + {{ 4 * c }}u, o{{ BN // 16 * group + c }}, {{ SP }}u);
 # endfor
   workgroupBarrier();
   if (row <= last_row) {
     for (var i = 0u; i < {{ 2 * here }}u; i++) {
-      put_out(at, {{ 16 * group }}u + 2u * i + half, scores[row * 17u + 2u * i + half] * fades[row]);
+      put_out(at, {{ BN // 4 * group }}u + 2u * i + half, scores[row * {{ SP }}u + 2u * i + half] * fades[row]);
     }
   }
 # endfor

@@ -254,7 +254,8 @@ def test_backward_repeats(plain, rng):
 @pytest.mark.parametrize("D", [1, 8, 24, 64, 72, 80, 96, 100, 128, 192, 256])
 def test_every_device_has_tiles(D, caps):
     for tiles, room in (
-        (attention.choose_tiles(D, D, caps), attention.Tiles.shared_bytes),
+        *((attention.choose_tiles(D, D, caps, few), attention.Tiles.shared_bytes)
+          for few in (False, True)),
         *((attention_backward.choose_tiles(D, D, caps, keys), attention_backward.shared_bytes)
           for keys in (False, True)),
     ):  # fmt: skip

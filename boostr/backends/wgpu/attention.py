@@ -74,10 +74,14 @@ class Tiles:
 
 # From the best on a large GPU to the smallest, for heads of up to so many columns
 TILES: dict[int, tuple[Tiles, ...]] = {
-    64: (Tiles(8, 8, 8, 8, 32, 32, RESIDENT=True), Tiles(8, 8, 4, 8, 16, 16)),
+    64: (Tiles(16, 8, 8, 4, 32, 32, RESIDENT=True), Tiles(8, 8, 4, 8, 16, 16)),
     128: (Tiles(16, 8, 8, 4, 32, 32), Tiles(16, 8, 4, 4, 16, 8)),
     256: (Tiles(16, 8, 8, 4, 32, 16), Tiles(16, 4, 4, 4, 8, 8, UNROLL=2)),
 }
+
+# instead of the first of these where it would leave a large GPU's cores without work
+FEW = {64: Tiles(16, 8, 4, 4, 32, 32), 128: Tiles(16, 8, 4, 4, 32, 32)}
+_FILLS = 132  # workgroups
 
 
 def software_tiles(width: int) -> Tiles:
@@ -86,10 +90,15 @@ def software_tiles(width: int) -> Tiles:
 
 
 @cache
-def choose_tiles(D: int, DV: int, caps: Caps) -> Tiles | None:
-    """The tiles for heads of D and DV columns; None if a workgroup has too little memory."""
+def choose_tiles(D: int, DV: int, caps: Caps, few: bool = False) -> Tiles | None:
+    """The tiles for heads of D and DV columns; None if a workgroup has too little memory.
+
+    few: as many as fill the GPU are not to be had.
+    """
     width = next(n for n in TILES if max(D, DV) <= n)
     listed = [software_tiles(max(D, DV))] if caps.kind == "software" else []
+    if few and width in FEW and caps.kind == "discrete":
+        listed.append(FEW[width])
     for tiles in (t.fitted(D) for t in (*listed, *TILES[width])):
         fits = tiles.shared_bytes(D, DV) <= caps.workgroup_bytes
         if fits and tiles.threads <= caps.workgroup_threads:
@@ -139,7 +148,8 @@ def attend_into(call: Call, out: GpuArray, lse: GpuArray, flag: GpuArray | None 
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
-    tiles = choose_tiles(D, DV, backend.caps)
+    few = Tq * H < _FILLS * 64
+    tiles: Any = choose_tiles(D, DV, backend.caps, few)
     if out.size or lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]

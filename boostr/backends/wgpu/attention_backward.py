@@ -77,7 +77,8 @@ class _Call:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Tq, H, K, D, DV."""
-        return (*self.q.shape[:2], self.k.shape[1], self.q.shape[2], self.v.shape[2])
+        Tq, H, D = self.q.shape
+        return Tq, H, self.k.shape[1], D, self.v.shape[2]
 
     def stats(self) -> GpuArray:
         """[Tq, H, 2]: the norm and delta of each row."""
@@ -94,12 +95,12 @@ class _Call:
     def gradients(self, stats: GpuArray, keys: bool) -> list[GpuArray]:
         """[dq], or with `keys` [dk, dv]."""
         backend, options, (_, H, K, D, DV) = self.backend, self.options, self.shape
-        tiles = choose_tiles(D, DV, backend.caps, keys)
+        tiles: Any = choose_tiles(D, DV, backend.caps, keys)
         targets = [self.k, self.v] if keys else [self.q]
         made = [_room(backend, x) for x in targets]
         (cu_a, cu_b), window = (self.cu_q, self.cu_k), sides(options)
         if keys:
-            (cu_a, cu_b), window = (cu_b, cu_a), window[::-1]
+            (cu_a, cu_b), window = (cu_b, cu_a), (window[1], window[0])
         per_head = (H, self.alibi, None)
         plan = make_plan(
             backend, tiles.rows, targets[0].shape[0], cu_a, cu_b, window, options.bottom_right,

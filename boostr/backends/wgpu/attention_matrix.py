@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,26 @@ if TYPE_CHECKING:
 
 _SHAPE = ("f16", "f32", 16, 16, 16)
 _WIDTHS = range(16, 129, 16)
-_KEYS = 64  # of a tile
-SUBGROUPS = 4
+
+
+@dataclass(frozen=True)
+class MatrixTiles:
+    """16 * SUBGROUPS queries against BN keys; AHEAD: fetch the next tile while one is used."""
+
+    SUBGROUPS: int = 4
+    BN: int = 64
+    AHEAD: bool = True
+
+    def shared_bytes(self, D: int, DV: int) -> int:
+        """Of the workgroup arrays."""
+        rows, line = 16 * self.SUBGROUPS, max(D, DV) // 8 + 1
+        row = (self.BN // 4 + 1) + (self.BN // 8 + 1)  # of scores and of probabilities
+        return 16 * (max(self.BN, rows) * line + rows * row) + 4 * rows + 8
+
+
+def choose_tiles(D: int, DV: int) -> MatrixTiles:
+    """The tiles for heads of D and DV columns."""
+    return MatrixTiles(2 if max(D, DV) <= 64 else 4)
 
 
 def _whole(x: GpuArray) -> bool:
@@ -27,33 +46,28 @@ def _whole(x: GpuArray) -> bool:
     return not any(n % 8 for n in (x.offset, *x.strides[:-1])) and x.strides[-1] == 1
 
 
-def shared_bytes(D: int, DV: int, subgroups: int) -> int:
-    """Of the workgroup arrays."""
-    rows = 16 * subgroups
-    return 16 * (max(_KEYS, rows) * (max(D, DV) // 8 + 1) + 17 * rows + 9 * rows) + 4 * rows + 8
-
-
 def takes(call: Call) -> bool:
     """Whether tensor cores can serve this call."""
     caps, q, k, v = call.q.backend.caps, call.q.data, call.k.data, call.v.data  # type: ignore
+    D, DV = q.shape[-1], v.shape[-1]
     return bool(
         _SHAPE in caps.matrices
         and lanes(caps) == 32
         and q.dtype == k.dtype
         and q.dtype in (dtypes.float16, dtypes.bfloat16)
-        and q.shape[-1] in _WIDTHS
-        and v.shape[-1] in _WIDTHS
+        and D in _WIDTHS
+        and DV in _WIDTHS
         and call.alibi is None
         and not call.options.softcap
-        and call.options.scale > 0
+        and 0 < call.options.scale <= 0.5
         and all(_whole(x) for x in (q, k, v))
-        and shared_bytes(q.shape[-1], v.shape[-1], SUBGROUPS) <= caps.workgroup_bytes
+        and choose_tiles(D, DV).shared_bytes(D, DV) <= caps.workgroup_bytes
     )
 
 
 def values(kind: str, D: int, DV: int, block: int, sinks: bool) -> dict[str, Any]:
     """What attention_matrix.wgsl is rendered with."""
-    return {"KIND": kind, "D": D, "DV": DV, "SUBGROUPS": SUBGROUPS, "BLOCK": block,
+    return {"KIND": kind, "D": D, "DV": DV, **asdict(choose_tiles(D, DV)), "BLOCK": block,
             "SINKS": int(sinks), "VECTOR": 1}  # fmt: skip
 
 
@@ -72,7 +86,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
         capacity = None if table is None else table.shape[1] * k.shape[1]
         window, sinks = sides(call.options), None if call.sinks is None else call.sinks.data
         plan = make_plan(
-            backend, 16 * SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
+            backend, 16 * choose_tiles(D, DV).SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
             call.options.bottom_right, (H, None, sinks), capacity, flag,
         )  # fmt: skip
         places = []
