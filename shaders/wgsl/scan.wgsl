@@ -1,24 +1,32 @@
-// Y[o, i] = A[o, 0] + ... + A[o, i] within chunks of 8 * threads elements, and each chunk's sum.
+// Y[o, i] = A[o, 0] + ... + A[o, i]: running sums of rows, by chunks of 8 * threads elements.
 //
-// A is [O, R], dense; a workgroup takes one chunk of one row: eight neighbours a thread one after
-// another, then the threads' sums by doubling distances in shared memory. Y is [O, chunks * chunk],
-// 32-bit (the host adds the chunks before and rounds); T is [O, chunks]. With EXCLUSIVE each
-// element gets the sum of those before it. VECTOR: rows of whole eights, aligned. Sums in blocks
-// keep the error near that of a tree.
+// A and Y are [O, R], dense. A workgroup takes one chunk of one row: eight neighbours a thread one
+// after another, then the threads' sums by doubling distances in shared memory.
+//   TOTALS   the chunks' sums alone: T [O, chunks]
+//   else     Y, from S [O, chunks], the sums before each chunk, if rows have several (STARTED)
+// EXCLUSIVE: each element gets the sum of those before it. VECTOR: rows of whole eights, aligned;
+// then Y may be of 16 or 8 bits (OUT), else it is 32-bit. Sums are f32 (i32, u32 modulo 2^32); in
+// blocks their error stays near that of a tree.
 # import "lists.wgsl" as lists with context
 # set V = VALUE[IN]
+# set per = PER_WORD[IN]
+# set to = PER_WORD[OUT]
 struct Params {
   O: u32,
   R: u32,
   chunks: u32,
   oA: u32,
-  row: u32,  // of Y
 }
-{{ parameters(3) }}
-# set per = PER_WORD[IN]
+{{ parameters(3 if STARTED else 2) }}
 {{ read(0, "A", IN, [8 // per, 4]|min if VECTOR else 1) }}
-{{ write(1, "Y", V, 4 if VECTOR else 1) }}
-{{ write(2, "T", V) }}
+# if STARTED
+{{ read(1, "S", V) }}
+# endif
+# if TOTALS
+{{ write(1, "T", V) }}
+# else
+{{ write(2 if STARTED else 1, "Y", OUT, [8 // to, 4]|min if VECTOR else 1) }}
+# endif
 {{ workgroup("sums", V, 2 * threads) }}
 
 @compute @workgroup_size({{ threads }})
@@ -35,12 +43,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   var tail = vec4<{{ V }}>();
   if (first < p.R) {
     let at = (p.oA + o * p.R + first) / {{ 4 if per == 1 else 8 }}u;
-# if per == 1
-    head = A[at];
-    tail = A[at + 1u];
-# else
     let w = A[at];
     head = {{ lists.four("w", IN, 8 // per, 0)|trim }};
+# if per == 1
+    tail = A[at + 1u];
+# else
     tail = {{ lists.four("w", IN, 8 // per, 1)|trim }};
 # endif
   }
@@ -66,25 +73,36 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     sums[side + lane] = sum;
     workgroupBarrier();
   }
+# if TOTALS
+  if (lane == {{ threads - 1 }}u) { T[o * p.chunks + chunk] = sums[side + lane]; }
+# else
   var before = {{ V }}(0);
   if (lane > 0u) { before = sums[side + lane - 1u]; }
-# for j in range(8)
-# if EXCLUSIVE
-  let y{{ j }} = before{{ " + s%d" % (j - 1) if j }};
-# else
-  let y{{ j }} = before + s{{ j }};
+# if STARTED
+  before += S[o * p.chunks + chunk];
 # endif
+# for j in range(8)
+  let y{{ j }} = before{{ " + s%d" % (j - 1 if EXCLUSIVE else j) if j or not EXCLUSIVE }};
 # endfor
 # if VECTOR
-  if (first < p.row) {
-    let to = (o * p.row + first) / 4u;
-    Y[to] = vec4<{{ V }}>(y0, y1, y2, y3);
-    Y[to + 1u] = vec4<{{ V }}>(y4, y5, y6, y7);
+  if (first < p.R) {
+    let place = (o * p.R + first) / {{ 4 if to == 1 else 8 }}u;
+# if to == 1
+    Y[place] = vec4<{{ V }}>(y0, y1, y2, y3);
+    Y[place + 1u] = vec4<{{ V }}>(y4, y5, y6, y7);
+# elif to == 2
+    let head_words = vec2<u32>(pack_{{ OUT }}(vec2<f32>(y0, y1)), pack_{{ OUT }}(vec2<f32>(y2, y3)));
+    let tail_words = vec2<u32>(pack_{{ OUT }}(vec2<f32>(y4, y5)), pack_{{ OUT }}(vec2<f32>(y6, y7)));
+    Y[place] = vec4<u32>(head_words, tail_words);
+# else
+    let head_word = pack_{{ OUT }}(vec4<{{ V }}>(y0, y1, y2, y3));
+    Y[place] = vec2<u32>(head_word, pack_{{ OUT }}(vec4<{{ V }}>(y4, y5, y6, y7)));
+# endif
   }
 # else
 # for j in range(8)
-  if (first + {{ j }}u < p.row) { Y[o * p.row + first + {{ j }}u] = y{{ j }}; }
+  if (first + {{ j }}u < p.R) { Y[o * p.R + first + {{ j }}u] = y{{ j }}; }
 # endfor
 # endif
-  if (lane == {{ threads - 1 }}u) { T[o * p.chunks + chunk] = sums[side + lane]; }
+# endif
 }

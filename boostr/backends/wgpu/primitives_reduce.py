@@ -9,7 +9,6 @@ from boostr.backends.wgpu import layout
 from boostr.backends.wgpu.array import GpuArray, Shape
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.launcher import Launcher
-from boostr.backends.wgpu.primitives_elementwise import run
 from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
 
 WIDE = {"f32": dtypes.float32, "i32": dtypes.int32, "u32": dtypes.uint32}
@@ -248,30 +247,28 @@ def _axis_last(backend: Launcher, x: GpuArray, axis: int) -> tuple[GpuArray, Sha
 
 
 def scan(backend: Launcher, x: GpuArray, exclusive: bool = False) -> GpuArray:
-    """Running sums of the rows of [O, R]: 32-bit, a view of O rows that may be longer."""
+    """Running sums of the rows of a dense [O, R]; of x's dtype or 32-bit."""
     lines, R = x.shape
-    kind = name_of(x.dtype)
-    threads = threads_of(backend)
-    block = threads * _SCAN
-    chunks = -(-R // block)
-    row = R if chunks == 1 else chunks * block
-    wide = WIDE[VALUE[kind]]
-    made, totals = backend.empty((lines, row), wide), backend.empty((lines, chunks), wide)
+    kind, threads = name_of(x.dtype), threads_of(backend)
+    chunks = -(-R // (threads * _SCAN))
     whole = R % _SCAN == 0 and backend.offset(x) % _SCAN == 0
-    backend.launch(
-        "scan", "main", lines * chunks, [x], [made, totals],
-        [lines, R, chunks, backend.offset(x), row], IN=kind, EXCLUSIVE=exclusive, VECTOR=whole,
-        threads=threads,
-    )  # fmt: skip
+    wide = WIDE[VALUE[kind]]
+    values = {"IN": kind, "VECTOR": whole, "threads": threads}
+    params = [lines, R, chunks, backend.offset(x)]
+    reads = [x]
     if chunks > 1:
-        before = backend.dense(scan(backend, totals, exclusive=True))
-        blocks = made.view(shape=(lines, chunks, block), strides=(row, block, 1))
-        out = backend.empty(blocks.shape, wide)
-        value = VALUE[kind]
-        starts = before.view(shape=(lines, chunks, 1), strides=(chunks, 1, 1))
-        run(backend, "add", value, value, out, [(value, blocks), (value, starts)])
-        made = layout.dense_view(out, (lines, row))
-    return made.view(shape=(lines, R))
+        totals = backend.empty((lines, chunks), wide)
+        backend.launch(
+            "scan", "main", lines * chunks, reads, [totals], params, **values, OUT=VALUE[kind],
+            TOTALS=True, STARTED=False, EXCLUSIVE=False,
+        )  # fmt: skip
+        reads.append(scan(backend, totals, exclusive=True))
+    out = backend.empty((lines, R), x.dtype if whole else wide)
+    backend.launch(
+        "scan", "main", lines * chunks, reads, [out], params, **values, OUT=name_of(out.dtype),
+        TOTALS=False, STARTED=chunks > 1, EXCLUSIVE=exclusive,
+    )  # fmt: skip
+    return out
 
 
 def _variants() -> list[Variant]:
@@ -292,14 +289,25 @@ def _variants() -> list[Variant]:
     for kind in ("f32", "bf16", "i8", "u32"):
         made.append(_reduce_variant("argmax", kind, 1, False, 32, False))
     made.append(_reduce_variant("argmax", "u32", 1, False, 256, True))
-    made += [
-        Variant("scan", {"IN": kind, "EXCLUSIVE": exclusive, "VECTOR": vector, "threads": threads})
-        for kind in ("f32", "f16", "i32", "u8")
-        for exclusive in (False, True)
-        for vector in (False, True)
-        for threads in (64, 256)
-    ]
+    for kind in ("f32", "bf16", "i32", "u8"):
+        for vector in (False, True):
+            out = kind if vector else VALUE[kind]
+            made += [
+                _scan_variant(kind, VALUE[kind], True, False, False, vector),
+                _scan_variant(kind, out, False, False, False, vector),
+                _scan_variant(kind, out, False, True, True, vector),
+            ]
     return made
+
+
+def _scan_variant(
+    kind: str, out: str, totals: bool, started: bool, exclusive: bool, vector: bool
+) -> Variant:
+    values = {
+        "IN": kind, "OUT": out, "TOTALS": totals, "STARTED": started, "EXCLUSIVE": exclusive,
+        "VECTOR": vector, "threads": 256,
+    }  # fmt: skip
+    return Variant("scan", values)
 
 
 def _reduce_variant(
