@@ -17,14 +17,35 @@ struct Params { size: u32, K: u32, G: u32, group: u32, w_first: u32 }
 {{ write(2, "values", "i8") }}
 {{ parameters(3) }}
 # endif
-# include "math.wgsl"
+// 2^n for n in -126..127.
+fn power_of_two(n: i32) -> f32 { return bitcast<f32>(u32(n + 127) << 23u); }
 
-// a / b with one rounding, of b > 0: WGSL's own may be off by 2.5 ulp. What is small is scaled, as
-// its residue would be a denormal, which some GPUs take for zero.
+// a / b with one rounding, halves to even, of a >= 0, b > 0. By whole numbers: WGSL's own may be off
+// by 2.5 ulp, and compilers see through sums that would mend it.
 fn quotient(a: f32, b: f32) -> f32 {
-  let up = select(1.0, 1.8446744073709552e19, abs(a) < 1e-18);
-  let q = a * up / b;
-  return (q + residue(a * up, q, b) / b) / up;
+  let x = bitcast<u32>(a);
+  let y = bitcast<u32>(b);
+  if (x < 0x800000u || y < 0x800000u) { return a / b; }  // zeros and denormals
+  let m = (x & 0x7fffffu) | 0x800000u;
+  let d = (y & 0x7fffffu) | 0x800000u;
+  var q = m / d;  // of 2^24 times it, from the top, 8 bits at a time
+  var r = m - q * d;
+  for (var i = 0u; i < 3u; i++) {
+    let next = (r << 8u) / d;
+    r = (r << 8u) - next * d;
+    q = (q << 8u) | next;
+  }
+  var e = i32(x >> 23u) - i32(y >> 23u) - 24;
+  if (q >= 0x1000000u) {  // 25 bits: the last is the half
+    let half = q & 1u;
+    q >>= 1u;
+    e += 1;
+    q += half & select(q & 1u, 1u, r != 0u);
+  } else {
+    q += select(u32(2u * r > d), q & 1u, 2u * r == d);
+  }
+  let part = max(e, -250) / 2;  // 2^e itself may be out of range
+  return f32(q) * power_of_two(part) * power_of_two(max(e, -250) - part);
 }
 
 @compute @workgroup_size(256)
@@ -59,15 +80,8 @@ fn quantize(
     let row = i / p.K;
     let scale = scales[row * p.G + (i - row * p.K) / p.group];
     let x = w_at(p.w_first + i);
-    var y = 0.0;
-    if (scale > 0.0) {
-      // both larger, so that no residue is a denormal
-      let up = select(1.0, 1.8446744073709552e19, scale < 1e-18);
-      let s = scale * up;
-      y = x * up / s;
-      y += residue(x * up, y, s) / s;
-    }
-    q[e] = i32(clamp(round(y), -127.0, 127.0));
+    let y = min(round(quotient(abs(x), select(1.0, scale, scale > 0.0))), 127.0);
+    q[e] = i32(select(y, -y, x < 0.0));
   }
   values_put(first / 4u, q);
 # endif
