@@ -1,24 +1,31 @@
 // y[M, N] = x · wᵀ (+ bias + residual), any stored form of w, f32 or exact int32 sums.
 //
 // x: M lines of K, or K lines of M (X_ACROSS); w: N lines of K, or K lines of N (W_ACROSS); forms:
-// gemm_operand.wgsl. A workgroup makes a tile of BM x BN, a thread TM x TN of it (runs of 4 rows and
-// columns, spread evenly), 8 lanes side by side and 4 above each other: a warp reads a row
-// of 128 bytes and broadcasts of shared memory at once. Tiles lie there as [BK][BM] and [BK][BN]; a
-// thread brings blocks of 4 lines x 4 elements, turned in registers; the raw words of the next tile
-// are on their way while this one is multiplied.
-// Grid: (tiles of M, tiles of N, batches x splits). SPLIT: the sums over a part of K go to a slab of
-// y, [splits][batches][M][N] in f32 or i32, and gemm_finish.wgsl adds them up.
+// gemm_operand.wgsl. A workgroup makes a tile of BM x BN, a thread TM x TN of it (runs of 4 rows
+// and columns, spread evenly), 8 lanes side by side and 4 above each other: a warp reads a row of
+// 128 bytes and broadcasts of shared memory at once. Tiles lie there as [BK][BM] and [BK][BN]; a
+// thread brings blocks of 4 lines x 4 elements, turned in registers. STAGES 1: the raw words of
+// the next tile are on their way while this one is multiplied; 2: tiles lie in shared memory
+// twice, for one barrier a step instead of two; 0: neither.
+// Grid: (tiles of M, tiles of N, batches x splits). SPLIT: the sums over a part of K go to a slab
+// of y, [splits][batches][M][N] in f32 or i32, and gemm_finish.wgsl adds them up.
 // X == "words": int8 in words, `p.K` int8 and `p.units` words to a line, exact int32 sums.
-// UNROLL: steps of K in the text of the inner loop. GUARD: does nothing unless `flag` is set (gemm_matrix.wgsl).
+// HALF: products and sums over BK inputs in f16, those sums in f32: x is f16 below 2^4 times
+// x_scale[m] (gemm_matrix_rows.wgsl), `beyond` is set where a weight is above 255.
+// UNROLL: steps of K in the text of the inner loop. GUARD: nothing is done unless `flag` is set
+// (gemm_matrix.wgsl).
 // Limits: N % 4 == 0 (OUT_WHOLE), else y is f32 or SPLIT. The register tile is CUTLASS's.
 # from "gemm_operand.wgsl" import raw_type with context
 # set DOT4 = X == "words"
 # set RESULT = "i32" if DOT4 else "f32"
-# set SHARED = "u32" if DOT4 else "f32"
+# set SHARED = "u32" if DOT4 else "f16" if HALF else "f32"
+# set PLAIN = "vec4<u32>" if DOT4 else "vec4<f32>"
+# set SUM = "h" if HALF else "c"
 # set THREADS = BM // TM * (BN // TN)
 # set XS = ("x", X, X_WHOLE, X_ACROSS, BM, 0)
 # set WS = ("w", W, W_WHOLE, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
-# set SCALED_ROWS = DOT4
+# set SCALED_ROWS = DOT4 or HALF
+# set FLAGGED = HALF and W not in ("f16", "i8")
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"
 {{ workgroup("xs", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BM // 4) }}
@@ -26,12 +33,18 @@
 
 # if DOT4
 fn add_products(a: u32, b: vec4<u32>, sum: vec4<i32>) -> vec4<i32> {
-  return sum + vec4<i32>(dot_words(a, b.x), dot_words(a, b.y), dot_words(a, b.z), dot_words(a, b.w));
+  let products = vec4<i32>(
+    dot_words(a, b.x), dot_words(a, b.y), dot_words(a, b.z), dot_words(a, b.w),
+  );
+  return sum + products;
 }
 # else
-fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
-  return fma(vec4<f32>(a), b, sum);
+fn add_products(a: {{SHARED}}, b: vec4<{{SHARED}}>, sum: vec4<{{SHARED}}>) -> vec4<{{SHARED}}> {
+  return fma(vec4<{{SHARED}}>(a), b, sum);
 }
+# endif
+# if FLAGGED
+var<private> most: vec4<f32>;
 # endif
 
 // -- moving a side's tile: a thread's blocks, registers SIDE_BLOCK_LINE
@@ -79,13 +92,16 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
       let to = {{name}}_stage + {{name}}_quad_{{b}} * {{rows // 4}}u + {{name}}_row_{{b}};
 #     for i in range(4)
       let v{{i}} = {{name}}_decode({{name}}_{{b}}_{{i}});
+#       if FLAGGED and name == "w"
+      most = max(most, abs(v{{i}}));
+#       endif
 #     endfor
 #     for i in range(4)
 #       if across
-      {{name}}s[to + {{i * rows // 4}}u] = v{{i}};
+      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v{{i}});
 #       else
 #         set c = "xyzw"[i]
-      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}});
+      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>({{PLAIN}}(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}}));
 #       endif
 #     endfor
     }
@@ -102,7 +118,7 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 #     endfor
 #     for i in range(TM)
 #       for j in range(TN // 4)
-      c{{i}}_{{j}} = add_products(a{{i // 4}}.{{"xyzw"[i % 4]}}, b{{j}}, c{{i}}_{{j}});
+      {{SUM}}{{i}}_{{j}} = add_products(a{{i // 4}}.{{"xyzw"[i % 4]}}, b{{j}}, {{SUM}}{{i}}_{{j}});
 #       endfor
 #     endfor
     }
@@ -122,8 +138,8 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   let w_first = id.y * {{BN}}u;
   var first = split * p.steps * {{BK}}u;
   let last = min(p.units, first + p.steps * {{BK}}u);
-  // 8 x 4 lanes, then warps of them side by side. Lanes 2i and 2i + 1 share a column, lanes i and
-  // i + 2 or so a row: NVIDIA's 16-byte reads of equal addresses are merged only between such.
+  // 8 x 4 lanes, then warps of them side by side. WEAVE: lanes 2i and 2i + 1 share a column, i and
+  // i + 2 a row: NVIDIA merges 16-byte reads of equal addresses between such lanes only.
   let warp = t / 32u;
 # if WEAVE
   let tx = warp % {{BN // TN // 8}}u * 8u + t / 2u % 8u;
@@ -168,6 +184,13 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 {{ fetch(XS, "p.M") }}
 {{ fetch(WS, "p.N") }}
 # endif
+# if HALF
+#   for i in range(TM)
+#     for j in range(TN // 4)
+    var h{{i}}_{{j}} = vec4<f16>();
+#     endfor
+#   endfor
+# endif
     var xk = x_stage + ty;
     var wk = w_stage + tx;
 # if BK > UNROLL
@@ -179,6 +202,13 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # else
 {{ multiply() }}
 # endif
+# if HALF
+#   for i in range(TM)
+#     for j in range(TN // 4)
+    c{{i}}_{{j}} += vec4<f32>(h{{i}}_{{j}});
+#     endfor
+#   endfor
+# endif
 # if STAGES == 2
     // nobody reads the other stage: all are past the barrier behind the last step that did
     x_stage = {{BK * BM // 4}}u - x_stage;
@@ -188,6 +218,9 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # endif
     workgroupBarrier();
   }
+# if FLAGGED
+  if (max(max(most.x, most.y), max(most.z, most.w)) > 255.0) { atomicStore(&beyond[0], 1u); }
+# endif
 # if SPLIT
   let slab = split * (grid.z / p.splits) + batch;
 # else
@@ -196,7 +229,8 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   let n = w_first + tx * 4u;
 # for i in range(TM)
 #   for j in range(TN // 4)
-  emit(slab, x_first + ty * 4u + {{i // 4 * (4 * BM // TM) + i % 4}}u, n + {{j * 4 * BN // TN}}u, c{{i}}_{{j}});
+  emit(slab, x_first + ty * 4u + {{i // 4 * (4 * BM // TM) + i % 4}}u, n + {{j * 4 * BN // TN}}u,
+       c{{i}}_{{j}});
 #   endfor
 # endfor
 }

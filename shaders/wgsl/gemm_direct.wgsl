@@ -1,5 +1,5 @@
-// y[M, N] = x · wᵀ as gemm.wgsl, without shared memory: for software adapters, whose barriers cost
-// more than the loads that they save, and for products too small for a tile.
+// y[M, N] = x · wᵀ as gemm.wgsl, without shared memory: for software adapters, whose barriers
+// cost more than the loads that they save, and for products too small for a tile.
 //
 // A thread makes 4 x 4 outputs from 4 + 4 vectors of 4 inputs; 64 threads, 8 x 8 of these.
 // Grid: (M / 32, N / 32, batches x splits). Forms, SPLIT, limits: gemm.wgsl.
@@ -8,6 +8,7 @@
 # set RESULT = "i32" if DOT4 else "f32"
 # set SHARED = "u32" if DOT4 else "f32"
 # set SCALED_ROWS = DOT4
+# set FLAGGED = false
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"
 
@@ -21,8 +22,9 @@ fn dot4(a: vec4<{{SHARED}}>, b: vec4<{{SHARED}}>) -> {{RESULT}} {
 # macro quads(name, length, across)
 #   for i in range(4)
 #     if across
-    let {{name}}t{{i}} = {{name}}_decode({{name}}_load({{name}}_line(k + {{i}}u, batch), {{name}}_at,
-      select(0u, {{length}}, k + {{i}}u < last)));
+    let {{name}}t{{i}} = {{name}}_decode({{name}}_load(
+      {{name}}_line(k + {{i}}u, batch), {{name}}_at, select(0u, {{length}}, k + {{i}}u < last),
+    ));
 #     else
     let {{name}}{{i}} = {{name}}_decode({{name}}_load({{name}}_line_{{i}}, k, last));
 #     endif
@@ -30,7 +32,9 @@ fn dot4(a: vec4<{{SHARED}}>, b: vec4<{{SHARED}}>) -> {{RESULT}} {
 #   if across
 #     for i in range(4)
 #       set c = "xyzw"[i]
-    let {{name}}{{i}} = vec4<f32>({{name}}t0.{{c}}, {{name}}t1.{{c}}, {{name}}t2.{{c}}, {{name}}t3.{{c}});
+    let {{name}}{{i}} = vec4<f32>(
+      {{name}}t0.{{c}}, {{name}}t1.{{c}}, {{name}}t2.{{c}}, {{name}}t3.{{c}},
+    );
 #     endfor
 #   endif
 # endmacro
@@ -61,7 +65,9 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 {{ quads("x", "p.M", X_ACROSS) }}
 {{ quads("w", "p.N", W_ACROSS) }}
 # for i in range(4)
-    c{{i}} += vec4<{{RESULT}}>(dot4(x{{i}}, w0), dot4(x{{i}}, w1), dot4(x{{i}}, w2), dot4(x{{i}}, w3));
+    c{{i}} += vec4<{{RESULT}}>(
+      dot4(x{{i}}, w0), dot4(x{{i}}, w1), dot4(x{{i}}, w2), dot4(x{{i}}, w3),
+    );
 # endfor
   }
 # if SPLIT

@@ -1,8 +1,8 @@
-// y[i] = sum over splits of part[split][i] (+ bias[i % N] + residual[i]): the end of a product whose
-// K was shared out, or whose rows do not end at whole words.
+// y[i] = sum over splits of part[split][i] (+ bias[i % N] + residual[i]): the end of a product
+// whose K was shared out, or whose rows do not end at whole words.
 //
-// i: flat over [batches, M, N], four to a thread. DOT4: int32 parts, exact, then times the scales of
-// the row and the column.
+// i: flat over [batches, M, N], four to a thread. DOT4: int32 parts, exact, then times the scales
+// of the row and the column.
 # set DOT4 = PART == "i32"
 struct Params {
   size: u32, N: u32, splits: u32,

@@ -14,7 +14,7 @@ struct Params {
 {{ read(next, "w_scale", "f32") }}
 #   set next = next + 1
 # endif
-# if DOT4 and not SPLIT
+# if SCALED_ROWS and not (DOT4 and SPLIT)
 {{ read(next, "x_scale", "f32") }}
 #   set next = next + 1
 # endif
@@ -31,6 +31,10 @@ struct Params {
 #   set next = next + 1
 # endif
 {{ write(next, "y", OUT, 4 // PER_WORD[OUT] if OUT_WHOLE else 1) }}
+# if FLAGGED
+@group(0) @binding({{next + 1}}) var<storage, read_write> beyond: array<atomic<u32>>;
+#   set next = next + 1
+# endif
 {{ parameters(next + 1) }}
 
 # if DOT4

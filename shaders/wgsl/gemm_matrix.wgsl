@@ -1,15 +1,16 @@
 // y[M, N] = x · wᵀ on tensor cores (subgroup matrices), f16 products summed in f32.
 //
-// x: f16 [M, K], times x_scale[m] (gemm_matrix_rows.wgsl brings bf16 and f32 rows there by powers of
-// two, exactly for bf16). w: f16, bf16, i8, i8g, q8_0, q4_1; all but f16 and i8 become f16 by way of
-// w * W_UP (2^7): exact for bf16 between 2^-24 and 2^9, flushed below; where one is beyond, `flag`
-// is set and gemm.wgsl makes the product again. X == "words": int8 in words, int32 sums, exact.
-// A workgroup of (BM / WM) (BN / WN) subgroups makes BM x BN, each WM x WN of it in matrices of
-// MM x MN x MK. Both tiles lie in shared memory as lines of BK and 16 bytes that keep the lines of a
-// matrix in different banks; the next tile's words travel behind this one's products. Results pass
-// through the same memory in strips of MM rows.
-// Grid: (tiles of M, tiles of N, splits); SPLIT and the end: gemm.wgsl. Limits: K and lines of whole
-// 16 bytes (8 values; 16 for int8), N % 4 == 0.
+// x: f16 [M, K], times x_scale[m] (gemm_matrix_rows.wgsl brings bf16 rows there by powers of two,
+// exactly). w: f16, bf16, i8, i8g, q8_0, q4_1; all but f16 and i8 become f16 by way of w * W_UP
+// (2^7): exact for bf16 between 2^-24 and 2^9, rounded to a multiple of 2^-31 below; where one is
+// beyond, `flag` is set and gemm.wgsl makes the product again. X == "words": int8 in words, exact
+// int32 sums. A workgroup of (BM / WM) (BN / WN) subgroups makes BM x BN, each WM x WN of it in
+// matrices of MM x MN x MK. Both tiles lie in shared memory as lines of BK and 16 bytes that keep
+// the lines of a matrix in different banks; the next tile's words travel behind this one's
+// products. Results pass through the same memory in strips of MM rows. Offsets and strides of
+// loads and stores count what the array holds, here 16 bytes, not numbers of the matrix.
+// Grid: (tiles of M, tiles of N, splits); SPLIT and the end: gemm.wgsl. Limits: K and lines of
+// whole 16 bytes (8 values; 16 for int8), N % 4 == 0.
 # set INTEGERS = X == "words"
 # set RESULT = "i32" if INTEGERS else "f32"
 # set COMPONENT = "i8" if INTEGERS else "f16"
@@ -33,7 +34,8 @@ struct Params {
   out_line: u32, out_column: u32, out_offset: u32,
 }
 {{ read(0, "x", "u32", 4) }}
-{{ read(1, "w", "u32", 4 if W in ("f16", "bf16", "words") else 2 if W == "i8" or W == "i8g" else 1) }}
+# set W_WIDTH = {"f16": 4, "bf16": 4, "words": 4, "i8": 2, "i8g": 2}.get(W, 1)
+{{ read(1, "w", "u32", W_WIDTH) }}
 # set next = 2
 # if W == "i8g" or SCALED_COLUMNS and not (INTEGERS and SPLIT)
 {{ read(next, "w_scale", "f32") }}
@@ -60,6 +62,8 @@ struct Params {
 {{ parameters(next) }}
 # set OUT_WHOLE = true
 # include "gemm_emit.wgsl"
+alias left = subgroup_matrix_left<{{COMPONENT}}, {{MK}}, {{MM}}>;
+alias right = subgroup_matrix_right<{{COMPONENT}}, {{MN}}, {{MK}}>;
 {{ workgroup("tiles", "vec4<u32>", [STAGES * STAGE, SUBGROUPS * MM * STRIP] | max) }}
 var<private> most: vec4<f32>;
 
@@ -67,7 +71,8 @@ fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
 # if GUARDED
   most = max(most, max(abs(a), abs(b)));
 # endif
-  return vec4<u32>(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+  return vec4<u32>(pack2x16float(a.xy), pack2x16float(a.zw),
+                   pack2x16float(b.xy), pack2x16float(b.zw));
 }
 // Raw words of EACH weights of row `row` from k on, and those as components of matrices.
 # if W in ("f16", "bf16", "words")
@@ -104,7 +109,8 @@ fn w_load(row: u32, k: u32) -> vec4<u32> {
   let far = w[(place + 6u) / 4u];
   let near = vec2<u32>(w[at], w[at + 1u]);
   let turned = vec2<u32>((near.x >> 16u) | (near.y << 16u), (near.y >> 16u) | (far << 16u));
-  return vec4<u32>(select(near, turned, (place & 2u) != 0u), w[block / 4u] >> ((block & 2u) * 8u), 0u);
+  let words = select(near, turned, (place & 2u) != 0u);
+  return vec4<u32>(words, w[block / 4u] >> ((block & 2u) * 8u), 0u);
 }
 fn w_pack(raw: vec4<u32>) -> vec4<u32> {
   let d = unpack2x16float(raw.z).x * {{W_UP}};
@@ -146,12 +152,12 @@ fn w_pack(raw: vec4<u32>) -> vec4<u32> {
 #   for k in range(BK // MK)
     {
 #     for j in range(WN // MN)
-      let b{{j}} = subgroupMatrixLoad<subgroup_matrix_right<{{COMPONENT}}, {{MN}}, {{MK}}>, col_major>(
-        &tiles, b_from + {{(j * MN * LINE * EACH + k * MK) // (EACH if POINTEE else 1)}}u, {{LINE * EACH // (EACH if POINTEE else 1)}}u);
+      let b{{j}} = subgroupMatrixLoad<right, col_major>(
+        &tiles, b_from + {{j * MN * LINE + k * MK // EACH}}u, {{LINE}}u);
 #     endfor
 #     for i in range(WM // MM)
-      let a{{i}} = subgroupMatrixLoad<subgroup_matrix_left<{{COMPONENT}}, {{MK}}, {{MM}}>, row_major>(
-        &tiles, a_from + {{(i * MM * LINE * EACH + k * MK) // (EACH if POINTEE else 1)}}u, {{LINE * EACH // (EACH if POINTEE else 1)}}u);
+      let a{{i}} = subgroupMatrixLoad<left, row_major>(
+        &tiles, a_from + {{i * MM * LINE + k * MK // EACH}}u, {{LINE}}u);
 #       for j in range(WN // MN)
       c{{i}}_{{j}} = subgroupMatrixMultiplyAccumulate(a{{i}}, b{{j}}, c{{i}}_{{j}});
 #       endfor
@@ -179,7 +185,8 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 # for i in range(W_UNITS)
   let w_unit_{{i}} = t + {{i * THREADS}}u;
   let w_k_{{i}} = w_unit_{{i}} % {{BK // EACH}}u * {{EACH}}u;
-  let w_to_{{i}} = ({{BM}}u + w_unit_{{i}} / {{BK // EACH}}u) * {{LINE}}u + w_unit_{{i}} % {{BK // EACH}}u;
+  let w_to_{{i}} = ({{BM}}u + w_unit_{{i}} / {{BK // EACH}}u) * {{LINE}}u
+                   + w_unit_{{i}} % {{BK // EACH}}u;
   let w_row_{{i}} = min(n0 + w_unit_{{i}} / {{BK // EACH}}u, p.N - 1u);
   var w{{i}}: vec4<u32>;
 # endfor
@@ -203,8 +210,8 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 # endif
     k += {{BK}}u;
 {{ fetch() }}
-    let a_from = (stage + row * {{LINE}}u) * {{EACH // (EACH if POINTEE else 1)}}u;
-    let b_from = (stage + ({{BM}}u + column) * {{LINE}}u) * {{EACH // (EACH if POINTEE else 1)}}u;
+    let a_from = stage + row * {{LINE}}u;
+    let b_from = stage + ({{BM}}u + column) * {{LINE}}u;
 {{ multiply() }}
 # if STAGES == 2
     stage = {{STAGE}}u - stage;
@@ -218,8 +225,7 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let strip = subgroup * {{MM * STRIP}}u;
 # for i in range(WM // MM)
 #   for j in range(WN // MN)
-  subgroupMatrixStore<row_major>(&tiles, (strip + {{j * MN // 4}}u) * {{4 // (4 if POINTEE else 1)}}u,
-                                 c{{i}}_{{j}}, {{STRIP * 4 // (4 if POINTEE else 1)}}u);
+  subgroupMatrixStore<row_major>(&tiles, strip + {{j * MN // 4}}u, c{{i}}_{{j}}, {{STRIP}}u);
 #   endfor
   workgroupBarrier();
   for (var q = lane; q < {{MM * WN // 4}}u; q += {{LANES}}u) {

@@ -82,7 +82,8 @@ fn {{name}}_load(line: u32, at: u32, end: u32) -> {{ raw_type(form, whole) }} {
   if (at >= end) { return {{ raw_type(form, whole) }}(); }
 #   if form == "i8g"
   let scale = {{name}}_scale[p.scale_offset + line * p.groups + at / {{GROUP}}u];
-  return vec2<u32>({{name}}[(p.{{name}}_offset + line * p.{{name}}_line) / 4u + at / 4u], bitcast<u32>(scale));
+  let first = (p.{{name}}_offset + line * p.{{name}}_line) / 4u;
+  return vec2<u32>({{name}}[first + at / 4u], bitcast<u32>(scale));
 #   else
   return {{name}}[line / 4u + at / 4u];
 #   endif

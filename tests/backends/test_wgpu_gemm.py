@@ -192,12 +192,36 @@ def test_captured(wgpu, rng):
     for form in ("float", "w8a8"):
         w, _ = weight(wgpu, rng, form, 36, 128, "bfloat16")
         x = Tensor(normal(rng, (30, 128), "bfloat16"), backend=wgpu)
-        captured: Any = capture(lambda x=x, w=w: linear(x, w))
-        out, program = captured
+        program: Any = capture(lambda x=x, w=w: linear(x, w), wgpu)
         want = linear(x, w).numpy()
         for _ in range(2):
             program.run()
-        assert np.array_equal(out.numpy(), want)
+        assert np.array_equal(program.outputs.numpy(), want)
+
+
+@pytest.mark.parametrize("form", ("float", "int8-g32", "w8a8", "q8_0"))
+def test_weights_side_by_side(wgpu, rng, form):
+    """One behind the other in memory, as one product; or apart."""
+    from boostr.backends.wgpu import gemm
+
+    x = Tensor(normal(rng, (12, 64), "bfloat16"), backend=wgpu)
+    w, _ = weight(wgpu, rng, form, 40, 64, "bfloat16")
+    want = linear(x, w).numpy()
+    parts = [rows_of(w, 0, 24), rows_of(w, 24, 40)]
+    assert gemm.joined(parts) is not None and gemm.joined(parts[::-1]) is None
+    for order in (parts, parts[::-1]):
+        got = Tensor.wrap(gemm.segments(wgpu, x.data, order, [None, None]), wgpu).numpy()
+        halves = (want[:, :24], want[:, 24:])
+        expected = np.concatenate(halves if order is parts else halves[::-1], 1)
+        assert np.array_equal(got, expected)
+
+
+def rows_of(w, start, stop):
+    """Some rows of a weight, as a window."""
+    if isinstance(w, Tensor):
+        return w[start:stop]
+    parts = {name: part[start:stop] for name, part in w.parts.items()}
+    return QuantizedTensor(w.scheme, (stop - start, w.shape[1]), parts)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -218,18 +219,22 @@ def _launch(
 ) -> None:  # fmt: skip
     """Columns `column` to `column + N` of y [batches, M, all columns], whose windows all fit."""
     batches, M, width = y.shape
+    again = Plan(next(t for t in reversed(TILES) if t.BM >= M or t == LARGE))
+
+    def repeat(flag: GpuArray) -> None:
+        _launch(backend, x, w, ends, y, N, column, again, flag)
+
     if plan is None and gemm_matrix.takes(backend, x, w, y) is None:
-        again = Plan(next(t for t in reversed(TILES) if t.BM >= M or t == LARGE))
-        gemm_matrix.product(
-            backend, x, w, ends, y, N, column,
-            lambda flag: _launch(backend, x, w, ends, y, N, column, again, flag),
-        )  # fmt: skip
+        gemm_matrix.product(backend, x, w, ends, y, N, column, repeat)
         return
     integers = x.form == "words"
     units = -(-x.inputs // 4) if integers else x.inputs
     room = backend.caps.binding_bytes // (4 * batches * M * width)
     plan = plan or choose(backend.caps, M, N, units, batches, room)
-    tile = plan.tile
+    tile, left, given, beyond = plan.tile, x, ends, None
+    if tile.HALF:
+        left, x_scale, beyond = gemm_matrix.halves(backend, x, 3)
+        given = replace(ends, x_scale=x_scale)
     direct = tile == DIRECT
     depth = 16 if direct else tile.BK
     steps = -(-units // depth)
@@ -240,23 +245,27 @@ def _launch(
     result = dtypes.int32 if integers else dtypes.float32
     part = backend.empty((splits * batches * M, width), result) if split else y
     scales = [] if integers and split else [
-        a for a in (ends.w_scale, ends.x_scale) if a is not None
+        a for a in (given.w_scale, given.x_scale) if a is not None
     ]  # fmt: skip
     values = {
-        **x.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
+        **left.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
         "OUT": wgsl.name_of(part.dtype),
         "OUT_WHOLE": (width | N | column | backend.offset(part)) % 4 == 0,
         **ends.values(not split), "GUARD": guard is not None,
     }  # fmt: skip
-    reads = [x.array, *w.reads(), *scales, *([] if split else ends.tail())]
+    reads = [left.array, *w.reads(), *scales, *([] if split else ends.tail())]
+    flagged = beyond is not None and w.form not in ("f16", "i8")
     grid = (-(-M // tile.BM), -(-N // tile.BN), batches * splits)
     backend.launch(
         "gemm_direct" if direct else "gemm", "gemm", grid, reads + ([guard] if guard else []),
-        [part], parameters(backend, x, w, ends, part, N, units, share, splits, column),
+        [part, beyond] if flagged else [part],
+        parameters(backend, left, w, given, part, N, units, share, splits, column),
         **values,
     )  # fmt: skip
     if split:
         finish(backend, part, ends, y, splits)
+    if flagged and beyond is not None:
+        repeat(beyond)
 
 
 def parameters(

@@ -22,7 +22,6 @@ _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
 # forms whose numbers can lie beyond f16: the product is made again if one does
 GUARDED = ("bf16", "i8g", "q8_0", "q4_1")
 _ROUNDED = ("i8g", "q8_0", "q4_1")  # a value times its scale has more digits than f16
-POINTEE = False  # places in a workgroup array count its elements, not a matrix's
 _CORES, _MULTIPLIES = 132, 1024  # an H100's; of a core in a clock
 
 
@@ -136,7 +135,7 @@ def product(
     flag = None
     scaled = ends
     if not integers and (x.form != "f16" or guarded or any(n % 8 for n in places)):
-        x, x_scale, flag = _halves(backend, x)
+        x, x_scale, flag = halves(backend, x)
         scaled = Ends(ends.bias, ends.residual, ends.w_scale, x_scale)
     depth = plan.tile.depth(integers)
     steps = -(-K // depth)
@@ -172,13 +171,13 @@ def _launch(
         [part] if flag is None else [part, flag],
         parameters(backend, x, w, ends, part, N, x.inputs, share, splits, column),
         X=x.form, W=w.form, X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
-        SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split), POINTEE=POINTEE,
+        SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
 
 
-def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
-    """Rows of x in f16, what to multiply them by, and a flag that is 0."""
+def halves(backend: Any, x: Operand, top: int = 13) -> tuple[Operand, GpuArray, GpuArray]:
+    """Rows of x in f16 with exponents up to `top`, what to multiply them by, and a 0."""
     M, K = x.rows, x.inputs
     if x.array.offset % 4 or x.line % 4:
         x = Operand.of_matrix(backend, backend.copy(x.array))
@@ -186,13 +185,13 @@ def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
     scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
     backend.launch(
         "gemm_matrix_rows", "rows", M, [x.array], [y, scale, flag],
-        (M, K, backend.offset(x.array), x.line), X=x.form,
+        (M, K, backend.offset(x.array), x.line), X=x.form, TOP=top,
     )  # fmt: skip
     return Operand(y, "f16", M, K, K), scale, flag
 
 
 _COMMON = {
-    "POINTEE": False, "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "GROUP": 32, "X": "f16",
+    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "GROUP": 32, "X": "f16",
     "X_SCALED": True, "SPLIT": False, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
 }  # fmt: skip
 _NEEDS = ("matrices",)
@@ -215,5 +214,5 @@ VARIANTS = [
             "OUT": out, **LARGE.values(True)}, _NEEDS)
         for split, out in ((False, "bf16"), (True, "i32"))
     ),
-    *(Variant("gemm_matrix_rows", {"X": x}) for x in ("f32", "f16", "bf16")),
+    *(Variant("gemm_matrix_rows", {"X": x, "TOP": 13}) for x in ("f32", "f16", "bf16")),
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as each
 from typing import Any
 
@@ -26,6 +26,7 @@ class Tile:
     STAGES: int = 1
     UNROLL: int = 16
     WEAVE: bool = True
+    HALF: bool = False
     rate: float = 0.7
 
     @property
@@ -37,7 +38,7 @@ class Tile:
         return 4 * self.BK * (self.BM + self.BN) * max(self.STAGES, 1)
 
     def values(self) -> dict[str, int]:
-        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL", "WEAVE")
+        names = ("BM", "BN", "TM", "TN", "BK", "STAGES", "UNROLL", "WEAVE", "HALF")
         return {name: getattr(self, name) for name in names}
 
 
@@ -98,6 +99,7 @@ def _variant(X: str = "f32", W: str = "f32", tile: Tile = LARGE, **changes: Any)
 
 
 _FORMS = ("f32", "f16", "bf16", "i8", "i8g", "q8_0", "q4_1")
+_HALVES = replace(LARGE, HALF=True)
 _ODD: dict[str, Any] = {"X_WHOLE": False, "W_WHOLE": False, "OUT_WHOLE": False}
 VARIANTS = [
     *(_variant("bf16", form, OUT="bf16") for form in _FORMS),
@@ -111,6 +113,10 @@ VARIANTS = [
         for tile in (LARGE, DIRECT) for x, w in ((True, False), (False, True), (True, True))
     ),
     _variant("bf16", "bf16", OUT="bf16", GUARD=True),
+    *(
+        Variant("gemm", {**_variant("f16", form, tile).values, "OUT": "bf16"}, ("f16",))
+        for form, tile in (("bf16", _HALVES), ("i8", replace(_HALVES, BM=32, TM=4)))
+    ),
     *(
         Variant("gemm_finish", {"PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual})
         for part, out, bias, residual in (
