@@ -1,9 +1,9 @@
 // Y[r, q] = sum of A[i, q] over those i whose number rows[i] is r: zero where there is none.
 //
 // `order` sorts `rows`. STARTS finds by bisection where each row begins in it (one more entry ends
-// the last). Then a thread makes one word of Y and adds what belongs to its row, in the order of i:
-// equal inputs give equal sums, without atomics. Sums in f32 (i32, u32), in blocks of 32 and over
-// these, which keeps the error of long ones small.
+// the last). Then a thread makes one word of Y (VECTOR: four words of one row) and adds what belongs
+// there, in the order of i: equal inputs give equal sums, without atomics. Sums in f32 (i32, u32),
+// in blocks of 32 and over these, which keeps the error of long ones small.
 # import "lists.wgsl" as lists with context
 # set V = VALUE[KIND]
 # set per = PER_WORD[KIND]
@@ -38,10 +38,49 @@ struct Params {
   oA: u32,
 }
 {{ parameters(4) }}
-{{ read(0, "A", KIND) }}
+{{ read(0, "A", KIND, 4 if VECTOR else 1) }}
 {{ read(1, "order", "u32") }}
 {{ read(2, "starts", "u32") }}
-{{ write(3, "Y", KIND) }}
+{{ write(3, "Y", KIND, 4 if VECTOR else 1) }}
+# if VECTOR
+
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  let t = flat_workgroup(id, count) * {{ threads }}u + lane;
+  if (t >= p.words / 4u) { return; }
+  let vectors = p.inner / {{ 4 * per }}u;
+  let row = t / vectors;
+  let q = p.oA / {{ 4 * per }}u + t - row * vectors;
+  let end = starts[row + 1u];
+# for g in range(per)
+  var total{{ g }} = vec4<{{ V }}>();
+# endfor
+  for (var first = starts[row]; first < end; first += 32u) {
+# for g in range(per)
+    var block{{ g }} = vec4<{{ V }}>();
+# endfor
+    let stop = min(first + 32u, end);
+    for (var i = first; i < stop; i += 1u) {
+      let w = A[order[i] * vectors + q];
+# for g in range(per)
+      block{{ g }} += {{ lists.four("w", KIND, 4, g)|trim }};
+# endfor
+    }
+# for g in range(per)
+    total{{ g }} += block{{ g }};
+# endfor
+  }
+# if per == 1
+  Y[t] = total0;
+# elif per == 2
+  let low = vec2<u32>(pack_{{ KIND }}(total0.xy), pack_{{ KIND }}(total0.zw));
+  Y[t] = vec4<u32>(low, pack_{{ KIND }}(total1.xy), pack_{{ KIND }}(total1.zw));
+# else
+  Y[t] = vec4<u32>({{ lists.terms(4, "pack_" ~ KIND ~ "(total%d)")|trim }});
+# endif
+}
+# else
 
 fn element(e: u32) -> {{ V }} {
   let row = e / p.inner;
@@ -71,4 +110,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   Y_put(t, each);
 # endif
 }
+# endif
 # endif

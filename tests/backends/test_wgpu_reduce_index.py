@@ -126,6 +126,12 @@ def test_scattered_sums(wgpu, rng):
     got = core.scatter_add((8, 5), *tensors).numpy()
     assert_close(got, want, dtype="float32", reduce=300 / 8)
     np.testing.assert_array_equal(core.scatter_add((8, 5), *tensors).numpy(), got)
+    for dtype in ("float32", "bfloat16", "int8"):
+        wide, j = numbers(rng, (40, 32), dtype), rng.integers(0, 300, 40).astype(np.uint8)
+        want = np.zeros((300, 32))
+        np.add.at(want, j, wide.astype(np.float64))
+        got = core.scatter_add((300, 32), *(Tensor(v, backend=wgpu) for v in (j, wide)))
+        same(got, want.astype(wide.dtype))
     counts = core.scatter_add((3, 1), Tensor(np.int32([2, -1, 0]), backend=wgpu),
                               Tensor(np.int8([[1], [2], [3]]), backend=wgpu))  # fmt: skip
     assert counts.tolist() == [[3], [0], [3]]

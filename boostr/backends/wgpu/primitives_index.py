@@ -54,6 +54,8 @@ class Indexing(Launcher):
             return out
         if values.size == 0:
             return self.full(shape, 0, values.dtype)
+        if indices.dtype.itemsize < 4:
+            indices = self.cast(indices, dtypes.int32)  # which can hold any number of rows
         rows = self.binary("mod", indices, shape[0], indices.dtype)  # also from the end
         order = self.argsort(rows, 0)
         values = self.dense(values)
@@ -61,13 +63,17 @@ class Indexing(Launcher):
         kind, index = name_of(values.dtype), name_of(rows.dtype)
         self.launch(
             "scatter", "main", shape[0] // THREADS + 1, [rows, order], [starts],
-            [shape[0], rows.size], STARTS=True, KIND="u32", INDEX=index, threads=THREADS,
+            [shape[0], rows.size], STARTS=True, KIND="u32", INDEX=index, VECTOR=False,
+            threads=THREADS,
         )  # fmt: skip
         words = -(-out.size // PER_WORD[kind])
-        params = [words, out.size, out.size // shape[0], self.offset(values)]
+        inner, start = out.size // shape[0], self.offset(values)
+        vector = math.gcd(inner, start) % (4 * PER_WORD[kind]) == 0
+        params = [words, out.size, inner, start]
+        threads = -(-words // (4 if vector else 1))
         self.launch(
-            "scatter", "main", -(-words // THREADS), [values, order, starts], [out], params,
-            STARTS=False, KIND=kind, INDEX="", threads=THREADS,
+            "scatter", "main", -(-threads // THREADS), [values, order, starts], [out], params,
+            STARTS=False, KIND=kind, INDEX="", VECTOR=vector, threads=THREADS,
         )  # fmt: skip
         return out
 
@@ -193,16 +199,22 @@ def _gather(
     return Variant("index", values)
 
 
+def _scatter(starts: bool, kind: str, index: str, vector: bool) -> Variant:
+    values = {
+        "STARTS": starts, "KIND": kind, "INDEX": index, "VECTOR": vector, "threads": THREADS,
+    }  # fmt: skip
+    return Variant("scatter", values)
+
+
 VARIANTS = [
     *(_gather(True, raw, 1, "i32", rank) for raw in ("u32", "u16", "u8") for rank in (2, 8)),
     *(_gather(False, raw, width, index, 0, window)
       for raw, width, window in (("u32", 4, False), ("u32", 1, False), ("u16", 1, False),
                                  ("u8", 1, False), ("u32", 4, True), ("u32", 1, True))
       for index in ("i32", "u32", "u8")),
-    *(Variant("scatter", {"STARTS": False, "KIND": kind, "INDEX": "", "threads": THREADS})
-      for kind in VALUE if kind != "u16"),
-    *(Variant("scatter", {"STARTS": True, "KIND": "u32", "INDEX": index, "threads": THREADS})
-      for index in ("i32", "u32", "i8", "u8")),
+    *(_scatter(False, kind, "", vector) for kind in VALUE if kind != "u16"
+      for vector in (False, True)),
+    *(_scatter(True, "u32", index, False) for index in ("i32", "u32")),
     *(Variant("sort", {"STAGE": stage, "IN": kind, "STEPS": 0, "threads": threads})
       for threads in (16, 256)
       for stage, kind in (("local", "f32"), ("local", "bf16"), ("local", "i32"), ("local", "u8"),
