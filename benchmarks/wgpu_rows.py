@@ -164,8 +164,8 @@ def cases(quick: bool, size: int) -> Iterator[Case]:
         yield from list(norms(64, 2048))[:2]
         yield from list(norms(size * 16, 128))[:2]
     yield from tables(size, 8 * size)
-    yield from losses(size // 8, 8 * size)
-    yield from steps(4096 * size)
+    yield from losses(size // 16, 8 * size)
+    yield from steps(2048 * size)
 
 
 def main() -> None:

@@ -9,14 +9,15 @@
 // `cross_entropy`: a workgroup of LANES threads a row, or (SPLIT) for 1 / splits of it, which
 // leaves its maximum, sum and plain sum in partial [T, splits] for `finish`. A thread has 4 runs of
 // RUN elements in flight and keeps a maximum and a sum of its own (online softmax: Milakov &
-// Gimelshein 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count as -inf.
+// Gimelshein 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count
+// as -inf.
 // `reduce`: one workgroup. `cross_entropy_backward`: a thread a run, or with RUN 1 a word of dx.
 //
 // Logits below LOWEST count as -inf: arithmetic on infinities is not to be relied on.
 // Values: ENTRY, X logits, TARGET, RUN, LANES, SPLIT, MEAN.
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
-# from "runs.wgsl" import Q, run_types, read_runs, write_runs with context
-const LOWEST = -1.0e38;
+# from "runs.wgsl" import Q, run_types, read_runs, write_runs, lifting with context
+{{ lifting() }}
 const LOG2E = 1.4426950408889634;
 var<private> nan_bits: u32 = 0x7fc00000u;
 # if ENTRY != "cross_entropy_backward"
@@ -113,8 +114,7 @@ fn cross_entropy(
     var high = top;
 # for u in range(4)
 # for k in range(Q)
-    let low{{ u }}{{ k }} = a{{ u }}[{{ k }}] < vec4<f32>(LOWEST);  // keeps nan
-    a{{ u }}[{{ k }}] = select(a{{ u }}[{{ k }}], vec4<f32>(LOWEST), low{{ u }}{{ k }});
+    a{{ u }}[{{ k }}] = lifted(a{{ u }}[{{ k }}]);
     high = max(high, max4(a{{ u }}[{{ k }}]));
 # endfor
 # endfor

@@ -14,7 +14,7 @@
 //
 // Values: X of x, g, dh; W of weight; RUN, ITEMS, LANES, ROWS, EXACT; ADD, LAYER, WANTS.
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
-# from "runs.wgsl" import Q, bindings with context
+# from "runs.wgsl" import Q, bindings, raw_type with context
 {% set PER = PER_WORD[X] %}
 {% set SUMS = "vec4<f32>" if LAYER else "vec2<f32>" %}
 struct Params {
@@ -54,14 +54,14 @@ fn norm_backward(@builtin(workgroup_id) group: vec3<u32>,
 # endfor
   var dw{{ i }} = Run();
   var db{{ i }} = Run();
-  var next_g{{ i }} = Run();
-  var next_x{{ i }} = Run();
+  var next_g{{ i }} = {{ raw_type(X) }}();
+  var next_x{{ i }} = {{ raw_type(X) }}();
 # endfor
   var row = group.x * {{ ROWS }}u + team;
 # for i in range(ITEMS)
   {{ if_inside(i) }} {
-    next_g{{ i }} = g_run(p.g_at + row * p.runs + c{{ i }});
-    next_x{{ i }} = x_run(p.x_at + row * p.runs + c{{ i }});
+    next_g{{ i }} = g_raw(p.g_at + row * p.runs + c{{ i }});
+    next_x{{ i }} = x_raw(p.x_at + row * p.runs + c{{ i }});
   }
 # endfor
   var turn = 0u;
@@ -69,11 +69,11 @@ fn norm_backward(@builtin(workgroup_id) group: vec3<u32>,
     row = base + team;
     let after = row + p.groups * {{ ROWS }}u;
 # for i in range(ITEMS)
-    let g{{ i }} = next_g{{ i }};
-    let x{{ i }} = next_x{{ i }};
+    let g{{ i }} = g_unpacked(next_g{{ i }});
+    let x{{ i }} = x_unpacked(next_x{{ i }});
     {{ if_inside(i, "after") }} {
-      next_g{{ i }} = g_run(p.g_at + after * p.runs + c{{ i }});
-      next_x{{ i }} = x_run(p.x_at + after * p.runs + c{{ i }});
+      next_g{{ i }} = g_raw(p.g_at + after * p.runs + c{{ i }});
+      next_x{{ i }} = x_raw(p.x_at + after * p.runs + c{{ i }});
     }
 # endfor
 # if ADD

@@ -6,12 +6,12 @@
 // x: [T, H, D], token t from element t * stride; out dense; tables f32 [S, HALF]; rows i32 [T].
 // turn: 1, or -1 to rotate back (the gradient).
 //
-// RUN 8 or 4: a thread has one unit of HEADS heads of a token, so that it reads the tables once: a
-// unit is two runs of RUN elements, RUN pairs (split-half: of both halves; INTERLEAVED: side by
-// side), or two runs that pass through. Neighbouring threads have neighbouring units, then heads.
+// RUN 8 or 4: a thread has two runs of RUN elements of a head: RUN pairs (split-half: of both
+// halves; INTERLEAVED: side by side), or what passes through. Neighbouring threads have
+// neighbouring units of a head, then heads, which find the tables in the cache.
 // RUN 1: any sizes and places; a thread has one word of the result.
 //
-// Values: X type, RUN, D, HALF, H, HEADS (divides H), INTERLEAVED.
+// Values: X type, RUN, D, HALF, H, INTERLEAVED.
 // Source: Su et al. 2021, RoFormer.
 # from "runs.wgsl" import Q, bindings, run_types, read_runs, write_runs with context
 {% set PER = PER_WORD[X] %}
@@ -37,15 +37,14 @@ struct Params { tokens: u32, stride: u32, x_at: u32, cos_at: u32, sin_at: u32, r
 {% set TURNED = HALF // RUN %}
 {% set REST = (D - 2 * HALF) // (2 * RUN) %}
 {% set UNITS = TURNED + REST %}
-{% set TEAMS = H // HEADS %}
 @compute @workgroup_size(256)
 fn rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
   let i = flat_workgroup(group, groups) * 256u + thread;
-  let t = i / {{ UNITS * TEAMS }}u;
+  let t = i / {{ UNITS * H }}u;
   if (t >= p.tokens) { return; }
   let unit = i % {{ UNITS }}u;
-  let team = (i / {{ UNITS }}u) % {{ TEAMS }}u;
+  let head = (i / {{ UNITS }}u) % {{ H }}u;
   // the two runs of this thread in a head
 # if INTERLEAVED
   let first = 2u * unit;
@@ -55,11 +54,9 @@ fn rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let first = select(unit + {{ TURNED }}u, unit, turned);
   let second = first + select({{ REST }}u, {{ TURNED }}u, turned);
 # endif
-# for n in range(HEADS)
-  let base{{ n }} = p.x_at + t * p.stride + (team + {{ n * TEAMS }}u) * {{ D // RUN }}u;
-  let a{{ n }} = x_run(base{{ n }} + first);
-  let b{{ n }} = x_run(base{{ n }} + second);
-# endfor
+  let base = p.x_at + t * p.stride + head * {{ D // RUN }}u;
+  let a = x_run(base + first);
+  let b = x_run(base + second);
   var c = Run();
   var s = Run();
   if (unit < {{ TURNED }}u) {
@@ -73,34 +70,30 @@ fn rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     c[{{ k }}] = vec4<f32>(1.0);
 # endfor
   }
-# for n in range(HEADS)
-  {
-    let to = p.out_at + (t * {{ H }}u + team + {{ n * TEAMS }}u) * {{ D // RUN }}u;
-    var y = Run();
-    var z = Run();
+  let to = p.out_at + (t * {{ H }}u + head) * {{ D // RUN }}u;
+  var y = Run();
+  var z = Run();
 # for k in range(Q)
 # if INTERLEAVED
 {#- vector k of a and b has pairs (x, y) and (z, w); those of a come first in the tables #}
 # for v, w, at in (("a", "y", k), ("b", "z", k + Q))
 {% set cs = "c[%d].%s" % (at // 2, "zw" if at % 2 else "xy") %}
 {% set sn = "s[%d].%s" % (at // 2, "zw" if at % 2 else "xy") %}
-    {
-      let e = {{ v }}{{ n }}[{{ k }}].xz;
-      let o = {{ v }}{{ n }}[{{ k }}].yw;
-      let even = e * {{ cs }} - o * {{ sn }};
-      let odd = o * {{ cs }} + e * {{ sn }};
-      {{ w }}[{{ k }}] = vec4<f32>(even.x, odd.x, even.y, odd.y);
-    }
-# endfor
-# else
-    y[{{ k }}] = a{{ n }}[{{ k }}] * c[{{ k }}] - b{{ n }}[{{ k }}] * s[{{ k }}];
-    z[{{ k }}] = b{{ n }}[{{ k }}] * c[{{ k }}] + a{{ n }}[{{ k }}] * s[{{ k }}];
-# endif
-# endfor
-    out_put_run(to + first, y);
-    out_put_run(to + second, z);
+  {
+    let e = {{ v }}[{{ k }}].xz;
+    let o = {{ v }}[{{ k }}].yw;
+    let even = e * {{ cs }} - o * {{ sn }};
+    let odd = o * {{ cs }} + e * {{ sn }};
+    {{ w }}[{{ k }}] = vec4<f32>(even.x, odd.x, even.y, odd.y);
   }
 # endfor
+# else
+  y[{{ k }}] = a[{{ k }}] * c[{{ k }}] - b[{{ k }}] * s[{{ k }}];
+  z[{{ k }}] = b[{{ k }}] * c[{{ k }}] + a[{{ k }}] * s[{{ k }}];
+# endif
+# endfor
+  out_put_run(to + first, y);
+  out_put_run(to + second, z);
 }
 # else
 fn turned(i: u32) -> f32 {

@@ -6,24 +6,33 @@
 {% macro run_types() %}
 alias Run = array<vec4<f32>, {{ Q }}>;
 {% endmacro %}
+{% macro raw_type(dtype) %}
+{{ "Run" if dtype == "f32" else "vec%d<u32>" % (RUN // 2) }}
+{%- endmacro %}
 {% macro _width(dtype) %}{{ 4 if dtype == "f32" else RUN // 2 }}{% endmacro %}
+{#- NAME_raw(i) as it lies in memory, in fewer registers; NAME_unpacked(raw). #}
 {% macro _load(name, dtype) %}
-fn {{ name }}_run(i: u32) -> Run {
 # if dtype == "f32"
+fn {{ name }}_raw(i: u32) -> Run {
   var v = Run();
 # for k in range(Q)
   v[{{ k }}] = {{ name }}[{{ Q }}u * i + {{ k }}u];
 # endfor
+  return v;
+}
+fn {{ name }}_unpacked(w: Run) -> Run { return w; }
 # else
-  let w = {{ name }}[i];
+fn {{ name }}_raw(i: u32) -> {{ raw_type(dtype) }} { return {{ name }}[i]; }
+fn {{ name }}_unpacked(w: {{ raw_type(dtype) }}) -> Run {
   var v = Run();
 # for k in range(Q)
 {% set two = "unpack_%s(w[%d]), unpack_%s(w[%d])" % (dtype, 2 * k, dtype, 2 * k + 1) %}
   v[{{ k }}] = vec4<f32>({{ two }});
 # endfor
-# endif
   return v;
 }
+# endif
+fn {{ name }}_run(i: u32) -> Run { return {{ name }}_unpacked({{ name }}_raw(i)); }
 {% endmacro %}
 {% macro read_runs(binding, name, dtype) %}
 {{ read(binding, name, dtype, _width(dtype) | int) }}
@@ -72,4 +81,17 @@ fn rounded2(v: vec2<f32>) -> vec2<f32> { return unpack_{{ dtype }}(pack_{{ dtype
 fn rounded1(v: f32) -> f32 { return rounded2(vec2<f32>(v, 0.0)).x; }
 fn rounded(v: vec4<f32>) -> vec4<f32> { return vec4<f32>(rounded2(v.xy), rounded2(v.zw)); }
 # endif
+{% endmacro %}
+{#- lifted(v): logits that may be -inf as finite numbers: what is below LOWEST becomes LOWEST. By
+    bits, as a comparison may be compiled to a maximum, which loses nan. #}
+{% macro lifting() %}
+const LOWEST = -1.0e38;
+fn lifted(v: vec4<f32>) -> vec4<f32> {
+  let below = bitcast<vec4<u32>>(v) - vec4<u32>(0xfe967699u);  // bits of LOWEST
+  return select(v, vec4<f32>(LOWEST), below <= vec4<u32>(0xff800000u - 0xfe967699u));
+}
+fn lifted1(v: f32) -> f32 {
+  let below = bitcast<u32>(v) - 0xfe967699u;
+  return select(v, LOWEST, below <= 0xff800000u - 0xfe967699u);
+}
 {% endmacro %}

@@ -12,7 +12,7 @@
 // Values: X type, RUN, ITEMS, LANES, ROWS, EXACT, LOG, SPLIT ("", "partial", "apply").
 // Source: the running form, Milakov & Gimelshein 2018.
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
-# from "runs.wgsl" import Q, bindings with context
+# from "runs.wgsl" import Q, bindings, lifting with context
 {% set PER = PER_WORD[X] %}
 struct Params {
   rows: u32, runs: u32, inner: u32, stride: u32, x_at: u32, out_at: u32, splits: u32, share: u32,
@@ -26,12 +26,11 @@ struct Params {
 # endif
 {{ reduction("row_max", "f32", "max", LANES, ROWS, PER if RUN == 1 else 1) }}
 {{ reduction("row_sum", "f32", "add", LANES, ROWS, PER if RUN == 1 else 1) }}
-const LOWEST = -1.0e38;
+{{ lifting() }}
 var<private> minus_infinity: u32 = 0xff800000u;
 
 # if RUN > 1
 fn max4(v: vec4<f32>) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }
-fn lifted(v: vec4<f32>) -> vec4<f32> { return select(v, vec4<f32>(LOWEST), v < vec4<f32>(LOWEST)); }
 fn fetch(i: u32) -> Run {
   var v = x_run(i);
 # for k in range(Q)
@@ -41,8 +40,7 @@ fn fetch(i: u32) -> Run {
 }
 # else
 fn fetch1(row: u32, e: u32) -> f32 {
-  let v = x_at(p.x_at + (row / p.inner) * p.stride + (row % p.inner) * p.runs + e);
-  return select(v, LOWEST, v < LOWEST);
+  return lifted1(x_at(p.x_at + (row / p.inner) * p.stride + (row % p.inner) * p.runs + e));
 }
 # endif
 {% set V = "vec4<f32>" if RUN > 1 else "f32" %}

@@ -115,6 +115,20 @@ def test_a_target_outside_the_vocabulary_is_nan(target, gpu, rng):
     assert np.isnan(loss[0]) and np.isfinite(loss[1])
 
 
+@pytest.mark.parametrize("V", [40, 9000])
+def test_a_nan_is_seen(V, gpu, rng):
+    """Not taken for a masked logit: neither in the loss nor in the gradient."""
+    x = normal(rng, (3, V), "bfloat16")
+    x[1, V // 2] = np.nan
+    logits = Tensor(x, backend=gpu, requires_grad=True)
+    loss = cross_entropy(logits, Tensor(np.zeros(3, np.int32), backend=gpu), reduction="none")
+    np.testing.assert_array_equal(np.isnan(loss.numpy()), [False, True, False])
+    loss.sum().backward()
+    assert logits.grad is not None
+    bad = np.isnan(logits.grad.numpy().astype(np.float32))
+    assert bad[1].all() and not bad[0].any() and not bad[2].any()
+
+
 def test_no_row_counts(gpu, rng):
     x, t = tensors(gpu, normal(rng, (2, 4)), np.full(2, -100, np.int32))
     assert np.isnan(cross_entropy(x, t).item())

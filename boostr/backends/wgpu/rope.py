@@ -10,7 +10,6 @@ from boostr.backends.wgpu.rows import has_dense_rows, no_type, parts, row_stride
 from boostr.tensor import Tensor
 
 _THREADS = 256
-_MOST_HEADS = 4  # of a thread, which has all their runs in registers
 
 
 def _run_pairs(D: int, half: int, item: int, *places: int) -> int:
@@ -19,11 +18,6 @@ def _run_pairs(D: int, half: int, item: int, *places: int) -> int:
         if not any(n % run for n in (half, *places)) and (D - 2 * half) % (2 * run) == 0:
             return run
     return 1
-
-
-def _heads(H: int) -> int:
-    """Heads of one thread: the most that divides H."""
-    return max(n for n in range(1, _MOST_HEADS + 1) if H % n == 0)
 
 
 def _rope(
@@ -49,17 +43,16 @@ def _launch(
     run = _run_pairs(D, half, x.dtype.itemsize, stride, at[0], at[-1])
     if any(n % 4 for n in at[1:3]):
         run = 1
-    heads = _heads(H)
     if run > 1:
-        threads = T * (H // heads) * (D // (2 * run))
+        threads = out.size // (2 * run)
         places = [at[0] // run, at[1] // 4, at[2] // 4, at[3], at[4] // run]
     else:
-        heads, places = 1, at
+        places = at
         threads = -(-out.size * out.dtype.itemsize // 4)
     backend.launch(
         "rope", "rope", -(-threads // _THREADS), [x, *tables, rows], [out],
         (T, stride // run, *places, turn), X=type_of(x), RUN=run, D=D, HALF=half, H=H,
-        HEADS=heads, INTERLEAVED=int(layout == "interleaved"),
+        INTERLEAVED=int(layout == "interleaved"),
     )  # fmt: skip
 
 
@@ -76,8 +69,7 @@ def _rope_backward(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layou
 KERNELS = {"rope": Kernel(_rope, _supports), "rope_backward": Kernel(_rope_backward, _supports)}
 
 VARIANTS = [
-    Variant("rope", {"X": x, "RUN": run, "D": D, "HALF": half, "H": H, "HEADS": _heads(H),
-                     "INTERLEAVED": interleaved})
+    Variant("rope", {"X": x, "RUN": run, "D": D, "HALF": half, "H": H, "INTERLEAVED": interleaved})
     for x, run, D, half, H, interleaved in (
         ("bf16", 8, 128, 64, 32, 0), ("bf16", 8, 80, 16, 4, 1), ("f32", 4, 96, 24, 3, 0),
         ("f32", 4, 256, 128, 2, 1), ("f16", 4, 96, 24, 9, 0), ("f16", 1, 6, 3, 3, 0),
