@@ -21,6 +21,8 @@ fn operation({{ lists.joined(names, "%s: " ~ WORK)|trim }}) -> {{ R }} {
   return {{ OP }}(a);
 # elif OP in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid")
   return {{ OP }}_f32(a);
+# elif OP == "div" and not QUICK
+  return div_f32(a, b);
 # elif OP in ("add", "sub", "mul", "div", "bitwise_and", "bitwise_or", "bitwise_xor")
 # set bitwise = dict(bitwise_and="&", bitwise_or="|", bitwise_xor="^")
 # set sign = dict(add="+", sub="-", mul="*", div="/", **bitwise)

@@ -144,6 +144,17 @@ def test_functions_to_a_few_ulp(name, wgpu, rng):
     assert error.max() < 4
 
 
+def test_quotients_are_the_nearest(wgpu, rng):
+    a, b = (normal(rng, 20_000) * 10.0 ** rng.integers(-8, 8, 20_000) for _ in range(2))
+    a = np.append(a, [6, 1, 0, 3e38, 1e-40, 1]).astype(np.float32)
+    b = np.append(b, [3, 0, 1, 1e-3, 1, np.inf]).astype(np.float32)
+    got = (Tensor(a, backend=wgpu) / Tensor(b, backend=wgpu)).numpy()
+    with np.errstate(all="ignore"):
+        want = a / b
+    assert np.sum(got[:-4] != want[:-4]) <= 1  # of 20 002
+    np.testing.assert_array_equal(got[[-6, -5, -4, -3, -1]], want[[-6, -5, -4, -3, -1]])
+
+
 def test_powers(wgpu, rng):
     a = np.abs(normal(rng, 3000, scale=2.0)) + 1e-3
     b = normal(rng, 3000, scale=8.0)
