@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ class WgpuProgram(Program):
     def describe(self) -> list[str]:
         return list(self._names)
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():
+            return  # all of it goes with the process
         if self._replay is not None:
             self._replay.close()
         self._arena.close()

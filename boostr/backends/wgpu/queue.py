@@ -34,7 +34,6 @@ class Queue:
         self.serial = 0
         self._limit = _FIRST
         self._encoder: Any = None  # of commands that are encoded and not submitted
-        self._made: list[Any] = []  # command buffers that are not submitted
         self._in_flight: deque[Any] = deque()
         self._staging = StagingRing(provider, device)
         self.lost: str | None = None
@@ -58,10 +57,10 @@ class Queue:
         """How commands are encoded over and over; None where Python does it each time."""
         return replay(self.provider, self._device, commands)
 
-    def run_encoded(self, made: Any) -> None:
-        """As `run`, of a command buffer."""
+    def run_encoded(self, encoder: Any) -> None:
+        """As `run`, of what a `Replay` has encoded."""
         self.flush()
-        self._made.append(made)
+        self._encoder = encoder
 
     def flush(self) -> None:
         """Start everything that was asked for."""
@@ -69,7 +68,7 @@ class Queue:
             commands, self.pending = self.pending, []
             self._encoder = self._encode(commands, self._null)
             self._limit = _BATCH
-        if self._encoder is not None or self._made:
+        if self._encoder is not None:
             self._submit()
 
     def _encode(self, commands: Sequence[Command], described: Any) -> Any:
@@ -95,26 +94,25 @@ class Queue:
         return encoder
 
     def _submit(self) -> Any:
-        """Submit what is encoded; returns what a poll can wait for."""
+        """Submit the open encoder; returns what a poll can wait for."""
         raw, ffi, encoder = self._raw, self.provider.ffi, self._encoder
         self._encoder = None
-        made, self._made = self._made, []
-        if encoder is not None:
-            made.append(self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null))
+        try:
+            made = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
+        finally:
             raw.wgpuCommandEncoderRelease(encoder)
         self.serial += 1
-        holder, count = ffi.new("WGPUCommandBuffer[]", made), len(made)
+        holder = ffi.new("WGPUCommandBuffer[1]", [made])
         place = None
         if self.provider.name == "wgpu":
-            index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, count, holder)
+            index = self.checked(self._safe.wgpuQueueSubmitForIndex, self._handle, 1, holder)
             place = ffi.new("WGPUSubmissionIndex *", index)
             self._in_flight.append(place)
             if len(self._in_flight) > _IN_FLIGHT:
                 raw.wgpuDevicePoll(self._device._internal, True, self._in_flight.popleft())
         else:
-            self.checked(self._safe.wgpuQueueSubmit, self._handle, count, holder)
-        for finished in made:
-            raw.wgpuCommandBufferRelease(finished)
+            self.checked(self._safe.wgpuQueueSubmit, self._handle, 1, holder)
+        raw.wgpuCommandBufferRelease(made)
         return place
 
     def checked(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -154,9 +152,7 @@ class Queue:
     # -- bytes -----------------------------------------------------------------------------------
     def upload(self, block: Block, data: np.ndarray) -> None:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
-        if block.serial == self.serial and (
-            self.pending or self._encoder is not None or self._made
-        ):
+        if block.serial == self.serial and (self.pending or self._encoder is not None):
             self.flush()  # a write comes before all commands that are not submitted yet
         ffi, raw = self.provider.ffi, self._raw
         flat = data.reshape(-1).view(np.uint8)

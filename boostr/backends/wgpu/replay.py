@@ -1,9 +1,10 @@
 """Runs of a program encoded ahead of time, on threads.
 
-A command buffer can be submitted once, so every run needs a new one, which costs the host about
-5 us a command. Where llvmlite is installed, a loop in machine code makes the C calls without
-Python's lock, and two threads keep encoded runs in store; else the main thread encodes each when it
-is run.
+Commands can be submitted once, so every run encodes them anew, which costs the host about 5 us a
+command. Where llvmlite is installed, a loop in machine code makes the C calls without Python's
+lock, and two threads keep encoded runs in store; else the main thread encodes each when it is run.
+They are kept unfinished: wgpu-native frees an encoder that is given up, but never a finished
+command buffer that was not submitted.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Replay:
         return made
 
     def _encode(self, loop: Any) -> Any:
-        """A command buffer. Runs on a thread, almost all the time without the interpreter."""
+        """A command encoder. Runs on a thread, almost all the time without the interpreter."""
         provider = self._provider
         raw, null = provider.raw, provider.ffi.NULL
         encoder = provider.encoder(self._device)
@@ -135,13 +136,11 @@ class Replay:
         loop(where, self._rows.ctypes.data, len(self._rows), *self._addresses)
         raw.wgpuComputePassEncoderEnd(compute)
         raw.wgpuComputePassEncoderRelease(compute)
-        made = raw.wgpuCommandEncoderFinish(encoder, null)
-        raw.wgpuCommandEncoderRelease(encoder)
-        return made
+        return encoder
 
     def close(self) -> None:
         """Give up what is in store."""
-        release = self._provider.raw.wgpuCommandBufferRelease
+        release = self._provider.raw.wgpuCommandEncoderRelease
         while self._store:
             self._store.popleft().add_done_callback(lambda done: release(done.result()))
 
