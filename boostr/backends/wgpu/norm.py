@@ -109,7 +109,7 @@ def _backward(
         return Tensor.wrap(dh, backend), None, None
     found = [backend.empty((E,), weight.dtype) for _ in range(1 + layer)]
     backend.launch(
-        "norm_weights", "norm_weights", (-(-E // 32), len(found), 1), [partial], found,
+        "norm_weights", "norm_weights", (-(-E // 16), len(found), 1), [partial], found,
         (teams, E), W=type_of(weight), SHARES=_shares(backend.caps), LAYER=int(layer),
     )  # fmt: skip
     dw, db = Tensor.wrap(found[0], backend), Tensor.wrap(found[-1], backend)
@@ -118,7 +118,7 @@ def _backward(
 
 def _shares(caps: Any) -> int:
     """Threads for each column of a weight's gradient."""
-    return 2 if caps.kind == "software" else min(1024, caps.workgroup_threads) // 32
+    return 4 if caps.kind == "software" else min(1024, caps.workgroup_threads) // 16
 
 
 def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
@@ -188,7 +188,7 @@ VARIANTS = [
         for x, w, run, E, _, add, layer, caps in _SIZES
     ),
     *(
-        Variant("norm_weights", {"W": w, "SHARES": 8, "LAYER": layer})
+        Variant("norm_weights", {"W": w, "SHARES": 16, "LAYER": layer})
         for w, layer in (("f32", 0), ("bf16", 1))
     ),
 ]  # fmt: skip
