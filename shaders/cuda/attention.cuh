@@ -2,9 +2,6 @@
 // its rows see. The values of cu_seqlens are on the device only, so grids are sized for the worst
 // case and every block finds its own place.
 
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
-
 // Segment b owns the tiles cu[b] / rows + b and following: always enough, at most one in excess.
 // Segment B holds the tokens after cu[B], which see nothing. tiles = tokens / rows + B + 1.
 // Returns the last b in 0..B with cu[b] / rows + b <= tile. The whole warp must call it.

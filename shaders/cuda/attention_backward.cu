@@ -25,6 +25,8 @@ constexpr bool OWN_ROWS = SM == 1;
 constexpr int COLUMNS = OWN_ROWS ? MC : M / SM;  // queries of one round of a warp's scores
 constexpr int PITCH = 2 * DP + 16, P_PITCH = 2 * M + 16;  // bytes; odd multiples of 16
 #include "attention_backward_tiles.cuh"
+#include "attention_backward_walk.cuh"
+static_assert(PITCH == OUT_PITCH, "`send` reads rows as they lie here");
 constexpr int SI = N / SN / 16, SB = COLUMNS / 8;         // m16 and n8 tiles of scores
 constexpr int KI = N / KN / 16, KB = DP / KD / 8;         // of dk and dv
 constexpr int QI = M / QM / 16, QB = DP / QD / 8;         // of dq
@@ -38,56 +40,8 @@ constexpr int AT_G = AT_Q + QS * M * PITCH, AT_STATS = AT_G + OS * M * PITCH;
 constexpr int AT_DS = AT_STATS + 2 * M * 8;
 constexpr int AT_P = AT_DS + (DQ || !OWN_ROWS ? N * P_PITCH : 0);
 
-// (lse, delta) of M queries; past the end zeros, which with zero rows of q and g give zeros.
 DEVICE void load_stats(u32 to, const float2* from, int rows) {
-  for (int i = threadIdx.x; i < M; i += THREADS)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
-                 :: "r"(to + i * 8), "l"(i < rows ? from + i : from), "r"(i < rows ? 8 : 0)
-                 : "memory");
-}
-
-// Scores of a warp -> p packed, and in s what ds is the product of with (dp - delta).
-template <bool MASKED>
-DEVICE void weigh(float (&s)[SI][SB][4], u32 (&p)[SI][SB][2], const float2* stats, int key,
-                  int query, const Mask& mask, const Score& score) {
-#pragma unroll
-  for (int j = 0; j < SB; j++) {
-    float4 two = *(const float4*)(stats + 8 * j);
-#pragma unroll
-    for (int i = 0; i < SI; i++) {
-      float slack[4];
-#pragma unroll
-      for (int x = 0; x < 4; x++) {
-        int row = key + 16 * i + (x >= 2 ? 8 : 0), column = query + 8 * j + (x & 1);
-        float lse = x & 1 ? two.z : two.x, w;
-        slack[x] = 1.f;
-        if (EXTRA) w = score.log2_weight(s[i][j][x], row - column - mask.shift, slack[x]) - lse;
-        else w = fmaf(s[i][j][x], score.unit, -lse);
-        if (MASKED && !mask.sees(column, row)) w = -INF;
-        s[i][j][x] = power2(w);
-      }
-      p[i][j][0] = pack2<TYPE>(s[i][j][0], s[i][j][1]);
-      p[i][j][1] = pack2<TYPE>(s[i][j][2], s[i][j][3]);
-#pragma unroll
-      for (int x = 0; x < 4; x++)
-        if (EXTRA) s[i][j][x] *= slack[x];
-    }
-  }
-}
-
-// ds = p slack (dp - delta), packed.
-DEVICE void slope_of(u32 (&ds)[SI][SB][2], const float (&s)[SI][SB][4],
-                     const float (&dp)[SI][SB][4], const float2* stats) {
-#pragma unroll
-  for (int j = 0; j < SB; j++) {
-    float4 two = *(const float4*)(stats + 8 * j);
-#pragma unroll
-    for (int i = 0; i < SI; i++) {
-      const float(&x)[4] = s[i][j], (&y)[4] = dp[i][j];
-      ds[i][j][0] = pack2<TYPE>(x[0] * (y[0] - two.y), x[1] * (y[1] - two.w));
-      ds[i][j][1] = pack2<TYPE>(x[2] * (y[2] - two.y), x[3] * (y[3] - two.w));
-    }
-  }
+  for (int i = threadIdx.x; i < M; i += THREADS) load_stat(to, from, i, rows);
 }
 
 // Packed fragments to shared memory [N][M]; `to`: of this lane's first number.
@@ -102,7 +56,7 @@ DEVICE void keep(char* to, const u32 (&p)[SI][SB][2]) {
 }
 
 // A gradient [N, D] from registers through shared memory to its rows.
-DEVICE void store_tile(float (&c)[KI][KB][4], char* room, TYPE* to, int rows, int K, int D,
+DEVICE void store_tile(float (&c)[KI][KB][4], char* room, TYPE* to, i64 pitch, int rows, int D,
                        float factor) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   char* own = room + (warp / KD * (N / KN) + lane / 4) * PITCH +
@@ -116,11 +70,7 @@ DEVICE void store_tile(float (&c)[KI][KB][4], char* room, TYPE* to, int rows, in
       *(u32*)(own + (16 * i + 8) * PITCH + 16 * j) = pack2<TYPE>(x[2] * factor, x[3] * factor);
     }
   __syncthreads();
-  for (int piece = threadIdx.x; piece < N * (DP / 8); piece += THREADS) {
-    int row = piece / (DP / 8), column = piece % (DP / 8);
-    if (row < rows && column * 8 < D)
-      *(uint4*)(to + (i64)row * K * D + column * 8) = *(uint4*)(room + row * PITCH + column * 16);
-  }
+  send<N>(room, to, pitch, rows, D);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
@@ -131,43 +81,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
   const int G = H / K;
-  const int kv = blockIdx.y, b = segment_of_slot(cu_k, B, blockIdx.x, N);
-  const int k0 = cu_k[b], n0 = (blockIdx.x - first_slot(cu_k, b, N)) * N;
-  const int q0 = cu_q[b], len_q = cu_q[b + 1] - q0, len_k = cu_k[b + 1] - k0;
-  if (n0 >= len_k) return;
-  const Mask mask{bottom_right ? len_k - len_q : 0, lowest, highest, len_k};
-  const int rows = min(N, len_k - n0);
-  const int first = mask.first_query(n0) / M;
-  const int last = min(len_q - 1, mask.last_query(n0 + rows));
-  const int tiles = last < first * M ? 0 : last / M + 1 - first;
-  const int slots = Tq / M + B, slot = first_slot(cu_q, b, M);
+  const int kv = blockIdx.y, slots = Tq / M + B;
+  Walk w;
+  if (!walk_queries(w, cu_q, cu_k, B, lowest, highest, bottom_right)) return;
 
-  // Round r: query tile `first + r % tiles` of head `kv * G + r / tiles`.
+  // Round r: query tile `w.first + r % w.tiles` of head `kv * G + r / w.tiles`.
   auto load_q = [&](int head, int tile, int stage) {
     const int i0 = tile * M;
     load_tile<M>(base + AT_Q + (QS == 2 ? stage : 0) * M * PITCH,
-                 q + (i64)(q0 + i0) * q_row + (i64)head * q_head, q_row, len_q - i0, D);
-    load_stats(base + AT_STATS + stage * M * 8, stats + (i64)head * Tq + q0 + i0, len_q - i0);
+                 q + (i64)(w.q0 + i0) * q_row + (i64)head * q_head, q_row, w.len_q - i0, D);
+    load_stats(base + AT_STATS + stage * M * 8, stats + (i64)head * Tq + w.q0 + i0,
+               w.len_q - i0);
   };
   auto load_g = [&](int head, int tile, int stage) {
     const int i0 = tile * M;
     load_tile<M>(base + AT_G + (OS == 2 ? stage : 0) * M * PITCH,
-                 g + ((i64)(q0 + i0) * H + head) * D, (i64)H * D, len_q - i0, D);
+                 g + ((i64)(w.q0 + i0) * H + head) * D, (i64)H * D, w.len_q - i0, D);
   };
 
   float dk_sum[KI][KB][4], dv_sum[KI][KB][4];
   clear(dk_sum);
   clear(dv_sum);
-  int head = kv * G, tile = first, stage = 0;
-  if (tiles > 0) {
-    load_tile<N>(base + AT_K, k + (i64)(k0 + n0) * k_row + (i64)kv * k_head, k_row, rows, D);
-    load_tile<N>(base + AT_V, v + (i64)(k0 + n0) * v_row + (i64)kv * v_head, v_row, rows, D);
+  int head = kv * G, tile = w.first, stage = 0;
+  if (w.tiles > 0) {
+    const i64 row = w.k0 + w.start;
+    load_tile<N>(base + AT_K, k + row * k_row + (i64)kv * k_head, k_row, w.rows, D);
+    load_tile<N>(base + AT_V, v + row * v_row + (i64)kv * v_head, v_row, w.rows, D);
     load_q(head, tile, 0);
     load_g(head, tile, 0);
   }
   cp_async_commit();
 
-  for (int round = tiles * G; round > 0; round--) {
+  for (int round = w.tiles * G; round > 0; round--) {
     // Where this warp works; worked out anew in each round, since registers are scarce.
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     asm volatile("" : "+r"(lane), "+r"(warp));
@@ -177,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
     cp_async_wait<0>();
     __syncthreads();
     int next_head = head, next_tile = tile + 1;
-    if (next_tile == first + tiles) next_tile = first, next_head++;
+    if (next_tile == w.first + w.tiles) next_tile = w.first, next_head++;
     const bool more = round > 1;
     if (QS == 2 && more) load_q(next_head, next_tile, stage ^ 1);
     if (OS == 2 && more) load_g(next_head, next_tile, stage ^ 1);
@@ -188,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
     const float2* own_stats =
         (const float2*)(room + AT_STATS) + stage * M + s_query + 2 * (lane & 3);
     const Score score(scale, EXTRA ? softcap : 0.f, EXTRA && alibi ? alibi[head] : 0.f);
-    const bool masked = !mask.all(tile * M, M, n0, N);
+    const bool masked = !w.mask.all(tile * M, M, w.start, N);
     const int at_p = (s_key + lane / 4) * P_PITCH + 2 * (s_query + 2 * (lane & 3));
 
 #pragma unroll 1
@@ -199,15 +144,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
       clear(s);
       product<false, false, DP / 16>(s, lane_a(base + AT_K + s_key * PITCH, lane, PITCH), PITCH,
                                      lane_b(at_q + column * PITCH, lane, PITCH), PITCH);
-      const int key = n0 + s_key + lane / 4, query = tile * M + column + 2 * (lane & 3);
-      if (masked) weigh<true>(s, p, own_stats + c * COLUMNS, key, query, mask, score);
-      else weigh<false>(s, p, own_stats + c * COLUMNS, key, query, mask, score);
+      const int key = w.start + s_key + lane / 4, query = tile * M + column + 2 * (lane & 3);
+      if (masked) weigh<true, SI, SB>(**s, **p, own_stats + c * COLUMNS, key, query, w.mask, score);
+      else weigh<false, SI, SB>(**s, **p, own_stats + c * COLUMNS, key, query, w.mask, score);
       if (OWN_ROWS) product(dv_sum, p, lane_a(at_g + column * PITCH, lane, PITCH));
       else keep(room + AT_P + at_p, p);
       clear(dp);
       product<false, false, DP / 16>(dp, lane_a(base + AT_V + s_key * PITCH, lane, PITCH), PITCH,
                                      lane_b(at_g + column * PITCH, lane, PITCH), PITCH);
-      slope_of(ds, s, dp, own_stats + c * COLUMNS);
+      slope_of<SI, SB>(**ds, **s, **dp, own_stats + c * COLUMNS);
       if (DQ || !OWN_ROWS) keep(room + AT_DS + at_p + 2 * c * COLUMNS, ds);
       if (OWN_ROWS) product(dk_sum, ds, lane_a(at_q + column * PITCH, lane, PITCH));
     }
@@ -222,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
       cp_async_commit();
     }
     if constexpr (DQ) {
-      float* sum = dq_sum + ((i64)head * slots + slot + tile) * (M * DP);
+      float* sum = dq_sum + ((i64)head * slots + w.slot + tile) * (M * DP);
 #pragma unroll 1
       for (int part = 0; part < DQ_PARTS; part++) {
         float dq[QI][QB / DQ_PARTS][4];
@@ -249,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(
   }
   cp_async_wait<0>();
   __syncthreads();
-  const i64 at = ((i64)(k0 + n0) * K + kv) * D;
-  store_tile(dk_sum, room + AT_K, dk + at, rows, K, D, scale);
-  store_tile(dv_sum, room + AT_V, dv + at, rows, K, D, 1.f);
+  const i64 at = ((i64)(w.k0 + w.start) * K + kv) * D;
+  store_tile(dk_sum, room + AT_K, dk + at, (i64)K * D, w.rows, D, scale);
+  store_tile(dv_sum, room + AT_V, dv + at, (i64)K * D, w.rows, D, 1.f);
 }

@@ -8,7 +8,6 @@
 // tokens never cross segments: segment b has the slots cu[b] / W + b and on, the next begins after
 // them, so total / W + B slots are enough and slot -> segment is a binary search. Slots past a
 // segment's end are empty.
-#define LOG2E 1.4426950408889634f
 
 DEVICE int first_slot(const int* cu, int b, int width) { return cu[b] / width + b; }
 
@@ -42,12 +41,6 @@ struct Mask {
   DEVICE int last_key(int i1) const { return min(keys - 1, i1 - 1 + shift + highest); }
 };
 
-DEVICE float power2(float x) {  // -inf gives 0; relative error 2^-22
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // What turns scale-free scores into probabilities. `unit` is scale * log2(e), or scale / softcap.
 struct Score {
   float unit, cap, slope;  // cap: softcap * log2(e), 0: none; slope: of ALiBi, * log2(e)
@@ -59,7 +52,7 @@ struct Score {
   DEVICE float log2_weight(float s, int distance, float& slack) const {
     float x = s * unit;
     if (cap > 0.f) {
-      float t = 1.f - __fdividef(2.f, 1.f + power2(x * (2.f * LOG2E)));
+      float t = 1.f - __fdividef(2.f, 1.f + exp2_fast(x * (2.f * LOG2E)));
       slack = 1.f - t * t;
       x = t * cap;
     }

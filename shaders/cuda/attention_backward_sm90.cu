@@ -25,55 +25,12 @@ constexpr int STAGES = 3, DS_BYTES = DQ ? M * N * 2 : 0;
 constexpr int AT_G = AT_Q + STAGES * TILE_BYTES, AT_DS = AT_G + STAGES * TILE_BYTES;
 constexpr int AT_STATS = AT_DS + 2 * DS_BYTES, AT_SUMS = AT_STATS + STAGES * M * 8;
 constexpr bool LATE_DP = EXTRA && M == 128;  // else the registers do not suffice
+#include "attention_backward_walk.cuh"
 #include "attention_backward_sm90.cuh"
 
-// (lse, delta) of M queries; past the end zeros, which with zero rows of q and g give zeros.
 DEVICE void load_stats(u32 to, const float2* from, int rows) {
   int i = threadIdx.x;
-  if (i < M)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
-                 ::"r"(to + i * 8), "l"(i < rows ? from + i : from), "r"(i < rows ? 8 : 0)
-                 : "memory");
-}
-
-// Scores -> p packed, and in s what ds is the product of with (dp - delta).
-template <bool MASKED>
-DEVICE void weigh(float (&s)[M / 2], u32 (&p)[M / 4], const float2* stats, int key, int query,
-                  const Mask& mask, const Score& score) {
-#pragma unroll
-  for (int j = 0; j < M / 8; j++) {
-    float4 two = *(const float4*)(stats + 8 * j);
-    float slack[4];
-#pragma unroll
-    for (int x = 0; x < 4; x++) {
-      int row = key + (x >= 2 ? 8 : 0), column = query + 8 * j + (x & 1);
-      float lse = x & 1 ? two.z : two.x, w;
-      slack[x] = 1.f;
-      if (EXTRA) w = score.log2_weight(s[4 * j + x], row - column - mask.shift, slack[x]) - lse;
-      else w = fmaf(s[4 * j + x], score.unit, -lse);
-      if (MASKED && !mask.sees(column, row)) w = -INF;
-      s[4 * j + x] = power2(w);
-    }
-    p[2 * j] = pack_pair<TYPE>(s[4 * j], s[4 * j + 1]);
-    p[2 * j + 1] = pack_pair<TYPE>(s[4 * j + 2], s[4 * j + 3]);
-#pragma unroll
-    for (int x = 0; x < 4; x++)
-      if (EXTRA) s[4 * j + x] *= slack[x];
-  }
-}
-
-// ds = p slack (dp - delta), packed.
-DEVICE void slope_of(u32 (&ds)[M / 4], const float (&s)[M / 2], const float (&dp)[M / 2],
-                     const float2* stats) {
-#pragma unroll
-  for (int j = 0; j < M / 8; j++) {
-    float4 two = *(const float4*)(stats + 8 * j);
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      int x = 4 * j + 2 * h;
-      ds[2 * j + h] = pack_pair<TYPE>(s[x] * (dp[x] - two.y), s[x + 1] * (dp[x + 1] - two.w));
-    }
-  }
+  if (i < M) load_stat(to, from, i, rows);
 }
 
 // ds^T in registers -> ds [M][N] in shared memory; `to`: the warpgroup's 64 keys.
@@ -115,48 +72,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
   extern __shared__ __align__(1024) char room[];
   const u32 base = shared_address(room);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = uniform(threadIdx.x >> 7);
-  const int G = H / K;
-  const int kv = blockIdx.y, b = segment_of_slot(cu_k, B, blockIdx.x, N);
-  const int k0 = cu_k[b], n0 = (blockIdx.x - first_slot(cu_k, b, N)) * N;
-  const int q0 = cu_q[b], len_q = cu_q[b + 1] - q0, len_k = cu_k[b + 1] - k0;
-  if (n0 >= len_k) return;
-  const Mask mask{bottom_right ? len_k - len_q : 0, lowest, highest, len_k};
-  const int rows = min(N, len_k - n0);
-  const int first = mask.first_query(n0) / M;
-  const int last = min(len_q - 1, mask.last_query(n0 + rows));
-  const int tiles = last < first * M ? 0 : last / M + 1 - first;
-  const int slots = Tq / M + B, slot = first_slot(cu_q, b, M);
+  const int G = H / K, kv = blockIdx.y, slots = Tq / M + B;
+  Walk w;
+  if (!walk_queries(w, cu_q, cu_k, B, lowest, highest, bottom_right)) return;
 
   auto load = [&](int head, int tile, int stage) {
     const int i0 = tile * M;
     load_tile<M>(base + AT_Q + stage * TILE_BYTES,
-                 q + (i64)(q0 + i0) * q_row + (i64)head * q_head, q_row, len_q - i0, D);
-    load_tile<M>(base + AT_G + stage * TILE_BYTES, g + ((i64)(q0 + i0) * H + head) * D, (i64)H * D,
-                 len_q - i0, D);
-    load_stats(base + AT_STATS + stage * M * 8, stats + (i64)head * Tq + q0 + i0, len_q - i0);
+                 q + (i64)(w.q0 + i0) * q_row + (i64)head * q_head, q_row, w.len_q - i0, D);
+    load_tile<M>(base + AT_G + stage * TILE_BYTES, g + ((i64)(w.q0 + i0) * H + head) * D,
+                 (i64)H * D, w.len_q - i0, D);
+    load_stats(base + AT_STATS + stage * M * 8, stats + (i64)head * Tq + w.q0 + i0,
+               w.len_q - i0);
   };
 
   float dk_sum[DP / 2], dv_sum[DP / 2];
 #pragma unroll
   for (int i = 0; i < DP / 2; i++) dk_sum[i] = dv_sum[i] = 0.f;
-  // Where the walk is, and where the loads are: round r is query tile `first + r % tiles` of head
-  // `kv * G + r / tiles`.
-  int head = kv * G, tile = first, load_head = head, load_at = first, now = 0;
-  const int rounds = tiles * G;
+  // Where the walk is, and where the loads are: round r is query tile `w.first + r % w.tiles` of
+  // head `kv * G + r / w.tiles`.
+  int head = kv * G, tile = w.first, load_head = head, load_at = w.first, now = 0;
+  const int rounds = w.tiles * G;
   auto load_next = [&](int stage) {
     load(load_head, load_at, stage);
-    if (++load_at == first + tiles) load_at = first, load_head++;
+    if (++load_at == w.first + w.tiles) load_at = w.first, load_head++;
   };
   if (rounds > 0) {
-    load_tile<N>(base + AT_K, k + (i64)(k0 + n0) * k_row + (i64)kv * k_head, k_row, rows, D);
-    load_tile<N>(base + AT_V, v + (i64)(k0 + n0) * v_row + (i64)kv * v_head, v_row, rows, D);
+    const i64 row = w.k0 + w.start;
+    load_tile<N>(base + AT_K, k + row * k_row + (i64)kv * k_head, k_row, w.rows, D);
+    load_tile<N>(base + AT_V, v + row * v_row + (i64)kv * v_head, v_row, w.rows, D);
     load_next(0);
   }
   cp_async_commit();
   if (rounds > 1) load_next(1);
   cp_async_commit();
   const u32 own_k = base + AT_K + group * 8192, own_v = base + AT_V + group * 8192;
-  const int key = n0 + warp * 16 + lane / 4;
+  const int key = w.start + warp * 16 + lane / 4;
   float s[M / 2], dp[M / 2], dq[32];
   u32 p[M / 4], ds[M / 4];
 
@@ -177,12 +128,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
   auto weigh_tile = [&](int stage) {
     const Score score(scale, EXTRA ? softcap : 0.f, EXTRA && alibi ? alibi[head] : 0.f);
     const int query = tile * M + 2 * (lane & 3);
-    const bool masked = !mask.all(tile * M, M, n0, N);
+    const bool masked = !w.mask.all(tile * M, M, w.start, N);
     if (!LATE_DP) start_dp(stage);
     wgmma_wait<LATE_DP ? 0 : 1>();
     pin(s);
-    if (EXTRA || masked) weigh<true>(s, p, stats_of(stage), key, query, mask, score);
-    else weigh<false>(s, p, stats_of(stage), key, query, mask, score);
+    if (EXTRA || masked) weigh<true, 1, M / 8>(s, p, stats_of(stage), key, query, w.mask, score);
+    else weigh<false, 1, M / 8>(s, p, stats_of(stage), key, query, w.mask, score);
     if (LATE_DP) start_dp(stage);
     wgmma_wait<0>();
     pin(dp);
@@ -205,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     wgmma_commit();
     pin(s);  // what follows stays behind the start of dv
     pin(dp);
-    slope_of(ds, s, dp, stats_of(now));
+    slope_of<1, M / 8>(ds, s, dp, stats_of(now));
     pin(ds);
     if (DQ) exchange(at_ds + group * (M * 128), ds);
     wgmma_fence();
@@ -235,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     pin(ds);
     if (DQ) {
       const int place = DP == 128 ? (warp & 3) * 2 + group : warp;  // in backward_finish's order
-      float* sum = dq_sum + ((i64)head * slots + slot + tile) * (M * DP) + place * 1024;
+      float* sum = dq_sum + ((i64)head * slots + w.slot + tile) * (M * DP) + place * 1024;
       add_part(sum, room + AT_SUMS + warp * 4096, dq);
     }
     if (round == 1) {
@@ -246,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
     }
     if (round > 2) load_next(next == STAGES - 1 ? 0 : next + 1);
     cp_async_commit();
-    if (++tile == first + tiles) tile = first, head++;
+    if (++tile == w.first + w.tiles) tile = w.first, head++;
     now = next, flip ^= 1;
     weigh_tile(now);
   }
@@ -257,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_keys(
   stage(room, dk_sum, scale);
   stage(room + N * OUT_PITCH, dv_sum, 1.f);
   __syncthreads();
-  const i64 at = ((i64)(k0 + n0) * K + kv) * D;
-  send<N>(room, dk + at, (i64)K * D, rows, D);
-  send<N>(room + N * OUT_PITCH, dv + at, (i64)K * D, rows, D);
+  const i64 at = ((i64)(w.k0 + w.start) * K + kv) * D;
+  send<N>(room, dk + at, (i64)K * D, w.rows, D);
+  send<N>(room + N * OUT_PITCH, dv + at, (i64)K * D, w.rows, D);
 }

@@ -2,17 +2,6 @@
 // or 128, the padded width) and THREADS are known. Tiles [rows, DP] of 16-bit numbers lie in blocks
 // of 64 columns, each [rows][128 bytes] in 128-byte swizzle: what `swizzled_descriptor` describes,
 // with the rows as rows of a product or, transposed, as its k.
-constexpr int OUT_PITCH = 2 * DP + 16;  // bytes of a row of a gradient on its way out
-
-DEVICE void cp_async(u32 to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-               ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-
-DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int GROUPS> DEVICE void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
-}
 
 // ROWS rows of a head; rows from `rows` on and columns from D on become zeros.
 template <int ROWS> DEVICE void load_tile(u32 to, const TYPE* from, i64 pitch, int rows, int D) {
@@ -22,7 +11,7 @@ template <int ROWS> DEVICE void load_tile(u32 to, const TYPE* from, i64 pitch, i
     int row = threadIdx.x / (DP / 8) + x * (THREADS / (DP / 8));
     if ((ROWS * (DP / 8)) % THREADS && row >= ROWS) break;
     bool valid = row < rows && column * 8 < D;
-    cp_async(to + column / 8 * (ROWS * 128) + row * 128 + ((column ^ row) & 7) * 16,
+    cp_async16(to + column / 8 * (ROWS * 128) + row * 128 + ((column ^ row) & 7) * 16,
              valid ? from + row * pitch + column * 8 : from, valid);
   }
 }
@@ -58,17 +47,8 @@ DEVICE void stage(char* room, const float (&c)[DP / 2], float factor) {
   char* own = room + (threadIdx.x / 32 * 16 + lane / 4) * OUT_PITCH + 4 * (lane & 3);
 #pragma unroll
   for (int j = 0; j < DP / 8; j++) {
-    *(u32*)(own + 16 * j) = pack_pair<TYPE>(c[4 * j] * factor, c[4 * j + 1] * factor);
+    *(u32*)(own + 16 * j) = pack2<TYPE>(c[4 * j] * factor, c[4 * j + 1] * factor);
     *(u32*)(own + 8 * OUT_PITCH + 16 * j) =
-        pack_pair<TYPE>(c[4 * j + 2] * factor, c[4 * j + 3] * factor);
-  }
-}
-template <int ROWS>
-DEVICE void send(const char* room, TYPE* to, i64 pitch, int rows, int D) {
-  for (int piece = threadIdx.x; piece < ROWS * (DP / 8); piece += THREADS) {
-    int row = piece / (DP / 8), column = piece % (DP / 8);
-    if (row < rows && column * 8 < D)
-      *(uint4*)(to + row * pitch + column * 8) =
-          *(const uint4*)(room + row * OUT_PITCH + column * 16);
+        pack2<TYPE>(c[4 * j + 2] * factor, c[4 * j + 3] * factor);
   }
 }

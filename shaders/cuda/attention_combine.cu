@@ -1,16 +1,15 @@
-// The end of attention that was split over its keys (attention_decode.cu):
+// The end of attention that was split over its keys (attention_decode.cu, attention.cu):
 //
 //   out = sum_s exp(m_s - M) o_s / total,  total = sum_s exp(m_s - M) sum_s + exp(sink - M)
 //   lse = log(total) + M,                  M = max(m_s, sink)
 //
 // Shapes: partial_out f32 [T, H, S, V_DIM], partial_ms f32 [T, H, S, 2] = (m, sum); sinks f32 [H]
-// or null; out [T, H, V_DIM], lse f32 [T, H]. Slots with sum 0 are not read. A token at or past
+// or null; out [T, H, V_DIM] of Q_TYPE, lse f32 [T, H]. Slots with sum 0 are not read. A token at or past
 // cu_seqlens_q[B] belongs to no sequence and sees no sink.
 // Mapping: one block of 8 warps for each (t, h); warps take splits in turn, lanes columns.
 #include "prelude.cuh"
 #include "mma.cuh"
 
-#define LOG2E 1.4426950408889634f
 typedef Q_TYPE QT;
 
 constexpr int WARP_COUNT = 8, BATCH = 4;  // splits of a warp at a time

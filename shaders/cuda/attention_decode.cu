@@ -19,13 +19,12 @@
 // EARLY 1: the program writes neither lengths nor tables, and of the cache only the rows of its
 // queries' own positions; so all else is read before the kernels ahead have ended.
 // MMA 1: m16n8k16 tensor cores, 16-bit q and caches of one type, sm_80. MMA 0: any types, f32 FMA.
+// Macros: Q_TYPE, CACHE_TYPE, HEAD_DIM, V_DIM; SOFTCAP, ALIBI 0 | 1; BLOCKS on a multiprocessor, at
+// least; those above.
 // Limits: dims <= 256; VEC 1 needs 16-byte aligned rows; MMA and VEC 1 need dims in 16-byte pieces.
 // Source: Dao et al. 2023, Flash-Decoding; the even cut: FlashInfer, arXiv:2501.01005.
 #include "prelude.cuh"
 #include "mma.cuh"
-
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
 
 typedef Q_TYPE QT;
 typedef CACHE_TYPE CT;

@@ -29,8 +29,6 @@ typedef DTYPE T;
 #define Q_BYTES (TILE_M * D * 2)
 #define KV_BYTES (TILE_N * D * 2)
 #define SCORE_CHANGED (SOFTCAP || ALIBI)
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
 
 // What consumers must know of an item.
 struct Item {
@@ -189,11 +187,6 @@ DEVICE void start_output(Output& o, const Weights& p, u32 v) {
   wgmma_commit();
 }
 
-DEVICE float exp2_unit(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -216,7 +209,7 @@ DEVICE void change_scores(Scores& s, const Rows& r, int n, const Options& option
   away[0] = (float)(r.position - n * TILE_N - r.column), away[1] = away[0] + 8.f;
 #pragma unroll
   for (int j = 0; j < TILE_N / 2; j++) {
-    float x = SOFTCAP ? cap - 2.f * cap * reciprocal(1.f + exp2_unit(s[j] * twice)) : s[j] * scale;
+    float x = SOFTCAP ? cap - 2.f * cap * reciprocal(1.f + exp2_fast(s[j] * twice)) : s[j] * scale;
     s[j] = ALIBI ? x - r.slope * fabsf(away[j / 2 % 2] - (float)(j / 4 * 8 + j % 2)) : x;
   }
 }
@@ -254,14 +247,14 @@ template <bool MASKED> DEVICE void softmax(Scores& s, Rows& r, float (&factor)[2
     top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
     top = (top - r.top[i]) * unit > 8.f ? top : r.top[i];  // no growth to speak of: no rescaling
     base[i] = MASKED && top == -INF ? 0.f : top * unit;
-    factor[i] = exp2_unit(r.top[i] * unit - base[i]);
+    factor[i] = exp2_fast(r.top[i] * unit - base[i]);
     r.top[i] = top;
   }
   float sum[2][2] = {{r.sum[0] * factor[0], 0.f}, {r.sum[1] * factor[1], 0.f}};
 #pragma unroll
   for (int j = 0; j < TILE_N / 2; j++) {
     int i = j / 2 % 2;
-    s[j] = exp2_unit(fmaf(s[j], unit, -base[i]));
+    s[j] = exp2_fast(fmaf(s[j], unit, -base[i]));
     sum[i][j % 2] += s[j];
   }
   r.sum[0] = sum[0][0] + sum[0][1];
@@ -270,7 +263,7 @@ template <bool MASKED> DEVICE void softmax(Scores& s, Rows& r, float (&factor)[2
 
 DEVICE void pack_weights(Weights& p, const Scores& s) {
 #pragma unroll
-  for (int j = 0; j < TILE_N / 4; j++) p[j] = pack_pair<T>(s[2 * j], s[2 * j + 1]);
+  for (int j = 0; j < TILE_N / 4; j++) p[j] = pack2<T>(s[2 * j], s[2 * j + 1]);
 }
 
 DEVICE void rescale(Output& o, const float (&factor)[2]) {
@@ -457,8 +450,8 @@ DEVICE void store(const Output& o, Rows& r, const Item& it, int group, T* out, f
     float top = r.top[i] * (SCORE_CHANGED ? 1.f : r.unit), factor = 1.f;
     if (SINKS) {
       float sink = sinks[it.head] * LOG2E, most = fmaxf(top, sink);
-      factor = exp2_unit(top - most);
-      sum = sum * factor + exp2_unit(sink - most);
+      factor = exp2_fast(top - most);
+      sum = sum * factor + exp2_fast(sink - most);
       top = most;
     }
     factor = sum > 0.f ? factor * reciprocal(sum) : 0.f;
@@ -472,7 +465,7 @@ DEVICE void store(const Output& o, Rows& r, const Item& it, int group, T* out, f
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         int j = (4 * g + b) * 4 + 2 * i;
-        pair[b] = pack_pair<T>(o[j] * factor, o[j + 1] * factor);
+        pair[b] = pack2<T>(o[j] * factor, o[j + 1] * factor);
       }
       uint4 block = gather_block(pair[0], pair[1], pair[2], pair[3], lane);
       if (valid) *(uint4*)(out + at * D + (4 * g + lane % 4) * 8) = block;

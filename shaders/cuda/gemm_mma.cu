@@ -49,20 +49,9 @@ typedef float acc_t;
 #include "gemm_epilogue.cuh"
 
 // -- PTX ------------------------------------------------------------------------------------------
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-// 16 bytes, of which `bytes` are read and the rest are zero.
-DEVICE void copy16(u32 to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-               :: "r"(to), "l"(from), "r"(bytes) : "memory");
-}
 DEVICE void copy4(u32 to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
                :: "r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> DEVICE void wait_groups() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
 }
 DEVICE uint4 shared16(u32 p) {
   uint4 v;
@@ -139,7 +128,8 @@ DEVICE void load_w(u32 stage, Weight w, int k0, int K, int groups) {
     const i64 byte = (i64)k0 * W_BYTES + chunk * 16;
     const i64 rest = row_bytes - byte;
     const int bytes = row < w.left ? (int)max(0ll, min(16ll, rest)) : 0;
-    copy16(stage + w_offset(row, chunk), bytes ? w.rows + row * row_bytes + byte : w.rows, bytes);
+    cp_async_part(stage + w_offset(row, chunk), bytes ? w.rows + row * row_bytes + byte : w.rows,
+                  bytes);
   }
 #if FORM == 2
   const u32 scales = stage + W_STAGE + X_STAGE;
@@ -163,7 +153,7 @@ DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) 
     const int token = at / X_CHUNKS, chunk = at % X_CHUNKS;
     const int k = k0 + chunk * (16 / X_BYTES);
     const int bytes = token < tokens ? max(0, min(16, (K - k) * X_BYTES)) : 0;
-    copy16(base + x_offset(token, chunk), bytes ? x + token * ldx + k : x, bytes);
+    cp_async_part(base + x_offset(token, chunk), bytes ? x + token * ldx + k : x, bytes);
   }
 }
 
@@ -311,10 +301,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
     if (s < count) load_x(ring + s * STAGE_BYTES, x, ldx, tokens, (begin + s) * BK, K);
-    commit();
+    cp_async_commit();
   }
   for (int i = 0; i < count; ++i) {
-    wait_groups<STAGES - 2>();
+    cp_async_wait<STAGES - 2>();
     __syncthreads();
     const int next = i + STAGES - 1;
     if (next < count) {
@@ -322,10 +312,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
       load_w(stage, w, (begin + next) * BK, K, groups);
       load_x(stage, x, ldx, tokens, (begin + next) * BK, K);
     }
-    commit();
+    cp_async_commit();
     products(ring + i % STAGES * STAGE_BYTES, acc, warp_row, warp_token);
   }
-  wait_groups<0>();
+  cp_async_wait<0>();
 #if SPLIT
   if (!add_shares(acc, partials, counters, blockIdx.x)) return;
 #endif

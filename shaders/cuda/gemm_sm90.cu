@@ -41,11 +41,17 @@ typedef float acc_t;
 #endif
 
 // -- instructions that hopper.cuh does not have ---------------------------------------------------
+#define WG_R64 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define WG_R72 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define WG_R80 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define WG_R88 "%88, %89, %90, %91, %92, %93, %94, %95"
 #define WG_R96 "%96, %97, %98, %99, %100, %101, %102, %103"
 #define WG_R104 "%104, %105, %106, %107, %108, %109, %110, %111"
 #define WG_R112 "%112, %113, %114, %115, %116, %117, %118, %119"
 #define WG_R120 "%120, %121, %122, %123, %124, %125, %126, %127"
+#define WG_T96 WG_T64 ", " WG_R64 ", " WG_R72 ", " WG_R80 ", " WG_R88
 #define WG_T128 WG_T96 ", " WG_R96 ", " WG_R104 ", " WG_R112 ", " WG_R120
+#define WG_O96 WG_O64, WG_O8(64), WG_O8(72), WG_O8(80), WG_O8(88)
 #define WG_O128 WG_O96, WG_O8(96), WG_O8(104), WG_O8(112), WG_O8(120)
 #define WG_T4 "%0, %1, %2, %3"
 #define WG_T010 WG_R0  // 010 is 8: WG_O8 is taken

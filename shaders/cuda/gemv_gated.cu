@@ -1,6 +1,6 @@
 // out[m, f] = act(gate) * up, gate = sum_k x[m, k] gate_w[f, k] (+ gate_bias[f]), up likewise: the
 // gated MLP's first half for the 1..8 rows m of a decode step. x comes through an RMS norm or as
-// it is; weights [F, K] in a stored form, f32 sums; act is silu or gelu ("none", "tanh").
+// it is; weights [F, K] in a stored form, f32 sums. ACT: SILU, GELU (by erf) or GELU_TANH.
 // Thread mapping, grid and shared memory as gemv.cu; a lane has the gate row and the up row of an f
 // (rows 2j and 2j + 1 of its PER_LANE, which is even). Source: Shazeer 2020, GLU Variants.
 #include "prelude.cuh"

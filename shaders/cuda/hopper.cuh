@@ -6,8 +6,6 @@
 // A tensor map made by cuTensorMapEncodeTiled; a `const __grid_constant__` kernel parameter.
 struct alignas(64) TensorMap { u64 words[16]; };
 
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 // -- mbarriers: `address` is a shared address of 8 bytes -----------------------------------------
 DEVICE void mbarrier_init(u32 address, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals));
@@ -34,18 +32,8 @@ DEVICE bool mbarrier_try(u32 address, u32 parity) {
   return done;
 }
 // Wait for the end of the phase of this parity; a fresh barrier passes a wait for parity 1.
-// WATCHDOG: a wait of more than two seconds traps instead of hanging the device.
 DEVICE void mbarrier_wait(u32 address, u32 parity) {
-#ifdef WATCHDOG
-  u64 start, now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
-  while (!mbarrier_try(address, parity)) {
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    if (now - start > 2000000000ull) __trap();
-  }
-#else
   while (!mbarrier_try(address, parity)) {}
-#endif
 }
 
 // -- bulk tensor copies, global to shared: issued by one thread ----------------------------------
@@ -124,27 +112,15 @@ template <typename T, int N> struct Wgmma;
 #define WG_R40 "%40, %41, %42, %43, %44, %45, %46, %47"
 #define WG_R48 "%48, %49, %50, %51, %52, %53, %54, %55"
 #define WG_R56 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define WG_R64 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define WG_R72 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define WG_R80 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define WG_R88 "%88, %89, %90, %91, %92, %93, %94, %95"
 #define WG_T32 WG_R0 ", " WG_R8 ", " WG_R16 ", " WG_R24
 #define WG_T40 WG_T32 ", " WG_R32
-#define WG_T48 WG_T40 ", " WG_R40
-#define WG_T64 WG_T48 ", " WG_R48 ", " WG_R56
-#define WG_T80 WG_T64 ", " WG_R64 ", " WG_R72
-#define WG_T88 WG_T80 ", " WG_R80
-#define WG_T96 WG_T88 ", " WG_R88
+#define WG_T64 WG_T40 ", " WG_R40 ", " WG_R48 ", " WG_R56
 #define WG_O8(i)                                                                            \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WG_O32 WG_O8(0), WG_O8(8), WG_O8(16), WG_O8(24)
 #define WG_O40 WG_O32, WG_O8(32)
-#define WG_O48 WG_O40, WG_O8(40)
-#define WG_O64 WG_O48, WG_O8(48), WG_O8(56)
-#define WG_O80 WG_O64, WG_O8(64), WG_O8(72)
-#define WG_O88 WG_O80, WG_O8(80)
-#define WG_O96 WG_O88, WG_O8(88)
+#define WG_O64 WG_O40, WG_O8(40), WG_O8(48), WG_O8(56)
 
 // N, A = N / 2 accumulators, the type and its name, texts of the operands after them.
 #define WGMMA_OF(N, A, TYPE, NAME, I0, I1, I2, I3, I4, I5, I6)                                 \
@@ -169,21 +145,4 @@ template <typename T, int N> struct Wgmma;
 
 WGMMA_BOTH(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
 WGMMA_BOTH(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
-WGMMA_BOTH(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 WGMMA_BOTH(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-WGMMA_BOTH(160, 80, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
-WGMMA_BOTH(176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
-WGMMA_BOTH(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
-
-// Two floats as two 16-bit elements, the first in the low half.
-template <typename T> DEVICE u32 pack_pair(float low, float high);
-template <> DEVICE u32 pack_pair<bf16>(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-template <> DEVICE u32 pack_pair<f16>(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}

@@ -16,16 +16,10 @@
 
 #define WIDTH (16 / (int)sizeof(LOGIT))
 #define WARPS (THREADS / 32)
-#define LOG2E 1.4426950408889634f
 #define LOWEST (-1.0e38f)  // finite also times LOG2E, so that -inf logits make no inf - inf
 
 typedef Vec<LOGIT, WIDTH> Pack;
 
-DEVICE float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 DEVICE Pack load_row(const LOGIT* p) {
   Pack v;
   uint4& w = (uint4&)v;

@@ -1,6 +1,6 @@
-// Tensor cores of sm_75 and later as PTX: ldmatrix, mma.sync, cp.async, and swizzled tiles in
-// shared memory. Shared addresses are 32-bit numbers (`shared_address`), so that offsets fold into
-// the instructions. On sm_75 (no cp.async, mma of k = 8, no bf16) the same calls work for f16.
+// Tensor cores of sm_75 and later as PTX: ldmatrix, mma.sync, and swizzled tiles in shared memory.
+// Shared addresses are 32-bit numbers (`shared_address`), so that offsets fold into the
+// instructions. On sm_75 (mma of k = 8, no bf16) the same calls work for f16.
 //
 // Fragments of m16n8k16, lane = 4 g + t (g = lane / 4, t = lane % 4):
 //   A [16, 16]: a[0] = (g, 2t..2t+1), a[1] = (g+8, 2t..), a[2] = (g, 2t+8..), a[3] = (g+8, 2t+8..)
@@ -8,9 +8,7 @@
 //   C [16, 8]:  c[0], c[1] = (g, 2t..2t+1), c[2], c[3] = (g+8, 2t..2t+1)
 // So C of one product, packed by `pack2`, is A of the next: a[0], a[1] from n-tile 2k, a[2], a[3]
 // from n-tile 2k+1.
-// Source: PTX ISA 9.0, sections 9.7.14 (mma, ldmatrix) and 9.7.9.25 (cp.async).
-
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// Source: PTX ISA 9.0, section 9.7.14.
 
 // -- ldmatrix: 8 x 8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix
 // l / 8; matrix i arrives in r[i]: lane 4 g + t holds (g, 2t..2t+1), transposed (2t..2t+1, g).
@@ -21,14 +19,6 @@ DEVICE void ldmatrix_x4(u32 (&r)[4], u32 address) {
 DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-DEVICE void ldmatrix_x2(u32 (&r)[2], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
-}
-DEVICE void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
 
 // -- mma.sync: c += a b, f32 sums -----------------------------------------------------------------
@@ -57,53 +47,6 @@ template <> DEVICE void mma_16816<bf16>(float (&c)[4], const u32 (&a)[4], u32 b0
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
   __trap();  // no bf16 products before sm_80
-#endif
-}
-
-// Two floats rounded into one u32, the first in the low half.
-template <typename T> DEVICE u32 pack2(float low, float high);
-template <> DEVICE u32 pack2<f16>(float low, float high) {
-  __half2 two = __floats2half2_rn(low, high);
-  return *(u32*)&two;
-}
-template <> DEVICE u32 pack2<bf16>(float low, float high) {
-  __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return *(u32*)&two;
-}
-
-// -- fast arithmetic of the softmax ---------------------------------------------------------------
-DEVICE float exp2_fast(float x) {  // -inf gives 0; relative error 2^-22
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-DEVICE float log2_fast(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// -- cp.async: 16 bytes of global to shared memory, behind the program's back ---------------------
-// `valid` false writes zeros and reads nothing. On sm_75 the copy is done at once.
-DEVICE void cp_async16(u32 to, const void* from, bool valid = true) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-               :: "r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-#else
-  uint4 x = valid ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};"
-               :: "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-#endif
-}
-DEVICE void cp_async_commit() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// Until at most GROUPS of this thread's committed groups are under way; others' need a barrier too.
-template <int GROUPS> DEVICE void cp_async_wait() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS) : "memory");
 #endif
 }
 

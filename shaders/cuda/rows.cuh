@@ -29,14 +29,6 @@ DEVICE float unpack(u32 w, int odd, bf16*) {
 DEVICE float unpack(u32 w, int odd, f16*) {
   return __half2float(__ushort_as_half((u16)(odd ? w >> 16 : w & 0xffffu)));
 }
-DEVICE u32 pack_two(float a, float b, bf16*) {
-  __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-  return *(const u32*)&v;
-}
-DEVICE u32 pack_two(float a, float b, f16*) {
-  __half2 v = __floats2half2_rn(a, b);
-  return *(const u32*)&v;
-}
 template <typename T, int N> DEVICE float Pack<T, N>::operator[](int i) const {
   if constexpr (sizeof(T) == 4) return __uint_as_float(word[i]);
   else return unpack(word[i / 2], i & 1, (T*)nullptr);
@@ -46,7 +38,7 @@ template <typename T, int N> DEVICE void Pack<T, N>::set_pair(int i, float a, fl
     word[2 * i] = __float_as_uint(a);
     word[2 * i + 1] = __float_as_uint(b);
   } else {
-    word[i] = pack_two(a, b, (T*)nullptr);
+    word[i] = pack2<T>(a, b);
   }
 }
 

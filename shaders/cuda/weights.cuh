@@ -18,8 +18,6 @@
 #define Q4_1 6
 #define W8A8 7
 
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 // Two 16-bit floats in a word -> floats; exact.
 DEVICE float low_half(u32 w) { return __low2float(*(__half2*)&w); }
 DEVICE float high_half(u32 w) { return __high2float(*(__half2*)&w); }
