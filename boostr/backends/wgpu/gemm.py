@@ -229,7 +229,7 @@ def _launch(
         return
     integers = x.form == "words"
     units = -(-x.inputs // 4) if integers else x.inputs
-    room = backend.caps.binding_bytes // (4 * batches * M * width)
+    room = min(backend.caps.binding_bytes // (4 * batches * M * width), 16)
     plan = plan or choose(backend.caps, M, N, units, batches, room)
     tile, left, given, beyond = plan.tile, x, ends, None
     if tile.HALF:

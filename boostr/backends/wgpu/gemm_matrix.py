@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product as each
 from typing import Any
 
@@ -22,7 +23,7 @@ _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
 # forms whose numbers can lie beyond f16: the product is made again if one does
 GUARDED = ("bf16", "i8g", "q8_0", "q4_1")
 _ROUNDED = ("i8g", "q8_0", "q4_1")  # a value times its scale has more digits than f16
-_CORES, _MULTIPLIES = 132, 1024  # an H100's; of a core in a clock
+_CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class MatrixPlan:
     splits: int = 1
 
 
-LARGE = MatrixTile(128, 128, 32, 64, 32)
+LARGE = MatrixTile(128, 128, 32, 64, 64, rate=0.25)
 TILES = (
-    LARGE, MatrixTile(64, 128, 32, 32, 64, rate=0.4), MatrixTile(64, 64, 32, 32, 32, rate=0.3),
-    MatrixTile(32, 128, 64, 32, 32, rate=0.25), MatrixTile(16, 128, 64, 16, 32, rate=0.15),
+    LARGE, MatrixTile(64, 128, 32, 32, 64, rate=0.16), MatrixTile(64, 64, 32, 32, 32, rate=0.13),
+    MatrixTile(32, 128, 64, 32, 32, rate=0.1), MatrixTile(16, 128, 64, 16, 32, rate=0.06),
 )  # fmt: skip
 
 
+@lru_cache(4096)
 def choose(caps: Caps, M: int, N: int, K: int, room: int, integers: bool) -> MatrixPlan:
     """The plan with the least estimated time."""
     lanes = caps.subgroup_max
@@ -79,7 +81,7 @@ def choose(caps: Caps, M: int, N: int, K: int, room: int, integers: bool) -> Mat
             continue
         groups = -(-M // tile.BM) * -(-N // tile.BN) * splits
         each_core = -(-groups // _CORES)
-        busy = min(1.0, 0.4 + 0.6 * each_core * tile.threads(lanes) / 512)
+        busy = min(1.0, 0.35 + 0.65 * each_core * tile.threads(lanes) / 256)
         length = -(-K // (splits * depth)) * depth + 2 * depth
         clocks = each_core * tile.BM * tile.BN * length / (_MULTIPLIES * tile.rate * busy)
         clocks += 4000 + 5e-3 * splits * M * N if splits > 1 else 0
@@ -127,9 +129,8 @@ def product(
     """
     M, width = y.shape[1:]
     integers, K = x.form == "words", x.inputs
-    plan = plan or choose(
-        backend.caps, M, N, K, backend.caps.binding_bytes // (4 * M * width), integers
-    )
+    room = min(backend.caps.binding_bytes // (4 * M * width), 16)
+    plan = plan or choose(backend.caps, M, N, K, room, integers)
     guarded = w.form in GUARDED
     places = (x.array.offset, x.line)
     flag = None

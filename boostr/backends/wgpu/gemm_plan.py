@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product as each
 from typing import Any
 
@@ -59,6 +60,7 @@ class Plan:
     splits: int = 1
 
 
+@lru_cache(4096)
 def choose(caps: Caps, M: int, N: int, units: int, batches: int, room: int) -> Plan:
     """The plan with the least estimated time.
 
