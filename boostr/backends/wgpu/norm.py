@@ -68,7 +68,8 @@ def _launch(
 def backward_plan(E: int, run: int, caps: Any) -> dict[str, int]:
     """RUN, ITEMS, LANES, ROWS and EXACT of the gradient, whose threads have few elements, as they
     also keep their weights and sums."""
-    shape = plan(E, run, 0, caps, 32 // run)
+    many = 9999 if E > 4096 else 0  # 1024 threads have but 64 registers each
+    shape = plan(E, run, many, caps, 32 // run)
     return shape if shape["ITEMS"] else plan(E, 1, 0, caps)
 
 
