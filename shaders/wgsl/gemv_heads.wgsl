@@ -63,6 +63,6 @@ fn main(
       }
     }
 # endif
-    settle(head, j, m, y, turn_of(head, j, m));
+    settle(head, j, m, y, turn_of(row_of_turn(head, j, m), j));
   }
 }

@@ -82,7 +82,7 @@ fn item_of(group: u32, item: u32) -> Item {
 # endif
   let rest = vec4<f32>(bias_of(head, dim_of(j, 0u)), bias_of(head, dim_of(j, 1u)),
                        bias_of(head, dim_of(j, 2u)), bias_of(head, dim_of(j, 3u)));
-  return Item(m, own, 4u * local * {{ M }}u + m, head, j, live, factor, rest, turn_of(head, j, m));
+  return Item(m, own, 4u * local * {{ M }}u + m, head, j, live, factor, rest, row_of_turn(head, j, m));
 }
 fn finish(it: Item, shares: u32) {
   if (!it.live) { return; }
@@ -103,17 +103,20 @@ fn finish(it: Item, shares: u32) {
   let row{{ r }} = row_of(team * {{ R // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
 # endfor
 # if ITEMS <= THREADS
-  // read before the product, so that nobody waits for it behind the barrier
+  // read before the product, so that nobody waits for it behind the barrier; what hangs on a first
+  // read is asked for when the weights are on their way
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(["w"] * R) }}
+{{ g.accumulate(["w"] * R, "if (thread < %du) { it.turn = turn_of(it.turn, it.j); }" % ITEMS) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
 {{ g.accumulate(["w"] * R) }}
 {{ g.meet() }}
   for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
-    finish(item_of(group, item), shares);
+    var it = item_of(group, item);
+    it.turn = turn_of(it.turn, it.j);
+    finish(it, shares);
   }
 # endif
 }

@@ -172,9 +172,14 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 { return fma(w.d, sixteen(w.q, x, 
 // -- the sums of a team's threads meet in shared memory ------------------------------------------
 {{ workgroup("meeting", SUM, THREADS // LEAST * SUMS) }}
 fn total(team: u32, i: u32, shares: u32) -> {{ SUM }} {
+# if LANES and SUBGROUPS
+  let at = team * {{ TEAM // LEAST * SUMS }}u + i;
+  return meeting[at]{% for s in range(1, TEAM // LEAST) %} + meeting[at + {{ s * SUMS }}u]{% endfor %};
+# else
   var sum = {{ SUM }}(0);
   for (var s = 0u; s < shares; s++) { sum += meeting[(team * shares + s) * {{ SUMS }}u + i]; }
   return sum;
+# endif
 }
 # if NORM
 // 1 / rms of row m of x.
@@ -257,8 +262,9 @@ fn gains(c: u32) -> Input {
 #   endif
 # endmacro
 
-// Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end.
-# macro batch(names, steps, edge)
+// Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. `meanwhile`
+// is done while the loads of the weights are under way.
+# macro batch(names, steps, edge, meanwhile="")
   {
 #   for u in range(steps)
 #     set last = edge and u == steps - 1
@@ -267,6 +273,7 @@ fn gains(c: u32) -> Input {
     let w{{ u }}_{{ loop.index0 }} = {{ name }}_chunk(row{{ loop.index0 }}, c{{ u }});
 #     endfor
 #   endfor
+    {{ meanwhile }}
 #   for u in range(steps)
 #     set last = edge and u == steps - 1
 #     if NORM
@@ -295,7 +302,7 @@ fn gains(c: u32) -> Input {
 
 // sum{r·M + m} = row r of the team (row0, row1, ... of the weights `names`) · row m of x; with NORM
 // sum{R·M + m} = the sum of squares of row m of x.
-# macro accumulate(names)
+# macro accumulate(names, meanwhile="")
 #   for i in range(SUMS)
   var sum{{ i }}: {{ SUM }} = {{ SUM }}(0);
 #   endfor
@@ -304,17 +311,18 @@ fn gains(c: u32) -> Input {
 #   set looped = (steps - (1 if edge else 0)) // UNROLL * UNROLL
 #   set rest = steps - looped
   var at = thread % {{ TEAM }}u;
-#   if looped == UNROLL
-{{ batch(names, UNROLL, false) }}
+#   if looped
+{{ batch(names, UNROLL, false, meanwhile) }}
   at += {{ UNROLL * TEAM }}u;
-#   elif looped
-  for (var s = 0u; s < {{ looped // UNROLL }}u; s++) {
+#     if looped > UNROLL
+  for (var s = 1u; s < {{ looped // UNROLL }}u; s++) {
 {{ batch(names, UNROLL, false) }}
     at += {{ UNROLL * TEAM }}u;
   }
+#     endif
 #   endif
 #   if rest
-{{ batch(names, rest, edge) }}
+{{ batch(names, rest, edge, "" if looped else meanwhile) }}
 #   endif
 # endmacro
 

@@ -14,14 +14,20 @@ fn dim_of(j: u32, r: u32) -> u32 {
 }
 // What a unit of a head of token m needs beside its results: cosines and sines of its two pairs,
 // and the row of the caches, negative where nothing is written.
-struct Turn { c: vec2<f32>, s: vec2<f32>, slot: i32 }
-fn turn_of(head: u32, j: u32, m: u32) -> Turn {
-  var turn = Turn(vec2<f32>(1.0), vec2<f32>(), i32(m));
+struct Turn { row: i32, slot: i32, c: vec2<f32>, s: vec2<f32> }
+// With the row of the tables, or -1 where nothing turns, for `turn_of` to read.
+fn row_of_turn(head: u32, j: u32, m: u32) -> Turn {
+  var turn = Turn(-1, i32(m), vec2<f32>(1.0), vec2<f32>());
 # if SLOTS
   if (head >= {{ H }}u) { turn.slot = slots[p.slots_base + m]; }
 # endif
-  if (head < {{ H + KH }}u && j < {{ ROT // 4 }}u) {
-    let at = u32(rows[p.rows_base + m]) * {{ ROT // 2 }}u + 2u * j;
+  if (head < {{ H + KH }}u && j < {{ ROT // 4 }}u) { turn.row = rows[p.rows_base + m]; }
+  return turn;
+}
+fn turn_of(begun: Turn, j: u32) -> Turn {
+  var turn = begun;
+  if (turn.row >= 0) {
+    let at = u32(turn.row) * {{ ROT // 2 }}u + 2u * j;
     turn.c = vec2<f32>(cosines[p.cos_base + at], cosines[p.cos_base + at + 1u]);
     turn.s = vec2<f32>(sines[p.sin_base + at], sines[p.sin_base + at + 1u]);
   }

@@ -150,7 +150,8 @@ def norm_gated_gemv(
 
 
 # -- what the compile gate builds ----------------------------------------------------------------
-SMALL, LARGE = Tile(32, 8, 4, 1), Tile(256, 64, 4, 2)  # the latter for subgroups of any size
+SMALL, LARGE = Tile(32, 8, 4, 1), Tile(256, 64, 4, 2)  # for subgroups of any size
+KNOWN = Tile(96, 96, 4, 2, lanes=32)
 
 
 def variant(family: str, form: str, M: int = 1, tile: Tile = SMALL, **values: Any) -> Variant:
@@ -168,7 +169,7 @@ def variant(family: str, form: str, M: int = 1, tile: Tile = SMALL, **values: An
             "H": 3, "KH": 1, "D": 16, "ROT": 16, "INTERLEAVED": False, "CACHE": x, "SLOTS": True,
         },
     }[family]  # fmt: skip
-    needs = ("subgroup_max",) if tile is LARGE else ()
+    needs = () if tile is SMALL else ("subgroup_max",)
     return Variant(family, {**common, **own, **values}, needs)
 
 
@@ -183,6 +184,8 @@ VARIANTS = [
     variant("gemv", "bf16", 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
     variant("gemv", "i8", 1, LARGE, GROUP=32, X="f16", OUT="f16", BIAS="f16"),
     variant("gemv", "i8", 1, DECODE="shift"),
+    variant("gemv", "i8", 1, KNOWN, X="f32", OUT="f32"),
+    variant("gemv_gated", "bf16", 2, KNOWN),
     variant("gemv", "i8", 1, DECODE="builtin"),
     variant("gemv", "i8", 2, GROUP=32, **ODD),
     *(variant("gemv", form, 2, **ODD) for form in ("f32", "f16", "bf16", "i8", "w8a8")),

@@ -147,23 +147,33 @@ class Tile:
 
 
 _GROUPS = 264  # workgroups that a discrete GPU should have to do
+_MOST_TEAM = 256
 
 
 def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
-    """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of."""
+    """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
+
+    Measured on an H100: a row is best read at once by as many threads as it has chunks, where these
+    are not more than 256; and workgroups of one team beat larger ones where there are few rows.
+    """
     if not caps.subgroup_max or caps.kind == "software":
         return Tile(32, 8, 4, 1)
-    team = 256
-    while team > 32 and w.chunks < 0.8 * (-(-w.chunks // team) * team):
-        team //= 2
-    steps = -(-w.chunks // team)
-    threads, each = 256, 4
-    while threads > max(team, 64) and w.N * team < _GROUPS * threads * each:
-        threads //= 2
-    if least < each and w.N * team < _GROUPS * threads * each:
+    known = lanes(caps)
+    if known and w.chunks <= _MOST_TEAM:
+        team = -(-w.chunks // known) * known
+    else:
+        team = _MOST_TEAM
+        while team > 32 and w.chunks < 0.9 * (-(-w.chunks // team) * team):
+            team //= 2
+    each = 4
+    if least < each and _GROUPS * each > w.N:
         each = least
-    unroll = max(1, min(steps, 16 // (each * rows)))
-    return Tile(threads, team, each, unroll, lanes=lanes(caps))
+    if w.form in ("i8", "w8a8") and rows == 1 and team <= 128 and w.N >= 8 * 1024:
+        each = 8  # what is done once for a chunk of x weighs more
+    steps = -(-w.chunks // team)
+    most = 8 if rows == 1 and each == 4 else max(1, 16 // (each * rows))
+    unroll = min(steps, most if steps <= most else most // 2 or 1)
+    return Tile(team, team, each, unroll, lanes=known)
 
 
 def lanes(caps: Caps) -> int:

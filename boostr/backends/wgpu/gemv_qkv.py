@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from boostr.backends.wgpu.array import GpuArray
-from boostr.backends.wgpu.gemv import LARGE, ODD, product, variant
+from boostr.backends.wgpu.gemv import KNOWN, LARGE, ODD, product, variant
 from boostr.backends.wgpu.gemv_input import (
     Input,
     Norm,
@@ -186,6 +186,7 @@ def heads_rope(
 # -- what the compile gate builds ----------------------------------------------------------------
 VARIANTS = [
     variant("gemv_qkv", "bf16", 1, LARGE),
+    variant("gemv_qkv", "bf16", 1, KNOWN),
     variant("gemv_qkv", "bf16", 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
     variant("gemv_qkv", "i8", 2, LARGE, ROT=8, SLOTS=False),
     variant("gemv_qkv", "w8a8", 2, SLOTS=False),
