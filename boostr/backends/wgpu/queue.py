@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from boostr.backends.wgpu.buffers import Block
 from boostr.backends.wgpu.provider import Provider
 from boostr.backends.wgpu.replay import Replay, replay
-from boostr.backends.wgpu.staging import Read, StagingRing
+from boostr.backends.wgpu.staging import Read, Staging, StagingRing
 from boostr.errors import BackendError
 
 # (pipeline, bind group, parameters, their bytes, x, y, z, what must live until it is encoded)
@@ -21,6 +23,12 @@ _FIRST, _BATCH = 24, 192  # commands of the first batch after the GPU was idle, 
 _IN_FLIGHT = 3
 _PIECE = 1 << 25  # bytes of an upload that are staged at once
 _READ_PIECE = 1 << 25
+
+
+@cache
+def _sequence() -> ThreadPoolExecutor:
+    """One thread that submits runs of programs in order: it costs the host as much as recording."""
+    return ThreadPoolExecutor(1, "boostr-submit")
 
 
 class Queue:
@@ -34,6 +42,8 @@ class Queue:
         self.serial = 0
         self._limit = _FIRST
         self._encoder: Any = None  # of commands that are encoded and not submitted
+        self._replayed = False  # whether all of them come from a program's store
+        self._later: deque[Future] = deque()  # submissions left to a thread, in order
         self._in_flight: deque[Any] = deque()
         self._staging = StagingRing(provider, device)
         self.lost: str | None = None
@@ -59,11 +69,13 @@ class Queue:
 
     def run_encoded(self, encoder: Any) -> None:
         """As `run`, of what a `Replay` has encoded."""
-        self.flush()
-        self._encoder = encoder
+        if self.pending or self._encoder is not None:
+            self.flush()
+        self._encoder, self._replayed = encoder, True
 
     def flush(self) -> None:
         """Start everything that was asked for."""
+        self._settle()
         if self.pending:
             commands, self.pending = self.pending, []
             self._encoder = self._encode(commands, self._null)
@@ -95,13 +107,16 @@ class Queue:
 
     def _submit(self) -> Any:
         """Submit the open encoder; returns what a poll can wait for."""
-        raw, ffi, encoder = self._raw, self.provider.ffi, self._encoder
-        self._encoder = None
+        encoder, self._encoder, self._replayed = self._encoder, None, False
+        self.serial += 1
+        return self._send(encoder)
+
+    def _send(self, encoder: Any) -> Any:
+        raw, ffi = self._raw, self.provider.ffi
         try:
             made = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
         finally:
             raw.wgpuCommandEncoderRelease(encoder)
-        self.serial += 1
         holder = ffi.new("WGPUCommandBuffer[1]", [made])
         place = None
         if self.provider.name == "wgpu":
@@ -152,6 +167,7 @@ class Queue:
     # -- bytes -----------------------------------------------------------------------------------
     def upload(self, block: Block, data: np.ndarray) -> None:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
+        self._settle()
         if block.serial == self.serial and (self.pending or self._encoder is not None):
             self.flush()  # a write comes before all commands that are not submitted yet
         ffi, raw = self.provider.ffi, self._raw
@@ -177,17 +193,34 @@ class Queue:
     def start_read(self, block: Block, start: int, nbytes: int) -> Read:
         """Begin to copy bytes (start a multiple of 4) to the host; calling the result waits."""
         self.check()
-        if self.pending:
-            self.flush()
         size = -(-nbytes // 4) * 4
         staging = self._staging.take(size)
+        if self._replayed and not self.pending:
+            encoder, self._encoder, self._replayed = self._encoder, None, False
+            self.serial += 1
+            staging.begun = _sequence().submit(self._read, encoder, block.gpu, start, staging, size)
+            self._later.append(staging.begun)
+            return Read(self._staging, staging, nbytes)
+        self._settle()
+        if self.pending:
+            self.flush()
         if self._encoder is None:
             self._encoder = self.provider.encoder(self._device)
-        self._raw.wgpuCommandEncoderCopyBufferToBuffer(
-            self._encoder, block.handle, start, staging.gpu._internal, 0, size
-        )
-        staging.begin(size, self._submit())
+        encoder, self._encoder = self._encoder, None
+        self.serial += 1
+        self._read(encoder, block.gpu, start, staging, size)
         return Read(self._staging, staging, nbytes)
+
+    def _read(self, encoder: Any, source: Any, start: int, staging: Staging, size: int) -> None:
+        """Submit an encoder with a copy to the host behind its commands."""
+        copy = self._raw.wgpuCommandEncoderCopyBufferToBuffer
+        copy(encoder, source._internal, start, staging.gpu._internal, 0, size)
+        staging.begin(size, self._send(encoder))
+
+    def _settle(self) -> None:
+        """Wait until what was left to the other thread is submitted."""
+        while self._later:
+            self._later.popleft().result()
 
     def read_ticks(self, queries: Any, ticks: Block) -> np.ndarray:
         """The bytes of a query set of two timestamps, behind the commands that were run last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class Staging:
         self._status: int | None = None
         self._bytes, self._submission = 0, None
         self._promise: Any = None
+        self.begun: Future | None = None  # where another thread begins the read
         self._info: Any = None
 
     def begin(self, nbytes: int, submission: Any) -> None:
@@ -52,6 +54,9 @@ class Staging:
 
     def finish(self) -> np.ndarray:
         """The bytes, once the GPU is done with the submission that copied them."""
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            begun.result()
         if self._provider.name != "wgpu":
             self._promise.sync_wait()
             values = np.frombuffer(self.gpu.read_mapped(0, self._bytes), np.uint8).copy()
