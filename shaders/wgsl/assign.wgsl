@@ -2,7 +2,7 @@
 //
 // A thread moves one unit: four words, one word, or (RAW u16, u8: targets whose words are not
 // whole) one element, whose bits alone are changed, by atomics. With INDEX the first axis of Y is
-// taken from I: row i of A goes to row I[i]; a number outside of 0..rows-1 is skipped.
+// taken from I: row i of A goes to row I[i] - first; one that is not in 0..rows-1 is skipped.
 // Limits: 8 collapsed axes.
 # import "walk.wgsl" as walk
 struct Params {
@@ -12,6 +12,7 @@ struct Params {
   rows: u32,     // of Y
   row_step: u32, // of Y, in units
   oI: u32,
+  first: u32,    // row of Y that is bound as its first
 # endif
 {{ walk.fields(rank, ["Y", "A"]) }}
 }
@@ -35,7 +36,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   let at = place(t);
   var target_at = at.x;
 # if INDEX
-  let row = i32(I_at(p.oI + t / p.inner));
+  let row = i32(I_at(p.oI + t / p.inner)) - i32(p.first);
   if (row < 0 || u32(row) >= p.rows) { return; }
   target_at += u32(row) * p.row_step;
 # endif

@@ -35,6 +35,8 @@ struct Params {
   words: u32,     // of Y
   elements: u32,  // of Y
   inner: u32,     // elements of a row
+  first: u32,     // row that is the first of those bound as Y
+  oY: u32,        // in words
   oA: u32,
 }
 {{ parameters(4) }}
@@ -52,11 +54,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   let vectors = p.inner / {{ 4 * per }}u;
   let row = t / vectors;
   let q = p.oA / {{ 4 * per }}u + t - row * vectors;
-  let end = starts[row + 1u];
+  let end = starts[p.first + row + 1u];
 # for g in range(per)
   var total{{ g }} = vec4<{{ V }}>();
 # endfor
-  for (var first = starts[row]; first < end; first += 32u) {
+  for (var first = starts[p.first + row]; first < end; first += 32u) {
 # for g in range(per)
     var block{{ g }} = vec4<{{ V }}>();
 # endfor
@@ -72,12 +74,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 # endfor
   }
 # if per == 1
-  Y[t] = total0;
+  Y[p.oY / 4u + t] = total0;
 # elif per == 2
   let low = vec2<u32>(pack_{{ KIND }}(total0.xy), pack_{{ KIND }}(total0.zw));
-  Y[t] = vec4<u32>(low, pack_{{ KIND }}(total1.xy), pack_{{ KIND }}(total1.zw));
+  Y[p.oY / 4u + t] = vec4<u32>(low, pack_{{ KIND }}(total1.xy), pack_{{ KIND }}(total1.zw));
 # else
-  Y[t] = vec4<u32>({{ lists.terms(4, "pack_" ~ KIND ~ "(total%d)")|trim }});
+  Y[p.oY / 4u + t] = vec4<u32>({{ lists.terms(4, "pack_" ~ KIND ~ "(total%d)")|trim }});
 # endif
 }
 # else
@@ -85,9 +87,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 fn element(e: u32) -> {{ V }} {
   let row = e / p.inner;
   let q = p.oA + e - row * p.inner;
-  let end = starts[row + 1u];
+  let end = starts[p.first + row + 1u];
   var total = {{ V }}(0);
-  for (var first = starts[row]; first < end; first += 32u) {
+  for (var first = starts[p.first + row]; first < end; first += 32u) {
     var block = {{ V }}(0);
     let stop = min(first + 32u, end);
     for (var i = first; i < stop; i += 1u) { block += A_at(order[i] * p.inner + q); }
@@ -102,12 +104,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
   let t = flat_workgroup(id, count) * {{ threads }}u + lane;
   if (t >= p.words) { return; }
 # if per == 1
-  Y_put(t, element(t));
+  Y_put(p.oY + t, element(t));
 # else
   let e = t * {{ per }}u;
   let last = p.elements - 1u;
   let each = vec{{ per }}<{{ V }}>({{ lists.terms(per, "element(min(e + %du, last))")|trim }});
-  Y_put(t, each);
+  Y_put(p.oY + t, each);
 # endif
 }
 # endif

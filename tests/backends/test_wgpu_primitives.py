@@ -255,7 +255,15 @@ def test_arrays_larger_than_a_binding(rng):
             i = rng.integers(-300, 300, 40).astype(np.int32)
             same(core.take(t, Tensor(i, backend=wgpu)), x[i])
             t[3:200].assign(Tensor(x[:197], backend=wgpu))
-            assert np.array_equal(t.numpy()[3:200], x[:197])
+            x[3:200] = x[:197].copy()
+            same(t, x)
+            wgpu.put_rows(t.data, Tensor(np.int32([299, -1, 5]), backend=wgpu).data, t[:3].data)
+            x[[299, 5]] = x[[0, 2]]
+            same(t, x)
+            spread = core.scatter_add(x.shape, Tensor(np.int32([299, 1, 299]), backend=wgpu), t[:3])
+            want = np.zeros(x.shape)
+            np.add.at(want, [299, 1, 299], x[:3].astype(np.float64))
+            assert_close(spread.numpy(), want, dtype=dtype, reduce=2)
         same(core.concat([t, t], 0), np.concatenate([t.numpy()] * 2))
         assert np.all(t.full_like(3).numpy() == 3)
 

@@ -99,6 +99,18 @@ def pieces(limit: int, arrays: Sequence[GpuArray]) -> Iterator[tuple[GpuArray, .
     yield from pieces(limit, [take_rows(a, half, n, axis) for a in arrays])
 
 
+def windows(array: GpuArray, limit: int) -> Iterator[tuple[int, GpuArray]]:
+    """(first row, rows) of parts that fit into bindings of `limit` bytes."""
+    pieces = 1
+    while pieces < array.shape[0] and not fits(
+        take_rows(array, 0, -(-array.shape[0] // pieces)), limit
+    ):
+        pieces *= 2
+    step = -(-array.shape[0] // pieces)
+    for first in range(0, array.shape[0], step):
+        yield first, take_rows(array, first, min(first + step, array.shape[0]))
+
+
 def flat(array: GpuArray) -> GpuArray:
     """A contiguous array as one axis."""
     return array.view(shape=(array.size,), strides=(1,))

@@ -84,12 +84,11 @@ def assign_raw(
             for ends in _ends(backend, part, piece, sizes, steps):
                 _assign(backend, *ends, None)
         return
-    if not layout.fits(target, backend.caps.binding_bytes):
-        raise BackendError("put_rows[wgpu]: the target is larger than what a kernel can see")
-    rest = target.shape[1:]
-    sizes, steps = layout.collapse(rest, target.strides[1:], source.strides[1:])
+    sizes, steps = layout.collapse(target.shape[1:], target.strides[1:], source.strides[1:])
     steps = [[0, *steps[0]], [source.strides[0], *steps[1]]]
-    _assign(backend, target, source, [source.shape[0], *sizes], steps, index)
+    sizes = [source.shape[0], *sizes]
+    for first, part in layout.windows(target, backend.caps.binding_bytes):
+        _assign(backend, part, source, sizes, steps, index, first)
 
 
 def _ends(
@@ -119,7 +118,7 @@ def whole_words(per: int, numbers: Iterable[int]) -> int:
 
 def _assign(
     backend: Launcher, target: GpuArray, source: GpuArray, sizes: list[int],
-    steps: list[list[int]], index: GpuArray | None,
+    steps: list[list[int]], index: GpuArray | None, first: int = 0,
 ) -> None:  # fmt: skip
     offsets = [backend.offset(target), backend.offset(source)]
     row_step = target.strides[0] if index is not None else 0
@@ -143,7 +142,8 @@ def _assign(
     if index is not None:
         arrays.append(index)
         params += [
-            size // sizes[0], target.shape[0], layout.word(row_step // unit), backend.offset(index)
+            size // sizes[0], target.shape[0], layout.word(row_step // unit), backend.offset(index),
+            first,
         ]  # fmt: skip
     offsets = [o // unit for o in offsets]
     params += layout.walk(rank, sizes, list(zip(offsets, strides, strict=True)))

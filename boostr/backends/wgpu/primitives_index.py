@@ -66,15 +66,20 @@ class Indexing(Launcher):
             [shape[0], rows.size], STARTS=True, KIND="u32", INDEX=index, VECTOR=False,
             threads=THREADS,
         )  # fmt: skip
-        words = -(-out.size // PER_WORD[kind])
         inner, start = out.size // shape[0], self.offset(values)
         vector = math.gcd(inner, start) % (4 * PER_WORD[kind]) == 0
-        params = [words, out.size, inner, start]
-        threads = -(-words // (4 if vector else 1))
-        self.launch(
-            "scatter", "main", -(-threads // THREADS), [values, order, starts], [out], params,
-            STARTS=False, KIND=kind, INDEX="", VECTOR=vector, threads=THREADS,
-        )  # fmt: skip
+        for first, part in layout.windows(out, self.caps.binding_bytes):
+            words = -(-part.size // PER_WORD[kind])
+            if self.offset(part) % (4 * PER_WORD[kind]):
+                raise _too_large("scatter_add", out)
+            params = [
+                words, part.size, inner, first, self.offset(part) // PER_WORD[kind], start,
+            ]  # fmt: skip
+            threads = -(-words // (4 if vector else 1))
+            self.launch(
+                "scatter", "main", -(-threads // THREADS), [values, order, starts], [part], params,
+                STARTS=False, KIND=kind, INDEX="", VECTOR=vector, threads=THREADS,
+            )  # fmt: skip
         return out
 
     def argsort(self, x: GpuArray, axis: int) -> GpuArray:
@@ -131,9 +136,9 @@ def _take_windows(
     row_bytes = inner * x.dtype.itemsize
     rows = (backend.caps.binding_bytes - 4096) // row_bytes
     if math.prod(x.shape[:axis]) > 1 or inner % per or x.offset % per or rows == 0:
-        raise _too_large(x)
+        raise _too_large("take", x)
     if not layout.fits(out, backend.caps.binding_bytes):
-        raise _too_large(out)
+        raise _too_large("take", out)
     unit = 4 * per if inner % (4 * per) == 0 and x.offset % (4 * per) == 0 else per
     for first in range(0, n, rows):
         part = layout.take_rows(x, first, min(first + rows, n), axis)
@@ -148,9 +153,9 @@ def _take_windows(
         )  # fmt: skip
 
 
-def _too_large(array: GpuArray) -> BackendError:
+def _too_large(op: str, array: GpuArray) -> BackendError:
     return BackendError(
-        f"take[wgpu]: an array of shape {list(array.shape)} ({array.dtype}) is larger than what a "
+        f"{op}[wgpu]: an array of shape {list(array.shape)} ({array.dtype}) is larger than what a "
         "kernel can see at once, and its rows do not begin at whole words"
     )
 
