@@ -6,9 +6,8 @@ many calls on buffers of their own as `rotation` says, so that none is found in 
 
 from __future__ import annotations
 
-import itertools
+import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -45,14 +44,11 @@ def time_us(calls: Sequence[Call], repeats: int = 7, warmup: int = 2) -> float:
         kept.extend(call() for call in calls)  # results that die would share their memory
 
     program: Any = capture(run, where)
-    where.synchronize()
-    until = time.perf_counter() + WARM_SECONDS  # clocks fall while kernels are compiled
-    for i in itertools.count():
-        if i >= warmup and time.perf_counter() > until:
-            break
+    for _ in range(warmup):
         program.run()
-        where.synchronize()
-    return statistics.median(program.seconds() for _ in range(repeats)) / len(calls) * 1e6
+    alone = max(program.seconds(), 1e-6)
+    runs = min(math.ceil(WARM_SECONDS / alone), 2000)  # clocks fall while kernels are compiled
+    return statistics.median(program.busy_seconds(repeats, runs)) / len(calls) * 1e6
 
 
 def terabytes(nbytes: float, microseconds: float) -> float:

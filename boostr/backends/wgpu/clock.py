@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boostr.backends.wgpu.buffers import Block
+from boostr.backends.wgpu.provider import Provider
 from boostr.backends.wgpu.queue import Command, Queue
 
 
@@ -21,33 +22,52 @@ class Clock:
 
     def __init__(self, queue: Queue, device: Any, period: float) -> None:
         self._queue, self._device, self._period = queue, device, period
-        self._set: Any = None
+        self._marks: list[_Mark] = []
 
     def seconds(self, commands: Sequence[Command]) -> float:
         """Run commands alone, and say how long they took."""
+        return self.busy(commands, 1)[0]
+
+    def busy(self, commands: Sequence[Command], repeats: int, warm_runs: int = 0) -> list[float]:
+        """The seconds of some runs, one after the other without a pause, behind others that bring
+        the GPU's clocks up."""
         self._queue.wait()
         if not self._period:
-            started = time.perf_counter()
+            return [self._by_the_host(commands) for _ in range(warm_runs + repeats)][warm_runs:]
+        for _ in range(warm_runs):
             self._queue.run(commands)
-            self._queue.wait()
-            return time.perf_counter() - started
-        if self._set is None:
-            self._open()
-        self._queue.run(commands, self._writes)
-        ticks = self._queue.read_ticks(self._set, self._ticks).view(np.uint64)
-        return float(ticks[1] - ticks[0]) * self._period * 1e-9
+        marks = [self._mark(i) for i in range(repeats)]
+        for mark in marks:
+            self._queue.run(commands, mark.described)
+        ticks = [self._queue.read_ticks(mark.queries, mark.block) for mark in marks]
+        pairs = [t.view(np.uint64) for t in ticks]
+        return [float(stop - start) * self._period * 1e-9 for start, stop in pairs]
 
-    def _open(self) -> None:
-        provider = self._queue.provider
+    def _by_the_host(self, commands: Sequence[Command]) -> float:
+        started = time.perf_counter()
+        self._queue.run(commands)
+        self._queue.wait()
+        return time.perf_counter() - started
+
+    def _mark(self, index: int) -> _Mark:
+        while len(self._marks) <= index:
+            self._marks.append(_Mark(self._queue.provider, self._device))
+        return self._marks[index]
+
+
+class _Mark:
+    """Two timestamps around a pass."""
+
+    def __init__(self, provider: Provider, device: Any) -> None:
         usage, ffi = provider.flags.BufferUsage, provider.ffi
-        self._set = self._device.create_query_set(type="timestamp", count=2)
-        gpu = self._device.create_buffer(size=16, usage=usage.QUERY_RESOLVE | usage.COPY_SRC)
-        self._ticks = Block(gpu, 16, None)
-        self._marks = ffi.new("WGPUPassTimestampWrites *")
-        self._marks.querySet = self._set._internal
-        self._marks.beginningOfPassWriteIndex, self._marks.endOfPassWriteIndex = 0, 1
-        self._writes = ffi.new("WGPUComputePassDescriptor *")
-        self._writes.timestampWrites = self._marks
+        self.queries = device.create_query_set(type="timestamp", count=2)
+        gpu = device.create_buffer(size=16, usage=usage.QUERY_RESOLVE | usage.COPY_SRC)
+        self.block = Block(gpu, 16, None)
+        self._writes = ffi.new("WGPUPassTimestampWrites *")
+        self._writes.querySet = self.queries._internal
+        self._writes.beginningOfPassWriteIndex, self._writes.endOfPassWriteIndex = 0, 1
+        self.described = ffi.new("WGPUComputePassDescriptor *")
+        self.described.timestampWrites = self._writes
 
 
 def period(provider: Any, device: Any) -> float:

@@ -75,6 +75,10 @@ class WgpuProgram(Program):
         """Run alone, and say how long it took on the GPU."""
         return self._clock.seconds(self._commands)
 
+    def busy_seconds(self, repeats: int, warm_runs: int = 0) -> list[float]:
+        """Of some runs without a pause between them, behind others that are not timed."""
+        return self._clock.busy(self._commands, repeats, warm_runs)
+
     def __len__(self) -> int:
         return len(self._commands)
 
