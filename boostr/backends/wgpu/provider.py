@@ -32,6 +32,7 @@ class Provider:
         raw, safe: its C functions, without and with a check for errors after each call.
         errors: what its Python API raises when the GPU refuses something.
         problems: errors that surfaced outside of a checked call; `Queue.checked` raises them.
+        losses: how many devices have been lost.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,6 +49,7 @@ class Provider:
         self.errors: tuple[type[Exception], ...] = (package.GPUError, RuntimeError)
         self.OutOfMemory: type[Exception] = package.GPUOutOfMemoryError
         self.mapped: Any = None  # what the library calls when a buffer is mapped
+        self.losses = 0
         self.problems: list[str] = []  # errors of calls that were not checked, and lost devices
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they would be logged
         self._api.error_handler.log_error = self._note
@@ -72,7 +74,9 @@ class Provider:
             )
 
     def _note(self, message: str) -> None:
-        if "was lost (destroyed)" not in message:  # a device that nobody uses any more
+        if "device was lost" in message:
+            self.losses += 1  # of a device that it does not name
+        else:
             self.problems.append(message)
 
     def adapters(self) -> list[Any]:

@@ -47,6 +47,7 @@ class Queue:
         self._in_flight: deque[Any] = deque()
         self._staging = StagingRing(provider, device)
         self.lost: str | None = None
+        self._losses = provider.losses
 
     # -- commands --------------------------------------------------------------------------------
     def add(self, command: Command) -> None:
@@ -137,16 +138,25 @@ class Queue:
             made = fn(*args)
         except self.provider.errors as error:
             raise self.explain(str(error)) from None
-        if self.provider.problems:
-            raise self.explain(self.provider.problems.pop())
+        self.check()
         return made
 
     def check(self) -> None:
         """Raise what went wrong outside of a checked call, and whenever the device is gone."""
         if self.provider.problems:
             raise self.explain(self.provider.problems.pop())
+        if self.provider.losses != self._losses:
+            self._losses = self.provider.losses
+            self._ask_whether_lost()
         if self.lost:
             raise BackendError(self.lost)
+
+    def _ask_whether_lost(self) -> None:
+        usage = self.provider.flags.BufferUsage
+        try:
+            self._device.create_buffer(size=16, usage=usage.COPY_DST)
+        except self.provider.errors as error:
+            self.explain(str(error))
 
     def explain(self, text: str) -> BackendError:
         """The error to raise for one of the library's; notices that the device is gone."""
