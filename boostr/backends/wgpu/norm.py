@@ -56,7 +56,7 @@ def _launch(
     share = shape["ROWS"] if run > 1 else 4 // x.dtype.itemsize
     at = [0 if a is None else backend.offset(a) // run for a in (source, other, *gains)]
     at += [0] * (4 - len(at))
-    out = [backend.offset(a) // run for a in (y, h or y)]
+    out = [backend.offset(a) // run for a in (y, y if h is None else h)]
     backend.launch(
         "norm", "norm_forward", -(-count // share), reads, writes,
         (count, E // run, inner, stride // run, *at, *out, 1 / E, float(eps), float(offset)),
