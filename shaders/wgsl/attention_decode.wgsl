@@ -10,14 +10,17 @@
 // Mapping: workgroups (K * tiles, S, B), fixed; lengths are read here, and those that find no keys
 // end at once. A workgroup takes one range of the keys that a tile's rows see, a row being a pair
 // (query of the sequence, head of the kv head): all read the same keys. LANES threads share a key,
-// 8 elements each at a time; THREADS / LANES groups of them take keys in turn, UNROLL at once, each
-// with sums of its own, which are merged in workgroup memory at the end.
+// 8 elements each at a time; THREADS / LANES groups of them take keys in turn, UNROLL at once while
+// the next are on their way, each with sums of its own, which are merged at the end: JOIN of them
+// by shuffles where subgroups are known to be that large, the rest in workgroup memory.
 // Values: Q, CACHE dtypes; D, DV <= 256; HEADS of q for each kv head; ROWS, LANES, THREADS,
 //   UNROLL 2 | 4; VEC: rows are whole 16-byte words; SHIFT: log2 of the block size, -1 any, -2 for
-//   one block for each sequence; SOFTCAP, ALIBI, FINISH, LSE; SUBGROUPS: LANES reach one another.
+//   one block for each sequence; SOFTCAP, ALIBI, FINISH, LSE; SUBGROUPS: LANES reach one another;
+//   AT_ONCE: rows whose sums are in ROOM together.
 // Limits: cache rows evenly spaced; FINISH needs DV % 4 == 0.
 // Source: Dao et al. 2023, Flash-Decoding.
 # set GROUPS = THREADS // LANES
+# set MERGED = GROUPS // JOIN
 # set K_PIECES = ((D + 7) // 8 + LANES - 1) // LANES
 # set V_PIECES = ((DV + 7) // 8 + LANES - 1) // LANES
 # set DV4 = (DV + 3) // 4
@@ -62,8 +65,7 @@ struct Params {
 # endif
 {{ parameters(next) }}
 {{ workgroup("room", "vec4<f32>", ROOM) }}
-{{ workgroup("stats", "vec2<f32>", GROUPS * ROWS) }}
-{{ workgroup("merged", "vec2<f32>", ROWS) }}
+{{ workgroup("stats", "vec2<f32>", MERGED * ROWS) }}
 
 const LOWEST = -3.0e38;
 const LOG2E = 1.4426950408889634;
@@ -136,10 +138,40 @@ fn write_nothing(t: u32, first: u32, from_row: u32, to_row: u32, kv: u32, split:
 # endif
 }
 
+# macro set_out()
+#   for u in range(UNROLL)
+    here{{ u }} = next{{ u }} >= 0;
+    {
+      let k_at = p.k_first + u32(max(next{{ u }}, 0)) * p.k_row + kv * p.k_head;
+      let v_at = p.v_first + u32(max(next{{ u }}, 0)) * p.v_row + kv * p.v_head;
+#     for j in range(K_PIECES)
+      next_k{{ u }}_{{ j }} = k_piece(k_at, lane + {{ j * LANES }}u, here{{ u }});
+#     endfor
+#     for j in range(V_PIECES)
+      next_v{{ u }}_{{ j }} = v_piece(v_at, lane + {{ j * LANES }}u, here{{ u }});
+#     endfor
+    }
+#   endfor
+# endmacro
 // Positions begin..end-1 against the rows of one tile.
 fn attend(t: u32, b: u32, kv: u32, split: u32, s: Sequence, tile: u32, begin: i32, end: i32) {
   let lane = t % {{ LANES }}u;
   let group = t / {{ LANES }}u;
+  let base = s.low - s.low % i32(p.bs);  // of the ring's turn that the first key is in
+# for u in range(UNROLL)
+  var next{{ u }} = lookup(b, s.block, base, begin + i32(group) + {{ u * GROUPS }}, end);
+  var here{{ u }} = false;
+#   for j in range(K_PIECES)
+  var next_k{{ u }}_{{ j }}: Raw;
+#   endfor
+#   for j in range(V_PIECES)
+  var next_v{{ u }}_{{ j }}: Raw;
+#   endfor
+# endfor
+{{ set_out() -}}
+# for u in range(UNROLL)
+  next{{ u }} = lookup(b, s.block, base, begin + i32(group) + {{ (u + UNROLL) * GROUPS }}, end);
+# endfor
 # for r in range(ROWS)
   // row {{ r }}
   let R{{ r }} = min(tile * {{ ROWS }}u + {{ r }}u, s.rows - 1u);
@@ -159,30 +191,21 @@ fn attend(t: u32, b: u32, kv: u32, split: u32, s: Sequence, tile: u32, begin: i3
   var m{{ r }} = LOWEST;
   var l{{ r }} = 0.0;
 # endfor
-  let base = s.low - s.low % i32(p.bs);  // of the ring's turn that the first key is in
-# for u in range(UNROLL)
-  var next{{ u }} = lookup(b, s.block, base, begin + i32(group) + {{ u * GROUPS }}, end);
-# endfor
   for (var first = begin; first < end; first += {{ UNROLL * GROUPS }}) {
     let position = vec{{ UNROLL }}<i32>(first + i32(group)) + {{ STEPS }};
-# for u in range(UNROLL)
-    let here{{ u }} = next{{ u }} >= 0;
-    let k_at{{ u }} = p.k_first + u32(max(next{{ u }}, 0)) * p.k_row + kv * p.k_head;
-    let v_at{{ u }} = p.v_first + u32(max(next{{ u }}, 0)) * p.v_row + kv * p.v_head;
-# endfor
-# for u in range(UNROLL)
-#   for j in range(K_PIECES)
-    let k{{ u }}_{{ j }} = k_piece(k_at{{ u }}, lane + {{ j * LANES }}u, here{{ u }});
-#   endfor
-# endfor
-# for u in range(UNROLL)
-#   for j in range(V_PIECES)
-    let v{{ u }}_{{ j }} = v_piece(v_at{{ u }}, lane + {{ j * LANES }}u, here{{ u }});
-#   endfor
-# endfor
     let seen = vec{{ UNROLL }}<bool>({% for u in range(UNROLL) %}{{ ", " if u }}here{{ u }}{% endfor %});
 # for u in range(UNROLL)
-    next{{ u }} = lookup(b, s.block, base, first + i32(group) + {{ (u + UNROLL) * GROUPS }}, end);
+#   for j in range(K_PIECES)
+    let k{{ u }}_{{ j }} = next_k{{ u }}_{{ j }};
+#   endfor
+#   for j in range(V_PIECES)
+    let v{{ u }}_{{ j }} = next_v{{ u }}_{{ j }};
+#   endfor
+# endfor
+    // the next ones set out
+{{ set_out() -}}
+# for u in range(UNROLL)
+    next{{ u }} = lookup(b, s.block, base, first + i32(group) + {{ (u + 2 * UNROLL) * GROUPS }}, end);
 # endfor
 # for r in range(ROWS)
     var s{{ r }} = {{ VALUES }}(0.0);
@@ -263,48 +286,87 @@ fn attend(t: u32, b: u32, kv: u32, split: u32, s: Sequence, tile: u32, begin: i3
 # endfor
   }
   // The groups' sums, made one.
-  if (lane == 0u) {
-# for r in range(ROWS)
-    stats[group * {{ ROWS }}u + {{ r }}u] = vec2<f32>(m{{ r }}, l{{ r }});
-# endfor
-  }
-  workgroupBarrier();
-  if (t < {{ ROWS }}u) {
-    var m = LOWEST;
-    for (var g = 0u; g < {{ GROUPS }}u; g++) { m = max(m, stats[g * {{ ROWS }}u + t].x); }
-    var l = 0.0;
-    for (var g = 0u; g < {{ GROUPS }}u; g++) {
-      let one = stats[g * {{ ROWS }}u + t];
-      l += one.y * exp2(one.x - m);
-    }
-    merged[t] = vec2<f32>(m, l);
-  }
-  workgroupBarrier();
-# for r0 in range(0, ROWS, AT_ONCE)
-#   set count = [AT_ONCE, ROWS - r0] | min
-#   for r in range(r0, r0 + count)
+# if JOIN > 1
+#   for r in range(ROWS)
   {
-    let factor = exp2(m{{ r }} - merged[{{ r }}].x);
-    let at = ({{ (r - r0) * GROUPS }}u + group) * {{ WIDTH4 }}u + 2u * lane;
+    var top = m{{ r }};
+#     for d in JOINED
+    top = max(top, subgroupShuffleXor(top, {{ d }}u));
+#     endfor
+    let factor = exp2(m{{ r }} - top);
+    m{{ r }} = top;
+    l{{ r }} *= factor;
 #     for j in range(V_PIECES)
-    room[at + {{ 2 * j * LANES }}u] = a{{ r }}_{{ j }} * factor;
-    room[at + {{ 2 * j * LANES + 1 }}u] = b{{ r }}_{{ j }} * factor;
+    a{{ r }}_{{ j }} *= factor;
+    b{{ r }}_{{ j }} *= factor;
+#     endfor
+#     for d in JOINED
+    l{{ r }} += subgroupShuffleXor(l{{ r }}, {{ d }}u);
+#       for j in range(V_PIECES)
+    a{{ r }}_{{ j }} += subgroupShuffleXor(a{{ r }}_{{ j }}, {{ d }}u);
+    b{{ r }}_{{ j }} += subgroupShuffleXor(b{{ r }}_{{ j }}, {{ d }}u);
+#       endfor
 #     endfor
   }
 #   endfor
+# endif
+  let writes = group % {{ JOIN }}u == 0u;
+  let slot = group / {{ JOIN }}u;
+  if (lane == 0u && writes) {
+# for r in range(ROWS)
+    stats[slot * {{ ROWS }}u + {{ r }}u] = vec2<f32>(m{{ r }}, l{{ r }});
+# endfor
+  }
+# for r0 in range(0, ROWS, AT_ONCE)
+#   set count = [AT_ONCE, ROWS - r0] | min
+  if (writes) {
+#   for r in range(r0, r0 + count)
+    {
+      let at = ({{ (r - r0) * MERGED }}u + slot) * {{ WIDTH4 }}u + 2u * lane;
+#     for j in range(V_PIECES)
+      room[at + {{ 2 * j * LANES }}u] = a{{ r }}_{{ j }};
+      room[at + {{ 2 * j * LANES + 1 }}u] = b{{ r }}_{{ j }};
+#     endfor
+    }
+#   endfor
+  }
   workgroupBarrier();
   for (var i = t; i < {{ count * DV4 }}u; i += {{ THREADS }}u) {
     let r = i / {{ DV4 }}u;
-    let d4 = i % {{ DV4 }}u;
+    let from_ = r * {{ MERGED * WIDTH4 }}u + i - r * {{ DV4 }}u;
+    var m = LOWEST;
+    var l = 0.0;
     var sum = vec4<f32>(0.0);
-    for (var g = 0u; g < {{ GROUPS }}u; g++) {
-      sum += room[(r * {{ GROUPS }}u + g) * {{ WIDTH4 }}u + d4];
+#   if MERGED <= 8
+#     for g in range(MERGED)
+    let e{{ g }} = stats[{{ g * ROWS + r0 }}u + r];
+    let o{{ g }} = room[from_ + {{ g * WIDTH4 }}u];
+    m = max(m, e{{ g }}.x);
+#     endfor
+#     for g in range(MERGED)
+    {
+      let w = exp2(e{{ g }}.x - m);
+      l += w * e{{ g }}.y;
+      sum += w * o{{ g }};
     }
+#     endfor
+#   else
+    for (var g = 0u; g < {{ MERGED }}u; g++) { m = max(m, stats[g * {{ ROWS }}u + {{ r0 }}u + r].x); }
+    for (var g = 0u; g < {{ MERGED }}u; g++) {
+      let e = stats[g * {{ ROWS }}u + {{ r0 }}u + r];
+      let w = exp2(e.x - m);
+      l += w * e.y;
+      sum += w * room[from_ + g * {{ WIDTH4 }}u];
+    }
+#   endif
     let R = tile * {{ ROWS }}u + {{ r0 }}u + r;
-    let ml = merged[{{ r0 }}u + r];
-    if (R < s.rows) { write_result(result_of(s.first, R, kv), split, d4, sum, ml.x, ml.y); }
+    if (R < s.rows) {
+      write_result(result_of(s.first, R, kv), split, i - r * {{ DV4 }}u, sum, m, l);
+    }
   }
+#   if r0 + AT_ONCE < ROWS
   workgroupBarrier();  // the room is used again
+#   endif
 # endfor
 }
 
@@ -330,6 +392,7 @@ fn attention_partials(
     let begin = low + i32(split * share);
     let end = min(begin + i32(share), high + 1);
     if (split < used && begin < end) {
+      if (tile != id.x / p.K) { workgroupBarrier(); }  // the room is used again
       attend(t, b, kv, split, s, tile, begin, end);
     } else {
       write_nothing(t, s.first, tile * {{ ROWS }}u, last + 1u, kv, split);

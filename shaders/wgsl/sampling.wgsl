@@ -18,6 +18,9 @@
 struct Params {
   V: u32, logits_first: u32, temperature_first: u32, top_k_first: u32, top_p_first: u32,
   min_p_first: u32, seeds_first: u32, counters_first: u32,
+  // bounds of loops, always 4, 13 and 4 (without the draw 3): as constants they would be unrolled,
+  // and compiling take half a minute
+  kinds: u32, turns: u32, borders: u32,
 }
 {{ read(0, "logits", LOGIT, 4 if VEC else 1) }}
 {{ read(1, "temperature", "f32") }}
@@ -99,6 +102,30 @@ fn add_to_bin(i: u32, count: u32, mass: vec2<u32>) {
   let carry = u32(atomicAdd(&lows[i], mass.x) > ~mass.x);
   if (mass.y + carry > 0u) { atomicAdd(&highs[i], mass.y + carry); }
 }
+# set SIZE = caps.subgroup_min if caps.subgroup_min == caps.subgroup_max else 0
+# if SUBGROUPS and SIZE and THREADS <= SIZE * SIZE
+// Sums over this and all earlier lanes: masses in three parts of 20 bits, whose sums are words.
+fn running_lanes(x: vec4<u32>) -> vec4<u32> {
+  let count = subgroupInclusiveAdd(x.x);
+  let low = subgroupInclusiveAdd(x.z & 0xfffffu);
+  let middle = subgroupInclusiveAdd((x.z >> 20u) | ((x.w & 255u) << 12u));
+  let high = subgroupInclusiveAdd(x.w >> 8u);
+  let upper = vec2<u32>(middle << 20u, (middle >> 12u) + (high << 8u));
+  return vec4<u32>(count, 0u, add64(vec2<u32>(low, 0u), upper));
+}
+// Sums over this and all earlier threads; uses the room.
+fn running(t: u32, mine: vec4<u32>) -> vec4<u32> {
+  let sum = running_lanes(mine);
+  let lane = t % {{ SIZE }}u;
+  if (lane == {{ SIZE - 1 }}u) { room[t / {{ SIZE }}u] = sum; }
+  workgroupBarrier();
+  var other = vec4<u32>(0u);
+  if (lane < {{ THREADS // SIZE }}u) { other = room[lane]; }
+  other = subgroupShuffle(running_lanes(other), max(t / {{ SIZE }}u, 1u) - 1u);
+  if (t < {{ SIZE }}u) { return sum; }
+  return vec4<u32>(sum.x + other.x, 0u, add64(sum.zw, other.zw));
+}
+# else
 // Sums over this and all earlier threads; uses the room.
 fn running(t: u32, mine: vec4<u32>) -> vec4<u32> {
   var sum = mine;
@@ -114,6 +141,8 @@ fn running(t: u32, mine: vec4<u32>) -> vec4<u32> {
   }
   return sum;
 }
+# endif
+
 // Each bin's sums become those up to and including it.
 fn sum_up(t: u32, base: u32) {
 # set EACH = (BINS + THREADS - 1) // THREADS
@@ -168,7 +197,7 @@ fn fill_bins(t: u32, r: Row, min_p: f32) -> u32 {
   var rest = 0u;
   var rest_mass = vec2<u32>(0u);
   var likely = 0u;
-# call(v, id) each("r.first", "0u", "p.V")
+# call(v, id) each("r.first", "0u", "p.V", LOADS)
       let w = weight(r, {{ v }});
       let bin = bin_of(r, {{ v }});
       likely += u32(w >= min_p);
@@ -216,7 +245,7 @@ fn split(t: u32, r: Row, range: Range, shift: u32) {
 fn gather(t: u32, r: Row, range: Range, mass: vec2<u32>) -> u32 {
   if (t == 0u) { atomicStore(&words[3], 0u); }
   workgroupBarrier();
-# call(v, id) each("r.first", "0u", "p.V")
+# call(v, id) each("r.first", "0u", "p.V", LOADS)
       if (inside(r, range, {{ v }}, {{ id }})) {
         let at = atomicAdd(&words[3], 1u);
         if (at < {{ LIST }}u) { list[at] = vec4<u32>(key_of({{ v }}), {{ id }}, 0u, 0u); }
@@ -245,11 +274,12 @@ fn sort_list(t: u32, n: u32) {
     workgroupBarrier();
     return;
   }
-  for (var i = n + t; i < {{ LIST }}u; i += {{ THREADS }}u) { list[i] = vec4<u32>(NONE); }
+  let size = 1u << (32u - countLeadingZeros(n - 1u));  // LIST is a power of 2
+  for (var i = n + t; i < size; i += {{ THREADS }}u) { list[i] = vec4<u32>(NONE); }
   workgroupBarrier();
-  for (var run = 2u; run <= {{ LIST }}u; run *= 2u) {  // a bitonic network
+  for (var run = 2u; run <= size; run *= 2u) {  // a bitonic network
     for (var d = run / 2u; d > 0u; d /= 2u) {
-      for (var k = t; k < {{ LIST // 2 }}u; k += {{ THREADS }}u) {
+      for (var k = t; k < size / 2u; k += {{ THREADS }}u) {
         let i = (k / d) * 2u * d + k % d;
         let a = list[i];
         let b = list[i + d];

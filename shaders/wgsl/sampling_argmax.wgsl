@@ -36,7 +36,7 @@ fn argmax(
   let from_ = (n - row * p.parts) * p.piece;
   let to_ = min(from_ + p.piece, p.V);
   let first = p.first + row * p.V;
-#   call(v, id) each("first", "from_", "to_")
+#   call(v, id) each("first", "from_", "to_", LOADS)
   let key = key_of({{ v }});
   if (key < best.x) { best = vec2<u32>(key, {{ id }}); }
 #   endcall

@@ -30,7 +30,7 @@ struct Far { bin: u32, count: u32, total: vec2<u32> }
 fn farthest(t: u32, q: Options, likely: u32) -> Far {
   let ranked = q.top_k > 0u && q.top_k < p.V;
   var far = Far(0u, 0u, vec2<u32>(0u));
-  for (var i = 0u; i < 4u; i++) {
+  for (var i = 0u; i < p.kinds; i++) {
     var border = vec2<u32>(NONE, 0u);  // that is nowhere: of all bins
     if (i == 1u) { border.x = select(0u, q.top_k, ranked); }
     if (i == 2u) {
@@ -66,7 +66,7 @@ fn place_of(t: u32, r: Row, by_mass: bool, border: vec2<u32>) -> Place {
   var shift = 0u;
   var count = 0u;
   var mass = vec2<u32>(0u);
-  for (var turn = 0u; turn < 13u; turn++) {
+  for (var turn = 0u; turn < p.turns; turn++) {
     if (turn > 0u) {
       let width = 32u - countLeadingZeros(range.high - range.low);  // of its numbers, in bits
       shift = u32(max(i32(width) - {{ BINS.bit_length() - 1 }}, 0));
@@ -91,16 +91,16 @@ fn place_of(t: u32, r: Row, by_mass: bool, border: vec2<u32>) -> Place {
   return Place(range, count, mass);
 }
 
-// All borders before `end`: the last candidate that is kept, and the one at the last border.
+// The first p.borders borders: the last candidate that is kept, and the one at the last border.
 struct Both { last: Spot, spot: Spot }
-fn filter_row(t: u32, r: Row, q: Options, end: u32) -> Both {
+fn filter_row(t: u32, r: Row, q: Options) -> Both {
   let counted = fill_bins(t, r, q.min_p);
   let likely = max(counted, 1u);
   let far = farthest(t, q, likely);
   var last = Spot(NONE, NONE, p.V, far.total);
   var spot = last;
   var held = Held(0u, 0u, vec2<u32>(0u), vec2<u32>(0u));
-  for (var i = 0u; i <= end; i++) {
+  for (var i = 0u; i <= p.borders; i++) {
     let step = max(i, 1u) - 1u;
     let by_mass = step % 2u == 1u;
     let border = border_of(q, likely, last, step);
@@ -136,7 +136,7 @@ fn {{ ENTRY }}(
     u32(max(top_k[p.top_k_first + b], 0)), top_p[p.top_p_first + b], min_p[p.min_p_first + b], 0u);
   var r = Row(p.logits_first + b * p.V, 0.0, 0.0);
   var best = vec2<u32>(NONE);
-# call(v, id) each("r.first", "0u", "p.V")
+# call(v, id) each("r.first", "0u", "p.V", LOADS)
       let key = key_of({{ v }});
       if (key < best.x) { best = vec2<u32>(key, {{ id }}); }
 # endcall
@@ -152,7 +152,7 @@ fn {{ ENTRY }}(
   q.u = philox4x32(vec4<u32>(counters[p.counters_first + b], 0u, 0u, 0u), key).x >> 8u;
   r.highest = logit_of(best.x);
   r.rate = LOG2E / heat;
-  let id = filter_row(t, r, q, LAST + 1u).spot.id;
+  let id = filter_row(t, r, q).spot.id;
   if (t == 0u) { out[b] = i32(select(best.y, id, id < p.V)); }  // weights that are nan
 # else
   r.highest = logit_of(best.x);
@@ -160,7 +160,7 @@ fn {{ ENTRY }}(
   var last = best;
   var total = 1.0;
   if (!only_first) {
-    let kept = filter_row(t, r, q, LAST).last;
+    let kept = filter_row(t, r, q).last;
     last = vec2<u32>(kept.key, kept.id);
     total = (f32(kept.mass.y) * 4294967296.0 + f32(kept.mass.x)) * {{ 2.0 ** -40 }};
   }

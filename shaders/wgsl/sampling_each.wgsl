@@ -1,14 +1,14 @@
 // Imported: each(first, from, to), a loop over elements from..to-1 of the row of logits that begins
 // at `first`, shared out over the threads t. Its body takes text for the element and its index.
-// Values: VEC (f32 in whole vec4s: first, from and to are multiples of 4), THREADS, LOADS: vectors
-// on their way at once.
-# macro each(first, from, to)
+// loads: vectors on their way at once, each of which repeats the body.
+// Values: VEC (f32 in whole vec4s: first, from and to are multiples of 4), THREADS.
+# macro each(first, from, to, loads=1)
 #   if VEC
-  for (var i_ = {{ from }} / 4u + t; i_ < {{ to }} / 4u; i_ += {{ LOADS * THREADS }}u) {
-#     for n in range(LOADS)
+  for (var i_ = {{ from }} / 4u + t; i_ < {{ to }} / 4u; i_ += {{ loads * THREADS }}u) {
+#     for n in range(loads)
     let x{{ n }}_ = logits[{{ first }} / 4u + min(i_ + {{ n * THREADS }}u, {{ to }} / 4u - 1u)];
 #     endfor
-#     for n in range(LOADS)
+#     for n in range(loads)
     if (i_ + {{ n * THREADS }}u < {{ to }} / 4u) {
       let id_ = 4u * (i_ + {{ n * THREADS }}u);
 #       for e in "xyzw"

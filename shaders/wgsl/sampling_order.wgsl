@@ -13,20 +13,35 @@ fn logit_of(key: u32) -> f32 { return bitcast<f32>(select(~key & 0x7fffffffu, ke
 
 fn before(a: vec2<u32>, b: vec2<u32>) -> bool { return a.x < b.x || (a.x == b.x && a.y < b.y); }
 
+# set SIZE = caps.subgroup_min if caps.subgroup_min == caps.subgroup_max else 0
+# if SUBGROUPS
+fn first_of_lanes(mine: vec2<u32>) -> vec2<u32> {
+  let key = subgroupMin(mine.x);
+  return vec2<u32>(key, subgroupMin(select(0xffffffffu, mine.y, mine.x == key)));
+}
+# endif
 {{ workgroup("firsts", "vec2<u32>", THREADS) }}
 // The first of all threads' (key, id); every thread gets it.
 fn first_of_all(t: u32, mine: vec2<u32>) -> vec2<u32> {
 # if SUBGROUPS
-  let key = subgroupMin(mine.x);
-  let id = subgroupMin(select(0xffffffffu, mine.y, mine.x == key));
-  firsts[t] = vec2<u32>(key, id);
+  var found = first_of_lanes(mine);
+#   if SIZE == THREADS
+  return found;
+#   elif SIZE and THREADS <= SIZE * SIZE
+  if (t % {{ SIZE }}u == 0u) { firsts[t / {{ SIZE }}u] = found; }
   workgroupBarrier();
-  var found = vec2<u32>(0xffffffffu);
+  let other = min(t % {{ SIZE }}u, {{ THREADS // SIZE - 1 }}u);
+  return first_of_lanes(firsts[other]);
+#   else
+  firsts[t] = found;
+  workgroupBarrier();
+  found = vec2<u32>(0xffffffffu);
   for (var i = 0u; i < {{ THREADS }}u; i += {{ caps.subgroup_min }}u) {
     let other = firsts[i];
     if (before(other, found)) { found = other; }
   }
   return found;
+#   endif
 # else
   firsts[t] = mine;
   workgroupBarrier();

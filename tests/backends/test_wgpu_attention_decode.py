@@ -121,7 +121,7 @@ def test_ring_and_holes(bs, columns, wgpu, rng):
 
 
 CHOSEN = [{"joined": False}, {"grain": 1}, {"splits": 3, "grain": 7}, {"unroll": 2}, {"lanes": 1},
-          {"lanes": 2, "threads": 32}, {"rows": 3}, {"rows": 1, "threads": 128},
+          {"lanes": 2, "threads": 32, "join": 2}, {"rows": 3}, {"rows": 1, "threads": 128},
           {"subgroups": False}, {"subgroups": False, "unroll": 2, "lanes": 16}]  # fmt: skip
 
 

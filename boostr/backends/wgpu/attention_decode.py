@@ -67,6 +67,7 @@ class Plan:
     Attributes:
         rows: (query, head) pairs of a workgroup.   lanes: threads that share a key.
         unroll: keys that each of these groups takes at once.
+        join: of these groups, neighbours that are merged by shuffles.
         at_once: rows whose sums are merged together, as shared memory has room.
         tiles: workgroups for the rows of a sequence and kv head, if all have as many queries.
         splits: S, the most ranges that a sequence's keys are cut into.
@@ -77,6 +78,7 @@ class Plan:
     lanes: int
     threads: int
     unroll: int
+    join: int
     at_once: int
     subgroups: bool
     tiles: int
@@ -85,15 +87,17 @@ class Plan:
 
     def values(self, call: Call, finish: bool, lse: bool = True) -> dict[str, Any]:
         """What the source is rendered with."""
-        room = self.at_once * self.threads * _pieces(call.Dv, self.lanes) * 2
+        room = self.at_once * self.threads * _pieces(call.Dv, self.lanes) * 2 // self.join
+        joined = [self.lanes << i for i in range(self.join.bit_length() - 1)]
         if not self.subgroups:
             room = max(room, self.rows * self.threads)
         return {
             "Q": call.q, "CACHE": call.cache, "D": call.D, "DV": call.Dv,
             "HEADS": call.H // call.K, "ROWS": self.rows, "LANES": self.lanes,
             "THREADS": self.threads, "UNROLL": self.unroll, "AT_ONCE": self.at_once,
-            "ROOM": room, "VEC": call.aligned, "SHIFT": call.shift, "SOFTCAP": call.softcap,
-            "ALIBI": call.alibi, "FINISH": finish, "LSE": lse, "SUBGROUPS": self.subgroups,
+            "JOIN": self.join, "JOINED": tuple(joined), "ROOM": room, "VEC": call.aligned,
+            "SHIFT": call.shift, "SOFTCAP": call.softcap, "ALIBI": call.alibi,
+            "FINISH": finish, "LSE": lse, "SUBGROUPS": self.subgroups,
         }  # fmt: skip
 
 
@@ -106,8 +110,8 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def _shared_bytes(call: Call, rows: int, lanes: int, threads: int, room: int) -> int:
-    return 16 * room + 8 * rows * (threads // lanes + 1)
+def _shared_bytes(rows: int, groups: int, room: int) -> int:
+    return 16 * room + 8 * rows * groups
 
 
 @lru_cache(1024)
@@ -124,16 +128,18 @@ def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Pl
     many = 256 if caps.kind == "discrete" and subgroups else 32 if small else 64
     threads = chosen.get("threads", min(many, caps.workgroup_threads))
     threads = max(threads, lanes)
-    per_row = threads * _pieces(call.Dv, lanes) * 2
+    known = subgroups and caps.subgroup_min == caps.subgroup_max
+    join = chosen.get("join", max(1, min(reach, threads) // lanes if known else 1))
+    per_row = threads * _pieces(call.Dv, lanes) * 2 // join
     exchange = 0 if subgroups else rows * threads
-    while threads > lanes:
+    while threads > lanes * join:
         least = max(per_row, exchange)
-        if _shared_bytes(call, rows, lanes, threads, least) <= caps.workgroup_bytes:
+        if _shared_bytes(rows, threads // lanes, least) <= caps.workgroup_bytes:
             break
         threads, per_row, exchange = threads // 2, per_row // 2, exchange // 2
     at_once = rows
     while at_once > 1 and (
-        _shared_bytes(call, rows, lanes, threads, at_once * per_row) > caps.workgroup_bytes
+        _shared_bytes(rows, threads // lanes, at_once * per_row) > caps.workgroup_bytes
     ):
         at_once = -(-at_once // 2)
     unroll = chosen.get("unroll", 2 if small else 4)
@@ -143,7 +149,7 @@ def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Pl
     wanted = -(-fills // (call.K * tiles * call.B))
     splits = min(wanted, -(-call.capacity // grain), max_splits, _MOST_GROUPS)
     splits = chosen.get("splits", max(1, splits))
-    return Plan(rows, lanes, threads, unroll, at_once, subgroups, tiles, splits, grain)
+    return Plan(rows, lanes, threads, unroll, join, at_once, subgroups, tiles, splits, grain)
 
 
 # -- arrays ---------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _MOST = 1 << 18  # columns that `sample` takes
-_ALONE = 1 << 16  # columns that one workgroup reads as fast as two kernels start
-_PIECES = 32  # of a wider row
+_PIECE = 1 << 12  # columns that a workgroup reads faster than a second kernel starts
+_PIECES = 64  # of a wider row, at most
 
 
 def _reason(x: Tensor, *others: Any) -> str | None:
@@ -35,7 +35,7 @@ def _reason(x: Tensor, *others: Any) -> str | None:
 def _threads(caps: Caps, V: int) -> int:
     """A power of 2: of the workgroup that reads a row."""
     most = min(caps.workgroup_threads, 64 if caps.kind == "software" else 1024)
-    return min(most, max(32, 1 << (-(-V // 8) - 1).bit_length()))
+    return min(most, 64 if V <= 512 else 256 if V <= 8192 else 1024)
 
 
 def _reading(backend: Any, logits: Any, threads: int) -> dict[str, Any]:
@@ -63,9 +63,10 @@ def _argmax(x: Tensor, axis: int) -> Tensor:
     V = x.shape[-1]
     if out.size:
         rows, source = out.size, backend.dense(x.data)
-        parts = 1 if V <= _ALONE or rows >= _PIECES else _PIECES
-        piece = -(-V // parts // 4) * 4 + 4 if parts > 1 else V
+        parts = 1 if V <= 2 * _PIECE or rows >= _PIECES else min(_PIECES, -(-V // _PIECE))
+        piece = -(-V // (4 * parts)) * 4 if parts > 1 else V
         values = _reading(backend, source, _threads(backend.caps, piece))
+        values["LOADS"] *= 2
         found = backend.empty((rows, parts, 2), np.uint32) if parts > 1 else out
         backend.launch(
             "sampling_argmax", "argmax", rows * parts, [source], [found],
@@ -79,7 +80,7 @@ def _argmax(x: Tensor, axis: int) -> Tensor:
 
 def _argmax_of_pairs(backend: Any, found: Any, out: Any) -> None:
     rows, parts, _ = found.shape
-    values = {"LOGIT": "f32", "VEC": False, "THREADS": 32, "LOADS": 1, "PARTS": 0, "PAIRS": 1}
+    values = {"LOGIT": "f32", "VEC": False, "THREADS": 64, "LOADS": 1, "PARTS": 0, "PAIRS": 1}
     backend.launch(
         "sampling_argmax", "argmax", rows, [found], [out], [rows, parts, 0, 1, parts], **values,
         SUBGROUPS=backend.caps.subgroup_max > 1,
@@ -111,10 +112,10 @@ def _draw(parts: tuple[Tensor, ...], out: Any, draw: bool) -> Tensor:
     B, V = arrays[0].shape
     sizes = _sizes(backend.caps, V)
     values = {**_reading(backend, arrays[0], sizes["THREADS"]), **sizes}
-    params = [V, *map(backend.offset, arrays)]
+    params = [V, *map(backend.offset, arrays), *(() if draw else (0, 0)), 4, 13, 3 + draw]
     backend.launch(
         "sampling", "sample" if draw else "filtered_probabilities", (B, 1, 1), arrays, [out],
-        params if draw else [*params, 0, 0], **values, DRAW=draw,
+        params, **values, DRAW=draw,
     )  # fmt: skip
     return Tensor.wrap(out, backend)
 
@@ -195,8 +196,10 @@ def _variant(family: str, logit: str, vec: bool, subgroups: bool, threads: int, 
 _LARGE = {"BINS": 512, "LIST": 1024}
 VARIANTS = [
     _variant("sampling_argmax", "f32", True, True, 1024, PARTS=0, PAIRS=0),
+    _variant("sampling_argmax", "f32", True, True, 256, PARTS=1, PAIRS=0),
+    _variant("sampling_argmax", "f32", False, True, 64, PARTS=0, PAIRS=1),
     _variant("sampling_argmax", "bf16", False, False, 64, PARTS=1, PAIRS=0),
-    _variant("sampling_argmax", "f32", False, False, 32, PARTS=0, PAIRS=1),
+    _variant("sampling_argmax", "f32", False, False, 64, PARTS=0, PAIRS=1),
     _variant("sampling", "f32", True, True, 1024, DRAW=True, **_LARGE),
     _variant("sampling", "bf16", False, True, 64, DRAW=True, BINS=512, LIST=512),
     _variant("sampling", "f16", False, False, 128, DRAW=True, BINS=256, LIST=256),
