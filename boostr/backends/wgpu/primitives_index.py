@@ -15,6 +15,7 @@ from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
 from boostr.errors import BackendError
 
 THREADS = 256
+_SORTERS = 1024  # threads that sort a block of twice as many pairs
 
 
 class Indexing(Launcher):
@@ -162,7 +163,7 @@ def _too_large(op: str, array: GpuArray) -> BackendError:
 
 def _sorted_places(backend: Launcher, x: GpuArray, rows: int, n: int) -> GpuArray:
     """int32 [rows, n]: a view of rows of a power of two."""
-    most = min(1024, backend.caps.workgroup_threads)
+    most = min(_SORTERS, backend.caps.workgroup_threads)
     if backend.caps.kind == "software":
         most = threads_of(backend)
     threads = min(most, max(16, 1 << (max(n - 1, 1).bit_length() - 1)))
