@@ -12,8 +12,8 @@
 // X == "words": int8 in words, `p.K` int8 and `p.units` words to a line, exact int32 sums.
 // HALF: products and sums over BK inputs in f16, those sums in f32: x is f16 below 2^4 times
 // x_scale[m] (gemm_matrix_rows.wgsl), `beyond` is set where a weight is above 255.
-// UNROLL: steps of K in the text of the inner loop. GUARD: nothing is done unless `flag` is set
-// (gemm_matrix.wgsl).
+// FULL: K is whole steps of BK, so that loads need no end. UNROLL: steps of K in the text of
+// the inner loop. GUARD: nothing is done unless `flag` is set (gemm_matrix.wgsl).
 // Limits: N % 4 == 0 (OUT_WHOLE), else y is f32 or SPLIT. The register tile is CUTLASS's.
 # from "gemm_operand.wgsl" import raw_type with context
 # set DOT4 = X == "words"
@@ -181,8 +181,10 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # endif
     first += {{BK}}u;
 # if STAGES
+    {{ "if (first < last) {" if FULL else "{" }}
 {{ fetch(XS, "p.M") }}
 {{ fetch(WS, "p.N") }}
+    }
 # endif
 # if HALF
 #   for i in range(TM)

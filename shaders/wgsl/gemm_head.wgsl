@@ -7,8 +7,8 @@ struct Params {
   groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
   out_line: u32, out_column: u32, out_offset: u32,
 }
-{{ operand(0, "x", X, X_WHOLE) }}
-{{ operand(1, "w", W, W_WHOLE) }}
+{{ operand(0, "x", X, X_WHOLE, FULL and not X_ACROSS) }}
+{{ operand(1, "w", W, W_WHOLE, FULL and not W_ACROSS) }}
 # set next = 3 if W == "i8g" else 2
 # if W == "i8" or DOT4 and not SPLIT
 {{ read(next, "w_scale", "f32") }}

@@ -9,7 +9,7 @@
 // the lines of a matrix in different banks; the next tile's words travel behind this one's
 // products. Results pass through the same memory in strips of MM rows. Offsets and strides of
 // loads and stores count what the array holds, here 16 bytes, not numbers of the matrix.
-// Grid: (tiles of M, tiles of N, splits); SPLIT and the end: gemm.wgsl. Limits: K and lines of
+// Grid: (tiles of M, tiles of N, splits); SPLIT, FULL and the end: gemm.wgsl. Limits: K and lines of
 // whole 16 bytes (8 values; 16 for int8), N % 4 == 0.
 # set INTEGERS = X == "words"
 # set RESULT = "i32" if INTEGERS else "f32"
@@ -131,14 +131,25 @@ fn w_pack(raw: vec4<u32>) -> vec4<u32> {
 # endif
 
 # macro fetch()
-#   for i in range(X_UNITS)
+#   if FULL
+    if (k < last) {
+#     for i in range(X_UNITS)
+      x{{i}} = x[x_from_{{i}} + k / {{EACH}}u];
+#     endfor
+#     for i in range(W_UNITS)
+      w{{i}} = w_load(w_row_{{i}}, k + w_k_{{i}});
+#     endfor
+    }
+#   else
+#     for i in range(X_UNITS)
     x{{i}} = vec4<u32>();
     if (k + x_k_{{i}} < last) { x{{i}} = x[x_from_{{i}} + k / {{EACH}}u]; }
-#   endfor
-#   for i in range(W_UNITS)
+#     endfor
+#     for i in range(W_UNITS)
     w{{i}} = vec4<u32>();
     if (k + w_k_{{i}} < last) { w{{i}} = w_load(w_row_{{i}}, k + w_k_{{i}}); }
-#   endfor
+#     endfor
+#   endif
 # endmacro
 # macro stash()
 #   for i in range(X_UNITS)

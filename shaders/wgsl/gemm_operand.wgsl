@@ -15,8 +15,9 @@
 # endmacro
 
 // The operand's array at a binding; NAME_line(number, batch), where a line begins; NAME_load(line,
-// at, end), four raw elements from `at` of it, zeros from `end` on; NAME_decode(raw).
-# macro operand(binding, name, form, whole)
+// at, end), four raw elements from `at` of it, zeros from `end` on (`full`: the caller keeps before
+// it); NAME_decode(raw).
+# macro operand(binding, name, form, whole, full=false)
 # set stored = {"i8g": "i8", "words": "i8", "q8_0": "u32", "q4_1": "u32"}.get(form, form)
 # set width = 1 if stored == "u32" or not whole else {"words": 4}.get(form, 4 // PER_WORD[stored])
 {{ read(binding, name, stored, width) }}
@@ -31,7 +32,9 @@ fn {{name}}_line(number: u32, batch: u32) -> u32 {
 # if form == "q8_0"
 // line: the row's first byte; `at` counts weights. 34 bytes a block: f16 d, then 32 int8.
 fn {{name}}_load(line: u32, at: u32, end: u32) -> vec2<u32> {
+#   if not full
   if (at >= end) { return vec2<u32>(0u); }
+#   endif
   let block = line + (at / 32u) * 34u;
   let place = block + 2u + at % 32u;
   let low = {{name}}[place / 4u];
@@ -46,7 +49,9 @@ fn {{name}}_decode(raw: vec2<u32>) -> vec4<f32> {
 // 20 bytes a block: f16 d, f16 m, 16 bytes with elements 0..15 in the low and 16..31 in the high
 // nibbles.
 fn {{name}}_load(line: u32, at: u32, end: u32) -> vec2<u32> {
+#   if not full
   if (at >= end) { return vec2<u32>(0u); }
+#   endif
   let block = line / 4u + (at / 32u) * 5u;
   let word = {{name}}[block + 1u + (at % 16u) / 4u] >> ((at & 16u) / 4u);
   return vec2<u32>(word & 0x0f0f0f0fu, {{name}}[block]);
@@ -59,7 +64,9 @@ fn {{name}}_decode(raw: vec2<u32>) -> vec4<f32> {
 // line: an element's number in int8; at and end: words.
 fn {{name}}_load(line: u32, at: u32, end: u32) -> vec4<u32> {
 #   if whole
+#   if not full
   if (at >= end) { return vec4<u32>(0u); }
+#   endif
   return {{name}}[line / 16u + at / 4u];
 #   else
   return vec4<u32>({{name}}_word(line, at, end), {{name}}_word(line, at + 1u, end),
@@ -79,7 +86,9 @@ fn {{name}}_word(line: u32, at: u32, end: u32) -> u32 {
 fn {{name}}_decode(raw: vec4<u32>) -> vec4<u32> { return raw; }
 # elif whole
 fn {{name}}_load(line: u32, at: u32, end: u32) -> {{ raw_type(form, whole) }} {
+#   if not full
   if (at >= end) { return {{ raw_type(form, whole) }}(); }
+#   endif
 #   if form == "i8g"
   let scale = {{name}}_scale[p.scale_offset + line * p.groups + at / {{GROUP}}u];
   let first = (p.{{name}}_offset + line * p.{{name}}_line) / 4u;

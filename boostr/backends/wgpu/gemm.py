@@ -252,6 +252,7 @@ def _launch(
         "OUT": wgsl.name_of(part.dtype),
         "OUT_WHOLE": (width | N | column | backend.offset(part)) % 4 == 0,
         **ends.values(not split), "GUARD": guard is not None,
+        "FULL": units % depth == 0 and not direct,
     }  # fmt: skip
     reads = [left.array, *w.reads(), *scales, *([] if split else ends.tail())]
     flagged = beyond is not None and w.form not in ("f16", "i8")

@@ -171,7 +171,8 @@ def _launch(
         [x.array, w.array, *scales, *([] if split else ends.tail())],
         [part] if flag is None else [part, flag],
         parameters(backend, x, w, ends, part, N, x.inputs, share, splits, column),
-        X=x.form, W=w.form, X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
+        X=x.form, W=w.form, FULL=x.inputs % tile.depth(integers) == 0,
+        X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
         SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
@@ -193,7 +194,7 @@ def halves(backend: Any, x: Operand, top: int = 13) -> tuple[Operand, GpuArray, 
 
 _COMMON = {
     "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "GROUP": 32, "X": "f16",
-    "X_SCALED": True, "SPLIT": False, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
+    "X_SCALED": True, "SPLIT": False, "FULL": True, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
 }  # fmt: skip
 _NEEDS = ("matrices",)
 VARIANTS = [
@@ -205,7 +206,8 @@ VARIANTS = [
         )
     ),
     Variant("gemm_matrix", {
-        **_COMMON, "W": "bf16", **TILES[1].values(False), "SPLIT": True, "OUT": "f32"}, _NEEDS),
+        **_COMMON, "W": "bf16", **TILES[1].values(False), "SPLIT": True, "OUT": "f32",
+        "FULL": False}, _NEEDS),
     Variant("gemm_matrix", {
         **_COMMON, "W": "f16", **LARGE.values(False), "X_SCALED": False, "OUT": "f16",
         "BIAS": "f32", "RESIDUAL": "f16"}, _NEEDS),

@@ -94,7 +94,7 @@ def _variant(X: str = "f32", W: str = "f32", tile: Tile = LARGE, **changes: Any)
     values: dict[str, Any] = {
         "X": X, "X_WHOLE": True, "X_ACROSS": False, "W": W, "W_WHOLE": True, "W_ACROSS": False,
         "SPLIT": False, "OUT": "f32", "OUT_WHOLE": True, "BIAS": "", "RESIDUAL": "",
-        "GUARD": False, "GROUP": 32, **tile.values(), **changes,
+        "GUARD": False, "GROUP": 32, "FULL": False, **tile.values(), **changes,
     }  # fmt: skip
     direct = tile == DIRECT
     return Variant("gemm_direct" if direct else "gemm", values)
@@ -104,7 +104,8 @@ _FORMS = ("f32", "f16", "bf16", "i8", "i8g", "q8_0", "q4_1")
 _HALVES = replace(LARGE, HALF=True)
 _ODD: dict[str, Any] = {"X_WHOLE": False, "W_WHOLE": False, "OUT_WHOLE": False}
 VARIANTS = [
-    *(_variant("bf16", form, OUT="bf16") for form in _FORMS),
+    *(_variant("bf16", form, OUT="bf16", FULL=True) for form in _FORMS),
+    _variant("bf16", "bf16", X_ACROSS=True, W_ACROSS=True, FULL=True),
     *(_variant("f16", form, DIRECT, OUT="f16", BIAS="f32", RESIDUAL="f16") for form in _FORMS),
     *(_variant(W=form, tile=TILES[3], SPLIT=True, **_ODD) for form in _FORMS[:5]),
     *(_variant("words", "words", tile, OUT="bf16", BIAS="f32") for tile in (LARGE, DIRECT)),
