@@ -101,7 +101,8 @@ var<private> most: vec4<f32>;
       {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v{{i}});
 #       else
 #         set c = "xyzw"[i]
-      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>({{PLAIN}}(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}}));
+      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(
+        {{PLAIN}}(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}}));
 #       endif
 #     endfor
     }

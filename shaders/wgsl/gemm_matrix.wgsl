@@ -9,8 +9,8 @@
 // the lines of a matrix in different banks; the next tile's words travel behind this one's
 // products. Results pass through the same memory in strips of MM rows. Offsets and strides of
 // loads and stores count what the array holds, here 16 bytes, not numbers of the matrix.
-// Grid: (tiles of M, tiles of N, splits); SPLIT, FULL and the end: gemm.wgsl. Limits: K and lines of
-// whole 16 bytes (8 values; 16 for int8), N % 4 == 0.
+// Grid: (tiles of M, tiles of N, splits); SPLIT, FULL and the end: gemm.wgsl. Limits: K and lines
+// of whole 16 bytes (8 values; 16 for int8), N % 4 == 0.
 # set INTEGERS = X == "words"
 # set RESULT = "i32" if INTEGERS else "f32"
 # set COMPONENT = "i8" if INTEGERS else "f16"

@@ -293,8 +293,8 @@ def test_every_tile_of_matrices(matrices, rng, splits, monkeypatch):
     for form, tile in itertools.product(("float", "w8a8"), gemm_matrix.TILES):
         plan = gemm_matrix.MatrixPlan(tile, splits)
         monkeypatch.setattr(gemm_matrix, "choose", lambda *args, plan=plan: plan)
-        x = normal(rng, (200, 704), "bfloat16")
-        w, truth = weight(matrices, rng, form, 140, 704, "bfloat16")
+        x = normal(rng, (200, 720), "bfloat16")
+        w, truth = weight(matrices, rng, form, 140, 720, "bfloat16")
         got = linear(Tensor(x, backend=matrices), w)
         close(got, product(x, w, truth), x, truth, "bfloat16")
 
