@@ -42,6 +42,32 @@ def test_every_backend_is_named(boostr) -> None:
         assert done[name]["status"] == ("PASS" if reason is None else "SKIP")
 
 
+def test_every_adapter_is_listed_and_computes(boostr) -> None:
+    from boostr.backends.wgpu import adapters, provider
+
+    if not provider.installed("wgpu"):
+        pytest.skip("wgpu is not installed")
+    found = adapters.ranked(provider.load("wgpu"))
+    done = report(boostr("doctor", "--json"))
+    for i, adapter in enumerate(found):
+        check = done[f"wgpu adapter {i}"]
+        assert check["status"] == "PASS" and adapters.describe(adapter) in check["detail"]
+        assert "bindings" in check["detail"] and adapter.info["description"] in check["detail"]
+
+
+def test_without_vulkan_it_says_what_to_install(boostr, monkeypatch: pytest.MonkeyPatch) -> None:
+    from boostr.backends.wgpu import adapters, provider
+
+    if not provider.installed("wgpu"):
+        pytest.skip("wgpu is not installed")
+    monkeypatch.setattr(adapters, "ranked", lambda library: [])
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    done = report(boostr("doctor", "--json"))
+    assert done["wgpu"]["status"] == done["wgpu drivers"]["status"] == "SKIP"
+    assert "no GPU answers" in done["wgpu"]["detail"]
+    assert "a current driver" in done["wgpu drivers"]["detail"]
+
+
 def test_composites_are_said_to_be_slow(boostr, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
