@@ -13,7 +13,8 @@
 // Threads, softmax: as norm.cu, LANES threads a row, ROWS rows a block, ITEMS runs in registers.
 //
 // Macros: X type, VEC, and of the first THREADS, UNROLL, FORM, GATED; of softmax ITEMS, LANES,
-// ROWS, LOG. Source: Elfwing et al. 2017; Hendrycks & Gimpel 2016; Shazeer 2020.
+// ROWS, LOG (and EXACT, which is not read).
+// Source: Elfwing et al. 2017; Hendrycks & Gimpel 2016; Shazeer 2020.
 #include "rows.cuh"
 
 #ifdef FORM

@@ -14,7 +14,6 @@
 constexpr int KEPT = WIDTH > 128 ? 16 : 32, PASSING = WIDTH > 128 ? 8 : 16;
 constexpr int PITCH = WIDTH + 1, SHARE = 256 / KEPT, OWN = WIDTH / SHARE;
 
-
 // Rows [rows, width] of a head as f32; what is past them becomes 0.
 template <typename T>
 DEVICE void load_rows(float* to, const T* from, int count, i64 pitch, int rows, int width) {

@@ -9,8 +9,8 @@
 // ITEMS = 0: as many as it takes, read again (rows that are too long or not in runs of 16 bytes).
 //
 // Macros: X type of x, W of weight and bias, VEC, ITEMS, LANES, ROWS; ADD, LAYER, BIAS (0 or 1);
-// EXACT: a row is just ITEMS * LANES * VEC elements; EARLY: the weight is loaded with x, which costs
-// registers and saves a latency: for few rows.
+// EXACT: a row is just ITEMS * LANES * VEC elements; EARLY: the weight is loaded with x, which
+// costs registers and saves a latency: for few rows.
 // Source: Zhang & Sennrich 2019; Ba et al. 2016.
 #include "rows.cuh"
 

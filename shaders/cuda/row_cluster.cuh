@@ -71,8 +71,8 @@ DEVICE u64 warp_least(u64 x) {
   return x;
 }
 
-// f(logit, id) for this block's elements of a row of V, ids rising within a thread, the same ones in
-// every call.
+// f(logit, id) for this block's elements of a row of V, ids rising within a thread, the same ones
+// in every call.
 template <typename F> DEVICE void for_row(const LOGIT* row, int V, F f) {
   int skew = (int)((u64)row & 15) / (int)sizeof(LOGIT), rank = cluster_rank();
   int head = min(skew ? WIDTH - skew : 0, V);

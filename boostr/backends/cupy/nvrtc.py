@@ -20,10 +20,7 @@ from pathlib import Path
 from boostr import env
 from boostr.errors import BackendError
 
-_ERRORS = {6: "NVRTC_ERROR_COMPILATION"}
 _OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v", "-lineinfo")
-
-
 _FIRST = threading.Lock()
 _started: list[Compiled] = []
 
@@ -158,4 +155,6 @@ def _text(lib: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:
 
 def _check(status: int, what: str) -> None:
     if status:
-        raise BackendError(f"NVRTC: error {status} {_ERRORS.get(status, '')} for {what}")
+        words = library().nvrtcGetErrorString
+        words.restype = ctypes.c_char_p
+        raise BackendError(f"NVRTC: {words(status).decode()} (error {status}) for {what}")
