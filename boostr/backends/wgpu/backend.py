@@ -232,7 +232,7 @@ class WgpuBackend(Primitives):
             packed = pipeline.packed(params)
         group = self.groups.get(pipeline, reads, writes, packed)
         size = pipeline.immediate_bytes
-        command = (pipeline.handle, group.handle, packed, size, x, y, z, group)
+        command = (pipeline.handle, group.handle, packed, size, x, y, z, (group, pipeline))
         if self.recorder is not None:
             self.recorder.add(pipeline.name, command, reads, writes)
         elif self._debug >= 2:
