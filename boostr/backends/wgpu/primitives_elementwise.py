@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import COMPARE
 from boostr.backends.wgpu import layout
-from boostr.backends.wgpu.array import GpuArray, contiguous_strides
+from boostr.backends.wgpu.array import GpuArray, Shape, contiguous_strides
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.launcher import Launcher
 from boostr.backends.wgpu.wgsl import NAMES, PER_WORD, VALUE, name_of
@@ -44,62 +47,100 @@ def run(
 def _launch(
     backend: Launcher, op: str, work: str, kind: str, out: GpuArray, operands: Sequence[Operand]
 ) -> None:
-    arrays = [x for _, x in operands if isinstance(x, GpuArray)]
-    sizes, (_, *steps) = layout.collapse(
-        out.shape, contiguous_strides(out.shape), *(x.strides for x in arrays)
+    parts = tuple(
+        (d, x.strides, backend.offset(x)) if isinstance(x, GpuArray) else (d, None, 0)
+        for d, x in operands
     )
+    at = backend.offset(out)
+    plan = _plan(op, work, kind, out.shape, at, parts, (THREADS, UNROLL, _LARGE))
+    if plan.copied:
+        dense = [
+            (d, backend.copy(x) if i in plan.copied else x) for i, (d, x) in enumerate(operands)
+        ]
+        return _launch(backend, op, work, kind, out, dense)
+    params = list(plan.params)
+    numbers = [x for _, x in operands if not isinstance(x, GpuArray)]
+    for slot, x in zip(plan.slots, numbers, strict=True):
+        params[slot] = layout.word(x) if work == "u32" else x
+    arrays = [x for _, x in operands if isinstance(x, GpuArray)]
+    backend.launch("elementwise", "main", plan.grid, arrays, [out], params, **plan.values)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A launch, but for its arrays and numbers.
+
+    Attributes:
+        copied: the operands that must be copied before, for another plan then.
+        params: with room for numbers at `slots`.   values: of the source.
+    """
+
+    copied: tuple[int, ...] = ()
+    grid: int = 0
+    params: tuple[int, ...] = ()
+    slots: tuple[int, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=8192)
+def _plan(
+    op: str, work: str, kind: str, shape: Shape, at: int,
+    parts: tuple[tuple[str, Shape | None, int], ...], tuning: tuple[int, int, int],
+) -> _Plan:  # fmt: skip
+    """For operands (elements' name, strides or None for a number, offset), broadcast to `shape`."""
+    threads, unroll, large = tuning
+    arrays = [i for i, (_, strides, _) in enumerate(parts) if strides is not None]
+    sizes, (_, *steps) = layout.collapse(
+        shape, contiguous_strides(shape), *(parts[i][1] or () for i in arrays)
+    )
+    size = math.prod(shape)
     deep = len(sizes) > (6 if len(arrays) > 2 else 8)
     if deep and op == "copy":
         raise BackendError(f"copy[wgpu]: {len(sizes)} axes that do not lie end to end, of 8")
-    turned = [deep or (op != "copy" and _is_turned(step, out.size)) for step in steps]
-    if any(turned):
-        left = iter(turned)
-        dense = [
-            (d, backend.copy(x) if isinstance(x, GpuArray) and next(left) else x)
-            for d, x in operands
-        ]
-        return _launch(backend, op, work, kind, out, dense)
-    offsets = [backend.offset(x) for x in arrays]
-    width = 4 * min(PER_WORD[d] for d in (kind, *(d for d, x in operands if x in arrays)))
-    at = backend.offset(out)
-    loads = _loads(width, at, sizes, steps, offsets)
+    turned = tuple(
+        i for i, step in zip(arrays, steps, strict=True)
+        if deep or (op != "copy" and size >= large and _is_turned(step))
+    )  # fmt: skip
+    if turned:
+        return _Plan(turned)
+    width = 4 * min(PER_WORD[d] for d in (kind, *(parts[i][0] for i in arrays)))
+    loads = _loads(width, at, sizes, steps, [parts[i][2] for i in arrays])
     if "each" in loads:
         width = PER_WORD[kind]
     if at % width:
         raise BackendError(f"{op}[wgpu]: the output begins inside of a vector of {width}")
-    groups = -(-out.size // width)
-    params: list[Any] = [out.size, groups, at // width]
-    spec, walks, i = [], [], 0
-    for name, (dtype, x) in zip("ABC", operands, strict=False):
-        if not isinstance(x, GpuArray):
-            spec.append((name, dtype, "scalar"))
-            params.append(layout.word(x) if work == "u32" else x)
-            continue
-        load, offset, step = loads[i], offsets[i], steps[i]
-        i += 1
+    groups = -(-size // width)
+    params, slots = [size, groups, at // width], []
+    spec, walks = [], []
+    placed = iter(zip(loads, steps, strict=True))
+    for name, (dtype, strides, offset) in zip("ABC", parts, strict=False):
+        load, step = ("scalar", []) if strides is None else next(placed)
         spec.append((name, dtype, load))
-        if load == "flat":
-            params.append(offset // width)
-            continue
-        if load == "any":
-            params.append(layout.word(step[-1]))
-        walks.append(_walked(load, width, offset, step))
+        if load == "scalar":
+            slots.append(len(params))
+        if load in ("scalar", "flat", "any"):
+            number = {"flat": offset // width, "any": layout.word(sum(step[-1:]))}
+            params.append(number.get(load, 0))
+        if load not in ("scalar", "flat"):
+            walks.append(_walked(load, width, offset, step))
     rank = layout.rank_class(len(sizes)) if walks else 0
     if walks:
+        unroll = 1
         if "each" not in loads:
             sizes = [*sizes[:-1], -(-sizes[-1] // width)]
         params += layout.walk(rank, sizes, walks)
-    backend.launch(
-        "elementwise", "main", -(-groups // (THREADS * (1 if walks else UNROLL))), arrays, [out],
-        params, OP=op, WORK=work, OUT=kind, LOADS=tuple(spec), E=width, rank=rank,
-        UNROLL=1 if walks else UNROLL, threads=THREADS,
-    )  # fmt: skip
+    values = {
+        "OP": op, "WORK": work, "OUT": kind, "LOADS": tuple(spec), "E": width, "rank": rank,
+        "UNROLL": unroll, "threads": threads,
+    }  # fmt: skip
+    grid = -(-groups // (threads * unroll))
+    return _Plan((), grid, tuple(params), tuple(slots), values)
 
 
-def _is_turned(step: list[int], size: int) -> bool:
-    """Whether an operand's neighbours lie along another axis than the output's, so that a copy by
-    tiles before saves more than it costs."""
-    return size >= _LARGE and step[-1] not in (0, 1) and 1 in step
+def _is_turned(step: list[int]) -> bool:
+    """Whether an operand's neighbours lie along another axis than the output's, so that in large
+    arrays a copy by tiles before saves more than it costs."""
+    return step[-1] not in (0, 1) and 1 in step
 
 
 def _loads(
