@@ -66,6 +66,9 @@ def _qkv_supports(
     reason = next(filter(None, map(_vector, own)), None)
     if reason is not None:
         return reason
+    most = x.backend.caps.binding_bytes
+    if any(w.nbytes > most for w in weights):
+        return f"a weight has more bytes than a binding, {most}"
     kinds = {None if b is None else b.dtype for b in biases}
     if len(kinds) > 1:
         return "the biases are of several types, or only some are there"

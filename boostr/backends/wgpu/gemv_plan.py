@@ -173,7 +173,7 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     steps = -(-w.chunks // team)
     most = 8 if rows == 1 and each == 4 else max(1, 16 // (each * rows))
     unroll = min(steps, most if steps <= most else most // 2 or 1)
-    return Tile(team, team, each, unroll, lanes=known)
+    return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
 
 
 def lanes(caps: Caps) -> int:
