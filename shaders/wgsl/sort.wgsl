@@ -3,11 +3,12 @@
 //
 // Keys are u32 that order like the numbers (a nan last, -0 equal to 0). Rows are padded to a power
 // of two with pairs behind all others.
-//   local    loads and sorts blocks of 2 * threads pairs in shared memory (A is [O, n], dense)
+//   local    loads and sorts blocks of 4 * threads pairs in shared memory (A is [O, n], dense), two
+//            steps of distances between barriers where a merge has them
 //   global   the STEPS steps of distances `distance`, `distance` / 2, ... of the merges of length
 //            `merge`, in place: a thread keeps 2^STEPS pairs in registers
 //   finish   the last steps of a merge, of distances below a block, in shared memory
-# set block = 2 * threads
+# set block = 4 * threads
 # if STAGE == "local"
 # set V = VALUE[IN]
 struct Params {
@@ -73,12 +74,39 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 {{ workgroup("keys", "u32", block) }}
 {{ workgroup("places", "u32", block) }}
 
-fn exchange(low: u32, high: u32, ascending: bool) {
-  let a = vec2<u32>(keys[low], places[low]);
-  let b = vec2<u32>(keys[high], places[high]);
-  if (behind(a, b) == ascending) {
-    keys[low] = b.x; places[low] = b.y;
-    keys[high] = a.x; places[high] = a.y;
+fn pair(e: u32) -> vec2<u32> { return vec2<u32>(keys[e], places[e]); }
+fn put(e: u32, v: vec2<u32>) { keys[e] = v.x; places[e] = v.y; }
+
+// The steps of one merge from `distance` on; `first` is the block's place in its row.
+fn steps(lane: u32, first: u32, merge: u32, start: u32) {
+  var distance = start;
+  if ((countTrailingZeros(distance) & 1u) == 0u) {  // an odd number of steps: one alone
+    workgroupBarrier();
+    for (var q = lane; q < {{ 2 * threads }}u; q += {{ threads }}u) {
+      let low = q / distance * 2u * distance + q % distance;
+      let a = pair(low);
+      let b = pair(low + distance);
+      if (behind(a, b) == (((first + low) & merge) == 0u)) { put(low, b); put(low + distance, a); }
+    }
+    distance /= 2u;
+  }
+  for (; distance > 0u; distance /= 4u) {
+    workgroupBarrier();
+    let step = distance / 2u;
+    let base = lane / step * 4u * step + lane % step;
+    let ascending = ((first + base) & merge) == 0u;
+    var e0 = pair(base);
+    var e1 = pair(base + step);
+    var e2 = pair(base + 2u * step);
+    var e3 = pair(base + 3u * step);
+    var c = e0;
+# for a, b in (("e0", "e2"), ("e1", "e3"), ("e0", "e1"), ("e2", "e3"))
+    if (behind({{ a }}, {{ b }}) == ascending) { c = {{ a }}; {{ a }} = {{ b }}; {{ b }} = c; }
+# endfor
+    put(base, e0);
+    put(base + step, e1);
+    put(base + 2u * step, e2);
+    put(base + 3u * step, e3);
   }
 }
 
@@ -98,24 +126,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     if (i < p.n) { keys[e] = key_of(A_at(p.oA + row * p.n + i)); }
     places[e] = i;
   }
-  for (var merge = 2u; merge <= {{ block }}u; merge *= 2u) {
-    for (var distance = merge / 2u; distance > 0u; distance /= 2u) {
-      workgroupBarrier();
-      let low = lane / distance * 2u * distance + lane % distance;
-      exchange(low, low + distance, ((first + low) & merge) == 0u);
-    }
-  }
+  for (var merge = 2u; merge <= {{ block }}u; merge *= 2u) { steps(lane, first, merge, merge / 2u); }
 # else
   if (start >= 2u * p.pairs) { return; }
   for (var e = lane; e < {{ block }}u; e += {{ threads }}u) {
     keys[e] = K[start + e];
     places[e] = I[start + e];
   }
-  for (var distance = {{ threads }}u; distance > 0u; distance /= 2u) {
-    workgroupBarrier();
-    let low = lane / distance * 2u * distance + lane % distance;
-    exchange(low, low + distance, ((start + low) & p.merge) == 0u);
-  }
+  steps(lane, start, p.merge, {{ block // 2 }}u);
 # endif
   workgroupBarrier();
   for (var e = lane; e < {{ block }}u; e += {{ threads }}u) {

@@ -15,7 +15,7 @@ from boostr.backends.wgpu.wgsl import PER_WORD, VALUE, name_of
 from boostr.errors import BackendError
 
 THREADS = 256
-_SORTERS = 1024  # threads that sort a block of twice as many pairs
+_SORTERS = 512  # threads that sort a block of four times as many pairs
 
 
 class Indexing(Launcher):
@@ -166,8 +166,8 @@ def _sorted_places(backend: Launcher, x: GpuArray, rows: int, n: int) -> GpuArra
     most = min(_SORTERS, backend.caps.workgroup_threads)
     if backend.caps.kind == "software":
         most = threads_of(backend)
-    threads = min(most, max(16, 1 << (max(n - 1, 1).bit_length() - 1)))
-    block = 2 * threads
+    threads = min(most, max(16, 1 << max((n - 1).bit_length() - 2, 0)))
+    block = 4 * threads
     padded = max(block, 1 << (n - 1).bit_length())
     keys = backend.empty((rows, padded), dtypes.uint32)
     places = backend.empty((rows, padded), dtypes.int32)
