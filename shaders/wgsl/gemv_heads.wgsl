@@ -59,7 +59,8 @@ fn main(
     if (head < {{ H + KH }}u) {
       for (var r = 0u; r < 4u; r++) {
         let dim = dim_of(j, r);
-        y[r] *= f * select(k_norm[p.k_norm_base + dim], q_norm[p.q_norm_base + dim], head < {{ H }}u);
+        let g = select(k_norm[p.k_norm_base + dim], q_norm[p.q_norm_base + dim], head < {{ H }}u);
+        y[r] *= f * g;
       }
     }
 # endif

@@ -82,7 +82,8 @@ fn item_of(group: u32, item: u32) -> Item {
 # endif
   let rest = vec4<f32>(bias_of(head, dim_of(j, 0u)), bias_of(head, dim_of(j, 1u)),
                        bias_of(head, dim_of(j, 2u)), bias_of(head, dim_of(j, 3u)));
-  return Item(m, own, 4u * local * {{ M }}u + m, head, j, live, factor, rest, row_of_turn(head, j, m));
+  let i = 4u * local * {{ M }}u + m;
+  return Item(m, own, i, head, j, live, factor, rest, row_of_turn(head, j, m));
 }
 fn finish(it: Item, shares: u32) {
   if (!it.live) { return; }

@@ -78,6 +78,7 @@ fn main(
     for (var i = 0u; i < 4u; i++) {
       if (4u * w + i < {{ K }}u) { v[i] = quotient(value(row, 4u * w + i, f), divisor); }
     }
-    q_put(row * {{ XS // 4 }}u + w, vec4<i32>(clamp(round(v), vec4<f32>(-127.0), vec4<f32>(127.0))));
+    let rounded = clamp(round(v), vec4<f32>(-127.0), vec4<f32>(127.0));
+    q_put(row * {{ XS // 4 }}u + w, vec4<i32>(rounded));
   }
 }

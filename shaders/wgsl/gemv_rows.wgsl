@@ -174,7 +174,11 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 { return fma(w.d, sixteen(w.q, x, 
 fn total(team: u32, i: u32, shares: u32) -> {{ SUM }} {
 # if LANES and SUBGROUPS
   let at = team * {{ TEAM // LEAST * SUMS }}u + i;
-  return meeting[at]{% for s in range(1, TEAM // LEAST) %} + meeting[at + {{ s * SUMS }}u]{% endfor %};
+  var sum = meeting[at];
+#   for s in range(1, TEAM // LEAST)
+  sum += meeting[at + {{ s * SUMS }}u];
+#   endfor
+  return sum;
 # else
   var sum = {{ SUM }}(0);
   for (var s = 0u; s < shares; s++) { sum += meeting[(team * shares + s) * {{ SUMS }}u + i]; }
@@ -208,8 +212,8 @@ fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
 #   if SLOW
   let value = {{ name }}_at(p.{{ name }}_base + row * {{ K }}u + c);
 #     if GROUP and scaled
-  let scale = {{ name }}_scales[p.{{ name }}_scales_base + row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP }}u];
-  return f32(value) * scale;
+  let g = row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP }}u;
+  return f32(value) * {{ name }}_scales[p.{{ name }}_scales_base + g];
 #     else
   return {{ SUM }}(value);
 #     endif
@@ -257,7 +261,11 @@ fn gains(c: u32) -> Input { return norm[p.norm_base + c]; }
 {{ read(binding, "norm", "f32", 4) }}
 fn gains(c: u32) -> Input {
   let i = p.norm_base + c * {{ CHUNK // 4 }}u;
-  return Input({% for i in range(CHUNK // 8) %}Eight(norm[i + {{ 2 * i }}u], norm[i + {{ 2 * i + 1 }}u]), {% endfor %});
+  return Input(
+#     for e in range(CHUNK // 8)
+    Eight(norm[i + {{ 2 * e }}u], norm[i + {{ 2 * e + 1 }}u]),
+#     endfor
+  );
 }
 #   endif
 # endmacro
@@ -268,7 +276,11 @@ fn gains(c: u32) -> Input {
   {
 #   for u in range(steps)
 #     set last = edge and u == steps - 1
-    let c{{ u }} = {{ "min(at + %du, %du)" % (u * TEAM, CHUNKS - 1) if last else "at + %du" % (u * TEAM) }};
+#     if last
+    let c{{ u }} = min(at + {{ u * TEAM }}u, {{ CHUNKS - 1 }}u);
+#     else
+    let c{{ u }} = at + {{ u * TEAM }}u;
+#     endif
 #     for name in names
     let w{{ u }}_{{ loop.index0 }} = {{ name }}_chunk(row{{ loop.index0 }}, c{{ u }});
 #     endfor
