@@ -5,10 +5,10 @@
 // One workgroup takes TM TY queries of one head (an entry of attention_plan.wgsl's list) against
 // TN TX keys at a time: thread (x, y) of TX x TY owns TM rows and TN keys of the scores, then TM
 // rows and DV / TX columns of out, in registers. q, k (turned, BK columns at a time) and v (BKV
-// keys) pass through `stage`, the probabilities through `probs`; the next piece is on its way to
-// registers while one is multiplied. Softmax online, in base 2, sums in f32.
+// keys) pass through `stage`, the probabilities through `probs`; with AHEAD the next piece is on its
+// way to registers while one is multiplied, without the text is short. Softmax online, in base 2, sums in f32.
 // Limits: D, DV <= 256. Source: Dao 2023, FlashAttention-2; the tiling is that of a plain GEMM.
-# from "attention_parts.wgsl" import columns, put_columns, width, declare, fetch_turned, put_turned, product, zero, over_x, guard, blocks, tanh_of with context
+# from "attention_parts.wgsl" import columns, put_columns, width, declare, fetch_turned, put_turned, copy_turned, copy_rows, product, zero, over_x, guard, blocks, tanh_of with context
 # set THREADS = TX * TY
 # set BM = TM * TY
 # set BN = TN * TX
@@ -95,6 +95,12 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 # endif
 {{ put_turned("rk", "k", "stage", q_stage ~ "u", KP, BN, BK, THREADS) -}}
 # endmacro
+# macro copy_qk(start, chunk)
+# if not RESIDENT
+{{ copy_turned("q", "q_base", "stage", "0u", QP, BM, BK, THREADS, TX, "rows", chunk) -}}
+# endif
+{{ copy_turned("k", start, "stage", q_stage ~ "u", KP, BN, BK, THREADS, TX, "spread", chunk) -}}
+# endmacro
 # macro fetch_v(start)
 # for j in range(v_loads)
   {
@@ -148,11 +154,13 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   var top{{ a }} = vec4<f32>(LOWEST);
   var sum{{ a }} = vec4<f32>();
 # endfor
+# if AHEAD
 # set q_loads = (blocks(BM, BK, THREADS) | int) * 4
 # set k_loads = (blocks(BN, BK, THREADS) | int) * 4
 {{ declare("rq", "q_four", q_loads) -}}
 {{ declare("rk", "k_four", k_loads) -}}
 {{ declare("rv", "v_four", v_loads) -}}
+# endif
 # if RESIDENT
   for (var c = 0u; c < {{ NC }}u; c++) {
 {{ fetch_turned("rq", "q", "q_base", BM, BK, THREADS, TX, "rows", "c") -}}
@@ -168,10 +176,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 {{ zero("s", TM, TN // 4) -}}
     for (var c = 0u; c < {{ NC }}u; c++) {
       workgroupBarrier();
-# if not AHEAD
-{{ fetch_qk("start", "c") -}}
-# endif
+# if AHEAD
 {{ put_qk() -}}
+# else
+{{ copy_qk("start", "c") -}}
+# endif
       workgroupBarrier();
 # if AHEAD
       if (c < {{ NC - 1 }}u) {
@@ -261,10 +270,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 
     for (var e = 0u; e < {{ NV }}u; e++) {
       workgroupBarrier();
-# if not AHEAD
-{{ fetch_v("start + i32(e) * " ~ BKV) -}}
-# endif
+# if AHEAD
 {{ put_v() -}}
+# else
+{{ copy_rows("v", "start", "e * " ~ BKV ~ "u", "stage", BKV, VP, THREADS) -}}
+# endif
       workgroupBarrier();
 # if AHEAD
       if (e < {{ NV - 1 }}u) {

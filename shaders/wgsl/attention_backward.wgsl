@@ -8,7 +8,7 @@
 // f32 [Tq, H, 2] = (lse log2(e), delta) from attention_delta. Threads, tiles and the work list are
 // those of attention.wgsl; the four or five products are of the same form (attention_parts.wgsl).
 // Limits: D, DV <= 256. Source: Dao 2023, FlashAttention-2, without its atomic sums.
-# from "attention_parts.wgsl" import columns, put_columns, width, declare, fetch_turned, put_turned, product, zero, guard, blocks, tanh_of with context
+# from "attention_parts.wgsl" import columns, put_columns, width, declare, fetch_turned, put_turned, copy_turned, copy_rows, product, zero, guard, blocks, tanh_of with context
 # set THREADS = TX * TY
 # set BM = TM * TY
 # set BN = TN * TX
@@ -69,10 +69,15 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 {{ zero(sum, TM, TN // 4) -}}
     for (var c = 0u; c < {{ (W + BK - 1) // BK }}u; c++) {
       workgroupBarrier();
+# if AHEAD
 {{ fetch_turned("ra", a, a ~ "_base", BM, BK, THREADS, TX, "rows", "c") -}}
 {{ fetch_turned("rb", b, "start", BN, BK, THREADS, TX, "spread", "c") -}}
 {{ put_turned("ra", a, "stage", "0u", AP, BM, BK, THREADS) -}}
 {{ put_turned("rb", b, "stage", BK * AP ~ "u", BP, BN, BK, THREADS) -}}
+# else
+{{ copy_turned(a, a ~ "_base", "stage", "0u", AP, BM, BK, THREADS, TX, "rows", "c") -}}
+{{ copy_turned(b, "start", "stage", BK * AP ~ "u", BP, BN, BK, THREADS, TX, "spread", "c") -}}
+# endif
       workgroupBarrier();
 {{ product(sum, "stage", "0u", AP, "stage", BK * AP ~ "u", BP, BK, TM, TN // 4, TX, TY, UNROLL) -}}
     }
@@ -80,6 +85,7 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
 # macro accumulate(sum, b, G)
     for (var e = 0u; e < {{ NV }}u; e++) {
       workgroupBarrier();
+# if AHEAD
 # for j in range((BKV * G * TX + THREADS - 1) // THREADS)
       {{ guard(j, BKV * G * TX, THREADS) | trim }} {
         let i = id + {{ j * THREADS }}u;
@@ -87,6 +93,9 @@ fn {{ name }}_row(r: u32, start: i32) -> u32 {
         stage[i] = {{ b }}_wide({{ b }}_raw(row, i % {{ G * TX }}u));
       }
 # endfor
+# else
+{{ copy_rows(b, "start", "e * " ~ BKV ~ "u", "stage", BKV, G * TX, THREADS) -}}
+# endif
       workgroupBarrier();
 {{ product(sum, "weights", "e * " ~ BKV * AP ~ "u", AP, "stage", "0u", G * TX, BKV, TM, G, TX, TY, UNROLL) -}}
     }
@@ -128,8 +137,10 @@ fn attention_backward(@builtin(local_invocation_index) id: u32,
 # if KEYS
 {{ zero("two", TM, G2) -}}
 # endif
+# if AHEAD
 {{ declare("ra", ("k" if KEYS else "q") ~ "_four", (blocks(BM, BK, THREADS) | int) * 4) -}}
 {{ declare("rb", ("q" if KEYS else "k") ~ "_four", (blocks(BN, BK, THREADS) | int) * 4) -}}
+# endif
 # if KEYS
   k_base = p.k_at + own * p.k_head + first * p.k_row;
   v_base = p.v_at + own * p.v_head + first * p.v_row;

@@ -6,8 +6,8 @@
 # macro row_of(i, TX, order)
 {# Row number i (0..3) of the turned vector `rg`. order "rows": 4 rg + i; "spread": those of every
    4 TX columns that lie TX apart, so that thread x's four neighbours in memory are its own. #}
-{% if order == "rows" %}rg * 4u + {{ i }}u{% else -%}
-rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i * TX }}u{% endif %}
+{% if order == "rows" %}rg * 4u + {{ i }}{% else -%}
+rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i }} * {{ TX }}u{% endif %}
 # endmacro
 # macro blocks(rows, BK, threads)
 {# How many 4 x 4 blocks of a turned chunk [BK][rows] each thread moves. #}
@@ -35,7 +35,7 @@ rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i * TX }}u{% endif %}
 {{ block_place(j, rows, BK, threads) -}}
   let column = ({{ chunk }}) * {{ BK // 4 }}u + dg;
 # for i in range(4)
-  {{ regs }}{{ 4 * j + i }} = {{ source }}_raw({{ source }}_row({{ row_of(i, TX, order) | trim }}, {{ base }}), column);
+  {{ regs }}{{ 4 * j + i }} = {{ source }}_raw({{ source }}_row({{ row_of(i ~ "u", TX, order) | trim }}, {{ base }}), column);
 # endfor
 }
 # endfor
@@ -54,6 +54,24 @@ rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i * TX }}u{% endif %}
 # endfor
 }
 # endfor
+# endmacro
+# macro copy_turned(source, base, to, at, pitch, rows, BK, threads, TX, order, chunk)
+{# Both at once, number by number: short, for where a CPU compiles every store into a loop. #}
+  for (var e_ = id; e_ < {{ rows * BK }}u; e_ += {{ threads }}u) {
+    let rg = e_ % {{ rows }}u / 4u;
+    let row = {{ row_of("(e_ % 4u)", TX, order) | trim }};
+    let down = e_ / {{ rows }}u;
+    let from_row = {{ source }}_row(row, {{ base }});
+    let number = {{ source }}_one(from_row, ({{ chunk }}) * {{ BK }}u + down);
+    {{ to }}[{{ at }} + down * {{ pitch }}u + rg][e_ % 4u] = number;
+  }
+# endmacro
+# macro copy_rows(source, base, first, to, rows, vectors, threads)
+{# Rows first .. first + rows - 1 as they are, number by number. #}
+  for (var e_ = id; e_ < {{ rows * vectors * 4 }}u; e_ += {{ threads }}u) {
+    let from_row = {{ source }}_row({{ first }} + e_ / {{ 4 * vectors }}u, {{ base }});
+    {{ to }}[e_ / 4u][e_ % 4u] = {{ source }}_one(from_row, e_ % {{ 4 * vectors }}u);
+  }
 # endmacro
 # macro zero(name, rows, groups)
 # for r in range(rows)
@@ -114,7 +132,13 @@ rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i * TX }}u{% endif %}
 # endmacro
 # macro columns(name, type, W, edge)
 {# NAME_raw(row, c): columns 4 c .. 4 c + 3 of the row that starts at `row` (0 past the end, where
-   there is an `edge`), as it lies in memory; NAME_wide: as f32. #}
+   there is an `edge`), as it lies in memory; NAME_wide: as f32. NAME_one(row, c): column c. #}
+# if not AHEAD
+fn {{ name }}_one(row: u32, c: u32) -> f32 {
+  if (c >= {{ W }}u) { return 0.0; }
+  return {{ name }}_at(row + c);
+}
+# else
 # set raw = "vec4<f32>" if type == "f32" or not VECTOR else "vec2<u32>"
 alias {{ name }}_four = {{ raw }};
 fn {{ name }}_raw(row: u32, c: u32) -> {{ raw }} {
@@ -138,6 +162,7 @@ fn {{ name }}_wide(r: {{ raw }}) -> vec4<f32> {
   return vec4<f32>(unpack_{{ type }}(r.x), unpack_{{ type }}(r.y));
 # endif
 }
+# endif
 # endmacro
 # macro put_columns(name, type, W)
 {# put_NAME(at, c, v): columns 4 c .. 4 c + 3 of row `at` of a dense array of rows of W. #}

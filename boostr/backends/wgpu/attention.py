@@ -36,7 +36,8 @@ class Tiles:
     Attributes:
         BK: columns of q and k in shared memory at a time.   BKV: keys of v at a time.
         RESIDENT: whether the tile's queries stay in shared memory.   UNROLL: of inner loops.
-        AHEAD: whether the next piece is fetched while one is multiplied.
+        AHEAD: whether the next piece is fetched while one is multiplied, four numbers at a time;
+            else the text is short (and without RESIDENT).
     """
 
     TX: int
@@ -150,6 +151,7 @@ def attend_into(call: Call, out: GpuArray, lse: GpuArray, flag: GpuArray | None 
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
     few = Tq * H < _FILLS * 64
     tiles: Any = choose_tiles(D, DV, backend.caps, few)
+    vector = vector and tiles.AHEAD
     if out.size or lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
@@ -233,6 +235,8 @@ def _variants() -> list[Variant]:
     rest = {"softcap": True, "alibi": True, "sinks": True}
     for D, DV in ((64, 64), (80, 80), (128, 128), (256, 256), (1, 7), (24, 16)):
         vector = D % 4 == 0
+        tiles = software_tiles(max(D, DV)).fitted(D)
+        made.append(Variant("attention", values(tiles, D, DV, "f32", "bf16", False, -1, **rest)))
         for caps, q, kv in ((BARE, "f32", "f32"), (LARGE, "bf16", "f16")):
             tiles = choose_tiles(D, DV, caps)
             assert tiles is not None

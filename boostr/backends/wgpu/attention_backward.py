@@ -106,7 +106,7 @@ class _Call:
             backend, tiles.rows, targets[0].shape[0], cu_a, cu_b, window, options.bottom_right,
             per_head,
         )  # fmt: skip
-        unit = 4 if self.vector else 1
+        unit = 4 if self.vector and tiles.AHEAD else 1
         places = []
         for x in (self.q, self.k, self.v, self.g):
             places += [backend.offset(x) // unit, x.strides[0] // unit, x.strides[1] // unit]
@@ -144,7 +144,7 @@ def values(
             "OUT_V": kv if DV % 2 == 0 else "f32"}  # fmt: skip
     return {
         **asdict(tiles), **ends, "KEYS": int(keys), "D": D, "DV": DV, "Q": q, "KV": kv,
-        "VECTOR": int(vector), "SOFTCAP": int(softcap), "ALIBI": int(alibi),
+        "VECTOR": int(vector and tiles.AHEAD), "SOFTCAP": int(softcap), "ALIBI": int(alibi),
     }  # fmt: skip
 
 
@@ -190,6 +190,10 @@ def _variants() -> list[Variant]:
     made = [Variant("attention_delta", {"Q": q, "DV": DV, **shape})
             for q, DV in (("f32", 64), ("bf16", 80), ("f16", 7))]  # fmt: skip
     for D, DV in ((64, 64), (80, 80), (128, 128), (256, 256), (1, 7)):
+        for keys in (False, True):
+            tiles = attention.software_tiles(max(D, DV)).fitted(D)
+            rendered = values(tiles, keys, D, DV, "f32", "f32", False, True, True)
+            made.append(Variant("attention_backward", rendered))
         for caps, q, kv in ((attention.BARE, "f32", "f32"), (attention.LARGE, "bf16", "f16")):
             for keys in (False, True):
                 tiles = choose_tiles(D, DV, caps, keys)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHAPE = ("f16", "f32", 16, 16, 16)
 _WIDTHS = range(16, 129, 16)
+_FILLS = 264  # workgroups that keep a large GPU busy
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class MatrixTiles:
         return 16 * (max(self.BN, rows) * line + rows * row) + 4 * rows + 8
 
 
-def choose_tiles(D: int, DV: int) -> MatrixTiles:
-    """The tiles for heads of D and DV columns."""
-    return MatrixTiles(2 if max(D, DV) <= 64 else 4)
+def choose_tiles(D: int, DV: int, rows: int = 1 << 30) -> MatrixTiles:
+    """The tiles for heads of D and DV columns and so many rows of queries, over all heads."""
+    few = rows < _FILLS * 64
+    return MatrixTiles(2 if few or max(D, DV) <= 64 else 4)
 
 
 def _whole(x: GpuArray) -> bool:
@@ -65,9 +67,11 @@ def takes(call: Call) -> bool:
     )
 
 
-def values(kind: str, D: int, DV: int, block: int, sinks: bool) -> dict[str, Any]:
+def values(
+    tiles: MatrixTiles, kind: str, D: int, DV: int, block: int, sinks: bool
+) -> dict[str, Any]:
     """What attention_matrix.wgsl is rendered with."""
-    return {"KIND": kind, "D": D, "DV": DV, **asdict(choose_tiles(D, DV)), "BLOCK": block,
+    return {"KIND": kind, "D": D, "DV": DV, **asdict(tiles), "BLOCK": block,
             "SINKS": int(sinks), "VECTOR": 1}  # fmt: skip
 
 
@@ -80,13 +84,14 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
     (q, k, v), _ = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
     out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)
+    tiles = choose_tiles(D, DV, Tq * H)
     flag = None if q.dtype == dtypes.float16 else backend.empty((4,), dtypes.uint32)
     if lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
         window, sinks = sides(call.options), None if call.sinks is None else call.sinks.data
         plan = make_plan(
-            backend, 16 * choose_tiles(D, DV).SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
+            backend, 16 * tiles.SUBGROUPS, Tq, call.cu_q.data, call.b.data, window,
             call.options.bottom_right, (H, None, sinks), capacity, flag,
         )  # fmt: skip
         places = []
@@ -102,9 +107,8 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
             (*places, *blocks, 0 if table is None else backend.offset(table),
              0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
              call.cu_q.data.shape[0] - 1, *window, float(call.options.scale * np.log2(np.e))),
-            **values(
-                name_of(q.dtype), D, DV, 0 if table is None else k.shape[1], sinks is not None
-            ),
+            **values(tiles, name_of(q.dtype), D, DV, 0 if table is None else k.shape[1],
+                     sinks is not None),
         )  # fmt: skip
         if flag is not None:
             again(call, out, lse, flag)
@@ -112,7 +116,8 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
 
 
 VARIANTS = [
-    Variant("attention_matrix", values(kind, D, DV, block, block > 0), ("matrices",))
+    Variant("attention_matrix", values(choose_tiles(D, DV), kind, D, DV, block, block > 0),
+            ("matrices",))
     for kind, D, DV, block in (
         ("f16", 64, 64, 0), ("bf16", 128, 128, 16), ("f16", 80, 96, 48), ("bf16", 16, 128, 0),
     )
