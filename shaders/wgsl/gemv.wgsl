@@ -1,6 +1,6 @@
 // y [M, N] = h Wᵀ + bias + residual, h = x, rms_norm(x), or the splits of attention combined.
 // W [N, K] in its stored form (boostr/quant/scheme.py); see gemv_rows.wgsl for threads and values.
-// Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual and y.
+// Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual, y.
 // A word of 16-bit results is two rows of W, so p.out_N is even unless there is one row of x.
 // More values: OUT, BIAS, RESIDUAL (dtypes, or ""), XS (w8a8), PARTS_S, PARTS_DV (combine).
 # import "gemv_rows.wgsl" as g with context

@@ -270,8 +270,8 @@ fn gains(c: u32) -> Input {
 #   endif
 # endmacro
 
-// Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. `meanwhile`
-// is done while the loads of the weights are under way.
+// Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. What
+// `meanwhile` says is done while the weights are on their way.
 # macro batch(names, steps, edge, meanwhile="")
   {
 #   for u in range(steps)
