@@ -168,12 +168,18 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     each = 4
     if least < each and _GROUPS * each > w.N:
         each = least
-    if w.form in ("i8", "w8a8") and rows == 1 and team <= 128 and w.N >= 8 * 1024:
-        each = 8  # what is done once for a chunk of x weighs more
     steps = -(-w.chunks // team)
+    if rows == 1 and w.N >= 8192 and _wants_eight(w.form, team, steps):
+        each = 8
     most = 8 if rows == 1 and each == 4 else max(1, 16 // (each * rows))
     unroll = min(steps, most if steps <= most else most // 2 or 1)
     return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
+
+
+def _wants_eight(form: str, team: int, steps: int) -> bool:
+    """Whether rows are worth taking eight at a time where there are plenty of them: what is done
+    once for a chunk of x weighs more with int8 (measured), and two steps have few loads each."""
+    return team <= 128 and steps == 1 if form in ("i8", "w8a8") else team == 256 and steps == 2
 
 
 def lanes(caps: Caps) -> int:
