@@ -11,17 +11,20 @@ from boostr import SamplingOptions
 from boostr.errors import BoostrError, OptionError, TokenizerError
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return boostr.load(make_tiny(tmp_path_factory.mktemp("tiny") / "model"), backend="numpy")
+pytestmark = pytest.mark.usefixtures("where")
 
 
 @pytest.fixture(scope="module")
-def windowed(tmp_path_factory):
+def model(where, tmp_path_factory):
+    return boostr.load(make_tiny(tmp_path_factory.mktemp("tiny") / "model"), backend=where)
+
+
+@pytest.fixture(scope="module")
+def windowed(where, tmp_path_factory):
     """A mistral whose window of 6 makes its cache a ring that wraps many times."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     made = make_tiny(folder, model_type="mistral", sliding_window=6)
-    return boostr.load(made, backend="numpy")
+    return boostr.load(made, backend=where)
 
 
 PROMPTS = ["a", "some words", "x" * 40, "The quick brown fox", "1, 2, 3", "é", "..", "longer " * 9]

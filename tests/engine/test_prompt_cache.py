@@ -12,10 +12,10 @@ TURNS = ["Hello there. ", "A second, rather longer question about things? ", "x"
 
 
 @pytest.fixture(scope="module", params=["full", "window"])
-def model(request, tmp_path_factory):
+def model(where, request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "model"
     window = {"model_type": "mistral", "sliding_window": 6} if request.param == "window" else {}
-    return boostr.load(make_tiny(folder, **window), backend="numpy")
+    return boostr.load(make_tiny(folder, **window), backend=where)
 
 
 def talk(model, prompt_cache, stop_after=None):
