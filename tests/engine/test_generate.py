@@ -10,7 +10,6 @@ import boostr
 from boostr import SamplingOptions
 from boostr.errors import BoostrError, OptionError, TokenizerError
 
-
 pytestmark = pytest.mark.usefixtures("where")
 
 
