@@ -64,7 +64,7 @@ struct Params {
 # include "gemm_emit.wgsl"
 alias left = subgroup_matrix_left<{{COMPONENT}}, {{MK}}, {{MM}}>;
 alias right = subgroup_matrix_right<{{COMPONENT}}, {{MN}}, {{MK}}>;
-{{ workgroup("tiles", "vec4<u32>", [STAGES * STAGE, SUBGROUPS * MM * STRIP] | max) }}
+{{ workgroup("tiles", "vec4<u32>", [([STAGES, 1] | max) * STAGE, SUBGROUPS * MM * STRIP] | max) }}
 var<private> most: vec4<f32>;
 
 fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
@@ -209,18 +209,25 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let row = subgroup / {{BN // WN}}u * {{WM}}u;
   let column = subgroup % {{BN // WN}}u * {{WN}}u;
   var stage = 0u;
+# if STAGES
 {{ fetch() }}
+# endif
 # if STAGES == 2
 {{ stash() }}
   workgroupBarrier();
 # endif
   while (k < last) {
-# if STAGES == 1
+# if STAGES == 0
+{{ fetch() }}
+# endif
+# if STAGES < 2
 {{ stash() }}
     workgroupBarrier();
 # endif
     k += {{BK}}u;
+# if STAGES
 {{ fetch() }}
+# endif
     let a_from = stage + row * {{LINE}}u;
     let b_from = stage + ({{BM}}u + column) * {{LINE}}u;
 {{ multiply() }}

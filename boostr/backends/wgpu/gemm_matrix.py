@@ -28,7 +28,10 @@ _CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """What a workgroup of `gemm_matrix.wgsl` makes; see there. rate: the share of the peak."""
+    """What a workgroup of `gemm_matrix.wgsl` makes; see there. rate: the share of the peak.
+
+    STAGES: as in `gemm.wgsl`.
+    """
 
     BM: int
     BN: int
@@ -44,7 +47,7 @@ class MatrixTile:
     def shared_bytes(self, lanes: int, integers: bool) -> int:
         line = self.depth(integers) // (16 if integers else 8) + 1
         strips = self.threads(lanes) // lanes * 16 * (self.WN // 4 + 1)
-        return 16 * max(self.STAGES * (self.BM + self.BN) * line, strips)
+        return 16 * max(max(self.STAGES, 1) * (self.BM + self.BN) * line, strips)
 
     def depth(self, integers: bool) -> int:
         """Inputs of a step: as many bytes of int8 as of f16."""
