@@ -74,6 +74,21 @@ def test_when_memory_ends_the_idle_blocks_are_given_back_first():
         pool.take(900_000)
 
 
+def test_sizes_that_change_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("boostr.backends.wgpu.buffers._SPARE", 0)
+    pool, events = pool_of()
+    for nbytes in range(20 << 20, 40 << 20, 1 << 20):
+        pool.take(nbytes)
+    pool.drain()
+    assert pool.allocated <= 1.5 * (39 << 20) and "drop" in events
+    kept = [pool.take(39 << 20) for _ in range(4)]
+    before = events.count("drop")
+    for _ in range(3):  # work that repeats finds all of its memory again
+        kept.clear()
+        kept = [pool.take(39 << 20) for _ in range(4)]
+    assert events.count("drop") == before and pool.count <= 5
+
+
 def test_a_programs_memory_serves_only_the_program():
     pool, _ = pool_of()
     arena = Arena(pool)

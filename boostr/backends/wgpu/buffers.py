@@ -13,6 +13,7 @@ _uids = itertools.count(1)
 _LEAST = 256
 _FINE_ABOVE = 1 << 24  # bytes; above, blocks are made to measure
 _GRAIN = 1 << 16
+_SPARE = 1 << 28  # bytes that may be idle whatever was in use
 
 
 class Block:
@@ -77,6 +78,7 @@ class Pool:
         self._blocks: dict[int, Block] = {}
         self.allocated = 0  # bytes of all blocks
         self.idle = 0  # bytes of blocks in `_free`
+        self._peak = 0  # the most bytes that were in use at once
 
     @property
     def count(self) -> int:
@@ -95,6 +97,7 @@ class Pool:
             block.home = home or self
         else:
             block = self._new(size, (home or self) if not exact else _Exact(self))
+        self._peak = max(self._peak, self.allocated - self.idle)
         return Buffer(block)
 
     def drain(self) -> None:
@@ -109,12 +112,23 @@ class Pool:
             block.home = self
             self._free.setdefault(block.size, []).append(block)
             self.idle += block.size
-        if self.idle > max(1 << 30, self.allocated // 3):
-            self.trim()
+        self._evict(self._peak + self._peak // 2 + _SPARE)
+
+    def _evict(self, most: int) -> None:
+        """Give the blocks that were idle longest back until so many bytes are left: work whose
+        sizes change would else fill the memory with blocks of sizes that never return."""
+        if self.allocated <= most:
+            return
+        for block in sorted(itertools.chain(*self._free.values()), key=lambda b: b.serial):
+            if self.allocated <= most:
+                break
+            self._free[block.size].remove(block)
+            self.idle -= block.size
+            self._forget(block)
 
     def trim(self) -> None:
         """Give every idle block back to the GPU."""
-        free, self._free, self.idle = self._free, {}, 0
+        free, self._free, self.idle, self._peak = self._free, {}, 0, 0
         for block in itertools.chain(*free.values()):
             self._forget(block)
 
