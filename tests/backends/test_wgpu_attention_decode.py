@@ -78,6 +78,12 @@ def test_the_tile_of_a_gpu(dtype, wgpu, rng):
     compare(attend(wgpu, arrays, {}, **BIG), arrays, {})
 
 
+def test_one_workgroup_for_all_keys(wgpu, rng):
+    """As for a short cache, which is not worth a second kernel."""
+    arrays = build(rng, [1, 1], [300, 40], 6, 2, 64, bs=512)
+    compare(attend(wgpu, arrays, {}, splits=1, threads=512, rows=3), arrays, {})
+
+
 @pytest.mark.parametrize("bs", [1, 16, 100, 1500])
 def test_block_sizes(bs, wgpu, rng):
     for length in (1, 129, 300):

@@ -305,6 +305,19 @@ def splits_in_reader(H: int, Dv: int) -> int:
     return min(8, _IN_READER // (H * (Dv + 4) * 4))
 
 
+def left_to_reader(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, options: AttentionOptions
+) -> int:
+    """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all,
+    because there is but one of them or there are too many for a reader to join."""
+    backend: Any = q.backend
+    most = splits_in_reader(q.shape[1], v_cache.shape[3])
+    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
+    call = _call(backend, arrays, options, None, None)
+    splits = plan(call, backend.caps, max(most, 1)).splits
+    return splits if 1 < splits <= most else 0
+
+
 def combine(
     backend: Any, parts: Any, Dv: int, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
 ) -> tuple[Any, Any]:
