@@ -31,7 +31,7 @@ _FAR = 1 << 29  # a window side beyond every position
 _MOST_GROUPS = 65535  # of a grid, in each direction
 # workgroups that fill a device, by its kind: the most for which keys are split
 _FILLS = {"discrete": 264, "integrated": 48, "software": 8}
-_IN_READER = 24 << 10  # bytes of partials of a token that each workgroup of their reader can join
+_IN_READER = 24 << 10  # bytes of partials that each workgroup of their reader joins at no loss
 
 
 # -- what a call needs ----------------------------------------------------------------------------
@@ -300,18 +300,15 @@ def _partials(backend, call, planned, tensors, alibi, options) -> Any:
     return made
 
 
-def splits_in_reader(H: int, Dv: int) -> int:
-    """The splits of a token that the kernel which reads it can join at no loss; may be 0."""
-    return min(8, _IN_READER // (H * (Dv + 4) * 4))
-
-
 def left_to_reader(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, options: AttentionOptions
 ) -> int:
     """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all,
     because there is but one of them or there are too many for a reader to join."""
     backend: Any = q.backend
-    most = splits_in_reader(q.shape[1], v_cache.shape[3])
+    T, H, _ = q.shape
+    # a row of the product reads all heads of a token; 8 rows are read together
+    most = min(8, _IN_READER // (min(max(T, 1), 8) * H * (v_cache.shape[3] + 4) * 4))
     arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
     call = _call(backend, arrays, options, None, None)
     splits = plan(call, backend.caps, max(most, 1)).splits
