@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,21 +118,18 @@ class WgpuBackend(Primitives):
             self.launch("device", "fill", -(-vectors // 256), [], [part], params, COPY=False)
 
     def memory_bandwidth(self) -> float:
-        """Of a copy, bytes read and written; the best of a few."""
-        nbytes = _PROBE_BYTES >> (6 if self.caps.kind == "software" else 0)
+        """Of a copy, bytes read and written; the best of a few, once the clocks are up."""
+        software = self.caps.kind == "software"
+        nbytes = _PROBE_BYTES >> (6 if software else 0)
         nbytes = min(nbytes, self.caps.binding_bytes // 1024 * 1024)
         source, target = (self.empty((nbytes // 4,), dtypes.uint32) for _ in range(2))
-        vectors, repeats, best = nbytes // 16, 8, math.inf
-        for _ in range(4):
-            self.synchronize()
-            started = time.perf_counter()
-            for _ in range(repeats):
-                params = (vectors, 0, 0)
-                grid = -(-vectors // 256)
-                self.launch("device", "copy", grid, [source], [target], params, COPY=True)
-            self.synchronize()
-            best = min(best, (time.perf_counter() - started) / repeats)
-        return 2 * nbytes / best
+        params, grid = (nbytes // 16, 0, 0), -(-nbytes // 4096)
+
+        def copy() -> None:
+            self.launch("device", "copy", grid, [source], [target], params, COPY=True)
+
+        program: Any = self.capture(copy)[1]
+        return 2 * nbytes / min(program.busy_seconds(5, 1 if software else 100))
 
     def used_memory(self) -> int:
         self.pool.drain()
