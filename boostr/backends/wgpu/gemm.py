@@ -194,7 +194,8 @@ def _columns(
     for n in range(0, N, columns):
         stop = min(n + columns, N)
         band = ends.columns(n, stop)
-        _launch(backend, x, w.part(n, stop), band, wide, stop - n, n, plan or Plan(LARGE))
+        one = plan or choose(backend.caps, x.rows, stop - n, x.inputs, 1, 1)  # not split
+        _launch(backend, x, w.part(n, stop), band, wide, stop - n, n, one)
     if wide is not y:
         backend.assign(y, wide)
 
