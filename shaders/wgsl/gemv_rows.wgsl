@@ -320,21 +320,31 @@ fn gains(c: u32) -> Input {
 #   endfor
 #   set steps = (CHUNKS + TEAM - 1) // TEAM
 #   set edge = CHUNKS % TEAM != 0
-#   set looped = (steps - (1 if edge else 0)) // UNROLL * UNROLL
-#   set rest = steps - looped
   var at = thread % {{ TEAM }}u;
-#   if looped
+#   if not UNROLL
+  // one text for all chunks: a software adapter takes seconds to compile each copy
+  {{ meanwhile }}
+  for (var s = 0u; s < {{ steps }}u; s++) {
+{{ batch(names, 1, edge) }}
+    at += {{ TEAM }}u;
+  }
+#   else
+#     set looped = (steps - (1 if edge else 0)) // UNROLL * UNROLL
+#     set rest = steps - looped
+#     set first = UNROLL if looped and (meanwhile or looped == UNROLL) else 0
+#     if first
 {{ batch(names, UNROLL, false, meanwhile) }}
   at += {{ UNROLL * TEAM }}u;
-#     if looped > UNROLL
-  for (var s = 1u; s < {{ looped // UNROLL }}u; s++) {
+#     endif
+#     if looped > first
+  for (var s = 0u; s < {{ (looped - first) // UNROLL }}u; s++) {
 {{ batch(names, UNROLL, false) }}
     at += {{ UNROLL * TEAM }}u;
   }
 #     endif
-#   endif
-#   if rest
+#     if rest
 {{ batch(names, rest, edge, "" if looped else meanwhile) }}
+#     endif
 #   endif
 # endmacro
 

@@ -111,7 +111,7 @@ def test_gated(backend, rng, T, activation):
 
 
 def test_head(backend, rng):
-    arguments = [on(normal(rng, (3, E), "bfloat16")), on(normal(rng, (E,)))]
+    arguments = [on(normal(rng, (T_FEW, E), "bfloat16")), on(normal(rng, (E,)))]
     arguments += [on(normal(rng, (70, E), "bfloat16"))]
     for got, want in both(backend, "norm_linear", arguments, eps=EPS, dtype="float32"):
         # the composite rounds the normalised rows to bfloat16

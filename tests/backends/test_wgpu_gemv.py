@@ -126,7 +126,13 @@ def test_rows_off_16_bytes(backend, rng, form, K):
 
 @pytest.mark.parametrize(
     "tile",
-    [Tile(256, 256, 4, 2), Tile(128, 32, 8, 1), Tile(64, 4, 2, 4), Tile(192, 96, 2, 3)],
+    [
+        Tile(256, 256, 4, 2),
+        Tile(128, 32, 8, 1),
+        Tile(64, 4, 2, 4),
+        Tile(192, 96, 2, 3),
+        Tile(32, 8, 4, 0),
+    ],
     ids=str,
 )
 def test_tiles(backend, rng, tile):

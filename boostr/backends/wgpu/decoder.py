@@ -32,9 +32,10 @@ def _stored_as(weight: Any) -> Any:
 
 def _products(x: Tensor, weights: Any, biases: Any, few: bool = True) -> str | None:
     """Why GEMVs, or without `few` one product, do not take these rows; None if they do."""
-    if len(x) == 0 or (few and len(x) > linear.FEW):
-        return f"{len(x)} rows are not in 1..{linear.FEW}"
-    if len(x) > linear.FEW:
+    most = linear.few(x.backend)
+    if len(x) == 0 or (few and len(x) > most):
+        return f"{len(x)} rows are not in 1..{most}"
+    if len(x) > most:
         if any(b is not None for b in biases):
             return "biases of several weights"
         if linear.joined(x.backend, weights) is None:
@@ -87,7 +88,7 @@ def _qkv_arrays(
     if head_norms[0] is not None:
         own = gemv_qkv.Norms(head_norms[0].data, head_norms[1].data, eps)
     rope = gemv_qkv.Rope(cos.data, sin.data, rows.data, layout == "interleaved")
-    if len(x) <= linear.FEW:
+    if len(x) <= linear.few(x.backend):
         return gemv_qkv.qkv_rope(
             backend, x.data, gemv.Norm(norm.data, eps), weights, rope, head_dim, cache=cache,
             biases=[_data(b) for b in biases], head_norm=own,
@@ -143,8 +144,8 @@ def _attend_supports(
 def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale):
     backend, options = q.backend, _options(q.shape[2], window, scale)
     Dv = v_cache.shape[3]
-    splits = attention_decode.splits_in_reader(q.shape[1], Dv)
-    if splits > 1 and gemv.combine_refusal(weight, Dv) is None:
+    splits = attention_decode.left_to_reader(q, k_cache, v_cache, table, options)
+    if splits and gemv.combine_refusal(weight, Dv) is None:
         parts, _ = attention_decode.partials(
             backend, q, k_cache, v_cache, cu, table, kv_lens, None, options, max_splits=splits
         )
@@ -164,7 +165,7 @@ def _gated_supports(x, norm, gate, up, gate_bias, up_bias, eps, act) -> str | No
 
 
 def _gated(x, norm, gate, up, gate_bias, up_bias, eps, act):
-    if len(x) > linear.FEW:
+    if len(x) > linear.few(x.backend):
         both, F = Tensor.wrap(_normed_product(x, norm, eps, [gate, up]), x.backend), gate.shape[0]
         return GATES[act](both[:, :F], both[:, F:])
     y = gemv.norm_gated_gemv(

@@ -150,7 +150,7 @@ def norm_gated_gemv(
 
 
 # -- what the compile gate builds ----------------------------------------------------------------
-SMALL, LARGE = Tile(32, 8, 4, 1), Tile(256, 64, 4, 2)  # for subgroups of any size
+SMALL, LARGE = Tile(32, 8, 4, 0), Tile(256, 64, 4, 2)  # for subgroups of any size
 KNOWN = Tile(96, 96, 4, 2, lanes=32)
 
 

@@ -123,7 +123,8 @@ class Tile:
 
     Attributes:
         threads: of a workgroup.   team: threads that share rows.   rows: of a team at a time.
-        unroll: chunks of every row whose loads are in flight together.
+        unroll: chunks of every row whose loads are in flight together; 0: one, and the text has
+            no second copy for the first or last of them, which is quick to compile.
         decode: how int8 becomes float: "shift", "builtin" or "half".
         lanes: of a subgroup; 0 where only the device knows.
     """
@@ -157,7 +158,7 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     are not more than 256; and workgroups of one team beat larger ones where there are few rows.
     """
     if not caps.subgroup_max or caps.kind == "software":
-        return Tile(32, 8, 4, 1)
+        return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
     known = lanes(caps)
     if known and w.chunks <= _MOST_TEAM:
         team = -(-w.chunks // known) * known

@@ -14,7 +14,12 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Weight = Tensor | QuantizedTensor
-FEW = gemv.MOST_ROWS  # rows of x that the GEMV takes
+_FEW_ON_SOFTWARE = 2  # compiling kernels for more takes a CPU minutes
+
+
+def few(backend: Any) -> int:
+    """The most rows of x that the GEMV takes."""
+    return _FEW_ON_SOFTWARE if backend.caps.kind == "software" else gemv.MOST_ROWS
 
 
 def _linear(
@@ -28,7 +33,7 @@ def _linear(
     if rows == 0 or N == 0:
         return Tensor.wrap(backend.empty((*lead, N), wanted), backend)
     own_bias = None if bias is None else bias.data
-    if rows <= FEW:
+    if rows <= few(backend):
         flat = backend.reshape(x.data, (rows, K))
         rest = None if residual is None else backend.reshape(residual.data, (rows, N))
         y = gemv.gemv(backend, flat, weight, own_bias, rest, wanted)
