@@ -29,7 +29,10 @@ _SEED = Path(__file__).with_name("wgpu_attention_seed.wgsl")
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths of the sequences, heads, width; paged if there is a block size."""
+    """Lengths of the sequences, heads, width; paged if there is a block size.
+
+    new: tokens at the end of each sequence that ask; 0: all.
+    """
 
     name: str
     lengths: tuple[int, ...]
@@ -40,15 +43,17 @@ class Shape:
     causal: bool = True
     block_size: int = 0
     backward: bool = False
+    new: int = 0
 
     @property
     def flops(self) -> float:
-        pairs = sum(n * n for n in self.lengths) / (2 if self.causal else 1)
+        news = [(n, self.new or n) for n in self.lengths]
+        pairs = sum(new * (n - new / 2 if self.causal else n) for n, new in news)
         return (10.0 if self.backward else 4.0) * self.H * self.D * pairs
 
     @property
     def starts(self) -> np.ndarray:
-        return np.cumsum([0, *self.lengths]).astype(np.int32)
+        return np.cumsum([0, *(self.new or n for n in self.lengths)]).astype(np.int32)
 
 
 def shapes(n: int) -> list[Shape]:
@@ -63,6 +68,8 @@ def shapes(n: int) -> list[Shape]:
         Shape(f"1 x {n}, D 80", long, 16, 16, 80, "float16"),
         Shape(f"1 x {n}, D 128, full", long, 16, 16, 128, "float16", causal=False),
         Shape(f"1 x {n}, D 64, GQA 4, blocks of 16", long, 32, 8, 64, "bfloat16", block_size=16),
+        Shape("64 new on 16384, D 128, GQA 4", (16384,), 32, 8, 128, "bfloat16",
+              block_size=16, new=64),
         *(Shape(f"1 x {n}, D {D}, backward", long, 16, 16, D, "float16", backward=True)
           for D in (64, 128)),
     ]  # fmt: skip
@@ -82,7 +89,7 @@ def ours(shape: Shape) -> Callable[[], Any]:
     T, cu = int(shape.starts[-1]), integers(shape.starts)
     q = random(T, shape.H, shape.D, dtype=shape.dtype)
     if shape.block_size:
-        blocks = T // shape.block_size
+        blocks = sum(shape.lengths) // shape.block_size
         size = blocks, shape.block_size, shape.K, shape.D
         k, v = (random(*size, dtype=shape.dtype) for _ in range(2))
         order = np.random.default_rng(0).permutation(blocks)

@@ -7,6 +7,8 @@
 // rows and DV / TX columns of out, in registers. q, k (turned, BK columns at a time) and v (BKV
 // keys) pass through `stage`, the probabilities through `probs`; with AHEAD the next piece is on its
 // way to registers while one is multiplied, without the text is short. Softmax online, in base 2, sums in f32.
+// SPLITS > 1: as many workgroups share the keys of a tile, and leave what attention_decode_parts.wgsl
+// describes.
 // Limits: D, DV <= 256. Source: Dao 2023, FlashAttention-2; the tiling is that of a plain GEMM.
 # from "attention_parts.wgsl" import columns, put_columns, width, declare, fetch_turned, put_turned, copy_turned, copy_rows, product, zero, over_x, guard, blocks, tanh_of with context
 # set THREADS = TX * TY
@@ -38,9 +40,14 @@ struct Params {
 {{ read(at, "flag", "u32") }}
 #   set at = at + 1
 # endif
+# if SPLITS > 1
+{{ write(at, "partials", "f32", 4) }}
+{{ parameters(at + 1) }}
+# else
 {{ write(at, "out", OUT, width(OUT, DV % 4 == 0) | int) }}
 {{ write(at + 1, "lse", "f32") }}
 {{ parameters(at + 2) }}
+# endif
 {{ workgroup("stage", "vec4<f32>", [q_stage + BK * KP, BKV * VP] | max) }}
 {{ workgroup("probs", "vec4<f32>", [BN, TX] | max * QP) }}
 # if RESIDENT
@@ -122,7 +129,12 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # if FLAG
   if (flag[0] == 0u) { return; }  // tensor cores have done it
 # endif
+# if SPLITS > 1
+  let split = flat_workgroup(workgroup, workgroups) % {{ SPLITS }}u;
+  let number = flat_workgroup(workgroup, workgroups) / {{ SPLITS }}u;
+# else
   let number = flat_workgroup(workgroup, workgroups);
+# endif
   if (number >= p.tiles * p.heads) { return; }
   let turn = p.tiles * p.together;
   let head = number / turn * p.together + number % p.together;
@@ -131,8 +143,14 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   if (rows == 0) { return; }
   let first = u32(plan[entry]);
   let position = plan[entry + 2u];
+# if SPLITS > 1
+  let share = (plan[entry + 7u] - plan[entry + 6u] + {{ BN * SPLITS - 1 }}) / {{ BN * SPLITS }} * {{ BN }};
+  let begin = plan[entry + 6u] + i32(split) * share;
+  let end = min(plan[entry + 7u], begin + share);
+# else
   let begin = plan[entry + 6u];
   let end = plan[entry + 7u];
+# endif
   {{ poison("id", THREADS) }}
   let x = id % {{ TX }}u;
   let y = id / {{ TX }}u;
@@ -287,7 +305,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     }
   }
 
-# if SINKS
+# if SINKS and SPLITS == 1
   let in_segment = plan[entry + 3u] < p.segments;
   let sink = select(HIDDEN, bitcast<f32>(plan[8u * p.tiles + p.heads + head]) * LOG2E, in_segment);
 # endif
@@ -296,6 +314,15 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # set a, c = r // 4, "xyzw"[r % 4]
   {
     let r = {{ r // 4 * 4 * TY + r % 4 }}u + 4u * y;
+# if SPLITS > 1
+    if (r <= last_row) {
+      let at = (((first + r) * p.heads + head) * {{ SPLITS }}u + split) * {{ (DV + 3) // 4 + 1 }}u;
+      if (x == 0u) { partials[at + {{ (DV + 3) // 4 }}u] = vec4<f32>(top{{ a }}.{{ c }}, sum{{ a }}.{{ c }}, 0.0, 0.0); }
+# for g in range(G)
+      if ({{ g * TX }}u + x < {{ (DV + 3) // 4 }}u) { partials[at + {{ g * TX }}u + x] = o{{ r }}_{{ g }}; }
+# endfor
+    }
+# else
     var total = sum{{ a }}.{{ c }};
     var base = top{{ a }}.{{ c }};
     var share = 1.0;
@@ -314,6 +341,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       put_out(at, {{ g * TX }}u + x, o{{ r }}_{{ g }} * inverse);
 # endfor
     }
+# endif
   }
 # endfor
 }
@@ -321,4 +349,6 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # if SOFTCAP
 {{ tanh_of() -}}
 # endif
+# if SPLITS == 1
 {{ put_columns("out", OUT, DV) -}}
+# endif

@@ -146,6 +146,17 @@ def test_fused_projection(shift, plain, rng):
 @pytest.mark.parametrize(
     "options", [{"causal": True}, {"window": (30, 9), "sinks": SINKS}], ids=str
 )
+def test_few_queries_of_many_keys(options, plain, rng, monkeypatch):
+    """Workgroups that share a tile's keys, some of them with none."""
+    monkeypatch.setattr(attention, "splits_of", lambda *args: 3)
+    case = Case("", (10, 3, 0, 19), (70, 9, 4, 133), extra=2, options=options)
+    check(plain, case, "float32", rng)
+    check_paged(plain, replace(case, extra=0), "float32", 16, rng)
+
+
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"window": (30, 9), "sinks": SINKS}], ids=str
+)
 @pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 128), (80, 96)])
 def test_matrices(D, Dv, options, plain, rng, monkeypatch):
     """Tensor cores, packed and paged, also where logits rise late."""

@@ -83,6 +83,7 @@ TILES: dict[int, tuple[Tiles, ...]] = {
 # instead of the first of these where it would leave a large GPU's cores without work
 FEW = {64: Tiles(16, 8, 4, 4, 32, 32), 128: Tiles(16, 8, 4, 4, 32, 32)}
 _FILLS = 132  # workgroups
+_LEAST_KEYS, _MOST_SPLITS = 512, 16  # of a workgroup; of a tile
 
 
 def software_tiles(width: int) -> Tiles:
@@ -119,40 +120,74 @@ def shuffles(tiles: Any, caps: Caps) -> bool:
 
 def values(
     tiles: Tiles, D: int, DV: int, q: str, kv: str, vector: bool = True, block: int = 0,
-    shuffle: bool = False, flag: bool = False, **extras: bool,
+    shuffle: bool = False, flag: bool = False, splits: int = 1, **extras: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What attention.wgsl is rendered with, from the types of q and k, v.
 
     block: rows of a cache's block, -1 for any, 0 for packed keys.   flag: whether it runs only
-    where a flag is set.   extras: softcap, alibi, sinks.
+    where a flag is set.   splits: workgroups that share a tile's keys.   extras: softcap, alibi,
+    sinks.
     """
     return {
         **asdict(tiles), "D": D, "DV": DV, "Q": q, "KV": kv, "OUT": "f32" if DV % 2 else q,
         "VECTOR": int(vector), "BLOCK": block, "SHUFFLE": int(shuffle), "FLAG": int(flag),
+        "SPLITS": splits,
         **{name.upper(): int(extras.get(name, False)) for name in ("softcap", "alibi", "sinks")},
     }  # fmt: skip
 
 
+def splits_of(call: Call, rows: int, caps: Caps) -> int:
+    """Workgroups for the keys of a tile of `rows` queries: more than one where few queries, as in
+    a turn of a chat, meet many keys, and most of the GPU would wait."""
+    Tq, H, _ = call.q.data.shape
+    B, options = call.cu_q.data.shape[0] - 1, call.options
+    keys = call.k.data.shape[0] // B
+    if call.table is not None:
+        keys = call.table.data.shape[1] * call.k.data.shape[1]
+    if options.left >= 0 and (options.causal or options.right >= 0):
+        keys = min(keys, options.left + max(options.right, 0) + Tq // B)
+    room = 2 * _FILLS // max(1, (Tq // rows + B) * H) if caps.kind == "discrete" else 1
+    return max(1, min(room, keys // _LEAST_KEYS, _MOST_SPLITS))
+
+
 def _attend(call: Call) -> tuple[Tensor, Tensor]:
-    backend, q, DV = call.q.backend, call.q.data, call.v.data.shape[-1]
-    room: Any = backend
-    out = room.empty((*q.shape[:2], DV), dtypes.float32 if DV % 2 else q.dtype)
-    lse = room.empty(q.shape[:2], dtypes.float32)
-    attend_into(call, out, lse)
-    out = out if out.dtype == q.dtype else backend.cast(out, q.dtype)
+    backend: Any = call.q.backend
+    q, DV, sinks = call.q.data, call.v.data.shape[-1], call.sinks
+    rows = _tiles(call).rows
+    splits = splits_of(call, rows, backend.caps)
+    if splits > 1 and q.size:
+        parts = backend.empty((*q.shape[:2], splits, 4 * -(-DV // 4) + 4), dtypes.float32)
+        attend_into(call, [parts], splits=splits)
+        logits = None if sinks is None else backend.dense(sinks.data)
+        cu = backend.dense(call.cu_q.data)
+        out, lse = attention_decode.combine(backend, parts, DV, logits, cu, q.dtype)
+    else:
+        out = backend.empty((*q.shape[:2], DV), dtypes.float32 if DV % 2 else q.dtype)
+        lse = backend.empty(q.shape[:2], dtypes.float32)
+        attend_into(call, [out, lse])
+        out = out if out.dtype == q.dtype else backend.cast(out, q.dtype)
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
-def attend_into(call: Call, out: GpuArray, lse: GpuArray, flag: GpuArray | None = None) -> None:
-    """Write out and lse; with a `flag`, only where its first word is not 0."""
+def _tiles(call: Call) -> Any:
+    """The tiles for a call."""
+    (Tq, H, D), DV = call.q.data.shape, call.v.data.shape[-1]
+    caps = call.q.backend.caps  # type: ignore[attr-defined]
+    return choose_tiles(D, DV, caps, Tq * H < _FILLS * 64)
+
+
+def attend_into(
+    call: Call, writes: list[GpuArray], flag: GpuArray | None = None, splits: int = 1
+) -> None:
+    """Write out and lse, or partials if there are `splits`; with a `flag`, only where its first
+    word is not 0."""
     backend: Any = call.q.backend
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
-    few = Tq * H < _FILLS * 64
-    tiles: Any = choose_tiles(D, DV, backend.caps, few)
+    tiles = _tiles(call)
     vector = vector and tiles.AHEAD
-    if out.size or lse.size:
+    if Tq * H:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
         window = sides(options)
@@ -171,15 +206,15 @@ def attend_into(call: Call, out: GpuArray, lse: GpuArray, flag: GpuArray | None 
         cap, general = options.softcap, is_general(backend.caps)
         scale = options.scale / cap if cap else options.scale * np.log2(np.e)
         backend.launch(
-            "attention", "attention", plan.tiles * H,
-            [q, k, v, plan.entries, *(x for x in (table, flag) if x is not None)], [out, lse],
+            "attention", "attention", plan.tiles * H * splits,
+            [q, k, v, plan.entries, *(x for x in (table, flag) if x is not None)], writes,
             (*places, *blocks, k.shape[1], 0 if table is None else backend.offset(table),
              0 if table is None else table.shape[1], H, H // K, plan.tiles, side,
              call.cu_q.data.shape[0] - 1, *window, float(scale), float(cap * np.log2(np.e))),
             **values(
                 tiles, D, DV, name_of(q.dtype), name_of(k.dtype), vector,
                 0 if table is None else -1 if general else k.shape[1],
-                shuffles(tiles, backend.caps), flag is not None, softcap=general or cap > 0,
+                shuffles(tiles, backend.caps), flag is not None, splits, softcap=general or cap > 0,
                 alibi=general or alibi is not None, sinks=general or sinks is not None,
             ),
         )  # fmt: skip
@@ -244,7 +279,8 @@ def _variants() -> list[Variant]:
                 made.append(Variant("attention", values(tiles, D, DV, q, kv, vector, 16, **rest)))
                 continue
             for shuffle in (False, True):
-                rendered = values(tiles, D, DV, q, kv, vector, shuffle=shuffle, flag=shuffle)
+                rendered = values(tiles, D, DV, q, kv, vector, shuffle=shuffle, flag=shuffle,
+                                  splits=1 if shuffle else 3)  # fmt: skip
                 made.append(Variant("attention", rendered, ("subgroup_max",) if shuffle else ()))
     return made
 

@@ -78,7 +78,7 @@ def values(
 def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
     """(out, lse) of a call that `takes` lets through.
 
-    again: (call, out, lse, flag), writes them in float32 where the flag is set.
+    again: (call, [out, lse], flag), writes them in float32 where the flag is set.
     """
     backend: Any = call.q.backend
     (q, k, v), _ = rows_of(backend, call.q.data, call.k.data, call.v.data)
@@ -111,7 +111,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
                      sinks is not None),
         )  # fmt: skip
         if flag is not None:
-            again(call, out, lse, flag)
+            again(call, [out, lse], flag)
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
