@@ -151,7 +151,7 @@ def test_what_is_encoded_ahead_dies_with_the_program(threaded):
         assert program._replay._store  # type: ignore[attr-defined]
 
     run()
-    replay._pool().submit(int).result()
+    replay.encoders().submit(int).result()
     gpu.release_memory()
     assert gpu.used_memory() == before
     after = gpu.provider.live_objects()

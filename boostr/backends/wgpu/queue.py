@@ -12,7 +12,7 @@ import numpy as np
 
 from boostr.backends.wgpu.buffers import Block
 from boostr.backends.wgpu.provider import Provider
-from boostr.backends.wgpu.replay import Replay, replay
+from boostr.backends.wgpu.replay import Replay, encoders, replay
 from boostr.backends.wgpu.staging import Read, Staging, StagingRing
 from boostr.errors import BackendError
 
@@ -110,14 +110,17 @@ class Queue:
         """Submit the open encoder; returns what a poll can wait for."""
         encoder, self._encoder, self._replayed = self._encoder, None, False
         self.serial += 1
-        return self._send(encoder)
+        return self._send(self._finish(encoder))
 
-    def _send(self, encoder: Any) -> Any:
-        raw, ffi = self._raw, self.provider.ffi
+    def _finish(self, encoder: Any) -> Any:
+        """The command buffer of an encoder. It must be submitted: wgpu-native frees no other."""
         try:
-            made = self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
+            return self.checked(self._safe.wgpuCommandEncoderFinish, encoder, self._null)
         finally:
-            raw.wgpuCommandEncoderRelease(encoder)
+            self._raw.wgpuCommandEncoderRelease(encoder)
+
+    def _send(self, made: Any) -> Any:
+        raw, ffi = self._raw, self.provider.ffi
         holder = ffi.new("WGPUCommandBuffer[1]", [made])
         place = None
         if self.provider.name == "wgpu":
@@ -208,7 +211,9 @@ class Queue:
         if self._replayed and not self.pending:
             encoder, self._encoder, self._replayed = self._encoder, None, False
             self.serial += 1
-            staging.begun = _sequence().submit(self._read, encoder, block.gpu, start, staging, size)
+            copied = (encoder, block.gpu, start, staging, size)
+            finished = encoders().submit(self._finish_read, *copied)
+            staging.begun = _sequence().submit(self._submit_read, finished, staging, size)
             self._later.append(staging.begun)
             return Read(self._staging, staging, nbytes)
         self._settle()
@@ -221,11 +226,20 @@ class Queue:
         self._read(encoder, block.gpu, start, staging, size)
         return Read(self._staging, staging, nbytes)
 
-    def _read(self, encoder: Any, source: Any, start: int, staging: Staging, size: int) -> None:
+    def _read(self, *copied: Any) -> None:
         """Submit an encoder with a copy to the host behind its commands."""
+        staging, size = copied[-2:]
+        staging.begin(size, self._send(self._finish_read(*copied)))
+
+    def _finish_read(
+        self, encoder: Any, source: Any, start: int, staging: Staging, size: int
+    ) -> Any:
         copy = self._raw.wgpuCommandEncoderCopyBufferToBuffer
         copy(encoder, source._internal, start, staging.gpu._internal, 0, size)
-        staging.begin(size, self._send(encoder))
+        return self._finish(encoder)
+
+    def _submit_read(self, finished: Future, staging: Staging, size: int) -> None:
+        staging.begin(size, self._send(finished.result()))
 
     def _settle(self) -> None:
         """Wait until what was left to the other thread is submitted."""

@@ -2,9 +2,9 @@
 
 Commands can be submitted once, so every run encodes them anew, which costs the host about 5 us a
 command. Where llvmlite is installed, a loop in machine code makes the C calls without Python's
-lock, and two threads keep encoded runs in store; else the main thread encodes each when it is run.
-They are kept unfinished: wgpu-native frees an encoder that is given up, but never a finished
-command buffer that was not submitted.
+lock, and threads keep encoded runs in store; else the main thread encodes each when it is run. They
+are kept unfinished: wgpu-native frees an encoder that is given up, but never a finished command
+buffer that was not submitted.
 """
 
 from __future__ import annotations
@@ -88,12 +88,13 @@ def _loop() -> tuple[Any, Any]:
 @cache
 def _compiled() -> Future:
     """The loop, under way: importing LLVM takes a third of a second."""
-    return _pool().submit(_loop)
+    return encoders().submit(_loop)
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(2, "boostr-encode")
+def encoders() -> ThreadPoolExecutor:
+    """Three threads: recording a run takes as long as finishing it."""
+    return ThreadPoolExecutor(3, "boostr-encode")
 
 
 class Replay:
@@ -123,7 +124,7 @@ class Replay:
             return None
         made = self._store.popleft().result() if self._store else None
         while len(self._store) < _IN_STORE:
-            self._store.append(_pool().submit(self._encode, loop.result()[0]))
+            self._store.append(encoders().submit(self._encode, loop.result()[0]))
         return made
 
     def _encode(self, loop: Any) -> Any:
