@@ -145,8 +145,9 @@ def plan(call: Call, compute_capability: int, sms: int, shared_bytes: int, **cho
     grain = chosen.get("grain", 4 if light and call.K > 4 else 8)
     units = (call.capacity - 1) // keys + 2  # of one sequence: it may begin within a unit
     most_units = units * (call.T * (call.H // call.K) // rows + call.B)
-    groups = _even(max(1, sms * blocks // call.K), call.B)
-    groups = min(chosen.get("groups", groups), max(1, most_units // grain))
+    groups = chosen.get("groups", _even(max(1, sms * blocks // call.K), call.B))
+    if not light:  # else blocks that have nothing to do too: where only some multiprocessors hold
+        groups = min(groups, max(1, most_units // grain))  # one, the next GEMV spreads unevenly
     splits = min(groups, (units - 2) // grain + 2)
     memory = max(stages * stage, merge)
     alone = chosen.get("alone", 2 * warps)
