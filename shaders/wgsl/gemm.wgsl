@@ -10,22 +10,17 @@
 // Grid: (tiles of M, tiles of N, batches x splits). SPLIT: the sums over a part of K go to a slab
 // of y, [splits][batches][M][N] in f32 or i32, and gemm_finish.wgsl adds them up.
 // X == "words": int8 in words, `p.K` int8 and `p.units` words to a line, exact int32 sums.
-// HALF: products and sums over BK inputs in f16, those sums in f32: x is f16 below 2^4 times
-// x_scale[m] (gemm_matrix_rows.wgsl), `beyond` is set where a weight is above 255.
 // FULL: K is whole steps of BK, so that loads need no end. UNROLL: steps of K in the text of
 // the inner loop. GUARD: nothing is done unless `flag` is set (gemm_matrix.wgsl).
 // Limits: N % 4 == 0 (OUT_WHOLE), else y is f32 or SPLIT. The register tile is CUTLASS's.
 # from "gemm_operand.wgsl" import raw_type with context
 # set DOT4 = X == "words"
 # set RESULT = "i32" if DOT4 else "f32"
-# set SHARED = "u32" if DOT4 else "f16" if HALF else "f32"
-# set PLAIN = "vec4<u32>" if DOT4 else "vec4<f32>"
-# set SUM = "h" if HALF else "c"
+# set SHARED = "u32" if DOT4 else "f32"
 # set THREADS = BM // TM * (BN // TN)
 # set XS = ("x", X, X_WHOLE, X_ACROSS, BM, 0)
 # set WS = ("w", W, W_WHOLE, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
-# set SCALED_ROWS = DOT4 or HALF
-# set FLAGGED = HALF and W not in ("f16", "i8")
+# set SCALED_ROWS = DOT4
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"
 {{ workgroup("xs", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BM // 4) }}
@@ -39,12 +34,9 @@ fn add_products(a: u32, b: vec4<u32>, sum: vec4<i32>) -> vec4<i32> {
   return sum + products;
 }
 # else
-fn add_products(a: {{SHARED}}, b: vec4<{{SHARED}}>, sum: vec4<{{SHARED}}>) -> vec4<{{SHARED}}> {
-  return fma(vec4<{{SHARED}}>(a), b, sum);
+fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+  return fma(vec4<f32>(a), b, sum);
 }
-# endif
-# if FLAGGED
-var<private> most: vec4<f32>;
 # endif
 
 // -- moving a side's tile: a thread's blocks, registers SIDE_BLOCK_LINE
@@ -92,17 +84,13 @@ var<private> most: vec4<f32>;
       let to = {{name}}_stage + {{name}}_quad_{{b}} * {{rows // 4}}u + {{name}}_row_{{b}};
 #     for i in range(4)
       let v{{i}} = {{name}}_decode({{name}}_{{b}}_{{i}});
-#       if FLAGGED and name == "w"
-      most = max(most, abs(v{{i}}));
-#       endif
 #     endfor
 #     for i in range(4)
 #       if across
-      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v{{i}});
+      {{name}}s[to + {{i * rows // 4}}u] = v{{i}};
 #       else
 #         set c = "xyzw"[i]
-      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(
-        {{PLAIN}}(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}}));
+      {{name}}s[to + {{i * rows // 4}}u] = vec4<{{SHARED}}>(v0.{{c}}, v1.{{c}}, v2.{{c}}, v3.{{c}});
 #       endif
 #     endfor
     }
@@ -119,7 +107,7 @@ var<private> most: vec4<f32>;
 #     endfor
 #     for i in range(TM)
 #       for j in range(TN // 4)
-      {{SUM}}{{i}}_{{j}} = add_products(a{{i // 4}}.{{"xyzw"[i % 4]}}, b{{j}}, {{SUM}}{{i}}_{{j}});
+      c{{i}}_{{j}} = add_products(a{{i // 4}}.{{"xyzw"[i % 4]}}, b{{j}}, c{{i}}_{{j}});
 #       endfor
 #     endfor
     }
@@ -187,13 +175,6 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 {{ fetch(WS, "p.N") }}
     }
 # endif
-# if HALF
-#   for i in range(TM)
-#     for j in range(TN // 4)
-    var h{{i}}_{{j}} = vec4<f16>();
-#     endfor
-#   endfor
-# endif
     var xk = x_stage + ty;
     var wk = w_stage + tx;
 # if BK > UNROLL
@@ -205,13 +186,6 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # else
 {{ multiply() }}
 # endif
-# if HALF
-#   for i in range(TM)
-#     for j in range(TN // 4)
-    c{{i}}_{{j}} += vec4<f32>(h{{i}}_{{j}});
-#     endfor
-#   endfor
-# endif
 # if STAGES == 2
     // nobody reads the other stage: all are past the barrier behind the last step that did
     x_stage = {{BK * BM // 4}}u - x_stage;
@@ -221,9 +195,6 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 # endif
     workgroupBarrier();
   }
-# if FLAGGED
-  if (max(max(most.x, most.y), max(most.z, most.w)) > 255.0) { atomicStore(&beyond[0], 1u); }
-# endif
 # if SPLIT
   let slab = split * (grid.z / p.splits) + batch;
 # else

@@ -8,7 +8,6 @@
 # set RESULT = "i32" if DOT4 else "f32"
 # set SHARED = "u32" if DOT4 else "f32"
 # set SCALED_ROWS = DOT4
-# set FLAGGED = false
 # set FULL = false
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"

@@ -31,10 +31,6 @@ struct Params {
 #   set next = next + 1
 # endif
 {{ write(next, "y", OUT, 4 // PER_WORD[OUT] if OUT_WHOLE else 1) }}
-# if FLAGGED
-@group(0) @binding({{next + 1}}) var<storage, read_write> beyond: array<atomic<u32>>;
-#   set next = next + 1
-# endif
 {{ parameters(next + 1) }}
 
 # if DOT4

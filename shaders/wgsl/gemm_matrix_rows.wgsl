@@ -1,6 +1,5 @@
 // Rows of x [M, K] as f16 times a power of two each, for gemm_matrix.wgsl: scale[m] = 2^e brings
-// them back. TOP: the exponent of a row's largest number. Exact for bf16 and f16 except for what is
-// below 2^-17; f32 is rounded.
+// them back. Exact for bf16 and f16 down to 2^-30 of a row's largest number; f32 is rounded.
 //
 // A workgroup to a row; y: [M, K] in words, K % 8 == 0. Clears `flag`.
 struct Params { M: u32, K: u32, offset: u32, line: u32 }
@@ -26,8 +25,8 @@ fn rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (t < step) { largest[t] = max(largest[t], largest[t + step]); }
   }
   workgroupBarrier();
-  // largest in [2^TOP, 2^(TOP + 1)) afterwards; both powers stay normal numbers
-  let exponent = clamp({{254 + TOP}}u - (bitcast<u32>(largest[0]) >> 23u), 1u, 253u);
+  // largest in [2^13, 2^14) afterwards; both powers stay normal numbers
+  let exponent = clamp(267u - (bitcast<u32>(largest[0]) >> 23u), 1u, 253u);
   let up = bitcast<f32>(exponent << 23u);
   if (t == 0u) {
     scale[m] = bitcast<f32>((254u - exponent) << 23u);

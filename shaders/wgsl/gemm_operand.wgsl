@@ -93,6 +93,8 @@ fn {{name}}_load(line: u32, at: u32, end: u32) -> {{ raw_type(form, whole) }} {
   let scale = {{name}}_scale[p.scale_offset + line * p.groups + at / {{GROUP}}u];
   let first = (p.{{name}}_offset + line * p.{{name}}_line) / 4u;
   return vec2<u32>({{name}}[first + at / 4u], bitcast<u32>(scale));
+#   elif form == "f32"
+  return {{name}}[(line + at) / 4u];
 #   else
   return {{name}}[line / 4u + at / 4u];
 #   endif

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +15,7 @@ from boostr.backends.wgpu import gemm_matrix, wgsl
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.gemm_ends import Ends, finish
 from boostr.backends.wgpu.gemm_operands import FLOATS, Operand, Weight
-from boostr.backends.wgpu.gemm_plan import DIRECT, LARGE, TILES, Plan, Tile, choose
+from boostr.backends.wgpu.gemm_plan import DIRECT, LARGE, TILES, WIDE, Plan, Tile, choose
 from boostr.backends.wgpu.gemv_input import quantized_rows
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -231,11 +230,12 @@ def _launch(
     integers = x.form == "words"
     units = -(-x.inputs // 4) if integers else x.inputs
     room = min(backend.caps.binding_bytes // (4 * batches * M * width), 16)
-    plan = plan or choose(backend.caps, M, N, units, batches, room)
-    tile, left, given, beyond = plan.tile, x, ends, None
-    if tile.HALF:
-        left, x_scale, beyond = gemm_matrix.halves(backend, x, 3)
-        given = replace(ends, x_scale=x_scale)
+    floats = x.form == w.form == "f32"
+    if plan is None:
+        plan = choose(backend.caps, M, N, units, batches, room)
+        if floats and plan.tile == LARGE and WIDE.shared_bytes <= backend.caps.workgroup_bytes:
+            plan = Plan(WIDE, plan.splits)
+    tile = plan.tile
     direct = tile == DIRECT
     depth = 16 if direct else tile.BK
     steps = -(-units // depth)
@@ -246,28 +246,25 @@ def _launch(
     result = dtypes.int32 if integers else dtypes.float32
     part = backend.empty((splits * batches * M, width), result) if split else y
     scales = [] if integers and split else [
-        a for a in (given.w_scale, given.x_scale) if a is not None
+        a for a in (ends.w_scale, ends.x_scale) if a is not None
     ]  # fmt: skip
     values = {
-        **left.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
+        **x.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
         "OUT": wgsl.name_of(part.dtype),
         "OUT_WHOLE": (width | N | column | backend.offset(part)) % 4 == 0,
         **ends.values(not split), "GUARD": guard is not None,
-        "FULL": units % depth == 0 and not direct,
+        "FULL": units % depth == 0 and not direct and not floats,
     }  # fmt: skip
-    reads = [left.array, *w.reads(), *scales, *([] if split else ends.tail())]
-    flagged = beyond is not None and w.form not in ("f16", "i8")
+    reads = [x.array, *w.reads(), *scales, *([] if split else ends.tail())]
     grid = (-(-M // tile.BM), -(-N // tile.BN), batches * splits)
     backend.launch(
         "gemm_direct" if direct else "gemm", "gemm", grid, reads + ([guard] if guard else []),
-        [part, beyond] if flagged else [part],
-        parameters(backend, left, w, given, part, N, units, share, splits, column),
+        [part],
+        parameters(backend, x, w, ends, part, N, units, share, splits, column),
         **values,
     )  # fmt: skip
     if split:
         finish(backend, part, ends, y, splits)
-    if flagged and beyond is not None:
-        repeat(beyond)
 
 
 def parameters(

@@ -139,7 +139,7 @@ def product(
     flag = None
     scaled = ends
     if not integers and (x.form != "f16" or guarded or any(n % 8 for n in places)):
-        x, x_scale, flag = halves(backend, x)
+        x, x_scale, flag = _halves(backend, x)
         scaled = Ends(ends.bias, ends.residual, ends.w_scale, x_scale)
     depth = plan.tile.depth(integers)
     steps = -(-K // depth)
@@ -181,8 +181,8 @@ def _launch(
     )  # fmt: skip
 
 
-def halves(backend: Any, x: Operand, top: int = 13) -> tuple[Operand, GpuArray, GpuArray]:
-    """Rows of x in f16 with exponents up to `top`, what to multiply them by, and a 0."""
+def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
+    """Rows of x in f16, what to multiply them by, and a 0."""
     M, K = x.rows, x.inputs
     if x.array.offset % 4 or x.line % 4:
         x = Operand.of_matrix(backend, backend.copy(x.array))
@@ -190,7 +190,7 @@ def halves(backend: Any, x: Operand, top: int = 13) -> tuple[Operand, GpuArray, 
     scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
     backend.launch(
         "gemm_matrix_rows", "rows", M, [x.array], [y, scale, flag],
-        (M, K, backend.offset(x.array), x.line), X=x.form, TOP=top,
+        (M, K, backend.offset(x.array), x.line), X=x.form,
     )  # fmt: skip
     return Operand(y, "f16", M, K, K), scale, flag
 
@@ -220,5 +220,5 @@ VARIANTS = [
             "OUT": out, **LARGE.values(True)}, _NEEDS)
         for split, out in ((False, "bf16"), (True, "i32"))
     ),
-    *(Variant("gemm_matrix_rows", {"X": x, "TOP": 13}) for x in ("f32", "f16", "bf16")),
+    *(Variant("gemm_matrix_rows", {"X": x}) for x in ("f32", "f16", "bf16")),
 ]  # fmt: skip
