@@ -106,7 +106,9 @@ def test_the_same_tokens_as_numpy(penalized, gpu, tmp_path):
     found = []
     for name in (gpu, "numpy"):
         backend = boostr.backends.get(name)
-        made = runner("llama/untied", tmp_path / backend.name, backend, dtype="float32")
+        folder = tmp_path / backend.name
+        folder.mkdir()
+        made = runner("llama/untied", folder, backend, dtype="float32")
         with boostr.strict(backend is gpu):
             found.append(decode(made, 3, 12, 0, options)[0])
     assert found[0] == found[1]
