@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import wgpu_timing as timing
 
-from boostr import Tensor
+from boostr import Tensor, dtypes
 from boostr.ops.attention import _backward, attention_options, paged_attention, varlen_attention
 
 RAGGED = tuple(int(n) for n in np.random.default_rng(3).integers(64, 257, 16))
@@ -77,8 +77,8 @@ def shapes(n: int) -> list[Shape]:
 
 # -- ours ------------------------------------------------------------------------------------------
 def random(*shape: int, dtype: str) -> Tensor:
-    values = np.random.default_rng(len(shape)).standard_normal((1 << 18) + 11).astype(np.float32)
-    return Tensor(np.resize(values, shape), dtype, backend=timing.backend())
+    values = np.random.default_rng(len(shape)).standard_normal((1 << 18) + 11)
+    return Tensor(np.resize(values.astype(dtypes.parse(dtype)), shape), backend=timing.backend())
 
 
 def integers(values: Any) -> Tensor:

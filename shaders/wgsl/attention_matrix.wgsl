@@ -10,7 +10,7 @@
 // A matrix cannot be scaled by rows in registers, so the sums are only rescaled (through `scores`)
 // when a row's maximum has risen by more than RISE: until then its probabilities are up to 2^RISE.
 // In `kv` and `probs` a place counts vectors of 8 f16, in `scores` of 4 f32, also in matrix loads.
-// Limits: D and DV multiples of 16, to 128; 0 < scale <= 0.5; no softcap, no slopes.
+// Limits: D and DV multiples of 16, to 128; scale > 0; no softcap, no slopes.
 // Source: Dao 2023, FlashAttention-2; lazy rescaling: FlashAttention-4.
 # from "attention_parts.wgsl" import columns, put_columns, width with context
 # set THREADS = 32 * SUBGROUPS
@@ -54,7 +54,7 @@ var<workgroup> holes: u32;  // whether the table lacks a block of these keys
 # endif
 const LOG2E = 1.4426950408889634;
 const LOWEST = -1.0e30;
-const HIDDEN = -2.0e38;  // times a scale of at most 1: 0 under exp2 even beside LOWEST
+const HIDDEN = -3.0e38;  // of a key that is not seen: 0 under exp2 even beside LOWEST
 const RISE = 8.0;
 var<private> minus_infinity: u32 = 0xff800000u;
 var<private> last_row: u32;
@@ -151,16 +151,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # for c in range(DV // 16)
   var o{{ c }} = subgroup_matrix_result<f32, 16, 16>();
 # endfor
-# if AHEAD
   if (begin < end) {
 {{ fetch("k", "begin", k_loads, D) -}}
   }
-# endif
   for (var start = begin; start < end; start += {{ BN }}) {
     workgroupBarrier();
-# if not AHEAD
-{{ fetch("k", "start", k_loads, D) -}}
-# endif
 {{ stash(k_loads, D) -}}
     if (id == 0u) { risen = 0u; }
 # if BLOCK
@@ -170,9 +165,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # if BLOCK
     if (id < {{ BN }}u && block_of(u32(min(start + i32(id), last_key))) < 0) { holes = 1u; }
 # endif
-# if AHEAD
 {{ fetch("v", "start", v_loads, DV) -}}
-# endif
 # for n in range(BN // 16)
     {
       var s = subgroup_matrix_result<f32, 16, 16>();
@@ -184,17 +177,14 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     }
 # endfor
     workgroupBarrier();
-# if not AHEAD
-{{ fetch("v", "start", v_loads, DV) -}}
-# endif
 {{ stash(v_loads, DV) -}}
     let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if BLOCK }};
     var best = vec4<f32>(HIDDEN);
 # for i in range(each)
     var s{{ i }}: vec4<f32>;
     {
-      var near = scores[row * {{ SP }}u + {{ i }}u];
-      var far = scores[row * {{ SP }}u + {{ each + i }}u];
+      var near = scores[row * {{ SP }}u + {{ i }}u] * p.scale;
+      var far = scores[row * {{ SP }}u + {{ each + i }}u] * p.scale;
       if (!whole) {
         let key = start + {{ 4 * i }} + vec4<i32>(0, 1, 2, 3);
         near = select(vec4<f32>(HIDDEN), near, seen(key, position, end));
@@ -204,7 +194,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       s{{ i }} = select(near, far, half == 1u);
     }
 # endfor
-    let peak = max(max(best.x, best.y), max(best.z, best.w)) * p.scale;
+    let peak = max(max(best.x, best.y), max(best.z, best.w));
     if (peak > top + RISE) { risen = 1u; }
     if (workgroupUniformLoad(&risen) != 0u) {
       let next = max(top, peak);
@@ -228,7 +218,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # endfor
     }
 # for i in range(each)
-    s{{ i }} = exp2(fma(s{{ i }}, vec4<f32>(p.scale), vec4<f32>(-top)));
+    s{{ i }} = exp2(s{{ i }} - vec4<f32>(top));
     sum += s{{ i }}.x + s{{ i }}.y + s{{ i }}.z + s{{ i }}.w;
 # endfor
 # for i in range(each // 2)
@@ -237,11 +227,9 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       pack2x16float(s{{ 2 * i + 1 }}.xy), pack2x16float(s{{ 2 * i + 1 }}.zw));
 # endfor
     workgroupBarrier();
-# if AHEAD
     if (start + {{ BN }} < end) {
 {{ fetch("k", "start + " ~ BN, k_loads, D) -}}
     }
-# endif
 # for n in range(BN // 16)
     {
       let w = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(

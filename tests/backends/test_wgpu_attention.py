@@ -100,7 +100,7 @@ def check_backward(backend, case, rng):
 
 
 # -- forward ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("D", "dtype"), [(64, "float32"), (128, "bfloat16")])
+@pytest.mark.parametrize(("D", "dtype"), [(64, "float32"), (80, "float16"), (128, "bfloat16")])
 def test_tiles(D, dtype, backend, rng):
     check(backend, Case("", *RAGGED, H=4, K=2, D=D, options={"causal": True}), dtype, rng)
 
@@ -158,11 +158,13 @@ def test_few_queries_of_many_keys(options, plain, rng, monkeypatch):
     "options", [{"causal": True}, {"window": (30, 9), "sinks": SINKS}], ids=str
 )
 @pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 128), (80, 96)])
-def test_matrices(D, Dv, options, plain, rng, monkeypatch):
+@pytest.mark.parametrize("subgroups", [2, 4])
+def test_matrices(subgroups, D, Dv, options, plain, rng, monkeypatch):
     """Tensor cores, packed and paged, also where logits rise late."""
     if not plain.caps.matrices:
         pytest.skip(f"{plain.caps.name} through {plain.caps.provider} has no subgroup matrices")
-    ran = []
+    ran, tiles = [], attention_matrix.MatrixTiles(subgroups)
+    monkeypatch.setattr(attention_matrix, "choose_tiles", lambda *args: tiles)
     attend = attention_matrix.attend
     monkeypatch.setattr(attention_matrix, "attend", lambda *a: ran.append(a) or attend(*a))
     for size in (1.0, 20.0):

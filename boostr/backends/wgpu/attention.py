@@ -76,6 +76,7 @@ class Tiles:
 # From the best on a large GPU to the smallest, for heads of up to so many columns
 TILES: dict[int, tuple[Tiles, ...]] = {
     64: (Tiles(16, 8, 8, 4, 32, 32, RESIDENT=True), Tiles(8, 8, 4, 8, 16, 16)),
+    96: (Tiles(8, 16, 4, 8, 32, 32), Tiles(16, 8, 4, 4, 16, 8)),
     128: (Tiles(16, 8, 8, 4, 32, 32), Tiles(16, 8, 4, 4, 16, 8)),
     256: (Tiles(16, 8, 8, 4, 32, 16), Tiles(16, 4, 4, 4, 8, 8, UNROLL=2)),
 }

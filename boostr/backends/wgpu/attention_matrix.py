@@ -24,11 +24,10 @@ _FILLS = 264  # workgroups that keep a large GPU busy
 
 @dataclass(frozen=True)
 class MatrixTiles:
-    """16 * SUBGROUPS queries against BN keys; AHEAD: fetch the next tile while one is used."""
+    """16 * SUBGROUPS queries against BN keys."""
 
     SUBGROUPS: int = 4
     BN: int = 64
-    AHEAD: bool = True
 
     def shared_bytes(self, D: int, DV: int) -> int:
         """Of the workgroup arrays."""
@@ -37,10 +36,10 @@ class MatrixTiles:
         return 16 * (max(self.BN, rows) * line + rows * row) + 4 * rows + 8
 
 
-def choose_tiles(D: int, DV: int, rows: int = 1 << 30) -> MatrixTiles:
-    """The tiles for heads of D and DV columns and so many rows of queries, over all heads."""
+def choose_tiles(width: int, rows: int = 1 << 30) -> MatrixTiles:
+    """The tiles for heads of `width` columns and so many rows of queries, over all heads."""
     few = rows < _FILLS * 64
-    return MatrixTiles(2 if few or max(D, DV) <= 64 else 4)
+    return MatrixTiles(2 if few or width <= 64 else 4)
 
 
 def _whole(x: GpuArray) -> bool:
@@ -61,9 +60,9 @@ def takes(call: Call) -> bool:
         and DV in _WIDTHS
         and call.alibi is None
         and not call.options.softcap
-        and 0 < call.options.scale <= 0.5
+        and call.options.scale > 0
         and all(_whole(x) for x in (q, k, v))
-        and choose_tiles(D, DV).shared_bytes(D, DV) <= caps.workgroup_bytes
+        and choose_tiles(max(D, DV)).shared_bytes(D, DV) <= caps.workgroup_bytes
     )
 
 
@@ -84,7 +83,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
     (q, k, v), _ = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
     out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)
-    tiles = choose_tiles(D, DV, Tq * H)
+    tiles = choose_tiles(max(D, DV), Tq * H)
     flag = None if q.dtype == dtypes.float16 else backend.empty((4,), dtypes.uint32)
     if lse.size:
         table = None if call.table is None else backend.dense(call.table.data)
@@ -116,7 +115,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
 
 
 VARIANTS = [
-    Variant("attention_matrix", values(choose_tiles(D, DV), kind, D, DV, block, block > 0),
+    Variant("attention_matrix", values(choose_tiles(max(D, DV)), kind, D, DV, block, block > 0),
             ("matrices",))
     for kind, D, DV, block in (
         ("f16", 64, 64, 0), ("bf16", 128, 128, 16), ("f16", 80, 96, 48), ("bf16", 16, 128, 0),
