@@ -191,7 +191,7 @@ fn find_bin(t: u32, base: u32, by_mass: bool, border: vec2<u32>) -> Found {
 }
 
 // -- passes over the row -------------------------------------------------------------------------
-// The first histogram; most of a vocabulary is in the last bin. Returns how many weigh min_p or more.
+// The first histogram; most of a vocabulary is in the last bin. Returns how many weigh min_p.
 fn fill_bins(t: u32, r: Row, min_p: f32) -> u32 {
   clear(t, 0u);
   var rest = 0u;
@@ -260,7 +260,7 @@ fn gather(t: u32, r: Row, range: Range, mass: vec2<u32>) -> u32 {
   return n;
 }
 
-// -- the list --------------------------------------------------------------------------------------
+// -- the list -----------------------------------------------------------------------------------
 fn sort_list(t: u32, n: u32) {
   if (n <= {{ [THREADS, 256] | min }}u) {  // each one's place is how many come before it
     var own = vec4<u32>(NONE);

@@ -9,7 +9,9 @@ fn key_of(v: f32) -> u32 {
   if ((u & 0x7fffffffu) > 0x7f800000u) { return 0u; }
   return select(~(u | 0x80000000u), u, u >= 0x80000000u);
 }
-fn logit_of(key: u32) -> f32 { return bitcast<f32>(select(~key & 0x7fffffffu, key, key >= 0x80000000u)); }
+fn logit_of(key: u32) -> f32 {
+  return bitcast<f32>(select(~key & 0x7fffffffu, key, key >= 0x80000000u));
+}
 
 fn before(a: vec2<u32>, b: vec2<u32>) -> bool { return a.x < b.x || (a.x == b.x && a.y < b.y); }
 

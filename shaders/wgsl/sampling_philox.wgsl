@@ -14,7 +14,8 @@ fn philox(
   if (b >= p.B) { return; }
   let from_ = p.counters_first + 4u * b;
   let key = vec2<u32>(keys[p.keys_first + 2u * b], keys[p.keys_first + 2u * b + 1u]);
-  let c = vec4<u32>(counters[from_], counters[from_ + 1u], counters[from_ + 2u], counters[from_ + 3u]);
+  let c = vec4<u32>(
+    counters[from_], counters[from_ + 1u], counters[from_ + 2u], counters[from_ + 3u]);
   let made = philox4x32(c, key);
 # for i in range(4)
   out[4u * b + {{ i }}u] = made[{{ i }}];

@@ -1,9 +1,8 @@
 """Attention of few queries per sequence over a paged cache: partials over the keys, then combined.
 
-The grid depends on shapes alone: lengths are read on the device, which divides the keys that are
-there over the workgroups (`shaders/wgsl/attention_decode.wgsl`). So a captured step serves every
-length. What is left of `splits` ranges is joined by `combine`, or by the kernel that reads the
-result, which then includes `shaders/wgsl/attention_decode_parts.wgsl`.
+The grid depends on shapes alone: lengths are read on the device (`attention_decode.wgsl`), so that
+a captured step serves every length. The splits are joined by `combine`, or by the kernel that reads
+the result, which then includes `attention_decode_parts.wgsl`.
 """
 
 from __future__ import annotations
@@ -164,7 +163,7 @@ def _row_stride(cache: Any) -> int | None:
 
 
 def _aligned(backend: Any, x: Any, to: int) -> bool:
-    """Whether every row of the last axis begins at a multiple of `to` elements and ends at one."""
+    """Whether every row begins at a multiple of `to` elements and ends at one."""
     numbers = (backend.offset(x), x.shape[-1], *x.strides[:-1])
     return x.strides[-1] == 1 and not any(n % to for n in numbers)
 
@@ -235,8 +234,8 @@ class _Inputs:
     alibi: Any
 
     def reads(self) -> list[Any]:
-        arrays = [self.q, self.k, self.v, self.cu, self.table, self.lens]
-        return arrays if self.alibi is None else [*arrays, self.alibi]
+        arrays = self.q, self.k, self.v, self.cu, self.table, self.lens, self.alibi
+        return [a for a in arrays if a is not None]
 
 
 def _inputs(backend: Any, tensors: tuple, alibi: Tensor | None, aligned: bool) -> _Inputs:
@@ -303,8 +302,7 @@ def _partials(backend, call, planned, tensors, alibi, options) -> Any:
 def left_to_reader(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, options: AttentionOptions
 ) -> int:
-    """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all,
-    because there is but one of them or there are too many for a reader to join."""
+    """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all."""
     backend: Any = q.backend
     T, H, _ = q.shape
     # a row of the product reads all heads of a token; 8 rows are read together
@@ -346,10 +344,7 @@ def attend(
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
     **chosen: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The op `paged_attention` for the arguments that `supports` lets through.
-
-    `chosen`: fields of the plan; joined=False: two kernels also where one is enough.
-    """
+    """The op `paged_attention`. `chosen`: fields of the plan; joined=False: two kernels always."""
     backend: Any = q.backend
     joined = chosen.pop("joined", True)
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
@@ -372,7 +367,6 @@ def attend(
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
-# -- for the compile gate -------------------------------------------------------------------------
 def _variant(
     q: str, cache: str, H: int, D: int, finish: bool = True, subgroups: bool = False,
     small: bool = False, **rest: Any,
@@ -383,8 +377,8 @@ def _variant(
     caps = Caps("", "", "", kind="software" if small else "discrete")
     if subgroups:
         caps = replace(caps, subgroup_min=4 if small else 32, subgroup_max=32)
-    known = {"shift": -2, "aligned": True, **rest}
-    call = Call(q, cache, 1, H, 4, D, known.pop("Dv", D), 1, 4096, **known)
+    known = {"Dv": D, "B": 1, "capacity": 4096, "shift": -2, "aligned": True, **rest}
+    call = Call(q, cache, 1, H, 4, D, **known)
     needs = ("subgroup_max",) if subgroups else ()
     return Variant(_FAMILY, plan(call, caps).values(call, finish), needs)
 
@@ -395,7 +389,6 @@ VARIANTS = [
     _variant("f32", "f32", 16, 64, False, True, small=True),
     _variant("f16", "f16", 16, 96, False, True, softcap=True, alibi=True, shift=4),
     _variant("f32", "f32", 32, 128, True, True),
-    _variant("bf16", "bf16", 16, 128, False),
     _variant("bf16", "bf16", 4, 256, True, shift=-1),
     _variant("f32", "bf16", 16, 64, False, small=True),
     _variant("f32", "f32", 8, 1, False, aligned=False, softcap=True, alibi=True),
