@@ -85,7 +85,7 @@ def test_a_decode_step_is_five_kernels_a_layer(sampled, gpu, tmp_path):
     made = runner("llama/bf16", tmp_path, gpu)
     options = [SamplingOptions(temperature=0.9, top_k=20, top_p=0.9, seed=0)]
     _, _, decoder = decode(made, 1, 3, 0, options if sampled else None)
-    names = decoder.describe()
+    names = [n for n in decoder.describe() if n != "device.fill"]  # of poisoned memory
     assert len(names) <= 5 * made.module.config.num_hidden_layers + 5, names
 
 
