@@ -21,35 +21,17 @@ from typing import Any
 
 import cuda_timing
 import numpy as np
+from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import backends, dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models import family
-from boostr.models.config import RawConfig
 from boostr.models.weights import load_parameters
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL, BATCH = 128, 128, 4096, 32
-MODELS: dict[str, dict[str, Any]] = {
-    "135M": {
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-        "tie_word_embeddings": True, "rope_theta": 100000.0,
-    },
-    "1B": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": True, "rope_theta": 500000.0,
-    },
-    "8B": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": False, "rope_theta": 500000.0,
-    },
-}  # fmt: skip
 
 
 class RandomWeights:
@@ -83,29 +65,11 @@ class RandomWeights:
 
 def random_runner(config: dict[str, Any], quantize: str | None, dtype: np.dtype) -> Runner:
     """A model of that config on the GPU."""
-    raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **config}
-    made = family("llama", "random")
-    module: Any = made(made.read_config(RawConfig(raw, "random")))
+    module = decoder_module(config)
     backend = backends.get("cupy")
     load_parameters(module, RandomWeights(module, dtype), backend, quantize=quantize,
                     quantize_embeddings=quantize is not None)  # fmt: skip
     return Runner(module, backend)
-
-
-def step_bytes(runner: Runner, batch: int, length: int) -> int:
-    """Bytes that a decode step must read: all matrices but an untied embedding, and the cache."""
-    module: Any = runner.module
-    weights = module.weights()
-    skipped = [] if module.lm_head is None else ["model.embed_tokens.weight"]
-    matrices = sum(w.nbytes for name, w in weights.items() if name not in skipped)
-    c = module.config
-    row = 2 * c.num_key_value_heads * c.head_dim * module.activation_dtype.itemsize
-    return matrices + batch * length * row * c.num_hidden_layers
-
-
-def prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
-    rng = np.random.default_rng(0)
-    return rng.integers(0, vocab, (batch, length)).tolist()
 
 
 def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, Decoder]:
@@ -127,20 +91,6 @@ def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, De
             decoder.step()
         seconds.append(time.perf_counter() - start)
     return batch * NEW / statistics.median(seconds), decoder
-
-
-def prefill_rate(runner: Runner, repetitions: int) -> float:
-    """Tokens per second of one prompt, until its last logits are on the device."""
-    cache = runner.new_cache(1, PREFILL)
-    tokens = prompts(1, PREFILL, runner.module.config.vocab_size)
-    seconds = []
-    for _ in range(repetitions + 1):
-        runner.backend.synchronize()
-        start = time.perf_counter()
-        runner.prefill(cache, [0], tokens)
-        runner.backend.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return PREFILL / statistics.median(seconds[1:])
 
 
 # -- the peer ------------------------------------------------------------------------------------
@@ -213,7 +163,7 @@ def measure(name: str, options: argparse.Namespace, quantize: str | None) -> lis
                       f"kernels a step: {summary(decoder.describe())}")  # fmt: skip
             del decoder
     if "prefill" in tests:
-        ours["prefill"] = prefill_rate(runner, options.repetitions), float("nan")
+        ours["prefill"] = prefill_rate(runner, PREFILL, options.repetitions), float("nan")
     packed = any(isinstance(w, QuantizedTensor) for w in runner.module.weights().values())
     del runner
     free()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cuda_models import MODELS
+from model_shapes import MODELS
 from wgpu_timing import COPY_BYTES, F32_FLOPS, backend, table
 
 from boostr import Tensor, capture, dtypes

@@ -26,40 +26,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import wgpu_timing
+from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models import family
-from boostr.models.config import RawConfig
 from boostr.models.weights import load_parameters
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL = 128, 128, 512
-MODELS: dict[str, dict[str, Any]] = {
-    "135M": {
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-        "tie_word_embeddings": True, "rope_theta": 100000.0,
-    },
-    "1B": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": True, "rope_theta": 500000.0,
-    },
-    "8B": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": False, "rope_theta": 500000.0,
-    },
-    "tiny": {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
-        "tie_word_embeddings": True, "rope_theta": 10000.0,
-    },
-}  # fmt: skip
 # llama.cpp's Vulkan backend on an H100: (model, weights) -> (prefill of 512, decode)
 PEER = {
     ("135M", "bf16"): (8300.0, 468.0), ("135M", "int8"): (10000.0, 491.0),
@@ -125,28 +102,11 @@ class RandomWeights:
 
 def random_runner(config: dict[str, Any], form: str) -> Runner:
     """A model of that config on the GPU, with bf16 activations."""
-    raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **config}
-    made = family("llama", "random")
-    module: Any = made(made.read_config(RawConfig(raw, "random")))
+    module = decoder_module(config)
     backend = wgpu_timing.backend()
     load_parameters(module, RandomWeights(module, form, backend), backend)
     module.model.embed_tokens.dtype = dtypes.bfloat16
     return Runner(module, backend)
-
-
-def step_bytes(runner: Runner, length: int) -> int:
-    """Bytes that a decode step must read: all matrices but an untied embedding, and the cache."""
-    module: Any = runner.module
-    weights = module.weights()
-    skipped = [] if module.lm_head is None else ["model.embed_tokens.weight"]
-    matrices = sum(w.nbytes for name, w in weights.items() if name not in skipped)
-    c = module.config
-    row = 2 * c.num_key_value_heads * c.head_dim * module.activation_dtype.itemsize
-    return matrices + length * row * c.num_hidden_layers
-
-
-def prompt(length: int, vocab: int) -> list[list[int]]:
-    return np.random.default_rng(0).integers(0, vocab, (1, length)).tolist()
 
 
 def decode(runner: Runner, repetitions: int) -> tuple[float, float, float, list[str]]:
@@ -154,7 +114,7 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, float, float, list[
     backend: Any = runner.backend
     vocab = runner.module.config.vocab_size
     cache = runner.new_cache(1, PROMPT + NEW + 8)
-    runner.prefill(cache, [0], prompt(PROMPT, vocab))
+    runner.prefill(cache, [0], prompts(1, PROMPT, vocab))
     seconds = []
     for _ in range(repetitions):
         sampler = Sampler(backend, [SamplingOptions()], [[]], vocab)
@@ -181,27 +141,13 @@ def busy_seconds(program: Any) -> float:
     return program.seconds()
 
 
-def prefill(runner: Runner, repetitions: int) -> float:
-    """Tokens per second of one prompt, until its last logits are on the device."""
-    cache = runner.new_cache(1, PREFILL)
-    tokens = prompt(PREFILL, runner.module.config.vocab_size)
-    seconds = []
-    for _ in range(repetitions + 1):
-        runner.backend.synchronize()
-        start = time.perf_counter()
-        runner.prefill(cache, [0], tokens)
-        runner.backend.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return PREFILL / statistics.median(seconds[1:])
-
-
 def measure(name: str, form: str, options: argparse.Namespace) -> list[list[Any]]:
     """Rows of one model in one form of weights."""
     runner, rows, none = random_runner(MODELS[name], form), [], float("nan")
     peers = PEER.get((name, form), (none, none))
     if "decode" in options.tests:
         rate, host, micro, names = decode(runner, options.repetitions)
-        bound = wgpu_timing.COPY_BYTES / step_bytes(runner, PROMPT + NEW // 2)
+        bound = wgpu_timing.COPY_BYTES / step_bytes(runner, 1, PROMPT + NEW // 2)
         rows.append(
             [name, form, "decode", rate, bound, rate / bound, peers[1], rate / peers[1], host,
              micro, len(names)]
@@ -209,7 +155,7 @@ def measure(name: str, form: str, options: argparse.Namespace) -> list[list[Any]
         if options.kernels:
             print(f"{name} {form}: {summary(names)}", file=sys.stderr)
     if "prefill" in options.tests:
-        rate = prefill(runner, options.repetitions)
+        rate = prefill_rate(runner, PREFILL, options.repetitions)
         rows.append(
             [name, form, "prefill 512", rate, none, none, peers[0], rate / peers[0], none, none, ""]
         )

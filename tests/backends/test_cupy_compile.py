@@ -12,8 +12,8 @@ import pytest
 
 from boostr import env, shaders
 from boostr.backends.cupy import nvrtc
-from boostr.backends.cupy.kernel_table import OPS_OF
 from boostr.backends.cupy.kernels import Variant
+from boostr.backends.kernel_table import OPS_OF
 from boostr.errors import BackendError
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")

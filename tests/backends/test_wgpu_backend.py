@@ -13,7 +13,7 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr import Tensor, dispatch, ops
-from boostr.backends.wgpu.kernel_table import OPS_OF
+from boostr.backends.kernel_table import OPS_OF
 from boostr.errors import DTypeError
 from boostr.io.wheel_model import GGUF_NAME
 from boostr.models.weights import _end_to_end

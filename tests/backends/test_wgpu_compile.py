@@ -14,9 +14,9 @@ from strict_wgpu import BARE
 
 from boostr import env, shaders
 from boostr.backends import wgpu as package
+from boostr.backends.kernel_table import OPS_OF
 from boostr.backends.wgpu import adapters, provider, wgsl
 from boostr.backends.wgpu.device import Caps, open_device
-from boostr.backends.wgpu.kernel_table import OPS_OF
 from boostr.backends.wgpu.kernels import Variant
 from boostr.errors import BackendError
 

@@ -47,7 +47,6 @@ class Provider:
         self.safe: Any = self._api.libf
         self.ffi: Any = self._api.ffi
         self.errors: tuple[type[Exception], ...] = (package.GPUError, RuntimeError)
-        self.OutOfMemory: type[Exception] = package.GPUOutOfMemoryError
         self.mapped: Any = None  # what the library calls when a buffer is mapped
         self.losses = 0
         self.problems: list[str] = []  # errors of calls that were not checked, and lost devices

@@ -1,0 +1,47 @@
+"""Which module of a GPU backend holds the kernel of which op: cupy and wgpu have the same."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from boostr.backends.base import Kernel
+
+# module of boostr.backends.NAME -> the ops in its KERNELS
+OPS_OF: dict[str, tuple[str, ...]] = {
+    "linear": ("linear",),
+    "norm": (
+        "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
+        "layer_norm_backward",
+    ),
+    "rope": ("rope", "rope_backward"),
+    "activation": (
+        "silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax", "silu_backward",
+        "gelu_backward", "swiglu_backward", "geglu_backward",
+    ),
+    "embedding": ("embedding", "embedding_backward"),
+    "cache": ("slot_mapping", "kv_write", "advance"),
+    "quant": ("quantize", "dequantize"),
+    "attention": ("varlen_attention", "paged_attention"),
+    "attention_backward": ("varlen_attention_backward",),
+    "loss": ("cross_entropy", "cross_entropy_backward"),
+    "optim": ("adamw", "global_norm"),
+    "sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
+                 "filtered_probabilities"),
+    "decoder": (
+        "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
+    ),
+}  # fmt: skip
+_MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
+
+
+def finder(backend: str) -> Callable[[str], Kernel | str]:
+    """The function that finds an op's kernel on that backend, or says why there is none. Modules
+    are opened on first use."""
+
+    def find_kernel(op: str) -> Kernel | str:
+        if op not in _MODULE:
+            return f"the {backend} backend has no kernel for it"
+        return importlib.import_module(f"boostr.backends.{backend}.{_MODULE[op]}").KERNELS[op]
+
+    return find_kernel
