@@ -36,10 +36,21 @@ def test_quantize_is_exact(scheme, dtype, wgpu, rng):
         same(quantize(Tensor(w, backend=wgpu), scheme), w, scheme)
 
 
-@pytest.mark.parametrize("power", [-120, -80, 0, 120])
+@pytest.mark.parametrize("power", [-118, -80, 0, 120])
 def test_the_ends_of_float32(power, wgpu, rng):
     w = normal(rng, (9, 64)) * np.float32(2.0**power)
     same(quantize(Tensor(w, backend=wgpu), "int8-g32"), w, "int8-g32")
+
+
+def test_scales_below_the_normal_numbers(wgpu, rng):
+    """WGSL lets a GPU take these for 0; then all of the group is 0."""
+    w = normal(rng, (9, 64)) * np.float32(2.0**-121)
+    got = quantize(Tensor(w, backend=wgpu), "int8-g32")
+    q, scale = oracles.quantize_int8(w, 32)
+    scales, values = got.parts["scales"].numpy(), got.parts["values"].numpy()
+    flushed = (scales == 0) & (scale < np.finfo(np.float32).tiny)
+    np.testing.assert_array_equal(scales, np.where(flushed, 0, scale))
+    np.testing.assert_array_equal(values, np.where(np.repeat(flushed, 32, 1), 0, q))
 
 
 def test_views(wgpu, rng):
