@@ -43,14 +43,15 @@ def test_the_ends_of_float32(power, wgpu, rng):
 
 
 def test_scales_below_the_normal_numbers(wgpu, rng):
-    """WGSL lets a GPU take these for 0; then all of the group is 0."""
+    """WGSL lets a GPU take these for 0; then all of the group is 0. Else they round twice."""
     w = normal(rng, (9, 64)) * np.float32(2.0**-121)
     got = quantize(Tensor(w, backend=wgpu), "int8-g32")
     q, scale = oracles.quantize_int8(w, 32)
     scales, values = got.parts["scales"].numpy(), got.parts["values"].numpy()
     flushed = (scales == 0) & (scale < np.finfo(np.float32).tiny)
-    np.testing.assert_array_equal(scales, np.where(flushed, 0, scale))
-    np.testing.assert_array_equal(values, np.where(np.repeat(flushed, 32, 1), 0, q))
+    np.testing.assert_allclose(scales, np.where(flushed, 0, scale), rtol=0, atol=1.5e-45)
+    off = values.astype(np.int32) - np.where(np.repeat(flushed, 32, 1), 0, q)
+    assert np.abs(off).max() <= 1
 
 
 def test_views(wgpu, rng):
