@@ -43,7 +43,7 @@ class WgpuBackend(Primitives):
     name = "wgpu"
     prefill_chunk = 512
     records_prefill = True
-    run_ahead = 2
+    run_ahead = 3
     joins_weights = True
 
     def __init__(self, provider: Provider, adapter: Any, selector: str) -> None:

@@ -19,8 +19,8 @@ from boostr.errors import BackendError
 # (pipeline, bind group, parameters, their bytes, x, y, z, what must live until it is encoded)
 Command = tuple[Any, Any, Any, int, int, int, int, Any]
 
-_FIRST, _BATCH = 24, 192  # commands of the first batch after the GPU was idle, and of the others
-_IN_FLIGHT = 3
+_FIRST, _BATCH = 16, 48  # commands of the first batch after the GPU was idle, and of the others
+_IN_FLIGHT = 6
 _PIECE = 1 << 25  # bytes of an upload that are staged at once
 _READ_PIECE = 1 << 25
 
