@@ -32,6 +32,13 @@ def tensors(backend: str | Backend, *arrays: Any) -> list[Any]:
     return [None if a is None else Tensor(a, backend=backend) for a in arrays]
 
 
+def view(backend: str | Backend, x: np.ndarray, rest: int = 8) -> Tensor:
+    """x as the first columns of a wider matrix on the device, as a fused product gives it."""
+    room = np.full((*x.shape[:-1], x.shape[-1] + rest), np.nan, x.dtype)
+    room[..., : x.shape[-1]] = x
+    return Tensor(room, backend=backend)[..., : x.shape[-1]]
+
+
 def leaves(backend: str | Backend, *arrays: np.ndarray) -> list[Any]:
     """Float64 tensors that require a gradient, for gradcheck."""
     return [Tensor(a.astype(np.float64), backend=backend, requires_grad=True) for a in arrays]

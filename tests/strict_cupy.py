@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import open_backend
 
-from boostr import Tensor, backends, dispatch
+from boostr import dispatch
 
 
 @contextmanager
-def strict_cupy(monkeypatch: pytest.MonkeyPatch, poison: bool = True) -> Iterator[Any]:
+def strict_cupy(poison: bool = True) -> Iterator[Any]:
     """The cupy backend, where no composite steps in for a kernel.
 
     Args:
@@ -28,14 +28,7 @@ def strict_cupy(monkeypatch: pytest.MonkeyPatch, poison: bool = True) -> Iterato
             made.data.memset_async(0xFF, made.nbytes)
         return made
 
-    if poison:
-        monkeypatch.setattr(backend, "empty", poisoned)
-    with dispatch.strict():
+    with pytest.MonkeyPatch.context() as patched, dispatch.strict():
+        if poison:
+            patched.setattr(backend, "empty", poisoned)
         yield backend
-
-
-def view(backend: backends.Backend, x: np.ndarray, rest: int = 8) -> Tensor:
-    """x as the first columns of a wider matrix on the device, as a fused product gives it."""
-    room = np.full((*x.shape[:-1], x.shape[-1] + rest), np.nan, x.dtype)
-    room[..., : x.shape[-1]] = x
-    return Tensor(room, backend=backend)[..., : x.shape[-1]]

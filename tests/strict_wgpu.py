@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from conftest import open_backend
 
-from boostr import Tensor, dispatch
-from boostr.backends.base import Backend
+from boostr import dispatch
 from boostr.backends.wgpu.kernels import Pipelines
 
 # what a GPU has that offers no more than WebGPU promises
@@ -49,10 +47,3 @@ def strict_wgpu(poison: bool = True, strict: bool = True, **caps: Any) -> Iterat
 def _set(backend: Any, caps: Any, pipelines: Pipelines, poison: bool) -> None:
     backend.caps = backend.groups.caps = caps
     backend.pipelines, backend.poison = pipelines, poison
-
-
-def view(backend: Backend, x: np.ndarray, rest: int = 8) -> Tensor:
-    """x as the first columns of a wider matrix on the device, as a fused product gives it."""
-    room = np.full((*x.shape[:-1], x.shape[-1] + rest), np.nan, x.dtype)
-    room[..., : x.shape[-1]] = x
-    return Tensor(room, backend=backend)[..., : x.shape[-1]]

@@ -16,9 +16,9 @@ SCHEMES = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu():
     """Without poison, which would keep kernels of a program from overlapping, and be counted."""
-    with strict_cupy(monkeypatch, poison=False) as backend:
+    with strict_cupy(poison=False) as backend:
         yield backend
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import oracles
 import oracles_rows
 import pytest
-from draws import normal, tensors
-from strict_cupy import view
+from draws import normal, tensors, view
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dispatch, dtypes, ops, zeros

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import oracles
 import pytest
-from draws import normal, tensors
+from draws import normal, tensors, view
 from ops.attention_cases import CASES, SINKS, SLOPES, Case, close, draw
-from strict_wgpu import BARE, strict_wgpu, view
+from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
 from boostr import Tensor, capture, dtypes

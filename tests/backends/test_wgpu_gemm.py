@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from draws import normal, tensors
-from strict_wgpu import BARE, strict_wgpu, view
+from draws import normal, tensors, view
+from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close, rms
 
 from boostr import Tensor, capture, dtypes

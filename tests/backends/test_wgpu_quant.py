@@ -3,9 +3,9 @@
 import numpy as np
 import oracles
 import pytest
-from draws import normal
+from draws import normal, view
 from ops.test_quant import BLOCKS, draw_blocks, group_of, packed
-from strict_wgpu import BARE, strict_wgpu, view
+from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes

@@ -4,8 +4,8 @@ import numpy as np
 import oracles
 import oracles_rows
 import pytest
-from draws import normal, tensors
-from strict_wgpu import BARE, strict_wgpu, view
+from draws import normal, tensors, view
+from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dispatch, dtypes, ops
