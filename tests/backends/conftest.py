@@ -10,7 +10,7 @@ from strict_cupy import strict_cupy
 from strict_wgpu import BARE, strict_wgpu
 
 STRICT = {"cupy": strict_cupy, "wgpu": strict_wgpu}
-# what wgpu's kernels are told of the GPU: the tiles of a large one, or nothing but WebGPU's promises
+# what wgpu's kernels are told of the GPU: as it is, with the tiles of a large one, with no extras
 CLASSES: dict[str, dict[str, Any]] = {
     "cupy": {}, "wgpu": {}, "wgpu-large": {"kind": "discrete"},
     "wgpu-bare": BARE | {"kind": "discrete"},
