@@ -39,6 +39,11 @@ def view(backend: str | Backend, x: np.ndarray, rest: int = 8) -> Tensor:
     return Tensor(room, backend=backend)[..., : x.shape[-1]]
 
 
+def large(*values: Any) -> Any:
+    """Values of a parameter that a GPU in software would take too long for."""
+    return pytest.param(*values, marks=pytest.mark.large)
+
+
 def leaves(backend: str | Backend, *arrays: np.ndarray) -> list[Any]:
     """Float64 tensors that require a gradient, for gradcheck."""
     return [Tensor(a.astype(np.float64), backend=backend, requires_grad=True) for a in arrays]
