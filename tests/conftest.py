@@ -38,6 +38,12 @@ def open_backend(name: str) -> backends.Backend:
     pytest.skip(f"{name}: {reason}")
 
 
+def on_hardware(backend: backends.Backend) -> bool:
+    """Whether the backend has a real GPU, not one that the processor plays."""
+    caps = getattr(backend, "caps", None)
+    return caps is not None and getattr(caps, "kind", "") != "software"
+
+
 @pytest.fixture(params=VARIANTS)
 def backend(request, monkeypatch) -> backends.Backend:
     """Every backend of the library, with its kernels and (`NAME-composite`) without them."""
