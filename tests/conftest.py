@@ -44,6 +44,12 @@ def on_hardware(backend: backends.Backend) -> bool:
     return caps is not None and getattr(caps, "kind", "") != "software"
 
 
+def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> None:
+    """End a test that is marked `large` where it would take too long."""
+    if request.node.get_closest_marker("large") and not on_hardware(backend):
+        pytest.skip("too large for a GPU in software")
+
+
 @pytest.fixture(params=VARIANTS)
 def backend(request, monkeypatch) -> backends.Backend:
     """Every backend of the library, with its kernels and (`NAME-composite`) without them."""

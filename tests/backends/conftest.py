@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import on_hardware, open_backend
+from conftest import open_backend, skip_large
 from strict_cupy import strict_cupy
 from strict_wgpu import BARE, strict_wgpu
 
@@ -20,8 +20,7 @@ CLASSES: dict[str, dict[str, Any]] = {
 @contextmanager
 def _opened(request: pytest.FixtureRequest) -> Iterator[Any]:
     name = request.param.partition("-")[0]
-    if request.node.get_closest_marker("large") and not on_hardware(open_backend(name)):
-        pytest.skip("too large for a GPU in software")
+    skip_large(request, open_backend(name))
     with STRICT[name](**CLASSES[request.param]) as backend:
         yield backend
 
