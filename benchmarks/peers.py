@@ -34,12 +34,14 @@ class Rate:
     best: float  # of the repetitions: what to quote when the machine is shared
 
 
-def llama_bench(model, *, threads=2, prompt=512, generate=128, repetitions=5):
-    """Rates of llama.cpp on one GGUF file."""
+def llama_bench(model, *, threads=2, prompt=512, generate=128, repetitions=5, gpu=False):
+    """Rates of llama.cpp on one GGUF file; on a GPU with flash attention and all layers there."""
     binary = os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench")
     if not binary:
         raise PeerMissingError("llama-bench not found: set LLAMA_BENCH or put it on the PATH")
     options = {"-m": model, "-t": threads, "-p": prompt, "-n": generate, "-r": repetitions}
+    if gpu:
+        options |= {"-ngl": 99, "-fa": 1}
     command = [binary, "-o", "json", *(str(x) for pair in options.items() for x in pair)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     weights = Path(model).stem.rsplit("-", 1)[-1]

@@ -1,23 +1,26 @@
 """Whole models on a WebGPU device, random weights of real shapes, beside llama.cpp's Vulkan one.
 
-    BOOSTR_BACKEND=wgpu python benchmarks/wgpu_models.py [--models 135M,1B,8B]
-        [--weights bf16,int8] [--tests decode,prefill] [--repetitions 5] [--kernels]
+    BOOSTR_BACKEND=wgpu LLAMA_BENCH=llama-bench python benchmarks/wgpu_models.py
+        [--models 135M,1B,8B] [--weights bf16,int8] [--tests decode,prefill] [--repetitions 5]
+        [--kernels]
 
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
 (weights and cache) at 3.0 TB/s. "host" is the CPU time of a step on the thread that generates,
 "threads" of those that encode and submit commands ahead, "GPU" what its commands take by the GPU's
-clock, all in microseconds. prefill: 512 tokens. The peer's figures are
-llama.cpp's (build 11434, Vulkan, random weights, flash attention; F16 and Q8_0, its 8B has a tied
-head) on the same H100; they are recorded, not measured in this run. Rates are tokens per second,
-medians.
+clock, all in microseconds. prefill: 512 tokens. The peer is
+the program that LLAMA_BENCH names, a build of llama.cpp for Vulkan (F16 and Q8_0, random weights,
+flash attention); without it, figures of build 11434 on an H100 are shown, whose 8B has a tied head.
+Rates are tokens per second, medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +42,7 @@ from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL = 128, 128, 512
 # llama.cpp's Vulkan backend on an H100: (model, weights) -> (prefill of 512, decode)
-PEER = {
+RECORDED = {
     ("135M", "bf16"): (8300.0, 468.0), ("135M", "int8"): (10000.0, 491.0),
     ("1B", "bf16"): (14600.0, 498.0), ("1B", "int8"): (14700.0, 610.0),
     ("8B", "bf16"): (2580.0, 143.0), ("8B", "int8"): (2460.0, 200.0),
@@ -132,6 +135,22 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, list[float], list[s
     return 1e6 / wall, [main, process - main, micro], decoder.describe()
 
 
+def peer_rates(name: str, form: str) -> tuple[float, float]:
+    """llama.cpp's tokens per second: (prefill, decode)."""
+    if "LLAMA_BENCH" not in os.environ:
+        return RECORDED.get((name, form), (float("nan"), float("nan")))
+    import peers
+    import random_gguf
+
+    kind = {"bf16": "F16", "int8": "Q8_0"}[form]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}-{kind}.gguf"
+        random_gguf.write(name, kind, path)
+        rates = peers.llama_bench(path, prompt=PREFILL, generate=NEW, gpu=True)
+    by_test = {rate.test: rate.mean for rate in rates}
+    return by_test[f"pp{PREFILL}"], by_test[f"tg{NEW}"]
+
+
 def busy_seconds(program: Any) -> float:
     """Of GPU time, right after other work: the clocks of an idle GPU are low."""
     for _ in range(4):
@@ -142,7 +161,7 @@ def busy_seconds(program: Any) -> float:
 def measure(name: str, form: str, options: argparse.Namespace) -> list[list[Any]]:
     """Rows of one model in one form of weights."""
     runner, rows, none = random_runner(MODELS[name], form), [], float("nan")
-    peers = PEER.get((name, form), (none, none))
+    peers = peer_rates(name, form)
     if "decode" in options.tests:
         rate, micro, names = decode(runner, options.repetitions)
         bound = wgpu_timing.COPY_BYTES / step_bytes(runner, 1, PROMPT + NEW // 2)

@@ -1,0 +1,77 @@
+"""Random models of real shapes as GGUF files, for llama.cpp beside us.
+
+    python benchmarks/random_gguf.py 1B F16 1B-F16.gguf        F16 or Q8_0; needs gguf
+
+They have no tokenizer, which llama-bench does not ask for.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from model_shapes import MODELS
+
+
+def write(name: str, form: str, path: Path) -> None:
+    """Write the model of that name in `model_shapes.MODELS`."""
+    config, writer = MODELS[name], gguf.GGUFWriter(path, "llama")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(8192)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("no_vocab")
+    for tensor, shape in _shapes(config).items():
+        if len(shape) == 1:
+            writer.add_tensor(tensor, np.ones(shape, np.float32))
+        else:
+            kind = gguf.GGMLQuantizationType[form]
+            writer.add_tensor(tensor, _rows(shape, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    layer = {
+        "attn_norm": (hidden,), "attn_q": (hidden, hidden), "attn_k": (kv, hidden),
+        "attn_v": (kv, hidden), "attn_output": (hidden, hidden), "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
+    }  # fmt: skip
+    shapes = {"token_embd.weight": (config["vocab_size"], hidden), "output_norm.weight": (hidden,)}
+    for i in range(config["num_hidden_layers"]):
+        shapes |= {f"blk.{i}.{part}.weight": shape for part, shape in layer.items()}
+    if not config["tie_word_embeddings"]:
+        shapes["output.weight"] = shapes["token_embd.weight"]
+    return shapes
+
+
+def _rows(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Random rows of length 1, about; the first 64 over and over."""
+    rows = np.random.default_rng(0).standard_normal((64, shape[1]), np.float32) * shape[1] ** -0.5
+    stored = gguf.quants.quantize(rows, kind)
+    return np.resize(stored, (shape[0], stored.shape[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("form", choices=["F16", "Q8_0"])
+    parser.add_argument("path", type=Path)
+    options = parser.parse_args()
+    write(options.model, options.form, options.path)
+
+
+if __name__ == "__main__":
+    main()
