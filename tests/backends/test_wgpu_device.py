@@ -12,7 +12,7 @@ from strict_wgpu import BARE, strict_wgpu
 
 from boostr import backends, dtypes, env
 from boostr.backends import wgpu as package
-from boostr.backends.wgpu import adapters, provider, report
+from boostr.backends.wgpu import adapters, provider, queue, report
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.buffers import Block
 from boostr.errors import BackendError
@@ -127,8 +127,9 @@ def test_bytes_arrive_and_return(gpu, dtype, n, rng):
 
 
 def test_large_arrays_go_in_pieces(gpu, monkeypatch, rng):
-    monkeypatch.setattr("boostr.backends.wgpu.queue._PIECE", 1 << 16)
-    monkeypatch.setattr("boostr.backends.wgpu.queue._READ_PIECE", 1 << 15)
+    for name in queue._PIECES:
+        monkeypatch.setitem(queue._PIECES, name, 1 << 16)
+    monkeypatch.setattr(queue, "_READ_PIECE", 1 << 15)
     values = rng.integers(0, 255, (1 << 18) + 3, np.uint8)
     assert np.array_equal(gpu.to_numpy(gpu.from_numpy(values)), values)
 

@@ -52,7 +52,7 @@ _MATRICES = "chromium-experimental-subgroup-matrix"
 _FEATURES = (
     "shader-f16", "subgroup", "subgroups", "immediates", "timestamp-query",
     "timestamp-query-inside-passes", "shader-float32-atomic",
-    _MATRICES,
+    "implicit-device-synchronization", _MATRICES,
 )  # fmt: skip
 _LIMITS = (
     "max-storage-buffer-binding-size", "max-buffer-size", "max-compute-workgroup-storage-size",

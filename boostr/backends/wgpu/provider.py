@@ -20,6 +20,7 @@ NAMES = ("wgpu", "wgpudawn")
 _LANES = {0x10DE: (32, 32), 0x1002: (32, 64), 0x8086: (8, 32), 0x106B: (32, 32)}
 # of Dawn: tensor cores and f16 on NVIDIA's Vulkan
 _TOGGLES = ("allow_unsafe_apis", "use_vulkan_memory_model", "vulkan_enable_f16_on_nvidia")
+_WHILE = 100_000_000  # nanoseconds of a wait, between which the program can be interrupted
 # parts of an adapter's memory after which allocations fail, and the device is lost, in percent
 _BUDGET, _LOSS = 90, 97
 
@@ -46,6 +47,7 @@ class Provider:
         self.raw: Any = self._api.lib
         self.safe: Any = self._api.libf
         self.ffi: Any = self._api.ffi
+        self._instance: Any = self._api.get_wgpu_instance
         self.errors: tuple[type[Exception], ...] = (package.GPUError, RuntimeError)
         self.mapped: Any = None  # what the library calls when a buffer is mapped
         self.losses = 0
@@ -156,6 +158,21 @@ class Provider:
     def encoder(self, device: Any) -> Any:
         """A command encoder's raw handle."""
         return self.raw.wgpuDeviceCreateCommandEncoder(device._internal, self.ffi.NULL)
+
+    def place(self, submission: Any, future: Any) -> Any:
+        """What `wait_for` waits for: a buffer mapped behind a submission."""
+        if self.name == "wgpu":
+            return submission
+        info = self.ffi.new("WGPUFutureWaitInfo *")
+        info.future = future
+        return info
+
+    def wait_for(self, device: Any, place: Any) -> None:
+        """Run callbacks, some of them once the GPU has come to a `place`, or a while is over."""
+        if self.name == "wgpu":
+            self.raw.wgpuDevicePoll(device._internal, True, place)
+        else:
+            self.raw.wgpuInstanceWaitAny(self._instance(), 1, place, _WHILE)
 
     def poll(self, device: Any, wait: bool) -> None:
         """Run callbacks that are due; with `wait`, after all submitted work is done."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from boostr.backends.wgpu.buffers import Block
 from boostr.backends.wgpu.provider import Provider
-from boostr.backends.wgpu.replay import Replay, encoders, replay
+from boostr.backends.wgpu.replay import Replay, encoders, pieces, replay
 from boostr.backends.wgpu.staging import Read, Staging, StagingRing
 from boostr.errors import BackendError
 
@@ -21,7 +21,9 @@ Command = tuple[Any, Any, Any, int, int, int, int, Any]
 
 _FIRST, _BATCH = 16, 48  # commands of the first batch after the GPU was idle, and of the others
 _IN_FLIGHT = 6
-_PIECE = 1 << 25  # bytes of an upload that are staged at once
+# bytes of an upload that are staged at once: Dawn keeps such small staging memory, and makes larger
+# anew each time; and bytes that may be under way
+_PIECES, _UNDER_WAY = {"wgpu": 1 << 25, "wgpudawn": 1 << 20}, 1 << 26
 _READ_PIECE = 1 << 25
 
 
@@ -56,23 +58,25 @@ class Queue:
             self.flush()
 
     def run(self, commands: Sequence[Command], described: Any = None) -> None:
-        """Encode commands behind those that were collected. They are submitted with the read of
-        their results that follows, or with whatever comes next.
+        """Encode commands behind those that were collected. They, or the last piece of many, are
+        submitted with the read of their results that follows, or with whatever comes next.
 
         described: the pass's descriptor, where it is timed.
         """
-        self.flush()
-        self._encoder = self._encode(commands, described or self._null)
+        for piece in [commands] if described else pieces(commands):
+            self.flush()
+            self._encoder = self._encode(piece, described or self._null)
 
     def replay(self, commands: Sequence[Command]) -> Replay | None:
         """How commands are encoded over and over; None where Python does it each time."""
         return replay(self.provider, self._device, commands)
 
-    def run_encoded(self, encoder: Any) -> None:
+    def run_encoded(self, encoders: Sequence[Any]) -> None:
         """As `run`, of what a `Replay` has encoded."""
-        if self.pending or self._encoder is not None:
-            self.flush()
-        self._encoder, self._replayed = encoder, True
+        for encoder in encoders:
+            if self.pending or self._encoder is not None:
+                self.flush()
+            self._encoder, self._replayed = encoder, True
 
     def flush(self) -> None:
         """Start everything that was asked for."""
@@ -185,14 +189,14 @@ class Queue:
             self.flush()  # a write comes before all commands that are not submitted yet
         ffi, raw = self.provider.ffi, self._raw
         flat = data.reshape(-1).view(np.uint8)
-        whole = len(flat) // 4 * 4
-        for start in range(0, whole, _PIECE):
-            piece = flat[start : min(start + _PIECE, whole)]
+        whole, most = len(flat) // 4 * 4, _PIECES[self.provider.name]
+        for start in range(0, whole, most):
+            piece = flat[start : min(start + most, whole)]
             pointer = ffi.cast("void *", piece.__array_interface__["data"][0])
             self._write(block, start, pointer, len(piece))
-            if start + _PIECE < whole:
+            if start + most < whole:
                 raw.wgpuQueueSubmit(self._handle, 0, self._null)  # starts the copy
-                self.provider.poll(self._device, wait=start // _PIECE % 2 == 1)
+                self.provider.poll(self._device, wait=(start + most) % _UNDER_WAY == 0)
         if whole < len(flat):
             tail = np.zeros(4, np.uint8)
             tail[: len(flat) - whole] = flat[whole:]

@@ -23,6 +23,8 @@ from boostr import env
 from boostr.backends.wgpu.provider import Provider
 
 _IN_STORE = 2
+_THREADS = "implicit-device-synchronization"  # Dawn's devices are for one thread without it
+_LONG, _FIRST = 256, 32  # commands of a run whose first ones start while the others are submitted
 _FIELDS = 7  # of a row: pipeline or 0, bind group, parameters, their bytes, x, y, z
 # loop(pass, rows, count, set pipeline, set bind group, set immediates, dispatch)
 _LOOP = """
@@ -105,20 +107,19 @@ class Replay:
         self._addresses = [provider.address(f"wgpuComputePassEncoder{c}") for c in _CALLS]
         self._rows = np.zeros((len(commands), _FIELDS), np.int64)
         self._held = []  # memory of the parameters
-        last = None
-        for row, (pipeline, group, params, nbytes, x, y, z, _) in zip(
-            self._rows, commands, strict=True
-        ):
-            held = ctypes.create_string_buffer(params, max(nbytes, 1)) if nbytes else None
-            where = ctypes.addressof(held) if held is not None else 0
-            changed = 0 if pipeline is last else provider.number(pipeline)
-            row[:] = changed, provider.number(group), where, nbytes, x, y, z
-            self._held.append(held)
-            last = pipeline
+        for rows, part in zip(pieces(self._rows), pieces(commands), strict=True):
+            last = None  # a pass begins without a pipeline
+            for row, (pipeline, group, params, nbytes, x, y, z, _) in zip(rows, part, strict=True):
+                held = ctypes.create_string_buffer(params, max(nbytes, 1)) if nbytes else None
+                where = ctypes.addressof(held) if held is not None else 0
+                changed = 0 if pipeline is last else provider.number(pipeline)
+                row[:] = changed, provider.number(group), where, nbytes, x, y, z
+                self._held.append(held)
+                last = pipeline
         self._store: deque[Future] = deque()
 
     def take(self) -> Any:
-        """An encoded run if one is in store, else None; others are begun."""
+        """The encoders of a run if one is in store, else None; others are begun."""
         loop = _compiled()
         if not loop.done() or loop.exception() is not None:
             return None
@@ -127,28 +128,43 @@ class Replay:
             self._store.append(encoders().submit(self._encode, loop.result()[0]))
         return made
 
-    def _encode(self, loop: Any) -> Any:
-        """A command encoder. Runs on a thread, almost all the time without the interpreter."""
+    def _encode(self, loop: Any) -> list[Any]:
+        """Command encoders. Runs on a thread, almost all the time without the interpreter."""
         provider = self._provider
         raw, null = provider.raw, provider.ffi.NULL
-        encoder = provider.encoder(self._device)
-        compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
-        where = provider.number(compute)
-        loop(where, self._rows.ctypes.data, len(self._rows), *self._addresses)
-        raw.wgpuComputePassEncoderEnd(compute)
-        raw.wgpuComputePassEncoderRelease(compute)
-        return encoder
+        made = []
+        for piece in pieces(self._rows):
+            encoder = provider.encoder(self._device)
+            compute = raw.wgpuCommandEncoderBeginComputePass(encoder, null)
+            where = provider.number(compute)
+            loop(where, piece.ctypes.data, len(piece), *self._addresses)
+            raw.wgpuComputePassEncoderEnd(compute)
+            raw.wgpuComputePassEncoderRelease(compute)
+            made.append(encoder)
+        return made
 
     def close(self) -> None:
         """Give up what is in store."""
         release = self._provider.raw.wgpuCommandEncoderRelease
+
+        def drop(done: Future) -> None:
+            for encoder in done.result():
+                release(encoder)
+
         while self._store:
-            self._store.popleft().add_done_callback(lambda done: release(done.result()))
+            self._store.popleft().add_done_callback(drop)
+
+
+def pieces(commands: Any) -> list[Any]:
+    """A run's commands, those of a long run in parts that are submitted one after the other."""
+    if len(commands) < _LONG:
+        return [commands]
+    return [commands[:_FIRST], commands[_FIRST:]]
 
 
 def replay(provider: Provider, device: Any, commands: Sequence[tuple]) -> Replay | None:
     """How commands are encoded ahead of time; None where they are encoded when they run."""
-    able = provider.name == "wgpu" and env.cores() > 2  # Dawn's devices are for one thread
+    able = env.cores() > 2 and (provider.name == "wgpu" or _THREADS in device.features)
     if not commands or not able or importlib.util.find_spec("llvmlite") is None:
         return None
     return Replay(provider, device, commands)

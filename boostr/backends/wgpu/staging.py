@@ -13,6 +13,7 @@ from boostr.backends.wgpu.provider import Provider
 from boostr.errors import BackendError
 
 _LEAST = 4096  # bytes
+_MAP_READ = 1
 _numbers = itertools.count(1)
 # reads that the library has not answered yet: what it calls back to must not die before
 _waiting: dict[int, Staging] = {}
@@ -27,27 +28,24 @@ class Staging:
         self.size = size
         self._provider, self._device = provider, device
         self._status: int | None = None
-        self._bytes, self._submission = 0, None
-        self._promise: Any = None
+        self._bytes, self._place = 0, None
         self.begun: Future | None = None  # where another thread begins the read
         self._info: Any = None
 
     def begin(self, nbytes: int, submission: Any) -> None:
         """Ask for the bytes that were copied here by a submission."""
-        self._bytes, self._submission = nbytes, submission
         provider = self._provider
-        if provider.name != "wgpu":
-            self._promise = self.gpu.map_async("READ", 0, nbytes)
-            return
         if self._info is None:
             self._info = provider.ffi.new("WGPUBufferMapCallbackInfo *")
             self._info.mode = provider.raw.WGPUCallbackMode_AllowProcessEvents
             self._info.callback = _callback(provider)
-        self._status = None
+        self._bytes, self._status = nbytes, None
         number = next(_numbers)
         _waiting[number] = self
         self._info.userdata1 = provider.ffi.cast("void *", number)
-        provider.safe.wgpuBufferMapAsync(self.gpu._internal, 1, 0, nbytes, self._info[0])
+        map_buffer = provider.safe.wgpuBufferMapAsync
+        future = map_buffer(self.gpu._internal, _MAP_READ, 0, nbytes, self._info[0])
+        self._place = provider.place(submission, future)
 
     def answered(self, status: int) -> None:
         self._status = status
@@ -57,17 +55,12 @@ class Staging:
         begun, self.begun = self.begun, None
         if begun is not None:
             begun.result()
-        if self._provider.name != "wgpu":
-            self._promise.sync_wait()
-            values = np.frombuffer(self.gpu.read_mapped(0, self._bytes), np.uint8).copy()
-            self.gpu.unmap()
-            return values
         raw, ffi = self._provider.raw, self._provider.ffi
         while self._status is None:
-            raw.wgpuDevicePoll(self._device._internal, True, self._submission)
+            self._provider.wait_for(self._device, self._place)
         if self._status != raw.WGPUMapAsyncStatus_Success:
             raise BackendError(f"reading from the GPU failed (status {self._status})")
-        source = raw.wgpuBufferGetMappedRange(self.gpu._internal, 0, self._bytes)
+        source = raw.wgpuBufferGetConstMappedRange(self.gpu._internal, 0, self._bytes)
         values = np.empty(self._bytes, np.uint8)
         ffi.memmove(ffi.from_buffer(values), source, self._bytes)
         raw.wgpuBufferUnmap(self.gpu._internal)
