@@ -1,4 +1,4 @@
-"""The cupy backend below its ops: refusals without a GPU; launches, programs, memory on one."""
+"""The cupy backend below its ops: refusals without a GPU; launches and memory on one."""
 
 import ctypes
 
@@ -8,7 +8,7 @@ from conftest import open_backend
 from draws import refused
 
 import boostr
-from boostr import Tensor, backends, capture, dtypes, ops
+from boostr import Tensor, backends, dtypes
 from boostr.backends import cupy as package
 from boostr.backends.cupy import driver
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
@@ -107,49 +107,3 @@ def test_out_of_memory_says_how_much_and_gives_back(gpu):
     with refused(OutOfMemoryError, "cupy:0 is out of memory", "1,099,511,627,776 bytes", "free"):
         boostr.zeros((1 << 30, 1 << 8), backend=gpu)
     assert cupy.cuda.runtime.memGetInfo()[0] >= before
-
-
-def test_a_program_happens_exactly_once_and_then_once_a_run(gpu):
-    counter = Tensor([0], backend=gpu)
-    x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3), backend=gpu)
-
-    def step():
-        counter.assign(counter + 1)
-        constant = Tensor(np.array([10], np.int32), backend=gpu)  # uploaded beside the capture
-        return ops.core.sum(x * 2, 1), counter + constant
-
-    program = capture(step, gpu)
-    assert counter.tolist() == [1]
-    assert program.outputs[0].tolist() == [6, 24] and program.outputs[1].tolist() == [11]
-    x.assign(x + 1)
-    for _ in range(3):
-        program.run()
-    assert counter.tolist() == [4]
-    assert program.outputs[0].tolist() == [12, 30] and program.outputs[1].tolist() == [14]
-    assert len(program) > 0
-
-
-def test_nothing_else_is_given_a_programs_memory(gpu):
-    x = Tensor(np.ones(1000, np.float32), backend=gpu)
-    program = capture(lambda: ((x + 1) * 3) - 2, gpu)
-    others = [boostr.full((1000,), float(i), backend=gpu) for i in range(50)]
-    program.run()
-    gpu.synchronize()
-    assert all((t.numpy() == i).all() for i, t in enumerate(others))
-    assert (program.outputs.numpy() == 4).all()
-
-
-def test_a_failed_capture_leaves_the_backend_usable(gpu):
-    x = Tensor([1.0], backend=gpu)
-    with refused(BackendError, "capture", "read on the host"):
-        capture(lambda: x.numpy(), gpu)
-    assert capture(lambda: x + 1, gpu).outputs.tolist() == [2]
-
-
-def test_a_read_is_of_the_moment_it_was_started(gpu):
-    x = Tensor(np.arange(5, dtype=np.int32), backend=gpu)
-    reads = []
-    for _ in range(4):
-        reads.append(gpu.start_read(x.data))
-        x.assign(x + 1)
-    assert [read().tolist()[0] for read in reads] == [0, 1, 2, 3]
