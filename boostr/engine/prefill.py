@@ -26,9 +26,14 @@ class _Chunk:
     def __init__(self, runner: Runner, cache: KVCache, length: int) -> None:
         self._module = runner.module
         self.cache = weakref.proxy(cache)
-        self.ids, self.positions = (runner.tensor(np.zeros(length)) for _ in range(2))
-        self.kv_lens = runner.tensor([length])
-        self.tables = [runner.tensor(t) for t in cache.block_tables([0])]
+        tables = cache.block_tables([0])
+        sizes = [length, length, 1, *(t.size for t in tables)]
+        self.state = runner.tensor(np.zeros(sum(sizes)))  # one upload a chunk
+        ends = np.cumsum(sizes).tolist()
+        parts = [self.state[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        self.ids, self.positions, self.kv_lens = parts[:3]
+        shapes = [t.shape for t in tables]
+        self.tables = [t.reshape(s) for t, s in zip(parts[3:], shapes, strict=True)]
         self._cu, self._owners = runner.tensor([0, length]), runner.tensor(np.zeros(length))
         self._cos, self._sin = runner.rotary.decode(cache.length)
 
@@ -53,11 +58,10 @@ class ChunkProgram:
     def run(self, row: int, ids: np.ndarray, start: int) -> Tensor:
         """Hidden states [T, E] of tokens from position `start` on; overwritten by the next run."""
         chunk = self._chunk
-        chunk.ids.assign(ids.astype(np.int32))
-        chunk.positions.assign(np.arange(start, start + len(ids), dtype=np.int32))
-        chunk.kv_lens.assign(np.array([start + len(ids)], np.int32))
-        for table, values in zip(chunk.tables, chunk.cache.block_tables([row]), strict=True):
-            table.assign(values)
+        stop = start + len(ids)
+        tables = [t.ravel() for t in chunk.cache.block_tables([row])]
+        values = np.concatenate([ids, np.arange(start, stop), [stop], *tables])
+        chunk.state.assign(values.astype(np.int32))
         if self._program is None:
             with self._backend.constant_weights():
                 self._program = capture(chunk, self._backend)
