@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +43,12 @@ def view(backend: str | Backend, x: np.ndarray, rest: int = 8) -> Tensor:
 def large(*values: Any) -> Any:
     """Values of a parameter that a GPU in software would take too long for."""
     return pytest.param(*values, marks=pytest.mark.large)
+
+
+def every(few: Sequence[Any], *axes: Any) -> list[Any]:
+    """The product of the axes, of which a GPU in software goes through the rows of `few` alone."""
+    rows = dict.fromkeys([*few, *itertools.product(*axes)])
+    return [row if row in few else large(*row) for row in rows]
 
 
 def leaves(backend: str | Backend, *arrays: np.ndarray) -> list[Any]:

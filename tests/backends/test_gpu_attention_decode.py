@@ -5,7 +5,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from draws import large, normal, tensors
+from draws import every, large, normal, tensors
 from ops.attention_cases import CASES, close, draw
 from ops.paged_cases import build, compare
 from ops.test_attention import oracle, paged
@@ -51,12 +51,6 @@ def attend_tensors(backend, inputs, options, **chosen):
 
 
 # -- the edge table of attention ------------------------------------------------------------------
-def every(few, *axes):
-    """The product of the axes, of which a GPU in software goes through those of `few`."""
-    rows = dict.fromkeys([*few, *itertools.product(*axes)])
-    return [row if row in few else large(*row) for row in rows]
-
-
 EDGES = [
     pytest.param(case, dtype, id=f"{case.name}-{dtype}",
                  # heads and dims, of which each is a source of its own, are varied below

@@ -1,13 +1,11 @@
 """Models on a GPU: a kernel for every op, few for a decode step, and running ahead is invisible."""
 
-import itertools
-
 import cases
 import numpy as np
 import pytest
 import real_models
 from conftest import on_hardware, open_backend, skip_large
-from draws import large
+from draws import every
 
 import boostr
 from boostr.engine.load import load_module
@@ -19,10 +17,6 @@ from boostr.quant.scheme import QUANTIZABLE
 BY_NAME = {case["name"]: case for case in cases.CASES}
 FEW = [("float32", None), ("bfloat16", None), ("float16", "int8"), ("bfloat16", "int8-g32"),
        ("float32", "w8a8")]  # fmt: skip
-FORMS = [
-    form if form in FEW else large(*form)
-    for form in itertools.product(("float32", "bfloat16", "float16"), (None, *QUANTIZABLE))
-]
 
 
 @pytest.fixture(params=("cupy", "wgpu"))
@@ -72,7 +66,9 @@ def test_decode_equals_the_full_forward_pass(name, batch, gpu, tmp_path):
         assert np.abs(logits[row] - whole).max() <= 1e-4 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize(("dtype", "scheme"), FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "scheme"), every(FEW, ("float32", "bfloat16", "float16"), (None, *QUANTIZABLE))
+)
 def test_every_form_of_weights_decodes_as_it_prefills(dtype, scheme, gpu, tmp_path):
     made = runner("llama/untied", tmp_path, gpu, dtype=dtype, quantize=scheme)
     for batch in (1, 2, 12):
