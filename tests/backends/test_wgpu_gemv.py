@@ -1,4 +1,4 @@
-"""The GEMVs of the wgpu backend: every stored form, row count, tile and fusion, strictly.
+"""What is WGSL's own in the GEMVs: tiles, GPUs without extras, windows, q, k and v at once.
 
 References are float64 numpy on weights that `oracles.py` decodes. Memory that nobody has written
 is nan, workgroup memory too.
@@ -10,20 +10,30 @@ import ml_dtypes
 import numpy as np
 import oracles
 import pytest
+from backends.test_gpu_gemv import (
+    EPS,
+    FORMS,
+    WIDE_C,
+    check_gated,
+    check_product,
+    close,
+    normed,
+    rotated,
+    seen,
+    up,
+    weight,
+)
+from draws import normal
 from strict_wgpu import BARE, strict_wgpu
-from tolerance import assert_close, dtype_name, rms
+from tolerance import rms
 
 from boostr import Tensor
 from boostr.backends.wgpu import gemv, gemv_qkv
 from boostr.backends.wgpu.gemv_input import quantized_rows
 from boostr.backends.wgpu.gemv_plan import Tile
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.quant.scheme import QuantizedTensor
 
 BF16 = ml_dtypes.bfloat16
-FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": BF16}
-FORMS = (*FLOATS, *SCHEMES)
-EPS = 1e-5
-WIDE_C = 3.0  # a norm, a head norm or a gate rounds once more before the result does
 LARGE = Tile(256, 64, 4, 2)
 
 
@@ -31,97 +41,6 @@ LARGE = Tile(256, 64, 4, 2)
 def backend():
     with strict_wgpu() as found:
         yield found
-
-
-def up(backend, *arrays):
-    made = [None if a is None else backend.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-    return made[0] if len(made) == 1 else made
-
-
-def weight(backend, rng, form, N, K):
-    """A random weight in a stored form, and its float64 values."""
-
-    def tensor(a):
-        return Tensor.wrap(up(backend, a), backend)
-
-    if form in FLOATS:
-        w = (rng.standard_normal((N, K)) / 2).astype(FLOATS[form])
-        return tensor(w), w.astype(np.float64)
-    scheme = SCHEMES[form]
-    if scheme.is_block:
-        raw = rng.integers(0, 256, (N, K // 32, scheme.block_bytes), dtype=np.uint8)
-        scales = rng.random((N, K // 32, 2)) * [0.01, -0.05] + [0.002, 0]
-        halves = scales.astype(np.float16)[:, :, : 1 if form == "q8_0" else 2]
-        raw[:, :, : 2 * halves.shape[2]] = halves.view(np.uint8).reshape(N, K // 32, -1)
-        rows = raw.reshape(N, -1)
-        values = getattr(oracles, f"dequantize_{form}")(rows)
-        return QuantizedTensor(scheme, (N, K), {"blocks": tensor(rows)}), values
-    q, scales = oracles.quantize_int8(rng.standard_normal((N, K)) / 2, scheme.group_size or None)
-    parts = {"values": tensor(q), "scales": tensor(scales)}
-    values = oracles.dequantize_int8(q, scales, scheme.group_size or None)
-    return QuantizedTensor(scheme, (N, K), parts), values
-
-
-def seen(x, form):
-    """What a product sees of x: under w8a8 its rows are rounded to int8."""
-    return oracles.dequantize_int8(*oracles.quantize_int8(x)) if form == "w8a8" else x.astype("f8")
-
-
-def normed(x, norm):
-    h = x.astype(np.float64)
-    h = h / np.sqrt((h * h).mean(-1, keepdims=True) + EPS) * norm.astype(np.float64)
-    return h.astype(x.dtype)
-
-
-def close(backend, actual, reference, dtype, form, K, scale, c=None, message=""):
-    # under w8a8 a value of x on the border of two integers may go to either: 1 / 127 of its row
-    dtype = "bfloat16" if form == "w8a8" else dtype
-    actual = backend.to_numpy(actual)
-    assert_close(actual, reference, dtype=dtype, reduce=K, scale=scale, c=c, err_msg=message)
-
-
-def check_product(backend, rng, form, dtype, M, N, K, *, norm=False, out=None, tile=None):
-    x = rng.standard_normal((M, K)).astype(FLOATS[dtype])
-    w, values = weight(backend, rng, form, N, K)
-    bias, residual = (rng.standard_normal(s).astype(x.dtype) for s in ((N,), (M, N)))
-    vector = (rng.standard_normal(K) * 0.3 + 1).astype(np.float32)
-    first = gemv.Norm(up(backend, vector), EPS) if norm else None
-    y = gemv.gemv(
-        backend, up(backend, x), w, *up(backend, bias, residual), out, norm=first, tile=tile
-    )
-    h = seen(normed(x, vector) if norm else x, form)
-    reference = h @ values.T + bias.astype(np.float64) + residual.astype(np.float64)
-    c = WIDE_C if norm and dtype != "float32" else None
-    judged = dtype if c else dtype_name(y.dtype)
-    assert dtype_name(y.dtype) == dtype_name(out or dtype)
-    message = f"{form} {tile}"
-    close(backend, y, reference, judged, form, K, rms(h) * rms(values), c, message)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("M", (1, 3))
-def test_every_form(backend, rng, form, M):
-    check_product(backend, rng, form, "bfloat16", M, 37, 96)
-    if M == 1:
-        check_product(backend, rng, form, "bfloat16", M, 18, 192, norm=True, out="float32")
-
-
-@pytest.mark.parametrize("form", ("bfloat16", "int8-g32", "w8a8"))
-@pytest.mark.parametrize("M", (2, 5, 8))
-def test_every_row_count(backend, rng, form, M):
-    check_product(backend, rng, form, "bfloat16", M, 37, 96, norm=True)
-
-
-@pytest.mark.parametrize("form", ("float32", "bfloat16", "int8", "q4_1"))
-@pytest.mark.parametrize("dtype", ("float32", "float16"))
-def test_every_x(backend, rng, form, dtype):
-    check_product(backend, rng, form, dtype, 2, 15, 160, norm=True)
-
-
-@pytest.mark.parametrize("form", [f for f in FORMS if f not in ("q8_0", "q4_1")])
-@pytest.mark.parametrize("K", (1, 200))
-def test_rows_off_16_bytes(backend, rng, form, K):
-    check_product(backend, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)
 
 
 @pytest.mark.parametrize(
@@ -164,16 +83,6 @@ def test_weights_larger_than_a_binding(rng):
         check_gated(small, rng, "bfloat16", "silu", 1, 150, 96)
 
 
-def test_views(backend, rng):
-    """x and weights that begin off a 16-byte border."""
-    x = rng.standard_normal((1, 65)).astype(BF16)
-    w = rng.standard_normal((41, 64)).astype(BF16)
-    flat = Tensor(np.concatenate([np.zeros(1, BF16), w.ravel()]), backend=backend)
-    y = gemv.gemv(backend, Tensor(x, backend=backend)[:, 1:].data, flat[1:].reshape(41, 64))
-    reference = x[:, 1:].astype(np.float64) @ w.astype(np.float64).T
-    close(backend, y, reference, "bfloat16", "", 64, 1.0)
-
-
 @pytest.mark.parametrize("form", ("bfloat16", "int8-g64"))
 @pytest.mark.parametrize("M", (1, 2))
 def test_combine(backend, rng, form, M):
@@ -195,49 +104,9 @@ def test_combine(backend, rng, form, M):
     close(backend, y, reference, "bfloat16", form, H * D, rms(h) * rms(values), WIDE_C)
 
 
-def check_gated(backend, rng, form, act, M, F, K, tile=None):
-    x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
-    (g, gate), (u, upper) = (weight(backend, rng, form, F, K) for _ in range(2))
-    bias = rng.standard_normal(F).astype(BF16)
-    y = gemv.norm_gated_gemv(
-        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), g, u, act=act,
-        gate_bias=up(backend, bias) if M == 3 else None, tile=tile,
-    )  # fmt: skip
-    h = seen(normed(x, norm), form)
-    left = h @ gate.T + (bias.astype(np.float64) if M == 3 else 0)
-    if act == "silu":
-        left = oracles.silu(left)
-    else:
-        left = oracles.gelu(left, "none" if act == "gelu" else "tanh")
-    right = h @ upper.T
-    scale = rms(h) * rms(gate) * (1 + np.sqrt(K) * rms(h) * rms(upper))
-    close(backend, y, left * right, "bfloat16", form, K, scale, WIDE_C)
-
-
-@pytest.mark.parametrize(
-    ("form", "act"),
-    [*((form, "silu") for form in FORMS), ("bfloat16", "gelu"), ("bfloat16", "gelu_tanh")],
-)
-def test_gated(backend, rng, form, act):
-    check_gated(backend, rng, form, act, 3 if form == "bfloat16" else 1, 27, 96)
-
-
 def test_gated_by_a_large_tile(backend, rng):
-    check_gated(backend, rng, "bfloat16", "silu", 1, 27, 1056, LARGE)
-    check_gated(backend, rng, "int8", "silu", 2, 27, 1056, Tile(256, 32, 8, 1))
-
-
-def rotated(x, cos, sin, interleaved):
-    """x [M, H, D] turned by cos, sin [M, R/2]."""
-    half, y = cos.shape[1], x.copy()
-    first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
-        if interleaved
-        else (slice(0, half), slice(half, 2 * half))
-    )
-    a, b, c, s = x[..., first], x[..., second], cos[:, None], sin[:, None]
-    y[..., first], y[..., second] = a * c - b * s, b * c + a * s
-    return y
+    check_gated(backend, rng, "bfloat16", "silu", 1, 27, 1056, tile=LARGE)
+    check_gated(backend, rng, "int8", "silu", 2, 27, 1056, tile=Tile(256, 32, 8, 1))
 
 
 def check_qkv(
@@ -323,7 +192,7 @@ def test_qkv_without_a_cache_by_a_large_tile(backend, rng):
 
 def test_rows_to_int8(backend, rng):
     for name, M, K in (("float32", 3, 33), ("bfloat16", 1, 96)):
-        x = rng.standard_normal((M, K)).astype(FLOATS[name])
+        x = normal(rng, (M, K), name)
         x[M // 2] = 0 if M > 1 else x[0]
         values, scales = quantized_rows(backend, up(backend, x))
         got, (q, s) = backend.to_numpy(values), oracles.quantize_int8(x)
