@@ -20,6 +20,7 @@
 # set THREADS = BM // TM * (BN // TN)
 # set XS = ("x", X, X_WHOLE, X_ACROSS, BM, 0)
 # set WS = ("w", W, W_WHOLE, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
+# set SHARE = raw_type(X, X_WHOLE) == raw_type(W, W_WHOLE) and [BM, BN] | max * BK // 8 <= THREADS
 # set SCALED_ROWS = DOT4
 # set SCALED_COLUMNS = DOT4 or W == "i8"
 # include "gemm_head.wgsl"
@@ -39,20 +40,26 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 }
 # endif
 
-// -- moving a side's tile: a thread's blocks, registers SIDE_BLOCK_LINE
+// -- moving a side's tile: a thread's blocks, registers SIDE_BLOCK_LINE. 8 lanes have blocks above
+// each other and 4 side by side: loads of a warp see 8 lines, stores meet in no bank. SHARE: where
+// half of the threads bring x and the others w, both use the same registers.
 # macro declare(side)
 #   set name, form, whole, across, rows, start = side
+#   set high, wide = [rows // 4, 8] | min, [BK // 4, 4] | min
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
   let {{name}}_block_{{b}} = t - {{start}}u + {{b * THREADS}}u;
-  let {{name}}_row_{{b}} = {{name}}_block_{{b}} % {{rows // 4}}u;
-  let {{name}}_quad_{{b}} = {{name}}_block_{{b}} / {{rows // 4}}u * 4u;
-#     for i in range(4)
+  let {{name}}_row_{{b}} = {{name}}_block_{{b}} % {{high}}u
+                + {{name}}_block_{{b}} / {{high * wide}}u % {{rows // 4 // high}}u * {{high}}u;
+  let {{name}}_quad_{{b}} = ({{name}}_block_{{b}} / {{high}}u % {{wide}}u
+                 + {{name}}_block_{{b}} / {{rows // 4 * wide}}u * {{wide}}u) * 4u;
+#     for i in range(4) if name == "x" or not SHARE
   var {{name}}_{{b}}_{{i}}: {{ raw_type(form, whole) }};
 #     endfor
 #   endfor
 # endmacro
 # macro fetch(side, length)
 #   set name, form, whole, across, rows, start = side
+#   set raw = "x" if SHARE else name
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
 #     if rows // 4 * BK // 4 < THREADS
     if ({{ "t >= %du" % start if start else "t < %du" % (rows // 4 * BK // 4) }}) {
@@ -63,10 +70,10 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
       let row = {{name}}_first + {{name}}_row_{{b}} * 4u;
 #     for i in range(4)
 #       if across
-      {{name}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(unit + {{i}}u, batch), row,
+      {{raw}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(unit + {{i}}u, batch), row,
                                            select(0u, {{length}}, unit + {{i}}u < last));
 #       else
-      {{name}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(min(row + {{i}}u, {{length}} - 1u), batch),
+      {{raw}}_{{b}}_{{i}} = {{name}}_load({{name}}_line(min(row + {{i}}u, {{length}} - 1u), batch),
                                            unit, last);
 #       endif
 #     endfor
@@ -75,6 +82,7 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 # endmacro
 # macro stash(side)
 #   set name, form, whole, across, rows, start = side
+#   set raw = "x" if SHARE else name
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
 #     if rows // 4 * BK // 4 < THREADS
     if ({{ "t >= %du" % start if start else "t < %du" % (rows // 4 * BK // 4) }}) {
@@ -83,7 +91,7 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 #     endif
       let to = {{name}}_stage + {{name}}_quad_{{b}} * {{rows // 4}}u + {{name}}_row_{{b}};
 #     for i in range(4)
-      let v{{i}} = {{name}}_decode({{name}}_{{b}}_{{i}});
+      let v{{i}} = {{name}}_decode({{raw}}_{{b}}_{{i}});
 #     endfor
 #     for i in range(4)
 #       if across

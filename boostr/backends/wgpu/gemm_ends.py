@@ -67,9 +67,11 @@ def finish(backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int) -
     integers = part.dtype == dtypes.int32
     scales = [a for a in (ends.w_scale, ends.x_scale) if a is not None] if integers else []
     w_scale = backend.offset(ends.w_scale) if scales else 0
+    offsets, at = ends.offsets(backend), backend.offset(y)
+    whole = (y.shape[-1] | at | offsets[1] | offsets[2]) % 4 == 0
     backend.launch(
         "gemm_finish", "finish", -(-y.size // 1024), [part, *scales, *ends.tail()], [y],
-        (y.size, y.shape[-1], splits, w_scale, *ends.offsets(backend),
-         backend.offset(y)),
+        (y.size, y.shape[-1], splits, w_scale, *offsets, at),
+        WHOLE=whole, SPLITS=splits if whole else 0,
         PART=wgsl.name_of(part.dtype), OUT=wgsl.name_of(y.dtype), **ends.values(),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
 
 _CORES = {"discrete": 132, "integrated": 16, "software": 1}  # an H100's; WebGPU names no number
-_MULTIPLIES = 128  # of a core in a clock
+_MULTIPLIES, _REGISTERS = 128, 65536  # of a core: in a clock; in all
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,16 @@ class Tile:
     STAGES: int = 1
     UNROLL: int = 16
     WEAVE: bool = True
-    rate: float = 0.7
+    rate: float = 0.65
 
     @property
     def threads(self) -> int:
         return self.BM // self.TM * (self.BN // self.TN)
+
+    @property
+    def resident(self) -> int:
+        """Workgroups that the registers of a core hold at once."""
+        return max(1, _REGISTERS // (self.threads * (self.TM * self.TN + 64)))
 
     @property
     def shared_bytes(self) -> int:
@@ -44,12 +49,12 @@ class Tile:
 
 LARGE = Tile(128, 128, 8, 8)
 TILES = (
-    LARGE, Tile(64, 128, 8, 8, rate=0.66), Tile(64, 64, 8, 8, rate=0.6),
-    Tile(32, 128, 4, 8, rate=0.5), Tile(16, 128, 4, 8, rate=0.4),
+    LARGE, Tile(128, 96, 8, 12, rate=0.6), Tile(64, 128, 8, 8, rate=0.6),
+    Tile(64, 64, 8, 8, rate=0.55), Tile(32, 128, 4, 8, rate=0.5), Tile(16, 128, 4, 8, rate=0.4),
 )  # fmt: skip
-# LARGE of f32 by f32: the fastest form of it that was measured (35 TFLOP/s at 4096³ on an H100;
-# with lanes woven and loads without ends 25, which 16-bit operands gain from: 38)
-WIDE = Tile(128, 128, 8, 8, BK=32, WEAVE=False)
+# LARGE of f32 by f32, whose raw words take twice the registers: 40 TFLOP/s at 4096³ on an H100
+# (LARGE itself 35; with loads without ends, which 16-bit operands gain from, 38)
+WIDE = Tile(128, 128, 8, 16)
 DIRECT = Tile(32, 32, 4, 4, rate=0.1)  # `gemm_direct.wgsl`
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -81,13 +86,15 @@ def choose(caps: Caps, M: int, N: int, units: int, batches: int, room: int) -> P
             continue
         groups = -(-M // tile.BM) * -(-N // tile.BN) * batches * splits
         each_core = -(-groups // cores)
-        busy = min(
-            1.0, 0.8 + 0.2 * each_core * tile.threads / 384
-        )  # too few threads hide no latency
+        # too few threads hide no latency
+        busy = min(1.0, 0.45 + each_core * tile.threads / 500)
+        waves = -(-groups // (cores * tile.resident))
+        if waves > 1:  # later ones are not shared out evenly
+            each_core = (each_core + waves * tile.resident) / 2
         depth = -(-units // (splits * tile.BK)) * tile.BK + 48
         clocks = each_core * tile.BM * tile.BN * depth / (_MULTIPLIES * tile.rate * busy)
         if splits > 1:
-            clocks += 3000 + 8e-3 * splits * M * N * batches  # another dispatch, and its bytes
+            clocks += 6000 + 4.5e-3 * splits * M * N * batches  # another dispatch, and its bytes
         if clocks < least:
             best, least = Plan(tile, splits), clocks
     return best
@@ -120,9 +127,12 @@ VARIANTS = [
     ),
     _variant("bf16", "bf16", OUT="bf16", GUARD=True),
     *(
-        Variant("gemm_finish", {"PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual})
+        Variant("gemm_finish", {
+            "PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual, "WHOLE": splits > 0,
+            "SPLITS": splits})
         for part, out, bias, residual in (
             ("f32", "f32", "", ""), ("f32", "bf16", "bf16", "bf16"), ("i32", "f16", "f32", "f16"),
         )
+        for splits in (0, 3)
     ),
 ]  # fmt: skip
