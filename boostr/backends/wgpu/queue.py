@@ -19,7 +19,7 @@ from boostr.errors import BackendError
 # (pipeline, bind group, parameters, their bytes, x, y, z, what must live until it is encoded)
 Command = tuple[Any, Any, Any, int, int, int, int, Any]
 
-_FIRST, _BATCH = 16, 48  # commands of the first batch after the GPU was idle, and of the others
+_FIRST, _BATCH = 16, 24  # commands of the first batch after the GPU was idle, and of the others
 _IN_FLIGHT = 6
 # bytes of an upload that are staged at once: Dawn keeps such small staging memory, and makes larger
 # anew each time; and bytes that may be under way
@@ -58,14 +58,17 @@ class Queue:
             self.flush()
 
     def run(self, commands: Sequence[Command], described: Any = None) -> None:
-        """Encode commands behind those that were collected. They, or the last piece of many, are
-        submitted with the read of their results that follows, or with whatever comes next.
+        """Encode commands behind those that were collected. Few are submitted with the read of
+        their results that follows, or with whatever comes next.
 
         described: the pass's descriptor, where it is timed.
         """
-        for piece in [commands] if described else pieces(commands):
+        parts = [commands] if described else pieces(commands)
+        for piece in parts:
             self.flush()
             self._encoder = self._encode(piece, described or self._null)
+        if len(parts) > 1:
+            self.flush()
 
     def replay(self, commands: Sequence[Command]) -> Replay | None:
         """How commands are encoded over and over; None where Python does it each time."""
@@ -77,6 +80,8 @@ class Queue:
             if self.pending or self._encoder is not None:
                 self.flush()
             self._encoder, self._replayed = encoder, True
+        if len(encoders) > 1:
+            self.flush()
 
     def flush(self) -> None:
         """Start everything that was asked for."""
