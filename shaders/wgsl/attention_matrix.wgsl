@@ -1,6 +1,7 @@
 // Attention forward on tensor cores (subgroup matrices): f16 products, f32 scores and sums. bf16 is
-// made f16 on its way, exactly between 2^-14 and 65504; where a number is beyond, `flag` is set and
-// attention.wgsl does the work again (smaller ones lose digits below 2^-24).
+// made f16 before (keys and values by attention_halves.wgsl), exactly between 2^-14 and 65504; where
+// a number is beyond, `flag` is set and attention.wgsl does the work again (smaller ones lose digits
+// below 2^-24). PAGED: a sequence's keys are `capacity` rows, which wrap; `there`: 0 for holes.
 //   out = softmax(scale q.k, masked) v and lse, packed or paged; shapes as in attention.wgsl.
 // A workgroup takes 16 SUBGROUPS queries of one head (an entry of attention_plan.wgsl's list), each
 // subgroup of 32 lanes 16 of them, against BN keys at a time. Its queries stay in matrices, and so
@@ -10,6 +11,7 @@
 // A matrix cannot be scaled by rows in registers, so the sums are only rescaled (through `scores`)
 // when a row's maximum has risen by more than RISE: until then its probabilities are up to 2^RISE.
 // In `kv` and `probs` a place counts vectors of 8 f16, in `scores` of 4 f32, also in matrix loads.
+// SPLITS: as in attention.wgsl.
 // Limits: D and DV multiples of 16, to 128; scale > 0; no softcap, no slopes.
 // Source: Dao 2023, FlashAttention-2; lazy rescaling: FlashAttention-4.
 # from "attention_parts.wgsl" import columns, put_columns, width with context
@@ -23,34 +25,39 @@
 # set q_loads = BM * D // 8 // THREADS
 # set k_loads = BN * D // 8 // THREADS
 # set v_loads = BN * DV // 8 // THREADS
-# set block_size = BLOCK ~ "u"
 struct Params {
   q_at: u32, q_row: u32, q_head: u32, k_at: u32, k_row: u32, k_head: u32, v_at: u32, v_row: u32,
-  v_head: u32, k_block: u32, v_block: u32, table_at: u32, columns: u32, heads: u32, group: u32,
-  tiles: u32, together: u32, segments: i32, left: i32, right: i32, scale: f32,
+  v_head: u32, capacity: u32, heads: u32, group: u32, tiles: u32, together: u32, segments: i32,
+  left: i32, right: i32, scale: f32,
 }
 {{ read(0, "q", "u32", 4) }}
 {{ read(1, "k", "u32", 4) }}
 {{ read(2, "v", "u32", 4) }}
 {{ read(3, "plan", "i32") }}
-# if BLOCK
-{{ read(4, "table", "i32") }}
+# if PAGED
+{{ read(4, "there", "u32") }}
 # endif
-# set at = 5 if BLOCK else 4
+# set at = 5 if PAGED else 4
+# if SPLITS > 1
+{{ write(at, "partials", "f32", 4) }}
+#   set next = at + 1
+# else
 {{ write(at, "out", KIND, 2) }}
 {{ write(at + 1, "lse", "f32") }}
-# if KIND == "bf16"
-@group(0) @binding({{ at + 2 }}) var<storage, read_write> flag: array<atomic<u32>>;
-# endif
-{{ parameters(at + 3 if KIND == "bf16" else at + 2) }}
 {{ put_columns("out", KIND, DV) -}}
+#   set next = at + 2
+# endif
+# if KIND == "bf16"
+@group(0) @binding({{ next }}) var<storage, read_write> flag: array<atomic<u32>>;
+# endif
+{{ parameters(next + 1 if KIND == "bf16" else next) }}
 {{ workgroup("kv", "vec4<u32>", [BN, BM] | max * LINE) }}
 {{ workgroup("scores", "vec4<f32>", BM * SP) }}
 {{ workgroup("probs", "vec4<u32>", BM * PP) }}
 {{ workgroup("fades", "f32", BM) }}
 var<workgroup> risen: u32;  // whether a row's maximum has
-# if BLOCK
-var<workgroup> holes: u32;  // whether the table lacks a block of these keys
+# if PAGED
+var<workgroup> holes: u32;  // whether some of these keys are not there
 # endif
 const LOG2E = 1.4426950408889634;
 const LOWEST = -1.0e30;
@@ -59,24 +66,16 @@ const RISE = 8.0;
 var<private> minus_infinity: u32 = 0xff800000u;
 var<private> last_row: u32;
 var<private> last_key: i32;
-# if BLOCK
-var<private> table_row: u32;
-fn block_of(j: u32) -> i32 {
-  var column = j / {{ block_size }};
-  if (column >= p.columns) { column %= p.columns; }
-  return table[table_row + column];
-}
+# if PAGED
+var<private> first_slot: u32;
+fn slot(j: u32) -> u32 { return select(j, j % p.capacity, j >= p.capacity); }
+fn is_there(j: i32) -> bool { return there[first_slot + slot(u32(min(j, last_key)))] != 0u; }
 # endif
 # for name in "kv"
 var<private> {{ name }}_base: u32;
 fn {{ name }}_row(r: u32, start: i32) -> u32 {
   let j = u32(min(start + i32(r), last_key));
-# if BLOCK
-  let block = u32(max(block_of(j), 0));
-  return {{ name }}_base + block * p.{{ name }}_block + j % {{ block_size }} * p.{{ name }}_row;
-# else
-  return {{ name }}_base + j * p.{{ name }}_row;
-# endif
+  return {{ name }}_base + {{ "slot(j)" if PAGED else "j" }} * p.{{ name }}_row;
 }
 # endfor
 
@@ -99,7 +98,7 @@ fn halves(w: vec4<u32>) -> vec4<u32> { return w; }
 # endmacro
 # macro stash(count, W)
 # for j in range(count)
-  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = halves(r{{ j }});
+  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = r{{ j }};
 # endfor
 # endmacro
 
@@ -107,7 +106,8 @@ fn halves(w: vec4<u32>) -> vec4<u32> { return w; }
 fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) workgroup: vec3<u32>,
              @builtin(num_workgroups) workgroups: vec3<u32>, @builtin(subgroup_id) subgroup: u32,
              @builtin(subgroup_invocation_id) lane: u32) {
-  let number = flat_workgroup(workgroup, workgroups);
+  let split = flat_workgroup(workgroup, workgroups) % {{ SPLITS }}u;
+  let number = flat_workgroup(workgroup, workgroups) / {{ SPLITS }}u;
   if (number >= p.tiles * p.heads) { return; }
   let turn = p.tiles * p.together;
   let head = number / turn * p.together + number % p.together;
@@ -115,16 +115,21 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   let rows = plan[entry + 1u];
   if (rows == 0) { return; }
   let first = u32(plan[entry]);
-  let begin = plan[entry + 6u];
-  let end = plan[entry + 7u];
+# set keys = BN * SPLITS
+  let share = (plan[entry + 7u] - plan[entry + 6u] + {{ keys - 1 }}) / {{ keys }} * {{ BN }};
+  let begin = plan[entry + 6u] + i32(split) * share;
+  let end = min(plan[entry + 7u], begin + share);
   {{ poison("id", THREADS) }}
   last_row = u32(rows) - 1u;
   last_key = end - 1;
-# if BLOCK
-  table_row = p.table_at + u32(plan[entry + 3u]) * p.columns;
+# if PAGED
+  first_slot = u32(plan[entry + 3u]) * p.capacity;
+  let first_key = first_slot;
+# else
+  let first_key = u32(plan[entry + 4u]);
 # endif
 # for name in "kv"
-  {{ name }}_base = p.{{ name }}_at + head / p.group * p.{{ name }}_head{% if not BLOCK %} + u32(plan[entry + 4u]) * p.{{ name }}_row{% endif %};
+  {{ name }}_base = p.{{ name }}_at + head / p.group * p.{{ name }}_head + first_key * p.{{ name }}_row;
 # endfor
   // the lane's row and its half of the columns of scores
   let row = subgroup * 16u + lane / 2u;
@@ -158,12 +163,12 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     workgroupBarrier();
 {{ stash(k_loads, D) -}}
     if (id == 0u) { risen = 0u; }
-# if BLOCK
+# if PAGED
     if (id == 0u) { holes = 0u; }
 # endif
     workgroupBarrier();
-# if BLOCK
-    if (id < {{ BN }}u && block_of(u32(min(start + i32(id), last_key))) < 0) { holes = 1u; }
+# if PAGED
+    if (id < {{ BN }}u && !is_there(start + i32(id))) { holes = 1u; }
 # endif
 {{ fetch("v", "start", v_loads, DV) -}}
 # for n in range(BN // 16)
@@ -178,7 +183,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 # endfor
     workgroupBarrier();
 {{ stash(v_loads, DV) -}}
-    let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if BLOCK }};
+    let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if PAGED }};
     var best = vec4<f32>(HIDDEN);
 # for i in range(each)
     var s{{ i }}: vec4<f32>;
@@ -246,6 +251,12 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   workgroupBarrier();
   if (half == 1u) { fades[row] = sum; }
   workgroupBarrier();
+# if SPLITS > 1
+  let at = (((first + row) * p.heads + head) * {{ SPLITS }}u + split) * {{ DV // 4 + 1 }}u;
+  if (half == 0u && row <= last_row) {
+    partials[at + {{ DV // 4 }}u] = vec4<f32>(top, sum + fades[row], 0.0, 0.0);
+  }
+# else
   let at = (first + row) * p.heads + head;
   if (half == 0u) {
     var total = sum + fades[row];
@@ -263,6 +274,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
       lse[at] = select(bitcast<f32>(minus_infinity), (base + log2(max(total, 1.0e-38))) / LOG2E, total > 0.0);
     }
   }
+# endif
 # for group in range((DV + BN - 1) // BN)
 # set here = [BN // 16, DV // 16 - BN // 16 * group] | min
   workgroupBarrier();
@@ -272,7 +284,12 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   workgroupBarrier();
   if (row <= last_row) {
     for (var i = 0u; i < {{ 2 * here }}u; i++) {
-      put_out(at, {{ BN // 4 * group }}u + 2u * i + half, scores[row * {{ SP }}u + 2u * i + half] * fades[row]);
+      let four = scores[row * {{ SP }}u + 2u * i + half];
+# if SPLITS > 1
+      partials[at + {{ BN // 4 * group }}u + 2u * i + half] = four;
+# else
+      put_out(at, {{ BN // 4 * group }}u + 2u * i + half, four * fades[row]);
+# endif
     }
   }
 # endfor
@@ -282,11 +299,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
 }
 
 fn seen(key: vec4<i32>, position: i32, end: i32) -> vec4<bool> {
-# if BLOCK
-  var there = vec4<bool>(true);
-  if (holes != 0u) { there = vec4<bool>({% for c in "xyzw" %}block_of(u32(min(key.{{ c }}, last_key))) >= 0{{ ", " if c != "w" }}{% endfor %}); }
+# if PAGED
+  var kept = vec4<bool>(true);
+  if (holes != 0u) { kept = vec4<bool>({% for c in "xyzw" %}is_there(key.{{ c }}){{ ", " if c != "w" }}{% endfor %}); }
 # else
-  let there = vec4<bool>(true);
+  let kept = vec4<bool>(true);
 # endif
-  return there & (key >= vec4<i32>(position - p.left)) & (key <= vec4<i32>(position + p.right)) & (key < vec4<i32>(end));
+  return kept & (key >= vec4<i32>(position - p.left)) & (key <= vec4<i32>(position + p.right)) & (key < vec4<i32>(end));
 }

@@ -16,8 +16,9 @@ from tolerance import assert_close
 
 from boostr import Tensor, capture, dtypes
 from boostr.backends.wgpu import attention, attention_backward, attention_matrix
+from boostr.backends.wgpu.attention_plan import FAR, Call, make_plan
 from boostr.errors import FallbackError
-from boostr.ops.attention import paged_attention, varlen_attention
+from boostr.ops.attention import attention_options, paged_attention, varlen_attention
 
 RAGGED = (1, 70, 0, 33), (1, 70, 0, 33)
 UNEQUAL = (20, 5, 0, 9), (51, 3, 4, 90)
@@ -158,13 +159,14 @@ def test_few_queries_of_many_keys(options, plain, rng, monkeypatch):
     "options", [{"causal": True}, {"window": (30, 9), "sinks": SINKS}], ids=str
 )
 @pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 128), (80, 96)])
-@pytest.mark.parametrize("subgroups", [2, 4])
-def test_matrices(subgroups, D, Dv, options, plain, rng, monkeypatch):
-    """Tensor cores, packed and paged, also where logits rise late."""
+@pytest.mark.parametrize(("subgroups", "splits"), [(2, 1), (2, 3), (4, 1)])
+def test_matrices(subgroups, splits, D, Dv, options, plain, rng, monkeypatch):
+    """Tensor cores, packed and paged, also where logits rise late, or workgroups share keys."""
     if not plain.caps.matrices:
         pytest.skip(f"{plain.caps.name} through {plain.caps.provider} has no subgroup matrices")
     ran, tiles = [], attention_matrix.MatrixTiles(subgroups)
     monkeypatch.setattr(attention_matrix, "choose_tiles", lambda *args: tiles)
+    monkeypatch.setattr(attention_matrix, "splits_of", lambda *args: splits)
     attend = attention_matrix.attend
     monkeypatch.setattr(attention_matrix, "attend", lambda *a: ran.append(a) or attend(*a))
     for size in (1.0, 20.0):
@@ -184,6 +186,51 @@ def test_matrices_beyond_their_range(plain):
     v[:, :, 0] = 1e6
     args = tensors(plain, q, k, v, *2 * [np.array([0, 70], np.int32)])
     np.testing.assert_array_equal(varlen_attention(*args)[0].numpy(), v)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_keys_in_halves(dtype, plain, rng):
+    """What tensor cores read of a paged cache: its rows side by side, and where it has none."""
+    kind, lens = dtypes.parse(dtype), np.array([37, 90], np.int32)
+    k, v = (rng.standard_normal((9, 16, 2, n)).astype(kind) for n in (16, 48))
+    table = np.array([[3, 8, -1, 0], [1, 7, 2, 5]], np.int32)
+    options = attention_options("", 16, True, None, None, None, "bottom-right")
+    q, cu = np.zeros((2, 4, 16), kind), np.array([0, 1, 2], np.int32)
+    call = Call(*tensors(plain, q, k, v, cu, lens, table), None, None, options)
+    flag = None if dtype == "float16" else Tensor(np.zeros(4, np.uint32), backend=plain).data
+    made = attention_matrix._halves(call, flag)
+    assert made.capacity == 64 and made.there is not None
+    there = plain.to_numpy(made.there)
+    assert there[32] == there[36] == 0
+    for b, slot in [(0, 0), (0, 20), (1, 5), (1, 63)]:
+        block, row = table[b, slot // 16], 64 * b + slot
+        assert there[row] == 1
+        for half, cache in ((made.k, k), (made.v, v)):
+            got, wanted = plain.to_numpy(half)[row], cache[block, slot % 16]
+            np.testing.assert_array_equal(got, wanted.astype(np.float16))
+    if flag is not None:
+        assert plain.to_numpy(flag)[0] == 0
+        k[8, 3] = 1e5
+        attention_matrix._halves(replace(call, k=tensors(plain, k)[0]), flag)
+        assert plain.to_numpy(flag)[0] == 1
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_what_tensor_cores_could_not_do(flag, plain, rng):
+    """It is done by the list of tiles that they had, and only where the flag says so."""
+    q, k, v = (rng.standard_normal((70, 2, 32)).astype(np.float32) for _ in range(3))
+    cu = np.array([0, 25, 70], np.int32)
+    options = attention_options("", 32, True, None, None, None, "bottom-right")
+    args = tensors(plain, q, k, v, cu, cu)
+    call = Call(*args, None, None, None, options)
+    rows = attention._tiles(call, True).rows
+    per_head = (2, None, None)
+    plan = make_plan(plain, rows, 70, *(x.data for x in args[3:]), (FAR, 0), True, per_head)
+    out, lse = (Tensor(np.zeros(s, np.float32), backend=plain) for s in (q.shape, q.shape[:2]))
+    set_to = Tensor(np.full(4, flag, np.uint32), backend=plain)
+    attention.attend_into(call, [out.data, lse.data], set_to.data, plan)
+    wanted, _ = varlen_attention(*args, causal=True)
+    np.testing.assert_allclose(out.numpy(), wanted.numpy() * flag, atol=1e-5)
 
 
 def test_many_segments(plain, rng):

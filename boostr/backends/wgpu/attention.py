@@ -15,7 +15,16 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu import attention_decode, attention_matrix
-from boostr.backends.wgpu.attention_plan import Call, lanes, make_plan, rows_of, sides, together
+from boostr.backends.wgpu.attention_plan import (
+    Call,
+    Plan,
+    lanes,
+    make_plan,
+    rows_of,
+    sides,
+    splits_of,
+    together,
+)
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.wgsl import name_of
@@ -84,7 +93,6 @@ TILES: dict[int, tuple[Tiles, ...]] = {
 # instead of the first of these where it would leave a large GPU's cores without work
 FEW = {64: Tiles(16, 8, 4, 4, 32, 32), 128: Tiles(16, 8, 4, 4, 32, 32)}
 _FILLS = 132  # workgroups
-_LEAST_KEYS, _MOST_SPLITS = 512, 16  # of a workgroup; of a tile
 
 
 def software_tiles(width: int) -> Tiles:
@@ -137,25 +145,11 @@ def values(
     }  # fmt: skip
 
 
-def splits_of(call: Call, rows: int, caps: Caps) -> int:
-    """Workgroups for the keys of a tile of `rows` queries: more than one where few queries, as in
-    a turn of a chat, meet many keys, and most of the GPU would wait."""
-    Tq, H, _ = call.q.data.shape
-    B, options = call.cu_q.data.shape[0] - 1, call.options
-    keys = call.k.data.shape[0] // B
-    if call.table is not None:
-        keys = call.table.data.shape[1] * call.k.data.shape[1]
-    if options.left >= 0 and (options.causal or options.right >= 0):
-        keys = min(keys, options.left + max(options.right, 0) + Tq // B)
-    room = 2 * _FILLS // max(1, (Tq // rows + B) * H) if caps.kind == "discrete" else 1
-    return max(1, min(room, keys // _LEAST_KEYS, _MOST_SPLITS))
-
-
 def _attend(call: Call) -> tuple[Tensor, Tensor]:
     backend: Any = call.q.backend
     q, DV, sinks = call.q.data, call.v.data.shape[-1], call.sinks
     rows = _tiles(call).rows
-    splits = splits_of(call, rows, backend.caps)
+    splits = splits_of(call, rows, 2 * _FILLS)
     if splits > 1 and q.size:
         parts = backend.empty((*q.shape[:2], splits, 4 * -(-DV // 4) + 4), dtypes.float32)
         attend_into(call, [parts], splits=splits)
@@ -170,33 +164,35 @@ def _attend(call: Call) -> tuple[Tensor, Tensor]:
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
 
 
-def _tiles(call: Call) -> Any:
-    """The tiles for a call."""
+def _tiles(call: Call, again: bool = False) -> Any:
+    """The tiles for a call, or for what tensor cores could not do."""
     (Tq, H, D), DV = call.q.data.shape, call.v.data.shape[-1]
     caps = call.q.backend.caps  # type: ignore[attr-defined]
-    return choose_tiles(D, DV, caps, Tq * H < _FILLS * 64)
+    return choose_tiles(D, DV, caps, Tq * H < _FILLS * 64 and not again)
 
 
 def attend_into(
-    call: Call, writes: list[GpuArray], flag: GpuArray | None = None, splits: int = 1
-) -> None:
+    call: Call, writes: list[GpuArray], flag: GpuArray | None = None, plan: Plan | None = None,
+    splits: int = 1,
+) -> None:  # fmt: skip
     """Write out and lse, or partials if there are `splits`; with a `flag`, only where its first
-    word is not 0."""
+    word is not 0. `plan`: a list of the call's tiles that may suit."""
     backend: Any = call.q.backend
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]
-    tiles = _tiles(call)
+    tiles = _tiles(call, flag is not None)
     vector = vector and tiles.AHEAD
     if Tq * H:
         table = None if call.table is None else backend.dense(call.table.data)
         capacity = None if table is None else table.shape[1] * k.shape[1]
         window = sides(options)
         alibi, sinks = (None if x is None else x.data for x in (call.alibi, call.sinks))
-        plan = make_plan(
-            backend, tiles.rows, Tq, call.cu_q.data, call.b.data, window, options.bottom_right,
-            (H, alibi, sinks), capacity,
-        )  # fmt: skip
+        if plan is None or plan.rows != tiles.rows:
+            plan = make_plan(
+                backend, tiles.rows, Tq, call.cu_q.data, call.b.data, window,
+                options.bottom_right, (H, alibi, sinks), capacity,
+            )  # fmt: skip
         unit = 4 if vector else 1
         places = []
         for x in (q, k, v):

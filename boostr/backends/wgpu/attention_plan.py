@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FAR = 1 << 30  # a window side without limit, a cache that does not wrap
 _CACHED = 24 << 20  # bytes of keys and values that should stay in the GPU's cache
 _THREADS = 64
+_LEAST_KEYS, _MOST_SPLITS = 512, 16  # of a workgroup that shares a tile's keys; of a tile
 _STEPS = (1, 2, 4, 8, 16, 32)  # of the scan of the kernel that makes the list
 
 
@@ -55,10 +56,11 @@ def sides(options: AttentionOptions) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of tiles on the device (see attention_plan.wgsl) and how many entries it has."""
+    """A list on the device of tiles of `rows` (see attention_plan.wgsl), and its entries' number."""
 
     entries: GpuArray
     tiles: int
+    rows: int
 
 
 def make_plan(
@@ -94,7 +96,7 @@ def make_plan(
         THREADS=_THREADS, PAGED=int(capacity is not None), ALIBI=int(slopes is not None),
         SINKS=int(sinks is not None), FLAG=int(flag is not None), STEPS=_STEPS,
     )  # fmt: skip
-    return Plan(entries, tiles)
+    return Plan(entries, tiles, tile)
 
 
 def together(heads: int, group: int, head_bytes: int) -> int:
@@ -117,6 +119,25 @@ class Call:
     alibi: Tensor | None
     sinks: Tensor | None
     options: AttentionOptions
+
+
+def splits_of(call: Call, rows: int, room: int) -> int:
+    """Workgroups for the keys of a tile of `rows` queries: more than one where few queries, as in
+    a turn of a chat, meet many keys, and most of the GPU would wait.
+
+    room: workgroups that a large GPU holds at once.
+    """
+    Tq, H, _ = call.q.data.shape
+    B, options = call.cu_q.data.shape[0] - 1, call.options
+    keys = call.k.data.shape[0] // B
+    if call.table is not None:
+        keys = call.table.data.shape[1] * call.k.data.shape[1]
+    if options.left >= 0 and (options.causal or options.right >= 0):
+        keys = min(keys, options.left + max(options.right, 0) + Tq // B)
+    room //= max(1, (Tq // rows + B) * H)
+    if call.q.backend.caps.kind != "discrete":  # type: ignore[attr-defined]
+        return 1
+    return max(1, min(room, keys // _LEAST_KEYS, _MOST_SPLITS))
 
 
 VARIANTS = [
