@@ -49,9 +49,10 @@ class MatrixTiles:
         return 16 * (max(self.BN, rows) * line + rows * row) + 4 * rows + 8
 
 
-def choose_tiles(width: int, rows: int = 1 << 30) -> MatrixTiles:
-    """The tiles for heads of `width` columns and so many rows of queries, over all heads."""
-    return MatrixTiles(BN=32 if width <= 64 and rows >= _MANY else 64)
+def choose_tiles(D: int, DV: int, rows: int = 1 << 30) -> MatrixTiles:
+    """The tiles for heads of D and DV columns and so many rows of queries, over all heads."""
+    short = max(D, DV) <= 64 and rows >= _MANY and not (D % 32 or DV % 32)
+    return MatrixTiles(BN=32 if short else 64)
 
 
 def _whole(x: GpuArray) -> bool:
@@ -83,7 +84,7 @@ def takes(call: Call) -> bool:
         and call.options.scale > 0
         and all(_whole(x) for x in (q, k, v))
         and _gathered_bytes(call) <= _MOST_GATHERED
-        and choose_tiles(max(D, DV)).shared_bytes(D, DV) <= caps.workgroup_bytes
+        and choose_tiles(D, DV).shared_bytes(D, DV) <= caps.workgroup_bytes
     )
 
 
@@ -150,7 +151,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
     out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)
     if not lse.size:
         return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
-    tiles = choose_tiles(max(D, DV), Tq * H)
+    tiles = choose_tiles(D, DV, Tq * H)
     splits = splits_of(call, 16 * tiles.SUBGROUPS, _ROOM)
     flag = None if q.dtype == dtypes.float16 else backend.empty((4,), dtypes.uint32)
     capacity = None if call.table is None else call.table.shape[1] * call.k.shape[1]
@@ -184,7 +185,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
 VARIANTS = [
     *(
         Variant("attention_matrix",
-                values(choose_tiles(max(D, DV)), kind, D, DV, paged, paged, splits), ("matrices",))
+                values(choose_tiles(D, DV), kind, D, DV, paged, paged, splits), ("matrices",))
         for kind, D, DV, paged, splits in (
             ("f16", 64, 64, False, 1), ("bf16", 128, 128, True, 4), ("f16", 80, 96, True, 3),
             ("bf16", 16, 128, False, 1),

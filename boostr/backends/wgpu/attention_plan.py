@@ -56,7 +56,7 @@ def sides(options: AttentionOptions) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list on the device of tiles of `rows` (see attention_plan.wgsl), and its entries' number."""
+    """A list on the device of tiles of `rows` (see attention_plan.wgsl), and their number."""
 
     entries: GpuArray
     tiles: int
