@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import flat_rows, no_type, plan, rows, run_length
+from boostr.backends.cupy.rows import flat_rows, plan, rows, run_length
 from boostr.tensor import Tensor
 
 FORMS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -100,27 +101,24 @@ def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
     return Tensor.wrap(out, backend)
 
 
-def _backward_supports(g: Tensor, x: Tensor, *args: Any) -> str | None:
-    if g.dtype != x.dtype:
-        return f"the gradient is {g.dtype}, x {x.dtype}"
-    return no_type(x)
-
-
 KERNELS = {
-    "silu": Kernel(lambda x: _forward("silu", x), no_type),
-    "gelu": Kernel(lambda x, form: _forward(_form(form), x), no_type),
-    "swiglu": Kernel(lambda gate, up: _forward("silu", gate, up), no_type),
-    "geglu": Kernel(lambda gate, up, form: _forward(_form(form), gate, up), no_type),
-    "silu_backward": Kernel(lambda g, x: _backward("silu", g, x), _backward_supports),
-    "gelu_backward": Kernel(lambda g, x, form: _backward(_form(form), g, x), _backward_supports),
+    "silu": Kernel(lambda x: _forward("silu", x), refusals.floats),
+    "gelu": Kernel(lambda x, form: _forward(_form(form), x), refusals.floats),
+    "swiglu": Kernel(lambda gate, up: _forward("silu", gate, up), refusals.floats),
+    "geglu": Kernel(lambda gate, up, form: _forward(_form(form), gate, up), refusals.floats),
+    "silu_backward": Kernel(lambda g, x: _backward("silu", g, x), refusals.activation_backward),
+    "gelu_backward": Kernel(
+        lambda g, x, form: _backward(_form(form), g, x), refusals.activation_backward
+    ),
     "swiglu_backward": Kernel(
-        lambda g, gate, up: _gated_backward("silu", g, gate, up), _backward_supports
+        lambda g, gate, up: _gated_backward("silu", g, gate, up), refusals.activation_backward
     ),
     "geglu_backward": Kernel(
-        lambda g, gate, up, form: _gated_backward(_form(form), g, gate, up), _backward_supports
+        lambda g, gate, up, form: _gated_backward(_form(form), g, gate, up),
+        refusals.activation_backward,
     ),
-    "softmax": Kernel(_softmax, no_type),
-    "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), no_type),
+    "softmax": Kernel(_softmax, refusals.floats),
+    "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), refusals.floats),
 }
 
 VARIANTS = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import TYPES, has_dense_rows, power_of_two, run_length
+from boostr.backends.cupy.rows import has_dense_rows, power_of_two, run_length
 from boostr.tensor import Tensor
 
 _MOST_COUNTERS = 4
@@ -29,12 +31,7 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
 def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
     if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
         return "a cache is not dense"
-    if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
-        return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
-    for dtype in (k.dtype, k_cache.dtype):
-        if dtype not in TYPES:
-            return f"dtype {dtype} is not float32, float16 or bfloat16"
-    return None
+    return refusals.kv_write(k, v, k_cache, v_cache, slots)
 
 
 def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -57,14 +54,6 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
     )  # fmt: skip
 
 
-def _advance_supports(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
-    if not all(t.data.flags.c_contiguous for t in (ids, *counters)):
-        return "a tensor is not dense"
-    if len(counters) > _MOST_COUNTERS:
-        return f"{len(counters)} counters, more than {_MOST_COUNTERS}"
-    return None
-
-
 def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
     backend: Any = ids.backend
     args = [ids.data, backend.dense(chosen.data), ids.size]
@@ -77,7 +66,7 @@ def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
-    "advance": Kernel(_advance, _advance_supports),
+    "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 
 VARIANTS = [

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import no_type, plan, power_of_two, rows, run_length
+from boostr.backends.cupy.rows import plan, power_of_two, rows, run_length
 from boostr.tensor import Tensor
 
 _IN_FLIGHT = 7000  # elements of a gradient's rows, for each multiprocessor
@@ -139,28 +140,13 @@ def _layer_norm_backward(g, passed, x, weight, eps: float, wants: bool):
     return _backward(g, passed, x, weight, True, wants, eps)
 
 
-def _layer_supports(*args: Any) -> str | None:
-    tensors = [t for t in args if isinstance(t, Tensor)]
-    weight, bias = args[-3], args[-2]
-    if bias is not None and bias.dtype != weight.dtype:
-        return f"bias is {bias.dtype}, weight {weight.dtype}"
-    return no_type(*tensors)
-
-
-def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
-    for t in (g, passed):
-        if t is not None and t.dtype != x.dtype:
-            return f"a gradient is {t.dtype}, x {x.dtype}"
-    return no_type(x, *args)
-
-
 KERNELS = {
-    "rms_norm": Kernel(_rms_norm, no_type),
-    "add_rms_norm": Kernel(_add_rms_norm, no_type),
-    "layer_norm": Kernel(_layer_norm, _layer_supports),
-    "add_layer_norm": Kernel(_add_layer_norm, _layer_supports),
-    "rms_norm_backward": Kernel(_rms_norm_backward, _backward_supports),
-    "layer_norm_backward": Kernel(_layer_norm_backward, _backward_supports),
+    "rms_norm": Kernel(_rms_norm, refusals.floats),
+    "add_rms_norm": Kernel(_add_rms_norm, refusals.floats),
+    "layer_norm": Kernel(_layer_norm, refusals.layer_norm),
+    "add_layer_norm": Kernel(_add_layer_norm, refusals.layer_norm),
+    "rms_norm_backward": Kernel(_rms_norm_backward, refusals.norm_backward),
+    "layer_norm_backward": Kernel(_layer_norm_backward, refusals.norm_backward),
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
 from boostr.tensor import Tensor
@@ -21,7 +22,6 @@ TENSORS = 64  # of one launch: their table is a kernel argument, and these end a
 THREADS = 256
 ROUNDS = 1
 CHUNK = THREADS * 8 * ROUNDS  # elements of a block
-_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _BEYOND = 2**31 - 1
 
 
@@ -85,10 +85,7 @@ def _adamw(
 
 
 def _adamw_supports(params, grads, ms, vs, masters, *rest) -> str | None:
-    for x in (*params, *grads):
-        if x.dtype not in _FLOATS:
-            return f"a parameter or gradient is {x.dtype}, not float32, float16 or bfloat16"
-    return None
+    return refusals.only_floats(*params, *grads)
 
 
 def _global_norm(tensors: list[Tensor]) -> Tensor:
@@ -117,10 +114,7 @@ def _global_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def _norm_supports(tensors: list[Tensor]) -> str | None:
-    for x in tensors:
-        if x.dtype not in _FLOATS:
-            return f"a tensor is {x.dtype}, not float32, float16 or bfloat16"
-    return None
+    return refusals.only_floats(*tensors)
 
 
 KERNELS = {

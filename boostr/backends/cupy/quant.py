@@ -6,18 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.embedding import decode_run, packed_parts, packed_supports
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import TYPES, power_of_two, run_length
+from boostr.backends.cupy.rows import power_of_two, run_length
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
-
-
-def _quantize_supports(w: Tensor, group: int) -> str | None:
-    if w.dtype not in TYPES:
-        return f"dtype {w.dtype} is not float32, float16 or bfloat16"
-    return None if w.shape[1] else "the weight has no inputs"
 
 
 def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +48,7 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
 
 
 KERNELS = {
-    "quantize": Kernel(_quantize, _quantize_supports),
+    "quantize": Kernel(_quantize, refusals.quantize),
     "dequantize": Kernel(_dequantize, packed_supports),
 }
 

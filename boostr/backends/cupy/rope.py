@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.kernels import Variant
-from boostr.backends.cupy.rows import has_dense_rows, no_type, power_of_two
+from boostr.backends.cupy.rows import has_dense_rows, power_of_two
 from boostr.errors import ShapeError
 from boostr.tensor import Tensor
 
@@ -125,7 +126,7 @@ def _supports(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: st
     D, half = x.shape[2], cos.shape[1]
     if half and _shape(D, half, 1)["ITEMS"] > _MOST_ITEMS:
         return f"head_dim {D} is above {64 * _MOST_ITEMS}"
-    return "no dimension is rotated" if not half else no_type(x)
+    return "no dimension is rotated" if not half else refusals.floats(x)
 
 
 def _rope_backward(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:

@@ -7,17 +7,8 @@ from functools import cache
 from typing import Any
 
 from boostr import dtypes
-from boostr.tensor import Tensor
 
 TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
-
-
-def no_type(*args: Any, **options: Any) -> str | None:
-    """The `supports` of kernels that take float tensors of 32 and 16 bits; integers pass."""
-    for x in args:
-        if isinstance(x, Tensor) and x.dtype.kind not in "iub" and x.dtype not in TYPES:
-            return f"dtype {x.dtype} is not float32, float16 or bfloat16"
-    return None
 
 
 def has_dense_rows(x: Any) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import flat_rows, no_type, parts, plan, rows, run_length, type_of
+from boostr.backends.wgpu.rows import flat_rows, parts, plan, rows, run_length, type_of
 from boostr.tensor import Tensor
 
 _THREADS = 256
@@ -107,32 +108,26 @@ def _launch_split(
         )  # fmt: skip
 
 
-def _backward_supports(g: Tensor, x: Tensor, *args: Any) -> str | None:
-    if g.dtype != x.dtype:
-        return f"the gradient is {g.dtype}, x {x.dtype}"
-    return no_type(x)
-
-
 KERNELS = {
-    "silu": Kernel(lambda x: _elementwise("silu", x)[0], no_type),
-    "gelu": Kernel(lambda x, form: _elementwise(_form(form), x)[0], no_type),
-    "swiglu": Kernel(lambda gate, up: _elementwise("silu", gate, up)[0], no_type),
-    "geglu": Kernel(lambda gate, up, form: _elementwise(_form(form), gate, up)[0], no_type),
+    "silu": Kernel(lambda x: _elementwise("silu", x)[0], refusals.floats),
+    "gelu": Kernel(lambda x, form: _elementwise(_form(form), x)[0], refusals.floats),
+    "swiglu": Kernel(lambda gate, up: _elementwise("silu", gate, up)[0], refusals.floats),
+    "geglu": Kernel(lambda gate, up, form: _elementwise(_form(form), gate, up)[0], refusals.floats),
     "silu_backward": Kernel(
-        lambda g, x: _elementwise("silu", x, None, g)[0], _backward_supports
+        lambda g, x: _elementwise("silu", x, None, g)[0], refusals.activation_backward
     ),
     "gelu_backward": Kernel(
-        lambda g, x, form: _elementwise(_form(form), x, None, g)[0], _backward_supports
+        lambda g, x, form: _elementwise(_form(form), x, None, g)[0], refusals.activation_backward
     ),
     "swiglu_backward": Kernel(
-        lambda g, gate, up: tuple(_elementwise("silu", gate, up, g)), _backward_supports
+        lambda g, gate, up: tuple(_elementwise("silu", gate, up, g)), refusals.activation_backward
     ),
     "geglu_backward": Kernel(
         lambda g, gate, up, form: tuple(_elementwise(_form(form), gate, up, g)),
-        _backward_supports,
+        refusals.activation_backward,
     ),
-    "softmax": Kernel(_softmax, no_type),
-    "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), no_type),
+    "softmax": Kernel(_softmax, refusals.floats),
+    "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), refusals.floats),
 }  # fmt: skip
 
 _CAPS = Caps("", "", "")

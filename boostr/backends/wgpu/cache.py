@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import FLOATS, has_dense_rows, row_stride, type_of
+from boostr.backends.wgpu.rows import has_dense_rows, row_stride, type_of
 from boostr.tensor import Tensor
 
 _MOST_COUNTERS = 4
@@ -25,15 +27,10 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
 
 
 def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
-    if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
-        return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
     most = k.backend.caps.binding_bytes  # type: ignore[attr-defined]
     if max(t.nbytes for t in (k, v, k_cache, v_cache)) > most:
         return f"a tensor is larger than the {most} bytes of a binding"
-    for dtype in (k.dtype, k_cache.dtype):
-        if dtype not in FLOATS:
-            return f"dtype {dtype} is not float32, float16 or bfloat16"
-    return None
+    return refusals.kv_write(k, v, k_cache, v_cache, slots)
 
 
 def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -74,14 +71,6 @@ def _write(backend: Any, pairs: list[tuple[Any, Any]], slots: Any) -> None:
     )  # fmt: skip
 
 
-def _advance_supports(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
-    if not all(t.data.contiguous for t in (ids, *counters)):
-        return "a tensor is not dense"
-    if len(counters) > _MOST_COUNTERS:
-        return f"{len(counters)} counters, more than {_MOST_COUNTERS}"
-    return None
-
-
 def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
     backend: Any = ids.backend
     source = backend.dense(chosen.data)
@@ -108,7 +97,7 @@ def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
-    "advance": Kernel(_advance, _advance_supports),
+    "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 
 VARIANTS = [

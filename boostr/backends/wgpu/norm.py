@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.device import Caps
 from boostr.backends.wgpu.kernels import Variant
 from boostr.backends.wgpu.rows import (
-    no_type,
     parts,
     plan,
     rows,
@@ -123,39 +123,29 @@ def _shares(caps: Any) -> int:
 
 
 def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
-    for t in (g, passed):
-        if t is not None and t.dtype != x.dtype:
-            return f"a gradient is {t.dtype}, x {x.dtype}"
     if x.nbytes > x.backend.caps.binding_bytes:  # type: ignore[attr-defined]
         return f"{x.nbytes} bytes are more than a binding holds"
-    return no_type(x, *args)
-
-
-def _layer_supports(*args: Any) -> str | None:
-    weight, bias = args[-3], args[-2]
-    if bias is not None and bias.dtype != weight.dtype:
-        return f"bias is {bias.dtype}, weight {weight.dtype}"
-    return no_type(*args)
+    return refusals.norm_backward(g, passed, x, *args)
 
 
 KERNELS = {
     "rms_norm": Kernel(
         lambda x, weight, eps, offset: _forward(x, None, weight, None, False, eps, offset)[0],
-        no_type,
+        refusals.floats,
     ),
     "add_rms_norm": Kernel(
         lambda x, residual, weight, eps, offset: _forward(
             x, residual, weight, None, False, eps, offset
         ),
-        no_type,
+        refusals.floats,
     ),
     "layer_norm": Kernel(
         lambda x, weight, bias, eps: _forward(x, None, weight, bias, True, eps)[0],
-        _layer_supports,
+        refusals.layer_norm,
     ),
     "add_layer_norm": Kernel(
         lambda x, residual, weight, bias, eps: _forward(x, residual, weight, bias, True, eps),
-        _layer_supports,
+        refusals.layer_norm,
     ),
     "rms_norm_backward": Kernel(
         lambda g, passed, x, weight, eps, offset, wants: _backward(

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu import embedding
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import FLOATS, parts, power_of_two, type_of
+from boostr.backends.wgpu.rows import parts, power_of_two, type_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
-
-
-def _quantize_supports(w: Tensor, group: int) -> str | None:
-    if w.dtype not in FLOATS:
-        return f"dtype {w.dtype} is not float32, float16 or bfloat16"
-    return None if w.shape[1] else "the weight has no inputs"
 
 
 def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +58,7 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
 
 
 def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
-    if dtype not in FLOATS:
+    if dtype not in refusals.FLOATS:
         return f"dtype {dtype} of the result"
     if w.scheme.is_block and w.scheme.name not in ("q8_0", "q4_1"):
         return f"scheme {w.scheme.name}"
@@ -71,7 +66,7 @@ def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
 
 
 KERNELS = {
-    "quantize": Kernel(_quantize, _quantize_supports),
+    "quantize": Kernel(_quantize, refusals.quantize),
     "dequantize": Kernel(_dequantize, _dequantize_supports),
 }
 VARIANTS = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import has_dense_rows, no_type, parts, row_stride, type_of
+from boostr.backends.wgpu.rows import has_dense_rows, parts, row_stride, type_of
 from boostr.tensor import Tensor
 
 _THREADS = 256
@@ -59,7 +60,7 @@ def _launch(
 def _supports(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> str | None:
     if str(cos.dtype) != "float32" or str(sin.dtype) != "float32":
         return f"the tables are {cos.dtype}, not float32"
-    return "no dimension is rotated" if not cos.shape[1] else no_type(x)
+    return "no dimension is rotated" if not cos.shape[1] else refusals.floats(x)
 
 
 def _rope_backward(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:

@@ -7,20 +7,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from boostr import dtypes
+from boostr.backends.refusals import FLOATS as FLOATS
 from boostr.backends.wgpu.wgsl import name_of
-from boostr.tensor import Tensor
 
-FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _BUSY = 512  # rows that fill a large GPU: more of them, and a thread rather has several runs
-
-
-def no_type(*args: Any, **options: Any) -> str | None:
-    """The `supports` of kernels that take float tensors of 32 and 16 bits; integers pass."""
-    for x in args:
-        if isinstance(x, Tensor) and x.dtype.kind not in "iub" and x.dtype not in FLOATS:
-            return f"dtype {x.dtype} is not float32, float16 or bfloat16"
-    return None
 
 
 def has_dense_rows(x: Any) -> bool:

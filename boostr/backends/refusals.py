@@ -1,0 +1,65 @@
+"""What the kernels of both GPU backends refuse, as the `supports` of a kernel says it.
+
+Each function takes an op's arguments and answers None or why not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boostr import dtypes
+from boostr.tensor import Tensor
+
+FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+
+
+def floats(*args: Any, **options: Any) -> str | None:
+    """Kernels that take float tensors of 32 and 16 bits; integers pass."""
+    for x in args:
+        if isinstance(x, Tensor) and x.dtype.kind not in "iub" and x.dtype not in FLOATS:
+            return f"dtype {x.dtype} is not float32, float16 or bfloat16"
+    return None
+
+
+def only_floats(*tensors: Tensor) -> str | None:
+    """The same, without integers."""
+    for x in tensors:
+        if x.dtype not in FLOATS:
+            return f"dtype {x.dtype} is not float32, float16 or bfloat16"
+    return None
+
+
+def activation_backward(g: Tensor, x: Tensor, *args: Any) -> str | None:
+    return floats(x) if g.dtype == x.dtype else f"the gradient is {g.dtype}, x {x.dtype}"
+
+
+def layer_norm(*args: Any) -> str | None:
+    """Of [add_]layer_norm: x, [residual,] weight, bias, eps."""
+    weight, bias = args[-3], args[-2]
+    if bias is not None and bias.dtype != weight.dtype:
+        return f"bias is {bias.dtype}, weight {weight.dtype}"
+    return floats(*args)
+
+
+def norm_backward(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
+    for t in (g, passed):
+        if t is not None and t.dtype != x.dtype:
+            return f"a gradient is {t.dtype}, x {x.dtype}"
+    return floats(x, *args)
+
+
+def quantize(w: Tensor, group: int) -> str | None:
+    return only_floats(w) if w.shape[1] else "the weight has no inputs"
+
+
+def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> str | None:
+    if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
+        return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
+    return only_floats(k, k_cache)
+
+
+def advance(most: int, ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
+    """most: counters that one launch takes."""
+    if not all(t.backend.is_contiguous(t.data) for t in (ids, *counters)):
+        return "a tensor is not dense"
+    return f"{len(counters)} counters, more than {most}" if len(counters) > most else None
