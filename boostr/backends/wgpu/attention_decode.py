@@ -29,8 +29,10 @@ _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _FAR = 1 << 29  # a window side beyond every position
 _MOST_GROUPS = 65535  # of a grid, in each direction
 # workgroups that fill a device, by its kind: the most for which keys are split
-_FILLS = {"discrete": 264, "integrated": 48, "software": 8}
-_IN_READER = 24 << 10  # bytes of partials that each workgroup of their reader joins at no loss
+_FILLS = {"discrete": 132, "integrated": 48, "software": 8}
+_LEAST_GRAIN = 64  # keys
+# bytes of partials that a workgroup of their reader may join; of keys and values in each of them
+_IN_READER, _OF_SPLIT = 48 << 10, 256 << 10
 
 
 # -- what a call needs ----------------------------------------------------------------------------
@@ -69,8 +71,7 @@ class Plan:
         join: of these groups, neighbours that are merged by shuffles.
         at_once: rows whose sums are merged together, as shared memory has room.
         tiles: workgroups for the rows of a sequence and kv head, if all have as many queries.
-        splits: S, the most ranges that a sequence's keys are cut into.
-        grain: the fewest keys of a range.
+        splits: S, the most ranges that a sequence's keys are cut into.   grain: their fewest keys.
     """
 
     rows: int
@@ -109,8 +110,14 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def _shared_bytes(rows: int, groups: int, room: int) -> int:
-    return 16 * room + 8 * rows * groups
+def _rows(call: Call, most: int, fills: int, max_splits: int) -> int:
+    """Rows of a workgroup: where keys are few, as few as do not take more workgroups than fill the
+    device (twice as many small ones do), which would idle and may as well read them again."""
+    rows, all_rows = 1, call.H // call.K * call.queries
+    for_one = call.K * call.B * min(-(-call.capacity // _LEAST_GRAIN), max_splits)
+    while rows < min(most, all_rows) and for_one * -(-all_rows // rows) > 2 * fills:
+        rows *= 2
+    return min(rows, most, all_rows)
 
 
 @lru_cache(1024)
@@ -123,29 +130,26 @@ def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Pl
     each = _pieces(max(call.D, call.Dv), lanes)
     small = caps.kind == "software"  # where code is slow to compile
     most = max(1, (2 if small else 8 if lanes > 4 else 4) // each)  # registers
-    rows = chosen.get("rows", min(most, call.H // call.K * call.queries))
-    many = 256 if caps.kind == "discrete" and subgroups else 32 if small else 64
+    fills = chosen.get("fills", _FILLS[caps.kind])
+    rows = chosen.get("rows") or _rows(call, most, fills, max_splits)
+    many = 512 if caps.kind == "discrete" and subgroups else 32 if small else 64
     threads = chosen.get("threads", min(many, caps.workgroup_threads))
     threads = max(threads, lanes)
     known = subgroups and caps.subgroup_min == caps.subgroup_max
     join = chosen.get("join", max(1, min(reach, threads) // lanes if known else 1))
     per_row = threads * _pieces(call.Dv, lanes) * 2 // join
     exchange = 0 if subgroups else rows * threads
-    while threads > lanes * join:
-        least = max(per_row, exchange)
-        if _shared_bytes(rows, threads // lanes, least) <= caps.workgroup_bytes:
-            break
+    room = caps.workgroup_bytes // 8 - rows * threads // lanes  # beside stats, which take 8 bytes
+    while threads > lanes * join and 2 * max(per_row, exchange) > room:
         threads, per_row, exchange = threads // 2, per_row // 2, exchange // 2
+        room += rows * threads // lanes
     at_once = rows
-    while at_once > 1 and (
-        _shared_bytes(rows, threads // lanes, at_once * per_row) > caps.workgroup_bytes
-    ):
+    while at_once > 1 and 2 * at_once * per_row > room:
         at_once = -(-at_once // 2)
-    unroll = chosen.get("unroll", 2 if small else 4)
+    unroll = chosen.get("unroll", 2 if small or threads > 256 else 4)
     tiles = -(-call.H // call.K * call.queries // rows)
-    grain = chosen.get("grain", max(threads // lanes * unroll, 64))
-    fills = chosen.get("fills", _FILLS[caps.kind])
-    wanted = -(-fills // (call.K * tiles * call.B))
+    grain = chosen.get("grain", max(threads // lanes * unroll, _LEAST_GRAIN))
+    wanted = max(1, fills // (call.K * tiles * call.B))  # more would wait for the first to end
     splits = min(wanted, -(-call.capacity // grain), max_splits, _MOST_GROUPS)
     splits = chosen.get("splits", max(1, splits))
     return Plan(rows, lanes, threads, unroll, join, at_once, subgroups, tiles, splits, grain)
@@ -205,11 +209,9 @@ def supports(
     return None
 
 
-def _call(
-    backend: Any, arrays: list[Any], options: AttentionOptions, alibi: Any, sinks: Any
-) -> Call:
-    """`arrays`: q, k_cache, v_cache, block_table."""
-    q, k, v, table = arrays
+def _call(*tensors: Tensor, options: AttentionOptions, alibi: Any, sinks: Any) -> Call:
+    """`tensors`: q, k_cache, v_cache, block_table."""
+    backend, (q, k, v, table) = tensors[0].backend, (x.data for x in tensors)
     T, H, D = q.shape
     bs, columns, Dv = k.shape[1], table.shape[1], v.shape[3]
     aligned = D % 8 == 0 and _aligned(backend, k, 8) and _aligned(backend, v, 8)
@@ -259,8 +261,8 @@ def _launch(
     for cache in (x.k, x.v):
         numbers = (backend.offset(cache), _row_stride(cache) or 0, cache.strides[2])
         places += [n // unit for n in numbers]
-    firsts = [backend.offset(a) for a in (x.cu, x.lens, x.table)]
-    firsts.append(0 if x.alibi is None else backend.offset(x.alibi))
+    arrays = (x.cu, x.lens, x.table, x.alibi)
+    firsts = [0 if a is None else backend.offset(a) for a in arrays]
     params = [
         *places, *firsts, call.T, call.K, call.B, plan.splits, plan.tiles, bs, columns,
         min(columns * bs, _FAR), plan.grain, *sides, int(options.bottom_right),
@@ -284,8 +286,7 @@ def partials(
         partials f32 [T, H, S, round_up(Dv, 4) + 4]; S, at most `max_splits`.
     """
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
-    call = _call(backend, arrays, options, alibi, None)
+    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=alibi, sinks=None)
     planned = plan(call, backend.caps, max_splits, **chosen)
     return _partials(backend, call, planned, tensors, alibi, options), planned.splits
 
@@ -307,10 +308,10 @@ def left_to_reader(
     T, H, _ = q.shape
     # a row of the product reads all heads of a token; 8 rows are read together
     most = min(8, _IN_READER // (min(max(T, 1), 8) * H * (v_cache.shape[3] + 4) * 4))
-    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
-    call = _call(backend, arrays, options, None, None)
+    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=None, sinks=None)
     splits = plan(call, backend.caps, max(most, 1)).splits
-    return splits if 1 < splits <= most else 0
+    nbytes = call.capacity * (call.D + call.Dv) * k_cache.dtype.itemsize
+    return splits if 1 < splits <= most and nbytes <= splits * _OF_SPLIT else 0
 
 
 def combine(
@@ -348,8 +349,7 @@ def attend(
     backend: Any = q.backend
     joined = chosen.pop("joined", True)
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    arrays = [x.data for x in (q, k_cache, v_cache, block_table)]
-    call = _call(backend, arrays, options, alibi, sinks)
+    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=alibi, sinks=sinks)
     planned = plan(call, backend.caps, **chosen)
     # more bindings than every device has, words that are not whole
     apart = call.alibi or call.sinks or call.Dv % 4
@@ -379,8 +379,8 @@ def _variant(
         caps = replace(caps, subgroup_min=4 if small else 32, subgroup_max=32)
     known = {"Dv": D, "B": 1, "capacity": 4096, "shift": -2, "aligned": True, **rest}
     call = Call(q, cache, 1, H, 4, D, **known)
-    needs = ("subgroup_max",) if subgroups else ()
-    return Variant(_FAMILY, plan(call, caps).values(call, finish), needs)
+    values = plan(call, caps).values(call, finish)
+    return Variant(_FAMILY, values, ("subgroup_max",) if subgroups else ())
 
 
 VARIANTS = [

@@ -148,39 +148,37 @@ class Tile:
 
 
 _GROUPS = 264  # workgroups that a discrete GPU should have to do
-_MOST_TEAM = 256
 
 
 def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
 
-    Measured on an H100: a row is best read at once by as many threads as it has chunks, where these
-    are not more than 256; and workgroups of one team beat larger ones where there are few rows.
+    Measured on an H100: a row is best read at once by as many threads as it has chunks, up to 512
+    of floats, else 256; and workgroups of one team beat larger ones where there are few rows.
     """
     if not caps.subgroup_max or caps.kind == "software":
         return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
     known = lanes(caps)
-    if known and w.chunks <= _MOST_TEAM:
+    floats = known and rows == 1 and w.form not in _CHUNK
+    most_team = min(512 if floats else 256, caps.workgroup_threads)
+    if known and w.chunks <= most_team:
         team = -(-w.chunks // known) * known
     else:
-        team = _MOST_TEAM
+        team = most_team
         while team > 32 and w.chunks < 0.9 * (-(-w.chunks // team) * team):
             team //= 2
     each = 4
     if least < each and _GROUPS * each > w.N:
         each = least
     steps = -(-w.chunks // team)
-    if rows == 1 and w.N >= 8192 and _wants_eight(w.form, team, steps):
+    # what is done once for a chunk of x weighs more with int8
+    if rows == 1 and w.N >= 8192 and w.form in ("i8", "w8a8") and team <= 128 and steps == 1:
         each = 8
-    most = 8 if rows == 1 and each == 4 else max(1, 16 // (each * rows))
-    unroll = min(steps, most if steps <= most else most // 2 or 1)
+    most = 16 // (each * rows)
+    if steps > most and (rows > 1 or each != 4):
+        most //= 2
+    unroll = min(steps, max(most, 1))
     return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
-
-
-def _wants_eight(form: str, team: int, steps: int) -> bool:
-    """Whether rows are worth taking eight at a time where there are plenty of them: what is done
-    once for a chunk of x weighs more with int8 (measured), and two steps have few loads each."""
-    return team <= 128 and steps == 1 if form in ("i8", "w8a8") else team == 256 and steps == 2
 
 
 def lanes(caps: Caps) -> int:
