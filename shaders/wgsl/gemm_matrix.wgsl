@@ -19,7 +19,6 @@
 # set THREADS = BM // WM * (BN // WN) * LANES
 # set SUBGROUPS = THREADS // LANES
 # set STRIP = WN // 4 + 1
-# set STAGE = (BM + BN) * LINE
 # set SCALED_ROWS = INTEGERS or X_SCALED
 # set SCALED_COLUMNS = INTEGERS or W == "i8"
 # set GUARDED = W in ("bf16", "i8g", "q8_0", "q4_1")
@@ -64,7 +63,7 @@ struct Params {
 # include "gemm_emit.wgsl"
 alias left = subgroup_matrix_left<{{COMPONENT}}, {{MK}}, {{MM}}>;
 alias right = subgroup_matrix_right<{{COMPONENT}}, {{MN}}, {{MK}}>;
-{{ workgroup("tiles", "vec4<u32>", [([STAGES, 1] | max) * STAGE, SUBGROUPS * MM * STRIP] | max) }}
+{{ workgroup("tiles", "vec4<u32>", [(BM + BN) * LINE, SUBGROUPS * MM * STRIP] | max) }}
 var<private> most: vec4<f32>;
 
 fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
@@ -153,10 +152,10 @@ fn w_pack(raw: vec4<u32>) -> vec4<u32> {
 # endmacro
 # macro stash()
 #   for i in range(X_UNITS)
-    tiles[stage + x_to_{{i}}] = x{{i}};
+    tiles[x_to_{{i}}] = x{{i}};
 #   endfor
 #   for i in range(W_UNITS)
-    tiles[stage + w_to_{{i}}] = w_pack(w{{i}});
+    tiles[w_to_{{i}}] = w_pack(w{{i}});
 #   endfor
 # endmacro
 # macro multiply()
@@ -208,33 +207,15 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 # endfor
   let row = subgroup / {{BN // WN}}u * {{WM}}u;
   let column = subgroup % {{BN // WN}}u * {{WN}}u;
-  var stage = 0u;
-# if STAGES
+  let a_from = row * {{LINE}}u;
+  let b_from = ({{BM}}u + column) * {{LINE}}u;
 {{ fetch() }}
-# endif
-# if STAGES == 2
-{{ stash() }}
-  workgroupBarrier();
-# endif
   while (k < last) {
-# if STAGES == 0
-{{ fetch() }}
-# endif
-# if STAGES < 2
 {{ stash() }}
     workgroupBarrier();
-# endif
     k += {{BK}}u;
-# if STAGES
 {{ fetch() }}
-# endif
-    let a_from = stage + row * {{LINE}}u;
-    let b_from = stage + ({{BM}}u + column) * {{LINE}}u;
 {{ multiply() }}
-# if STAGES == 2
-    stage = {{STAGE}}u - stage;
-{{ stash() }}
-# endif
     workgroupBarrier();
   }
 # if GUARDED

@@ -28,17 +28,13 @@ _CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """What a workgroup of `gemm_matrix.wgsl` makes; see there. rate: the share of the peak.
-
-    STAGES: as in `gemm.wgsl`.
-    """
+    """What a workgroup of `gemm_matrix.wgsl` makes; see there. rate: the share of the peak."""
 
     BM: int
     BN: int
     BK: int
     WM: int
     WN: int
-    STAGES: int = 1
     rate: float = 0.5
 
     def threads(self, lanes: int) -> int:
@@ -47,14 +43,14 @@ class MatrixTile:
     def shared_bytes(self, lanes: int, integers: bool) -> int:
         line = self.depth(integers) // (16 if integers else 8) + 1
         strips = self.threads(lanes) // lanes * 16 * (self.WN // 4 + 1)
-        return 16 * max(max(self.STAGES, 1) * (self.BM + self.BN) * line, strips)
+        return 16 * max((self.BM + self.BN) * line, strips)
 
     def depth(self, integers: bool) -> int:
         """Inputs of a step: as many bytes of int8 as of f16."""
         return self.BK * 2 if integers else self.BK
 
     def values(self, integers: bool) -> dict[str, int]:
-        names = ("BM", "BN", "WM", "WN", "STAGES")
+        names = ("BM", "BN", "WM", "WN")
         return {name: getattr(self, name) for name in names} | {"BK": self.depth(integers)}
 
 
@@ -66,7 +62,7 @@ class MatrixPlan:
 
 LARGE = MatrixTile(128, 128, 32, 64, 64, rate=0.25)
 TILES = (
-    LARGE, MatrixTile(64, 128, 32, 32, 64, rate=0.16), MatrixTile(64, 64, 32, 32, 32, rate=0.13),
+    LARGE, MatrixTile(64, 128, 32, 32, 64, rate=0.16), MatrixTile(64, 64, 64, 32, 32, rate=0.145),
     MatrixTile(32, 128, 64, 32, 32, rate=0.1), MatrixTile(16, 128, 64, 16, 32, rate=0.06),
 )  # fmt: skip
 
