@@ -12,7 +12,9 @@
 // when a row's maximum has risen by more than RISE: until then its probabilities are up to 2^RISE.
 // In `kv` and `probs` a place counts vectors of 8 f16, in `scores` of 4 f32, also in matrix loads.
 // SPLITS: as in attention.wgsl.
-// Limits: D and DV multiples of 16, to 128; scale > 0; no softcap, no slopes.
+// WIDE heads leave their queries in shared memory, as registers do not hold them beside the sums, and
+// fetch nothing ahead.
+// Limits: D and DV multiples of 16, to 256; scale > 0; no softcap, no slopes.
 // Source: Dao 2023, FlashAttention-2; lazy rescaling: FlashAttention-4.
 # from "attention_parts.wgsl" import columns, put_columns, width with context
 # set THREADS = 32 * SUBGROUPS
@@ -22,6 +24,7 @@
 # set each = BN // 8
 # set most = [D, DV] | max
 # set LINE = most // 8 + 1
+# set WIDE = most > 128
 # set q_loads = BM * D // 8 // THREADS
 # set k_loads = BN * D // 8 // THREADS
 # set v_loads = BN * DV // 8 // THREADS
@@ -51,7 +54,12 @@ struct Params {
 @group(0) @binding({{ next }}) var<storage, read_write> flag: array<atomic<u32>>;
 # endif
 {{ parameters(next + 1 if KIND == "bf16" else next) }}
+# if WIDE
+{{ workgroup("kv", "vec4<u32>", BN * LINE) }}
+{{ workgroup("queries", "vec4<u32>", BM * LINE) }}
+# else
 {{ workgroup("kv", "vec4<u32>", [BN, BM] | max * LINE) }}
+# endif
 {{ workgroup("scores", "vec4<f32>", BM * SP) }}
 {{ workgroup("probs", "vec4<u32>", BM * PP) }}
 {{ workgroup("fades", "f32", BM) }}
@@ -92,13 +100,16 @@ fn halves(w: vec4<u32>) -> vec4<u32> { return w; }
 # endif
 
 # macro fetch(name, start, count, W)
-# for j in range(count)
+# for j in range(0 if WIDE else count)
   r{{ j }} = {{ name }}[{{ name }}_row((id + {{ j * THREADS }}u) / {{ W // 8 }}u, {{ start }}) + (id + {{ j * THREADS }}u) % {{ W // 8 }}u];
 # endfor
 # endmacro
-# macro stash(count, W)
+# macro stash(name, start, count, W)
 # for j in range(count)
-  kv[(id + {{ j * THREADS }}u) / {{ W // 8 }}u * {{ LINE }}u + (id + {{ j * THREADS }}u) % {{ W // 8 }}u] = r{{ j }};
+  {
+    let i = id + {{ j * THREADS }}u;
+    kv[i / {{ W // 8 }}u * {{ LINE }}u + i % {{ W // 8 }}u] = {% if WIDE %}{{ name }}[{{ name }}_row(i / {{ W // 8 }}u, {{ start }}) + i % {{ W // 8 }}u]{% else %}r{{ j }}{% endif %};
+  }
 # endfor
 # endmacro
 
@@ -137,7 +148,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   let position = plan[entry + 2u] + i32(row);
   var top = LOWEST;
   var sum = 0.0;
-# for j in range([q_loads, k_loads, v_loads] | max)
+# for j in range(0 if WIDE else [k_loads, v_loads] | max)
   var r{{ j }}: vec4<u32>;
 # endfor
 
@@ -145,11 +156,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   {
     let i = id + {{ j * THREADS }}u;
     let from_row = p.q_at + head * p.q_head + (first + min(i / {{ D // 8 }}u, last_row)) * p.q_row;
-    kv[i / {{ D // 8 }}u * {{ LINE }}u + i % {{ D // 8 }}u] = halves(q[from_row + i % {{ D // 8 }}u]);
+    {{ "queries" if WIDE else "kv" }}[i / {{ D // 8 }}u * {{ LINE }}u + i % {{ D // 8 }}u] = halves(q[from_row + i % {{ D // 8 }}u]);
   }
 # endfor
   workgroupBarrier();
-# for c in range(D // 16)
+# for c in range(0 if WIDE else D // 16)
   let q{{ c }} = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(
     &kv, subgroup * {{ 16 * LINE }}u + {{ 2 * c }}u, {{ LINE }}u);
 # endfor
@@ -161,7 +172,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
   }
   for (var start = begin; start < end; start += {{ BN }}) {
     workgroupBarrier();
-{{ stash(k_loads, D) -}}
+{{ stash("k", "start", k_loads, D) -}}
     if (id == 0u) { risen = 0u; }
 # if PAGED
     if (id == 0u) { holes = 0u; }
@@ -171,7 +182,25 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     if (id < {{ BN }}u && !is_there(start + i32(id))) { holes = 1u; }
 # endif
 {{ fetch("v", "start", v_loads, DV) -}}
+# if WIDE
+    {
 # for n in range(BN // 16)
+      var t{{ n }} = subgroup_matrix_result<f32, 16, 16>();
+# endfor
+# for c in range(D // 16)
+      let q{{ c }} = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(
+        &queries, subgroup * {{ 16 * LINE }}u + {{ 2 * c }}u, {{ LINE }}u);
+# for n in range(BN // 16)
+      t{{ n }} = subgroupMatrixMultiplyAccumulate(q{{ c }}, subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(
+        &kv, {{ 16 * n * LINE + 2 * c }}u, {{ LINE }}u), t{{ n }});
+# endfor
+# endfor
+# for n in range(BN // 16)
+      subgroupMatrixStore<row_major>(&scores, subgroup * {{ 16 * SP }}u + {{ 4 * n }}u, t{{ n }}, {{ SP }}u);
+# endfor
+    }
+# endif
+# for n in range(0 if WIDE else BN // 16)
     {
       var s = subgroup_matrix_result<f32, 16, 16>();
 # for c in range(D // 16)
@@ -182,7 +211,7 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     }
 # endfor
     workgroupBarrier();
-{{ stash(v_loads, DV) -}}
+{{ stash("v", "start", v_loads, DV) -}}
     let whole = start >= position - p.left && start + {{ BN - 1 }} <= position + p.right && start + {{ BN }} <= end{{ " && holes == 0u" if PAGED }};
     var best = vec4<f32>(HIDDEN);
 # for i in range(each)

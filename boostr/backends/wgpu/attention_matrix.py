@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.array import GpuArray
 
 _SHAPE = ("f16", "f32", 16, 16, 16)
-_WIDTHS = range(16, 129, 16)
+_WIDTHS = range(16, 257, 16)
 _MANY = 264 * 64  # rows of queries that keep a large GPU busy
 _ROOM = 1056  # workgroups that it holds at once
 _MOST_GATHERED = 1 << 29  # bytes of a cache that are copied into f16
@@ -46,11 +46,15 @@ class MatrixTiles:
         """Of the workgroup arrays."""
         rows, line = 16 * self.SUBGROUPS, max(D, DV) // 8 + 1
         row = (self.BN // 4 + 1) + (self.BN // 8 + 1)  # of scores and of probabilities
-        return 16 * (max(self.BN, rows) * line + rows * row) + 4 * rows + 8
+        wide = max(D, DV) > 128  # queries have room of their own
+        lines = self.BN + rows if wide else max(self.BN, rows)
+        return 16 * (lines * line + rows * row) + 4 * rows + 8
 
 
 def choose_tiles(D: int, DV: int, rows: int = 1 << 30) -> MatrixTiles:
     """The tiles for heads of D and DV columns and so many rows of queries, over all heads."""
+    if max(D, DV) > 128:
+        return MatrixTiles(2, 32)
     short = max(D, DV) <= 64 and rows >= _MANY and not (D % 32 or DV % 32)
     return MatrixTiles(BN=32 if short else 64)
 
@@ -188,7 +192,7 @@ VARIANTS = [
                 values(choose_tiles(D, DV), kind, D, DV, paged, paged, splits), ("matrices",))
         for kind, D, DV, paged, splits in (
             ("f16", 64, 64, False, 1), ("bf16", 128, 128, True, 4), ("f16", 80, 96, True, 3),
-            ("bf16", 16, 128, False, 1),
+            ("bf16", 16, 128, False, 1), ("f16", 256, 256, True, 1),
         )
     ),
     *(
