@@ -24,7 +24,8 @@ from boostr.backends.wgpu.provider import Provider
 
 _IN_STORE = 2
 _THREADS = "implicit-device-synchronization"  # Dawn's devices are for one thread without it
-_LONG, _FIRST = 256, 32  # commands of a run whose first ones start while the others are submitted
+# commands of a run whose first ones start while the others are submitted, in pieces that grow
+_LONG, _FIRST, _GROWTH = 256, 16, 4
 _FIELDS = 7  # of a row: pipeline or 0, bind group, parameters, their bytes, x, y, z
 # loop(pass, rows, count, set pipeline, set bind group, set immediates, dispatch)
 _LOOP = """
@@ -159,7 +160,11 @@ def pieces(commands: Any) -> list[Any]:
     """A run's commands, those of a long run in parts that are submitted one after the other."""
     if len(commands) < _LONG:
         return [commands]
-    return [commands[:_FIRST], commands[_FIRST:]]
+    made, start, size = [], 0, _FIRST
+    while start < len(commands):
+        made.append(commands[start : start + size])
+        start, size = start + size, size * _GROWTH
+    return made
 
 
 def replay(provider: Provider, device: Any, commands: Sequence[tuple]) -> Replay | None:
