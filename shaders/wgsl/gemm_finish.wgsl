@@ -73,7 +73,11 @@ fn finish(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
   let at = p.out_offset + i;
 # if WHOLE
   let v = four(i);
-  y[at / 4u] = {{ "v" if OUT == "f32" else "vec2<u32>(pack_%s(v.xy), pack_%s(v.zw))" % (OUT, OUT) }};
+#   if OUT == "f32"
+  y[at / 4u] = v;
+#   else
+  y[at / 4u] = vec2<u32>(pack_{{OUT}}(v.xy), pack_{{OUT}}(v.zw));
+#   endif
 # else
   let v = vec4<f32>(value(i), value(i + 1u), value(i + 2u), value(i + 3u));
 #   if OUT == "f32"
