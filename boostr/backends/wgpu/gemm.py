@@ -15,7 +15,7 @@ from boostr.backends.wgpu import gemm_matrix, wgsl
 from boostr.backends.wgpu.array import GpuArray, contiguous_strides
 from boostr.backends.wgpu.gemm_ends import Ends, finish
 from boostr.backends.wgpu.gemm_operands import FLOATS, Operand, Weight
-from boostr.backends.wgpu.gemm_plan import DIRECT, LARGE, TILES, WIDE, Plan, Tile, choose
+from boostr.backends.wgpu.gemm_plan import DIRECT, LARGE, TILES, TWICE, WIDE, Plan, Tile, choose
 from boostr.backends.wgpu.gemv_input import quantized_rows
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -233,8 +233,9 @@ def _launch(
     floats = x.form == w.form == "f32"
     if plan is None:
         plan = choose(backend.caps, M, N, units, batches, room)
-        if floats and plan.tile == LARGE and WIDE.shared_bytes <= backend.caps.workgroup_bytes:
-            plan = Plan(WIDE, plan.splits)
+        best = WIDE if floats else TWICE if integers else LARGE
+        if plan.tile == LARGE and best.shared_bytes <= backend.caps.workgroup_bytes:
+            plan = Plan(best, plan.splits)
     tile = plan.tile
     direct = tile == DIRECT
     depth = 16 if direct else tile.BK
