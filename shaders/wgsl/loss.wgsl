@@ -11,10 +11,11 @@
 // RUN elements in flight and keeps a maximum and a sum of its own (online softmax: Milakov &
 // Gimelshein 2018). Runs lie on 16 bytes wherever a row begins: elements of its neighbours count
 // as -inf.
-// `reduce`: one workgroup. `cross_entropy_backward`: a thread a run, or with RUN 1 a word of dx.
+// `reduce`: one workgroup. `cross_entropy_backward`: a thread a run (SPANS: of x and dx as one
+// line, so that a run may end one row and begin the next), or with RUN 1 a word of dx.
 //
 // Logits below LOWEST count as -inf: arithmetic on infinities is not to be relied on.
-// Values: ENTRY, X logits, TARGET, RUN, LANES, SPLIT, MEAN.
+// Values: ENTRY, X logits, TARGET, RUN, LANES, SPLIT, MEAN, SPANS.
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
 # from "runs.wgsl" import Q, run_types, read_runs, write_runs, lifting with context
 {{ lifting() }}
@@ -214,34 +215,47 @@ fn row_of(t: u32) -> Row {
   return Row(target_ != p.ignored, u32(target_), lse[p.lse_at + t], scale);
 }
 # if RUN > 1
+// Of logits of one row, in columns e.
+fn slopes(row: Row, logits: vec4<f32>, e: vec4<u32>) -> vec4<f32> {
+  let v = fma(max(logits, vec4<f32>(LOWEST)), vec4<f32>(LOG2E), vec4<f32>(-row.lse * LOG2E));
+  let less = p.smoothing / f32(p.V) * row.scale;
+  let hot = select(vec4<f32>(), vec4<f32>((1.0 - p.smoothing) * row.scale),
+                   e == vec4<u32>(row.chosen));
+  let slope = fma(exp2(v), vec4<f32>(row.scale), vec4<f32>(-less)) - hot;
+  return select(vec4<f32>(), slope, row.counts);
+}
 @compute @workgroup_size(256)
 fn cross_entropy_backward(
     @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32) {
   let i = flat_workgroup(group, groups) * 256u + thread;
+# if SPANS
+  let t = i * {{ RUN }}u / p.V;
+  if (t >= p.T) { return; }
+  let column = i * {{ RUN }}u - t * p.V;
+  let a = x_run(p.x_at / {{ RUN }}u + i);
+# else
   let runs = p.V / {{ RUN }}u;
   let t = i / runs;
   if (t >= p.T) { return; }
-  let column = i - t * runs;
-  let a = x_run((p.x_at + t * p.stride) / {{ RUN }}u + column);  // on its way with the row's own
+  let column = (i - t * runs) * {{ RUN }}u;
+  let a = x_run((p.x_at + t * p.stride + column) / {{ RUN }}u);  // on its way with the row's own
+# endif
   let row = row_of(t);
   var result = Run();
-  if (row.counts) {
-    let less = p.smoothing / f32(p.V) * row.scale;
-    let shift = -row.lse * LOG2E;
 # for k in range(Q)
-    let v{{ k }} = fma(max(a[{{ k }}], vec4<f32>(LOWEST)), vec4<f32>(LOG2E), vec4<f32>(shift));
-    result[{{ k }}] = fma(exp2(v{{ k }}), vec4<f32>(row.scale), vec4<f32>(-less));
+  let e{{ k }} = vec4<u32>(column + {{ 4 * k }}u) + vec4<u32>(0u, 1u, 2u, 3u);
+  result[{{ k }}] = slopes(row, a[{{ k }}], e{{ k }});
 # endfor
-    if (row.chosen / {{ RUN }}u == column) {
-      let target_slope = (1.0 - p.smoothing) * row.scale;
+# if SPANS
+  if (column + {{ RUN }}u > p.V) {
+    let next = row_of(min(t + 1u, p.T - 1u));
 # for k in range(Q)
-      let e{{ k }} = vec4<u32>({{ 4 * k }}u) + vec4<u32>(0u, 1u, 2u, 3u);
-      let hot{{ k }} = e{{ k }} == vec4<u32>(row.chosen % {{ RUN }}u);
-      result[{{ k }}] -= select(vec4<f32>(), vec4<f32>(target_slope), hot{{ k }});
+    let other{{ k }} = slopes(next, a[{{ k }}], e{{ k }} - p.V);
+    result[{{ k }}] = select(result[{{ k }}], other{{ k }}, e{{ k }} >= vec4<u32>(p.V));
 # endfor
-    }
   }
+# endif
   out_put_run(p.out_at / {{ RUN }}u + i, result);
 }
 # else

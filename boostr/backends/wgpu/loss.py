@@ -110,11 +110,8 @@ def _backward(
         x, stride = _rows(backend, x)
         T, V = x.shape
         places = [stride, backend.offset(x), backend.offset(out)]
-        run = next(
-            r for r in ((8, 4, 1) if x.dtype.itemsize == 2 else (4, 1))
-            if not any(n % r for n in (V, *places))
-        )  # fmt: skip
-        count = out.size // run if run > 1 else -(-out.size * out.dtype.itemsize // 4)
+        run, spans = _runs(V, places, x.dtype.itemsize)
+        count = -(-out.size // run) if run > 1 else -(-out.size * out.dtype.itemsize // 4)
         at = [backend.offset(a) for a in (ids, part)]
         at += [backend.offset(gradient) + first * step, step, backend.offset(rows.data)]
         backend.launch(
@@ -122,10 +119,23 @@ def _backward(
             [x, ids, part, gradient, rows.data], [out],
             (T, V, *places[:2], *at, places[2], ignore_index, float(smoothing)),
             ENTRY="cross_entropy_backward", X=type_of(x), TARGET=type_of(ids), RUN=run,
-            MEAN=int(reduction == "mean"),
+            MEAN=int(reduction == "mean"), SPANS=int(spans),
         )  # fmt: skip
         first += T
     return Tensor.wrap(dx, backend)
+
+
+def _runs(V: int, places: list[int], item: int) -> tuple[int, bool]:
+    """(elements that a thread of the gradient has, whether they may end a row and begin the next),
+    for rows of V; places: the step from row to row, where x begins, where dx begins."""
+    stride, *starts = places
+    for run in (8, 4) if item == 2 else (4,):
+        if not any(start % run for start in starts):
+            if V % run == stride % run == 0:
+                return run, False
+            if V == stride >= run:
+                return run, True
+    return 1, False
 
 
 def _supports_forward(logits, targets, ignore_index, smoothing, reduction) -> str | None:
@@ -163,7 +173,10 @@ VARIANTS = [
     ),
     *(
         Variant("loss", {"ENTRY": "cross_entropy_backward", "X": x, "TARGET": "i32", "RUN": run,
-                         "MEAN": mean})
-        for x, run, mean in (("f32", 4, 1), ("bf16", 8, 0), ("f16", 1, 1), ("f32", 1, 0))
+                         "MEAN": mean, "SPANS": spans})
+        for x, run, mean, spans in (
+            ("f32", 4, 1, 0), ("bf16", 8, 0, 0), ("f16", 1, 1, 0), ("f32", 1, 0, 0),
+            ("bf16", 8, 1, 1), ("f32", 4, 0, 1),
+        )
     ),
 ]  # fmt: skip
