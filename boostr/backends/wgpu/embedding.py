@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from boostr.backends.base import Kernel
+from boostr.backends.refusals import FLOATS
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import FLOATS, parts, run_length, type_of
+from boostr.backends.wgpu.rows import parts, run_length, type_of
 from boostr.backends.wgpu.wgsl import NAMES
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor

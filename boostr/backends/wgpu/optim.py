@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import FLOATS, parts, type_of
+from boostr.backends.wgpu.rows import parts, type_of
 from boostr.tensor import Tensor
 
 _THREADS = 256
@@ -66,9 +67,8 @@ def _update(backend: Any, arrays: list[Any], scalars: list[Any], knobs: list[flo
 
 
 def _adamw_supports(params, grads, ms, vs, masters, step, *rest) -> str | None:
-    for x in (*params, *grads):
-        if x.dtype not in FLOATS:
-            return f"a parameter or gradient is {x.dtype}, not float32, float16 or bfloat16"
+    if reason := refusals.only_floats(*params, *grads):
+        return reason
     for i in range(len(params)):
         written = [group[i].data.buffer.block for group in (params, ms, vs, masters) if group]
         if len({id(b) for b in written}) < len(written):
@@ -111,10 +111,7 @@ def _lanes(backend: Any) -> int:
 
 
 def _norm_supports(tensors: list[Tensor]) -> str | None:
-    for x in tensors:
-        if x.dtype not in FLOATS:
-            return f"a tensor is {x.dtype}, not float32, float16 or bfloat16"
-    return None
+    return refusals.only_floats(*tensors)
 
 
 KERNELS = {
