@@ -8,8 +8,9 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
+from boostr.backends.refusals import FLOATS
 from boostr.backends.wgpu.kernels import Variant
-from boostr.backends.wgpu.rows import FLOATS, parts, power_of_two, type_of
+from boostr.backends.wgpu.rows import parts, power_of_two, type_of
 from boostr.backends.wgpu.wgsl import NAMES
 from boostr.tensor import Tensor
 

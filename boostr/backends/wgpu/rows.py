@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from boostr.backends.refusals import FLOATS as FLOATS
 from boostr.backends.wgpu.wgsl import name_of
 
 _BUSY = 512  # rows that fill a large GPU: more of them, and a thread rather has several runs
