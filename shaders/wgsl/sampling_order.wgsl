@@ -22,14 +22,15 @@ fn first_of_lanes(mine: vec2<u32>) -> vec2<u32> {
   return vec2<u32>(key, subgroupMin(select(0xffffffffu, mine.y, mine.x == key)));
 }
 # endif
-{{ workgroup("firsts", "vec2<u32>", THREADS) }}
+# set TEAMS = SUBGROUPS and SIZE and THREADS <= SIZE * SIZE
+{{ workgroup("firsts", "vec2<u32>", [THREADS // SIZE, 1] | max if TEAMS else THREADS) }}
 // The first of all threads' (key, id); every thread gets it.
 fn first_of_all(t: u32, mine: vec2<u32>) -> vec2<u32> {
 # if SUBGROUPS
   var found = first_of_lanes(mine);
 #   if SIZE == THREADS
   return found;
-#   elif SIZE and THREADS <= SIZE * SIZE
+#   elif TEAMS
   if (t % {{ SIZE }}u == 0u) { firsts[t / {{ SIZE }}u] = found; }
   workgroupBarrier();
   let other = min(t % {{ SIZE }}u, {{ THREADS // SIZE - 1 }}u);

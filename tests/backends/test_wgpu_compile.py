@@ -92,6 +92,25 @@ def test_compiles(module, compiler):
     assert not found, "\n".join(found[:3])
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_workgroup_memory_is_there(module):
+    """No library that we use counts it, and NVIDIA's driver hung on a draw that had too much."""
+    caps = replace(BIG, provider="wgpu")
+    for variant in variants(module):
+        needed = wgsl.shared_bytes(variant.source(caps, False, False))
+        assert needed <= caps.workgroup_bytes, (variant.family, variant.values)
+
+
+def test_workgroup_memory_is_counted():
+    text = """alias Run = array<vec4<f32>, 2>;
+    struct Found { bin: u32, at: vec2<u32>, sums: array<f32, 3> }
+    var<workgroup> a: array<atomic<u32>, 8>;
+    var<workgroup> b: array<Run, 4>;
+    var<workgroup> c: Found;
+    var<workgroup> d: array<vec3<f16>, 2>;"""
+    assert wgsl.shared_bytes(text) == 32 + 128 + 24 + 16
+
+
 def test_every_source_is_compiled():
     """A file that no variant names and no other includes would be dead or untested."""
     folder = shaders.folder() / "wgsl"

@@ -112,6 +112,12 @@ class Pipelines:
     ) -> Pipeline:
         name = f"{family}.{entry}"
         text, fields = self._source(family, values)
+        needed, most = wgsl.shared_bytes(text), self._caps.workgroup_bytes
+        if needed > most:
+            raise BackendError(
+                f"{name}[wgpu] {dict(values)} needs {needed} bytes of workgroup memory, more than "
+                f"the {most} of {self._caps.name}"
+            )
         pack = struct.Struct("<" + "".join(_CODES[kind] for kind in fields)) if fields else None
         size = pack.size if pack else 0
         immediates = size if size <= self._caps.immediate_bytes else 0

@@ -19,6 +19,8 @@ _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _MOST = 1 << 18  # columns that `sample` takes
 _PIECE = 1 << 12  # columns that a workgroup reads faster than a second kernel starts
 _PIECES = 64  # of a wider row, at most
+# threads, bins and list of a draw
+_SIZES = ((1024, 512, 1024), (512, 512, 1024), (256, 512, 512), (128, 256, 256))
 
 
 def _reason(x: Tensor, *others: Any) -> str | None:
@@ -97,13 +99,15 @@ def _sample_supports(logits: Tensor, *rest: Tensor) -> str | None:
 
 
 def _sizes(caps: Caps, V: int) -> dict[str, int]:
-    """Threads, bins and list as shared memory has room: 12 BINS · 2 + 16 (LIST + THREADS)."""
-    threads = min(_threads(caps, V), 1024 if caps.workgroup_bytes >= 48 << 10 else 256)
-    if caps.workgroup_bytes >= 48 << 10:
-        return {"THREADS": threads, "BINS": 512, "LIST": 1024}
-    if caps.workgroup_bytes >= 32 << 10:
-        return {"THREADS": threads, "BINS": 512, "LIST": 512}
-    return {"THREADS": min(threads, 128), "BINS": 256, "LIST": 256}
+    """Threads, bins and list, the largest for which shared memory has room."""
+    most = _threads(caps, V)
+    lanes = caps.subgroup_min if 1 < caps.subgroup_min == caps.subgroup_max else 0
+    for threads, bins, listed in _SIZES:
+        threads = min(threads, most)
+        firsts = threads // lanes if lanes and threads <= lanes * lanes else threads
+        if 24 * bins + 16 * (threads + listed) + 8 * firsts + 128 <= caps.workgroup_bytes:
+            break
+    return {"THREADS": threads, "BINS": bins, "LIST": listed}
 
 
 def _draw(parts: tuple[Tensor, ...], out: Any, draw: bool) -> Tensor:

@@ -8,6 +8,7 @@ numbers lie in 32-bit words or how parameters arrive.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +38,11 @@ VALUE = {
     "u8": "u32",
     "u16": "u32",  # bits of either
 }
+
+
+_BYTES = {"u32": 4, "i32": 4, "f32": 4, "bool": 4, "f16": 2}
+_SHARED = re.compile(r"var<workgroup> \w+: ([^;]+);")
+_ARRAY = re.compile(r"array<(.+), *(\d+)>")
 
 
 def name_of(dtype: Any) -> str:
@@ -153,3 +159,28 @@ def source(
         _environment().get_template(f"{name}.wgsl").render(known) for name in ("prelude", family)
     ]
     return "".join(parts)
+
+
+def shared_bytes(text: str) -> int:
+    """Bytes of workgroup memory that a source declares, without padding. wgpu-native does not
+    compare them with the device's limit, and a driver that is asked for more may never answer."""
+    return sum(_bytes_of(kind, text) for kind in _SHARED.findall(text))
+
+
+def _bytes_of(kind: str, text: str) -> int:
+    kind = kind.strip()
+    if kind in _BYTES:
+        return _BYTES[kind]
+    if array := _ARRAY.fullmatch(kind):
+        return _bytes_of(array[1], text) * int(array[2])
+    if inner := re.fullmatch(r"atomic<(.+)>", kind):
+        return _bytes_of(inner[1], text)
+    if vector := re.fullmatch(r"vec([234])<(.+)>", kind):
+        return {"2": 2, "3": 4, "4": 4}[vector[1]] * _bytes_of(vector[2], text)
+    if alias := re.search(rf"alias {kind} = ([^;]+);", text):
+        return _bytes_of(alias[1], text)
+    members = re.search(rf"struct {kind} \{{([^}}]+)\}}", text)
+    if members is None:
+        raise ValueError(f"{kind} is no type of workgroup memory that a source may have")
+    kinds = re.findall(r"\w+: *([^,<]+(?:<[^>]+>)?)", members[1])
+    return sum(_bytes_of(one, text) for one in kinds)
