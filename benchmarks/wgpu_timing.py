@@ -19,7 +19,7 @@ COPY_BYTES = 3.0e12  # bytes read + written by a copy, per second
 F32_FLOPS = 67e12  # on the vector units, by the data sheet
 DISPATCH_US = 2.0  # of GPU time for a kernel that does nothing
 L2_BYTES = 50e6
-WARM_SECONDS = 0.05
+WARM_SECONDS = 0.3
 
 Call = Callable[[], Any]
 

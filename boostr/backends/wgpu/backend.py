@@ -29,7 +29,8 @@ from boostr.program import Program
 
 VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
-_PROBE_BYTES = 1 << 28  # twice as much reads at half the speed on an H100, driver 580
+_PROBE_BYTES = 1 << 28
+_WARM_SECONDS = 0.4  # until a GPU that was idle has its clocks up
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
 
 
@@ -130,7 +131,8 @@ class WgpuBackend(Primitives):
             self.launch("device", "copy", grid, [source], [target], params, COPY=True)
 
         program: Any = self.capture(copy)[1]
-        return 2 * nbytes / min(program.busy_seconds(5, 1 if software else 100))
+        warm = 1 if software else min(math.ceil(_WARM_SECONDS / max(program.seconds(), 1e-4)), 2000)
+        return 2 * nbytes / min(program.busy_seconds(5, warm))
 
     def used_memory(self) -> int:
         self.pool.drain()
