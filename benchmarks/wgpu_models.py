@@ -7,10 +7,9 @@
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
 (weights and cache) at 3.0 TB/s. "host" is the CPU time of a step on the thread that generates,
 "threads" of those that encode and submit commands ahead, "GPU" what its commands take by the GPU's
-clock, all in microseconds. prefill: 512 tokens. The peer is
-the program that LLAMA_BENCH names, a build of llama.cpp for Vulkan (F16 and Q8_0, random weights,
-flash attention); without it, figures of build 11434 on an H100 are shown, whose 8B has a tied head.
-Rates are tokens per second, medians.
+clock, all in microseconds. prefill: 512 tokens. The peer is the program that LLAMA_BENCH names, a
+build of llama.cpp for Vulkan (F16 and Q8_0, random weights, flash attention); without it, figures
+of build 11434 on an H100 are shown, whose 8B has a tied head. Rates are tokens per second, medians.
 """
 
 from __future__ import annotations
