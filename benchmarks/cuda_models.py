@@ -27,14 +27,14 @@ from boostr import backends, dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models.weights import load_parameters
+from boostr.models.weights import WeightSource, load_parameters
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL, BATCH = 128, 128, 4096, 32
 
 
-class RandomWeights:
+class RandomWeights(WeightSource):
     """A checkpoint of normal numbers, made on the device when they are asked for."""
 
     path = "random"

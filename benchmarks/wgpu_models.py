@@ -35,7 +35,7 @@ from boostr import dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models.weights import load_parameters
+from boostr.models.weights import WeightSource, load_parameters
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -48,7 +48,7 @@ RECORDED = {
 }  # fmt: skip
 
 
-class RandomWeights:
+class RandomWeights(WeightSource):
     """A checkpoint of random numbers: one block is uploaded, and copied on the device.
 
     form: a float dtype, or a scheme of int8 weights.

@@ -18,7 +18,7 @@ from boostr.io.tokenizer import Tokenizer
 from boostr.models import family, is_encoder
 from boostr.models.config import RawConfig
 from boostr.models.gguf import GGUFWeights, hf_config
-from boostr.models.weights import SafetensorsWeights, WeightSource, load_parameters
+from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
 from boostr.quant.scheme import parse_scheme
 
@@ -88,9 +88,12 @@ def load_module(
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
-    prefix = getattr(family(config.get("model_type", str), config.source), "prefix", "")
+    module = _empty_module(config)
     with open_safetensors(weights) as files:
-        return _build(config, SafetensorsWeights(files, str(weights), prefix), backend, options)
+        stored = stored_weights(files, str(weights))
+        plan = module.load_plan(module.config)  # type: ignore[attr-defined]
+        load_parameters(module, CheckpointWeights(stored, str(weights), plan), backend, **options)
+    return module
 
 
 def _weight_dtype(dtype: Any):
@@ -107,7 +110,8 @@ def _weight_dtype(dtype: Any):
 def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> LanguageModel:
     with GGUFFile(found.path) as file:
         config = RawConfig(hf_config(file), str(found.path))
-        module = _build(config, GGUFWeights(file), backend, options)
+        module = _empty_module(config)
+        load_parameters(module, GGUFWeights(file), backend, **options)
         tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
     return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore
@@ -129,11 +133,10 @@ def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     return LanguageModel(module, tokenizer, backend, found.source, eos)  # type: ignore[arg-type]
 
 
-def _build(config: RawConfig, source: WeightSource, backend: Backend, options: dict) -> Module:
+def _empty_module(config: RawConfig) -> Module:
+    """The module that a config describes, its weights still to be loaded."""
     made = family(config.get("model_type", str), config.source)
-    module = made(made.read_config(config))  # type: ignore[attr-defined]
-    load_parameters(module, source, backend, **options)
-    return module
+    return made(made.read_config(config))  # type: ignore[attr-defined]
 
 
 def _check_vocabulary(module: Module, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from boostr import nn, ops
 from boostr.errors import ModelFileError
+from boostr.models import plan
 from boostr.models.config import RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.tensor import Tensor
 
 
@@ -116,10 +118,6 @@ class Encoder(nn.Module):
 class Model(nn.Module):
     """Hidden states; the pooler and pre-training heads of a checkpoint are not part of it."""
 
-    prefix = "bert."  # that checkpoints with a head put before every name
-    inert = ("embeddings.position_ids",)
-    unused = ("pooler.", "cls.")  # heads that a checkpoint may carry
-
     def __init__(self, config: BertConfig) -> None:
         self.config = config
         self.embeddings = Embeddings(config)
@@ -145,8 +143,15 @@ class Model(nn.Module):
             config.get("hidden_act", str, "gelu"),
         )
 
-    def tied_names(self) -> dict[str, str]:
-        return {}
+    @staticmethod
+    def load_plan(config: BertConfig) -> LoadPlan:
+        """Checkpoints with a head put `bert.` before every name; old ones have gamma and beta."""
+        return LoadPlan((
+            plan.prefixes("", ("bert.", "")),
+            plan.alias("{path}.LayerNorm.gamma", "{path}.LayerNorm.weight"),
+            plan.alias("{path}.LayerNorm.beta", "{path}.LayerNorm.bias"),
+            plan.leftover(("pooler.", "cls."), ("embeddings.position_ids",)),  # heads; a buffer
+        ))  # fmt: skip
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Last hidden states [T, E] of packed texts, float32."""

@@ -8,6 +8,7 @@ from typing import Any
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.gguf import GGUFFile
+from boostr.models.weights import WeightSource
 from boostr.nn.module import Weight
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
@@ -104,7 +105,7 @@ def _rope_scaling(file: GGUFFile, metadata: Mapping[str, Any], architecture: str
     }  # fmt: skip
 
 
-class GGUFWeights:
+class GGUFWeights(WeightSource):
     """The tensors of a GGUF file under Hugging Face names; blocks stay as they lie in the file."""
 
     def __init__(self, file: GGUFFile) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from boostr import nn, ops
+from boostr.models import plan
 from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.tensor import Tensor
 
 
@@ -56,8 +58,6 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """A decoder and the head that turns its hidden states into logits."""
 
-    inert = ("rotary_emb.inv_freq",)  # buffers of old checkpoints, recomputed here
-
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
         self.model = Decoder(config)
@@ -75,9 +75,16 @@ class CausalLM(nn.Module):
             rope_layout=config.get("rope_layout", str, "split-half"),
         )
 
-    def tied_names(self) -> dict[str, str]:
-        """Name that a checkpoint may repeat -> name of the parameter that it must equal."""
-        return {} if self.lm_head else {"lm_head.weight": "model.embed_tokens.weight"}
+    @staticmethod
+    def load_plan(config: DecoderConfig) -> LoadPlan:
+        """From the names of checkpoints; base models lack `model.`."""
+        rules = [
+            plan.prefixes("model.", ("model.", ""), outside=("lm_head.",)),
+            plan.leftover(suffixes=("rotary_emb.inv_freq",)),  # buffers of old checkpoints
+        ]
+        if config.tie_word_embeddings:
+            rules.append(plan.tied("lm_head.weight", "model.embed_tokens.weight"))
+        return LoadPlan(tuple(rules))
 
     @property
     def activation_dtype(self) -> np.dtype:

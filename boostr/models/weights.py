@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,51 +11,73 @@ from boostr import dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import SafetensorsSource
+from boostr.models.lazy import Expected, LazyWeight, Stored
+from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-_STORED = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 
+class WeightSource:
+    """Where weights come from, under canonical names: shaped, and read one at a time.
 
-class WeightSource(Protocol):
-    """Where weights come from: named, shaped, and read one at a time."""
+    Attributes:
+        path: for messages.   problems: what about the source does not fit, a line each.
+    """
 
     path: str
-
-    @property
-    def names(self) -> Iterable[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def weight(self, name: str, backend: Backend) -> Weight:
-        """The weight in its stored form, without a copy on the numpy backend."""
-        ...
-
-
-class SafetensorsWeights:
-    """The tensors of a safetensors checkpoint, a prefix taken off their names."""
-
-    def __init__(self, files: SafetensorsSource, path: str, prefix: str = "") -> None:
-        self._files, self.path = files, path
-        self._stored = {name.removeprefix(prefix): name for name in files.names}
+    problems: Sequence[str] = ()
 
     @property
     def names(self) -> Iterable[str]:
-        return self._stored
+        raise NotImplementedError
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._files.shape(self._stored[name])
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a weight; None if `problems` say what is wrong with it."""
+        raise NotImplementedError
 
     def weight(self, name: str, backend: Backend) -> Weight:
-        array = self._files.tensor(self._stored[name])
-        if array.dtype not in _STORED:
-            raise ModelFileError(
-                f"{self.path}: tensor {name!r} is {array.dtype}; boostr reads "
-                f"{', '.join(str(d) for d in _STORED)}"
-            )
-        return Tensor(array, backend=backend)
+        """The weight in its stored form, without a copy on the numpy backend."""
+        raise NotImplementedError
+
+    def label(self, name: str) -> str:
+        """A name as messages should say it."""
+        return name
+
+
+class CheckpointWeights(WeightSource):
+    """The weights of a checkpoint, which a load plan brings under canonical names."""
+
+    def __init__(self, stored: Mapping[str, LazyWeight], path: str, plan: LoadPlan) -> None:
+        self.path = path
+        naming = plan.load(stored)
+        self._weights, self.problems = naming.weights, naming.problems
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._weights
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        weight = self._weights[name]
+        return None if isinstance(weight, Expected) else weight.shape
+
+    def weight(self, name: str, backend: Backend) -> Weight:
+        return self._weights[name].weight(backend)
+
+    def label(self, name: str) -> str:
+        weight = self._weights.get(name)
+        if weight is None or weight.sources in ((), (name,)):
+            return name
+        return f"{name} (of {', '.join(weight.sources)})"
+
+
+def stored_weights(files: SafetensorsSource, path: str) -> dict[str, LazyWeight]:
+    """The tensors of a safetensors checkpoint under their names in it."""
+    return {
+        name: Stored(path, name, files.shape(name), partial(files.tensor, name))
+        for name in files.names
+    }
 
 
 def load_parameters(
@@ -77,7 +99,7 @@ def load_parameters(
         ModelFileError: one error that lists all missing, all unexpected and all misshapen names.
     """
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
-    _check_names(module, places, source)
+    _check_names(places, source)
     groups = dict(module.adjacent_weights()) if backend.joins_weights else {}
     for name, (owner, attribute) in places.items():
         place: Parameter = getattr(owner, attribute)
@@ -96,7 +118,6 @@ def load_parameters(
         setattr(owner, attribute, weight)
         if name in groups:
             _join(groups[name])
-    _check_tied(module, source, backend)
 
 
 def _join(layers: Sequence[Module]) -> None:
@@ -134,50 +155,30 @@ def _converted(weight: Weight, dtype: np.dtype | None) -> Weight:
     return weight if dtype is None else _dequantized(weight).to(dtype)
 
 
-def _check_names(module: Module, places: dict, source: WeightSource) -> None:
+def _check_names(places: dict, source: WeightSource) -> None:
+    """Every parameter in its shape, and nothing else; or one error with all that does not fit."""
     present = set(source.names)
     wanted = {n: getattr(owner, attribute).shape for n, (owner, attribute) in places.items()}
     missing = [n for n in wanted if n not in present]
-    unexpected = sorted(n for n in present - set(wanted) if not _is_known(module, n))
-    misshapen = [
-        f"{n}: expected {list(shape)}, got {list(source.shape(n))}"
-        for n, shape in wanted.items()
-        if n in present and tuple(source.shape(n)) != tuple(shape)
+    misshapen = []
+    for name, shape in wanted.items():
+        got = source.shape(name) if name in present else None
+        if got is not None and tuple(got) != tuple(shape):
+            misshapen.append(f"{source.label(name)}: expected {list(shape)}, got {list(got)}")
+    kinds = {
+        "missing": missing,
+        "unexpected": sorted(source.label(n) for n in present - set(wanted)),
+        "misshapen": misshapen + list(source.problems),
+    }
+    parts = [
+        f"\n  {kind} ({len(names)}):\n    " + "\n    ".join(names)
+        for kind, names in kinds.items()
+        if names
     ]
-    if missing or unexpected or misshapen:
-        parts = [
-            f"\n  {kind} ({len(names)}):\n    " + "\n    ".join(names)
-            for kind, names in (
-                ("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen),
-            )
-            if names
-        ]  # fmt: skip
+    if parts:
         hint = ""
         if missing == ["lm_head.weight"]:
             hint = "\n  (if the head is the embedding, set tie_word_embeddings in the config)"
         raise ModelFileError(
             f"{source.path}: the checkpoint does not fit the model{''.join(parts)}{hint}"
         )
-
-
-def _is_known(module: Module, name: str) -> bool:
-    """Whether a name may be in the checkpoint although it is no parameter."""
-    return (
-        name in module.tied_names()  # type: ignore[attr-defined]
-        or name.endswith(tuple(getattr(module, "inert", ())))
-        or name.startswith(tuple(getattr(module, "unused", ())))
-    )
-
-
-def _check_tied(module: Module, source: WeightSource, backend: Backend) -> None:
-    """A tied weight that the checkpoint repeats must be the same numbers."""
-    names = set(source.names)
-    for repeated, name in module.tied_names().items():  # type: ignore[attr-defined]
-        if repeated not in names:
-            continue
-        copy, kept = (_dequantized(source.weight(n, backend)).numpy() for n in (repeated, name))
-        if not np.array_equal(copy, kept):
-            raise ModelFileError(
-                f"{source.path}: the config ties {repeated!r} to {name!r}, but the checkpoint has "
-                "different numbers for them; set tie_word_embeddings to false to use both"
-            )

@@ -32,6 +32,15 @@ def edit(tmp_path):
     return make
 
 
+def arrays(module):
+    return {name: np.array(weight.numpy()) for name, weight in module.weights().items()}
+
+
+def assert_same(got, want):
+    assert list(got) == list(want)
+    assert all(np.array_equal(got[name], want[name]) for name in want)
+
+
 def test_one_error_lists_missing_unexpected_and_misshapen(edit):
     def change(tensors, config):
         del tensors["model.norm.weight"]
@@ -141,3 +150,25 @@ def test_bad_dtype_and_scheme_are_named(tmp_path):
         load_module(folder, dtype="int8")
     with pytest.raises(OptionError, match="did you mean 'int8-g128'"):
         load_module(folder, quantize="int8-g12")
+
+
+@pytest.mark.parametrize("name", ["llama/tied", "qwen3/odd"])
+def test_a_base_model_without_the_prefix_loads(edit, name):
+    def change(tensors, config):
+        for old in [n for n in tensors if n.startswith("model.")]:
+            tensors[old.removeprefix("model.")] = tensors.pop(old)
+
+    want = arrays(load_module(edit(name, lambda t, c: None)))
+    assert_same(arrays(load_module(edit(name, change))), want)
+
+
+def test_layer_norms_of_the_first_years(edit):
+    """gamma and beta, as bert-base-uncased has them."""
+
+    def change(tensors, config):
+        for old in [n for n in tensors if "LayerNorm" in n]:
+            new = old.replace(".weight", ".gamma").replace(".bias", ".beta")
+            tensors[new] = tensors.pop(old)
+
+    want = arrays(load_module(edit("bert/mlm", lambda t, c: None)))
+    assert_same(arrays(load_module(edit("bert/mlm", change))), want)

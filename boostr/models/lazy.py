@@ -1,0 +1,236 @@
+"""Weights where they lie: a shape that is known, and bytes that are read when they are asked for.
+
+A load plan (`boostr.models.plan`) cuts, gathers, turns and stacks them without reading any; what is
+read in the end are the rows and columns that were cut out, and no more. Axes count from the front:
+a weight is [N, K] (outputs, inputs) or [X, N, K] (a stack of experts), a bias [N].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Backend
+from boostr.errors import ModelFileError
+from boostr.nn.module import Weight
+from boostr.tensor import Tensor
+
+Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
+Indices = tuple[Index, ...]  # one for each axis
+FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)  # that boostr computes with
+
+
+class LazyWeight(ABC):
+    """A weight that is read when it is asked for.
+
+    Attributes:
+        shape: of what `read` gives when it is asked for all.
+        sources: the names in the checkpoint that it is made of.
+        path: of the checkpoint, for messages.
+    """
+
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    path: str
+
+    @abstractmethod
+    def read(self, indices: Indices) -> np.ndarray:
+        """The elements at the crossings of `indices`; a view of the file where that is possible."""
+
+    def weight(self, backend: Backend) -> Weight:
+        """All of it in its stored form; on the numpy backend without a copy if it lies in a row.
+
+        Raises:
+            ModelFileError: a dtype that boostr does not compute with.
+        """
+        array = self.read(whole(self.shape))
+        if array.dtype not in FLOATS:
+            raise ModelFileError(
+                f"{self.path}: tensor {' + '.join(self.sources)} is {array.dtype}; boostr reads "
+                f"{', '.join(str(d) for d in FLOATS)}"
+            )
+        return Tensor(np.ascontiguousarray(array), backend=backend)
+
+    def take(self, axis: int, index: Index) -> LazyWeight:
+        """Only the elements at `index` of an axis."""
+        indices = whole(self.shape)
+        return Cut(self, (*indices[:axis], index, *indices[axis + 1 :]))
+
+    def rows(self, start: int, stop: int) -> LazyWeight:
+        """Outputs [start, stop), as a rank of a column-parallel layer holds them."""
+        return self.take(row_axis(self.shape), range(start, stop))
+
+    def columns(self, start: int, stop: int) -> LazyWeight:
+        """Inputs [start, stop) of a weight [..., N, K], as a rank of a row-parallel layer does."""
+        return self.take(len(self.shape) - 1, range(start, stop))
+
+
+def whole(shape: Sequence[int]) -> Indices:
+    """The indices that take everything."""
+    return tuple(range(n) for n in shape)
+
+
+def row_axis(shape: Sequence[int]) -> int:
+    """The axis of outputs: of a bias [N], of a weight [..., N, K]."""
+    return max(len(shape) - 2, 0)
+
+
+class Stored(LazyWeight):
+    """A tensor of the checkpoint; `get` gives it as a view of the file."""
+
+    def __init__(
+        self, path: str, name: str, shape: tuple[int, ...], get: Callable[[], np.ndarray]
+    ) -> None:
+        self.path, self.sources, self.shape, self._get = path, (name,), shape, get
+
+    def read(self, indices: Indices) -> np.ndarray:
+        return pick(self._get(), indices)
+
+
+@dataclass(frozen=True)
+class Expected(LazyWeight):
+    """The place of a weight that is not there: a shape alone."""
+
+    shape: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+    path: str = ""
+
+    def read(self, indices: Indices) -> np.ndarray:
+        raise ModelFileError(f"{self.path}: {' + '.join(self.sources)} is not in the checkpoint")
+
+
+class Cut(LazyWeight):
+    """Some rows and columns of another weight."""
+
+    def __init__(self, inner: LazyWeight, indices: Indices) -> None:
+        if isinstance(inner, Cut):
+            inner, indices = inner.inner, _composed(inner.indices, indices)
+        self.inner, self.indices = inner, indices
+        self.path, self.sources = inner.path, inner.sources
+        self.shape = tuple(len(index) for index in indices)
+
+    def read(self, indices: Indices) -> np.ndarray:
+        return self.inner.read(_composed(self.indices, indices))
+
+
+class Turned(LazyWeight):
+    """The transpose: [..., K, N] of a weight [..., N, K]."""
+
+    def __init__(self, inner: LazyWeight) -> None:
+        self.path, self.sources, self._inner = inner.path, inner.sources, inner
+        self.shape = _swapped(inner.shape)
+
+    def read(self, indices: Indices) -> np.ndarray:
+        return self._inner.read(_swapped(indices)).swapaxes(-1, -2)
+
+
+class Stack(LazyWeight):
+    """Weights of one shape [N, K] as one [X, N, K]; read one at a time into their places."""
+
+    def __init__(self, parts: Sequence[LazyWeight]) -> None:
+        self._parts, self.path = parts, parts[0].path
+        self.sources = _sources(parts)
+        self.shape = (len(parts), *parts[0].shape)
+
+    def read(self, indices: Indices) -> np.ndarray:
+        first, *rest = (self._parts[int(i)] for i in indices[0])
+        array = first.read(indices[1:])
+        out = np.empty((1 + len(rest), *array.shape), array.dtype)
+        out[0] = array
+        for place, part in zip(out[1:], rest, strict=True):
+            place[...] = part.read(indices[1:])
+        return out
+
+
+class Item(LazyWeight):
+    """Weight `index` of a stack."""
+
+    def __init__(self, stack: LazyWeight, index: int) -> None:
+        self._stack, self._index = stack, index
+        self.path, self.sources, self.shape = stack.path, stack.sources, stack.shape[1:]
+
+    def read(self, indices: Indices) -> np.ndarray:
+        return self._stack.read((range(self._index, self._index + 1), *indices))[0]
+
+
+class Joined(LazyWeight):
+    """Weights as one along an axis, in `groups`: the first rows of each, the next rows of each, …
+
+    One group puts them end to end. Made to be written: reading a part of it reads all rows.
+    """
+
+    def __init__(self, parts: Sequence[LazyWeight], axis: int, groups: int) -> None:
+        self._parts, self._axis, self._groups = parts, axis, groups
+        self.path, self.sources, shape = parts[0].path, _sources(parts), parts[0].shape
+        rows = sum(part.shape[axis] for part in parts)
+        self.shape = (*shape[:axis], rows, *shape[axis + 1 :])
+
+    def read(self, indices: Indices) -> np.ndarray:
+        axis, groups = self._axis, self._groups
+        pieces = []
+        for part in self._parts:
+            array = part.read((*indices[:axis], range(part.shape[axis]), *indices[axis + 1 :]))
+            shape = array.shape
+            pieces.append(array.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :]))
+        joined = np.concatenate(pieces, axis + 1)
+        shape = joined.shape
+        flat = joined.reshape(*shape[:axis], -1, *shape[axis + 2 :])
+        taken = list(whole(flat.shape))
+        taken[axis] = indices[axis]
+        return pick(flat, tuple(taken))
+
+
+class Same(LazyWeight):
+    """A weight that the checkpoint has twice, under names that must have the same numbers."""
+
+    def __init__(self, kept: LazyWeight, copy: LazyWeight) -> None:
+        self._kept, self._copy = kept, copy
+        self.path, self.shape, self.sources = kept.path, kept.shape, kept.sources
+
+    def read(self, indices: Indices) -> np.ndarray:
+        kept, copy = self._kept.read(indices), self._copy.read(indices)
+        if not np.array_equal(kept, copy):
+            raise ModelFileError(
+                f"{self.path}: the config ties {self._copy.sources[0]!r} to {self.sources[0]!r}, "
+                "but the checkpoint has different numbers for them; set tie_word_embeddings to "
+                "false to use both"
+            )
+        return kept
+
+
+def pick(array: np.ndarray, indices: Indices) -> np.ndarray:
+    """The elements at the crossings of `indices`, one an axis: even steps as a view."""
+    steps = (
+        slice(i.start, i.stop, i.step) if isinstance(i, range) else slice(None) for i in indices
+    )
+    array = array[tuple(steps)]
+    for axis, index in enumerate(indices):
+        if not isinstance(index, range):
+            array = array.take(index, axis)
+    return array
+
+
+def _composed(outer: Indices, inner: Indices) -> Indices:
+    """What `inner` takes of what `outer` takes."""
+    out: list[Index] = []
+    for taken, index in zip(outer, inner, strict=True):
+        if isinstance(index, range):
+            out.append(taken[index.start : index.stop : index.step])
+        elif isinstance(taken, range):
+            out.append(taken.start + taken.step * index)
+        else:
+            out.append(taken[index])
+    return tuple(out)
+
+
+def _swapped(items: tuple) -> tuple:
+    return (*items[:-2], items[-1], items[-2])
+
+
+def _sources(parts: Iterable[LazyWeight]) -> tuple[str, ...]:
+    """All names, each once."""
+    return tuple(dict.fromkeys(name for part in parts for name in part.sources))
