@@ -43,10 +43,10 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], source: str = "GGUF metadata") -> Self:
-        """Builds the tokenizer that a GGUF file describes (byte-level BPE).
+        """Builds the tokenizer that a GGUF file describes (byte-level or SentencePiece BPE).
 
         Raises:
-            TokenizerError: another kind of tokenizer, or a pre-tokenizer that is not known.
+            TokenizerError: another kind of tokenizer, or metadata that is not whole or not known.
         """
         inner, special = build_from_gguf(metadata, source)
         return cls(inner, special, source)

@@ -1,8 +1,8 @@
-"""Byte-level BPE tokenizers out of GGUF metadata (`tokenizer.ggml.*`).
+"""Tokenizers out of GGUF metadata (`tokenizer.ggml.*`): "gpt2", byte-level BPE, and "llama".
 
-A GGUF file names its pre-tokenizer (`tokenizer.ggml.pre`) without describing it. Each entry of
-`PRE_TOKENIZERS` was checked to give llama.cpp's ids; names that are not there are refused, since a
-wrong pre-tokenizer gives plausible text from wrong tokens.
+Of byte-level BPE the file names the pre-tokenizer (`tokenizer.ggml.pre`) without describing it.
+Each entry of `PRE_TOKENIZERS` was checked to give llama.cpp's ids; names that are not there are
+refused, since a wrong pre-tokenizer gives plausible text from wrong tokens.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import numpy as np
 
 from boostr.errors import TokenizerError
 from boostr.io.special_tokens import SpecialTokens, surround
+from boostr.io.tokenizer_sentencepiece import build_sentencepiece, spelled
 
 if TYPE_CHECKING:
     import tokenizers
@@ -58,11 +59,12 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
 }
 _OTHER_MODELS = {
-    "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "SentencePiece unigram",
+    "bert": "WordPiece", "t5": "SentencePiece unigram",
     "rwkv": "RWKV", "plamo2": "PLaMo-2", "gemma4": "SentencePiece-style BPE",
 }  # fmt: skip
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama_token_type
-# Tokens that end a turn, by their text: files often declare only one of a model's several.
+# Tokens that end a turn, by their text: files often declare only one of a model's several, and some
+# call them user-defined. As in llama.cpp they are control tokens all the same.
 _END_TEXTS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>",
     "</s>", "<end_of_turn>",
@@ -78,16 +80,28 @@ def build_from_gguf(
     metadata: Mapping[str, Any], source: str
 ) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
     """The tokenizer and special tokens of a GGUF file; `source` names it in errors."""
-    pre = _pre_tokenizer(metadata, source)
+    model = metadata.get(_key("model"))
+    if model not in ("gpt2", "llama"):
+        kind = f" ({_OTHER_MODELS[model]})" if model in _OTHER_MODELS else ""
+        raise TokenizerError(
+            f"{source}: tokenizer model {model!r}{kind} is not supported from GGUF; boostr builds "
+            "'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE). Load the model from its "
+            "folder with tokenizer.json instead"
+        )
     tokens = _tokens(metadata, source)
-    types = _types(metadata, len(tokens), source)
+    types = _types(metadata, tokens, source)
     ids = {
         key: _token_id(metadata, key, len(tokens), source)
         for key in (*_NAMED.values(), "eot_token_id", "eom_token_id")
     }
-    inner = _build(tokens, _merges(metadata, source), pre, source)
+    if model == "llama":
+        tokens, add_bos = spelled(tokens, types), True
+        inner = build_sentencepiece(metadata, tokens, types, ids["unknown_token_id"], source)
+    else:
+        pre = _pre_tokenizer(metadata, source)
+        inner, add_bos = _build(tokens, _merges(metadata, source), pre, source), pre.add_bos
     _add_tokens(inner, tokens, types)
-    _post_process(inner, metadata, pre, tokens, ids, source)
+    _post_process(inner, metadata, add_bos, tokens, ids, source)
     names = {name: tokens[id_] for name, key in _NAMED.items() if (id_ := ids[key]) is not None}
     return inner, SpecialTokens(names, _eos_ids(tokens, types, ids), _templates(metadata, source))
 
@@ -97,13 +111,7 @@ def _key(name: str) -> str:
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any], source: str) -> PreTokenizer:
-    model, pre = metadata.get(_key("model")), metadata.get(_key("pre"))
-    if model != "gpt2":
-        kind = f" ({_OTHER_MODELS[model]})" if model in _OTHER_MODELS else ""
-        raise TokenizerError(
-            f"{source}: tokenizer model {model!r}{kind} is not supported from GGUF; boostr builds "
-            "'gpt2' (byte-level BPE). Load the model from its folder with tokenizer.json instead"
-        )
+    pre = metadata.get(_key("pre"))
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"{source}: {_key('pre')} is {pre!r}; boostr knows {', '.join(PRE_TOKENIZERS)} and "
@@ -132,14 +140,18 @@ def _tokens(metadata: Mapping[str, Any], source: str) -> list[str]:
     return tokens
 
 
-def _types(metadata: Mapping[str, Any], count: int, source: str) -> np.ndarray:
+def _types(metadata: Mapping[str, Any], tokens: list[str], source: str) -> np.ndarray:
     types = metadata.get(_key("token_type"))
+    count = len(tokens)
     if types is None:
         return np.ones(count, np.int32)
     if not isinstance(types, np.ndarray) or types.shape != (count,) or types.dtype.kind not in "iu":
         raise TokenizerError(
             f"{source}: {_key('token_type')} must be {count} integers, one for each token"
         )
+    ends = [i for i in (types == _USER_DEFINED).nonzero()[0] if tokens[i] in _END_TEXTS]
+    types = types.copy()
+    types[ends] = _CONTROL
     return types
 
 
@@ -194,13 +206,13 @@ def _add_tokens(inner: "tokenizers.Tokenizer", tokens: list[str], types: np.ndar
 def _post_process(
     inner: "tokenizers.Tokenizer",
     metadata: Mapping[str, Any],
-    pre: PreTokenizer,
+    add_bos: bool,
     tokens: list[str],
     ids: Mapping[str, int | None],
     source: str,
 ) -> None:
     """Sets the BOS and EOS that `encode` adds."""
-    flags = {"bos_token_id": pre.add_bos, "eos_token_id": False}
+    flags = {"bos_token_id": add_bos, "eos_token_id": False}
     for key in flags:
         flag = metadata.get(_key("add_" + key.removesuffix("_id")), flags[key])
         if flag and ids[key] is None:

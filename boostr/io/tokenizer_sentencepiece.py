@@ -1,0 +1,108 @@
+"""SentencePiece BPE out of GGUF metadata: `tokenizer.ggml.model` "llama" (Llama 2, Mistral, Gemma).
+
+SentencePiece joins the two neighbours whose joined piece has the highest score, the leftmost of
+equals, until none is left; a character that is no piece becomes its UTF-8 bytes. Ranked merges give
+the same: all ways to cut a piece in two pieces, in the order of the scores.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SPACE = "\u2581"  # how pieces write a space
+_NORMAL, _USER_DEFINED = 1, 4  # llama_token_type
+
+
+def _scores(metadata: Mapping[str, Any], count: int, source: str) -> np.ndarray:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if (
+        not isinstance(scores, np.ndarray)
+        or scores.shape != (count,)
+        or not np.isfinite(scores.astype(np.float32)).all()
+    ):
+        raise TokenizerError(
+            f"{source}: tokenizer.ggml.scores must be {count} numbers, one for each token"
+        )
+    return scores.astype(np.float32)
+
+
+def build_sentencepiece(
+    metadata: Mapping[str, Any],
+    tokens: list[str],
+    types: np.ndarray,
+    unknown: int | None,
+    source: str,
+) -> "tokenizers.Tokenizer":
+    """The tokenizer of these tokens, their types (llama_token_type) and scores, without BOS, EOS.
+
+    Raises:
+        TokenizerError: scores that are missing, or that do not say which of two pieces comes first.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    merges = _merges(tokens, types, _scores(metadata, len(tokens), source), source)
+    has_bytes = {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens)
+    if unknown is None and not has_bytes:
+        raise TokenizerError(f"{source}: neither 256 byte tokens nor an unknown_token_id")
+    inner = Tokenizer(
+        models.BPE(
+            vocab={token: id_ for id_, token in enumerate(tokens)},
+            merges=merges,
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=has_bytes,
+        )
+    )
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    trims = metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    inner.normalizer = normalizers.Sequence(_normalizers(prefix, trims))  # type: ignore[assignment]
+    decode = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    inner.decoder = decoders.Sequence([*decode, *strip])  # type: ignore[assignment]
+    return inner
+
+
+def _normalizers(prefix: bool, trims: bool) -> list[Any]:
+    from tokenizers import Regex, normalizers
+
+    extra = normalizers.Replace(Regex(r"\A +| +\z|(?<= ) +"), "")
+    return [
+        *([extra] if trims else []),
+        *([normalizers.Prepend(SPACE)] if prefix else []),
+        normalizers.Replace(" ", SPACE),
+    ]
+
+
+def _merges(
+    tokens: list[str], types: np.ndarray, scores: np.ndarray, source: str
+) -> list[tuple[str, str]]:
+    """All ways to make a piece of two others, best score first; equals as in transformers."""
+    pieces = {tokens[i]: float(scores[i]) for i in (types == _NORMAL).nonzero()[0]}
+    made: dict[float, str] = {}
+    merges = []
+    for piece, score in pieces.items():
+        cuts = [i for i in range(1, len(piece)) if piece[:i] in pieces and piece[i:] in pieces]
+        if not cuts:
+            continue
+        if (other := made.setdefault(score, piece)) != piece:
+            raise TokenizerError(
+                f"{source}: the pieces {other!r} and {piece!r} have one score, {score:g}, so it "
+                "is not said which is joined first; a converter has left the scores out. Load the "
+                "model from its folder with tokenizer.json instead"
+            )
+        merges += [(score, i, piece) for i in cuts]
+    merges.sort(key=lambda merge: merge[:2], reverse=True)
+    return [(piece[:i], piece[i:]) for _, i, piece in merges]
+
+
+def spelled(tokens: list[str], types: np.ndarray) -> list[str]:
+    """The tokens, those that users defined with real spaces: they are looked for in raw text."""
+    taken = set(tokens)
+    plain = {i: tokens[i].replace(SPACE, " ") for i in (types == _USER_DEFINED).nonzero()[0]}
+    return [token if plain.get(i, token) in taken else plain[i] for i, token in enumerate(tokens)]

@@ -1,0 +1,96 @@
+"""SentencePiece BPE from GGUF metadata: the ids and texts of the package sentencepiece itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boostr.errors import TokenizerError
+from boostr.io.tokenizer import Tokenizer
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "sentencepiece.json").read_text("utf-8"))
+UNKNOWN, BOS, EOS = 0, 1, 2
+
+
+def metadata(name: str, **changes: Any) -> dict[str, Any]:
+    """What a GGUF file of a model of the golden file says."""
+    made = {f"tokenizer.ggml.{key}": v for key, v in GOLDEN["models"][name]["metadata"].items()}
+    made |= {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.scores": np.array(made["tokenizer.ggml.scores"], np.float32),
+        "tokenizer.ggml.token_type": np.array(made["tokenizer.ggml.token_type"], np.int32),
+        "tokenizer.ggml.unknown_token_id": UNKNOWN,
+        "tokenizer.ggml.bos_token_id": BOS,
+        "tokenizer.ggml.eos_token_id": EOS,
+    }
+    made |= {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    return {key: value for key, value in made.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", GOLDEN["models"])
+def test_ids_of_sentencepiece(name: str) -> None:
+    ours = Tokenizer.from_gguf(metadata(name))
+    for text, ids in zip(GOLDEN["texts"], GOLDEN["models"][name]["ids"], strict=True):
+        assert ours.encode(text, add_special_tokens=False) == ids, text
+
+
+@pytest.mark.parametrize("name", GOLDEN["models"])
+def test_text_of_sentencepiece(name: str) -> None:
+    """An unknown token is special to us and gives no text; SentencePiece writes a sign for it."""
+    ours, model = Tokenizer.from_gguf(metadata(name)), GOLDEN["models"][name]
+    pairs = list(zip(model["ids"], model["decoded"], strict=True))
+    known = [pair for pair in pairs if UNKNOWN not in pair[0]]
+    assert len(known) > 50
+    for ids, text in known:
+        assert ours.decode(ids) == text
+        stream = ours.stream()
+        assert "".join([*map(stream.add, ids), stream.finish()]) == text
+
+
+def test_bos_is_added_unless_the_file_says_otherwise() -> None:
+    bare = Tokenizer.from_gguf(metadata("prefix")).encode("sea", add_special_tokens=False)
+    assert Tokenizer.from_gguf(metadata("prefix")).encode("sea") == [BOS, *bare]
+    changed = metadata("prefix", add_bos_token=False, add_eos_token=True)
+    assert Tokenizer.from_gguf(changed).encode("sea") == [*bare, EOS]
+
+
+def test_control_tokens_are_parsed_and_text_behind_one_begins_anew() -> None:
+    """As in llama.cpp and in transformers' Llama 2: each run of text has the space before it."""
+    ours = Tokenizer.from_gguf(metadata("prefix"))
+    sea = ours.encode("sea", add_special_tokens=False)
+    assert ours.encode("<s>sea</s>sea", add_special_tokens=False) == [BOS, *sea, EOS, *sea]
+    assert ours.decode([BOS, *sea, EOS]) == "sea"
+    assert ours.eos_ids == (EOS,) and ours.bos_id == BOS
+
+
+def test_an_end_of_turn_that_is_called_user_defined_is_a_control_token() -> None:
+    """Old Gemma files do; llama.cpp overrides them."""
+    tokens = list(GOLDEN["models"]["no prefix"]["metadata"]["tokens"])
+    at = tokens.index("[INST]")
+    tokens[at] = "<end_of_turn>"
+    ours = Tokenizer.from_gguf(metadata("no prefix", tokens=tokens))
+    assert ours.eos_ids == (EOS, at) and ours.is_special(at)
+    assert ours.encode("sea<end_of_turn>")[-1] == at
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": None}, "tokenizer.ggml.scores must be 700 numbers"),
+        ({"scores": np.zeros(3, np.float32)}, "tokenizer.ggml.scores must be 700 numbers"),
+        ({"scores": np.full(700, np.nan, np.float32)}, "tokenizer.ggml.scores must be 700"),
+        ({"scores": np.full(700, -1000, np.float32)}, "have one score, -1000"),
+        ({"scores": ["x"] * 700}, "tokenizer.ggml.scores must be 700 numbers"),
+    ],
+)
+def test_scores_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_gguf(metadata("prefix", **changes), "f.gguf")
+
+
+def test_without_bytes_there_must_be_an_unknown_token() -> None:
+    with pytest.raises(TokenizerError, match="neither 256 byte tokens nor an unknown_token_id"):
+        Tokenizer.from_gguf(metadata("no bytes", unknown_token_id=None))
+    Tokenizer.from_gguf(metadata("prefix", unknown_token_id=None))
