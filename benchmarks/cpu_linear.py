@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 from boostr import env
-from boostr.backends.numpy import jit, threads
-from boostr.backends.numpy.kernels import layout
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.runtime import jit, threads
 
 # (out, in) of SmolLM2-135M: q and o, k and v, gate and up, down, head
 SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576))
@@ -30,9 +30,9 @@ DEPTH = 576  # of a panel; what the backend uses
 
 def bytes_read():
     """A kernel that only reads: item i is 4096 bytes at params[0] + 4096 i."""
-    from boostr.backends.numpy.kernels.memory import f32, load
-    from boostr.backends.numpy.kernels.simd import LANES, add, fill
-    from boostr.backends.numpy.kernels.vmath import reduce_add
+    from boostr.backends.numpy.kernels.runtime.memory import f32, load
+    from boostr.backends.numpy.kernels.runtime.simd import LANES, add, fill
+    from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
     def kernel(params, start, stop):
         total = fill(4, 0.0)

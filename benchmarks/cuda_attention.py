@@ -28,7 +28,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from boostr import Tensor, backends
-from boostr.backends.cupy import attention
+from boostr.backends.cupy.attention import attention
 from boostr.ops.attention import paged_attention, varlen_attention
 
 PACKED = tuple(int(n) for n in np.random.default_rng(1).integers(256, 2049, 32))

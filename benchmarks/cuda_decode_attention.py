@@ -20,7 +20,7 @@ import cuda_timing as timing
 import numpy as np
 
 from boostr import Tensor, backends, dtypes
-from boostr.backends.cupy import attention_decode as decode
+from boostr.backends.cupy.attention import attention_decode as decode
 from boostr.ops.attention import AttentionOptions
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cuda_timing import COPY_BYTES, graph_time_us, rotation, table, terabytes, torch_graph_time_us
 
 from boostr import Tensor, backends
-from boostr.backends.cupy import gemv
+from boostr.backends.cupy.products import gemv
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 # (out, in): 8B gate or up, down, o; 1B qkv, o, gate or up, down; 8B head; 135M head, up, down

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from boostr import Tensor, backends, ops
-from boostr.backends.cupy.rope import rope_write
+from boostr.backends.cupy.rows.rope import rope_write
 from boostr.ops import norm as norm_ops
 from boostr.ops.activation import _swiglu_backward
 from boostr.ops.embedding import _embedding_backward, embedding

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import wgpu_timing as timing
 
 from boostr import Tensor, dtypes
-from boostr.backends.wgpu import attention_decode as decode
+from boostr.backends.wgpu.attention import attention_decode as decode
 from boostr.ops.attention import AttentionOptions
 
 _HELD = 3e9  # bytes of caches, at most

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from wgpu_timing import COPY_BYTES, Call, backend, rotation, table, terabytes, time_us
 
 from boostr import Tensor, dtypes
-from boostr.backends.wgpu import gemv
-from boostr.backends.wgpu.array import contiguous_strides
-from boostr.backends.wgpu.gemv_plan import Tile
+from boostr.backends.wgpu.products import gemv
+from boostr.backends.wgpu.products.gemv_plan import Tile
+from boostr.backends.wgpu.runtime.array import contiguous_strides
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 # (out, in): 8B gate and up, down, qkv, o; 1B; 135M; heads last

@@ -26,23 +26,32 @@ def folder() -> Path:
 
 
 @cache
-def read(path: str) -> str:
-    """The text of a source such as "cuda/norm.cu"."""
-    return (folder() / path).read_text(encoding="utf-8")
+def rooms(language: str) -> tuple[Path, ...]:
+    """The folders of a language's ("cuda", "wgsl") sources: `runtime`, `products`, ..."""
+    return tuple(sorted(place for place in (folder() / language).iterdir() if place.is_dir()))
+
+
+@cache
+def read(language: str, name: str) -> str:
+    """The text of a source such as "norm.cu", whose name no other room of its language has."""
+    for room in rooms(language):
+        if (room / name).is_file():
+            return (room / name).read_text(encoding="utf-8")
+    raise BackendError(f"the GPU sources have no {language} file {name}; see {folder() / language}")
 
 
 def cuda_source(family: str, defines: Mapping[str, int | str]) -> str:
-    """`cuda/FAMILY.cu` with its own includes inlined, each once, under a head of #defines."""
+    """`FAMILY.cu` with its own includes inlined, each once, under a head of #defines."""
     head = "".join(f"#define {name} {value}\n" for name, value in sorted(defines.items()))
-    return head + _inlined(f"cuda/{family}.cu", set())
+    return head + _inlined(f"{family}.cu", set())
 
 
-def _inlined(path: str, seen: set[str]) -> str:
+def _inlined(name: str, seen: set[str]) -> str:
     def include(found: re.Match[str]) -> str:
-        inner = f"cuda/{found[1]}"
+        inner = found[1]
         if inner in seen:
             return ""
         seen.add(inner)
         return _inlined(inner, seen)
 
-    return _INCLUDE.sub(include, read(path))
+    return _INCLUDE.sub(include, read("cuda", name))

@@ -10,7 +10,7 @@ from typing import Any
 from conftest import open_backend
 
 from boostr import dispatch
-from boostr.backends.wgpu.kernels import Pipelines
+from boostr.backends.wgpu.runtime.kernels import Pipelines
 
 # what a GPU has that offers no more than WebGPU promises
 BARE = {

@@ -7,28 +7,28 @@ from collections.abc import Callable
 
 from boostr.backends.base import Kernel
 
-# module of boostr.backends.NAME -> the ops in its KERNELS
+# room and module of boostr.backends.NAME -> the ops in its KERNELS
 OPS_OF: dict[str, tuple[str, ...]] = {
-    "linear": ("linear",),
-    "norm": (
+    "products.linear": ("linear",),
+    "rows.norm": (
         "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
         "layer_norm_backward",
     ),
-    "rope": ("rope", "rope_backward"),
-    "activation": (
+    "rows.rope": ("rope", "rope_backward"),
+    "rows.activation": (
         "silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax", "silu_backward",
         "gelu_backward", "swiglu_backward", "geglu_backward",
     ),
-    "embedding": ("embedding", "embedding_backward"),
-    "cache": ("slot_mapping", "kv_write", "advance"),
-    "quant": ("quantize", "dequantize"),
-    "attention": ("varlen_attention", "paged_attention"),
-    "attention_backward": ("varlen_attention_backward",),
-    "loss": ("cross_entropy", "cross_entropy_backward"),
-    "optim": ("adamw", "global_norm"),
-    "sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
+    "rows.embedding": ("embedding", "embedding_backward"),
+    "attention.cache": ("slot_mapping", "kv_write", "advance"),
+    "products.quant": ("quantize", "dequantize"),
+    "attention.attention": ("varlen_attention", "paged_attention"),
+    "attention.attention_backward": ("varlen_attention_backward",),
+    "rows.loss": ("cross_entropy", "cross_entropy_backward"),
+    "rows.optim": ("adamw", "global_norm"),
+    "sampling.sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
                  "filtered_probabilities"),
-    "decoder": (
+    "products.decoder": (
         "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
     ),
 }  # fmt: skip

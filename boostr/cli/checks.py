@@ -178,7 +178,7 @@ def _backends(only: str | None) -> Iterator[Check]:
 
 def _cuda(backend: Any) -> Check:
     """The GPU and the software that boostr reaches it through."""
-    from boostr.backends.cupy import report
+    from boostr.backends.cupy.runtime import report
 
     try:
         wrong, line = report.problem(backend.caps), report.describe(backend.caps)
@@ -189,7 +189,7 @@ def _cuda(backend: Any) -> Check:
 
 def _adapters(reason: str | None) -> Iterator[Check]:
     """Every adapter that WebGPU finds, or what has to be installed."""
-    from boostr.backends.wgpu import provider, report
+    from boostr.backends.wgpu.runtime import provider, report
 
     try:
         there = provider.installed(provider.chosen())

@@ -269,7 +269,7 @@ class _NativeClock:
     seconds = 0.0
 
     def __enter__(self) -> _NativeClock:
-        from boostr.backends.numpy import jit, threads
+        from boostr.backends.numpy.runtime import jit, threads
 
         self._pool = threads.pool() if jit.available() else None
         if self._pool is not None:
@@ -299,7 +299,7 @@ def _check_context(model: LanguageModel, plan: Plan) -> None:
 
 
 def _compiled_kernels() -> int:
-    from boostr.backends.numpy import jit
+    from boostr.backends.numpy.runtime import jit
 
     return jit.compiled
 

@@ -13,7 +13,7 @@ from boostr.ops.quant import quantize
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 pytest.importorskip("numba")
-from boostr.backends.numpy import threads
+from boostr.backends.numpy.runtime import threads
 
 # One element, below a vector, off the vectors, off the steps of four vectors, a model's width.
 WIDTHS = (1, 5, 16, 37, 100, 576, 1000)

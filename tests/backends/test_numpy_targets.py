@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba")
-from boostr.backends.numpy import jit
+from boostr.backends.numpy.runtime import jit
 
 HERE = Path(__file__).parent
 SELECTION = ("rms_norm and 37", "rope and 80", "swiglu", "softmax and 37", "embedding_blocks",
@@ -16,7 +16,7 @@ SELECTION = ("rms_norm and 37", "rope and 80", "swiglu", "softmax and 37", "embe
 RUN = """
 import sys
 import pytest
-from boostr.backends.numpy import jit
+from boostr.backends.numpy.runtime import jit
 jit.use_target("haswell", sys.argv[1])
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", sys.argv[2], *sys.argv[3:]]))
 """
@@ -32,7 +32,8 @@ def test_narrower_vectors(lanes, features):
     off = "-avx512f" if lanes == 8 else "-avx512f,-avx2"
     assert jit.Target("haswell", f"{features},{off}").lanes == lanes
     chosen = " or ".join(f"({part})" for part in SELECTION)
-    files = [str(HERE / f"test_numpy_{name}.py") for name in ("kernels", "attention", "int8_gemm")]
+    names = ("kernels", "attention", "int8_gemm")
+    files = [str(path) for name in names for path in HERE.rglob(f"test_numpy_{name}.py")]
     command = [sys.executable, "-c", RUN, f"{features},{off}", chosen, *files]
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -91,7 +91,7 @@ def test_figures_of_the_weights(tmp_path) -> None:
 
 
 def test_the_clock_of_native_calls_leaves_the_pool_as_it_was() -> None:
-    from boostr.backends.numpy import jit, threads
+    from boostr.backends.numpy.runtime import jit, threads
 
     if not jit.available():
         pytest.skip("numba is not installed")

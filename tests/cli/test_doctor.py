@@ -43,7 +43,7 @@ def test_every_backend_is_named(boostr) -> None:
 
 
 def test_every_adapter_is_listed_and_computes(boostr) -> None:
-    from boostr.backends.wgpu import adapters, provider
+    from boostr.backends.wgpu.runtime import adapters, provider
 
     if not provider.installed("wgpu"):
         pytest.skip("wgpu is not installed")
@@ -56,7 +56,7 @@ def test_every_adapter_is_listed_and_computes(boostr) -> None:
 
 
 def test_without_vulkan_it_says_what_to_install(boostr, monkeypatch: pytest.MonkeyPatch) -> None:
-    from boostr.backends.wgpu import adapters, provider
+    from boostr.backends.wgpu.runtime import adapters, provider
 
     if not provider.installed("wgpu"):
         pytest.skip("wgpu is not installed")

@@ -30,7 +30,7 @@ def probe() -> str | None:
     """None if a CUDA device answers, else why not, in one line that says what to do."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed; {INSTALL}"
-    from boostr.backends.cupy import driver
+    from boostr.backends.cupy.runtime import driver
 
     try:
         driver.library()

@@ -17,9 +17,9 @@ from cupyx.scipy import special
 from boostr import dtypes, env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, Shape
-from boostr.backends.cupy.device import Caps
 from boostr.backends.cupy.kernel_table import find_kernel
-from boostr.backends.cupy.kernels import Kernels
+from boostr.backends.cupy.runtime.device import Caps
+from boostr.backends.cupy.runtime.kernels import Kernels
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
@@ -161,7 +161,7 @@ class CupyBackend(ArrayBackend):
     def _matmul(self, a: Array, b: Array) -> Array:
         if not dtypes.is_float(a.dtype):
             return cupy.matmul(a, b)
-        from boostr.backends.cupy import blas
+        from boostr.backends.cupy.products import blas
 
         return blas.matmul(self, a, b)
 
@@ -205,7 +205,7 @@ class CupyBackend(ArrayBackend):
         dependent: bool = False,
         **defines: int | str,
     ) -> None:
-        """Start kernel `name` of shaders/cuda/FAMILY.cu, specialised by `defines`.
+        """Start kernel `name` of FAMILY.cu in `shaders/cuda/`, specialised by `defines`.
 
         `args` are arrays, None, int (`int`), float (`float`), numpy.int64 and bytes; `dependent`
         lets it begin before the kernel before it has ended (see `pdl_wait` in prelude.cuh).
@@ -271,7 +271,7 @@ class CupyBackend(ArrayBackend):
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.capturing:
             raise BackendError("capture: captures cannot be nested")
-        from boostr.backends.cupy.program import record
+        from boostr.backends.cupy.runtime.program import record
 
         self._use()
         self.capturing = True

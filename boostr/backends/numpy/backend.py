@@ -13,13 +13,13 @@ import numpy as np
 from boostr import env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel
-from boostr.backends.numpy import jit, threads
 from boostr.backends.numpy.kernel_table import find_kernel
+from boostr.backends.numpy.runtime import jit, threads
 from boostr.errors import BackendError
 from boostr.program import Program
 
 if TYPE_CHECKING:
-    from boostr.backends.numpy.program import Recorder
+    from boostr.backends.numpy.runtime.program import Recorder
 
 
 class NumpyBackend(ArrayBackend):
@@ -117,7 +117,7 @@ class NumpyBackend(ArrayBackend):
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.recorder is not None:
             raise BackendError("capture: captures cannot be nested")
-        from boostr.backends.numpy.program import NumpyProgram, Recorder
+        from boostr.backends.numpy.runtime.program import NumpyProgram, Recorder
 
         self.recorder = Recorder()
         try:

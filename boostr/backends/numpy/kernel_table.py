@@ -8,19 +8,19 @@ import importlib.util
 from boostr import env
 from boostr.backends.base import Kernel
 
-# op -> module of boostr.backends.numpy whose KERNELS has it
+# op -> room and module of boostr.backends.numpy whose KERNELS has it
 _MODULES = {
     op: module
     for module, ops in {
-        "linear": ("linear",),
-        "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
-        "rope": ("rope",),
-        "activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
-        "embedding": ("embedding",),
-        "cache": ("slot_mapping", "kv_write", "advance"),
-        "attention": ("varlen_attention", "paged_attention"),
-        "quant": ("quantize", "dequantize"),
-        "sampling": ("argmax", "penalize", "sample", "record_tokens"),
+        "products.linear": ("linear",),
+        "rows.norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
+        "rows.rope": ("rope",),
+        "rows.activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
+        "rows.embedding": ("embedding",),
+        "attention.cache": ("slot_mapping", "kv_write", "advance"),
+        "attention.attention": ("varlen_attention", "paged_attention"),
+        "products.quant": ("quantize", "dequantize"),
+        "sampling.sampling": ("argmax", "penalize", "sample", "record_tokens"),
     }.items()
     for op in ops
 }

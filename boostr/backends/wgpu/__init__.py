@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def open_backend(selector: str) -> WgpuBackend:
     """The backend on the adapter of that index or part of a name; default the best real GPU."""
-    from boostr.backends.wgpu import provider
+    from boostr.backends.wgpu.runtime import provider
 
     name = provider.chosen()
     if not provider.installed(name):
         raise BackendError(f"backend wgpu cannot be used: {_missing(name)}")
-    from boostr.backends.wgpu import adapters
     from boostr.backends.wgpu.backend import WgpuBackend
+    from boostr.backends.wgpu.runtime import adapters
 
     library = provider.load(name)
     return WgpuBackend(library, adapters.choose(library, selector), selector)
@@ -26,13 +26,13 @@ def open_backend(selector: str) -> WgpuBackend:
 
 def probe() -> str | None:
     """None if a real GPU answers, else why not, in one line that says what to do."""
-    from boostr.backends.wgpu import provider
+    from boostr.backends.wgpu.runtime import provider
 
     try:
         name = provider.chosen()
         if not provider.installed(name):
             return _missing(name)
-        from boostr.backends.wgpu import adapters
+        from boostr.backends.wgpu.runtime import adapters
 
         adapters.choose(provider.load(name), "")
     except BackendError as error:

@@ -12,18 +12,18 @@ import numpy as np
 
 from boostr import dtypes, env
 from boostr.backends.base import Kernel, Shape
-from boostr.backends.wgpu import wgsl
-from boostr.backends.wgpu.array import GpuArray, contiguous_strides
-from boostr.backends.wgpu.buffers import Buffer, Pool
-from boostr.backends.wgpu.clock import Clock, period
-from boostr.backends.wgpu.device import open_device
-from boostr.backends.wgpu.groups import Groups
 from boostr.backends.wgpu.kernel_table import find_kernel
-from boostr.backends.wgpu.kernels import Pipelines, Variant
-from boostr.backends.wgpu.primitives import Primitives
-from boostr.backends.wgpu.program import Recorder
-from boostr.backends.wgpu.provider import Provider
-from boostr.backends.wgpu.queue import Command, Queue
+from boostr.backends.wgpu.primitives.primitives import Primitives
+from boostr.backends.wgpu.runtime import wgsl
+from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
+from boostr.backends.wgpu.runtime.buffers import Buffer, Pool
+from boostr.backends.wgpu.runtime.clock import Clock, period
+from boostr.backends.wgpu.runtime.device import open_device
+from boostr.backends.wgpu.runtime.groups import Groups
+from boostr.backends.wgpu.runtime.kernels import Pipelines, Variant
+from boostr.backends.wgpu.runtime.program import Recorder
+from boostr.backends.wgpu.runtime.provider import Provider
+from boostr.backends.wgpu.runtime.queue import Command, Queue
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
@@ -211,7 +211,7 @@ class WgpuBackend(Primitives):
         params: Sequence[int | float] = (),
         **values: Any,
     ) -> None:
-        """Start entry point `entry` of shaders/wgsl/FAMILY.wgsl, rendered with `values`.
+        """Start entry point `entry` of FAMILY.wgsl in `shaders/wgsl/`, rendered with `values`.
 
         Args:
             grid: workgroups in x, y, z, or their number, which is folded into x and y.

@@ -6,13 +6,13 @@ A kernel is a Python function `kernel(params, start, stop)` that numba compiles 
 
 `params` holds addresses, sizes and strides as int64 (a float as `jit.float_bits`); `start..stop` is
 the part of the work, in items of the kernel's choice (rows, heads, tokens), that this call shall
-do. The function lies in a factory of `kernels/<family>.py`; the factory's arguments are
+do. The function lies in a factory of `kernels/<room>/<family>.py`; the factory's arguments are
 compile-time constants.
 
-    # kernels/norm.py                           y = x / sqrt(mean(x**2) + eps) * weight
-    from boostr.backends.numpy.kernels.memory import f32, float_param, load, load_n, store_n
-    from boostr.backends.numpy.kernels.simd import LANES, fma, vector
-    from boostr.backends.numpy.kernels.vmath import reduce_add
+    # kernels/rows/norm.py                      y = x / sqrt(mean(x**2) + eps) * weight
+    from boostr.backends.numpy.kernels.runtime.memory import f32, float_param, load, load_n, store_n
+    from boostr.backends.numpy.kernels.runtime.simd import LANES, fma, vector
+    from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
     def rms_norm():                             # one item = one row
         def kernel(params, start, stop):
@@ -29,7 +29,7 @@ compile-time constants.
 
         return kernel
 
-    # the launch, in boostr/backends/numpy/norm.py
+    # the launch, in boostr/backends/numpy/rows/norm.py
     sizes = (x.ctypes.data, y.ctypes.data, w.ctypes.data, K, jit.float_bits(eps))
     params = np.array(sizes, np.int64)
     calls = threads.Calls()

@@ -1,0 +1,1 @@
+"""Attention, its gradient, and the paged cache."""

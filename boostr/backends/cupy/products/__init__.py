@@ -1,0 +1,1 @@
+"""Products with weights: tiles for many rows, GEMVs for few, cuBLASLt, quantization."""

@@ -1,0 +1,248 @@
+"""How the decode kernels of `gemv.py` are cut up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.cupy.products.stored import Q4_1, Q8_0, Stored, Weight
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Array = Any
+C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
+    "F32": (4, 16), "F16": (8, 16), "BF16": (8, 16), "INT8": (16, 16), "INT8_GROUP": (16, 16),
+    "W8A8": (16, 16), "Q8_0": (32, 34), "Q4_1": (32, 20),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a kernel is cut up; the macros of gemv_rows.cuh.
+
+    Attributes:
+        lanes: that share a row.   per_lane: rows of a lane.   unroll: chunks of a lane and row in
+            a stage.   stages: on their way at once.   ksplit: warps that share a row.
+        fetch: 1 with cp.async (sm_80), else 0.   packed: x in shared memory keeps its 16 bits.
+        slow: rows are not 16-byte aligned.   cluster: blocks of a head (`qkv_rope_write`).
+    """
+
+    lanes: int = 8
+    per_lane: int = 2
+    unroll: int = 2
+    stages: int = 4
+    ksplit: int = 1
+    warps: int = 8
+    fetch: int = 1
+    packed: bool = False
+    slow: bool = False
+    blocks_per_sm: int = 1
+    cluster: int = 1
+
+    @property
+    def unit_rows(self) -> int:
+        return 32 // self.lanes * self.per_lane
+
+    def ring_bytes(self, form: str, group: int) -> int:
+        if self.slow:
+            return 0
+        inputs, size = CHUNK[form]
+        chunks = self.lanes * self.unroll
+        slot = chunks * size + (16 if form in ("Q8_0", "Q4_1") else 0)
+        scales = chunks * inputs // group if form == "INT8_GROUP" else 0
+        stage = self.unit_rows * slot + _up(self.unit_rows * scales * 4, 16)
+        return self.warps * self.stages * stage
+
+    def digits(self, form: str, item: int) -> bool:
+        """Whether x is kept in shared memory as two digits a value."""
+        return item == 2 and not self.slow and form in ("INT8", "INT8_GROUP", "Q8_0", "Q4_1")
+
+    def x_bytes(self, form: str, rows: int, K: int, item: int) -> int:
+        values = rows * _up(K, self.lanes * CHUNK[form][0])
+        if self.digits(form, item):
+            return values * 9 // 4
+        return _up(values * (1 if form == "W8A8" else item if self.packed else 4), 16)
+
+    def partial_bytes(self, rows: int) -> int:
+        return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
+
+    def keep(self, rows: int, K: int) -> int:
+        """How many groups of four values of x a thread keeps in registers; 8 may be too few."""
+        groups = -(-K // (4 * (self.warps // rows) * 32))
+        return next((n for n in (1, 2, 4) if groups <= n), 8)
+
+    def limits(self, w: Stored, units: int, teams: int) -> dict[str, int | str]:
+        """What is known of the loops when `teams` teams share `units` units."""
+        depth = CHUNK[w.name][0] * self.lanes * self.unroll
+        stages = -(-w.K // (depth * self.ksplit))
+        single = units <= teams
+        return {
+            "WHOLE": int(w.K % depth == 0), "SINGLE": int(single),
+            "FILLED": int(single and stages <= self.stages),
+        }  # fmt: skip
+
+    def defines(self, form: str, item: int) -> dict[str, int | str]:
+        digits = self.digits(form, item)
+        found: dict[str, int | str] = {
+            "DIGITS": int(digits),
+            "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
+            "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
+            "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),
+        }  # fmt: skip
+        return found
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows, 1, 2, 4 or 8, that kernels for `rows` rows are made for."""
+    return 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+
+
+# -- how a kernel is cut up -------------------------------------------------------------------
+_RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its shared memory
+# for a matrix such as attention's output projection: fits beside a block of decode attention, which
+# takes 139 KB for heads of 128, so that its first weights arrive while attention runs
+_RING_BESIDE, _BESIDE_BYTES = 64 << 10, 40 << 20
+_X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
+_STAGE = 3072  # most bytes of a stage of one warp
+_SMALL = 64 << 10  # bytes of a weight for each SM up to which latency decides, not bandwidth
+_NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
+
+
+class Layout(NamedTuple):
+    """What a plan depends on of a weight; see `Stored`.
+
+    Attributes:
+        form: its name.   fast: its rows can be copied 16 bytes at a time.
+    """
+
+    form: str
+    group: int
+    K: int
+    row_bytes: int
+    fast: bool
+
+    @classmethod
+    def of(cls, w: Stored) -> Layout:
+        whole = w.form in (Q8_0, Q4_1) or w.row_bytes % 16 == 0
+        return cls(w.name, w.group, w.K, w.row_bytes, whole and w.rows.data.ptr % 16 == 0)
+
+
+def choose(
+    backend: Any, w: Stored, rows: int, count: int, item: int,
+    per_lanes: tuple[int, ...] = (4, 2, 1),
+) -> Plan:  # fmt: skip
+    """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: see `Plan`."""
+    return _choose(backend.caps, Layout.of(w), rows, count, item, per_lanes)
+
+
+@cache
+def _choose(
+    caps: Any, w: Layout, rows: int, count: int, item: int, per_lanes: tuple[int, ...]
+) -> Plan:
+    """The cheapest of all ways to share the rows out, by how many warps have nothing to do."""
+    plan, best = _base(caps, w, rows, item), 1e9
+    chunks = -(-w.K // CHUNK[w.form][0])
+    small = count * w.row_bytes <= _SMALL * caps.sms
+    for lanes, per_lane, warps, ksplit in _CUTS:
+        if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
+            continue
+        if small and ((lanes, per_lane, warps) != (8, min(per_lanes), 8) or ksplit > 4):
+            continue
+        passes = -(-count // (32 // lanes * per_lane)) * ksplit / (caps.sms * warps)
+        idle = max(1.0, math.ceil(passes)) / passes if passes < 4 else 1 + 0.5 / passes
+        steps = -(-chunks // lanes)
+        idle *= -(-steps // ksplit) * ksplit * lanes / chunks  # lanes and warps past the row's end
+        cost = idle**0.5 + _NARROW[lanes] * min(1.0, w.row_bytes / 4096) + 0.01 / per_lane
+        cost += 0.04 * math.log2(ksplit) + 0.005 * (warps - 8)
+        if cost < best:
+            best = cost
+            plan = replace(plan, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
+    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
+    return _deepened(caps, plan, w, rows, count, item, _RING_BESIDE if beside else _RING)
+
+
+def choose_for_block(
+    backend: Any, w: Stored, rows: int, count: int, item: int, cluster: int
+) -> Plan:
+    """The plan where each block has `count` rows of its own, in pairs, and no others."""
+    caps, layout = backend.caps, Layout.of(w)
+    plan = _base(caps, layout, rows, item)
+    plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
+    while plan.ksplit < 8 and count * plan.ksplit <= plan.warps:
+        plan = replace(plan, ksplit=2 * plan.ksplit)
+    return _deepened(caps, plan, layout, rows, count * caps.sms, item)
+
+
+def _base(caps: Any, w: Layout, rows: int, item: int) -> Plan:
+    large = rows > 2 or 4 * rows * w.K > _X_BYTES
+    packed = large and item == 2 and w.form not in ("F32", "W8A8")
+    fetch = 1 if caps.compute_capability >= 80 else 0
+    return Plan(fetch=fetch, packed=packed, slow=not w.fast)
+
+
+_CUTS = [
+    (lanes, per_lane, warps, ksplit)
+    for lanes in (32, 16, 8)
+    for per_lane in (4, 2, 1)
+    for warps in (8, 12, 16)
+    for ksplit in (1, 2, 3, 4, 8)
+    if warps % ksplit == 0
+]
+
+
+def _deepened(
+    caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, ring: int = _RING
+) -> Plan:  # fmt: skip
+    """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
+    inputs, size = CHUNK[w.form]
+    least = max(1, w.group // (inputs * plan.lanes)) if w.form == "INT8_GROUP" else 1
+    most = max(least, _STAGE // (32 * size * plan.per_lane))
+    chunks = -(-w.K // inputs)
+
+    def waste(unroll: int) -> tuple[int, int, int]:
+        """Whether warps, then rows, end within a stage; then the number of stages."""
+        depth = plan.lanes * unroll
+        stages = -(-chunks // (depth * plan.ksplit))
+        return chunks % (depth * plan.ksplit) != 0, chunks % depth != 0, stages
+
+    unroll = min((n for n in (1, 2, 3, 4, 6) if least <= n <= most), key=waste, default=least)
+    plan = replace(plan, unroll=unroll)
+    steps = -(-chunks // (plan.lanes * plan.ksplit))  # of a warp in a row
+    stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
+    left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
+    units = -(-count // plan.unit_rows)
+    passes = -(-units * plan.ksplit // (caps.sms * plan.warps))
+    useful = -(-steps // unroll) * passes
+    return replace(plan, stages=max(1, min(10, min(ring, left - 8192) // max(stage, 1), useful)))
+
+
+def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
+    """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
+    need = plan.ring_bytes(w.name, w.group) + plan.x_bytes(w.name, rows, w.K, item)
+    need += plan.partial_bytes(rows) + more
+    if need > backend.caps.shared_bytes - 1024:
+        raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
+    return need
+
+
+def shared_refusal(backend: Any, weight: Weight, rows: int, dtype: Any) -> str | None:
+    """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
+    K, item = weight.shape[1], np.dtype(dtype).itemsize
+    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
+        item = 1
+    elif isinstance(weight, QuantizedTensor) and item == 2:
+        item = 9 / 4
+    elif item == 4 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
+        item = 4
+    need = padded_rows(rows) * (K + 1024) * item + (48 << 10)
+    return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"

@@ -1,0 +1,1 @@
+"""The device: driver, compiler, kernels from CUDA C++, programs."""

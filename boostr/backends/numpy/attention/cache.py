@@ -1,0 +1,63 @@
+"""Launches of the kernels of the paged cache; see `kernels/attention/cache.py`."""
+
+from __future__ import annotations
+
+from boostr.backends.base import Kernel
+from boostr.backends.numpy.backend import NumpyBackend, address
+from boostr.backends.numpy.rows.rows import not_float32, rows
+from boostr.tensor import Tensor
+
+
+def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, block_size: int):
+    backend: NumpyBackend = positions.backend  # type: ignore[assignment]
+    reads = [backend.dense(x.data) for x in (positions, sequence_ids, block_table)]
+    slots = backend.empty(positions.shape, "int32")
+    params = [*map(address, (*reads, slots)), block_table.shape[1], block_size]
+    backend.launch(
+        "cache.slot_mapping", params, items=positions.size, grain=256, reads=reads, writes=[slots]
+    )
+    return Tensor.wrap(slots, backend)
+
+
+def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
+    if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
+        return "a cache is not dense"
+    return not_float32(k, v, k_cache, v_cache)
+
+
+def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    backend: NumpyBackend = k.backend  # type: ignore[assignment]
+    (keys, _, k_stride), (values, _, v_stride) = (rows(backend, x.data) for x in (k, v))
+    index = backend.dense(slots.data)
+    NB, bs, K, D = k_cache.shape
+    params = [address(keys), k_stride, address(values), v_stride]
+    params += [*map(address, (k_cache.data, v_cache.data, index))]
+    params += [K * D, K * v_cache.shape[3], NB * bs]
+    backend.launch(
+        "cache.kv_write", params, items=slots.size, grain=16, reads=[keys, values, index],
+        writes=[k_cache.data, v_cache.data],
+    )  # fmt: skip
+
+
+def _advance_supports(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
+    if all(t.data.flags.c_contiguous for t in (ids, chosen, *counters)):
+        return None
+    return "a tensor is not dense"
+
+
+def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
+    backend: NumpyBackend = ids.backend  # type: ignore[assignment]
+    params = [address(ids.data), address(chosen.data), ids.size, len(counters)]
+    for counter in counters:
+        params += [address(counter.data), counter.size]
+    backend.launch(
+        "cache.advance", params, items=1, grain=1, reads=[chosen.data],
+        writes=[ids.data, *(c.data for c in counters)],
+    )  # fmt: skip
+
+
+KERNELS = {
+    "slot_mapping": Kernel(_slot_mapping),
+    "kv_write": Kernel(_kv_write, _kv_supports),
+    "advance": Kernel(_advance, _advance_supports),
+}

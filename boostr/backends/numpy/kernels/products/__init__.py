@@ -1,0 +1,1 @@
+"""Products with weights in their stored forms, and quantization."""

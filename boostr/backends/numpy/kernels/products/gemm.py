@@ -1,0 +1,125 @@
+"""y = x wᵀ (+ bias) (+ residual) for many rows of x: the product runs from registers.
+
+Two calls. `pack` lays x out in tiles of MR rows, [tiles, K rounded up to 32, MR], in a scratch
+array. `gemm` takes one panel of NR rows of w against a range of these tiles: it decodes KC columns
+of the panel into f32, transposed to [KC, NR] on its stack (it stays in L2), and for each tile adds
+up MR x NR products in registers: per step of k, NR floats of the panel are loaded, MR floats of the
+tile spread, and MR * NR / LANES fused multiply-adds done. The scheme is that of Goto and van de
+Geijn (2008).
+"""
+
+from boostr.backends.numpy.kernels.products.tiles import (
+    BLOCK,
+    COLUMN_VECTORS,
+    MR,
+    NR,
+    block_transposer,
+    outer,
+    pack_block,
+)
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.kernels.runtime.memory import (
+    f32,
+    load,
+    load_n,
+    put,
+    spread,
+    stack,
+    store_n,
+)
+from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, inline
+
+X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
+SCALES_PER_ROW, SHIFT, Y, LDY = layout.SCALES_PER_ROW, layout.SHIFT, layout.Y, layout.LDY
+M, N, K, BIAS, RESIDUAL = layout.M, layout.N, layout.K, layout.BIAS, layout.RESIDUAL
+LDR, PACKED, TILES_PER_ITEM = layout.LDR, layout.PACKED, layout.TILES_PER_ITEM
+
+
+@inline
+def padded(length):
+    """K rounded up to whole blocks: the depth of the packed tiles."""
+    return (length + BLOCK - 1) // BLOCK * BLOCK
+
+
+def pack():
+    """Item t packs rows t MR .. t MR + MR - 1 of x; rows past M become zeros."""
+
+    def kernel(params, start, stop):
+        length, count = params[K], params[M]
+        for tile in range(start, stop):
+            first = tile * MR
+            rows = spread(MR, params[X], params[LDX] * 4, first, count - 1)
+            target = params[PACKED] + tile * padded(length) * MR * 4
+            for k in range(0, length, LANES):
+                pack_block(target + k * MR * 4, rows, k, min(length - k, LANES))
+
+    return kernel
+
+
+@inline
+def _write(params, result, t, n, k, row_scale):
+    """Adds the tile of sums at `result` to rows t MR .. and columns n .. of y.
+
+    The first k block (k = 0) sets y and brings bias and residual in, the later ones add to it.
+    """
+    columns = min(NR, params[N] - n)
+    for r in range(min(MR, params[M] - t * MR)):
+        m = t * MR + r
+        y, residual = f32(params[Y]) + m * params[LDY], f32(params[RESIDUAL]) + m * params[LDR]
+        for j in range(0, columns, LANES):
+            count = columns - j
+            value = load(result, r * NR + j)
+            if row_scale:
+                value *= load_n(f32(params[SCALES]), n + j, count)
+            if k != 0:
+                value += load_n(y, n + j, count)
+            elif params[BIAS] != 0:
+                value += load_n(f32(params[BIAS]), n + j, count)
+            if k == 0 and params[RESIDUAL] != 0:
+                value += load_n(residual, n + j, count)
+            store_n(y, n + j, value, count)
+
+
+def gemm(form: str, depth: int):
+    """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
+
+    `depth` is KC, a multiple of 32.
+    """
+    whole, partial = block_transposer(form, False), block_transposer(form, True)
+    row_scale, panel_floats, tile = form == "i8", depth * NR, MR * COLUMN_VECTORS
+    tile_floats = MR * NR
+
+    @inline
+    def decode_panel(params, panel, n, k, here):
+        last, stride = params[N] - 1, params[SCALES_PER_ROW] * 4
+        for v in range(COLUMN_VECTORS):
+            rows = spread(LANES, params[W], params[ROW_BYTES], n + v * LANES, last)
+            scales = spread(LANES, params[SCALES], stride, n + v * LANES, last)
+            target = panel + v * LANES * 4
+            for b in range(here // BLOCK):
+                whole(target, rows, scales, k // BLOCK + b, params[SHIFT], 0)
+                target += BLOCK * NR * 4
+            if here % BLOCK != 0:
+                partial(target, rows, scales, (k + here) // BLOCK, params[SHIFT], here % BLOCK)
+
+    def kernel(params, start, stop):
+        length, per_item = params[K], params[TILES_PER_ITEM]
+        tiles = (params[M] + MR - 1) // MR
+        groups = (tiles + per_item - 1) // per_item
+        panel, result = stack(panel_floats), f32(stack(tile_floats))
+        for item in range(start, stop):
+            n, first = item // groups * NR, item % groups * per_item
+            for k in range(0, max(length, 1), depth):
+                here = min(depth, length - k)
+                decode_panel(params, panel, n, k, here)
+                for t in range(first, min(first + per_item, tiles)):
+                    a, b = params[PACKED] + (t * padded(length) + k) * MR * 4, panel
+                    acc = fill(tile, 0.0)
+                    for _ in range(here):
+                        acc = outer(a, b, acc)
+                        a += MR * 4
+                        b += NR * 4
+                    put(result, acc)
+                    _write(params, result, t, n, k, row_scale)
+
+    return kernel

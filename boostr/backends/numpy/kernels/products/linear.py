@@ -1,0 +1,77 @@
+"""y = x wᵀ (+ bias) (+ residual) for 1 to 8 rows of x: weights are read once, at memory speed.
+
+x [M, K] f32, w [N, K] in a form of `weights.py`, y [M, N] f32. One item is a row of w. A step takes
+a block of 32 elements of `rows` rows and multiplies it with the same block of all rows of x,
+accumulating in rows * columns vectors of f32, which are added up at the end of the row.
+"""
+
+from boostr.backends.numpy.kernels.products.weights import (
+    BLOCK,
+    block_bytes,
+    contract,
+    decoder,
+    load_block,
+    load_block_n,
+)
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.kernels.runtime.memory import f32, prefetch, put, spread, stack
+from boostr.backends.numpy.kernels.runtime.simd import fill, inline
+from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
+
+X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
+SCALES_PER_ROW, SHIFT, Y, LDY = layout.SCALES_PER_ROW, layout.SHIFT, layout.Y, layout.LDY
+M, K, BIAS, RESIDUAL, LDR = layout.M, layout.K, layout.BIAS, layout.RESIDUAL, layout.LDR
+
+
+@inline
+def finish(params, value, m, n):
+    """Adds bias and residual to one element of the product and writes it."""
+    if params[BIAS] != 0:
+        value += f32(params[BIAS])[n]
+    if params[RESIDUAL] != 0:
+        value += f32(params[RESIDUAL])[m * params[LDR] + n]
+    f32(params[Y])[m * params[LDY] + n] = value
+
+
+AHEAD = 2048  # bytes; two rows of weights at a time are two streams, which prefetchers follow badly
+
+
+def gemv(form: str, columns: int, rows: int = 0):
+    """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end.
+
+    rows = 0 is the best for the form: plain floats and one x run at memory speed row by row;
+    decoding forms share the loads of x between two rows, and ask for their weights in order of
+    addresses.
+    """
+    rows = rows or (1 if columns == 1 and form in ("f32", "bf16", "f16") else 2)
+    distance = AHEAD if rows > 1 else 0
+    whole, partial = decoder(form)
+    step = block_bytes(form) * rows
+    row_scale, tile = form == "i8", rows * columns
+
+    def kernel(params, start, stop):
+        length, count, shift = params[K], params[M], params[SHIFT]
+        blocks, tail = length // BLOCK, length % BLOCK
+        xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
+        results = f32(stack(tile))
+        for n in range(start, stop, rows):
+            ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
+            scales = spread(rows, params[SCALES], params[SCALES_PER_ROW] * 4, n, stop - 1)
+            acc = fill(tile, 0.0)
+            ahead = ws[0] + distance
+            for b in range(blocks):
+                if distance:
+                    prefetch(ahead + b * step, step, 3)
+                acc = contract(whole(ws, scales, b, shift), load_block(xs, b), acc)
+            if tail != 0:
+                x = load_block_n(xs, blocks, tail)
+                acc = contract(partial(ws, scales, blocks, shift, tail), x, acc)
+            put(results, reduce_add(acc))
+            for r in range(min(rows, stop - n)):
+                for m in range(count):
+                    value = results[r * columns + m]
+                    if row_scale:
+                        value *= f32(params[SCALES])[n + r]
+                    finish(params, value, m, n + r)
+
+    return kernel

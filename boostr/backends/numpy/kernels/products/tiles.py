@@ -1,0 +1,142 @@
+"""Register tiles of the matrix product: sizes, transposes and the outer-product step."""
+
+from llvmlite import ir
+from numba import types
+
+from boostr.backends.numpy.kernels.products.weights import BLOCK, VECTORS, block_vectors
+from boostr.backends.numpy.kernels.runtime.memory import _read
+from boostr.backends.numpy.kernels.runtime.simd import (
+    F32,
+    I32,
+    I64,
+    LANES,
+    call,
+    f32x,
+    intrinsic,
+    signature,
+    splat,
+)
+from boostr.backends.numpy.runtime import jit
+
+MR, COLUMN_VECTORS = jit.target().tile
+NR = COLUMN_VECTORS * LANES  # rows of w, columns of y, in one panel
+_VF = ir.VectorType(F32, LANES)
+
+
+def transpose(builder, vectors):
+    """LANES vectors of LANES elements, transposed: log2(LANES) rounds of pairwise interleaving."""
+    lanes, width = LANES, 1
+    while width < lanes:
+        out = list(vectors)
+        for i in range(lanes):
+            if i & width:
+                continue
+            a, b = vectors[i], vectors[i + width]
+            low = [j if not j & width else lanes + j - width for j in range(lanes)]
+            high = [j + width if not j & width else lanes + j for j in range(lanes)]
+            kind = ir.VectorType(I32, lanes)
+            out[i] = builder.shuffle_vector(a, b, ir.Constant(kind, low))
+            out[i + width] = builder.shuffle_vector(a, b, ir.Constant(kind, high))
+        vectors, width = out, width * 2
+    return vectors
+
+
+def _store(builder, value, address, offset):
+    where = builder.inttoptr(builder.add(address, I64(offset)), ir.PointerType(value.type))
+    builder.store(value, where, align=4)
+
+
+@intrinsic
+def outer(typingctx, a, b, acc):
+    """acc[r, v] += a[r] * b[v]: MR floats at `a`, NR floats at `b`, MR * COLUMN_VECTORS vectors."""
+
+    def codegen(context, builder, sig, values):
+        out = [builder.extract_value(values[2], i) for i in range(len(acc))]
+        columns = []
+        for v in range(COLUMN_VECTORS):
+            where = builder.inttoptr(
+                builder.add(values[1], I64(v * LANES * 4)), ir.PointerType(_VF)
+            )
+            columns.append(builder.load(where, align=4))
+        for r in range(MR):
+            where = builder.inttoptr(builder.add(values[0], I64(r * 4)), ir.PointerType(F32))
+            row = splat(builder, builder.load(where, align=4), LANES)
+            for v in range(COLUMN_VECTORS):
+                i = r * COLUMN_VECTORS + v
+                out[i] = call(builder, f"llvm.fma.v{LANES}f32", _VF, [row, columns[v], out[i]])
+        return context.make_tuple(builder, acc, out)
+
+    return signature(acc, a, b, acc), codegen
+
+
+def block_transposer(form: str, masked: bool):
+    """An intrinsic that decodes block `block` of LANES rows of w into a panel, transposed.
+
+    op(panel, rows, scales, block, shift, count) writes element k of row i to panel[k * NR + i] for
+    the 32 elements of the block; `masked`: only `count` of them exist, zeros are written for the
+    others.
+    """
+
+    def op(typingctx, panel, rows, scales, block, shift, count):
+        def codegen(context, builder, sig, values):
+            target, row_tuple, scale_tuple, number, by, valid = values
+            decoded = []
+            for r in range(LANES):
+                row = builder.extract_value(row_tuple, r)
+                scale = builder.extract_value(scale_tuple, r)
+                limit = valid if masked else None
+                decoded.append(block_vectors(builder, form, row, scale, number, by, limit))
+            for v in range(VECTORS):
+                columns = transpose(builder, [vectors[v] for vectors in decoded])
+                for i, column in enumerate(columns):
+                    _store(builder, column, target, (v * LANES + i) * NR * 4)
+            return context.get_dummy_value()
+
+        number = types.int64
+        return signature(types.none, number, rows, scales, number, number, number), codegen
+
+    return intrinsic(op)
+
+
+@intrinsic
+def pack_block(typingctx, target, rows, k, count):
+    """Writes LANES elements from k on of up to MR rows of x, `count` of them real, to target[i*MR +
+    r].
+
+    The rows come as a tuple of MR int64 addresses; absent ones are 0 and read as zeros. The last
+    vector written is cut to MR lanes, so that nothing past the tile is touched.
+    """
+
+    def codegen(context, builder, sig, values):
+        base, row_tuple, offset, valid = values
+        from boostr.backends.numpy.kernels.runtime.memory import _count_mask
+
+        zeros = ir.Constant(_VF, [0.0] * LANES)
+        none = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
+        mask = _count_mask(builder, valid, LANES)
+        vectors = []
+        for r in range(MR):
+            row = builder.extract_value(row_tuple, r)
+            real = builder.icmp_signed("!=", row, I64(0))
+            where = builder.add(row, builder.mul(offset, I64(4)))
+            where = builder.inttoptr(where, ir.PointerType(_VF))
+            vectors.append(_read(builder, where, _VF, builder.select(real, mask, none)))
+        groups = -(-MR // LANES)
+        vectors += [zeros] * (groups * LANES - MR)
+        for g in range(groups):
+            lanes = min(LANES, MR - g * LANES)
+            columns = transpose(builder, vectors[g * LANES : (g + 1) * LANES])
+            keep = ir.Constant(
+                ir.VectorType(ir.IntType(1), LANES), [int(i < lanes) for i in range(LANES)]
+            )
+            for i, column in enumerate(columns):
+                address = builder.add(base, I64((i * MR + g * LANES) * 4))
+                where = builder.inttoptr(address, ir.PointerType(_VF))
+                name = f"llvm.masked.store.v{LANES}f32.p0"
+                call(builder, name, ir.VoidType(), [column, where, I32(1), keep])
+        return context.get_dummy_value()
+
+    return signature(types.none, types.int64, rows, types.int64, types.int64), codegen
+
+
+__all__ = ["BLOCK", "COLUMN_VECTORS", "MR", "NR", "block_transposer", "f32x", "outer", "pack_block"]

@@ -1,0 +1,1 @@
+"""The kernel language, its compilation, and the native half of the thread pool."""

@@ -1,0 +1,1 @@
+"""Native code: compiled, kept on disk, mapped, run by a pool of threads, recorded."""

@@ -1,0 +1,1 @@
+"""The primitives: elementwise, copies, reductions, indexing, plain products."""

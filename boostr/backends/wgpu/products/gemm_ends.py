@@ -1,0 +1,77 @@
+"""The end of a product: what is done to its sums, here or in `gemm_finish.wgsl`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from boostr import dtypes
+from boostr.backends.wgpu.runtime import wgsl
+from boostr.backends.wgpu.runtime.array import GpuArray
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Sums times scales, plus bias [N], plus residual, which lies as the result. All optional.
+
+    Attributes:
+        w_scale: f32 [N] of weights in int8.   x_scale: f32 [M] of rows in int8 or f16.
+    """
+
+    bias: GpuArray | None = None
+    residual: GpuArray | None = None
+    w_scale: GpuArray | None = None
+    x_scale: GpuArray | None = None
+
+    def rows(self, start: int, stop: int, N: int) -> Ends:
+        """For rows start to stop of the result alone."""
+        return replace(
+            self,
+            residual=_window(self.residual, start * N, (stop - start, N)),
+            x_scale=_window(self.x_scale, start, (stop - start,)),
+        )
+
+    def columns(self, start: int, stop: int) -> Ends:
+        """For some columns; the residual stays as wide as the result."""
+        shape = (stop - start,)
+        return replace(
+            self, bias=_window(self.bias, start, shape), w_scale=_window(self.w_scale, start, shape)
+        )
+
+    def tail(self) -> list[GpuArray]:
+        """Bias and residual as far as there are any."""
+        return [a for a in (self.bias, self.residual) if a is not None]
+
+    def values(self, apply: bool = True) -> dict[str, str]:
+        """What templates must know of `tail`."""
+        parts = (("BIAS", self.bias), ("RESIDUAL", self.residual))
+        return {k: wgsl.name_of(a.dtype) if apply and a is not None else "" for k, a in parts}
+
+    def offsets(self, backend: Any) -> tuple[int, int, int]:
+        """Of x_scale, bias and residual, as the shaders' parameters want them."""
+        x_scale, bias, residual = (
+            0 if a is None else backend.offset(a) for a in (self.x_scale, self.bias, self.residual)
+        )
+        return x_scale, bias, residual
+
+
+def _window(array: GpuArray | None, skip: int, shape: tuple[int, ...]) -> GpuArray | None:
+    if array is None:
+        return None
+    strides = (shape[1], 1) if len(shape) == 2 else (1,)
+    return array.view(shape=shape, strides=strides, offset=array.offset + skip)
+
+
+def finish(backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int) -> None:
+    """y [..., M, N] from `splits` slabs of sums, f32 or int32."""
+    integers = part.dtype == dtypes.int32
+    scales = [a for a in (ends.w_scale, ends.x_scale) if a is not None] if integers else []
+    w_scale = backend.offset(ends.w_scale) if scales else 0
+    offsets, at = ends.offsets(backend), backend.offset(y)
+    whole = (y.shape[-1] | at | offsets[1] | offsets[2]) % 4 == 0
+    backend.launch(
+        "gemm_finish", "finish", -(-y.size // 1024), [part, *scales, *ends.tail()], [y],
+        (y.size, y.shape[-1], splits, w_scale, *offsets, at),
+        WHOLE=whole, SPLITS=splits if whole else 0,
+        PART=wgsl.name_of(part.dtype), OUT=wgsl.name_of(y.dtype), **ends.values(),
+    )  # fmt: skip

@@ -1,0 +1,220 @@
+"""Products on tensor cores: `gemm_matrix.wgsl`, where the device has subgroup matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product as each
+from typing import Any
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.wgpu.products.gemm_ends import Ends, finish
+from boostr.backends.wgpu.products.gemm_operands import Operand
+from boostr.backends.wgpu.runtime import wgsl
+from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.runtime.device import Caps
+from boostr.backends.wgpu.runtime.kernels import Variant
+
+_HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
+# forms whose numbers can lie beyond f16: the product is made again if one does
+GUARDED = ("bf16", "i8g", "q8_0", "q4_1")
+_ROUNDED = ("i8g", "q8_0", "q4_1")  # a value times its scale has more digits than f16
+_CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
+
+
+@dataclass(frozen=True)
+class MatrixTile:
+    """What a workgroup of `gemm_matrix.wgsl` makes; see there. rate: the share of the peak."""
+
+    BM: int
+    BN: int
+    BK: int
+    WM: int
+    WN: int
+    rate: float = 0.5
+
+    def threads(self, lanes: int) -> int:
+        return self.BM // self.WM * (self.BN // self.WN) * lanes
+
+    def shared_bytes(self, lanes: int, integers: bool) -> int:
+        line = self.depth(integers) // (16 if integers else 8) + 1
+        strips = self.threads(lanes) // lanes * 16 * (self.WN // 4 + 1)
+        return 16 * max((self.BM + self.BN) * line, strips)
+
+    def depth(self, integers: bool) -> int:
+        """Inputs of a step: as many bytes of int8 as of f16."""
+        return self.BK * 2 if integers else self.BK
+
+    def values(self, integers: bool) -> dict[str, int]:
+        names = ("BM", "BN", "WM", "WN")
+        return {name: getattr(self, name) for name in names} | {"BK": self.depth(integers)}
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    tile: MatrixTile
+    splits: int = 1
+
+
+LARGE = MatrixTile(128, 128, 32, 64, 64, rate=0.25)
+TILES = (
+    LARGE, MatrixTile(64, 128, 32, 32, 64, rate=0.16), MatrixTile(64, 64, 64, 32, 32, rate=0.145),
+    MatrixTile(32, 128, 64, 32, 32, rate=0.1), MatrixTile(16, 128, 64, 16, 32, rate=0.06),
+)  # fmt: skip
+
+
+@lru_cache(4096)
+def choose(caps: Caps, M: int, N: int, K: int, room: int, integers: bool) -> MatrixPlan:
+    """The plan with the least estimated time."""
+    lanes = caps.subgroup_max
+    best, least = MatrixPlan(TILES[-1]), math.inf
+    for tile, splits in each(TILES, (1, 2, 3, 4, 6, 8)):
+        if tile.shared_bytes(lanes, integers) > caps.workgroup_bytes or splits > room:
+            continue
+        depth = tile.depth(integers)
+        if splits > max(1, K // (4 * depth)) or tile.threads(lanes) > caps.workgroup_threads:
+            continue
+        groups = -(-M // tile.BM) * -(-N // tile.BN) * splits
+        each_core = -(-groups // _CORES)
+        busy = min(1.0, 0.35 + 0.65 * each_core * tile.threads(lanes) / 256)
+        length = -(-K // (splits * depth)) * depth + 2 * depth
+        clocks = each_core * tile.BM * tile.BN * length / (_MULTIPLIES * tile.rate * busy)
+        clocks += 4000 + 5e-3 * splits * M * N if splits > 1 else 0
+        if clocks < least:
+            best, least = MatrixPlan(tile, splits), clocks
+    return best
+
+
+def shape(caps: Caps, integers: bool) -> tuple[int, int, int] | None:
+    """(M, N, K) of the matrices that the device multiplies, if the kernel can use them."""
+    wanted = _INT8 if integers else _HALF
+    for component, result, M, N, K in caps.matrices:
+        if (component, result) == wanted and M == N == 16 and K in (16, 32):
+            return M, N, K
+    return None
+
+
+def takes(backend: Any, x: Operand, w: Operand, y: GpuArray) -> str | None:
+    """None if tensor cores can make y = x · wᵀ exactly enough, else why not."""
+    caps, integers = backend.caps, x.form == "words"
+    if shape(caps, integers) is None or caps.subgroup_min != caps.subgroup_max:
+        return "no matrices of 16 x 16 in subgroups of one size"
+    if not integers and (x.form not in ("f16", "bf16") or w.form == "f32"):
+        return "float32 has no matrices"
+    if w.form in _ROUNDED and y.dtype == dtypes.float32:
+        return "a float32 result of scaled weights needs float32 products"
+    unit = 16 if integers else 8
+    if x.across or w.across or x.batch or w.batch or y.shape[0] != 1:
+        return "lines across, or batches"
+    places = [w.array.offset, w.line] if w.form not in _ROUNDED[1:] else []
+    places += [x.array.offset, x.line] if integers else []
+    if y.shape[-1] % 4 or x.inputs % unit or any(n % unit for n in places):
+        return "rows off 16 bytes"
+    return None
+
+
+def product(
+    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
+    again: Callable[[GpuArray], None], plan: MatrixPlan | None = None,
+) -> None:  # fmt: skip
+    """Columns `column` to `column + N` of y [1, M, all] by tensor cores.
+
+    again: makes the product in float32, unless the array that it is given holds 0: weights beyond
+    the range of f16 are found on the device while they are read.
+    """
+    M, width = y.shape[1:]
+    integers, K = x.form == "words", x.inputs
+    room = min(backend.caps.binding_bytes // (4 * M * width), 16)
+    plan = plan or choose(backend.caps, M, N, K, room, integers)
+    guarded = w.form in GUARDED
+    places = (x.array.offset, x.line)
+    flag = None
+    scaled = ends
+    if not integers and (x.form != "f16" or guarded or any(n % 8 for n in places)):
+        x, x_scale, flag = _halves(backend, x)
+        scaled = Ends(ends.bias, ends.residual, ends.w_scale, x_scale)
+    depth = plan.tile.depth(integers)
+    steps = -(-K // depth)
+    share = -(-steps // plan.splits)
+    splits = -(-steps // share)
+    result = dtypes.int32 if integers else dtypes.float32
+    part = backend.empty((splits * M, width), result) if splits > 1 else y
+    _launch(backend, x, w, scaled, part, plan.tile, (M, N, share, splits, column),
+            flag if guarded else None)  # fmt: skip
+    if splits > 1:
+        finish(backend, part, ends, y, splits)
+    if guarded and flag is not None:
+        again(flag)
+
+
+def _launch(
+    backend: Any, x: Operand, w: Operand, ends: Ends, part: GpuArray, tile: MatrixTile,
+    sizes: tuple[int, int, int, int, int], flag: GpuArray | None,
+) -> None:  # fmt: skip
+    from boostr.backends.wgpu.products.gemm import parameters
+
+    M, N, share, splits, column = sizes
+    caps, integers = backend.caps, x.form == "words"
+    found = shape(caps, integers)
+    MM, MN, MK = found or (16, 16, 16)
+    split = splits > 1
+    scales = [w.scales] if w.form == "i8g" else []
+    if not (integers and split):
+        scales += [a for a in (ends.w_scale, ends.x_scale) if a is not None]
+    backend.launch(
+        "gemm_matrix", "gemm", (-(-M // tile.BM), -(-N // tile.BN), splits),
+        [x.array, w.array, *scales, *([] if split else ends.tail())],
+        [part] if flag is None else [part, flag],
+        parameters(backend, x, w, ends, part, N, x.inputs, share, splits, column),
+        X=x.form, W=w.form, FULL=x.inputs % tile.depth(integers) == 0,
+        X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
+        SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
+        LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
+    )  # fmt: skip
+
+
+def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
+    """Rows of x in f16, what to multiply them by, and a 0."""
+    M, K = x.rows, x.inputs
+    if x.array.offset % 4 or x.line % 4:
+        x = Operand.of_matrix(backend, backend.copy(x.array))
+    y = backend.empty((M, K), np.float16)
+    scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
+    backend.launch(
+        "gemm_matrix_rows", "rows", M, [x.array], [y, scale, flag],
+        (M, K, backend.offset(x.array), x.line), X=x.form,
+    )  # fmt: skip
+    return Operand(y, "f16", M, K, K), scale, flag
+
+
+_COMMON = {
+    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "GROUP": 32, "X": "f16",
+    "X_SCALED": True, "SPLIT": False, "FULL": True, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
+}  # fmt: skip
+_NEEDS = ("matrices",)
+VARIANTS = [
+    *(
+        Variant("gemm_matrix", {**_COMMON, "W": form, **tile.values(False)}, _NEEDS)
+        for form, tile in (
+            ("f16", LARGE), ("bf16", LARGE), ("i8", TILES[1]), ("i8g", TILES[2]),
+            ("q8_0", TILES[3]), ("q4_1", TILES[4]),
+        )
+    ),
+    Variant("gemm_matrix", {
+        **_COMMON, "W": "bf16", **TILES[1].values(False), "SPLIT": True, "OUT": "f32",
+        "FULL": False}, _NEEDS),
+    Variant("gemm_matrix", {
+        **_COMMON, "W": "f16", **LARGE.values(False), "X_SCALED": False, "OUT": "f16",
+        "BIAS": "f32", "RESIDUAL": "f16"}, _NEEDS),
+    *(
+        Variant("gemm_matrix", {
+            **_COMMON, "X": "words", "W": "words", "MK": 32, "X_SCALED": False, "SPLIT": split,
+            "OUT": out, **LARGE.values(True)}, _NEEDS)
+        for split, out in ((False, "bf16"), (True, "i32"))
+    ),
+    *(Variant("gemm_matrix_rows", {"X": x}) for x in ("f32", "f16", "bf16")),
+]  # fmt: skip

@@ -1,0 +1,209 @@
+"""Products of 1..8 rows with a weight in its stored form, and what a decode step does around them.
+
+`shaders/wgsl/gemv*.wgsl` say what is computed. All functions take and return device arrays;
+`weight` is a Tensor [N, K] or a QuantizedTensor, and is bound in parts where it is larger than a
+binding may be:
+
+    gemv(backend, x [M, K], weight, bias=, residual=, out_dtype=, norm=) -> [M, N]
+    combine_gemv(backend, partials, weight, dtype=, ...) -> [M, N]
+    norm_gated_gemv(backend, x, norm, gate, up, act=, ...) -> [M, F]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from boostr.backends.wgpu.products.gemv_input import (
+    Input,
+    Norm,
+    base,
+    common_values,
+    name_or_none,
+    norm_base,
+    prepared,
+    present,
+    weight_bases,
+    x_base,
+)
+from boostr.backends.wgpu.products.gemv_plan import (
+    Stored,
+    Tile,
+    Weight,
+    choose,
+    padded_rows,
+    stored,
+)
+from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.backends.wgpu.runtime.wgsl import name_of
+from boostr.quant.scheme import QuantizedTensor
+
+MOST_ROWS = 8  # of x that one launch takes
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+
+
+# -- the products --------------------------------------------------------------------------------
+def gemv(
+    backend: Any, x: GpuArray, weight: Weight, bias: GpuArray | None = None,
+    residual: GpuArray | None = None, out_dtype: Any = None, *, norm: Norm | None = None,
+    tile: Tile | None = None,
+) -> GpuArray:  # fmt: skip
+    """x Wᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of rms_norm(x)."""
+    w = stored(backend, weight, off=x.shape[1] % 8 != 0)
+    given = prepared(backend, x, w, norm)
+    out = np.dtype(out_dtype or x.dtype)
+    bound = [given.x, *present(given.scales)]
+    return product(backend, given, [w], bound, bias, residual, out, tile, {})
+
+
+def combine_gemv(
+    backend: Any, partials: GpuArray, weight: Weight, *, dtype: Any, bias: GpuArray | None = None,
+    residual: GpuArray | None = None, tile: Tile | None = None,
+) -> GpuArray:  # fmt: skip
+    """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual, in `dtype`.
+
+    partials: float32 [M, H, S, D + 4] of `attention_decode.partials`; D a multiple of 8.
+    """
+    M, _, S, pitch = partials.shape
+    w = stored(backend, weight)
+    given = Input(partials, M, None, None, False, {"X": "f32", "XS": w.K})
+    values = {"INPUT": "combine", "PARTS_S": S, "PARTS_DV": pitch - 4}
+    dtype = np.dtype(dtype)
+    return product(backend, given, [w], [partials], bias, residual, dtype, tile, values)
+
+
+def combine_refusal(weight: Weight, head_dim: int) -> str | None:
+    """None if `combine_gemv` takes this weight behind heads of that size, else why not."""
+    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
+        return "w8a8 needs all of x before the product"
+    if head_dim % 8 or weight.shape[1] % 16:
+        return f"head_dim {head_dim} or K {weight.shape[1]} is not a multiple of 8 and 16"
+    return None
+
+
+def product(
+    backend: Any, given: Input, weights: list[Stored], bound: list[GpuArray],
+    bias: GpuArray | None, residual: GpuArray | None, out_dtype: np.dtype, tile: Tile | None,
+    values: dict[str, Any],
+) -> GpuArray:  # fmt: skip
+    """x times weights that are stored alike, side by side: [M, sum of their N]."""
+    M, N = given.M, sum(w.N for w in weights)
+    # words of 16-bit results would straddle rows of an odd length, or weights
+    odd = any(w.N % 2 for w in weights) and (M > 1 or len(weights) > 1)
+    made = np.dtype(np.float32) if odd else out_dtype
+    out = backend.empty((M, N), made)
+    rows = padded_rows(M)
+    tile = tile or choose(backend.caps, weights[0]._replace(N=N), rows)
+    bias = None if bias is None else backend.dense(bias)
+    residual = None if residual is None else backend.dense(residual)
+    values = {
+        **common_values(weights[0], given, tile, rows), **values, "OUT": name_of(made),
+        "BIAS": name_or_none(bias), "RESIDUAL": name_or_none(residual),
+    }  # fmt: skip
+    norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
+    before = 0
+    for w in weights:
+        for first, part in w.parts(backend):
+            params = [
+                M, part.N, before + first, N, x_base(backend, given),
+                *weight_bases(backend, part), base(backend, bias), base(backend, residual),
+                norm_base(backend, given), base(backend, given.scales), float(eps),
+            ]  # fmt: skip
+            reads = [*bound, *present(part.rows, part.scales, norm, bias, residual)]
+            grid = -(-part.N // tile.group)
+            backend.launch("gemv", "main", grid, reads, [out], params, **values)
+        before += w.N
+    return out if made == out_dtype else backend.cast(out, out_dtype)
+
+
+def norm_gated_gemv(
+    backend: Any, x: GpuArray, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
+    gate_bias: GpuArray | None = None, up_bias: GpuArray | None = None, tile: Tile | None = None,
+) -> GpuArray:  # fmt: skip
+    """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
+
+    act: one of ACTIVATIONS. gate and up [F, K] must be stored alike.
+    """
+    off = x.shape[1] % 8 != 0
+    g, u = stored(backend, gate, off), stored(backend, up, off)
+    g, u = g._replace(slow=g.slow or u.slow), u._replace(slow=g.slow or u.slow)
+    given, F = prepared(backend, x, g, norm), g.N
+    M, rows = given.M, padded_rows(given.M)
+    made = np.dtype(np.float32) if M > 1 and F % 2 else x.dtype
+    out = backend.empty((M, F), made)
+    tile = tile or choose(backend.caps, g._replace(N=2 * F), rows, least=4)
+    bias, up_bias = (None if b is None else backend.dense(b) for b in (gate_bias, up_bias))
+    values = {
+        **common_values(g, given, tile, rows), "OUT": name_of(made), "BIAS": name_or_none(bias),
+        "UP_BIAS": name_or_none(up_bias), "ACT": act,
+    }  # fmt: skip
+    weight = given.norm.weight if given.norm else None
+    for (first, g_part), (_, u_part) in zip(g.parts(backend), u.parts(backend), strict=True):
+        params = [
+            M, g_part.N, first, F, x_base(backend, given), *weight_bases(backend, g_part),
+            *weight_bases(backend, u_part), base(backend, bias), base(backend, up_bias),
+            norm_base(backend, given), base(backend, given.scales),
+            float(given.norm.eps if given.norm else 0),
+        ]  # fmt: skip
+        reads = present(
+            given.x, given.scales, g_part.rows, g_part.scales, u_part.rows, u_part.scales,
+            weight, bias, up_bias,
+        )  # fmt: skip
+        grid = -(-2 * g_part.N // tile.group)
+        backend.launch("gemv_gated", "main", grid, reads, [out], params, **values)
+    return out if made == x.dtype else backend.cast(out, x.dtype)
+
+
+# -- what the compile gate builds ----------------------------------------------------------------
+SMALL, LARGE = Tile(32, 8, 4, 0), Tile(256, 64, 4, 2)  # for subgroups of any size
+KNOWN = Tile(96, 96, 4, 2, lanes=32)
+
+
+def variant(family: str, form: str, M: int = 1, tile: Tile = SMALL, **values: Any) -> Variant:
+    """A source for a weight of that form and M rows of x."""
+    K = 192 if form in ("q8_0", "q4_1") else 176
+    x = "f32" if form in ("f32", "w8a8") else "bf16"
+    common = {
+        "FORM": form, "GROUP": 0, "SLOW": False, "K": K, "M": M, "NORM": form != "w8a8",
+        "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
+    }  # fmt: skip
+    own = {
+        "gemv": {"RESIDUAL": x},
+        "gemv_gated": {"UP_BIAS": "", "ACT": "silu"},
+        "gemv_qkv": {
+            "H": 3, "KH": 1, "D": 16, "ROT": 16, "INTERLEAVED": False, "CACHE": x, "SLOTS": True,
+        },
+    }[family]  # fmt: skip
+    needs = () if tile is SMALL else ("subgroup_max",)
+    return Variant(family, {**common, **own, **values}, needs)
+
+
+_FORMS = ("f32", "f16", "bf16", "i8", "w8a8", "q8_0", "q4_1")
+ODD: dict[str, Any] = {"SLOW": True, "K": 33, "XS": 48}
+_COMBINED: dict[str, Any] = {
+    "INPUT": "combine", "PARTS_S": 4, "PARTS_DV": 16, "NORM": False, "X": "f32",
+}  # fmt: skip
+VARIANTS = [
+    *(variant("gemv", form, M) for form, M in zip(_FORMS, (1, 2, 4, 8, 1, 2, 4), strict=True)),
+    *(variant("gemv", form, 1, LARGE) for form in _FORMS),
+    variant("gemv", "bf16", 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
+    variant("gemv", "i8", 1, LARGE, GROUP=32, X="f16", OUT="f16", BIAS="f16"),
+    variant("gemv", "i8", 1, DECODE="shift"),
+    variant("gemv", "i8", 1, KNOWN, X="f32", OUT="f32"),
+    variant("gemv_gated", "bf16", 2, KNOWN),
+    variant("gemv", "i8", 1, DECODE="builtin"),
+    variant("gemv", "i8", 2, GROUP=32, **ODD),
+    *(variant("gemv", form, 2, **ODD) for form in ("f32", "f16", "bf16", "i8", "w8a8")),
+    variant("gemv", "bf16", 1, LARGE, **_COMBINED),
+    variant("gemv", "i8", 2, **_COMBINED),
+    variant("gemv_gated", "bf16", 1, LARGE, BIAS="f32", UP_BIAS="f32"),
+    variant("gemv_gated", "i8", 2, ACT="gelu"),
+    variant("gemv_gated", "w8a8", 2, ACT="gelu_tanh"),
+    variant("gemv_gated", "f32", 1, **ODD),
+    *(
+        Variant("gemv_quantize", {"X": x, "K": 33, "XS": 48, "THREADS": 256, "NORM": norm})
+        for x, norm in (("f32", False), ("bf16", True), ("f16", True))
+    ),
+]

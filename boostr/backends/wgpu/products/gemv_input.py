@@ -1,0 +1,103 @@
+"""What the launches of GEMVs share: x as their kernels read it, and where arrays begin."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, units
+from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.runtime.wgsl import name_of
+
+QUANTIZE_THREADS = 256
+
+
+class Norm(NamedTuple):
+    """An RMS norm of x before the product: weight float32 [K], eps."""
+
+    weight: GpuArray
+    eps: float
+
+
+class Input(NamedTuple):
+    """x as a kernel reads it: arrays to bind first, and the values that describe it.
+
+    Attributes:
+        scales: float32 [M] of a rounded x.   norm: what is left to the product.
+    """
+
+    x: GpuArray
+    M: int
+    scales: GpuArray | None
+    norm: Norm | None
+    slow: bool
+    values: dict[str, Any]
+
+
+def prepared(backend: Any, x: GpuArray, w: Stored, norm: Norm | None) -> Input:
+    """x contiguous and on a 16-byte border; rounded to int8 (and normed before) under w8a8."""
+    M, K = x.shape
+    if w.form == "w8a8":
+        values, scales = quantized_rows(backend, x, norm)
+        return Input(values, M, scales, None, w.slow, {"X": "f32", "XS": values.shape[1]})
+    x = aligned(backend, x)
+    if norm is not None:
+        norm = Norm(aligned(backend, norm.weight), norm.eps)
+    return Input(x, M, None, norm, w.slow, {"X": name_of(x.dtype), "XS": K})
+
+
+def aligned(backend: Any, x: GpuArray) -> GpuArray:
+    x = backend.dense(x)
+    return backend.copy(x) if backend.offset(x) * x.dtype.itemsize % 16 else x
+
+
+def quantized_rows(
+    backend: Any, x: GpuArray, norm: Norm | None = None
+) -> tuple[GpuArray, GpuArray]:
+    """(int8 [M, K rounded up to 16], zeros behind K; float32 [M]): rows of x or rms_norm(x) by
+    their absmax / 127."""
+    x = backend.dense(x)
+    M, K = x.shape
+    padded = -(-K // 16) * 16
+    values, scales = backend.empty((M, padded), np.int8), backend.empty((M,), np.float32)
+    reads = [x] if norm is None else [x, backend.dense(norm.weight)]
+    backend.launch(
+        "gemv_quantize", "main", M, reads, [values, scales],
+        [backend.offset(x), backend.offset(reads[-1]) if norm else 0, norm.eps if norm else 0.0],
+        X=name_of(x.dtype), K=K, XS=padded, THREADS=QUANTIZE_THREADS, NORM=norm is not None,
+    )  # fmt: skip
+    return values, scales
+
+
+def common_values(w: Stored, given: Input, tile: Tile, M: int) -> dict[str, Any]:
+    """What every product's source is specialised by."""
+    return {
+        "FORM": w.form, "GROUP": w.group, "SLOW": given.slow, "K": w.K, "M": M,
+        "NORM": given.norm is not None, "INPUT": "plain", **given.values, **tile.values(),
+    }  # fmt: skip
+
+
+def base(backend: Any, array: GpuArray | None, size: int = 1) -> int:
+    """Where an array begins, in units of `size` elements."""
+    return 0 if array is None else backend.offset(array) // size
+
+
+def x_base(backend: Any, given: Input) -> int:
+    return base(backend, given.x, 1 if given.slow else 16 // given.x.dtype.itemsize)
+
+
+def norm_base(backend: Any, given: Input) -> int:
+    return 0 if given.norm is None else base(backend, given.norm.weight, 1 if given.slow else 4)
+
+
+def weight_bases(backend: Any, w: Stored) -> list[int]:
+    return [base(backend, w.rows, units(w)), base(backend, w.scales)]
+
+
+def present(*arrays: GpuArray | None) -> list[GpuArray]:
+    return [a for a in arrays if a is not None]
+
+
+def name_or_none(array: GpuArray | None) -> str:
+    return "" if array is None else name_of(array.dtype)

@@ -1,0 +1,188 @@
+"""How a GEMV is cut: the form of a weight, and the tile of threads and rows for its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.runtime.device import Caps
+from boostr.backends.wgpu.runtime.wgsl import name_of
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Weight = Tensor | QuantizedTensor
+_CHUNK = {"i8": 16, "w8a8": 16, "q8_0": 16, "q4_1": 32}  # inputs that a thread takes at a time
+_ROW_BYTES = 16
+
+
+class Stored(NamedTuple):
+    """A weight as the kernels know it.
+
+    Attributes:
+        form: "f32", "f16", "bf16", "i8", "w8a8", "q8_0" or "q4_1".   group: inputs to a scale; 0: a
+            row.   rows: [N, ...], contiguous.   scales: float32 [N, G], contiguous.
+        slow: whether it is read an element at a time, as rows or x are off 16 bytes.
+    """
+
+    form: str
+    group: int
+    rows: GpuArray
+    scales: GpuArray | None
+    N: int
+    K: int
+    slow: bool
+
+    @property
+    def chunks(self) -> int:
+        """Pieces of a row that are dealt out to threads."""
+        return self.K if self.slow else self.K // _CHUNK.get(self.form, 8)
+
+    def parts(self, backend: Any) -> Iterator[tuple[int, Stored]]:
+        """(first row, those rows) in pieces that a binding can hold, of even length."""
+        width = self.rows.size // max(self.N, 1)
+        most = backend.caps.binding_bytes // max(width * self.rows.dtype.itemsize, 1)
+        if most >= self.N:
+            yield 0, self
+            return
+        most = max(most // 64 * 64, 2)
+        for first in range(0, self.N, most):
+            count = min(most, self.N - first)
+            rows = _slice(self.rows, first, count)
+            scales = None if self.scales is None else _slice(self.scales, first, count)
+            yield first, self._replace(rows=rows, scales=scales, N=count)
+
+
+def _slice(array: GpuArray, first: int, count: int) -> GpuArray:
+    width = array.strides[0]
+    return array.view(shape=(count, *array.shape[1:]), offset=array.offset + first * width)
+
+
+def stored(backend: Any, weight: Weight, off: bool = False) -> Stored:
+    """How a weight lies in memory; `off`: rows of x do not begin at 16 bytes."""
+    N, K = weight.shape
+    if isinstance(weight, Tensor):
+        rows, scales, group = _rows(backend, weight.data), None, 0
+        form, chunk = name_of(weight.dtype), 8
+    elif weight.scheme.is_block:
+        rows = _rows(backend, weight.parts["blocks"].data)
+        return Stored(weight.scheme.name, 0, rows, None, N, K, False)
+    else:
+        rows = _rows(backend, weight.parts["values"].data)
+        scales = _rows(backend, weight.parts["scales"].data)
+        form = "w8a8" if weight.scheme.activations_int8 else "i8"
+        group, chunk = weight.scheme.group_size, 16
+    begin = rows.offset * rows.dtype.itemsize  # windows begin at multiples of 256 bytes
+    slow = off or K % chunk != 0 or begin % _ROW_BYTES != 0
+    return Stored(form, group, rows, scales, N, K, slow)
+
+
+def _rows(backend: Any, array: GpuArray) -> GpuArray:
+    """The array with dense rows; a single row may have any stride."""
+    dense = backend.dense(array)
+    width = dense.shape[1]
+    return dense if dense.strides == (width, 1) else dense.view(strides=(width, 1))
+
+
+def units(w: Stored) -> int:
+    """Elements of a weight's array that its kernel counts places in."""
+    if w.slow or w.form == "q8_0":
+        return 1
+    return 4 if w.form == "q4_1" else _ROW_BYTES // w.rows.dtype.itemsize
+
+
+def joined(backend: Any, weights: list[Stored]) -> Stored | None:
+    """Weights that lie end to end in one buffer, as one; None if they do not."""
+    first, N = weights[0], sum(w.N for w in weights)
+    if len({(w.form, w.group, w.K) for w in weights}) > 1:
+        return None
+    made = []
+    for arrays in zip(*((w.rows, w.scales) for w in weights), strict=True):
+        if arrays[0] is None:
+            made.append(None)
+            continue
+        end = arrays[0].offset
+        for array in arrays:
+            if array.buffer is not arrays[0].buffer or array.offset != end:
+                return None
+            end += array.size
+        made.append(arrays[0].view(shape=(N, *arrays[0].shape[1:])))
+    whole = first._replace(rows=made[0], scales=made[1], N=N)
+    return whole if made[0].nbytes <= backend.caps.binding_bytes else None
+
+
+def padded_rows(M: int) -> int:
+    """Rows of x that a kernel for M of them is written for."""
+    return 1 << (M - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a workgroup shares rows out (see `gemv_rows.wgsl`).
+
+    Attributes:
+        threads: of a workgroup.   team: threads that share rows.   rows: of a team at a time.
+        unroll: chunks of every row whose loads are in flight together; 0: one, and the text has
+            no second copy for the first or last of them, which is quick to compile.
+        decode: how int8 becomes float: "shift", "builtin" or "half".
+        lanes: of a subgroup; 0 where only the device knows.
+    """
+
+    threads: int
+    team: int
+    rows: int
+    unroll: int
+    decode: str = "half"
+    lanes: int = 0
+
+    @property
+    def group(self) -> int:
+        """Rows of a workgroup."""
+        return self.threads // self.team * self.rows
+
+    def values(self) -> dict[str, Any]:
+        """What sources are specialised by."""
+        names = {"rows": "R"}
+        return {names.get(name, name.upper()): value for name, value in asdict(self).items()}
+
+
+_GROUPS = 264  # workgroups that a discrete GPU should have to do
+
+
+def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
+    """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
+
+    Measured on an H100: a row is best read at once by as many threads as it has chunks, up to 512
+    of floats, else 256; and workgroups of one team beat larger ones where there are few rows.
+    """
+    if not caps.subgroup_max or caps.kind == "software":
+        return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
+    known = lanes(caps)
+    floats = known and rows == 1 and w.form not in _CHUNK
+    most_team = min(512 if floats else 256, caps.workgroup_threads)
+    if known and w.chunks <= most_team:
+        team = -(-w.chunks // known) * known
+    else:
+        team = most_team
+        while team > 32 and w.chunks < 0.9 * (-(-w.chunks // team) * team):
+            team //= 2
+    each = 4
+    if least < each and _GROUPS * each > w.N:
+        each = least
+    steps = -(-w.chunks // team)
+    # what is done once for a chunk of x weighs more with int8
+    if rows == 1 and w.N >= 8192 and w.form in ("i8", "w8a8") and team <= 128 and steps == 1:
+        each = 8
+    most = 16 // (each * rows)
+    if steps > most and (rows > 1 or each != 4):
+        most //= 2
+    unroll = min(steps, max(most, 1))
+    return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
+
+
+def lanes(caps: Caps) -> int:
+    """Lanes of every subgroup of a device, 0 if they are not known; WebGPU's limits may be wide."""
+    if caps.subgroup_max and "nvidia" in caps.vendor.lower():
+        return 32
+    return caps.subgroup_max if caps.subgroup_min == caps.subgroup_max else 0

@@ -1,0 +1,209 @@
+"""Launches of the products that make q, k and v, with rope and the cache behind them.
+
+`gemv_qkv.wgsl` does all in one kernel; heads that are normalised take a second one,
+`gemv_heads.wgsl`, as the norm needs a whole head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from boostr.backends.wgpu.products.gemv import KNOWN, LARGE, ODD, product, variant
+from boostr.backends.wgpu.products.gemv_input import (
+    Input,
+    Norm,
+    base,
+    common_values,
+    name_or_none,
+    norm_base,
+    prepared,
+    present,
+    weight_bases,
+    x_base,
+)
+from boostr.backends.wgpu.products.gemv_plan import (
+    Stored,
+    Tile,
+    Weight,
+    choose,
+    joined,
+    padded_rows,
+    stored,
+)
+from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.backends.wgpu.runtime.wgsl import name_of
+
+_HEAD_THREADS = 32
+
+
+class Rope(NamedTuple):
+    """cos, sin: float32 [S, R/2]; rows: int32 [T], the row of the tables of each token."""
+
+    cos: GpuArray
+    sin: GpuArray
+    rows: GpuArray
+    interleaved: bool = False
+
+
+class Norms(NamedTuple):
+    """RMS norms of the heads of q and k before rope: weights float32 [D], eps."""
+
+    q: GpuArray
+    k: GpuArray
+    eps: float
+
+
+def qkv_refusal(rotated: int, head_dim: int, *caches: GpuArray | None) -> str | None:
+    """None if `qkv_rope` takes these heads and caches, else why not."""
+    if head_dim % 4 or rotated % 4:
+        return f"head_dim {head_dim} or its rotated part {rotated} is not a multiple of 4"
+    for cache in caches:
+        if cache is not None and (cache.offset * cache.dtype.itemsize % 4 or not cache.contiguous):
+            return "a cache does not begin at a word"
+    return None
+
+
+class Cache(NamedTuple):
+    """Where new keys and values go: keys, values [NB, bs, KH, D]; slots int32 [M], -1: nowhere."""
+
+    keys: GpuArray
+    values: GpuArray
+    slots: GpuArray
+
+
+class _Places(NamedTuple):
+    """Where q, k and v go, and what turns them there."""
+
+    q: GpuArray
+    k: GpuArray
+    v: GpuArray
+    cos: GpuArray
+    sin: GpuArray
+    rows: GpuArray
+    slots: GpuArray | None
+    interleaved: bool
+
+    def values(self) -> dict[str, Any]:
+        """What the sources that write them are specialised by."""
+        return {
+            "H": self.q.shape[1], "KH": self.k.shape[-2], "D": self.q.shape[2],
+            "ROT": 2 * self.cos.shape[1], "INTERLEAVED": self.interleaved,
+            "X": name_of(self.q.dtype), "CACHE": name_of(self.k.dtype),
+            "SLOTS": self.slots is not None,
+        }  # fmt: skip
+
+    def reads(self) -> list[GpuArray]:
+        return present(self.cos, self.sin, self.rows, self.slots)
+
+    def bases(self, backend: Any) -> list[int]:
+        arrays = (self.cos, self.sin, self.rows, self.slots, self.k, self.v)
+        return [base(backend, a) for a in arrays]
+
+
+def _places(
+    backend: Any, M: int, H: int, KH: int, D: int, dtype: Any, rope: Rope, cache: Cache | None
+) -> _Places:
+    q = backend.empty((M, H, D), dtype)
+    cos, sin, rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
+    if cache is None:
+        k, v, slots = backend.empty((M, KH, D), dtype), backend.empty((M, KH, D), dtype), None
+    else:
+        k, v, slots = cache.keys, cache.values, backend.dense(cache.slots)
+    return _Places(q, k, v, cos, sin, rows, slots, rope.interleaved)
+
+
+def qkv_rope(
+    backend: Any, x: GpuArray, norm: Norm | None, weights: Sequence[Weight], rope: Rope,
+    head_dim: int, *, cache: Cache | None = None, biases: Sequence[GpuArray | None] = (None,) * 3,
+    head_norm: Norms | None = None, tile: Tile | None = None,
+) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
+    """q, k, v of rms_norm(x), q and k turned: q [M, H, D]; k and v [M, KH, D], or the caches.
+
+    Args:
+        x: [M, K], few rows.   weights: of q [H D, K], k and v [KH D, K], stored alike.
+        biases: of q, k and v, of one dtype; all or none, and none with `head_norm`.
+    """
+    off = x.shape[1] % 8 != 0
+    each = [stored(backend, w, off) for w in weights]
+    if any(w.slow for w in each):
+        each = [w._replace(slow=True) for w in each]
+    whole = joined(backend, each)
+    parts = each if whole is None else [whole]
+    given = prepared(backend, x, each[0], norm)
+    H, KH = each[0].N // head_dim, each[1].N // head_dim
+    if head_norm is not None:
+        bound = [given.x, *present(given.scales)]
+        heads = product(backend, given, parts, bound, None, None, x.dtype, tile, {})
+        return heads_rope(backend, heads, H, KH, rope, head_norm, cache)
+    to = _places(backend, given.M, H, KH, head_dim, x.dtype, rope, cache)
+    _qkv(backend, given, parts, to, [None if b is None else backend.dense(b) for b in biases], tile)
+    return to.q, to.k, to.v
+
+
+def _qkv(
+    backend: Any, given: Input, weights: list[Stored], to: _Places,
+    biases: list[GpuArray | None], tile: Tile | None,
+) -> None:  # fmt: skip
+    """The product and all behind it in one kernel, for each part of the weight."""
+    M, D, rows = given.M, to.q.shape[2], padded_rows(given.M)
+    total = weights[0]._replace(N=sum(w.N for w in weights))
+    tile = tile or choose(backend.caps, total, rows, least=4)
+    values = {
+        **common_values(weights[0], given, tile, rows), **to.values(),
+        "BIAS": name_or_none(biases[0]),
+    }  # fmt: skip
+    norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
+    head = 0
+    for w in weights:
+        params = [
+            M, w.N // D, head, x_base(backend, given), *weight_bases(backend, w),
+            *(base(backend, b) for b in biases), norm_base(backend, given),
+            base(backend, given.scales), *to.bases(backend), float(eps),
+        ]  # fmt: skip
+        reads = present(given.x, given.scales, w.rows, w.scales, norm, *biases)
+        grid = -(-w.N // tile.group)
+        backend.launch(
+            "gemv_qkv", "main", grid, [*reads, *to.reads()], [to.q, to.k, to.v], params, **values
+        )
+        head += w.N // D
+
+
+def heads_rope(
+    backend: Any, heads: GpuArray, H: int, KH: int, rope: Rope, norm: Norms | None = None,
+    cache: Cache | None = None,
+) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
+    """q, k, v as `qkv_rope` returns them, of heads [M, (H + 2 KH) D] as a product made them."""
+    M, D = heads.shape[0], heads.shape[1] // (H + 2 * KH)
+    to = _places(backend, M, H, KH, D, heads.dtype, rope, cache)
+    heads = backend.dense(heads)
+    norms = [] if norm is None else [backend.dense(norm.q), backend.dense(norm.k)]
+    count = M * (H + 2 * KH)
+    params = [
+        base(backend, heads), *(base(backend, n) for n in norms or (None, None)),
+        *to.bases(backend), count, float(norm.eps if norm else 0),
+    ]  # fmt: skip
+    backend.launch(
+        "gemv_heads", "main", count, [heads, *norms, *to.reads()], [to.q, to.k, to.v], params,
+        **to.values(), NORM=norm is not None, THREADS=_HEAD_THREADS,
+    )  # fmt: skip
+    return to.q, to.k, to.v
+
+
+# -- what the compile gate builds ----------------------------------------------------------------
+VARIANTS = [
+    variant("gemv_qkv", "bf16", 1, LARGE),
+    variant("gemv_qkv", "bf16", 1, KNOWN),
+    variant("gemv_qkv", "bf16", 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
+    variant("gemv_qkv", "i8", 2, LARGE, ROT=8, SLOTS=False),
+    variant("gemv_qkv", "w8a8", 2, SLOTS=False),
+    variant("gemv_qkv", "f32", 1, **ODD),
+    *(
+        Variant("gemv_heads", {
+            "H": 3, "KH": 1, "D": 16, "ROT": rot, "INTERLEAVED": rot < 16, "X": x, "CACHE": cache,
+            "SLOTS": rot < 16, "NORM": rot < 16, "THREADS": _HEAD_THREADS,
+        })
+        for rot, x, cache in ((16, "bf16", "bf16"), (8, "f32", "f16"))
+    ),
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What works row by row: norms, rope, activations, embedding, losses, optimizers."""

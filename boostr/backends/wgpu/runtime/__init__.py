@@ -1,0 +1,1 @@
+"""The device: adapters, memory, commands, kernels from WGSL, programs."""

@@ -1,0 +1,107 @@
+"""What is CUDA's own in the GEMVs: plans, early fetches, the fused qkv of a decode step.
+
+References are float64 numpy on weights that `oracles.py` decodes; results land in poisoned memory.
+"""
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from backends.products.test_gpu_gemv import (
+    EPS,
+    FORMS,
+    WIDE_C,
+    check_product,
+    close,
+    normed,
+    rotated,
+    seen,
+    up,
+    weight,
+)
+from tolerance import rms
+
+from boostr.backends.cupy.products import gemv
+from boostr.backends.cupy.products.gemv_plan import Plan
+
+BF16 = ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("lanes", (8, 16, 32))
+@pytest.mark.parametrize("per_lane", (1, 2, 4))
+@pytest.mark.parametrize("ksplit", (1, 4))
+def test_plans(cupy_backend, rng, lanes, per_lane, ksplit):
+    fetch = 1 if cupy_backend.caps.compute_capability >= 80 else 0
+    plan = Plan(lanes, per_lane, 2, 3, ksplit, fetch=fetch)
+    check_product(cupy_backend, rng, "bfloat16", "bfloat16", 1, 301, 1856, plan=plan)
+    if per_lane == 2:
+        plan = replace(plan, unroll=1, packed=True)
+        check_product(cupy_backend, rng, "int8", "bfloat16", 4, 301, 1856, norm=True, plan=plan)
+
+
+def test_weights_fetched_early(cupy_backend, rng):
+    with cupy_backend.constant_weights():
+        for form in ("bfloat16", "int8-g128", "q8_0"):
+            check_product(cupy_backend, rng, form, "bfloat16", 1, 2048, 1024)
+            check_product(cupy_backend, rng, form, "bfloat16", 1, 97, 576, norm=True)
+
+
+def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, plan=None):
+    x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
+    weights = [weight(backend, rng, form, n * D, K) for n in (H, KH, KH)]
+    biases = [rng.standard_normal(n * D).astype(BF16) for n in (H, KH, KH)]
+    cos, sin = (rng.standard_normal((50, R // 2)).astype(np.float32) for _ in range(2))
+    rows = rng.integers(0, 50, M).astype(np.int32)
+    slots = rng.permutation(28)[:M].astype(np.int32)
+    slots[1:2] = -1
+    caches = [rng.standard_normal((7, 4, KH, D)).astype(BF16) for _ in range(2)]
+    k_cache, v_cache = up(backend, *caches)
+    own = (rng.random((2, D)) + 0.5).astype(np.float32)
+    q = gemv.qkv_rope_write(
+        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), tuple(w for w, _ in weights),
+        gemv.Rope(*up(backend, cos, sin, rows), interleaved), k_cache, v_cache, up(backend, slots),
+        head_norm=gemv.HeadNorm(*up(backend, *own), EPS) if head_norm else None,
+        biases=tuple(up(backend, *biases)), plan=plan,
+    )  # fmt: skip
+    h, made = seen(normed(x, norm), form), []
+    for i, (_, values) in enumerate(weights):
+        y = (h @ values.T + biases[i].astype(np.float64)).reshape(M, -1, D)
+        if head_norm and i < 2:
+            y = y / np.sqrt((y * y).mean(-1, keepdims=True) + EPS) * own[i]
+        made.append(rotated(y, cos[rows], sin[rows], interleaved) if i < 2 else y)
+    scale = max(map(rms, made)) / np.sqrt(K)
+    close(backend, q, made[0], "bfloat16", form, K, scale, WIDE_C, "q")
+    for new, before, after in zip(made[1:], caches, (k_cache, v_cache), strict=True):
+        reference = oracles.kv_write(before.astype(np.float64), new, slots)
+        close(backend, after, reference, "bfloat16", form, K, scale, WIDE_C, "cache")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_qkv(cupy_backend, rng, form):
+    check_qkv(cupy_backend, rng, form, 1, 9, 3, 64, 64, 576, interleaved=False, head_norm=False)
+
+
+@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
+def test_qkv_of_rows_with_partial_rotary(cupy_backend, rng, form):
+    check_qkv(cupy_backend, rng, form, 5, 4, 2, 48, 32, 320, interleaved=True, head_norm=False)
+
+
+@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
+@pytest.mark.parametrize("cluster", (1, 4, 8))
+def test_qkv_with_head_norms(cupy_backend, rng, form, cluster):
+    if cluster > 1 and cupy_backend.caps.compute_capability < 90:
+        pytest.skip("clusters are for a later device")
+    plan = Plan(unroll=1, stages=2, ksplit=min(cluster, 4), cluster=cluster)
+    for M in (1, 3):
+        check_qkv(
+            cupy_backend, rng, form, M, 4, 2, 128, 128, 1024, interleaved=False, head_norm=True,
+            plan=plan,
+        )  # fmt: skip
+
+
+def test_qkv_with_head_norms_by_its_own_plan(cupy_backend, rng):
+    check_qkv(
+        cupy_backend, rng, "bfloat16", 1, 16, 8, 128, 96, 1024, interleaved=True, head_norm=True
+    )  # fmt: skip

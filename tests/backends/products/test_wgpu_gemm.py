@@ -1,0 +1,184 @@
+"""What is WGSL's own in products of many rows: tiles, splits, windows, matrices."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+from draws import normal, tensors
+from ops.linear_cases import FORMS, close, product, turned, weight
+from strict_wgpu import BARE, strict_wgpu
+from tolerance import assert_close
+
+from boostr import Tensor, dtypes
+from boostr.ops.linear import linear
+from boostr.quant.scheme import QuantizedTensor
+
+
+@pytest.fixture
+def wgpu():
+    with strict_wgpu() as backend:
+        yield backend
+
+
+def run(backend, x, w, plan, bias=None, residual=None):
+    """gemm.linear by a plan, as a tensor."""
+    from boostr.backends.wgpu.products import gemm
+
+    return Tensor.wrap(gemm.linear(backend, x.data, w, bias, residual, plan=plan), backend)
+
+
+# (tile, splits, form, dtype of x, M, N, K): the classes that GPUs get, their inner loops rolled up,
+# since a compiler for CPUs takes seconds for the unrolled text
+PLANS = [
+    (0, 1, "float", "float32", 130, 132, 48), (0, 2, "float", "bfloat16", 60, 140, 80),
+    (1, 1, "int8-g32", "bfloat16", 70, 136, 96), (2, 3, "float", "float16", 70, 67, 90),
+    (4, 1, "w8a8", "bfloat16", 20, 136, 80), (3, 2, "w8a8", "float32", 33, 67, 133),
+    (3, 2, "int8", "float32", 33, 67, 101), (4, 4, "q4_1", "bfloat16", 9, 132, 640),
+    (5, 1, "float", "float32", 130, 140, 72), (6, 2, "w8a8", "bfloat16", 40, 132, 200),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_tiles(wgpu, rng, plan):
+    from boostr.backends.wgpu.products import gemm
+
+    number, splits, form, dtype, M, N, K = plan
+    tile = replace((*gemm.TILES, gemm.WIDE, gemm.TWICE)[number], UNROLL=1)
+    x, b = normal(rng, (M, K), dtype), normal(rng, (N,))
+    w, truth = weight(wgpu, rng, form, N, K, dtype)
+    tx, tb = tensors(wgpu, x, b)
+    got = run(wgpu, tx, w, gemm.Plan(tile, splits), tb.data)
+    close(got, product(x, w, truth) + b, x, truth, dtype)
+
+
+def test_two_stages_and_layouts_of_a_tile(wgpu, rng, monkeypatch):
+    """Tiles in shared memory twice; lines of either operand along the other axis."""
+    from boostr.backends.wgpu.products import gemm
+
+    tile = gemm.Tile(32, 64, 4, 8, BK=8, STAGES=2, UNROLL=1)
+    monkeypatch.setattr(gemm, "choose", lambda *args: gemm.Plan(tile))
+    x, y = normal(rng, (68, 44)), normal(rng, (44, 72))
+    want = x.astype(np.float64) @ y
+    for tx, ty in itertools.product((Tensor(x, backend=wgpu), turned(wgpu, x)),
+                                    (Tensor(y, backend=wgpu), turned(wgpu, y))):  # fmt: skip
+        assert_close((tx @ ty).numpy(), want, dtype="float32", reduce=44)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_no_extras(rng, form):
+    with strict_wgpu(**BARE) as backend:
+        x = normal(rng, (11, 64), "bfloat16")
+        w, truth = weight(backend, rng, form, 36, 64, "bfloat16")
+        close(linear(Tensor(x, backend=backend), w), product(x, w, truth), x, truth, "bfloat16")
+
+
+@pytest.mark.parametrize("form", ("float", "int8", "int8-g32", "w8a8", "q8_0", "q4_1"))
+def test_weights_larger_than_a_binding(rng, form):
+    with strict_wgpu(binding_bytes=12288, offset_alignment=256) as backend:
+        for dtype, N in (("float32", 330), ("bfloat16", 333)):
+            x, b, r = normal(rng, (10, 64)), normal(rng, (N,)), normal(rng, (10, N))
+            w, truth = weight(backend, rng, form, N, 64, dtype)
+            tx, tb, tr = tensors(backend, x, b, r)
+            close(linear(tx, w, tb, tr), product(x, w, truth) + b + r, x, truth, "float32")
+            if N % 4:
+                got = linear(tx.to("bfloat16"), w)
+                x16 = x.astype(dtypes.bfloat16)
+                close(got, product(x16, w, truth), x16, truth, "bfloat16")
+
+
+def test_inputs_larger_than_a_binding(rng):
+    """Rows of x in parts; and, with lines across, the sums in parts."""
+    with strict_wgpu(binding_bytes=8192, offset_alignment=256) as backend:
+        x, w = normal(rng, (70, 64)), normal(rng, (20, 64))
+        want = oracles.linear(x, w)
+        close(linear(*tensors(backend, x, w)), want, x, w, "float32")
+        b = np.ascontiguousarray(normal(rng, (90, 40)))
+        a = normal(rng, (12, 90))
+        got = Tensor(a, backend=backend) @ Tensor(b, backend=backend)
+        assert_close(got.numpy(), a.astype(np.float64) @ b, dtype="float32", reduce=90)
+
+
+@pytest.mark.parametrize("form", ("float", "int8-g32", "w8a8", "q8_0"))
+def test_weights_side_by_side(wgpu, rng, form):
+    """One behind the other in memory, as one product; or apart."""
+    from boostr.backends.wgpu.products import gemm
+
+    x = Tensor(normal(rng, (12, 64), "bfloat16"), backend=wgpu)
+    w, _ = weight(wgpu, rng, form, 40, 64, "bfloat16")
+    want = linear(x, w).numpy()
+    parts = [rows_of(w, 0, 24), rows_of(w, 24, 40)]
+    assert gemm.joined(parts) is not None and gemm.joined(parts[::-1]) is None
+    for order in (parts, parts[::-1]):
+        got = Tensor.wrap(gemm.segments(wgpu, x.data, order, [None, None]), wgpu).numpy()
+        halves = (want[:, :24], want[:, 24:])
+        expected = np.concatenate(halves if order is parts else halves[::-1], 1)
+        assert np.array_equal(got, expected)
+
+
+def rows_of(w, start, stop):
+    """Some rows of a weight, as a window."""
+    if isinstance(w, Tensor):
+        return w[start:stop]
+    parts = {name: part[start:stop] for name, part in w.parts.items()}
+    return QuantizedTensor(w.scheme, (stop - start, w.shape[1]), parts)
+
+
+def test_plans_keep_within_a_device(wgpu):
+    from boostr.backends.wgpu.products import gemm, gemm_matrix
+
+    big = replace(wgpu.caps, kind="discrete", workgroup_bytes=49152, subgroup_max=32)
+    small = replace(big, workgroup_bytes=16384, workgroup_threads=256)
+    for caps, M, N, K in itertools.product(
+        (big, small), (9, 33, 512, 4096), (8, 576, 16384), (64, 8192)
+    ):
+        plan = gemm.choose(caps, M, N, K, 1, room=100)
+        assert plan.tile.shared_bytes <= caps.workgroup_bytes
+        assert plan.tile.threads <= caps.workgroup_threads
+        for integers in (False, True):
+            tile = gemm_matrix.choose(caps, M, N, K, 100, integers).tile
+            if caps is big:
+                assert tile.shared_bytes(32, integers) <= caps.workgroup_bytes
+
+
+# -- tensor cores: only where the device has them ----------------------------------------------
+@pytest.fixture
+def matrices():
+    with strict_wgpu() as backend:
+        if not backend.caps.matrices:
+            pytest.skip(f"{backend.device} has no subgroup matrices")
+        yield backend
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("shape", [(9, 132, 64), (40, 200, 576), (300, 268, 640)], ids=str)
+def test_matrices(matrices, rng, form, dtype, shape):
+    M, N, K = shape
+    x, b, r = normal(rng, (M, K), dtype), normal(rng, (N,), dtype), normal(rng, (M, N), dtype)
+    w, truth = weight(matrices, rng, form, N, K, dtype)
+    tx, tb, tr = tensors(matrices, x, b, r)
+    want = product(x, w, truth) + b.astype(np.float64) + r.astype(np.float64)
+    close(linear(tx, w, tb, tr), want, x, truth, dtype)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_tile_of_matrices(matrices, rng, splits, monkeypatch):
+    from boostr.backends.wgpu.products import gemm_matrix
+
+    for form, tile in itertools.product(("float", "w8a8"), gemm_matrix.TILES):
+        plan = gemm_matrix.MatrixPlan(tile, splits)
+        monkeypatch.setattr(gemm_matrix, "choose", lambda *args, plan=plan: plan)
+        x = normal(rng, (200, 720), "bfloat16")
+        w, truth = weight(matrices, rng, form, 140, 720, "bfloat16")
+        got = linear(Tensor(x, backend=matrices), w)
+        close(got, product(x, w, truth), x, truth, "bfloat16")
+
+
+@pytest.mark.parametrize(("x_size", "w_size"), [(1e6, 1), (1e-30, 1), (1, 1e4), (1, 1e-4)])
+def test_numbers_beyond_f16(matrices, rng, x_size, w_size):
+    """Rows of x are scaled; weights that do not fit are multiplied in float32."""
+    x = normal(rng, (100, 256), "bfloat16", x_size)
+    w, truth = weight(matrices, rng, "float", 128, 256, "bfloat16", w_size)
+    close(linear(Tensor(x, backend=matrices), w), product(x, w, truth), x, truth, "bfloat16")

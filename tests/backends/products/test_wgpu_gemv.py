@@ -1,0 +1,200 @@
+"""What is WGSL's own in the GEMVs: tiles, GPUs without extras, windows, q, k and v at once.
+
+References are float64 numpy on weights that `oracles.py` decodes. Memory that nobody has written
+is nan, workgroup memory too.
+"""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from backends.products.test_gpu_gemv import (
+    EPS,
+    FORMS,
+    WIDE_C,
+    check_gated,
+    check_product,
+    close,
+    normed,
+    rotated,
+    seen,
+    up,
+    weight,
+)
+from draws import normal
+from strict_wgpu import BARE, strict_wgpu
+from tolerance import rms
+
+from boostr import Tensor
+from boostr.backends.wgpu.products import gemv, gemv_qkv
+from boostr.backends.wgpu.products.gemv_input import quantized_rows
+from boostr.backends.wgpu.products.gemv_plan import Tile
+from boostr.quant.scheme import QuantizedTensor
+
+BF16 = ml_dtypes.bfloat16
+LARGE = Tile(256, 64, 4, 2)
+
+
+@pytest.fixture
+def backend():
+    with strict_wgpu() as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(256, 256, 4, 2),
+        Tile(128, 32, 8, 1),
+        Tile(64, 4, 2, 4),
+        Tile(192, 96, 2, 3),
+        Tile(32, 8, 4, 0),
+    ],
+    ids=str,
+)
+def test_tiles(backend, rng, tile):
+    check_product(backend, rng, "bfloat16", "bfloat16", 1, 61, 2136, tile=tile)
+    check_product(backend, rng, "int8", "bfloat16", 2, 61, 1072, norm=True, tile=tile)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_tile(backend, rng, form):
+    check_product(backend, rng, form, "bfloat16", 1, 37, 1056, norm=True, tile=LARGE)
+
+
+@pytest.mark.parametrize("decode", ("shift", "builtin", "half"))
+def test_ways_to_read_int8(backend, rng, decode):
+    check_product(backend, rng, "int8", "float32", 1, 13, 160, tile=Tile(32, 8, 4, 1, decode))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bare(rng, form):
+    """Without subgroups, packed dot products, immediates, f16."""
+    with strict_wgpu(**BARE) as bare:
+        check_product(bare, rng, form, "bfloat16", 1, 21, 96, norm=True)
+
+
+def test_weights_larger_than_a_binding(rng):
+    with strict_wgpu(binding_bytes=16384) as small:
+        for form in ("bfloat16", "int8", "q8_0", "w8a8"):
+            check_product(small, rng, form, "bfloat16", 2, 301, 96)
+        check_gated(small, rng, "bfloat16", "silu", 1, 150, 96)
+
+
+@pytest.mark.parametrize("form", ("bfloat16", "int8-g64"))
+@pytest.mark.parametrize("M", (1, 2))
+def test_combine(backend, rng, form, M):
+    H, S, D, N = 6, 5, 32, 77
+    part = rng.standard_normal((M, H, S, D)).astype(np.float32)
+    m, total = rng.standard_normal((M, H, S)), rng.random((M, H, S)) + 0.1
+    part[:, :, 3], m[:, :, 3], total[:, :, 3] = np.nan, -3e38, 0  # an empty split
+    m[0, 0, 1:], total[0, 0, 1:] = -3e38, 0
+    partials = np.concatenate([part, np.stack([m, total, m, m], -1)], -1).astype(np.float32)
+    w, values = weight(backend, rng, form, N, H * D)
+    residual = rng.standard_normal((M, N)).astype(BF16)
+    y = gemv.combine_gemv(
+        backend, up(backend, partials), w, dtype=BF16, residual=up(backend, residual)
+    )
+    e = np.exp2(np.maximum(partials[..., D].astype(np.float64), -1000))
+    parts = np.where(total[..., None] > 0, part, 0) * e[..., None]
+    h = (parts.sum(2) / (e * total).sum(-1)[..., None]).reshape(M, -1)
+    reference = h @ values.T + residual.astype(np.float64)
+    close(backend, y, reference, "bfloat16", form, H * D, rms(h) * rms(values), WIDE_C)
+
+
+def test_gated_by_a_large_tile(backend, rng):
+    check_gated(backend, rng, "bfloat16", "silu", 1, 27, 1056, tile=LARGE)
+    check_gated(backend, rng, "int8", "silu", 2, 27, 1056, tile=Tile(256, 32, 8, 1))
+
+
+def check_qkv(
+    backend, rng, form, M, H, KH, D, R, K, *, interleaved, cached=True, together=False,
+    head_norm=False, tile=None,
+):  # fmt: skip
+    x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
+    weights = [weight(backend, rng, form, n * D, K) for n in (H, KH, KH)]
+    given = tuple(w for w, _ in weights)
+    if together:
+        whole, values = weight(backend, rng, form, (H + 2 * KH) * D, K)
+        ends = [0, H * D, (H + KH) * D, (H + 2 * KH) * D]
+        given = tuple(rows(whole, a, b) for a, b in itertools.pairwise(ends))
+        weights = [(None, values[a:b]) for a, b in itertools.pairwise(ends)]
+    biases = [rng.standard_normal(n * D).astype(BF16) for n in (H, KH, KH)]
+    cos, sin = (rng.standard_normal((50, R // 2)).astype(np.float32) for _ in range(2))
+    places = rng.integers(0, 50, M).astype(np.int32)
+    slots = rng.permutation(28)[:M].astype(np.int32)
+    slots[1:2] = -1
+    caches = [rng.standard_normal((7, 4, KH, D)).astype(BF16) for _ in range(2)]
+    k_cache, v_cache = up(backend, *caches)
+    own = (rng.random((2, D)) + 0.5).astype(np.float32)
+    norms = gemv_qkv.Norms(*up(backend, *own), EPS) if head_norm else None
+    if head_norm:
+        biases = [np.zeros_like(b) for b in biases]
+    given_biases = (None,) * 3 if head_norm else tuple(up(backend, *biases))
+    rope = gemv_qkv.Rope(*up(backend, cos, sin, places), interleaved)
+    cache = gemv_qkv.Cache(k_cache, v_cache, up(backend, slots)) if cached else None
+    q, k, v = gemv_qkv.qkv_rope(
+        backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), given, rope, D, cache=cache,
+        biases=given_biases, head_norm=norms, tile=tile,
+    )  # fmt: skip
+    h, made = seen(normed(x, norm), form), []
+    for i, (_, values) in enumerate(weights):
+        y = (h @ values.T + biases[i].astype(np.float64)).reshape(M, -1, D)
+        if head_norm and i < 2:
+            y = y / np.sqrt((y * y).mean(-1, keepdims=True) + EPS) * own[i]
+        made.append(rotated(y, cos[places], sin[places], interleaved) if i < 2 else y)
+    scale = max(map(rms, made)) / np.sqrt(K)
+    close(backend, q, made[0], "bfloat16", form, K, scale, WIDE_C, "q")
+    for new, before, after, alone in zip(made[1:], caches, (k_cache, v_cache), (k, v), strict=True):
+        if cached:
+            new = oracles.kv_write(before.astype(np.float64), new, slots)
+        target = after if cached else alone
+        close(backend, target, new, "bfloat16", form, K, scale, WIDE_C, "cache")
+
+
+def rows(w, start, stop):
+    if isinstance(w, Tensor):
+        return w[start:stop]
+    parts = {name: part[start:stop] for name, part in w.parts.items()}
+    return QuantizedTensor(w.scheme, (stop - start, w.shape[1]), parts)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_qkv(backend, rng, form):
+    for together in (False, True):
+        check_qkv(backend, rng, form, 2, 3, 1, 16, 16, 96, interleaved=False, together=together)
+
+
+@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
+@pytest.mark.parametrize("interleaved", (False, True))
+def test_qkv_with_partial_rotary(backend, rng, form, interleaved):
+    check_qkv(backend, rng, form, 5, 4, 2, 12, 8, 96, interleaved=interleaved)
+
+
+@pytest.mark.parametrize("together", (False, True))
+def test_qkv_with_head_norms(backend, rng, together):
+    for M, cached in ((1, True), (3, False)):
+        check_qkv(
+            backend, rng, "bfloat16", M, 4, 2, 64, 48, 96, interleaved=cached, cached=cached,
+            together=together, head_norm=True,
+        )  # fmt: skip
+
+
+def test_qkv_without_a_cache_by_a_large_tile(backend, rng):
+    for tile in (LARGE, Tile(256, 32, 8, 1)):
+        check_qkv(
+            backend, rng, "bfloat16", 2, 4, 2, 32, 32, 1056, interleaved=False, cached=False,
+            tile=tile, together=True,
+        )  # fmt: skip
+
+
+def test_rows_to_int8(backend, rng):
+    for name, M, K in (("float32", 3, 33), ("bfloat16", 1, 96)):
+        x = normal(rng, (M, K), name)
+        x[M // 2] = 0 if M > 1 else x[0]
+        values, scales = quantized_rows(backend, up(backend, x))
+        got, (q, s) = backend.to_numpy(values), oracles.quantize_int8(x)
+        assert np.array_equal(got[:, :K], q) and not got[:, K:].any()
+        assert np.array_equal(backend.to_numpy(scales), s[:, 0])

@@ -1,0 +1,378 @@
+"""The CPU kernels below the ops: linear products, the kernel language, the thread pool.
+
+References are float64 numpy on weights that `oracles.py` decodes.
+"""
+
+import os
+import subprocess
+import sys
+import threading as python_threads
+from itertools import pairwise
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from tolerance import assert_close, rms
+
+pytest.importorskip("numba")
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.runtime import jit, threads
+
+ROOT = Path(__file__).parents[3]
+FORMS = ("f32", "bf16", "f16", "i8", "i8g", "q8_0", "q4_1")
+RNG = np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module", params=(1, 2, 3))
+def pool(request):
+    found = threads.Pool(request.param)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def two():
+    found = threads.Pool(2)
+    yield found
+    found.close()
+
+
+def aligned(count, dtype, skip=0):
+    """An array whose data begins `skip` bytes after a 64-byte border."""
+    raw = np.zeros(count * np.dtype(dtype).itemsize + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + skip
+    return raw[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def stored(w, form, group=64):
+    """(bytes [N, row_bytes], scales or None, shift, decoded float64) of weights in a form."""
+    N, K = w.shape
+    if form in ("f32", "bf16", "f16"):
+        kind = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}[form]
+        q = w.astype(kind)
+        return q.view(np.uint8).reshape(N, -1), None, 0, q.astype(np.float64)
+    if form in ("i8", "i8g"):
+        size = group if form == "i8g" else None
+        q, scales = oracles.quantize_int8(w, size)
+        decoded = oracles.dequantize_int8(q, scales, size)
+        return q.view(np.uint8), scales, group.bit_length() - 6, decoded
+    parts = w.reshape(N, K // 32, 32)
+    if form == "q8_0":
+        d = (np.abs(parts).max(2, keepdims=True) / 127).astype(np.float16)
+        q = np.rint(parts / d.astype(np.float32)).clip(-128, 127).astype(np.int8)
+        blocks = np.concatenate([d.view(np.uint8), q.view(np.uint8)], 2).reshape(N, -1)
+        return blocks, None, 0, oracles.dequantize_q8_0(blocks)
+    low = parts.min(2, keepdims=True)
+    d = ((parts.max(2, keepdims=True) - low) / 15).astype(np.float16)
+    m = low.astype(np.float16)
+    q = np.rint((parts - m) / d.astype(np.float32)).clip(0, 15).astype(np.uint8)
+    halves = q[:, :, :16] | (q[:, :, 16:] << 4)
+    blocks = np.concatenate([d.view(np.uint8), m.view(np.uint8), halves], 2).reshape(N, -1)
+    return blocks, None, 0, oracles.dequantize_q4_1(blocks)
+
+
+class Case:
+    """One product with its parameters; weights lie unaligned, x and y have room between rows."""
+
+    def __init__(self, form, M, N, K, group=64, extras=True):
+        self.form, self.M, self.N, self.K = form, M, N, K
+        self.w = RNG.standard_normal((N, K)).astype(np.float32)
+        rows, self.scales, shift, self.decoded = stored(self.w, form, group)
+        self.rows = aligned(rows.size, np.uint8, skip=2).reshape(rows.shape)
+        self.rows[:] = rows
+        self.x = RNG.standard_normal((M, K + 3)).astype(np.float32)[:, :K]
+        self.y = np.full((M, N + 2), 7.0, np.float32)
+        self.bias = RNG.standard_normal(N).astype(np.float32) if extras else None
+        self.residual = RNG.standard_normal((M, N + 1)).astype(np.float32) if extras else None
+        p = self.params = np.zeros(layout.LINEAR_PARAMS, np.int64)
+        p[layout.X], p[layout.LDX] = self.x.ctypes.data, K + 3
+        p[layout.W], p[layout.ROW_BYTES] = self.rows.ctypes.data, rows.shape[1]
+        p[layout.Y], p[layout.LDY], p[layout.SHIFT] = self.y.ctypes.data, N + 2, shift
+        p[layout.M], p[layout.N], p[layout.K] = M, N, K
+        if self.scales is not None:
+            p[layout.SCALES] = self.scales.ctypes.data
+            p[layout.SCALES_PER_ROW] = self.scales.shape[1]
+        if extras:
+            p[layout.BIAS], p[layout.LDR] = self.bias.ctypes.data, N + 1
+            p[layout.RESIDUAL] = self.residual.ctypes.data
+
+    def scratch(self, nbytes):
+        self.room = aligned(nbytes, np.uint8)
+        self.params[layout.PACKED] = self.room.ctypes.data
+
+    def check(self, x=None, c=None):
+        reference = (self.x if x is None else x).astype(np.float64) @ self.decoded.T
+        if self.bias is not None:
+            reference += self.bias + self.residual[:, : self.N]
+        got = self.y[:, : self.N]
+        scale = rms(self.x) * rms(self.decoded)
+        # bias and residual are two more terms; one accumulator per element where c is given
+        assert_close(got, reference, dtype="float32", reduce=max(self.K, 1), scale=scale + 1, c=c)
+        assert (self.y[:, self.N :] == 7.0).all(), "wrote past the end of a row"
+
+
+def few(case, grain=8):
+    """The calls of the kernel for up to 8 rows of x."""
+    columns = next(c for c in (1, 2, 4, 8) if c >= case.M)
+    function = jit.kernel("linear.gemv", form=case.form, columns=columns)
+    calls = threads.Calls()
+    calls.add(function, case.params, case.N, grain)
+    return calls.freeze().records
+
+
+def many(case, depth, per_item):
+    """The calls of the tiled product."""
+    rows, vectors = jit.target().tile
+    tiles, panels = -(-case.M // rows), -(-case.N // (vectors * jit.target().lanes))
+    case.scratch(tiles * rows * -(-case.K // 32) * 32 * 4)
+    case.params[layout.TILES_PER_ITEM] = per_item
+    calls = threads.Calls()
+    calls.add(jit.kernel("gemm.pack"), case.params, tiles, 1)
+    product = jit.kernel("gemm.gemm", form=case.form, depth=depth)
+    calls.add(product, case.params, panels * -(-tiles // per_item), 1)
+    return calls.freeze().records
+
+
+def whole_blocks(form, K):
+    return -(-K // 32) * 32 if form in ("q8_0", "q4_1") else K
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (1, 5, 7), (2, 9, 90), (3, 33, 161),
+                                           (5, 8, 31), (8, 6, 100), (1, 1, 1)))  # fmt: skip
+def test_few_rows(pool, form, M, N, K):
+    case = Case(form, M, N, whole_blocks(form, K))
+    pool.run(few(case))
+    case.check()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("M", "N", "K"), ((9, 37, 100), (17, 5, 31), (64, 70, 161), (64, 33, 1)))
+def test_many_rows(pool, form, M, N, K):
+    case = Case(form, M, N, whole_blocks(form, K))
+    pool.run(many(case, depth=64, per_item=3))
+    case.check(c=2 * np.sqrt(max(K, 64)))
+
+
+@pytest.mark.parametrize("group", (32, 64, 128))
+def test_groups(two, group):
+    case = Case("i8g", 2, 11, 300, group=group)
+    two.run(few(case))
+    case.check()
+
+
+def test_no_columns(two):
+    """K = 0: the product is 0, bias and residual remain."""
+    for run in (few, lambda case: many(case, 64, 1)):
+        case = Case("f32", 3, 5, 0)
+        two.run(run(case))
+        np.testing.assert_array_equal(case.y[:, :5], case.bias + case.residual[:, :5])
+
+
+@pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 160), (4, 5, 32), (2, 7, 1536)))
+def test_q4_1_in_digits(pool, M, N, K):
+    case = Case("q4_1", M, N, K)
+    lanes = jit.target().lanes
+    steps = -(-(K // 32) // (lanes // 4))
+    case.scratch(M * steps * layout.digit_record(lanes))
+    calls = threads.Calls()
+    calls.add(jit.kernel("digits.split"), case.params, M * steps * (lanes // 4), 4)
+    columns = next(c for c in (1, 2, 4) if c >= M)
+    calls.add(jit.kernel("digits.gemv", columns=columns), case.params, N, 8)
+    pool.run(calls.freeze().records)
+    case.check()
+
+
+@pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 161), (8, 5, 31)))
+def test_w8a8(pool, M, N, K):
+    case = Case("i8", M, N, K)
+    case.x[0, 0] = np.abs(case.x).max() * 2
+    scale = (np.abs(case.x).max(1, keepdims=True) / 127).astype(np.float32)
+    rounded = np.rint(case.x / scale).clip(-127, 127)
+    case.scratch(M * (64 + -(-K // 32) * 64))
+    calls = threads.Calls()
+    calls.add(jit.kernel("int8.quantize_rows"), case.params, M, 1)
+    columns = next(c for c in (1, 2, 4, 8) if c >= M)
+    calls.add(jit.kernel("int8.gemv", columns=columns), case.params, N, 8)
+    pool.run(calls.freeze().records)
+    case.check(x=rounded * scale.astype(np.float64), c=2)  # the sums are exact
+
+    case.scratch(M * K * 4)
+    calls = threads.Calls()
+    calls.add(jit.kernel("int8.round_rows"), case.params, M, 1)
+    pool.run(calls.freeze().records)
+    got = case.room.view(np.float32).reshape(M, K)
+    np.testing.assert_array_equal(got, rounded.astype(np.float32) * scale)
+
+
+def test_threads_agree(pool):
+    """One result, whatever the number of threads and the grain."""
+    case = Case("q8_0", 1, 129, 96)
+    pool.run(few(case, grain=4))
+    first = case.y.copy()
+    alone = threads.Pool(1)
+    alone.run(few(case, grain=1000))
+    np.testing.assert_array_equal(case.y, first)
+
+
+def test_concurrent_runs(two):
+    """Python threads that run calls at the same time each get their own result."""
+    cases = [Case("f32", 1, 64, 64) for _ in range(4)]
+    records = [few(case) for case in cases]
+    failures = []
+
+    def repeat(case, record):
+        try:
+            for _ in range(200):
+                case.y[:] = 7.0
+                two.run(record)
+                case.check()
+        except AssertionError as error:
+            failures.append(error)
+
+    pairs = zip(cases, records, strict=True)
+    workers = [python_threads.Thread(target=repeat, args=pair) for pair in pairs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def test_order_of_calls(pool):
+    """A call sees all that calls before its barrier wrote: x' = x + x wT, 50 deep."""
+    E = 48
+    w = RNG.standard_normal((E, E)).astype(np.float32) / E
+    values = [RNG.standard_normal((1, E)).astype(np.float32)]
+    values += [np.zeros((1, E), np.float32) for _ in range(50)]
+    function = jit.kernel("linear.gemv", form="f32", columns=1)
+    calls = threads.Calls()
+    for x, y in pairwise(values):
+        p = np.zeros(layout.LINEAR_PARAMS, np.int64)
+        p[[layout.X, layout.W, layout.Y]] = x.ctypes.data, w.ctypes.data, y.ctypes.data
+        p[[layout.LDX, layout.ROW_BYTES, layout.LDY]] = E, 4 * E, E
+        p[[layout.M, layout.N, layout.K]] = 1, E, E
+        p[[layout.RESIDUAL, layout.LDR]] = x.ctypes.data, E
+        calls.add(function, p, E, 2)
+    records = calls.freeze().records
+    for _ in range(20):
+        pool.run(records)
+    expected = values[0].astype(np.float64)
+    for _ in range(50):
+        expected = expected + expected @ w.T.astype(np.float64)
+    np.testing.assert_allclose(values[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- compiling and the cache
+
+SCRIPT = """
+import sys
+import numpy as np
+from boostr.backends.numpy.runtime import jit, threads
+from boostr.backends.numpy.kernels.runtime import layout
+x, w, y = np.arange(40, dtype="f4"), np.ones((3, 40), "f4"), np.zeros(3, "f4")
+p = np.zeros(layout.LINEAR_PARAMS, np.int64)
+p[[layout.X, layout.LDX, layout.W, layout.ROW_BYTES]] = x.ctypes.data, 40, w.ctypes.data, 160
+p[[layout.Y, layout.LDY, layout.M, layout.N, layout.K]] = y.ctypes.data, 3, 1, 3, 40
+calls = threads.Calls()
+calls.add(jit.kernel("linear.gemv", form="f32", columns=1), p, 3, 1)
+threads.pool().run(calls.freeze().records)
+assert (y == 780).all(), y
+print(jit.compiled, jit.loaded, "numba" in sys.modules, "llvmlite" in sys.modules)
+"""
+
+
+def run_script(cache, script=SCRIPT):
+    """(stdout words, stderr) of a fresh process with its own cache."""
+    variables = {**os.environ, "BOOSTR_CACHE": str(cache), "BOOSTR_NUM_THREADS": "2"}
+    variables.pop("BOOSTR_DEBUG", None)
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+def test_second_process_compiles_nothing(tmp_path):
+    first, said = run_script(tmp_path)
+    assert int(first[0]) > 0
+    assert said.count("\n") == 1 and "compiling CPU kernels" in said
+    second, said = run_script(tmp_path)
+    assert (second[0], second[1], second[2]) == ("0", first[0], "False")
+    assert said == ""
+    if sys.platform == "linux" and jit.target().has("sse2"):
+        assert second[3] == "False", "a warm start should not load LLVM"
+
+
+@pytest.mark.parametrize("damage", ("cut", "flip", "empty", "other"))
+def test_damaged_files_are_compiled_again(tmp_path, damage):
+    first, _ = run_script(tmp_path)
+    for path in (tmp_path / "kernels").iterdir():
+        data = bytearray(path.read_bytes())
+        if damage == "cut":
+            data = data[: len(data) // 2]
+        elif damage == "flip":
+            data[len(data) - 1] ^= 1
+        elif damage == "empty":
+            data = bytearray()
+        else:
+            data = bytearray(b"something else" * 100)
+        path.write_bytes(data)
+    second, _ = run_script(tmp_path)
+    assert second[0] == first[0]
+    third, _ = run_script(tmp_path)
+    assert third[0] == "0"
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    """A file stands where the folder should be: root may write anywhere, but not there."""
+    (tmp_path / "file").write_text("")
+    out, said = run_script(tmp_path / "file")
+    assert int(out[0]) > 0
+    assert said.count("cannot keep compiled kernels") == 1
+    assert "BOOSTR_CACHE" in said
+
+
+def test_fork(tmp_path):
+    """A child has none of its parent's threads and must not wait for them."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    child = """
+import os
+pid = os.fork()
+y[:] = 0
+threads.pool().run(calls.freeze().records)
+assert (y == 780).all()
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    run_script(tmp_path, SCRIPT + child)
+
+
+NARROW = """
+import sys
+import pytest
+from boostr.backends.numpy.runtime import jit
+jit.use_target(*sys.argv[1:3])
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not narrow and (rows or digits "
+    "or w8a8 or exp or decoded or sums) and not 3-", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("lanes", (8, 4))
+def test_narrow_vectors(lanes):
+    """The same kernels for AVX2 and for SSE2 without f16 conversion."""
+    here = jit.target()
+    if not (here.has("avx2") and here.has("fma")):
+        pytest.skip("this processor has no AVX2 with FMA")
+    cpu, features = (
+        ("haswell", "+sse2,+avx,+avx2,+fma,+f16c,-avx512f") if lanes == 8 else ("x86-64", "+sse2")
+    )
+    command = [sys.executable, "-c", NARROW, cpu, features, __file__]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
