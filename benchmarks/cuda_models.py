@@ -159,8 +159,8 @@ def measure(name: str, options: argparse.Namespace, quantize: str | None) -> lis
             bound = batch * cuda_timing.COPY_BYTES / step_bytes(runner, batch, PROMPT + NEW // 2)
             ours[test] = rate, bound
             if options.kernels:
-                print(f"{name} {quantize or options.dtype} {test}: {len(decoder.describe())} own "
-                      f"kernels a step: {summary(decoder.describe())}")  # fmt: skip
+                print(f"{name} {quantize or options.dtype} {test}: {len(decoder.calls())} own "
+                      f"kernels a step: {summary(decoder.calls())}")  # fmt: skip
             del decoder
     if "prefill" in tests:
         ours["prefill"] = prefill_rate(runner, PREFILL, options.repetitions), float("nan")

@@ -131,7 +131,7 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, list[float], list[s
     wall, main, process = (statistics.median(column) for column in zip(*spent, strict=True))
     program: Any = decoder._program
     micro = statistics.median(busy_seconds(program) for _ in range(5)) * 1e6
-    return 1e6 / wall, [main, process - main, micro], decoder.describe()
+    return 1e6 / wall, [main, process - main, micro], decoder.calls()
 
 
 def peer_rates(name: str, form: str) -> tuple[float, float]:

@@ -187,10 +187,14 @@ def _flatten(args: Any, results: Any) -> Iterator[Tensor | None]:
 
 def _replace(args: Any, copies: dict[int, Tensor]) -> tuple:
     """`args` with every tensor that is among `copies` swapped for its copy."""
-    return tuple(
-        list(_replace(a, copies)) if isinstance(a, list | tuple) else copies.get(id(a), a)
-        for a in args
-    )
+    return tuple(_replaced(a, copies) for a in args)
+
+
+def _replaced(arg: Any, copies: dict[int, Tensor]) -> Any:
+    if not isinstance(arg, list | tuple):
+        return copies.get(id(arg), arg)
+    parts = _replace(arg, copies)
+    return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
 
 
 def gradcheck(

@@ -17,6 +17,7 @@ from typing import Any
 from boostr import autograd, env
 from boostr.backends.base import Backend
 from boostr.errors import BackendError, FallbackError
+from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -24,6 +25,7 @@ OPS: dict[str, Op] = {}
 
 _strict: ContextVar[bool | None] = ContextVar("strict", default=None)
 _reported: set[tuple[str, str, str]] = set()
+_fallbacks: ContextVar[dict[str, int] | None] = ContextVar("fallbacks", default=None)
 
 
 class Op:
@@ -61,27 +63,33 @@ class Op:
             outputs = self.composite(*args, **options)
         else:
             backend = common_backend(self.name, inputs)
-            run = self._find(backend, args, options)
-            if not autograd.is_enabled() or (run is self.composite and self.vjp is None):
-                return run(*args, **options)  # nothing to record, or its primitives do
+            adapted = _has_adapter(args)
+            run = self._find(backend, adapted, args, options)
+            parts = run is self.composite and (self.vjp is None or adapted)
+            if parts or not autograd.is_enabled():
+                return run(*args, **options)  # its parts are recorded, or nothing is
             with autograd.no_grad():
                 outputs = run(*args, **options)
         return autograd.record(self, inputs, args, options, outputs)
 
-    def _find(self, backend: Backend, args: tuple, options: dict) -> Callable[..., Any]:
+    def _find(
+        self, backend: Backend, adapted: bool, args: tuple, options: dict
+    ) -> Callable[..., Any]:
         kernel = backend.kernel(self.name)
-        reason = kernel if isinstance(kernel, str) else kernel.supports(*args, **options)
-        if reason is None:
-            return kernel.run  # type: ignore[union-attr]
-        if self.fusion:
-            return self.composite
-        if is_strict():
+        if isinstance(kernel, str):
+            reason, apart = kernel, self.fusion
+        elif adapted:
+            reason, apart = "a weight has a low-rank adapter", True
+        else:
+            reason, apart = kernel.supports(*args, **options), self.fusion
+            if reason is None:
+                return kernel.run
+        if is_strict() and not apart:
             raise FallbackError(
                 f"{self.name}[{backend.name}]: no kernel for these arguments: {reason} "
                 "(strict mode forbids the composite)"
             )
-        if env.DEBUG.integer() >= 1:
-            _report(self.name, backend.name, reason)
+        _report(self.name, backend.name, reason, apart)
         return self.composite
 
     def __repr__(self) -> str:
@@ -97,6 +105,14 @@ def tensors_in(args: Any) -> Iterator[Tensor]:
             yield from arg.parts.values()
         elif isinstance(arg, list | tuple):
             yield from tensors_in(arg)
+
+
+def _has_adapter(args: Any) -> bool:
+    """Whether a weight among the arguments has a form that products take apart: its parts go
+    through the same ops, and strict mode checks these."""
+    return any(
+        isinstance(arg, LowRank) or (isinstance(arg, list) and _has_adapter(arg)) for arg in args
+    )
 
 
 def common_backend(op: str, inputs: list[Tensor]) -> Backend:
@@ -137,8 +153,26 @@ def coverage(backend: Backend) -> dict[str, str | None]:
     return {name: kernel if isinstance(kernel, str) else None for name, kernel in found.items()}
 
 
-def _report(op: str, backend: str, reason: str) -> None:
-    key = (op, backend, reason)
-    if key not in _reported:
-        _reported.add(key)
-        print(f"boostr: {op}[{backend}] runs its composite: {reason}", file=sys.stderr)
+@contextmanager
+def collect_fallbacks() -> Iterator[dict[str, int]]:
+    """Inside, what ran without its kernel, and why, is counted: line -> how often."""
+    found: dict[str, int] = {}
+    token = _fallbacks.set(found)
+    try:
+        yield found
+    finally:
+        _fallbacks.reset(token)
+
+
+def _report(op: str, backend: str, reason: str, apart: bool) -> None:
+    """Note that an op runs its composite: for a program's description, and under BOOSTR_DEBUG."""
+    collected = _fallbacks.get()
+    loud = env.DEBUG.integer() >= 1
+    if collected is None and not loud:
+        return
+    line = f"{op}[{backend}] {'fell apart' if apart else 'runs its composite'}: {reason}"
+    if collected is not None:
+        collected[line] = collected.get(line, 0) + 1
+    if loud and (op, backend, reason) not in _reported:
+        _reported.add((op, backend, reason))
+        print(f"boostr: {line}", file=sys.stderr)

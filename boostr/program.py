@@ -10,7 +10,8 @@ capture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from boostr import autograd, backends
@@ -21,6 +22,7 @@ class Program(ABC):
     """A recorded function. `outputs` is what `fn` returned; each `run` overwrites its buffers."""
 
     outputs: Any = None
+    fallbacks: Mapping[str, int] = MappingProxyType({})  # what ran without its kernel, how often
 
     @abstractmethod
     def run(self) -> Any:
@@ -31,13 +33,21 @@ class Program(ABC):
         """The number of recorded calls."""
 
     @abstractmethod
+    def calls(self) -> list[str]:
+        """The name of each recorded call, in order."""
+
     def describe(self) -> list[str]:
-        """One line for each recorded call, in order."""
+        """One line for each recorded call, in order; then one for each fused op that fell apart
+        into its parts and each op that ran its composite, with the reason and how often."""
+        apart = [f"{line} ({count} times)" for line, count in self.fallbacks.items()]
+        return [*self.calls(), *apart]
 
 
 def capture(fn: Callable[[], Any], backend: str | Backend | None = None) -> Program:
     """Run `fn` once and record it. Reading a tensor's values inside `fn` is an error."""
-    with autograd.no_grad():
+    from boostr.dispatch import collect_fallbacks  # which imports the tensor, and it this module
+
+    with autograd.no_grad(), collect_fallbacks() as fallbacks:
         outputs, program = backends.get(backend).capture(fn)
-    program.outputs = outputs
+    program.outputs, program.fallbacks = outputs, fallbacks
     return program

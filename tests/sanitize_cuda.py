@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from boostr import Tensor, backends, dtypes, ops
+from boostr.nn import fusion
+from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.ops.optim import adamw
 from boostr.ops.sampling import filtered_probabilities, seed_words
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
@@ -126,6 +128,10 @@ def paged() -> None:
                 ops.paged_attention(q, *caches, cu, table, ints([4 * bs, 3, 2 * bs + 1]))
 
 
+def rms(size: int) -> Norm:
+    return Norm("rms", normal(size), None, 1e-5)
+
+
 @family
 def fused() -> None:
     for dtype in FLOATS:
@@ -135,14 +141,15 @@ def fused() -> None:
                  [ops.quantize(normal(n * D, E), "int8-g32") for n in (H, K, K)]]  # fmt: skip
         for T in (1, 5, 40):
             x, caches = normal(T, E, dtype=dtype), [normal(3, 20, K, D, dtype=dtype)] * 2
-            rows, slots = ints([1] * T), ints(np.arange(T))
+            rope, slots = Rope(*tables, ints([1] * T)), ints(np.arange(T))
+            cache = Cache(*caches, slots, ints([[0]]), ints([T]))
             for weights in forms:
-                for head in ([None, None], [normal(D), normal(D)]):
-                    ops.qkv_rope_write(x, normal(E), weights, [None] * 3, head, *tables, rows,
-                                       *caches, slots, head_dim=D, eps=1e-5)  # fmt: skip
+                for head in (HeadNorms(), HeadNorms(rms(D), rms(D))):
+                    fusion.attention_inputs(x, rms(E), weights, [None] * 3, head, rope, cache,
+                                            head_dim=D)  # fmt: skip
             gate, up = (normal(F, E, dtype=dtype) for _ in range(2))
-            ops.norm_gated_linear(x, normal(E), gate, up, eps=1e-5)
-            ops.norm_linear(x, normal(E), gate, eps=1e-5, dtype="float32")
+            fusion.products(x, rms(E), [gate, up], [None] * 2, "silu")
+            fusion.products(x, rms(E), [gate], [None], dtype="float32")
 
 
 @family

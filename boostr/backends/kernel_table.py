@@ -28,9 +28,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "rows.optim": ("adamw", "global_norm"),
     "sampling.sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
                  "filtered_probabilities"),
-    "products.decoder": (
-        "qkv_rope", "qkv_rope_write", "paged_attention_linear", "norm_gated_linear", "norm_linear",
-    ),
+    "products.fusion": ("products", "attention_inputs", "attend"),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 

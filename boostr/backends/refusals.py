@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from boostr import dtypes
+from boostr.operands import HeadNorms, Norm
 from boostr.tensor import Tensor
 
 FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
@@ -63,3 +64,31 @@ def advance(most: int, ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> s
     if not all(t.backend.is_contiguous(t.data) for t in (ids, *counters)):
         return "a tensor is not dense"
     return f"{len(counters)} counters, more than {most}" if len(counters) > most else None
+
+
+def norm_before(norm: Norm | None) -> str | None:
+    """Products that normalise what they read: by RMS, with a float32 weight."""
+    if norm is None:
+        return None
+    if norm.kind != "rms" or norm.bias is not None:
+        return f"a {norm.kind} norm before the product"
+    if norm.weight.dtype != dtypes.float32:
+        return f"norm weights are {norm.weight.dtype}, not float32"
+    return None
+
+
+def head_norms(norms: HeadNorms, head_dim: int) -> str | None:
+    """Both of q and k or neither, of each head, by one eps."""
+    q, k = norms
+    if q is None and k is None:
+        return None
+    if q is None or k is None:
+        return "only one of q and k is normalised"
+    for norm in (q, k):
+        if norm.weight.shape != (head_dim,):
+            return f"a norm over all heads at once, [{norm.weight.shape[0]}]"
+        if norm.offset:
+            return f"norms of heads with an offset, {norm.offset}"
+    if q.eps != k.eps:
+        return f"norms of heads with two eps, {q.eps} and {k.eps}"
+    return norm_before(q) or norm_before(k)

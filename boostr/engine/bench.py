@@ -23,6 +23,7 @@ from boostr.engine.resources import PeakMemory, read_bandwidth
 from boostr.engine.runner import Decoder
 from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
+from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 
 EXCLUDED = (
@@ -181,7 +182,7 @@ class _Case:
         self._tokens: list[list[int]] = tokens.tolist()
         self._cache = self._runner.new_cache(batch, depth + length)
         # A ring forgets what a run overwrites; elsewhere a run may write its positions again.
-        self._reusable = all(window is None for window in model.config.sliding_window)
+        self._reusable = not self._cache.has_rings
         self._filled = False
 
     def prompt(self, count: int, repetitions: int) -> Row:
@@ -237,7 +238,7 @@ class _Case:
             for _ in range(count):
                 decoder.step()
             seconds = (time.perf_counter() - start) / count
-        calls = decoder.describe()
+        calls = decoder.calls()
         in_numpy = sum(call.startswith("numpy ") for call in calls)
         outside = seconds - clock.seconds / count
         return StepCost(seconds, outside, len(calls) - in_numpy, in_numpy)
@@ -314,8 +315,9 @@ def _step_weight_bytes(model: LanguageModel) -> int:
 def _stored_form(model: LanguageModel) -> str:
     totals: dict[str, int] = {}
     for weight in model.module.weights().values():
-        packed = isinstance(weight, QuantizedTensor)
-        form = weight.scheme.name if packed else str(weight.dtype)
+        stored = weight.base if isinstance(weight, LowRank) else weight
+        packed = isinstance(stored, QuantizedTensor)
+        form = stored.scheme.name if packed else str(stored.dtype)
         totals[form] = totals.get(form, 0) + weight.nbytes
     return max(totals, key=totals.__getitem__)
 

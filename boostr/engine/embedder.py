@@ -14,7 +14,7 @@ from boostr import autograd
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.tokenizer import Tokenizer
-from boostr.models.bert import Model
+from boostr.models.base import Model
 from boostr.nn.batch import Batch
 from boostr.tensor import Tensor
 

@@ -1,8 +1,8 @@
 """KVCache: keys and values of all layers, for a fixed number of sequences.
 
-Layers are grouped by geometry. A layer that sees everything keeps `capacity` positions of each
-sequence; one with a sliding window keeps a ring of window + chunk positions, in which old ones are
-overwritten.
+The layers' states say what they keep; those with one window form a group. A layer that sees
+everything keeps `capacity` positions of each sequence; one with a sliding window keeps a ring of
+window + chunk positions, in which old ones are overwritten.
 Both are block tables over [NB, bs, K, D] (see `ops.paged_attention`): here one block for each
 sequence, in a paged cache many small ones that sequences share.
 """
@@ -18,14 +18,14 @@ import numpy as np
 from boostr import ops
 from boostr.backends.base import Backend
 from boostr.errors import BackendError
-from boostr.models.config import DecoderConfig
-from boostr.nn.batch import CacheView
+from boostr.nn.states import Paged, State
+from boostr.operands import Cache
 from boostr.tensor import Tensor, zeros
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers of one geometry."""
+    """Layers of one window: keys [N, capacity, K, D] and values of each."""
 
     capacity: int
     keys: dict[int, Tensor]
@@ -42,7 +42,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        states: Sequence[Sequence[State]],
         backend: Backend,
         sequences: int,
         length: int,
@@ -52,22 +52,30 @@ class KVCache:
         self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
         self.dtype = dtype
         self.programs: dict[int, Any] = {}  # recorded over this memory; see `Runner`
-        self._config = config
-        windows = config.sliding_window
+        self._states = states
+        paged = _paged(states)
+        windows = dict.fromkeys(state.window for state in paged.values())
         self._groups = [
-            self._group(config, window, [i for i, w in enumerate(windows) if w == window])
-            for window in dict.fromkeys(windows)
+            self._group(w, {i: s for i, s in paged.items() if s.window == w}) for w in windows
         ]
 
-    def _group(self, config: DecoderConfig, window: int | None, layers: list[int]) -> _Group:
+    def _group(self, window: int | None, layers: dict[int, Paged]) -> _Group:
         capacity = self.length if window is None else min(self.length, window + self.chunk)
-        shape = (self.sequences, capacity, config.num_key_value_heads, config.head_dim)
+        rows = (self.sequences, capacity)
+
+        def made(width: str) -> dict[int, Tensor]:
+            return {
+                i: zeros(
+                    (*rows, s.kv_heads, getattr(s, width)), s.dtype or self.dtype, self.backend
+                )
+                for i, s in layers.items()
+            }
+
         try:
-            keys, values = (
-                {i: zeros(shape, self.dtype, self.backend) for i in layers} for _ in range(2)
-            )
+            keys, values = made("head_dim"), made("v_head_dim")
         except MemoryError:
-            size = 2 * self.dtype.itemsize * int(np.prod(shape)) * len(layers)
+            tokens = self.sequences * capacity
+            size = tokens * sum(s.bytes_per_token(self.dtype) for s in layers.values())
             raise BackendError(
                 f"the KV cache for {self.sequences} sequences of {self.length} tokens needs "
                 f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens or the batch"
@@ -85,7 +93,7 @@ class KVCache:
             return None
         if length <= self.length:
             return self
-        larger = KVCache(self._config, self.backend, self.sequences, length, self.chunk, self.dtype)
+        larger = KVCache(self._states, self.backend, self.sequences, length, self.chunk, self.dtype)
         for old, new in zip(self._groups, larger._groups, strict=True):
             if old.capacity < written and old.capacity != new.capacity:
                 return None
@@ -111,18 +119,33 @@ class KVCache:
         return [np.array(rows, np.int32).reshape(-1, 1) for _ in self._groups]
 
     def views(
-        self, block_tables: Sequence[Tensor], positions: Tensor, sequence_ids: Tensor
-    ) -> list[CacheView]:
-        """What a forward pass needs to read and write the cache for tokens at these places.
+        self,
+        block_tables: Sequence[Tensor],
+        positions: Tensor,
+        sequence_ids: Tensor,
+        kv_lens: Tensor,
+    ) -> dict[int, Cache]:
+        """For each layer what a forward pass reads and writes for tokens at these places.
 
         positions, sequence_ids: int32 [T]; the latter index rows of the block tables.
+        kv_lens: int32 [B], tokens of each sequence with the new ones.
         """
-        return [
-            CacheView(
-                group.keys,
-                group.values,
-                table,
-                ops.slot_mapping(positions, sequence_ids, table, group.capacity),
-            )
-            for group, table in zip(self._groups, block_tables, strict=True)
-        ]
+        found = {}
+        for group, table in zip(self._groups, block_tables, strict=True):
+            slots = ops.slot_mapping(positions, sequence_ids, table, group.capacity)
+            for layer, keys in group.keys.items():
+                found[layer] = Cache(keys, group.values[layer], slots, table, kv_lens)
+        return found
+
+
+def _paged(states: Sequence[Sequence[State]]) -> dict[int, Paged]:
+    """The paged state of every layer."""
+    found = {}
+    for layer, kept in enumerate(states):
+        for state in kept:
+            if not isinstance(state, Paged):
+                raise BackendError(
+                    f"layer {layer} keeps {state}; this cache keeps keys and values alone"
+                )
+            found[layer] = state
+    return found

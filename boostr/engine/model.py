@@ -18,9 +18,7 @@ from boostr.engine.sequence import Completion, Piece, TokenLogprobs, Usage
 from boostr.engine.sequence import Sequence as Generation
 from boostr.errors import OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer
-from boostr.models.config import DecoderConfig
-from boostr.models.llama import CausalLM
-from boostr.quant.scheme import QuantizedTensor
+from boostr.models.base import Model, ModelConfig
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int]
@@ -52,14 +50,14 @@ class LanguageModel:
 
     def __init__(
         self,
-        module: CausalLM,
+        module: Model,
         tokenizer: Tokenizer,
         backend: Backend,
         source: str,
         eos_ids: Sequence[int] = (),
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
-        self.config: DecoderConfig = module.config
+        self.config: ModelConfig = module.config
         self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids)
         self.runner = Runner(module, backend)
 
@@ -205,6 +203,14 @@ class LanguageModel:
         self._check_ids(token_ids)
         return self.runner.logits(token_ids).numpy()
 
+    def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
+        """Hidden states float32 [T, E] of one sequence: after the embedding, after each layer, the
+        last after the final norm (transformers' `output_hidden_states`)."""
+        if not len(token_ids):
+            raise OptionError("hidden_states: expected at least one token")
+        self._check_ids(token_ids)
+        return [h.to("float32").numpy() for h in self.runner.hidden_states(token_ids)]
+
     def score(self, text: Prompt) -> Score:
         """Negative log-likelihood of a text (or token ids) of two tokens or more."""
         ids = self.encode(text)
@@ -229,9 +235,7 @@ class LanguageModel:
     def parameter_count(self) -> int:
         """Weights counted as numbers; packed ones by their logical shape."""
         weights = self.module.weights().values()
-        return sum(
-            w.shape[0] * w.shape[1] if isinstance(w, QuantizedTensor) else w.size for w in weights
-        )
+        return sum(w.size for w in weights)
 
 
 def _options(options: SamplingOptions | None, changes: Mapping[str, Any]) -> SamplingOptions:

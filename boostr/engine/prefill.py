@@ -35,15 +35,12 @@ class _Chunk:
         shapes = [t.shape for t in tables]
         self.tables = [t.reshape(s) for t, s in zip(parts[3:], shapes, strict=True)]
         self._cu, self._owners = runner.tensor([0, length]), runner.tensor(np.zeros(length))
-        self._cos, self._sin = runner.rotary.decode(cache.length)
+        self._ropes = runner.rotary.decode(cache.length, self.positions)
 
     def __call__(self) -> Tensor:
         """Hidden states [T, E]."""
-        views = self.cache.views(self.tables, self.positions, self._owners)
-        batch = Batch(
-            self.ids, self.positions, self._cu, self._cos, self._sin, self.positions,
-            self.kv_lens, views,
-        )  # fmt: skip
+        views = self.cache.views(self.tables, self.positions, self._owners, self.kv_lens)
+        batch = Batch(self.ids, self.positions, self._cu, self._ropes, views)
         return self._module.hidden(batch)
 
 

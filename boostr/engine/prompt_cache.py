@@ -41,7 +41,7 @@ class PromptCache:
         """A cache with room for `length` tokens, and how many of the prompt's are in it."""
         kept, self._cache = self._cache, None
         known = _common_prefix(self._tokens, prompt[:-1])  # one token must be left to process
-        by_length = self._runner.rotary.config.depends_on_length  # then keys are rotated anew
+        by_length = self._runner.rotary.depends_on_length  # then keys are rotated anew
         if kept is not None and known and not by_length:
             grown = kept.grown(length, len(self._tokens), known)
             if grown is not None:

@@ -15,7 +15,7 @@ from boostr.engine.prefill import ChunkProgram
 from boostr.engine.rotary import Rotary
 from boostr.engine.sampler import Sampler
 from boostr.errors import BackendError
-from boostr.models.llama import CausalLM
+from boostr.models.base import Model
 from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
@@ -33,11 +33,11 @@ class _Piece:
 
 
 class Runner:
-    """A decoder on its backend, with its rope tables."""
+    """A model on its backend, with its rope tables."""
 
-    def __init__(self, module: CausalLM, backend: Backend) -> None:
+    def __init__(self, module: Model, backend: Backend) -> None:
         self.module, self.backend = module, backend
-        self.rotary = Rotary(module.config.rope, backend)
+        self.rotary = Rotary(module.ropes, backend)
 
     def tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
         """An int32 tensor on the model's backend."""
@@ -47,16 +47,29 @@ class Runner:
         """A cache for prompts that `prefill` processes."""
         chunk = min(self.backend.prefill_chunk, length)
         dtype = self.module.activation_dtype
-        return KVCache(self.module.config, self.backend, sequences, length, chunk, dtype)
+        return KVCache(self.module.states(), self.backend, sequences, length, chunk, dtype)
+
+    def packed(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        """Whole sequences end to end, without a cache."""
+        lengths = [len(s) for s in sequences]
+        positions = np.concatenate([np.arange(n) for n in lengths])
+        places = self.tensor(positions)
+        return Batch(
+            self.tensor(np.concatenate([np.asarray(s) for s in sequences])),
+            places,
+            self.tensor(np.concatenate([[0], np.cumsum(lengths)])),
+            self.rotary.prompt(positions, places, lengths, lengths),
+        )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits [T, V] of one sequence, without a cache."""
-        positions = np.arange(len(ids))
-        cos, sin, rows = self.rotary.prompt(positions, [len(ids)], [len(ids)])
-        cu = self.tensor([0, len(ids)])
-        batch = Batch(self.tensor(ids), self.tensor(positions), cu, cos, sin, rows)
         with autograd.no_grad():
-            return self.module(batch)
+            return self.module.head(self.module.hidden(self.packed([ids])))
+
+    def hidden_states(self, ids: Sequence[int]) -> list[Tensor]:
+        """Of one sequence, [T, E] after the embedding and every layer; see `models.base.Model`."""
+        with autograd.no_grad():
+            return self.module.hidden_states(self.packed([ids]))
 
     def nll(self, ids: Sequence[int]) -> float:
         """Sum of -log p of tokens 1.. of a sequence, each given those before it.
@@ -110,21 +123,17 @@ class Runner:
         ids = np.concatenate([prompts[p.row][p.start : p.stop] for p in pieces])
         positions = np.concatenate([np.arange(p.start, p.stop) for p in pieces])
         counts = [p.stop - p.start for p in pieces]
-        cos, sin, rope_rows = self.rotary.prompt(
-            positions, counts, [len(prompts[p.row]) for p in pieces]
-        )
         owners = self.tensor(np.repeat(np.arange(len(pieces)), counts))
         tables = [self.tensor(t) for t in cache.block_tables([p.row for p in pieces])]
         places = self.tensor(positions)
+        lens = self.tensor([p.stop for p in pieces])
+        whole = [len(prompts[p.row]) for p in pieces]
         batch = Batch(
             self.tensor(ids),
             places,
             self.tensor(np.concatenate([[0], np.cumsum(counts)])),
-            cos,
-            sin,
-            rope_rows,
-            self.tensor([p.stop for p in pieces]),
-            cache.views(tables, places, owners),
+            self.rotary.prompt(positions, places, counts, whole),
+            cache.views(tables, places, owners, lens),
         )
         with autograd.no_grad():
             return self.module.hidden(batch)
@@ -133,7 +142,7 @@ class Runner:
         """The program for whole chunks on this cache; the first of them runs without."""
         size = pieces[0].stop - pieces[0].start
         alone = len(pieces) == 1 and size == cache.chunk
-        if not (self.backend.records_prefill and alone) or self.rotary.config.depends_on_length:
+        if not (self.backend.records_prefill and alone) or self.rotary.depends_on_length:
             return None
         if size not in cache.programs:
             cache.programs[size] = None
@@ -178,7 +187,7 @@ class _Step:
         self._cu = runner.tensor(np.arange(B + 1))
         self._owners = runner.tensor(np.arange(B))
         self._tables = [runner.tensor(t) for t in cache.block_tables(rows)]
-        self._cos, self._sin = runner.rotary.decode(cache.length)
+        self._ropes = runner.rotary.decode(cache.length, self._positions)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """(chosen ids int32 [B], logits [B, V])."""
@@ -186,13 +195,10 @@ class _Step:
             self._ids,
             self._positions,
             self._cu,
-            self._cos,
-            self._sin,
-            self._positions,
-            self._kv_lens,
-            self._cache.views(self._tables, self._positions, self._owners),
+            self._ropes,
+            self._cache.views(self._tables, self._positions, self._owners, self._kv_lens),
         )
-        logits = self._module(batch)
+        logits = self._module.head(self._module.hidden(batch))
         chosen = self._sampler.choose(logits)
         ops.advance(self._ids, chosen, [self._positions, self._kv_lens, self._sampler.draws])
         return chosen, logits
@@ -251,6 +257,10 @@ class Decoder:
         ids: Tensor = self._program.outputs[0]
         self._pending.append(self._backend.start_read(ids.data))
 
+    def calls(self) -> list[str]:
+        """The name of each call of the program, which the first step records."""
+        return [] if self._program is None else self._program.calls()
+
     def describe(self) -> list[str]:
-        """One line for each call of the program, which the first step records."""
+        """See `Program.describe`."""
         return [] if self._program is None else self._program.describe()

@@ -13,8 +13,11 @@ from boostr.errors import ModelFileError
 
 # model_type -> (module of boostr.models, class, what it is)
 FAMILIES = {
+    "gemma3_text": ("gemma3_text", "CausalLM", "decoder"),
+    "gpt_neox": ("gpt_neox", "CausalLM", "decoder"),
     "llama": ("llama", "CausalLM", "decoder"),
     "mistral": ("mistral", "CausalLM", "decoder"),
+    "olmo2": ("olmo2", "CausalLM", "decoder"),
     "qwen2": ("qwen2", "CausalLM", "decoder"),
     "qwen3": ("qwen3", "CausalLM", "decoder"),
     "bert": ("bert", "Model", "encoder"),

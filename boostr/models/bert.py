@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from boostr import nn, ops
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, OptionError
 from boostr.models import plan
 from boostr.models.config import RawConfig
 from boostr.models.plan import LoadPlan
+from boostr.nn import fusion
+from boostr.nn.specs import NormSpec
+from boostr.nn.states import State
+from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
 
 
@@ -25,7 +30,7 @@ class BertConfig:
     num_attention_heads: int
     max_position_embeddings: int
     type_vocab_size: int
-    layer_norm_eps: float
+    norm: NormSpec
     hidden_act: str
 
 
@@ -37,7 +42,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, E)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
-        self.LayerNorm = nn.LayerNorm(E, config.layer_norm_eps)
+        self.LayerNorm = nn.Norm(E, config.norm)
 
     def __call__(self, batch: nn.Batch) -> Tensor:
         words, places = self.word_embeddings(batch.ids), self.position_embeddings(batch.positions)
@@ -70,7 +75,7 @@ class Output(nn.Module):
 
     def __init__(self, features: int, config: BertConfig) -> None:
         self.dense = nn.Linear(features, config.hidden_size, bias=True)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.LayerNorm = nn.Norm(config.hidden_size, config.norm)
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dense(x, residual))
@@ -89,10 +94,11 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self._act = nn.activation(nn.ACTIVATIONS, config.hidden_act)
+        self._activation = nn.activation(config.hidden_act)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._act(self.dense(x))
+        weights, biases = [self.dense.weight], [self.dense.bias]
+        return fusion.products(x, None, weights, biases, self._activation)  # type: ignore
 
 
 class Layer(nn.Module):
@@ -118,8 +124,11 @@ class Encoder(nn.Module):
 class Model(nn.Module):
     """Hidden states; the pooler and pre-training heads of a checkpoint are not part of it."""
 
+    capabilities = frozenset({"embed"})
+
     def __init__(self, config: BertConfig) -> None:
         self.config = config
+        self.ropes: dict[str, RopeConfig] = {}
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
 
@@ -139,7 +148,7 @@ class Model(nn.Module):
             config.size("num_attention_heads"),
             config.size("max_position_embeddings", 512),
             config.size("type_vocab_size", 2),
-            config.get("layer_norm_eps", float, 1e-12),
+            NormSpec(config.get("layer_norm_eps", float, 1e-12), "layer", bias=True),
             config.get("hidden_act", str, "gelu"),
         )
 
@@ -153,12 +162,29 @@ class Model(nn.Module):
             plan.leftover(("pooler.", "cls."), ("embeddings.position_ids",)),  # heads; a buffer
         ))  # fmt: skip
 
-    def hidden(self, batch: nn.Batch) -> Tensor:
-        """Last hidden states [T, E] of packed texts, float32."""
-        x = self.embeddings(batch)
-        for layer in self.encoder.layer:
-            x = layer(x, batch)
-        return x
+    @property
+    def activation_dtype(self) -> np.dtype:
+        """Of hidden states."""
+        return self.embeddings.word_embeddings.dtype
 
-    def __call__(self, batch: nn.Batch) -> Any:
+    def states(self) -> list[list[State]]:
+        """Nothing: every forward pass is over whole texts."""
+        return [[] for _ in self.encoder.layer]
+
+    def hidden(self, batch: nn.Batch) -> Tensor:
+        """Last hidden states [T, E] of packed texts."""
+        return self.hidden_states(batch)[-1]
+
+    def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
+        """Hidden states [T, E] after the embeddings and after each layer."""
+        states = [self.embeddings(batch)]
+        for layer in self.encoder.layer:
+            states.append(layer(states[-1], batch))
+        return states
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Refused: what `capabilities` does not name."""
+        raise OptionError(f"{self.config.model_type!r} is an encoder: it gives no logits")
+
+    def __call__(self, batch: nn.Batch) -> Tensor:
         return self.hidden(batch)

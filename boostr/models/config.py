@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from boostr.errors import ModelFileError, OptionError
+from boostr.nn.specs import (
+    AttentionSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerNorms,
+    LayerSpec,
+    MLPSpec,
+    NormSpec,
+)
 from boostr.ops.rope_tables import RopeConfig
 
 _MISSING = object()
@@ -53,94 +62,114 @@ class RawConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder of Llama's line is made of; Hugging Face's names.
+    """What a decoder is made of.
 
     Attributes:
-        sliding_window: tokens that each layer's attention sees, None for all; one entry a layer.
-        qkv_bias, output_bias, mlp_bias: which linear layers have one.
-        qk_norm: whether q and k are normalised by head.
-        rope_layout: how rotated pairs lie; "interleaved" for GGUF's llama.
+        vocab_size, hidden_size, max_position_embeddings: V, E, the context in tokens.
+        layers: one spec a layer.   ropes: the tables that they name.
+        extra: the config.json, as it was read.
     """
 
     model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    hidden_act: str
     max_position_embeddings: int
-    tie_word_embeddings: bool
-    rope: RopeConfig
-    sliding_window: tuple[int | None, ...]
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    rope_layout: str = "split-half"
+    layers: tuple[LayerSpec, ...]
+    head: HeadSpec
+    ropes: Mapping[str, RopeConfig]
+    embedding: EmbeddingSpec = field(default_factory=EmbeddingSpec)
     bos_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ModelFileError(
-                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-
-    @classmethod
-    def from_hf(cls, config: RawConfig, **overrides: Any) -> DecoderConfig:
-        """From a config.json of Llama's form; a family passes what differs as `overrides`."""
-        heads = config.size("num_attention_heads")
-        hidden = config.size("hidden_size")
-        layers = config.size("num_hidden_layers")
-        head_dim = config.size("head_dim", None) or hidden // heads
-        positions = config.size("max_position_embeddings", 2048)
-        values: dict[str, Any] = {
-            "model_type": config.get("model_type", str),
-            "vocab_size": config.size("vocab_size"),
-            "hidden_size": hidden,
-            "intermediate_size": config.size("intermediate_size"),
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": config.size("num_key_value_heads", None) or heads,
-            "head_dim": head_dim,
-            "rms_norm_eps": config.get("rms_norm_eps", float, 1e-6),
-            "hidden_act": config.get("hidden_act", str, "silu"),
-            "max_position_embeddings": positions,
-            "tie_word_embeddings": config.get("tie_word_embeddings", bool, False),
-            "rope": rope_config(config, head_dim, positions),
-            "sliding_window": (None,) * layers,
-            "bos_token_ids": config.ids("bos_token_id"),
-            "eos_token_ids": config.ids("eos_token_id"),
-            "extra": config.raw,
-        }
-        return cls(**{**values, **overrides})
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
 
 
-def rope_config(config: RawConfig, head_dim: int, max_positions: int) -> RopeConfig:
-    """Rope from either spelling: v5's `rope_parameters`, or `rope_theta` with `rope_scaling`."""
-    parameters = config.raw.get("rope_parameters") or config.raw.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise ModelFileError(
-            f"{config.source}: rope parameters must be a table, got {parameters!r}"
-        )
-    if "full_attention" in parameters:  # v5, by layer type: alike for all, or a model reads them
-        kinds = [p for p in parameters.values() if isinstance(p, Mapping)]
-        if any(p != kinds[0] for p in kinds):
-            raise ModelFileError(
-                f"{config.source}: rope parameters that differ by layer type are not known for "
-                f"model_type {config.raw.get('model_type')!r}"
-            )
-        parameters = kinds[0]
+# -- what most families read alike: Llama's keys and defaults, of which each says what differs -----
+def rms_norm(config: RawConfig, **changes: Any) -> NormSpec:
+    """The RMS norm of a config."""
+    return replace(NormSpec(config.get("rms_norm_eps", float, 1e-6)), **changes)
+
+
+def attention(config: RawConfig, **changes: Any) -> AttentionSpec:
+    """Grouped-query attention as most configs write it."""
+    heads = config.size("num_attention_heads")
+    spec = {
+        "heads": heads,
+        "kv_heads": config.size("num_key_value_heads", None) or heads,
+        "head_dim": config.size("head_dim", None) or config.size("hidden_size") // heads,
+        "layout": config.get("rope_layout", str, "split-half"),
+    }
+    return AttentionSpec(**{**spec, **changes})
+
+
+def mlp(config: RawConfig, **changes: Any) -> MLPSpec:
+    """A gated MLP."""
+    spec = {
+        "hidden": config.size("intermediate_size"),
+        "act": config.get("hidden_act", str, "silu"),
+        "bias": config.get("mlp_bias", bool, False),
+    }
+    return MLPSpec(**{**spec, **changes})
+
+
+def pre_norm_layer(config: RawConfig, mixer: AttentionSpec) -> LayerSpec:
+    """Llama's layer around a mixer."""
+    norm = rms_norm(config)
+    return LayerSpec(mixer, mlp(config), LayerNorms(before_mixer=norm, before_mlp=norm))
+
+
+def by_layer(
+    config: RawConfig, layer: LayerSpec, windows: Sequence[int | None]
+) -> tuple[LayerSpec, ...]:
+    """The layer once for each window; alike ones are one object."""
+    kinds = {w: replace(layer, mixer=replace(layer.mixer, window=w)) for w in set(windows)}
+    return tuple(kinds[w] for w in windows)
+
+
+def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> DecoderConfig:
+    """The whole: Llama's head and rope around these layers, and what a family has otherwise."""
+    positions = config.size("max_position_embeddings", 2048)
+    values: dict[str, Any] = {
+        "model_type": config.get("model_type", str),
+        "vocab_size": config.size("vocab_size"),
+        "hidden_size": config.size("hidden_size"),
+        "max_position_embeddings": positions,
+        "layers": tuple(layers),
+        "bos_token_ids": config.ids("bos_token_id"),
+        "eos_token_ids": config.ids("eos_token_id"),
+        "extra": config.raw,
+    }
+    if "head" not in changes:
+        tied = config.get("tie_word_embeddings", bool, False)
+        values["head"] = HeadSpec(rms_norm(config), tied)
+    if "ropes" not in changes:
+        values["ropes"] = {"full": rope_config(config, layers[0].mixer.head_dim, positions)}
+    return DecoderConfig(**{**values, **changes})
+
+
+def rope_config(
+    config: RawConfig,
+    head_dim: int,
+    max_positions: int,
+    *,
+    theta: float = 10000.0,
+    partial: float = 1.0,
+    layer_type: str | None = None,
+) -> RopeConfig:
+    """Rope from either spelling: v5's `rope_parameters`, or `rope_theta` with `rope_scaling`.
+
+    Args:
+        theta, partial: a family's defaults for what its config leaves out.
+        layer_type: whose parameters to read where v5 has them by layer type; None: alike for all.
+    """
+    parameters = _rope_parameters(config, layer_type)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    theta = parameters.get("rope_theta") or config.get("rope_theta", float, 10000.0)
+    theta = parameters.get("rope_theta") or config.get("rope_theta", float, theta)
     partial = parameters.get("partial_rotary_factor") or config.get(
-        "partial_rotary_factor", float, 1.0
+        "partial_rotary_factor", float, partial
     )
     merged = dict(parameters)
     if merged.get("original_max_position_embeddings") is None:
@@ -152,19 +181,50 @@ def rope_config(config: RawConfig, head_dim: int, max_positions: int) -> RopeCon
         raise ModelFileError(f"{config.source}: {error}") from None
 
 
+def _rope_parameters(config: RawConfig, layer_type: str | None) -> Mapping[str, Any]:
+    parameters = config.raw.get("rope_parameters") or config.raw.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise ModelFileError(
+            f"{config.source}: rope parameters must be a table, got {parameters!r}"
+        )
+    kinds = {k: p for k, p in parameters.items() if isinstance(p, Mapping)}
+    if not kinds:
+        return parameters
+    if layer_type is not None:
+        if layer_type not in kinds:
+            raise ModelFileError(
+                f"{config.source}: rope_parameters must have {layer_type!r}, got {list(kinds)}"
+            )
+        return kinds[layer_type]
+    first, *others = kinds.values()
+    if any(p != first for p in others):
+        raise ModelFileError(
+            f"{config.source}: rope parameters that differ by layer type are not known for "
+            f"model_type {config.raw.get('model_type')!r}"
+        )
+    return first
+
+
+def layer_types(config: RawConfig, default: Sequence[str]) -> tuple[str, ...]:
+    """`layer_types`, one of "full_attention" and "sliding_attention" a layer, or the default."""
+    kinds, known = config.raw.get("layer_types"), ("full_attention", "sliding_attention")
+    if kinds is None:
+        return tuple(default)
+    layers = config.size("num_hidden_layers")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
+        raise ModelFileError(
+            f"{config.source}: layer_types must be {layers} of {list(known)}, got {kinds}"
+        )
+    return tuple(kinds)
+
+
 def layer_windows(config: RawConfig) -> tuple[int | None, ...]:
     """Sliding windows of a family with `use_sliding_window`, `max_window_layers`, `layer_types`."""
     layers = config.size("num_hidden_layers")
     window = config.size("sliding_window", None)
     if window is None or not config.get("use_sliding_window", bool, False):
         return (None,) * layers
-    kinds = config.raw.get("layer_types")
-    if kinds is None:
-        first = config.get("max_window_layers", int, 28)
-        return tuple(window if i >= first else None for i in range(layers))
-    known = {"full_attention": None, "sliding_attention": window}
-    if len(kinds) != layers or any(k not in known for k in kinds):
-        raise ModelFileError(
-            f"{config.source}: layer_types must be {layers} of {list(known)}, got {kinds}"
-        )
-    return tuple(known[k] for k in kinds)
+    first = config.get("max_window_layers", int, 28)
+    default = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    kinds = layer_types(config, default)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from boostr.models import config as read
 from boostr.models import llama
 from boostr.models.config import DecoderConfig, RawConfig
 
 
 class CausalLM(llama.CausalLM):
-    """See `llama.CausalLM`."""
+    """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
-        window = config.size("sliding_window", None)
-        layers = config.size("num_hidden_layers")
-        return DecoderConfig.from_hf(config, sliding_window=(window,) * layers)
+        mixer = read.attention(config, window=config.size("sliding_window", None))
+        layer = read.pre_norm_layer(config, mixer)
+        return read.decoder_config(config, (layer,) * config.size("num_hidden_layers"))

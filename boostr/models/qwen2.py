@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from boostr.models import config as read
 from boostr.models import llama
-from boostr.models.config import DecoderConfig, RawConfig, layer_windows
+from boostr.models.config import DecoderConfig, RawConfig
 
 
 class CausalLM(llama.CausalLM):
-    """See `llama.CausalLM`."""
+    """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
-        return DecoderConfig.from_hf(config, qkv_bias=True, sliding_window=layer_windows(config))
+        layer = read.pre_norm_layer(config, read.attention(config, bias=True))
+        windows = read.layer_windows(config)
+        return read.decoder_config(config, read.by_layer(config, layer, windows))

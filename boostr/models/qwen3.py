@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from boostr.models import config as read
 from boostr.models import llama
-from boostr.models.config import DecoderConfig, RawConfig, layer_windows
+from boostr.models.config import DecoderConfig, RawConfig
 
 
 class CausalLM(llama.CausalLM):
-    """See `llama.CausalLM`."""
+    """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
-        bias = config.get("attention_bias", bool, False)
-        return DecoderConfig.from_hf(
-            config,
-            head_dim=config.size("head_dim", 128),
-            qkv_bias=bias,
-            output_bias=bias,
-            qk_norm=True,
-            sliding_window=layer_windows(config),
-        )
+        bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
+        mixer = read.attention(
+            config, head_dim=config.size("head_dim", 128), bias=bias, output_bias=bias,
+            q_norm=norm, k_norm=norm,
+        )  # fmt: skip
+        layer, windows = read.pre_norm_layer(config, mixer), read.layer_windows(config)
+        return read.decoder_config(config, read.by_layer(config, layer, windows))

@@ -103,7 +103,7 @@ def load_parameters(
     groups = dict(module.adjacent_weights()) if backend.joins_weights else {}
     for name, (owner, attribute) in places.items():
         place: Parameter = getattr(owner, attribute)
-        role = "embedding" if name == "lm_head.weight" else place.role
+        role = place.role
         weight = source.weight(name, backend)
         if role == "vector":
             weight = _dequantized(weight).to("float32")
@@ -112,7 +112,7 @@ def load_parameters(
             if isinstance(owner, Embedding):
                 stored = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
                 owner.dtype = backend.activation_dtype(stored)
-            packs = quantize_embeddings if role == "embedding" else True
+            packs = quantize_embeddings if role in ("embedding", "head") else True
             if quantize is not None and packs:
                 weight = ops.quantize(_dequantized(weight), quantize)
         setattr(owner, attribute, weight)

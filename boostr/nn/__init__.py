@@ -1,13 +1,25 @@
 """Modules that two or more models use."""
 
 from boostr.nn.attention import Attention
-from boostr.nn.batch import Batch, CacheView
+from boostr.nn.batch import Batch
+from boostr.nn.block import Block
+from boostr.nn.fusion import activation
 from boostr.nn.linear import Embedding, Linear
-from boostr.nn.mlp import ACTIVATIONS, GatedMLP, activation
+from boostr.nn.mlp import MLP
 from boostr.nn.module import Module, Parameter
-from boostr.nn.norm import LayerNorm, RMSNorm
+from boostr.nn.norm import Norm
+from boostr.nn.specs import (
+    AttentionSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerNorms,
+    LayerSpec,
+    MLPSpec,
+    NormSpec,
+)
 
 __all__ = [
-    "ACTIVATIONS", "Attention", "Batch", "CacheView", "Embedding", "GatedMLP", "LayerNorm",
-    "Linear", "Module", "Parameter", "RMSNorm", "activation",
+    "MLP", "Attention", "AttentionSpec", "Batch", "Block", "Embedding", "EmbeddingSpec",
+    "HeadSpec", "LayerNorms", "LayerSpec", "Linear", "MLPSpec", "Module", "Norm", "NormSpec",
+    "Parameter", "activation",
 ]  # fmt: skip

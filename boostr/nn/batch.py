@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from boostr.errors import ShapeError
+from boostr.operands import Cache, Rope
 from boostr.tensor import Tensor
-
-
-@dataclass(frozen=True)
-class CacheView:
-    """The part of a KV cache that one forward pass reads and writes, for layers of one geometry.
-
-    Attributes:
-        keys, values: [NB, bs, K, D] of each layer, by layer index.
-        block_table: int32 [B, max_blocks].   slots: int32 [T], where the new tokens go.
-    """
-
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    block_table: Tensor
-    slots: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,26 +17,26 @@ class Batch:
     Attributes:
         ids: int32 [T].   positions: int32 [T], of each token in its sequence.
         cu_seqlens: int32 [B+1], where the new tokens of each sequence begin.
-        cos, sin: float32 [S, R/2].   rope_rows: int32 [T], the row of these for each token.
-        kv_lens: int32 [B], tokens of each sequence with the new ones; None without a cache.
-        caches: views by layer geometry; empty without a cache.
+        ropes: the tables of each name that the model's `ropes` has.
+        caches: by layer; empty without a cache.
+        embeddings: float [T, E], what the first layer reads in place of the ids' rows; None: those.
     """
 
     ids: Tensor
     positions: Tensor
     cu_seqlens: Tensor
-    cos: Tensor | None = None
-    sin: Tensor | None = None
-    rope_rows: Tensor | None = None
-    kv_lens: Tensor | None = None
-    caches: list[CacheView] = field(default_factory=list)
+    ropes: Mapping[str, Rope] = field(default_factory=dict)
+    caches: Mapping[int, Cache] = field(default_factory=dict)
+    embeddings: Tensor | None = None
 
-    def rotary(self) -> tuple[Tensor, Tensor, Tensor]:
-        """cos, sin and the row of them for each token."""
-        if self.cos is None or self.sin is None or self.rope_rows is None:
-            raise ShapeError("this model rotates its heads: the batch needs cos, sin and rope_rows")
-        return self.cos, self.sin, self.rope_rows
+    def rope(self, name: str | None, layout: str) -> Rope | None:
+        """The tables of a name, for pairs that lie so; None for no name."""
+        if name is None:
+            return None
+        if name not in self.ropes:
+            raise ShapeError(f"this model rotates its heads: the batch needs the tables {name!r}")
+        return self.ropes[name]._replace(layout=layout)
 
-    def cache(self, layer: int) -> CacheView | None:
+    def cache(self, layer: int) -> Cache | None:
         """Where keys and values of a layer are kept; None without a cache."""
-        return next((view for view in self.caches if layer in view.keys), None)
+        return self.caches.get(layer)

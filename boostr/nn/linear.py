@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from boostr import dtypes, ops
+from boostr.nn import fusion
 from boostr.nn.module import Module, Parameter
+from boostr.nn.specs import EmbeddingSpec
 from boostr.tensor import Tensor
 
 
 class Linear(Module):
-    """x @ weightᵀ (+ bias) (+ residual); weight [out, in] in any stored form."""
+    """residual + factor · (x @ weightᵀ + bias); weight [out, in] in any form."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         self.weight: Any = Parameter((out_features, in_features))
         self.bias: Any = Parameter((out_features,), "vector") if bias else None
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, residual)
+    def __call__(self, x: Tensor, residual: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        return fusion.product(x, self.weight, self.bias, residual, factor)
 
 
 class Embedding(Module):
@@ -27,9 +29,13 @@ class Embedding(Module):
         dtype: of the rows, and so of the activations of the model; loading sets it.
     """
 
-    def __init__(self, count: int, features: int) -> None:
+    def __init__(self, count: int, features: int, spec: EmbeddingSpec | None = None) -> None:
         self.weight: Any = Parameter((count, features), "embedding")
         self.dtype = dtypes.float32
+        self._factor = 1.0 if spec is None else spec.factor
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, self.dtype)
+        rows = ops.embedding(ids, self.weight, self.dtype)
+        if self._factor == 1.0:
+            return rows
+        return rows * float(self.dtype.type(self._factor))  # as checkpoints of 16 bits multiply

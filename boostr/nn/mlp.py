@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from boostr import ops
-from boostr.errors import OptionError
+from boostr.nn import fusion
 from boostr.nn.linear import Linear
 from boostr.nn.module import Module
-from boostr.nn.norm import RMSNorm
+from boostr.nn.norm import Norm
+from boostr.nn.specs import MLPSpec
 from boostr.tensor import Tensor
 
-# `hidden_act` in a config -> the activation of `ops.norm_gated_linear`
-GATES = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-ACTIVATIONS = {
-    "gelu": ops.gelu,
-    "gelu_new": lambda x: ops.gelu(x, "tanh"),
-    "gelu_pytorch_tanh": lambda x: ops.gelu(x, "tanh"),
-    "relu": ops.relu,
-    "silu": ops.silu,
-    "swish": ops.silu,
-}
 
+class MLP(Module):
+    """down(act(gate(x)) · up(x)), or down(act(up(x))) where it is not gated."""
 
-def activation(table: dict, name: str):
-    """The entry of a config's `hidden_act`, or an error that lists the known names."""
-    if name not in table:
-        raise OptionError(f"unknown activation {name!r}; known: {', '.join(sorted(table))}")
-    return table[name]
+    def __init__(self, features: int, spec: MLPSpec) -> None:
+        self.gate_proj = Linear(features, spec.hidden, spec.bias) if spec.gated else None
+        self.up_proj = Linear(features, spec.hidden, spec.bias)
+        self.down_proj = Linear(spec.hidden, features, spec.bias)
+        self.adjacent = ("gate_proj", "up_proj") if spec.gated else ()
+        self._activation = fusion.activation(spec.act)
 
-
-class GatedMLP(Module):
-    """x + down(act(gate(norm(x))) · up(norm(x)))."""
-
-    adjacent = ("gate_proj", "up_proj")
-
-    def __init__(self, features: int, hidden: int, hidden_act: str, bias: bool = False) -> None:
-        self.gate_proj = Linear(features, hidden, bias)
-        self.up_proj = Linear(features, hidden, bias)
-        self.down_proj = Linear(hidden, features, bias)
-        self._gate = activation(GATES, hidden_act)
-
-    def __call__(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        gate, up = self.gate_proj, self.up_proj
-        hidden = ops.norm_gated_linear(
-            x, norm.weight, gate.weight, up.weight, gate.bias, up.bias, eps=norm.eps,
-            activation=self._gate,
+    def __call__(
+        self, x: Tensor, norm: Norm | None, residual: Tensor | None, factor: float
+    ) -> Tensor:
+        """residual + factor · mlp(norm(x)): [T, E]."""
+        inner = [p for p in (self.gate_proj, self.up_proj) if p is not None]
+        hidden = fusion.products(
+            x, norm and norm.operand, [p.weight for p in inner], [p.bias for p in inner],
+            self._activation,
         )  # fmt: skip
-        return self.down_proj(hidden, residual=x)
+        return self.down_proj(hidden, residual, factor)  # type: ignore[arg-type]

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-Weight = Tensor | QuantizedTensor
+Weight = Tensor | QuantizedTensor  # as a checkpoint has it; an adapter may come over it
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Parameter:
 
     Attributes:
         shape: what the checkpoint must have.
-        role: "linear" (what `quantize=` packs), "embedding", or "vector", always kept in float32.
+        role: "linear" (what `quantize=` packs), "embedding" and "head" (packed on request), or
+            "vector", always kept in float32.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +46,7 @@ class Module:
                 for index, item in enumerate(value):
                     if isinstance(item, Module):
                         yield from item.parameters(f"{path}.{index}.")
-            elif isinstance(value, Parameter | Tensor | QuantizedTensor):
+            elif isinstance(value, Parameter | Tensor | QuantizedTensor | LowRank):
                 yield path, self, attribute
 
     def adjacent_weights(self, prefix: str = "") -> Iterator[tuple[str, list[Module]]]:
@@ -59,7 +61,7 @@ class Module:
                     place = f"{attribute}.{index}" if isinstance(value, list) else attribute
                     yield from child.adjacent_weights(f"{prefix}{place}.")
 
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> dict[str, Weight | LowRank]:
         """Name -> weight of every parameter, once they are loaded."""
         return {name: getattr(owner, attribute) for name, owner, attribute in self.parameters()}
 

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm as modules."""
+"""Norms as modules. What reads a norm's output takes the norm itself, to compute it on the way."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ from typing import Any
 
 from boostr import ops
 from boostr.nn.module import Module, Parameter
+from boostr.nn.specs import NormSpec
+from boostr.operands import Norm as NormOperand
 from boostr.tensor import Tensor
 
 
-class RMSNorm(Module):
-    """See `ops.rms_norm`."""
+class Norm(Module):
+    """See `ops.rms_norm` and `ops.layer_norm`."""
 
-    def __init__(self, features: int, eps: float) -> None:
+    def __init__(self, features: int, spec: NormSpec) -> None:
         self.weight: Any = Parameter((features,), "vector")
-        self.eps = eps
+        self.bias: Any = Parameter((features,), "vector") if spec.bias else None
+        self._spec = spec
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, eps=self.eps)
+        spec = self._spec
+        if spec.kind == "layer":
+            return ops.layer_norm(x, self.weight, self.bias, eps=spec.eps)
+        return ops.rms_norm(x, self.weight, eps=spec.eps, weight_offset=spec.offset)
+
+    @property
+    def operand(self) -> NormOperand:
+        """The norm as a fused op takes it."""
+        spec = self._spec
+        return NormOperand(spec.kind, self.weight, self.bias, spec.eps, spec.offset)
 
 
-class LayerNorm(Module):
-    """See `ops.layer_norm`."""
-
-    def __init__(self, features: int, eps: float) -> None:
-        self.weight: Any = Parameter((features,), "vector")
-        self.bias: Any = Parameter((features,), "vector")
-        self._eps = eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, eps=self._eps)
+def maybe_norm(features: int, spec: NormSpec | None) -> Norm | None:
+    """The norm of a spec, if there is one."""
+    return None if spec is None else Norm(features, spec)

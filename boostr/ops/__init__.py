@@ -13,13 +13,6 @@ from boostr.ops.activation import (
 from boostr.ops.attention import paged_attention, varlen_attention
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import embedding
-from boostr.ops.fused import (
-    norm_gated_linear,
-    norm_linear,
-    paged_attention_linear,
-    qkv_rope,
-    qkv_rope_write,
-)
 from boostr.ops.linear import linear
 from boostr.ops.loss import cross_entropy
 from boostr.ops.norm import layer_norm, rms_norm
@@ -31,8 +24,7 @@ from boostr.ops.sampling import filtered_probabilities, penalize, record_tokens,
 __all__ = [
     "adamw", "adamw_step", "advance", "clip_scale", "core", "cross_entropy", "dequantize",
     "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "kv_write",
-    "layer_norm", "linear", "log_softmax", "norm_gated_linear",
-    "norm_linear", "paged_attention", "paged_attention_linear", "penalize", "qkv_rope",
-    "qkv_rope_write", "quantize", "record_tokens", "relu", "rms_norm", "rope", "sample", "silu",
-    "slot_mapping", "softmax", "swiglu", "varlen_attention",
+    "layer_norm", "linear", "log_softmax", "paged_attention", "penalize", "quantize",
+    "record_tokens", "relu", "rms_norm", "rope", "sample", "silu", "slot_mapping", "softmax",
+    "swiglu", "varlen_attention",
 ]  # fmt: skip

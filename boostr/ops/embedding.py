@@ -5,13 +5,15 @@ from __future__ import annotations
 from boostr import dtypes
 from boostr.dispatch import Op, common_backend, tensors_in
 from boostr.errors import DTypeError, ShapeError
+from boostr.operands import LowRank
 from boostr.ops import core
+from boostr.ops.linear import Weight
 from boostr.ops.quant import dequantize
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 
-def embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = None) -> Tensor:
+def embedding(ids: Tensor, weight: Weight, dtype: object = None) -> Tensor:
     """weight[ids].
 
     Args:
@@ -20,7 +22,7 @@ def embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = Non
         dtype: of the result; default the weight's, float32 for a quantized one.
     Returns:
         [T, E].
-    Gradient: weight, if it is a float tensor.
+    Gradient: weight, if it is a float tensor; an adapter.
     """
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
         raise DTypeError(f"embedding: ids must be integers [T], got {ids.dtype}{list(ids.shape)}")
@@ -28,13 +30,17 @@ def embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: object = Non
         raise ShapeError(f"embedding: weight must be [V, E], got {list(weight.shape)}")
     common_backend("embedding", list(tensors_in((ids, weight))))
     if dtype is None:
-        wanted = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
+        stored = weight.base if isinstance(weight, LowRank) else weight
+        wanted = stored.dtype if isinstance(stored, Tensor) else dtypes.float32
     else:
         wanted = dtypes.parse(dtype)
     return _embedding(ids, weight, wanted)
 
 
-def _composite(ids: Tensor, weight: Tensor | QuantizedTensor, dtype) -> Tensor:
+def _composite(ids: Tensor, weight: Weight, dtype) -> Tensor:
+    if isinstance(weight, LowRank):
+        low = embedding(ids, weight.up, weight.down.dtype) @ weight.down
+        return embedding(ids, weight.base, dtype) + core.cast(low * weight.scale, dtype)
     if isinstance(weight, Tensor):
         return core.cast(core.take(weight, ids), dtype)
     parts = {name: core.take(part, ids) for name, part in weight.parts.items()}

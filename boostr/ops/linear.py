@@ -7,13 +7,15 @@ import numpy as np
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
+from boostr.operands import LowRank
 from boostr.ops import core
 from boostr.ops.norm import wide
 from boostr.ops.quant import dequantize, quantize_rows
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-Weight = Tensor | QuantizedTensor
+Plain = Tensor | QuantizedTensor
+Weight = Plain | LowRank
 _CHUNK = 1 << 22  # weights decoded at a time by the composite, which bounds its memory to 16 MiB
 
 
@@ -27,14 +29,15 @@ def linear(
     """x @ weightᵀ + bias + residual, summed in float32 (float64 for float64 inputs).
 
     Args:
-        x: [..., K] float.   weight: [N, K], a float tensor of any width or a QuantizedTensor; it is
-            decoded inside the product and x keeps its precision, except under "w8a8", where each
-            row of x is rounded to int8 by its own scale and the products are summed in int32.
+        x: [..., K] float.   weight: [N, K], a float tensor of any width, a QuantizedTensor, or
+            either under a LowRank adapter; it is decoded inside the product and x keeps its
+            precision, except under "w8a8", where each row of x is rounded to int8 by its own scale
+            and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
         dtype: of the result; default x's.
     Returns:
         [..., N].
-    Gradient: x, a float weight, bias, residual.
+    Gradient: x, a float weight, an adapter, bias, residual.
     """
     if not dtypes.is_float(x.dtype) or x.ndim < 1:
         raise DTypeError(f"linear: x must be float [..., K], got {x.dtype}{list(x.shape)}")
@@ -60,6 +63,8 @@ def linear(
 def _composite(
     x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
 ) -> Tensor:
+    if isinstance(weight, LowRank):
+        return _adapted(x, weight, bias, residual, dtype)
     h = wide(x).reshape(-1, x.shape[-1])
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         y = _w8a8(h, weight)
@@ -73,7 +78,18 @@ def _composite(
     return core.cast(y, dtype)
 
 
-def _decoded(h: Tensor, weight: Weight) -> Tensor:
+def _adapted(
+    x: Tensor, weight: LowRank, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
+) -> Tensor:
+    """x (base + scale · up · down)ᵀ, as products of x with each: base's kernels serve it."""
+    y = linear(x, weight.base, bias, residual, dtype)
+    low = linear(x, weight.down) * weight.scale
+    if y.dtype == low.dtype:
+        return linear(low, weight.up, None, y)
+    return y + linear(low, weight.up, dtype=dtype)
+
+
+def _decoded(h: Tensor, weight: Plain) -> Tensor:
     """h @ weightᵀ, with the weight decoded to h's dtype a band of rows at a time."""
     N, K = weight.shape
     if isinstance(weight, Tensor) and weight.dtype == h.dtype:
@@ -86,7 +102,7 @@ def _decoded(h: Tensor, weight: Weight) -> Tensor:
     return parts[0] if len(parts) == 1 else core.concat(parts, 1)
 
 
-def _rows(weight: Weight, start: int, stop: int) -> Weight:
+def _rows(weight: Plain, start: int, stop: int) -> Plain:
     if (start, stop) == (0, weight.shape[0]):
         return weight
     if isinstance(weight, Tensor):
@@ -95,7 +111,7 @@ def _rows(weight: Weight, start: int, stop: int) -> Weight:
     return QuantizedTensor(weight.scheme, (stop - start, weight.shape[1]), parts)
 
 
-def _float(weight: Weight) -> Tensor:
+def _float(weight: Plain) -> Tensor:
     return dequantize(weight) if isinstance(weight, QuantizedTensor) else weight
 
 
@@ -106,7 +122,7 @@ def _w8a8(h: Tensor, weight: QuantizedTensor) -> Tensor:
 
 
 def _vjp(
-    g: Tensor, y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None,
+    g: Tensor, y: Tensor, x: Tensor, weight: Plain, bias: Tensor | None,
     residual: Tensor | None, dtype: np.dtype,
 ):  # fmt: skip
     N, K = weight.shape

@@ -94,6 +94,11 @@ class QuantizedTensor:
         return next(iter(self.parts.values())).backend
 
     @property
+    def size(self) -> int:
+        """Weights as numbers."""
+        return self.shape[0] * self.shape[1]
+
+    @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())
 

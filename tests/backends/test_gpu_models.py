@@ -88,7 +88,7 @@ def test_a_decode_step_is_five_kernels_a_layer(sampled, gpu, tmp_path):
     layers, rest = made.module.config.num_hidden_layers, {"cupy": 8, "wgpu": 5}[gpu.name]
     options = [SamplingOptions(temperature=0.9, top_k=20, top_p=0.9, seed=0)]
     _, _, decoder = decode(made, 1, 3, 0, options if sampled else None)
-    names = [n for n in decoder.describe() if n != "device.fill"]  # of poisoned memory
+    names = [n for n in decoder.calls() if n != "device.fill"]  # of poisoned memory
     of_layers = [n for n in names if n.startswith(("gemv", "attention"))]
     assert len(of_layers) == 5 * layers + 1, names  # and the head
     assert len(names) <= 5 * layers + rest, names

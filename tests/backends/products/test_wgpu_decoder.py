@@ -8,7 +8,9 @@ from draws import normal
 from strict_wgpu import strict_wgpu
 from tolerance import assert_close, rms
 
-from boostr import Tensor, dispatch, ops
+from boostr import Tensor, dispatch
+from boostr.nn import fusion
+from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.ops.core import concat
 
 T_FEW, T_MANY, E, H, KH, D, F = 2, 12, 64, 4, 2, 16, 48
@@ -46,10 +48,11 @@ def both(backend, name, arguments, **options):
         results = []
         for place in (backend, "numpy"):
             given = [a(place) if callable(a) else a for a in arguments]
+            named = {n: a(place) if callable(a) else a for n, a in options.items()}
             with dispatch.strict(place is backend):
-                made = getattr(ops, name)(*given, **options)
+                made = getattr(fusion, name)(*given, **named)
             made = made if isinstance(made, tuple) else (made,)
-            caches = [a for a in given if isinstance(a, Tensor) and a.ndim == 4]
+            caches = [t for a in given if isinstance(a, Cache) for t in (a.keys, a.values)]
             results.append([t.numpy() for t in (*made, *caches)])
     finally:
         backend._found[name] = kernel
@@ -59,6 +62,16 @@ def both(backend, name, arguments, **options):
 
 def on(array):
     return lambda place: Tensor(array, backend=place)
+
+
+def norm_of(array, kind="rms"):
+    return lambda place: Norm(kind, Tensor(array, backend=place), None, EPS)
+
+
+def cache_of(keys, values, slots, table, lens):
+    return lambda place: Cache(
+        *(Tensor(a, backend=place) for a in (keys, values, slots, table, lens))
+    )
 
 
 def weights(*arrays):
@@ -73,19 +86,20 @@ def weights(*arrays):
 @pytest.mark.parametrize("T", (T_FEW, T_MANY))
 @pytest.mark.parametrize("head_norms", (False, True))
 @pytest.mark.parametrize("write", (False, True))
-def test_qkv(backend, rng, T, head_norms, write):
-    x, norm = normal(rng, (T, E)), normal(rng, (E,))
+@pytest.mark.parametrize("before", (False, True))
+def test_attention_inputs(backend, rng, T, head_norms, write, before):
+    x = normal(rng, (T, E))
+    norm = norm_of(normal(rng, (E,))) if before else None
     parts = [normal(rng, (n * D, E), "bfloat16", 0.1) for n in (H, KH, KH)]
-    own = [on(normal(rng, (D,))) if head_norms else None for _ in range(2)]
+    own = [norm_of(normal(rng, (D,))) for _ in range(2 * head_norms)]
     cos, sin = normal(rng, (40, D // 2)), normal(rng, (40, D // 2))
     rows, slots = np.arange(T, dtype=np.int32) + 3, np.arange(T, dtype=np.int32)[::-1].copy()
     caches = [normal(rng, (3, 8, KH, D)) for _ in range(2)]
-    tables = [on(cos), on(sin), on(rows)]
-    to = [on(caches[0]), on(caches[1]), on(slots)] if write else []
-    norms = lambda place: [None if n is None else n(place) for n in own]  # noqa: E731
-    arguments = [on(x), on(norm), weights(*parts), [None] * 3, norms, *tables, *to]
-    name = "qkv_rope_write" if write else "qkv_rope"
-    for got, want in both(backend, name, arguments, head_dim=D, eps=EPS):
+    tables = lambda place: Rope(*(on(a)(place) for a in (cos, sin, rows)))  # noqa: E731
+    to = cache_of(*caches, slots, slots[None, :1], slots[:1]) if write else None
+    norms = lambda place: HeadNorms(*(n(place) for n in own))  # noqa: E731
+    arguments = [on(x), norm, weights(*parts), [None] * 3, norms, tables, to]
+    for got, want in both(backend, "attention_inputs", arguments, head_dim=D):
         assert_close(got, want, dtype="float32", reduce=E, scale=rms(want) / np.sqrt(E) * 4)
 
 
@@ -93,39 +107,32 @@ def test_qkv(backend, rng, T, head_norms, write):
 @pytest.mark.parametrize("activation", ("silu", "gelu", "gelu_tanh"))
 def test_gated(backend, rng, T, activation):
     gate, up = (normal(rng, (F, E), "bfloat16", 0.1) for _ in range(2))
-    pair = weights(gate, up)
-    x, norm, made = on(normal(rng, (T, E))), on(normal(rng, (E,))), {}
-
-    def part(i):
-        def take(place):
-            key = str(place)
-            made.setdefault(key, pair(place))
-            return made[key][i]
-
-        return take
-
-    for got, want in both(
-        backend, "norm_gated_linear", [x, norm, part(0), part(1)], eps=EPS, activation=activation
-    ):
+    arguments = [on(normal(rng, (T, E))), norm_of(normal(rng, (E,))), weights(gate, up)]
+    for got, want in both(backend, "products", [*arguments, [None] * 2], activation=activation):
         assert_close(got, want, dtype="float32", reduce=E, scale=rms(want) / np.sqrt(E) * 4)
 
 
 def test_head(backend, rng):
-    arguments = [on(normal(rng, (T_FEW, E), "bfloat16")), on(normal(rng, (E,)))]
-    arguments += [on(normal(rng, (70, E), "bfloat16"))]
-    for got, want in both(backend, "norm_linear", arguments, eps=EPS, dtype="float32"):
+    arguments = [on(normal(rng, (T_FEW, E), "bfloat16")), norm_of(normal(rng, (E,)))]
+    arguments += [weights(normal(rng, (70, E), "bfloat16")), [None]]
+    for got, want in both(backend, "products", arguments, dtype="float32"):
         # the composite rounds the normalised rows to bfloat16
         assert_close(got, want, dtype="bfloat16", reduce=E, scale=rms(want) / np.sqrt(E))
 
 
 @pytest.mark.parametrize("tokens", (1, 40))
-def test_attention_and_its_projection(backend, rng, tokens):
+@pytest.mark.parametrize("option", ({}, {"softcap": 3.0}, {"sinks": True}, {"scale": 0.1}), ids=str)
+@pytest.mark.parametrize("added", (False, True))
+def test_attention_and_its_projection(backend, rng, tokens, option, added):
     B = 2
     q, residual = normal(rng, (B, H, D)), normal(rng, (B, E))
     caches = [normal(rng, (B, 64, KH, D)) for _ in range(2)]
     cu, table = np.arange(B + 1, dtype=np.int32), np.arange(B, dtype=np.int32)[:, None].copy()
     lens = np.array([tokens, tokens + 7], np.int32)
     w, b = normal(rng, (E, H * D), "bfloat16", 0.1), normal(rng, (E,))
-    arguments = [on(a) for a in (q, *caches, cu, table, lens, w, b, residual)]
-    for got, want in both(backend, "paged_attention_linear", arguments):
+    cache = cache_of(*caches, np.zeros(B, np.int32), table, lens)
+    arguments = [on(q), cache, on(cu), on(w), on(b), on(residual) if added else None]
+    if "sinks" in option:
+        option = {"sinks": on(normal(rng, (H,)))}
+    for got, want in both(backend, "attend", arguments, **option):
         assert_close(got, want, dtype="float32", reduce=H * D, scale=rms(want))

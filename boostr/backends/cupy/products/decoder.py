@@ -1,4 +1,4 @@
-"""The fused ops of a decoder layer (`boostr/ops/fused.py`).
+"""The fused ops of a decoder layer (`boostr/nn/fusion.py`).
 
 For few rows each is one kernel, a GEMV with what surrounds it (`gemv.py`); for more rows norm,
 one product for all weights that read the same input, and one kernel for what follows it.
@@ -6,16 +6,17 @@ one product for all weights that read the same input, and one kernel for what fo
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from boostr import dtypes
+import numpy as np
+
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention
 from boostr.backends.cupy.products import gemv, linear
-from boostr.backends.cupy.rows import activation, rope
+from boostr.backends.cupy.rows import activation
 from boostr.backends.cupy.rows import norm as norms
-from boostr.ops.attention import AttentionOptions, attention_options
+from boostr.backends.cupy.rows import rope as ropes
 from boostr.tensor import Tensor
 
 
@@ -25,10 +26,6 @@ def _few(x: Tensor, *weights: Any) -> bool:
     return len(x) <= linear.FEW and all(
         gemv.shared_refusal(backend, w, len(x), x.dtype) is None for w in weights
     )
-
-
-def _array(x: Tensor | None) -> Any:
-    return None if x is None else x.data
 
 
 def _dense(backend: Any, *tensors: Tensor | None) -> list[Any]:
@@ -48,146 +45,136 @@ def _supports_products(x: Tensor, weights: list[Any], biases: list[Any]) -> str 
     return "no rows" if x.shape[0] == 0 else None
 
 
+def _norm(backend: Any, norm: Norm | None) -> gemv.Norm | None:
+    """The norm as the GEMVs take it."""
+    if norm is None:
+        return None
+    return gemv.Norm(backend.dense(norm.weight.data), norm.eps, norm.offset)
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Any:
+    if norm is None:
+        return x.backend.dense(x.data)  # type: ignore[attr-defined]
+    return norms.rms(x, norm.weight, norm.eps, norm.offset).data
+
+
 # -- q, k, v -------------------------------------------------------------------------------------
-def _qkv_supports(
-    x, norm, weights, biases, head_norms, cos, sin, rows, *rest,
+def _inputs_supports(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope | None,
+    cache: Cache | None, head_dim: int,
 ) -> str | None:  # fmt: skip
-    head_dim, layout = rest[-3], rest[-1]
-    reason = _supports_products(x, weights, biases)
+    reason = (
+        _supports_products(x, weights, biases)
+        or refusals.norm_before(norm)
+        or refusals.head_norms(own, head_dim)
+    )
     if reason is not None:
         return reason
     if len({_stored_as(w) for w in weights}) > 1:
         return "the weights are not stored alike"
-    if (head_norms[0] is None) != (head_norms[1] is None):
-        return "only one of q and k is normalised"
-    vectors = [norm, *(n for n in head_norms if n is not None)]
-    if any(v.dtype != dtypes.float32 for v in vectors):
-        return "norm weights are not float32"
+    if rope is None:
+        return "heads without rope"
     heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
-    return rope.KERNELS["rope"].supports(heads, cos, sin, rows, layout)
+    return ropes.KERNELS["rope"].supports(heads, rope.cos, rope.sin, rope.rows, rope.layout)
 
 
-def _qkv(x, norm, weights, biases, head_norms, cos, sin, rows, head_dim, eps, layout):
-    made = _qkv_arrays(
-        x, norm, weights, biases, head_norms, (cos, sin, rows), (None, None, None),
-        head_dim, eps, layout,
-    )  # fmt: skip
-    return tuple(Tensor.wrap(a, x.backend) for a in made)
-
-
-def _qkv_write(
-    x, norm, weights, biases, head_norms, cos, sin, rows, k_cache, v_cache, slots,
-    head_dim, eps, layout,
-):  # fmt: skip
-    q, _, _ = _qkv_arrays(
-        x, norm, weights, biases, head_norms, (cos, sin, rows), (k_cache, v_cache, slots),
-        head_dim, eps, layout,
-    )  # fmt: skip
-    return Tensor.wrap(q, x.backend)
-
-
-def _qkv_arrays(
-    x, norm, weights, biases, head_norms, tables, cache, head_dim, eps, layout
-) -> tuple[Any, Any, Any]:
+def _inputs(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
+    cache: Cache | None, head_dim: int,
+) -> Any:  # fmt: skip
     backend: Any = x.backend
-    heads, kv_heads = (w.shape[0] // head_dim for w in weights[:2])
-    placed, kept = _dense(backend, *tables), [_array(t) for t in cache]
-    if _few(x, *weights) and kept[0] is not None and kept[0].dtype == x.dtype:
-        first = gemv.Norm(backend.dense(norm.data), eps)
-        own, flat = None, _dense(backend, *biases)
-        if head_norms[0] is not None:
-            q_norm, k_norm = _dense(backend, *head_norms)
-            own = gemv.HeadNorm(q_norm, k_norm, eps)
+    cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
+    q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own))
+    eps, flat = 0.0 if own.q is None else own.q.eps, _dense(backend, *biases)
+    if cache is not None and _few(x, *weights) and cache.keys.dtype == x.dtype:
         q = gemv.qkv_rope_write(
-            backend, backend.dense(x.data), first, (weights[0], weights[1], weights[2]),
-            gemv.Rope(placed[0], placed[1], placed[2], layout == "interleaved"),
-            kept[0], kept[1], kept[2], head_norm=own,
+            backend, backend.dense(x.data), _norm(backend, norm),
+            (weights[0], weights[1], weights[2]),
+            gemv.Rope(cos, sin, rows, rope.layout == "interleaved"),
+            cache.keys.data, cache.values.data, cache.slots.data,
+            head_norm=gemv.HeadNorm(q_norm, k_norm, eps) if own.q else None,
             biases=(flat[0], flat[1], flat[2]),
         )  # fmt: skip
-        return q, None, None
-    h = norms.rms(x, norm, eps)
-    qkv = linear.segments_gemm(backend, h, weights, _dense(backend, *biases), x.dtype)
-    (q_norm, k_norm), (cos, sin, rows) = _dense(backend, *head_norms), placed
-    return rope.rope_write(
-        backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, layout,
-        kept[0], kept[1], kept[2],
+        return Tensor.wrap(q, backend)
+    qkv = linear.segments_gemm(backend, _normed(x, norm), weights, flat, x.dtype)
+    heads, kv_heads = (w.shape[0] // head_dim for w in weights[:2])
+    kept = (None,) * 3 if cache is None else (cache.keys, cache.values, cache.slots)
+    k_cache, v_cache, slots = (None if t is None else t.data for t in kept)
+    made = ropes.rope_write(
+        backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, rope.layout,
+        k_cache, v_cache, slots,
     )  # fmt: skip
+    q, k, v = (None if a is None else Tensor.wrap(a, backend) for a in made)
+    return (q, k, v) if cache is None else q
 
 
 # -- attention and its output projection ---------------------------------------------------------
 def _attend_supports(
-    q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale
-) -> str | None:
-    reason = linear.KERNELS["linear"].supports(residual, weight, bias, residual, residual.dtype)
-    if reason is not None:
-        return reason
+    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
+    bias: Tensor | None, factor: float, residual: Tensor | None,
+) -> str | None:  # fmt: skip
+    if factor != 1.0:
+        return f"a residual factor, {factor}"
     if len(q) == 0:
         return "no rows"
-    return attention.KERNELS["paged_attention"].supports(q, k_cache, v_cache)
+    rows = Tensor.wrap(q.data.reshape(len(q), -1), q.backend)
+    return linear.KERNELS["linear"].supports(
+        rows, weight, bias, residual, q.dtype
+    ) or attention.KERNELS["paged_attention"].supports(q, cache.keys, cache.values)
 
 
-@cache
-def _options(head_dim: int, window: Any, scale: float | None) -> AttentionOptions:
-    return attention_options(
-        "paged_attention_linear", head_dim, True, window, scale, None, "bottom-right"
-    )
-
-
-def _attend(q, k_cache, v_cache, cu, table, kv_lens, weight, bias, residual, window, scale):
-    options = _options(q.shape[2], window, scale)
+def _attend(
+    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
+    bias: Tensor | None, factor: float, residual: Tensor | None,
+) -> Tensor:  # fmt: skip
     out, _ = attention.KERNELS["paged_attention"].run(
-        q, k_cache, v_cache, cu, table, kv_lens, None, None, options
+        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, None, sinks, options
     )
-    rows = Tensor.wrap(out.data.reshape(len(residual), weight.shape[1]), q.backend)
-    return linear.KERNELS["linear"].run(rows, weight, bias, residual, residual.dtype)
+    rows = Tensor.wrap(out.data.reshape(len(q), weight.shape[1]), q.backend)
+    return linear.KERNELS["linear"].run(rows, weight, bias, residual, q.dtype)
 
 
-# -- the gated half of a feed-forward layer ------------------------------------------------------
-def _gated_supports(x, norm, gate, up, gate_bias, up_bias, eps, act) -> str | None:
-    if norm.dtype != dtypes.float32:
-        return "norm weights are not float32"
-    if _stored_as(gate) != _stored_as(up):
+# -- products of one input: the gated half of a feed-forward layer, and the head -----------------
+def _products_supports(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, act: str | None, dtype: np.dtype
+) -> str | None:
+    reason = refusals.norm_before(norm)
+    if reason is not None:
+        return reason
+    if len(weights) == 1 and act is None:
+        if not _few(x, *weights):
+            return f"more than {linear.FEW} rows, or they do not fit shared memory"
+        return linear.KERNELS["linear"].supports(x, weights[0], biases[0], None, dtype)
+    if len(weights) != 2 or act not in gemv.ACTIVATIONS or dtype != x.dtype:
+        return f"{len(weights)} products with the activation {act!r}"
+    if _stored_as(weights[0]) != _stored_as(weights[1]):
         return "the weights are not stored alike"
-    return _supports_products(x, [gate, up], [gate_bias, up_bias])
+    return _supports_products(x, weights, biases)
 
 
-def _gated(x, norm, gate, up, gate_bias, up_bias, eps, act):
+def _products(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, act: str | None, dtype: np.dtype
+) -> Tensor:
     backend: Any = x.backend
-    biases = _dense(backend, gate_bias, up_bias)
-    if _few(x, gate, up):
+    flat = _dense(backend, *biases)
+    if act is None:
+        y = gemv.gemv(
+            backend, backend.dense(x.data), weights[0], flat[0], None, dtype,
+            norm=_norm(backend, norm),
+        )  # fmt: skip
+    elif _few(x, *weights):
         y = gemv.norm_gated_gemv(
-            backend, backend.dense(x.data), gemv.Norm(backend.dense(norm.data), eps), gate, up,
-            act=act, gate_bias=biases[0], up_bias=biases[1],
+            backend, backend.dense(x.data), _norm(backend, norm), *weights, act=act,
+            gate_bias=flat[0], up_bias=flat[1],
         )  # fmt: skip
     else:
-        h = norms.rms(x, norm, eps)
-        both = linear.segments_gemm(backend, h, [gate, up], biases, x.dtype)
+        both = linear.segments_gemm(backend, _normed(x, norm), weights, flat, x.dtype)
         y = activation.gated(backend, both, act)
     return Tensor.wrap(y, backend)
 
 
-# -- the head ------------------------------------------------------------------------------------
-def _head_supports(x, norm, weight, bias, eps, dtype) -> str | None:
-    if not _few(x, weight):
-        return f"more than {linear.FEW} rows, or they do not fit shared memory"
-    if norm.dtype != dtypes.float32:
-        return "norm weights are not float32"
-    return linear.KERNELS["linear"].supports(x, weight, bias, None, dtype)
-
-
-def _head(x, norm, weight, bias, eps, dtype):
-    backend: Any = x.backend
-    first = gemv.Norm(backend.dense(norm.data), eps)
-    y = gemv.norm_gemv(
-        backend, backend.dense(x.data), first, weight, bias=_array(bias), out_dtype=dtype
-    )
-    return Tensor.wrap(y, backend)
-
-
 KERNELS = {
-    "qkv_rope": Kernel(_qkv, _qkv_supports),
-    "qkv_rope_write": Kernel(_qkv_write, _qkv_supports),
-    "paged_attention_linear": Kernel(_attend, _attend_supports),
-    "norm_gated_linear": Kernel(_gated, _gated_supports),
-    "norm_linear": Kernel(_head, _head_supports),
+    "attention_inputs": Kernel(_inputs, _inputs_supports),
+    "attend": Kernel(_attend, _attend_supports),
+    "products": Kernel(_products, _products_supports),
 }

@@ -111,12 +111,8 @@ def _backward(
     return Tensor.wrap(dh, backend), dw, db if layer else None
 
 
-def rms(x: Tensor, weight: Tensor, eps: float) -> Any:
-    """The array [..., E] of rms_norm(x), for kernels that follow it."""
-    return _launch(x, None, weight, None, False, eps)[0].data
-
-
-def _rms_norm(x, weight, eps: float, weight_offset: float):
+def rms(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
+    """rms_norm(x), for kernels that follow it."""
     return _launch(x, None, weight, None, False, eps, weight_offset)[0]
 
 
@@ -141,7 +137,7 @@ def _layer_norm_backward(g, passed, x, weight, eps: float, wants: bool):
 
 
 KERNELS = {
-    "rms_norm": Kernel(_rms_norm, refusals.floats),
+    "rms_norm": Kernel(rms, refusals.floats),
     "add_rms_norm": Kernel(_add_rms_norm, refusals.floats),
     "layer_norm": Kernel(_layer_norm, refusals.layer_norm),
     "add_layer_norm": Kernel(_add_layer_norm, refusals.layer_norm),

@@ -44,7 +44,7 @@ class CudaProgram(Program):
     def __len__(self) -> int:
         return len(_nodes(self._graph.graph))
 
-    def describe(self) -> list[str]:
+    def calls(self) -> list[str]:
         return [_describe(node) for node in _nodes(self._graph.graph)]
 
 

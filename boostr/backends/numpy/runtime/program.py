@@ -164,7 +164,7 @@ class NumpyProgram(Program):
     def __len__(self) -> int:
         return len(self._calls)
 
-    def describe(self) -> list[str]:
+    def calls(self) -> list[str]:
         return [
             call.name if isinstance(call, NativeCall) else f"numpy {call.fn.__name__}"
             for call in self._calls

@@ -108,6 +108,11 @@ def _launch_split(
         )  # fmt: skip
 
 
+def gated(gate: Tensor, up: Tensor, act: str) -> Tensor:
+    """act(gate) · up, act being "silu", "gelu" or "gelu_tanh"."""
+    return _elementwise(act, gate, up)[0]
+
+
 KERNELS = {
     "silu": Kernel(lambda x: _elementwise("silu", x)[0], refusals.floats),
     "gelu": Kernel(lambda x, form: _elementwise(_form(form), x)[0], refusals.floats),

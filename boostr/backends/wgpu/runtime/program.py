@@ -82,7 +82,7 @@ class WgpuProgram(Program):
     def __len__(self) -> int:
         return len(self._commands)
 
-    def describe(self) -> list[str]:
+    def calls(self) -> list[str]:
         return list(self._names)
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:

@@ -1,0 +1,230 @@
+"""The places where a decoder layer's ops may run as one kernel: the only decision about fusion.
+
+Each site is an op whose composite is its parts, ordinary ops in the same order. A backend's kernel
+takes the operands it knows and refuses the rest by name; then the parts run, each with its own
+kernel, and `BOOSTR_DEBUG=1` and `Program.describe()` say which fell apart and why. So a new kind of
+norm, weight or option is right everywhere first, and fast where a kernel learns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from boostr import dtypes, ops
+from boostr.dispatch import Op
+from boostr.errors import OptionError, ShapeError
+from boostr.operands import Cache, HeadNorms, Norm, Rope
+from boostr.ops.attention import AttentionOptions, attention_options
+from boostr.ops.linear import Weight
+from boostr.tensor import Tensor
+
+# `hidden_act` of a config -> the activation's name here
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+_ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": ops.silu,
+    "gelu": ops.gelu,
+    "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
+    "relu": ops.relu,
+}
+_GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": ops.swiglu,
+    "gelu": ops.geglu,
+    "gelu_tanh": lambda gate, up: ops.geglu(gate, up, "tanh"),
+    "relu": lambda gate, up: ops.relu(gate) * up,
+}
+
+
+def activation(hidden_act: str) -> str:
+    """The activation of a config's `hidden_act`, or an error that lists the known names."""
+    if hidden_act not in ACTIVATIONS:
+        raise OptionError(
+            f"unknown activation {hidden_act!r}; known: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[hidden_act]
+
+
+# -- 1: products of one input --------------------------------------------------------------------
+def products(
+    x: Tensor,
+    norm: Norm | None,
+    weights: Sequence[Weight],
+    biases: Sequence[Tensor | None],
+    activation: str | None = None,
+    dtype: object = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """h @ weightᵀ + bias for each weight, of h = norm(x), or x.
+
+    Args:
+        x: [T, E].   weights: [N, E] in any form.   biases: [N] or None, one for each weight.
+        activation: of ACTIVATIONS' values: of two products act(first) · second, of one act(it).
+        dtype: of the results; default x's.
+    Returns:
+        [T, N]; without an activation a tuple of them where there are several weights.
+    """
+    if len(weights) != len(biases) or not weights:
+        raise ShapeError(f"products: {len(weights)} weights and {len(biases)} biases")
+    if activation is not None and (activation not in _ACTS or len(weights) > 2):
+        raise OptionError(
+            f"products: activation must be one of {tuple(_ACTS)} of one or two products, "
+            f"got {activation!r} of {len(weights)}"
+        )
+    for weight in weights:
+        if weight.shape[-1] != x.shape[-1]:
+            raise ShapeError(
+                f"products: a weight must be [N, {x.shape[-1]}], got {list(weight.shape)}"
+            )
+    wanted = x.dtype if dtype is None else dtypes.parse(dtype)
+    return _products(x, norm, list(weights), list(biases), activation, wanted)
+
+
+def _products_of(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, activation: str | None,
+    dtype: np.dtype,
+) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+    h = x if norm is None else normed(x, norm)
+    first, *more = (ops.linear(h, w, b, dtype=dtype) for w, b in zip(weights, biases, strict=True))
+    if activation is None:
+        return (first, *more) if more else first
+    return _GATED[activation](first, *more) if more else _ACTS[activation](first)
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """x under a norm operand, over the last axis."""
+    if norm.kind == "layer":
+        return ops.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
+    return ops.rms_norm(x, norm.weight, eps=norm.eps, weight_offset=norm.offset)
+
+
+# -- 2: heads ------------------------------------------------------------------------------------
+def heads(
+    q: Tensor, k: Tensor, v: Tensor, norms: HeadNorms, rope: Rope | None, cache: Cache | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of heads, rope, and with a cache k and v written into it, in this order.
+
+    Args:
+        q: [T, H, D].   k: [T, K, D].   v: [T, K, Dv].
+        norms: with weights [D] of each head, or [H·D], [K·D] over all heads at once.
+    Returns:
+        q, k, v as they came to be.
+    """
+    q, k = (t if n is None else _normed_heads(t, n) for t, n in zip((q, k), norms, strict=True))
+    if rope is not None:
+        q, k = (ops.rope(t, rope.cos, rope.sin, rope.rows, layout=rope.layout) for t in (q, k))
+    if cache is not None:
+        ops.kv_write(k, v, cache.keys, cache.values, cache.slots)
+    return q, k, v
+
+
+def _normed_heads(x: Tensor, norm: Norm) -> Tensor:
+    T, H, D = x.shape
+    if norm.weight.shape == (D,):
+        return normed(x, norm)
+    return normed(x.reshape(T, H * D), norm).reshape(T, H, D)
+
+
+def attention_inputs(
+    x: Tensor,
+    norm: Norm | None,
+    weights: Sequence[Weight],
+    biases: Sequence[Tensor | None],
+    norms: HeadNorms,
+    rope: Rope | None,
+    cache: Cache | None,
+    *,
+    head_dim: int,
+) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+    """Sites 1 and 2 in one: `heads` of the `products` q, k, v of x, cut into heads of `head_dim`.
+
+    Returns:
+        q [T, H, D], k [T, K, D], v [T, K, D]; with a cache, which has k and v then, q alone.
+    """
+    if len(weights) != 3 or len(biases) != 3:
+        raise ShapeError(
+            f"attention_inputs: expected weights and biases of q, k, v, got {len(weights)} and "
+            f"{len(biases)}"
+        )
+    for weight in weights:
+        if weight.shape[0] % head_dim or weight.shape[1] != x.shape[-1]:
+            raise ShapeError(
+                f"attention_inputs: a weight must be [heads · {head_dim}, {x.shape[-1]}], "
+                f"got {list(weight.shape)}"
+            )
+    return _attention_inputs(x, norm, list(weights), list(biases), norms, rope, cache, head_dim)
+
+
+def _inputs_of(x, norm, weights, biases, norms, rope, cache, head_dim):
+    made = products(x, norm, weights, biases)
+    q, k, v = (t.reshape(len(x), -1, head_dim) for t in made)
+    q, k, v = heads(q, k, v, norms, rope, cache)
+    return q if cache is not None else (q, k, v)
+
+
+# -- 3: attention over a cache, and its output ---------------------------------------------------
+def attend(
+    q: Tensor,
+    cache: Cache,
+    cu_seqlens_q: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """residual + factor · (bias + weight · paged_attention(q, ...)), causal: [T, E].
+
+    The options are those of `ops.paged_attention`.
+    """
+    options = attention_options("attend", q.shape[2], True, window, scale, softcap, "bottom-right")
+    return _attend(q, cache, cu_seqlens_q, sinks, options, weight, bias, factor, residual)
+
+
+def _attended(
+    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: AttentionOptions,
+    weight: Weight, bias: Tensor | None, factor: float, residual: Tensor | None,
+) -> Tensor:  # fmt: skip
+    out, _ = ops.paged_attention(
+        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens,
+        window=(options.left, options.right), scale=options.scale, softcap=options.softcap,
+        sinks=sinks,
+    )  # fmt: skip
+    return product(out.reshape(len(q), -1), weight, bias, residual, factor)
+
+
+# -- 4: a product that is added to the residual --------------------------------------------------
+def product(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """residual + factor · (x @ weightᵀ + bias); `ops.linear` where the factor is 1."""
+    if factor == 1.0:
+        return ops.linear(x, weight, bias, residual)
+    y = ops.linear(x, weight, bias) * factor
+    return y if residual is None else residual + y
+
+
+def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float = 1.0) -> Tensor:
+    """residual + factor · norm(x): the end of a half of a layer that is normalised after it."""
+    y = normed(x, norm)
+    return residual + (y if factor == 1.0 else y * factor)
+
+
+_products = Op("products", _products_of, fusion=True)
+_attention_inputs = Op("attention_inputs", _inputs_of, fusion=True)
+_attend = Op("attend", _attended, fusion=True)

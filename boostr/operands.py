@@ -1,0 +1,85 @@
+"""Operands of fused ops that are more than one tensor. Plain tuples, so that backends, ops and the
+gradient tape see the tensors inside; nothing here computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from boostr.quant.scheme import QuantizedTensor
+    from boostr.tensor import Tensor
+
+
+class Norm(NamedTuple):
+    """A norm of what a product reads, or of the heads it gives.
+
+    Attributes:
+        kind: "rms" or "layer".   weight: [E], or [D] for each head, or [H·D] for all heads at once.
+        bias: as weight; of layer norms only.   eps: see `ops.rms_norm`.
+        offset: added to the weight (Gemma stores weight - 1).
+    """
+
+    kind: str
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    offset: float = 0.0
+
+
+class HeadNorms(NamedTuple):
+    """Norms of queries and keys before rope; None for none."""
+
+    q: Norm | None = None
+    k: Norm | None = None
+
+
+class Rope(NamedTuple):
+    """Tables cos, sin float32 [S, R/2], the row of each token int32 [T], how pairs lie."""
+
+    cos: Tensor
+    sin: Tensor
+    rows: Tensor
+    layout: str = "split-half"
+
+
+class Cache(NamedTuple):
+    """Where the keys and values of one layer are kept, and where new tokens of it go.
+
+    Attributes:
+        keys, values: [NB, bs, K, D] and [NB, bs, K, Dv].   slots: int32 [T], negative: not written.
+        block_table: int32 [B, max_blocks].   kv_lens: int32 [B], the new tokens included.
+    """
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    block_table: Tensor
+    kv_lens: Tensor
+
+
+class LowRank(NamedTuple):
+    """A weight with an adapter over it: base + scale · up · down. A form like any other: products
+    and embeddings take it wherever they take its base.
+
+    Attributes:
+        base: [N, K] in any stored form.   down: [r, K].   up: [N, r].
+    Source: Hu et al. 2021, LoRA.
+    """
+
+    base: Tensor | QuantizedTensor
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes + self.down.nbytes + self.up.nbytes
+
+    @property
+    def size(self) -> int:
+        """Weights as numbers, those of the adapter included."""
+        return self.base.size + self.down.size + self.up.size
