@@ -123,7 +123,7 @@ def test_every_source_is_compiled():
 
 def test_every_kernel_module_lists_its_variants():
     """Two choose among the kernels of others."""
-    assert set(OPS_OF) - set(MODULES) <= {"products.linear", "products.decoder"}
+    assert set(OPS_OF) - set(MODULES) <= {"products.linear", "products.fusion"}
 
 
 def test_a_source_that_does_not_compile_says_where(compiler):

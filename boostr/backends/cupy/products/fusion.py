@@ -17,6 +17,7 @@ from boostr.backends.cupy.products import gemv, linear
 from boostr.backends.cupy.rows import activation
 from boostr.backends.cupy.rows import norm as norms
 from boostr.backends.cupy.rows import rope as ropes
+from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.tensor import Tensor
 
 
