@@ -10,6 +10,7 @@ import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.engine.generate import generate
+from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, prompt_list
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.options import SamplingOptions
 from boostr.engine.prompt_cache import PromptCache
@@ -19,9 +20,6 @@ from boostr.engine.sequence import Sequence as Generation
 from boostr.errors import OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer
 from boostr.models.base import Model, ModelConfig
-
-Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,25 @@ class LanguageModel:
         prompt: Prompt | None = None,
         *,
         messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | None = None,
         **changes: Any,
     ) -> Completion:
         """Continue a prompt (text or token ids), or answer `messages` through the chat template.
 
-        `changes` are fields of `SamplingOptions`, over those of `options`.
+        Args:
+            tools: functions that the template may offer, as JSON schemas.
+            continue_final_message: go on with the last message instead of answering it.
+            template_arguments: further variables of the template, such as enable_thinking.
+            changes: fields of `SamplingOptions`, over those of `options`.
 
         Raises:
             OptionError: an option out of range, or a prompt that the context does not hold.
         """
-        sequence = self._start(0, prompt, messages, _options(options, changes))
+        chat = Chat(tools, continue_final_message, template_arguments)
+        sequence = self._start(0, prompt, messages, chat, _options(options, changes))
         return self._complete([sequence])[0]
 
     def stream(
@@ -85,6 +91,9 @@ class LanguageModel:
         prompt: Prompt | None = None,
         *,
         messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | None = None,
         prompt_cache: PromptCache | None = None,
         **changes: Any,
@@ -94,7 +103,8 @@ class LanguageModel:
         With a `prompt_cache` (see `new_prompt_cache`) the tokens that the prompt shares with the
         one before are not processed again.
         """
-        sequence = self._start(0, prompt, messages, _options(options, changes))
+        chat = Chat(tools, continue_final_message, template_arguments)
+        sequence = self._start(0, prompt, messages, chat, _options(options, changes))
         if prompt_cache is not None:
             return prompt_cache.generate(sequence)
         return generate(self.runner, [sequence], self._cache([sequence]))
@@ -107,13 +117,19 @@ class LanguageModel:
         self,
         prompts: Sequence[Prompt | Messages],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | Sequence[SamplingOptions] | None = None,
         **changes: Any,
     ) -> list[Completion]:
         """Completions of prompts of any lengths, decoded together; each is as it would be alone.
 
         A prompt is a text, token ids, or messages. `options` may be one for all or one for each.
+        The other arguments are those of `generate`, for all prompts that are messages.
         """
+        prompts = prompt_list(prompts)
+        chat, plain = Chat(tools, continue_final_message, template_arguments), Chat()
         if isinstance(options, Sequence):
             if len(options) != len(prompts):
                 raise OptionError(f"options: expected {len(prompts)}, got {len(options)}")
@@ -122,16 +138,17 @@ class LanguageModel:
             chosen = [_options(options, changes)] * len(prompts)
         sequences = []
         for index, (prompt, own) in enumerate(zip(prompts, chosen, strict=True)):
-            chat = _is_messages(prompt)
-            sequences.append(
-                self._start(index, None if chat else prompt, prompt if chat else None, own)  # type: ignore[arg-type]
-            )
+            if is_messages(prompt):
+                sequences.append(self._start(index, None, prompt, chat, own))  # type: ignore
+            else:
+                sequences.append(self._start(index, prompt, None, plain, own))  # type: ignore
         return self._complete(sequences) if sequences else []
 
     def _start(
-        self, index: int, prompt: Prompt | None, messages: Messages | None, options: SamplingOptions
-    ) -> Generation:
-        ids = self.encode(prompt, messages)
+        self, index: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,
+        options: SamplingOptions,
+    ) -> Generation:  # fmt: skip
+        ids = self.encode(prompt, messages, chat)
         context = self.config.max_position_embeddings
         if len(ids) >= context:
             raise OptionError(
@@ -141,17 +158,21 @@ class LanguageModel:
         limit = min(options.max_tokens, context - len(ids))
         return Generation.start(index, ids, options, limit, self.eos_ids, self.tokenizer)
 
-    def encode(self, prompt: Prompt | None, messages: Messages | None = None) -> list[int]:
+    def encode(
+        self, prompt: Prompt | None, messages: Messages | None = None, chat: Chat | None = None
+    ) -> list[int]:
         """The token ids of a prompt or of a conversation, checked."""
         if (prompt is None) == (messages is None):
             raise OptionError("expected either a prompt or messages")
         if messages is not None:
-            text = self.tokenizer.apply_chat_template(messages)
+            text = (chat or Chat()).render(self.tokenizer, messages)
             ids = self.tokenizer.encode(text, add_special_tokens=False)
-        elif isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+        elif chat is not None and chat != Chat():
+            raise OptionError(
+                "tools, continue_final_message and template_arguments need messages, got a prompt"
+            )
         else:
-            ids = [int(i) for i in prompt or ()]
+            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else id_list(prompt)
         if not ids:
             bos = self.tokenizer.bos_id
             if bos is None:
@@ -198,10 +219,11 @@ class LanguageModel:
     # -- looking at the model --------------------------------------------------------------------
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of one sequence, without a cache."""
-        if not len(token_ids):
+        ids = id_list(token_ids, "logits")
+        if not ids:
             raise OptionError("logits: expected at least one token")
-        self._check_ids(token_ids)
-        return self.runner.logits(token_ids).numpy()
+        self._check_ids(ids)
+        return self.runner.logits(ids).numpy()
 
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
         """Hidden states float32 [T, E] of one sequence: after the embedding, after each layer, the
@@ -239,13 +261,10 @@ class LanguageModel:
 
 
 def _options(options: SamplingOptions | None, changes: Mapping[str, Any]) -> SamplingOptions:
-    try:
-        return replace(options or SamplingOptions(), **changes)
-    except TypeError:
-        known = SamplingOptions.__dataclass_fields__
-        wrong = next(name for name in changes if name not in known)
-        raise OptionError(f"unknown option {wrong!r}; known: {', '.join(known)}") from None
-
-
-def _is_messages(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    if options is not None and not isinstance(options, SamplingOptions):
+        raise OptionError(f"options must be SamplingOptions, got {type(options).__name__}")
+    known = SamplingOptions.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}; known: {', '.join(known)}")
+    return replace(options or SamplingOptions(), **changes)

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from boostr.errors import OptionError
+
+# name -> (least, most, whole number, whether the least itself is out)
+_BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
+    "max_tokens": (1, math.inf, True, False),
+    "temperature": (0, math.inf, False, False),
+    "top_k": (0, math.inf, True, False),
+    "top_p": (0, 1, False, True),
+    "min_p": (0, 1, False, False),
+    "repetition_penalty": (0, math.inf, False, True),
+    "presence_penalty": (-math.inf, math.inf, False, False),
+    "frequency_penalty": (-math.inf, math.inf, False, False),
+    "seed": (0, 2**63 - 1, True, False),
+    "logprobs": (0, 20, True, False),
+}
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of one generation.
+    """Options of one generation. Numbers may be numpy's; they are kept as Python's.
 
     The order is: penalties and bias on the logits, temperature, top-k, top-p, min-p, then a draw
     that depends only on `seed` and on how many tokens came before.
@@ -27,9 +44,10 @@ class SamplingOptions:
         presence_penalty, frequency_penalty: subtracted from a token's logit once it is in the
             output,
             and once more for each time it is; 0 is off.
-        logit_bias: token id -> number added to its logit.
+        logit_bias: token id -> number added to its logit; None is {}.
         seed: of the draws; None takes a fresh one.
-        stop: texts that end the generation; they are not part of the result.
+        stop: text or texts that end the generation, special tokens among them; they are not part
+            of the result. None is ().
         ignore_eos: go on past end-of-sequence tokens.
         logprobs: None, or how many most likely tokens to report for each token, with the chosen
         one.
@@ -50,28 +68,14 @@ class SamplingOptions:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        _check("max_tokens", self.max_tokens, 1, math.inf, whole=True)
-        _check("temperature", self.temperature, 0, math.inf)
-        _check("top_k", self.top_k, 0, math.inf, whole=True)
-        _check("top_p", self.top_p, 0, 1, open_below=True)
-        _check("min_p", self.min_p, 0, 1)
-        _check("repetition_penalty", self.repetition_penalty, 0, math.inf, open_below=True)
-        _check("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _check("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        if self.seed is not None:
-            _check("seed", self.seed, 0, 2**63 - 1, whole=True)
-        if self.logprobs is not None:
-            _check("logprobs", self.logprobs, 0, 20, whole=True)
-        if any(not isinstance(s, str) or not s for s in self.stop):
-            raise OptionError(f"stop must be texts that are not empty, got {list(self.stop)}")
-        for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or not math.isfinite(bias):
-                raise OptionError(
-                    f"logit_bias must map token ids to numbers, got {token!r}: {bias}"
-                )
+        for name, bounds in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None or self.__dataclass_fields__[name].default is not None:
+                object.__setattr__(self, name, _number(name, value, *bounds))
+        if not isinstance(self.ignore_eos, bool | np.bool_):
+            raise OptionError(f"ignore_eos must be True or False, got {self.ignore_eos!r:.80}")
+        object.__setattr__(self, "stop", _stop_texts(self.stop))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @property
     def penalizes(self) -> bool:
@@ -84,15 +88,44 @@ class SamplingOptions:
         )
 
 
-def _check(
-    name: str, value: float, low: float, high: float, *, whole: bool = False,
-    open_below: bool = False,
-) -> None:  # fmt: skip
+def _number(
+    name: str, value: Any, low: float, high: float, whole: bool, open_below: bool
+) -> int | float:
+    """A Python number within its bounds."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
     kinds = int if whole else int | float
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise OptionError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
+        raise OptionError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r:.80}")
     inside = low < value if open_below else low <= value
     if not (inside and value <= high) or (not whole and not math.isfinite(value)):
         above = f"above {low:g}" if open_below else f"{low:g} or more"
         bounds = above if high == math.inf else f"{above}, at most {high:g}"
         raise OptionError(f"{name} must be {bounds}, got {value}")
+    return value
+
+
+def _stop_texts(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise OptionError(f"stop must be a text or a list of texts, got {value!r:.80}")
+    texts = tuple(texts)
+    if any(not isinstance(text, str) or not text for text in texts):
+        raise OptionError(f"stop must be texts that are not empty, got {value!r:.80}")
+    return texts
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OptionError(f"logit_bias must map token ids to numbers, got {value!r:.80}")
+    infinite = math.inf
+    return {
+        int(_number("logit_bias: a token id", token, 0, infinite, True, False)): float(
+            _number(
+                f"logit_bias: the bias of token {token}", bias, -infinite, infinite, False, False
+            )
+        )
+        for token, bias in value.items()
+    }

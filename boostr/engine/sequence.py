@@ -107,7 +107,7 @@ class Sequence:
         cls, index: int, prompt: list[int], options: SamplingOptions, limit: int,
         eos_ids: frozenset[int], tokenizer: Tokenizer,
     ) -> Sequence:  # fmt: skip
-        stream = TextStream(tokenizer.stream(), options.stop)
+        stream = TextStream(tokenizer.stream(), options.stop, tokenizer.special_text)
         ends = frozenset() if options.ignore_eos else eos_ids
         return cls(index, prompt, options, limit, ends, stream)
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import markupsafe
+import numpy as np
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_indent
@@ -31,6 +32,7 @@ _FILTERS = (
     "sort", "unique",
 )  # fmt: skip
 _ON_TEXT = ("capitalize", "lower", "title", "trim", "upper")
+_MARK = "BOOSTR_GOES_ON_HERE"  # plain letters: templates may escape or split at others
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 _CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
 _budget: ContextVar[Budget] = ContextVar("budget")
@@ -69,6 +71,38 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
         _budget.reset(token)
 
 
+def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> str:
+    """As `render`, up to the end of the text of the last message, which is to be gone on with.
+
+    Raises:
+        TokenizerError: as `render`; the last message has no text, or the template does not show it.
+    """
+    *before, last = variables["messages"] or [{}]
+    marked = _marked(last.get("content"))
+    if marked is None:
+        raise TokenizerError(f"{name}: the last message must have a text to be gone on with")
+    messages = [*before, {**last, "content": marked}]
+    rendered = render(source, {**variables, "messages": messages}, name)
+    end = rendered.rfind(_MARK)
+    if end < 0:
+        raise TokenizerError(f"{name}: it does not show the text of the last message")
+    # A template that strips messages has taken the space behind the mark, so strip ours, too.
+    stripped = rendered[end + len(_MARK) : end + len(_MARK) + 1] != " "
+    return rendered[:end].rstrip() if stripped else rendered[:end]
+
+
+def _marked(content: Any) -> Any:
+    """The content of a message with the mark behind its last text; None if it has no text."""
+    if isinstance(content, str):
+        return content + _MARK + " "
+    parts = list(content) if isinstance(content, list | tuple) else []
+    for i in reversed(range(len(parts))):
+        if isinstance(parts[i], Mapping) and isinstance(parts[i].get("text"), str):
+            parts[i] = {**parts[i], "text": parts[i]["text"] + _MARK + " "}
+            return parts
+    return None
+
+
 def plain(value: Any, where: str) -> Any:
     """A deep copy as str, int, float, bool, None, list and dict: nothing with methods of its own.
 
@@ -79,6 +113,8 @@ def plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist(), where)
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{where}[{key!r:.40}]") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):

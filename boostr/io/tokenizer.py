@@ -118,12 +118,17 @@ class Tokenizer:
         """True for control tokens: those that `decode` leaves out."""
         return token_id in self._special_ids
 
+    def special_text(self, token_id: int) -> str | None:
+        """The text of a special token, which `decode` leaves out; None for any other."""
+        return self.inner.id_to_token(token_id) if token_id in self._special_ids else None
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         template: str | None = None,
         **kwargs: Any,
     ) -> str:
@@ -131,11 +136,14 @@ class Tokenizer:
 
         `template` picks one of several named templates; without it, "tool_use" is taken for
         `tools` where there is one, else "default". Other keywords reach the template as variables.
+        `continue_final_message` ends the prompt where the text of the last message ends, so that
+        it is gone on with; there is no generation prompt then. Keys of messages that are None are
+        left out, as in transformers.
 
         Raises:
             TokenizerError: no template, an unknown name, or the template failed or refused.
         """
-        from boostr.io.chat_template import render
+        from boostr.io.chat_template import render, render_unfinished
 
         templates = self.special.templates
         if template is None:
@@ -155,11 +163,15 @@ class Tokenizer:
         variables = {
             **self.special.names,
             **kwargs,
-            "messages": messages,
+            "messages": [
+                {key: item for key, item in message.items() if item is not None}
+                for message in messages
+            ],
             "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
-        return render(templates[template], variables, f"{self.source}: chat template {template!r}")
+        how = render_unfinished if continue_final_message else render
+        return how(templates[template], variables, f"{self.source}: chat template {template!r}")
 
     def _id_of(self, name: str) -> int | None:
         token = self.special.names.get(name)

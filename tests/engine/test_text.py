@@ -48,6 +48,25 @@ def test_text_is_cut_before_a_stop(pieces, stop, shown, stopped):
     assert ended == stopped
 
 
+def test_special_tokens_count_for_stops_but_are_not_shown():
+    pieces = ["a", "", "\nb", "c", "", "d"]  # the detokenizer gives no text for ids 1 and 4
+    special = {1: "<|end|>", 4: "<|x|>"}.get
+    for stop, expected in (
+        (["<|end|>"], (["a"], True)),
+        (["<|end|>\nb"], (["a"], True)),
+        (["a<|end|>"], ([], True)),
+        (["<|end|>c"], (["a\nbcd"], False)),
+        (["bc<|x|>d"], (["a\n"], True)),
+    ):
+        text = TextStream(Letters(pieces), stop, special)
+        out = ""
+        for i in range(len(pieces)):
+            out += text.add(i)
+            if text.stopped:
+                break
+        assert (out + text.finish(), text.stopped) == ("".join(expected[0]), expected[1])
+
+
 def test_nothing_that_may_be_a_stop_is_shown_early():
     out, _ = stream(["abc", "d", "e"], ["cdf"])
     assert out[:3] == ["ab", "", "cde"]

@@ -196,6 +196,52 @@ def test_messages_must_have_roles(metadata: dict[str, Any], messages: Any) -> No
         ours.apply_chat_template(messages)
 
 
+def test_keys_that_are_none_are_left_out(metadata: dict[str, Any]) -> None:
+    """As in transformers: an assistant turn that only calls tools has the content None."""
+    source = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ m.name is defined or '' }};"
+        "{% endfor %}"
+    )
+    ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "hi", "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    assert ours.apply_chat_template(messages) == "user:hi;assistant:;"
+    assert messages[1]["content"] is None
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        ("{{ messages[-1].content }}</s>", "go on ", "go on "),
+        ("{{ messages[-1].content | trim }}</s>", "go on ", "go on"),
+        ("{{ messages[-1].content | trim }}</s>", " go  on", "go  on"),
+        ("{{ messages[-1].content[0].text }}</s>", [{"type": "text", "text": "a"}], "a"),
+        ("{{ messages[-1].content }}{% if add_generation_prompt %}x{% endif %}", "", ""),
+    ],
+)
+def test_the_final_message_goes_on(
+    metadata: dict[str, Any], source: str, content: Any, expected: str
+) -> None:
+    ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
+    message = {"role": "assistant", "content": content}
+    assert ours.apply_chat_template([message], continue_final_message=True) == expected
+
+
+@pytest.mark.parametrize("content", [None, 3, [], [{"type": "image"}]])
+def test_a_final_message_without_text(metadata: dict[str, Any], content: Any) -> None:
+    ours = Tokenizer.from_gguf(
+        {**metadata, "tokenizer.chat_template": "{{ messages[-1].content }}"}
+    )
+    with pytest.raises(TokenizerError, match="must have a text to be gone on with"):
+        ours.apply_chat_template([{"role": "a", "content": content}], continue_final_message=True)
+    hides = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": "hidden"})
+    with pytest.raises(TokenizerError, match="does not show the text of the last message"):
+        hides.apply_chat_template([{"role": "a", "content": "b"}], continue_final_message=True)
+
+
 def test_template_variables(metadata: dict[str, Any]) -> None:
     source = "{{ eos_token }}{{ thinking }}{{ tools is none }}{{ add_generation_prompt }}"
     ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
