@@ -15,7 +15,10 @@ from boostr import autograd, backends, dtypes
 from boostr.errors import BackendError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from boostr.backends.base import Backend
+    from boostr.ops import core as _core
 
 Number = bool | int | float
 
@@ -388,4 +391,8 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
 
 
-from boostr.ops import core as _core  # noqa: E402  (core needs Tensor to exist)
+def forward_to(core: ModuleType) -> None:
+    """What operators and methods of tensors call: `boostr.ops.core`, which is built on tensors and
+    therefore names itself here."""
+    global _core
+    _core = core

@@ -1,6 +1,9 @@
 """The primitives as ops, each with its gradient. Everything else in `ops/` is composed of these."""
 # ruff: noqa: A004  (named as in numpy)
 
+import sys
+
+from boostr import tensor
 from boostr.ops.elementwise import (
     abs,
     add,
@@ -39,9 +42,9 @@ from boostr.ops.elementwise import (
     sqrt,
     sub,
     tanh,
-    unbroadcast,
     where,
 )
+from boostr.ops.indexing import index, scatter_add, take, take_along
 from boostr.ops.reduce import (
     argmax,
     argsort,
@@ -50,10 +53,7 @@ from boostr.ops.reduce import (
     max,
     mean,
     min,
-    scatter_add,
     sum,
-    take,
-    take_along,
 )
 from boostr.ops.views import (
     bitcast,
@@ -61,10 +61,10 @@ from boostr.ops.views import (
     checked_axis,
     concat,
     contiguous,
-    index,
     permute,
     reshape,
     split,
+    unbroadcast,
 )
 
 __all__ = [
@@ -76,3 +76,5 @@ __all__ = [
     "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "split", "sqrt", "sub", "sum", "take",
     "take_along", "tanh", "unbroadcast", "where",
 ]  # fmt: skip
+
+tensor.forward_to(sys.modules[__name__])

@@ -17,7 +17,7 @@ from boostr import dtypes
 from boostr.backends.base import COMPARE
 from boostr.dispatch import Op, common_backend
 from boostr.errors import DTypeError, ShapeError
-from boostr.ops import core
+from boostr.ops.views import unbroadcast
 from boostr.tensor import Tensor
 
 Operand = Any  # Tensor, numpy array or Python number
@@ -146,19 +146,6 @@ def _common_dtype(a: Operand, b: Operand) -> np.dtype:
     if isinstance(number, float) and not dtypes.is_float(tensor.dtype):
         return dtypes.float32
     return tensor.dtype
-
-
-def unbroadcast(g: Tensor, like: Tensor) -> Tensor:
-    """Sum a gradient over the axes along which `like` had been broadcast."""
-    extra = g.ndim - like.ndim
-    axes = tuple(range(extra)) + tuple(
-        i + extra for i, n in enumerate(like.shape) if n == 1 and g.shape[i + extra] != 1
-    )
-    if axes:
-        g = core.sum(g, axes, keepdims=True)
-    if g.shape != like.shape:
-        g = core.reshape(g, like.shape)
-    return cast(g, like.dtype)
 
 
 def _log(x: Operand) -> Operand:

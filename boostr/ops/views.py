@@ -11,8 +11,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.dispatch import Op, common_backend
-from boostr.errors import DTypeError, ShapeError
-from boostr.ops import core
+from boostr.errors import ShapeError
 from boostr.tensor import Tensor
 
 
@@ -35,7 +34,7 @@ _permute_op = Op(
 _broadcast_op = Op(
     "broadcast_to",
     lambda x, shape: _wrap(x.backend.broadcast_to(x.data, shape), x),
-    vjp=lambda g, y, x, shape: (core.unbroadcast(g, x), None),
+    vjp=lambda g, y, x, shape: (unbroadcast(g, x), None),
     primitive=True,
 )
 _copy_op = Op(
@@ -51,6 +50,19 @@ def checked_axis(op: str, axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise ShapeError(f"{op}: axis {axis} of a tensor with {ndim} axes")
     return axis % ndim
+
+
+def unbroadcast(g: Tensor, like: Tensor) -> Tensor:
+    """Sum a gradient over the axes along which `like` had been broadcast."""
+    extra = g.ndim - like.ndim
+    axes = tuple(range(extra)) + tuple(
+        i + extra for i, n in enumerate(like.shape) if n == 1 and g.shape[i + extra] != 1
+    )
+    if axes:
+        g = g.sum(axes, keepdims=True)
+    if g.shape != like.shape:
+        g = reshape(g, like.shape)
+    return g.to(like.dtype)
 
 
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -86,56 +98,23 @@ def contiguous(x: Tensor) -> Tensor:
     return x if x.backend.is_contiguous(x.data) else _copy_op(x)
 
 
-def _slice(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
-    return _wrap(x.backend.slice(x.data, slices), x)
+def sliced(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    """x with one slice, of steps of either sign, for every axis."""
+    return _slice_op(x, slices)
 
 
 def _slice_vjp(g: Tensor, y: Tensor, x: Tensor, slices: tuple[slice, ...]) -> tuple:
     spread = x.full_like(0)
-    g.backend.assign(g.backend.slice(spread.data, slices), core.cast(g, x.dtype).data)
+    g.backend.assign(g.backend.slice(spread.data, slices), g.to(x.dtype).data)
     return spread, None
 
 
-_slice_op = Op("slice", _slice, vjp=_slice_vjp, primitive=True)
-
-
-def index(x: Tensor, key: Any) -> Tensor:
-    """x[key]: integers, slices, None and `...`, or one integer tensor for the first axis."""
-    if isinstance(key, Tensor | np.ndarray | list):
-        indices = key if isinstance(key, Tensor) else Tensor(key, backend=x.backend)
-        return core.take(x, indices, 0)
-    keys = key if isinstance(key, tuple) else (key,)
-    given = sum(k is not None and k is not Ellipsis for k in keys)
-    if given > x.ndim:
-        raise ShapeError(f"index: {given} indices for {x.ndim} axes")
-    if Ellipsis not in keys:
-        keys = (*keys, Ellipsis)
-    at = keys.index(Ellipsis)
-    keys = keys[:at] + (slice(None),) * (x.ndim - given) + keys[at + 1 :]
-    slices, shape, axis = [], [], 0
-    for k in keys:
-        if k is None:
-            shape.append(1)
-            continue
-        n = x.shape[axis]
-        if isinstance(k, slice):
-            slices.append(k)
-            shape.append(len(range(*k.indices(n))))
-        else:
-            at = _checked_index(k, n, axis)
-            slices.append(slice(at, at + 1))
-        axis += 1
-    part = _slice_op(x, tuple(slices))
-    return part if part.shape == tuple(shape) else reshape(part, shape)
-
-
-def _checked_index(k: Any, n: int, axis: int) -> int:
-    if not hasattr(k, "__index__"):
-        raise DTypeError(f"index: expected an integer, slice, None or ..., got {type(k).__name__}")
-    at = k.__index__()
-    if not -n <= at < n:
-        raise IndexError(f"index: {at} is outside of axis {axis} of length {n}")
-    return at % n
+_slice_op = Op(
+    "slice",
+    lambda x, slices: _wrap(x.backend.slice(x.data, slices), x),
+    vjp=_slice_vjp,
+    primitive=True,
+)
 
 
 _concat_op = Op(
@@ -167,7 +146,7 @@ def split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> list[Tensor]:
     ends = np.cumsum([0, *sizes])
     lead = (slice(None),) * axis
     return [
-        _slice_op(x, (*lead, slice(int(a), int(b)), *(slice(None),) * (x.ndim - axis - 1)))
+        sliced(x, (*lead, slice(int(a), int(b)), *(slice(None),) * (x.ndim - axis - 1)))
         for a, b in pairwise(ends)
     ]
 
