@@ -20,7 +20,7 @@ from cuda_timing import BF16_FLOPS, table, time_us, torch_time_us
 from boostr import Tensor, backends, no_grad
 from boostr.ops import varlen_attention
 from boostr.ops.attention import _backward as attention_backward
-from boostr.ops.attention import attention_options
+from boostr.options import attention_options
 
 EQUAL = [(128, 32, True), (128, 32, False), (64, 32, True), (64, 32, False), (128, 8, True)]
 PEERS = ("FLASH_ATTENTION", "CUDNN_ATTENTION")

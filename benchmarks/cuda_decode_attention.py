@@ -21,7 +21,7 @@ import numpy as np
 
 from boostr import Tensor, backends, dtypes
 from boostr.backends.cupy.attention import attention_decode as decode
-from boostr.ops.attention import AttentionOptions
+from boostr.options import AttentionOptions
 
 
 @dataclass(frozen=True)

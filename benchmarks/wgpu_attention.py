@@ -21,7 +21,8 @@ import numpy as np
 import wgpu_timing as timing
 
 from boostr import Tensor, dtypes
-from boostr.ops.attention import _backward, attention_options, paged_attention, varlen_attention
+from boostr.ops.attention import _backward, paged_attention, varlen_attention
+from boostr.options import attention_options
 
 RAGGED = tuple(int(n) for n in np.random.default_rng(3).integers(64, 257, 16))
 _SEED = Path(__file__).with_name("wgpu_attention_seed.wgsl")

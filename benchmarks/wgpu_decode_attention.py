@@ -24,7 +24,7 @@ import wgpu_timing as timing
 
 from boostr import Tensor, dtypes
 from boostr.backends.wgpu.attention import attention_decode as decode
-from boostr.ops.attention import AttentionOptions
+from boostr.options import AttentionOptions
 
 _HELD = 3e9  # bytes of caches, at most
 _MOST_COPIES = 40

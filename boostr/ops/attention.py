@@ -15,22 +15,10 @@ from boostr.dispatch import Op, common_backend
 from boostr.errors import DTypeError, OptionError, ShapeError
 from boostr.ops import core
 from boostr.ops.norm import wide
+from boostr.options import AttentionOptions, attention_options
 from boostr.tensor import Tensor, arange, full
 
-ALIGNMENTS = ("bottom-right", "top-left")
 _BLOCK = 256  # queries at a time in the composite
-
-
-@dataclass(frozen=True)
-class AttentionOptions:
-    """The numbers of one attention call. A window side of -1 is unlimited; softcap 0 is off."""
-
-    causal: bool
-    left: int
-    right: int
-    scale: float
-    softcap: float
-    bottom_right: bool
 
 
 def varlen_attention(
@@ -167,30 +155,6 @@ def _check_per_head(op: str, q: Tensor, alibi_slopes: Tensor | None, sinks: Tens
             raise ShapeError(f"{op}: {name} must be [H] = [{q.shape[1]}], got {list(x.shape)}")
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         raise OptionError(f"{op}: alibi_slopes are constants and have no gradient")
-
-
-def attention_options(
-    op: str, head_dim: int, causal: bool, window, scale, softcap, alignment: str
-) -> AttentionOptions:
-    """The options of a call, checked, with their defaults filled in."""
-    if alignment not in ALIGNMENTS:
-        raise OptionError(f"{op}: causal_alignment must be in {ALIGNMENTS}, got {alignment!r}")
-    sides = (None, None) if window is None else tuple(window)
-    if len(sides) != 2 or any(w is not None and w < -1 for w in sides):
-        raise OptionError(
-            f"{op}: window must be (left, right), each >= 0, -1 or None, got {window}"
-        )
-    left, right = (-1 if w is None else int(w) for w in sides)
-    if softcap is not None and softcap < 0:
-        raise OptionError(f"{op}: softcap must be positive, got {softcap}")
-    return AttentionOptions(
-        causal=causal,
-        left=left,
-        right=0 if causal and right < 0 else right,
-        scale=head_dim**-0.5 if scale is None else float(scale),
-        softcap=softcap or 0.0,
-        bottom_right=alignment == "bottom-right",
-    )
 
 
 # -- where queries and keys stand ----------------------------------------------------------------

@@ -9,7 +9,8 @@ from tolerance import assert_close
 
 from boostr import Tensor, capture
 from boostr.backends.cupy.attention import attention_backward
-from boostr.ops.attention import _backward, attention_options
+from boostr.ops.attention import _backward
+from boostr.options import attention_options
 
 # Lengths around the tiles of 16 to 256 keys and queries.
 LENGTHS = (1, 130, 0, 64, 257, 63)

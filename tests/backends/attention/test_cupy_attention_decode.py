@@ -7,7 +7,7 @@ from draws import tensors
 from ops.paged_cases import build, compare, reference
 
 from boostr.backends.cupy.attention import attention_decode as decode
-from boostr.ops.attention import attention_options
+from boostr.options import attention_options
 
 
 @pytest.mark.parametrize("chosen", [{}, {"alone": 0}, {"alone": 1000}], ids=str)

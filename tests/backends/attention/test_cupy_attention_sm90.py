@@ -8,7 +8,8 @@ from ops.attention_cases import CASES
 
 from boostr import Tensor
 from boostr.backends.cupy.attention import attention_sm90 as sm90
-from boostr.ops.attention import AttentionOptions, varlen_attention
+from boostr.ops.attention import varlen_attention
+from boostr.options import AttentionOptions
 
 RAGGED = (17, 1, 33, 0, 129, 400)
 WIDTHS = pytest.mark.parametrize("D", [64, 128])

@@ -11,7 +11,8 @@ from ops.paged_cases import build, compare
 from ops.test_attention import oracle, paged
 
 from boostr import Tensor
-from boostr.ops.attention import attention_options, paged_attention
+from boostr.ops.attention import paged_attention
+from boostr.options import attention_options
 from boostr.program import capture
 
 

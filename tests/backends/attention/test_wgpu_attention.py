@@ -18,7 +18,8 @@ from boostr import Tensor, capture, dtypes
 from boostr.backends.wgpu.attention import attention, attention_backward, attention_matrix
 from boostr.backends.wgpu.attention.attention_plan import FAR, Call, make_plan
 from boostr.errors import FallbackError
-from boostr.ops.attention import attention_options, paged_attention, varlen_attention
+from boostr.ops.attention import paged_attention, varlen_attention
+from boostr.options import attention_options
 
 RAGGED = (1, 70, 0, 33), (1, 70, 0, 33)
 UNEQUAL = (20, 5, 0, 9), (51, 3, 4, 90)

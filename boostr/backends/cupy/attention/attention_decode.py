@@ -16,7 +16,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.runtime.kernels import Variant
-from boostr.ops.attention import AttentionOptions
+from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
 FEW = 8  # queries per sequence, on average, up to which this is the way

@@ -11,7 +11,7 @@ from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.rows.rows import not_float32, rows
 from boostr.backends.numpy.runtime import jit, threads
-from boostr.ops.attention import AttentionOptions
+from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.array import GpuArray
     from boostr.backends.wgpu.runtime.device import Caps
-    from boostr.ops.attention import AttentionOptions
+    from boostr.options import AttentionOptions
 
 # As in attention.py: for heads of up to so many columns, from the best to the smallest
 QUERIES: dict[int, tuple[Tiles, ...]] = {

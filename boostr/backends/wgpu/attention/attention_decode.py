@@ -16,7 +16,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
-from boostr.ops.attention import AttentionOptions
+from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.array import GpuArray
     from boostr.backends.wgpu.runtime.device import Caps
-    from boostr.ops.attention import AttentionOptions
+    from boostr.options import AttentionOptions
 
 FAR = 1 << 30  # a window side without limit, a cache that does not wrap
 _CACHED = 24 << 20  # bytes of keys and values that should stay in the GPU's cache
