@@ -12,10 +12,11 @@ from boostr.engine.load import read_json
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
-from boostr.io.safetensors import INDEX, SafetensorsSource, open_safetensors
+from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models import family
 from boostr.models.config import RawConfig
 from boostr.models.gguf import hf_config
+from boostr.models.quantized import quantization_method, refuse_quantized
 
 _INDICES = ("BOOL", "I64", "I32", "I16")  # types of buffers and masks, which are no parameters
 # what is shown of a config: name -> key after "<architecture>." in GGUF metadata
@@ -153,34 +154,30 @@ def _safetensors(found: ResolvedModel) -> Summary:
     raw = read_json(folder / "config.json") if path.is_dir() else {}
     config = RawConfig(raw, str(folder / "config.json"))
     with open_safetensors(path) as files:
-        rows = [_row(files, name) for name in files.names]
-    shards = _shards(path)
+        rows, shards = [_row(files, name) for name in files.names], files.paths
     kind, vocabulary = _tokenizer(folder) if path.is_dir() else (None, None)
-    quantization = config.raw.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     return Summary(
         source=found.source,
         path=str(path),
         format=f"safetensors, {len(shards)} {'file' if len(shards) == 1 else 'shards'}",
         architecture=_text(config.raw.get("model_type")),
-        refusal=_refusal(config, raw, method),
+        refusal=_refusal(config, raw),
         file_bytes=sum(shard.stat().st_size for shard in shards),
         tensors=rows,
         context=_whole(config.raw.get("max_position_embeddings")),
         tokenizer=kind,
         vocabulary=vocabulary,
         chat_template=path.is_dir() and _has_template(folder),
-        quantization=_text(method),
+        quantization=quantization_method(raw),
         sizes=_wholes({name: config.raw.get(name) for name in _SIZES}),
     )
 
 
-def _refusal(config: RawConfig, raw: dict[str, Any], method: Any) -> str | None:
+def _refusal(config: RawConfig, raw: dict[str, Any]) -> str | None:
     if not raw:
         return "no config.json beside the tensors"
-    if method is not None:
-        return f"quantization_config: method {method!r}"
     try:
+        refuse_quantized(raw, config.source)
         _read_config(config)
     except BoostrError as error:
         return _short(error, Path(config.source))
@@ -195,15 +192,6 @@ def _read_config(config: RawConfig) -> None:
 def _row(files: SafetensorsSource, name: str) -> TensorRow:
     info = files.info(name)
     return TensorRow(name, info.dtype, info.shape, info.end - info.begin)
-
-
-def _shards(path: Path) -> list[Path]:
-    """The files that `open_safetensors` opened."""
-    if path.is_file():
-        return [path]
-    if (path / INDEX).is_file():
-        return [path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))]
-    return [path / "model.safetensors"]
 
 
 def _tokenizer(folder: Path) -> tuple[str | None, int | None]:

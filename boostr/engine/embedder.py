@@ -12,7 +12,7 @@ import numpy as np
 
 from boostr import autograd
 from boostr.backends.base import Backend
-from boostr.errors import ModelFileError, OptionError
+from boostr.errors import ModelFileError, OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer
 from boostr.models.base import Model
 from boostr.nn.batch import Batch
@@ -105,6 +105,11 @@ class EmbeddingModel:
             self.config.max_position_embeddings,
         )
         ids = self.tokenizer.encode(text)
+        if max(ids, default=0) >= self.config.vocab_size:
+            raise TokenizerError(
+                f"token id {max(ids)} is not in the model's vocabulary "
+                f"0..{self.config.vocab_size - 1}"
+            )
         if len(ids) <= limit:
             return ids
         bare = self.tokenizer.encode(text, add_special_tokens=False)

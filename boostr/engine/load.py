@@ -18,6 +18,7 @@ from boostr.io.tokenizer import Tokenizer
 from boostr.models import family, is_encoder
 from boostr.models.config import RawConfig
 from boostr.models.gguf import GGUFWeights, hf_config
+from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
 from boostr.quant.scheme import parse_scheme
@@ -88,6 +89,9 @@ def load_module(
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
+    refuse_quantized(config.raw, config.source)
+    separate = weights / "hf_quant_config.json"  # ModelOpt's
+    refuse_quantized(read_json(separate), str(separate))
     module = _empty_module(config)
     with open_safetensors(weights) as files:
         stored = stored_weights(files, str(weights))
@@ -140,9 +144,17 @@ def _empty_module(config: RawConfig) -> Module:
 
 
 def _check_vocabulary(module: Module, tokenizer: Tokenizer) -> None:
-    """Every id that the tokenizer gives must have a row in the embedding."""
+    """Every id that the tokenizer makes of ordinary text must have a row in the embedding.
+
+    Added tokens may lie beyond it (a pad token, say, that a fine-tune never used): only a text that
+    spells one out has its id, and is then refused.
+    """
     rows = module.config.vocab_size  # type: ignore[attr-defined]
-    if tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size <= rows:
+        return
+    spare = tokenizer.inner.get_added_tokens_decoder()
+    beyond = [i for i in tokenizer.inner.get_vocab().values() if i >= rows and i not in spare]
+    if beyond:
         raise ModelFileError(
             f"{tokenizer.source}: the tokenizer has {tokenizer.vocab_size} tokens, the model's "
             f"embedding only {rows}; the files do not belong together"

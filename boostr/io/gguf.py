@@ -16,7 +16,7 @@ import numpy as np
 
 from boostr.dtypes import bfloat16
 from boostr.errors import ModelFileError
-from boostr.io.mapping import map_file, refuse_pickle, view_bytes
+from boostr.io.mapping import map_file, refuse_foreign, view_bytes
 
 MAX_STRING = 64 * 1024 * 1024  # bytes
 MAX_ALIGNMENT = 1024 * 1024
@@ -232,7 +232,7 @@ def _read_preamble(reader: _Reader) -> tuple[int, int, int]:
     """(version, number of tensors, number of key-value pairs)."""
     magic = reader.data[:4]
     if magic != b"GGUF":
-        refuse_pickle(reader.path, magic)
+        refuse_foreign(reader.path, reader.data[:16])
         reader.fail(f"expected the magic b'GGUF', got {magic!r}")
     reader.at = 4
     version = reader.u32()

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io import wheel_model
-from boostr.io.mapping import refuse_pickle
+from boostr.io.mapping import refuse_foreign
 from boostr.io.safetensors import INDEX, SINGLE
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -123,20 +123,22 @@ def resolve_default(*, offline: bool | None = None, progress: bool = True) -> Re
 
 def _local(path: Path) -> ResolvedModel:
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if (path / "config.json").exists() or not ggufs:
+        # A config.json alone does not make the folder a checkpoint: it often lies beside a GGUF.
+        # Files that begin with a dot are none of ours (macOS puts a ._NAME beside every file).
+        ggufs = sorted(gguf for gguf in path.glob("*.gguf") if not gguf.name.startswith("."))
+        if (path / SINGLE).exists() or (path / INDEX).exists() or not ggufs:
             return ResolvedModel(path, "folder", str(path))
         if len(ggufs) > 1:
             names = ", ".join(gguf.name for gguf in ggufs)
             raise ModelFileError(f"{path}: name one of the GGUF files in it: {names}")
         return ResolvedModel(ggufs[0], "gguf", str(ggufs[0]))
     with path.open("rb") as file:
-        head = file.read(4)
-    if head != b"GGUF":
-        refuse_pickle(path, head)
+        head = file.read(16)
+    if not head.startswith(b"GGUF"):
+        refuse_foreign(path, head)
         raise ModelFileError(
             f"{path}: expected a GGUF file or a model folder (with config.json and safetensors), "
-            f"got a file that starts with {head!r}"
+            f"got a file that starts with {head[:4]!r}"
         )
     return ResolvedModel(path, "gguf", str(path))
 
@@ -269,8 +271,10 @@ def _is_complete(folder: Path) -> bool:
     """An interrupted download leaves a snapshot with some of its files."""
     if not (folder / "config.json").is_file():
         return False
+    if (folder / SINGLE).is_file():
+        return True
     if not (folder / INDEX).is_file():
-        return (folder / SINGLE).is_file()
+        return False
     try:
         shards = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)

@@ -9,6 +9,8 @@ from boostr.errors import ModelFileError
 
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
+_LFS_POINTER = b"version https:"  # "version https://git-lfs.github.com/spec/v1"
+
 
 def map_file(path: str | Path) -> mmap.mmap:
     """Maps a whole file read-only; the file handle is closed before this returns.
@@ -33,8 +35,8 @@ def map_file(path: str | Path) -> mmap.mmap:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def refuse_pickle(path: Path, head: bytes) -> None:
-    """Raises if `head`, the first bytes of a file, are those of a pickle or a zip (torch.save).
+def refuse_foreign(path: Path, head: bytes) -> None:
+    """Raises if `head`, the first bytes of a file, are those of a pickle or a git-LFS pointer.
 
     Judged by content and not by suffix, so that a renamed pickle is named as what it is.
     """
@@ -42,6 +44,11 @@ def refuse_pickle(path: Path, head: bytes) -> None:
         raise ModelFileError(
             f"{path}: this is a pickle or zip as torch.save writes it, which can run code when it "
             "is read; boostr never reads one. Convert it to safetensors where you trust it"
+        )
+    if head.startswith(_LFS_POINTER):
+        raise ModelFileError(
+            f"{path}: this is a git-LFS pointer, not the file itself; fetch it with `git lfs pull` "
+            "in the repository (git-lfs must be installed)"
         )
 
 

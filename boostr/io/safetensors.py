@@ -1,27 +1,54 @@
-"""safetensors checkpoints: memory-mapped files, sharded folders, and writing.
+"""safetensors checkpoints: files mapped into memory without a copy, sharded folders, writing.
 
-`open_safetensors` takes a file or a folder; what it gives has `.names`, `.shape(name)`,
-`.dtype(name)`, `.tensor(name)`, `.metadata` and `.close()` either way.
+The `safetensors` package checks files and writes them; what it does not offer for numpy is a view
+of a tensor that stays in the file, which is here. `open_safetensors` takes a file or a folder; what
+it gives has `.names`, `.shape(name)`, `.dtype(name)`, `.tensor(name)`, `.metadata` and `.close()`
+either way. Format: https://github.com/huggingface/safetensors#format
 """
+
+from __future__ import annotations
 
 import json
 import mmap
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Self
 
+import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from boostr.dtypes import parse
+from boostr.dtypes import bfloat16, float8_e4m3, float8_e5m2
 from boostr.errors import ModelFileError
-from boostr.io.mapping import map_file, view_bytes
-from boostr.io.safetensors_header import DTYPES, TensorInfo, read_header, without_duplicates
+from boostr.io.mapping import map_file, refuse_foreign, view_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_INDEX = 256 * 1024 * 1024
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": bfloat16,
+    "F8_E4M3": float8_e4m3, "F8_E5M2": float8_e5m2, "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"), "C64": np.dtype("<c8"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One row of a header; `begin` and `end` are byte offsets from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 class SafetensorsFile:
@@ -36,7 +63,12 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._data: mmap.mmap | None = map_file(self.path)
-        self._infos, self.metadata = read_header(self.path, self._data)
+        self._infos, self.metadata = _read_header(self.path, self._data)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [self.path]
 
     @property
     def names(self) -> list[str]:
@@ -86,15 +118,34 @@ class SafetensorsFile:
         return self._infos[name]
 
 
+def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The (tensors, metadata) of a mapped file that the package finds valid."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        with safe_open(path, framework="np"):  # type: ignore  (not in its stub)
+            header = json.loads(data[8:start])
+    except (SafetensorError, ValueError, RecursionError) as error:  # type: ignore
+        refuse_foreign(path, data[:16])
+        raise ModelFileError(
+            f"{path}: not a valid safetensors file: {error!s:.400}; download it again"
+        ) from None
+    metadata = header.pop("__metadata__", None) or {}
+    infos = {}
+    for name, row in header.items():
+        begin, end = row["data_offsets"]
+        infos[name] = TensorInfo(row["dtype"], tuple(row["shape"]), start + begin, start + end)
+    return infos, metadata
+
+
 class SafetensorsFolder:
     """A checkpoint in shards, with the interface of `SafetensorsFile`.
 
-    `model.safetensors.index.json` is the authority: every shard it lists must be there, every
-    tensor must lie in the shard it names, and a shard may hold nothing that is not listed.
-    Other files in the folder are ignored.
+    `model.safetensors.index.json` is the authority: every shard it lists must be there, and every
+    tensor in the shard it names. What else these shards hold is part of the checkpoint too, as in
+    transformers; other files in the folder are not.
 
     Raises:
-        ModelFileError: lists all that is missing or unlisted, or the header that is malformed.
+        ModelFileError: lists all that is missing or there twice, or names a malformed file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -112,8 +163,13 @@ class SafetensorsFolder:
         self._check_index()
 
     @property
+    def paths(self) -> list[Path]:
+        """The shards."""
+        return [file.path for file in self._shards.values()]
+
+    @property
     def names(self) -> list[str]:
-        """Names of all tensors, in the order of the index."""
+        """Names of all tensors: those of the index in its order, then what else the shards hold."""
         return list(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -153,18 +209,18 @@ class SafetensorsFolder:
 
     def _check_index(self) -> None:
         absent = [name for name, file in self._files.items() if name not in file]
-        unlisted = [
-            f"{name} in {shard}"
+        twice = [
+            f"{name} in {shard} and {self._files[name].path.name}"
             for shard, file in self._shards.items()
             for name in file.names
-            if self._files.get(name) is not file
+            if self._files.setdefault(name, file) is not file
         ]
-        if absent or unlisted:
+        if absent or twice:
             self.close()
             raise ModelFileError(
-                f"{self.path}: {INDEX} and the shards disagree; "
-                f"listed but not in their shard: {_some(absent)}; in a shard but not listed "
-                f"there: {_some(unlisted)}; the download is stale or mixed, fetch it again"
+                f"{self.path}: {INDEX} and the shards disagree; listed but not in their shard: "
+                f"{_some(absent)}; in two shards: {_some(twice)}; the download is stale or mixed, "
+                "fetch it again"
             )
 
 
@@ -172,7 +228,7 @@ SafetensorsSource = SafetensorsFile | SafetensorsFolder
 
 
 def open_safetensors(path: str | Path) -> SafetensorsSource:
-    """Opens a file, or the checkpoint in a folder: the index if there is one, else the one file.
+    """Opens a file, or the checkpoint in a folder: the one file if there is one, else the shards.
 
     Raises:
         ModelFileError: nothing to open, or anything malformed.
@@ -180,10 +236,15 @@ def open_safetensors(path: str | Path) -> SafetensorsSource:
     path = Path(path)
     if not path.is_dir():
         return SafetensorsFile(path)
+    if (path / SINGLE).is_file():
+        if (path / INDEX).is_file():
+            warnings.warn(
+                f"{path}: {SINGLE} is read; {INDEX} beside it is ignored, as in transformers",
+                stacklevel=2,
+            )
+        return SafetensorsFile(path / SINGLE)
     if (path / INDEX).is_file():
         return SafetensorsFolder(path)
-    if (path / SINGLE).is_file():
-        return SafetensorsFile(path / SINGLE)
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     hint = (
         f" It holds {_some(pickles)}: pickles can run code when read, so boostr refuses them. "
@@ -198,55 +259,24 @@ def open_safetensors(path: str | Path) -> SafetensorsSource:
 def save(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file: to a temporary file next to `path`, then renamed over it.
+    """Writes a safetensors file: beside `path` at first, then moved over it.
 
     Raises:
         ModelFileError: a dtype that the format does not have, or a name that it reserves.
     """
     path = Path(path)
-    header, arrays = _header_of(path, tensors, metadata)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for array in arrays:
-                # One tensor at a time: only those that are not contiguous are ever copied.
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            file.flush()
+    if "__metadata__" in tensors:
+        raise ModelFileError(f"{path}: cannot write a tensor named '__metadata__': it is reserved")
+    dense = {n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        made = Path(scratch) / path.name
+        try:
+            save_file(dense, made, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            raise ModelFileError(f"{path}: cannot write these tensors: {error}") from None
+        with made.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _header_of(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
-) -> tuple[bytes, list[np.ndarray]]:
-    """The JSON header, padded to 8 bytes, and the arrays in the order of the buffer."""
-    codes = {parse(dtype): code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    arrays, offset = [], 0
-    # Widest dtypes first keeps every tensor aligned, as the reference implementation does.
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
-        array = tensors[name]
-        if name == "__metadata__" or array.dtype not in codes:
-            raise ModelFileError(
-                f"{path}: cannot write {name!r} of dtype {array.dtype}; expected a name other than "
-                f"'__metadata__' and one of {', '.join(DTYPES)} in little-endian order"
-            )
-        header[name] = {
-            "dtype": codes[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        arrays.append(array)
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    return text + b" " * (-len(text) % 8), arrays
+        os.replace(made, path)
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -254,7 +284,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise ModelFileError(f"{path}: the index is over {_MAX_INDEX} bytes")
-        index = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
+        index = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
@@ -270,23 +300,25 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {key: value for key, value in strings if isinstance(value, str)}
 
 
-def _shard_path(folder: Path, shard: str) -> Path:
-    """The path of a shard, which data names: it must not lead out of the folder.
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json that refuses a key that is there twice."""
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice!r:.200} is there twice")
+    return keys
 
-    Links are followed only to inside of the folder, or, where the folder is a snapshot in a
-    Hugging Face cache (`<cache>/models--org--name/snapshots/<commit>`), to the blobs of that
-    model or to those that the whole cache shares.
+
+def _shard_path(folder: Path, shard: str) -> Path:
+    """The path of a shard, which data names: the name must not lead out of the folder.
+
+    A link that lies in the folder is followed wherever it leads: hubs and users make them.
     """
     parts = PureWindowsPath(shard)  # knows both separators, and drives
     if not shard or "\0" in shard or ".." in parts.parts or parts.drive or parts.root:
         raise ModelFileError(f"{folder / INDEX}: shard name {shard!r} leads out of the folder")
-    path, root = folder / shard, folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed += [root.parents[1] / "blobs", root.parents[2] / "blobs"]
-    if not any(path.resolve().is_relative_to(base) for base in allowed):
-        raise ModelFileError(f"{path}: this shard is a link that leads out of the folder")
-    return path
+    return folder / shard
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -1,7 +1,6 @@
 """Bad files, bad text, no network: one clear message, exit code 1 or 2, no traceback."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def test_truncated_files(boostr, folder: Path, gguf: Path, share: float, verb: s
 
 
 def test_missing_shard(boostr, folder: Path) -> None:
-    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for args in (("run", "-m", str(folder), "hi"), ("inspect", str(folder))):

@@ -32,11 +32,13 @@ def test_local_folder_and_file(tmp_path: Path) -> None:
 
 def test_a_folder_of_gguf_files(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(GGUF)
+    (tmp_path / "._a.gguf").write_bytes(b"\0\5\x16\7")  # macOS, on a drive of another system
+    (tmp_path / "config.json").write_text("{}")  # of the model that was converted
     assert resolve(tmp_path).path == tmp_path / "a.gguf"
     (tmp_path / "b.gguf").write_bytes(GGUF)
     with pytest.raises(ModelFileError, match=r"name one of the GGUF files in it: a\.gguf, b\.gguf"):
         resolve(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / SINGLE).write_bytes(b"")
     assert resolve(tmp_path).kind == "folder"
 
 
@@ -45,6 +47,7 @@ def test_a_folder_of_gguf_files(tmp_path: Path) -> None:
     [
         (b"PK\x03\x04", "pickle"),
         (b"\x80\x02..", "pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
         (b"{}", "expected a GGUF"),
         (b"", "GGUF"),
     ],

@@ -113,13 +113,11 @@ BAD = {
     "header of 2**64 - 1": pack(b"{}", length=2**64 - 1),
     "header past the end": pack(b"{}", length=3),
     "header of 0": pack(b""),
-    "no brace": pack(b" {}"),
     "a list": pack(b"[]"),
     "not UTF-8": pack(b'{"\xff":1}'),
     "not JSON": pack(b"{a}"),
     "cut JSON": pack(b'{"a":'),
     "not a number": pack(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"b":NaN}}', b"x"),
-    "duplicate name": pack(b'{"a":%b,"a":%b}' % ((json.dumps(row()).encode(),) * 2), b"x"),
     "duplicate field": pack(b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
     "deep nesting": pack(b'{"a":' * 100_000),
     "surrogate": pack(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
@@ -148,6 +146,9 @@ BAD = {
     "hole between": pack({"a": row(), "b": row(offsets=[2, 3])}, b"xxx"),
     "trailing bytes": pack({"a": row()}, b"xx"),
     "trailing bytes, no tensors": pack({}, b"x"),
+    "long integer in a key of nobody": pack(
+        b'{"a":{"dtype":"U8","data_offsets":[0,1],"shape":[1],"more":%b}}' % (b"9" * 5000), b"x"
+    ),
     "long integer": pack(b'{"a":{"dtype":"U8","data_offsets":[0,0],"shape":[%b]}}' % (b"9" * 5000)),
 }  # fmt: skip
 
@@ -159,11 +160,6 @@ def test_malformed_files_are_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"bad\.safetensors") as caught:
         SafetensorsFile(path)
     assert len(str(caught.value)) < 1500
-
-
-# Where we hold to the format and the library does not: keys may not be there twice (it keeps the
-# last one), and the first byte must be a brace (it skips white space).
-STRICTER = ("duplicate name", "duplicate field", "no brace")
 
 
 def library_accepts(data: bytes) -> bool:
@@ -185,11 +181,6 @@ def we_accept(path: Path, data: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("case", [case for case in BAD if case not in STRICTER])
-def test_the_library_refuses_the_same(case: str) -> None:
-    assert not library_accepts(BAD[case])
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -205,9 +196,11 @@ def test_the_library_refuses_the_same(case: str) -> None:
         pack({"a": row("F4", [2], [0, 1])}, b"x"),
         pack({"a": {**row(), "more": 1}}, b"x"),
         pack({"a": row(shape=[1] * 80)}, b"x"),
+        pack(b" {}"),
+        pack(b'{"a":%b,"a":%b}' % ((json.dumps(row()).encode(),) * 2), b"x"),
     ],
 )  # fmt: skip
-def test_the_library_accepts_the_same(data: bytes, tmp_path: Path) -> None:
+def test_odd_files_that_are_valid(data: bytes, tmp_path: Path) -> None:
     assert library_accepts(data)
     assert we_accept(tmp_path / "x", data)
 
@@ -273,11 +266,7 @@ def test_mutated_bytes(
     raw = bytearray(build(parts))
     for at, value in changes:
         raw[at % len(raw)] = value
-    ours, theirs = we_accept(tmp_path / "x", bytes(raw)), library_accepts(bytes(raw))
-    assert theirs or not ours  # the one way that we differ: duplicate keys
-    if theirs and not ours:
-        with pytest.raises(ModelFileError, match="there twice"):
-            SafetensorsFile(tmp_path / "x")
+    assert we_accept(tmp_path / "x", bytes(raw)) == library_accepts(bytes(raw))
 
 
 @FUZZ
@@ -316,3 +305,10 @@ for path in sys.argv[1:]:
     sys.exit(f"accepted {path}")
 """
     subprocess.run([sys.executable, "-c", script, *map(str, paths)], check=True)
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    """Bytes 80 02 begin a pickle, and a file whose header has 640 bytes."""
+    raw = pack(json.dumps({"a": row()}).encode().ljust(640), b"x")
+    assert raw.startswith(b"\x80\x02")
+    assert we_accept(tmp_path / "x", raw)

@@ -1,0 +1,105 @@
+"""Folders as people have them: sound ones load whatever lies beside the weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tiny_model import make_tiny
+from tokenizers import AddedToken, Tokenizer
+
+import boostr
+from boostr.engine.model import LanguageModel
+from boostr.errors import ModelFileError, TokenizerError
+from boostr.io.safetensors import INDEX, SINGLE, open_safetensors, save
+
+IDS = [1, 2, 3, 4]
+SHARD = "model-00001-of-00001.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_tiny(tmp_path / "m")
+
+
+def load(folder) -> LanguageModel:
+    model = boostr.load(folder, backend="numpy")
+    assert isinstance(model, LanguageModel)
+    return model
+
+
+def logits(folder):
+    return load(folder).logits(IDS)
+
+
+def tensors(folder):
+    with open_safetensors(folder) as files:
+        return {name: np.array(files.tensor(name)) for name in files.names}
+
+
+def test_a_shard_with_an_inert_tensor_that_the_index_does_not_list(folder):
+    want, held = logits(folder), tensors(folder)
+    (folder / SINGLE).unlink()
+    inert = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    save(folder / SHARD, held | inert)
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(held, SHARD)}))
+    assert np.array_equal(logits(folder), want)
+
+
+def test_a_shard_with_another_tensor_that_the_index_does_not_list(folder):
+    held = tensors(folder)
+    (folder / SINGLE).unlink()
+    save(folder / SHARD, held | {"model.layers.0.extra": np.ones(4, np.float32)})
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(held, SHARD)}))
+    with pytest.raises(ModelFileError, match=r"unexpected \(1\):\n    model\.layers\.0\.extra"):
+        logits(folder)
+
+
+def test_shards_that_are_links(folder, tmp_path):
+    want, held = logits(folder), tensors(folder)
+    (folder / SINGLE).rename(tmp_path / "store")
+    (folder / SHARD).symlink_to(tmp_path / "store")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(held, SHARD)}))
+    assert np.array_equal(logits(folder), want)
+
+
+def test_an_index_of_an_older_version_beside_the_file(folder):
+    """The old shards are still there: their weights must not be taken without a word."""
+    want, held = logits(folder), tensors(folder)
+    save(folder / SHARD, {name: array + 1 for name, array in held.items()})
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(held, SHARD)}))
+    with pytest.warns(UserWarning, match=r"model\.safetensors is read"):
+        got = logits(folder)
+    assert np.array_equal(got, want)
+
+
+def test_spare_tokens_of_the_tokenizer(folder):
+    """A pad token that was added without a row in the embedding, as fine-tunes of Llama 2 have."""
+    path = str(folder / "tokenizer.json")
+    inner = Tokenizer.from_file(path)
+    inner.add_special_tokens([AddedToken("[PAD]", normalized=False)])
+    inner.save(path)
+    model = load(folder)
+    assert model.tokenizer.vocab_size == model.config.vocab_size + 1
+    assert model.generate("hi", max_tokens=2, temperature=0.0).token_ids
+    with pytest.raises(TokenizerError, match=r"token id 258 .*0\.\.257"):
+        model.generate("hi [PAD]", max_tokens=2)
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(folder):
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["word"] = 300
+    path.write_text(json.dumps(data))
+    with pytest.raises(ModelFileError, match="do not belong together"):
+        load(folder)
+
+
+def test_a_pointer_of_git_lfs_is_said_to_be_one(folder, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n"
+    for path in (folder / SINGLE, tmp_path / "m.gguf"):
+        path.write_text(pointer)
+    for model in (folder, tmp_path / "m.gguf"):
+        with pytest.raises(ModelFileError, match="git-LFS pointer"):
+            load(model)
