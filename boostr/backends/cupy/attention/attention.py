@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention_decode, attention_sm90
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 MAX_V_WIDTH = 512  # of the SIMT kernel
@@ -175,7 +178,7 @@ class _Call:
         return keys
 
 
-def _rows(backend: Any, x: Any, aligned: bool) -> Any:
+def _rows(backend: CupyBackend, x: Any, aligned: bool) -> Any:
     """x [..., D] with elements of a row side by side, and on 16 bytes if `aligned`; else a copy."""
     size = x.dtype.itemsize
     straight = x.shape[-1] == 1 or x.strides[-1] == size

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +18,9 @@ from boostr import dtypes
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 FEW = 8  # queries per sequence, on average, up to which this is the way
 MAX_DIM = 256
@@ -207,7 +210,7 @@ def supports(
 _counters: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def prepare(backend: Any) -> Any:
+def prepare(backend: CupyBackend) -> Any:
     """The counters of `attend`: zero between launches. Made on the first call."""
     found = _counters.get(backend)
     if found is None:
@@ -237,7 +240,7 @@ def _call(q: Tensor, k: Any, v: Any, table: Any, options: AttentionOptions, alib
 
 
 def _launch(
-    backend: Any, call: Call, plan: Plan, arrays: list[Any], alibi: Any,
+    backend: CupyBackend, call: Call, plan: Plan, arrays: list[Any], alibi: Any,
     options: AttentionOptions, to: _Results, dependent: bool,
 ) -> None:  # fmt: skip
     """`arrays`: q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens."""
@@ -265,7 +268,7 @@ def _launch(
 
 
 def partials(
-    backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
+    backend: CupyBackend, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
     dependent: bool = True, **chosen: Any,
 ) -> tuple[Any, Any, int]:  # fmt: skip
@@ -291,7 +294,12 @@ def partials(
 
 
 def combine(
-    backend: Any, partial_out: Any, partial_ms: Any, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
+    backend: CupyBackend,
+    partial_out: Any,
+    partial_ms: Any,
+    sinks: Any,
+    cu_seqlens_q: Any,
+    dtype: np.dtype,
 ) -> tuple[Any, Any]:
     """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
     T, H, S, Dv = partial_out.shape
@@ -314,7 +322,7 @@ def attend(
 
     `joined`: one kernel does all, and not `partials` and `combine`.
     """
-    backend: Any = q.backend
+    backend: CupyBackend = q.backend  # type: ignore[assignment]
     logits = None if sinks is None else backend.dense(sinks.data)
     if not joined or q.shape[0] * q.shape[1] > _MOST_ROWS:
         parts = partials(
@@ -337,7 +345,7 @@ def attend(
     return Tensor.wrap(to.out, backend), Tensor.wrap(to.lse, backend)
 
 
-def _limits(backend: Any) -> tuple[int, int, int]:
+def _limits(backend: CupyBackend) -> tuple[int, int, int]:
     caps = backend.caps
     return caps.compute_capability, caps.sms, caps.shared_bytes
 

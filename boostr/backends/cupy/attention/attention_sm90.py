@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from boostr import dtypes
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.backends.cupy.runtime.tensor_map import mappable, tensor_map
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 FAMILY = "attention_sm90"
 _FAR = 1 << 30  # a window side without end
@@ -121,7 +124,7 @@ def _attend(
     q, k, v, cu_seqlens_q, kv, table, alibi, sinks, options, tile=None
 ) -> tuple[Tensor, Tensor]:
     """Plan and attend. kv: cu_seqlens_k [B+1], or kv_lens [B] with a block table."""
-    backend: Any = q.backend
+    backend: CupyBackend = q.backend  # type: ignore[assignment]
     Tq, H, D = q.shape
     K, B = k.shape[-2], cu_seqlens_q.size - 1
     right = 0 if options.causal else options.right
@@ -165,7 +168,7 @@ def _most_items(Tq: int, H: int, B: int, rows: int) -> int:
     return H * min(Tq, Tq // rows + B)
 
 
-def _mappable(backend: Any, x: Any) -> Any:
+def _mappable(backend: CupyBackend, x: Any) -> Any:
     """x as [tokens, heads, D] that a tensor map can read; a cache's blocks lie end to end."""
     if x.ndim == 4:
         x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
@@ -176,5 +179,5 @@ def _side(window: int) -> int:
     return _FAR if window < 0 else min(window, _FAR)
 
 
-def _floats(backend: Any, x: Tensor | None) -> Any:
+def _floats(backend: CupyBackend, x: Tensor | None) -> Any:
     return None if x is None else backend.dense(backend.cast(x.data, np.dtype(np.float32)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from boostr.backends.cupy.rows.rows import has_dense_rows, power_of_two, run_len
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
 _MOST_COUNTERS = 4
 
 
 def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, block_size: int):
-    backend: Any = positions.backend
+    backend: CupyBackend = positions.backend  # type: ignore[assignment]
     reads = [backend.dense(x.data) for x in (positions, sequence_ids, block_table)]
     slots = backend.empty(positions.shape, "int32")
     T = positions.size
@@ -35,7 +38,7 @@ def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: 
 
 
 def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    backend: Any = k.backend
+    backend: CupyBackend = k.backend  # type: ignore[assignment]
     new = [x.data if x.size and has_dense_rows(x.data) else backend.dense(x.data) for x in (k, v)]
     caches = [k_cache.data, v_cache.data]
     widths = [c.shape[2] * c.shape[3] for c in caches]
@@ -55,7 +58,7 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
 
 
 def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    backend: Any = ids.backend
+    backend: CupyBackend = ids.backend  # type: ignore[assignment]
     args = [ids.data, backend.dense(chosen.data), ids.size]
     for counter in counters:
         args += [counter.data, counter.size]

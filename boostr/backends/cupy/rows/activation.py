@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from boostr.backends.cupy.rows.rows import flat_rows, plan, rows, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
 FORMS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 _THREADS, _UNROLL = 256, 1
 
@@ -20,7 +23,7 @@ def _form(approximate: str) -> str:
     return "gelu_tanh" if approximate == "tanh" else "gelu"
 
 
-def _elementwise(backend: Any, name: str, form: str, sources: list[Any], outputs: list[Any],
+def _elementwise(backend: CupyBackend, name: str, form: str, sources: list[Any], outputs: list[Any],
                  gated: bool) -> None:  # fmt: skip
     """Launch over arrays of one shape. Outputs may lie apart by rows as the sources do."""
     if not sources[0].size:
@@ -42,7 +45,7 @@ def _elementwise(backend: Any, name: str, form: str, sources: list[Any], outputs
 
 
 def _forward(form: str, x: Tensor, up: Tensor | None = None) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     out = backend.empty(x.shape, x.dtype)
     sources = [x.data] if up is None else [x.data, up.data]
     _elementwise(backend, "elementwise", form, sources, [out], up is not None)
@@ -50,21 +53,21 @@ def _forward(form: str, x: Tensor, up: Tensor | None = None) -> Tensor:
 
 
 def _backward(form: str, g: Tensor, x: Tensor) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     dx = backend.empty(x.shape, x.dtype)
     _elementwise(backend, "elementwise_backward", form, [g.data, x.data], [dx], False)
     return Tensor.wrap(dx, backend)
 
 
 def _gated_backward(form: str, g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    backend: Any = gate.backend
+    backend: CupyBackend = gate.backend  # type: ignore[assignment]
     found = [backend.empty(gate.shape, gate.dtype) for _ in range(2)]
     sources = [g.data, gate.data, up.data]
     _elementwise(backend, "elementwise_backward", form, sources, found, True)
     return Tensor.wrap(found[0], backend), Tensor.wrap(found[1], backend)
 
 
-def gated(backend: Any, gate_up: Any, act: str) -> Any:
+def gated(backend: CupyBackend, gate_up: Any, act: str) -> Any:
     """act(gate) * up [T, F] for one array [T, 2F], gate in its left half and up in its right.
 
     act: "silu", "gelu" or "gelu_tanh". Rows may be strided.
@@ -76,7 +79,7 @@ def gated(backend: Any, gate_up: Any, act: str) -> Any:
 
 
 def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     out = backend.empty(x.shape, x.dtype)
     N = x.shape[axis]
     if not x.size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from boostr.backends.cupy.rows.rows import TYPES, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 IDS = {dtypes.int32: "int", dtypes.int64: "i64"}
 _WHOLE_ROW = 30  # log2 of columns that share a scale
@@ -61,7 +64,7 @@ def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) ->
 
 
 def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> Tensor:
-    backend: Any = ids.backend
+    backend: CupyBackend = ids.backend  # type: ignore[assignment]
     macros, table, scales, G, shift = packed_parts(weight)
     V, E = weight.shape
     out = backend.empty((ids.size, E), dtype)
@@ -86,7 +89,7 @@ def _backward_supports(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> st
 
 
 def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> Tensor:
-    backend: Any = g.backend
+    backend: CupyBackend = g.backend  # type: ignore[assignment]
     source, tokens = backend.dense(g.data), backend.dense(ids.data)
     T, E = g.shape
     table = backend.empty((rows, E), dtype)

@@ -18,7 +18,7 @@ _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _TARGETS = {dtypes.int32: "int", dtypes.int64: "i64"}
 
 
-def _defines(backend: Any, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+def _defines(backend: CupyBackend, logits: Tensor, targets: Tensor) -> dict[str, Any]:
     """The macros for these inputs."""
     wide = logits.shape[1] > 8192
     return {
@@ -29,7 +29,7 @@ def _defines(backend: Any, logits: Tensor, targets: Tensor) -> dict[str, Any]:
     }
 
 
-def _rows(backend: Any, x: Any) -> tuple[Any, int]:
+def _rows(backend: CupyBackend, x: Any) -> tuple[Any, int]:
     """x [T, V] with neighbours in a row side by side, and the elements from a row to the next."""
     if x.shape[0] > 1 and x.strides[1] == x.itemsize and x.strides[0] >= 0:
         return x, x.strides[0] // x.itemsize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from boostr.backends.base import Kernel
 from boostr.backends.cupy.rows.rows import plan, power_of_two, rows, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 _IN_FLIGHT = 7000  # elements of a gradient's rows, for each multiprocessor
 
@@ -26,7 +29,7 @@ def _launch(
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, h): h only with a residual."""
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     source, inner, stride = rows(backend, x.data)
     other = None if residual is None else backend.dense(residual.data)
     w = backend.dense(weight.data)
@@ -78,7 +81,7 @@ def _backward(
     eps: float, offset: float = 0.0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(dh, dweight, dbias); the last only for a layer norm, neither if not wanted."""
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     arrays = [backend.dense(t.data) for t in (g, x, weight)]
     added = None if passed is None else backend.dense(passed.data)
     dh = backend.empty(x.shape, x.dtype)

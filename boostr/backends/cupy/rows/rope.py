@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from boostr.backends.cupy.rows.rows import has_dense_rows, power_of_two
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.errors import ShapeError
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 _THREADS = 256
 _MOST_ITEMS = 8
@@ -33,7 +36,7 @@ def _shape(D: int, half: int, run: int) -> dict[str, int]:
 
 
 def _launch(
-    backend: Any, x: Any, out: Any, k_out: Any, v_out: Any, tables: list[Any], slots: Any,
+    backend: CupyBackend, x: Any, out: Any, k_out: Any, v_out: Any, tables: list[Any], slots: Any,
     norms: list[Any], sizes: tuple[int, int, int], layout: str, eps: float,
     turn: float = 1.0,
 ) -> None:  # fmt: skip
@@ -68,7 +71,7 @@ def _launch(
 def _rope(
     x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str, turn: float = 1.0
 ) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     source = x.data if x.data.size and has_dense_rows(x.data) else backend.dense(x.data)
     tables = [backend.dense(t.data) for t in (cos, sin, positions)]
     out = backend.empty(x.shape, x.dtype)
@@ -80,7 +83,7 @@ def _rope(
 
 
 def rope_write(
-    backend: Any,
+    backend: CupyBackend,
     qkv: Any,
     heads: int,
     kv_heads: int,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr import dtypes
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 
@@ -21,7 +24,7 @@ def has_dense_rows(x: Any) -> bool:
     return x.strides[0] % x.itemsize == 0 and x.strides[0] >= 0
 
 
-def rows(backend: Any, x: Any) -> tuple[Any, int, int]:
+def rows(backend: CupyBackend, x: Any) -> tuple[Any, int, int]:
     """(x or a dense copy, inner, stride): where the rows of x's last axis, of E elements, begin.
 
     Row r begins at element (r // inner) * stride + (r % inner) * E. So a slice of the columns of a
@@ -32,7 +35,7 @@ def rows(backend: Any, x: Any) -> tuple[Any, int, int]:
     return x, math.prod(x.shape[1:-1]), x.strides[0] // x.itemsize
 
 
-def flat_rows(backend: Any, *arrays: Any) -> tuple[list[Any], int, int, list[int]]:
+def flat_rows(backend: CupyBackend, *arrays: Any) -> tuple[list[Any], int, int, list[int]]:
     """(arrays, rows, columns, strides) of arrays of one shape, as few long rows as they allow."""
     x = arrays[0]
     if all(a.flags.c_contiguous for a in arrays) or x.ndim < 2 or not x.size:

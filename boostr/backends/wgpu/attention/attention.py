@@ -31,6 +31,7 @@ from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.array import GpuArray
 
 MAX_WIDTH = 256
@@ -146,7 +147,7 @@ def values(
 
 
 def _attend(call: Call) -> tuple[Tensor, Tensor]:
-    backend: Any = call.q.backend
+    backend: WgpuBackend = call.q.backend  # type: ignore[assignment]
     q, DV, sinks = call.q.data, call.v.data.shape[-1], call.sinks
     rows = _tiles(call).rows
     splits = splits_of(call, rows, 2 * _FILLS)
@@ -177,7 +178,7 @@ def attend_into(
 ) -> None:  # fmt: skip
     """Write out and lse, or partials if there are `splits`; with a `flag`, only where its first
     word is not 0. `plan`: a list of the call's tiles that may suit."""
-    backend: Any = call.q.backend
+    backend: WgpuBackend = call.q.backend  # type: ignore[assignment]
     options = call.options
     (q, k, v), vector = rows_of(backend, call.q.data, call.k.data, call.v.data)
     (Tq, H, D), (K, DV) = q.shape, v.shape[-2:]

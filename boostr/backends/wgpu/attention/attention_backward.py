@@ -167,7 +167,7 @@ def _room(backend: WgpuBackend, x: GpuArray) -> GpuArray:
 
 def _run(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = _Call(args)
-    backend: Any = call.backend
+    backend: WgpuBackend = call.backend  # type: ignore[assignment]
     stats = call.stats()
     (dq,), (dk, dv) = call.gradients(stats, False), call.gradients(stats, True)
     return Tensor.wrap(dq, backend), Tensor.wrap(dk, backend), Tensor.wrap(dv, backend)

@@ -20,6 +20,7 @@ from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.device import Caps
 
 FEW = 8  # queries per sequence, on average, up to which this is the way
@@ -166,7 +167,7 @@ def _row_stride(cache: Any) -> int | None:
     return stride if even and cache.strides[3] == 1 and stride >= 0 else None
 
 
-def _aligned(backend: Any, x: Any, to: int) -> bool:
+def _aligned(backend: WgpuBackend, x: Any, to: int) -> bool:
     """Whether every row begins at a multiple of `to` elements and ends at one."""
     numbers = (backend.offset(x), x.shape[-1], *x.strides[:-1])
     return x.strides[-1] == 1 and not any(n % to for n in numbers)
@@ -186,7 +187,7 @@ def supports(
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
 ) -> str | None:  # fmt: skip
     """None if these arguments are for this kernel, else why not."""
-    backend: Any = q.backend
+    backend: WgpuBackend = q.backend  # type: ignore[assignment]
     B = kv_lens.size
     if q.dtype not in _FLOATS or k_cache.dtype not in _FLOATS:
         return f"dtypes {q.dtype}, {k_cache.dtype} not in float32, float16, bfloat16"
@@ -211,7 +212,8 @@ def supports(
 
 def _call(*tensors: Tensor, options: AttentionOptions, alibi: Any, sinks: Any) -> Call:
     """`tensors`: q, k_cache, v_cache, block_table."""
-    backend, (q, k, v, table) = tensors[0].backend, (x.data for x in tensors)
+    backend: WgpuBackend = tensors[0].backend  # type: ignore[assignment]
+    q, k, v, table = (x.data for x in tensors)
     T, H, D = q.shape
     bs, columns, Dv = k.shape[1], table.shape[1], v.shape[3]
     aligned = D % 8 == 0 and _aligned(backend, k, 8) and _aligned(backend, v, 8)
@@ -240,7 +242,7 @@ class _Inputs:
         return [a for a in arrays if a is not None]
 
 
-def _inputs(backend: Any, tensors: tuple, alibi: Tensor | None, aligned: bool) -> _Inputs:
+def _inputs(backend: WgpuBackend, tensors: tuple, alibi: Tensor | None, aligned: bool) -> _Inputs:
     q, k, v = (x.data for x in tensors[:3])
     if q.strides[2] != 1 or (aligned and not _aligned(backend, q, 4)):
         q = backend.copy(q)
@@ -250,7 +252,7 @@ def _inputs(backend: Any, tensors: tuple, alibi: Tensor | None, aligned: bool) -
 
 
 def _launch(
-    backend: Any, call: Call, plan: Plan, x: _Inputs, options: AttentionOptions,
+    backend: WgpuBackend, call: Call, plan: Plan, x: _Inputs, options: AttentionOptions,
     writes: list[Any], finish: bool,
 ) -> None:  # fmt: skip
     bs, columns = x.k.shape[1], x.table.shape[1]
@@ -276,7 +278,7 @@ def _launch(
 
 # -- the parts, for who joins them; and the op ----------------------------------------------------
 def partials(
-    backend: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
+    backend: WgpuBackend, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
     max_splits: int = 1 << 20, **chosen: Any,
 ) -> tuple[Any, int]:  # fmt: skip
@@ -304,7 +306,7 @@ def left_to_reader(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, options: AttentionOptions
 ) -> int:
     """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all."""
-    backend: Any = q.backend
+    backend: WgpuBackend = q.backend  # type: ignore[assignment]
     T, H, _ = q.shape
     # a row of the product reads all heads of a token; 8 rows are read together
     most = min(8, _IN_READER // (min(max(T, 1), 8) * H * (v_cache.shape[3] + 4) * 4))
@@ -315,7 +317,7 @@ def left_to_reader(
 
 
 def combine(
-    backend: Any, parts: Any, Dv: int, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
+    backend: WgpuBackend, parts: Any, Dv: int, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
 ) -> tuple[Any, Any]:
     """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
     T, H, S, _ = parts.shape
@@ -346,7 +348,7 @@ def attend(
     **chosen: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op `paged_attention`. `chosen`: fields of the plan; joined=False: two kernels always."""
-    backend: Any = q.backend
+    backend: WgpuBackend = q.backend  # type: ignore[assignment]
     joined = chosen.pop("joined", True)
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
     call = _call(q, k_cache, v_cache, block_table, options=options, alibi=alibi, sinks=sinks)

@@ -26,6 +26,7 @@ from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.array import GpuArray
 
 _SHAPE = ("f16", "f32", 16, 16, 16)
@@ -113,7 +114,7 @@ class _Halves:
 
 def _halves(call: Call, flag: GpuArray | None) -> _Halves:
     """Those of a call; sets the flag where f16 cannot hold them."""
-    backend: Any = call.q.backend
+    backend: WgpuBackend = call.q.backend  # type: ignore[assignment]
     k, v = call.k.data, call.v.data
     if call.table is None and flag is None:
         return _Halves(k, v)
@@ -138,7 +139,7 @@ def _halves(call: Call, flag: GpuArray | None) -> _Halves:
     return _Halves(made[0], made[1], capacity, there)
 
 
-def _places(backend: Any, *arrays: GpuArray) -> list[int]:
+def _places(backend: WgpuBackend, *arrays: GpuArray) -> list[int]:
     """Where each begins, its rows' and its heads' strides, in 16 bytes."""
     found = [(backend.offset(x), x.strides[-3], x.strides[-2]) for x in arrays]
     return [n // 8 for numbers in found for n in numbers]
@@ -149,7 +150,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
 
     again: (call, [out, lse], flag, plan), writes them in float32 where the flag is set.
     """
-    backend: Any = call.q.backend
+    backend: WgpuBackend = call.q.backend  # type: ignore[assignment]
     q, options = call.q.data, call.options
     (Tq, H, D), (K, DV) = q.shape, call.v.data.shape[-2:]
     out, lse = backend.empty((Tq, H, DV), q.dtype), backend.empty((Tq, H), dtypes.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
@@ -11,11 +11,14 @@ from boostr.backends.wgpu.rows.rows import has_dense_rows, row_stride, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 _MOST_COUNTERS = 4
 
 
 def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, block_size: int):
-    backend: Any = positions.backend
+    backend: WgpuBackend = positions.backend  # type: ignore[assignment]
     reads = [backend.dense(x.data) for x in (positions, sequence_ids, block_table)]
     slots = backend.empty(positions.shape, "int32")
     T = positions.size
@@ -34,7 +37,7 @@ def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: 
 
 
 def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    backend: Any = k.backend
+    backend: WgpuBackend = k.backend  # type: ignore[assignment]
     if not slots.size:
         return
     new = [x.data if has_dense_rows(x.data) else backend.dense(x.data) for x in (k, v)]
@@ -47,7 +50,7 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
             _write(backend, [pair], places)
 
 
-def _write(backend: Any, pairs: list[tuple[Any, Any]], slots: Any) -> None:
+def _write(backend: WgpuBackend, pairs: list[tuple[Any, Any]], slots: Any) -> None:
     """Pairs of new rows [T, K, D] and the cache [NB, bs, K, D] that takes them."""
     lengths = []
     for x, cache in pairs:
@@ -72,7 +75,7 @@ def _write(backend: Any, pairs: list[tuple[Any, Any]], slots: Any) -> None:
 
 
 def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    backend: Any = ids.backend
+    backend: WgpuBackend = ids.backend  # type: ignore[assignment]
     source = backend.dense(chosen.data)
     if source.buffer.block is ids.data.buffer.block:
         source = backend.copy(source)

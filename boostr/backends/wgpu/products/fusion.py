@@ -147,7 +147,8 @@ def _attend(
     q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
     bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    backend, Dv = q.backend, cache.values.shape[3]
+    backend: Any = q.backend
+    Dv = cache.values.shape[3]
     kept = (cache.keys, cache.values)
     splits = 0
     if sinks is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
@@ -10,6 +10,9 @@ from boostr.backends.wgpu.rows.rows import flat_rows, parts, plan, rows, run_len
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _THREADS = 256
 _FEW = 256  # rows that leave a large GPU idle, so that each is split
@@ -24,7 +27,7 @@ def _elementwise(
     form: str, x: Tensor, up: Tensor | None = None, g: Tensor | None = None
 ) -> list[Tensor]:
     """[f(x) · up], or with g [dx] or [dx, dup]."""
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     count = 2 if up is not None and g is not None else 1
     made = [backend.empty(x.shape, x.dtype) for _ in range(count)]
     sources = [t.data for t in (x, up, g) if t is not None]
@@ -35,7 +38,7 @@ def _elementwise(
 
 
 def _launch(
-    backend: Any, form: str, sources: list[Any], made: list[Any], up: object, g: object
+    backend: WgpuBackend, form: str, sources: list[Any], made: list[Any], up: object, g: object
 ) -> None:
     dense, _, columns, strides = flat_rows(backend, *sources)
     run = run_length(backend, (columns, *strides), *dense, *made)
@@ -58,7 +61,7 @@ def _launch(
 
 
 def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     if axis != x.ndim - 1:
         axes = [a for a in range(x.ndim) if a != axis] + [axis]
         moved = backend.permute(x.data, axes)
@@ -72,7 +75,7 @@ def _softmax(x: Tensor, axis: int, log: bool = False) -> Tensor:
     return Tensor.wrap(out, backend)
 
 
-def _launch_softmax(backend: Any, x: Any, out: Any, log: bool) -> None:
+def _launch_softmax(backend: WgpuBackend, x: Any, out: Any, log: bool) -> None:
     N = x.shape[-1]
     source, inner, stride = rows(backend, x)
     count = x.size // N
@@ -92,7 +95,7 @@ def _launch_softmax(backend: Any, x: Any, out: Any, log: bool) -> None:
 
 
 def _launch_split(
-    backend: Any, source: Any, out: Any, values: dict[str, Any], params: list[int]
+    backend: WgpuBackend, source: Any, out: Any, values: dict[str, Any], params: list[int]
 ) -> None:
     """A row has several workgroups, of at least four runs a thread."""
     count, runs = params[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import NAMES
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _THREADS = 256
 _WHOLE_ROW = 30  # log2 of columns that share a scale
@@ -31,7 +34,9 @@ def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) ->
     return None
 
 
-def _table(backend: Any, weight: Tensor | QuantizedTensor) -> tuple[str, list[Any], int, int]:
+def _table(
+    backend: WgpuBackend, weight: Tensor | QuantizedTensor
+) -> tuple[str, list[Any], int, int]:
     """(FORM, arrays, scales in a row, log2 of columns that share one)."""
     if isinstance(weight, Tensor):
         return "float", [backend.dense(weight.data)], 0, 0
@@ -46,7 +51,7 @@ def _table(backend: Any, weight: Tensor | QuantizedTensor) -> tuple[str, list[An
     return "int8", found, found[1].shape[1], shift
 
 
-def _run(backend: Any, form: str, table: Any, E: int, out: Any) -> int:
+def _run(backend: WgpuBackend, form: str, table: Any, E: int, out: Any) -> int:
     """Elements of a thread: 8 or 4, or 1 where rows do not come in such runs."""
     at = 0 if form in ("q8_0", "q4_1") else backend.offset(table)
     narrow = form == "float" and table.dtype.itemsize == out.dtype.itemsize == 2
@@ -58,7 +63,7 @@ def _run(backend: Any, form: str, table: Any, E: int, out: Any) -> int:
 
 
 def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> Tensor:
-    backend: Any = ids.backend
+    backend: WgpuBackend = ids.backend  # type: ignore[assignment]
     V, E = weight.shape
     out = backend.empty((ids.size, E), dtype)
     if not (out.size and V):
@@ -74,7 +79,7 @@ def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -
 
 
 def _lookup(
-    backend: Any, form: str, ids: Any, arrays: list[Any], out: Any, sizes: tuple[int, ...]
+    backend: WgpuBackend, form: str, ids: Any, arrays: list[Any], out: Any, sizes: tuple[int, ...]
 ) -> None:
     """The tokens whose rows are among those of this piece of the table."""
     V, first, scales, shift = sizes
@@ -105,7 +110,7 @@ def _backward_supports(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> st
 
 
 def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> Tensor:
-    backend: Any = g.backend
+    backend: WgpuBackend = g.backend  # type: ignore[assignment]
     source, tokens = backend.dense(g.data), backend.dense(ids.data)
     E = g.shape[1]
     run = run_length(backend, (E,), source)
@@ -120,7 +125,7 @@ def _embedding_backward(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> T
     return Tensor.wrap(table, backend)
 
 
-def _add_up(backend: Any, g: Any, ids: Any, table: Any, run: int, first: int) -> None:
+def _add_up(backend: WgpuBackend, g: Any, ids: Any, table: Any, run: int, first: int) -> None:
     """The rows of `table`, which are those from `first` of the whole."""
     T, (V, E) = ids.size, table.shape
     counts, starts, number, order, hot, totals = (

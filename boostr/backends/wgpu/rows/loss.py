@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,14 @@ from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import NAMES
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 _FEW = 256  # rows that leave a large GPU idle, so that each is split
 _FINISH = 64  # splits at most: threads of the workgroup that puts them together
 
 
-def _rows(backend: Any, x: Any) -> tuple[Any, int]:
+def _rows(backend: WgpuBackend, x: Any) -> tuple[Any, int]:
     """x [T, V] with neighbours in a row side by side, and the elements from a row to the next."""
     if x.shape[0] > 1 and (x.strides[1] == 1 or x.shape[1] == 1) and x.strides[0] >= 0:
         return x, int(x.strides[0])
@@ -35,7 +38,7 @@ def _supports(logits: Tensor, targets: Tensor, ignore_index: int) -> str | None:
     return "there are no rows" if logits.size == 0 else None
 
 
-def _plan(backend: Any, T: int, V: int, item: int) -> tuple[int, int, int]:
+def _plan(backend: WgpuBackend, T: int, V: int, item: int) -> tuple[int, int, int]:
     """(elements of a run, threads of a workgroup, workgroups of a row)."""
     run = 16 // item
     widest = min(64 if backend.caps.kind == "software" else 512, backend.caps.workgroup_threads)
@@ -47,7 +50,7 @@ def _plan(backend: Any, T: int, V: int, item: int) -> tuple[int, int, int]:
 def _cross_entropy(
     logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend: Any = logits.backend
+    backend: WgpuBackend = logits.backend  # type: ignore[assignment]
     T = logits.shape[0]
     labels = backend.dense(targets.data)
     losses, lse = (backend.empty((T,), np.float32) for _ in range(2))
@@ -66,7 +69,7 @@ def _cross_entropy(
     return tuple(Tensor.wrap(a, backend) for a in (result, lse, rows))  # type: ignore[return-value]
 
 
-def _forward(backend: Any, arrays: list[Any], ignore_index: int, smoothing: float) -> None:
+def _forward(backend: WgpuBackend, arrays: list[Any], ignore_index: int, smoothing: float) -> None:
     """losses and lse of some rows."""
     logits, labels, losses, lse = arrays
     x, stride = _rows(backend, logits)
@@ -98,7 +101,7 @@ def _backward(
     smoothing: float,
     reduction: str,
 ) -> Tensor:
-    backend: Any = logits.backend
+    backend: WgpuBackend = logits.backend  # type: ignore[assignment]
     gradient, step = g.data, 0
     if g.ndim:
         step = gradient.strides[0] if g.size > 1 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
@@ -16,6 +16,9 @@ from boostr.backends.wgpu.rows.rows import (
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _LEAST_GROUPS = 132  # workgroups of a gradient: one for each multiprocessor of a large GPU
 _THREADS = 132 * 1024  # of a gradient
@@ -31,7 +34,7 @@ def _forward(
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, h): h only with a residual."""
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     other = None if residual is None else backend.dense(residual.data)
     gains = [backend.dense(t.data) for t in (weight, bias) if t is not None]
     y = backend.empty(x.shape, x.dtype)
@@ -43,7 +46,12 @@ def _forward(
 
 
 def _launch(
-    backend: Any, arrays: list[Any], gains: list[Any], layer: bool, eps: float, offset: float
+    backend: WgpuBackend,
+    arrays: list[Any],
+    gains: list[Any],
+    layer: bool,
+    eps: float,
+    offset: float,
 ) -> None:
     x, other, y, h = arrays
     source, inner, stride = rows(backend, x)
@@ -86,7 +94,7 @@ def _backward(
     eps: float, offset: float = 0.0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(dh, dweight, dbias); the last only for a layer norm, neither if not wanted."""
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     reads = [backend.dense(t.data) for t in (g, x, weight, passed) if t is not None]
     dh = backend.empty(x.shape, x.dtype)
     E = x.shape[-1]

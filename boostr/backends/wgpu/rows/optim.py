@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from boostr.backends.base import Kernel
 from boostr.backends.wgpu.rows.rows import parts, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _THREADS = 256
 _MOST_SUMS = 1024  # workgroups of one tensor's norm
@@ -22,7 +25,7 @@ def _adamw(
 ) -> None:
     if not params:
         return
-    backend: Any = params[0].backend
+    backend: WgpuBackend = params[0].backend  # type: ignore[assignment]
     knobs = [*(-math.log(b) if b else 1e4 for b in (beta1, beta2)), 1 - beta1, 1 - beta2,
              float(eps), float(weight_decay)]  # fmt: skip
     scalars = [backend.dense(s.data) if isinstance(s, Tensor) else float(s)
@@ -37,7 +40,9 @@ def _adamw(
             _update(backend, piece, scalars, knobs)
 
 
-def _update(backend: Any, arrays: list[Any], scalars: list[Any], knobs: list[float]) -> None:
+def _update(
+    backend: WgpuBackend, arrays: list[Any], scalars: list[Any], knobs: list[float]
+) -> None:
     """One step of arrays [n]: grad, param, m, v and perhaps master."""
     grad, param = arrays[:2]
     n = param.size
@@ -80,7 +85,7 @@ def _adamw_supports(params, grads, ms, vs, masters, step, *rest) -> str | None:
 
 
 def _global_norm(tensors: list[Tensor]) -> Tensor:
-    backend: Any = tensors[0].backend
+    backend: WgpuBackend = tensors[0].backend  # type: ignore[assignment]
     flat = []
     for x in tensors:
         if x.size:
@@ -106,7 +111,7 @@ def _global_norm(tensors: list[Tensor]) -> Tensor:
     return Tensor.wrap(norm, backend)
 
 
-def _lanes(backend: Any) -> int:
+def _lanes(backend: WgpuBackend) -> int:
     return 64 if backend.caps.kind == "software" else 256
 
 

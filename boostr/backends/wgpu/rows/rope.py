@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.rows.rows import has_dense_rows, parts, row_stride, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _THREADS = 256
 
@@ -24,7 +27,7 @@ def _run_pairs(D: int, half: int, item: int, *places: int) -> int:
 def _rope(
     x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str, turn: float = 1.0
 ) -> Tensor:
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     out = backend.empty(x.shape, x.dtype)
     if x.size:
         tables = [backend.dense(t.data) for t in (cos, sin)]
@@ -35,7 +38,7 @@ def _rope(
 
 
 def _launch(
-    backend: Any, x: Any, out: Any, tables: list[Any], rows: Any, layout: str, turn: float
+    backend: WgpuBackend, x: Any, out: Any, tables: list[Any], rows: Any, layout: str, turn: float
 ) -> None:
     x = x if has_dense_rows(x) else backend.dense(x)
     T, H, D = x.shape

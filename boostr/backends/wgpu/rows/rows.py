@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr.backends.wgpu.runtime.wgsl import name_of
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _BUSY = 512  # rows that fill a large GPU: more of them, and a thread rather has several runs
 
@@ -27,7 +30,7 @@ def row_stride(x: Any) -> int:
     return int(x.strides[0]) if x.shape[0] > 1 else math.prod(x.shape[1:])
 
 
-def rows(backend: Any, x: Any) -> tuple[Any, int, int]:
+def rows(backend: WgpuBackend, x: Any) -> tuple[Any, int, int]:
     """(x or a dense copy, inner, stride): where the rows of x's last axis, of E elements, begin.
 
     Row r begins at element (r // inner) * stride + (r % inner) * E. So a slice of the columns of a
@@ -38,7 +41,7 @@ def rows(backend: Any, x: Any) -> tuple[Any, int, int]:
     return x, math.prod(x.shape[1:-1]), row_stride(x)
 
 
-def flat_rows(backend: Any, *arrays: Any) -> tuple[list[Any], int, int, list[int]]:
+def flat_rows(backend: WgpuBackend, *arrays: Any) -> tuple[list[Any], int, int, list[int]]:
     """(arrays, rows, columns, strides) of arrays of one shape, as few long rows as they allow."""
     x = arrays[0]
     if all(a.contiguous for a in arrays) or len(x.shape) < 2 or not x.size:
@@ -47,7 +50,7 @@ def flat_rows(backend: Any, *arrays: Any) -> tuple[list[Any], int, int, list[int
     return found, x.shape[0], x.size // x.shape[0], [row_stride(a) for a in found]
 
 
-def run_length(backend: Any, lengths: Sequence[int], *arrays: Any) -> int:
+def run_length(backend: WgpuBackend, lengths: Sequence[int], *arrays: Any) -> int:
     """Elements that a thread moves at once: 8 of 16 bits or 4; 1 where rows do not come in such."""
     places = [backend.offset(a) for a in arrays]
     narrow = all(a.dtype.itemsize == 2 for a in arrays[:1])
@@ -91,7 +94,7 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def parts(backend: Any, *arrays: Any) -> Iterator[list[Any]]:
+def parts(backend: WgpuBackend, *arrays: Any) -> Iterator[list[Any]]:
     """The arrays, alike in their first axis, in pieces of it that a kernel can see whole.
 
     One piece of all, unless an array is larger than a binding. None stays None.

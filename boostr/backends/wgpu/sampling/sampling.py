@@ -13,6 +13,7 @@ from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.device import Caps
 
 _LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
@@ -40,7 +41,7 @@ def _threads(caps: Caps, V: int) -> int:
     return min(most, 64 if V <= 512 else 256 if V <= 8192 else 1024)
 
 
-def _reading(backend: Any, logits: Any, threads: int) -> dict[str, Any]:
+def _reading(backend: WgpuBackend, logits: Any, threads: int) -> dict[str, Any]:
     """Values of sources that read rows of logits."""
     aligned = logits.shape[-1] % 4 == 0 and backend.offset(logits) % 4 == 0
     software = backend.caps.kind == "software"  # its compiler is slow, and one source is enough
@@ -60,7 +61,7 @@ def _argmax_supports(x: Tensor, axis: int) -> str | None:
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     out = backend.empty(x.shape[:-1], np.int32)
     V = x.shape[-1]
     if out.size:
@@ -80,7 +81,7 @@ def _argmax(x: Tensor, axis: int) -> Tensor:
     return Tensor.wrap(out, backend)
 
 
-def _argmax_of_pairs(backend: Any, found: Any, out: Any) -> None:
+def _argmax_of_pairs(backend: WgpuBackend, found: Any, out: Any) -> None:
     rows, parts, _ = found.shape
     values = {"LOGIT": "f32", "VEC": False, "THREADS": 64, "LOADS": 1, "PARTS": 0, "PAIRS": 1}
     backend.launch(
@@ -111,7 +112,7 @@ def _sizes(caps: Caps, V: int) -> dict[str, int]:
 
 
 def _draw(parts: tuple[Tensor, ...], out: Any, draw: bool) -> Tensor:
-    backend: Any = parts[0].backend
+    backend: WgpuBackend = parts[0].backend  # type: ignore[assignment]
     arrays = [backend.dense(x.data) for x in parts]
     B, V = arrays[0].shape
     sizes = _sizes(backend.caps, V)
@@ -136,7 +137,7 @@ def _filtered(logits, temperature, top_k, top_p, min_p) -> Tensor:
 
 # -- the rest ------------------------------------------------------------------------------------
 def _penalize(logits, seen, counts, repetition, presence, frequency, bias) -> Tensor:
-    backend: Any = logits.backend
+    backend: WgpuBackend = logits.backend  # type: ignore[assignment]
     out = backend.empty(logits.shape, np.float32)
     tensors = [logits, seen, counts, repetition, presence, frequency, bias]
     arrays = [backend.dense(x.data) for x in tensors if x is not None]
@@ -156,7 +157,7 @@ def _record_supports(ids: Tensor, seen: Tensor, counts: Tensor) -> str | None:
 
 
 def _record_tokens(ids, seen, counts) -> None:
-    backend: Any = ids.backend
+    backend: WgpuBackend = ids.backend  # type: ignore[assignment]
     B, V = seen.shape
     tokens = backend.dense(ids.data)
     if tokens.buffer.block in (seen.data.buffer.block, counts.data.buffer.block):
@@ -169,7 +170,7 @@ def _record_tokens(ids, seen, counts) -> None:
 
 
 def _philox(counters: Tensor, keys: Tensor) -> Tensor:
-    backend: Any = counters.backend
+    backend: WgpuBackend = counters.backend  # type: ignore[assignment]
     B = counters.shape[0]
     out = backend.empty((B, 4), np.uint32)
     arrays = [backend.dense(x.data) for x in (counters, keys)]
