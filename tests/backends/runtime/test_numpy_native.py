@@ -4,6 +4,7 @@ References are float64 numpy on weights that `oracles.py` decodes.
 """
 
 import os
+import platform
 import subprocess
 import sys
 import threading as python_threads
@@ -304,7 +305,7 @@ def test_second_process_compiles_nothing(tmp_path):
     second, said = run_script(tmp_path)
     assert (second[0], second[1], second[2]) == ("0", first[0], "False")
     assert said == ""
-    if sys.platform == "linux" and jit.target().has("sse2"):
+    if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
         assert second[3] == "False", "a warm start should not load LLVM"
 
 

@@ -6,8 +6,8 @@
 
 made by the factory `gemv(form="bf16", columns=1)` of `kernels/products/linear.py`. The first time
 on a machine the factory's Python function goes through numba to LLVM IR, through llvmlite to an
-object file, and into `<cache>/kernels/<key>`; after that the file is mapped (`store.py`,
-`image.py`), and neither numba nor LLVM nor the factory is imported. The key covers the name and
+object file, and into `<cache>/kernels/<key>`; after that the file is mapped (`kernel_files.py`,
+`elf.py`), and neither numba nor LLVM nor the factory is imported. The key covers the name and
 constants, the sources of all kernels, the versions and the processor. A file that is damaged is
 compiled again, a cache that cannot be written costs one warning.
 """
@@ -26,13 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boostr import env
-from boostr.backends.numpy.runtime import image, store
+from boostr.backends.numpy.runtime import elf, kernel_files
 from boostr.errors import BackendError
 
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-
-# What LLVM may call by itself; all are in libc or libm of every system.
-EXTERNAL = {"memcpy", "memset", "memmove"}
 
 _lock = threading.RLock()
 _addresses: dict[tuple, int] = {}
@@ -98,8 +95,8 @@ class Target:
 def _host() -> Target:
     """This machine, as LLVM calls it; kept on disk, so that a warm start need not load LLVM."""
     name = hashlib.sha256(_cpu_lines().encode() + _version_of("llvmlite").encode()).hexdigest()
-    path = store.folder() / f"target-{name[:24]}"
-    found = store.read(path) if _cpu_lines() else None
+    path = kernel_files.folder() / f"target-{name[:24]}"
+    found = kernel_files.read(path) if _cpu_lines() else None
     if found is not None:
         cpu, features = found.body.decode().split("\n")
         return Target(cpu, features)
@@ -107,7 +104,7 @@ def _host() -> Target:
 
     here = Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     if _cpu_lines():
-        store.write(path, f"{here.cpu}\n{here.features}".encode())
+        kernel_files.write(path, f"{here.cpu}\n{here.features}".encode())
     return here
 
 
@@ -158,7 +155,7 @@ def _kernel_folder() -> Path:
 def _fingerprint() -> bytes:
     """The hash of everything but name and constants that a compiled kernel depends on."""
     digest = hashlib.sha256()
-    own = [Path(__file__).parent / name for name in ("jit.py", "image.py", "store.py")]
+    own = [Path(__file__).parent / name for name in ("jit.py", "elf.py", "kernel_files.py")]
     for path in [*own, *sorted(_kernel_folder().rglob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for package in ("numba", "llvmlite"):
@@ -203,7 +200,7 @@ def _object(function, name: str, symbol: str) -> bytes:
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(code, builder)
     if env.DEBUG.integer() >= 4:
-        store.say(f"{name}\n{machine.emit_assembly(code)}")
+        kernel_files.say(f"{name}\n{machine.emit_assembly(code)}")
     return machine.emit_object(code)
 
 
@@ -228,7 +225,7 @@ def _strip(code, symbol: str, name: str) -> None:
         for function in code.functions
         if function.is_declaration and not function.name.startswith("llvm.")
     }
-    if needed - EXTERNAL:
+    if needed:
         raise BackendError(f"kernel {name} is not self-contained, it calls {sorted(needed)}")
 
 
@@ -245,36 +242,34 @@ def _load(body: bytes, symbol: str) -> int:
 
 def _from_disk(path: Path, symbol: str) -> int | None:
     """The address of a stored kernel; None if there is none or it is damaged."""
-    found = store.read(path)
+    found = kernel_files.read(path)
     if found is None:
         return None
     if found.address is not None:
         return found.address
-    return None if found.entry != store.OBJECT else _load(found.body, symbol)
+    return None if found.entry != kernel_files.OBJECT else _load(found.body, symbol)
 
 
 def _obtain(name: str, constants: tuple) -> int:
     global compiled, loaded, compile_seconds
     key = _key(name, constants)
-    symbol, path = f"boostr_{key}", store.folder() / key
+    symbol, path = f"boostr_{key}", kernel_files.folder() / key
     address = _from_disk(path, symbol)
     if address is not None:
         loaded += 1
         return address
     if compiled == 0:
-        store.say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
+        kernel_files.say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
     started = time.perf_counter()
     body = _object(_function(name, constants), f"{name} {dict(constants)}", symbol)
     seconds = time.perf_counter() - started
     compiled, compile_seconds = compiled + 1, compile_seconds + seconds
     if env.DEBUG.integer() >= 1:
-        store.say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
-    flat = image.flatten(body, symbol)
-    if flat is None:
-        store.write(path, body)
-    else:
-        store.write(path, *flat)
-    return _load(body, symbol)
+        kernel_files.say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
+    flat = elf.flatten(body, symbol, kernel_files.HEAD)
+    kernel_files.write(path, *(flat or (body,)))
+    # from the file, if it could be written: what later starts run is what this one has run
+    return _from_disk(path, symbol) or _load(body, symbol)
 
 
 def kernel(name: str, **constants) -> int:

@@ -44,4 +44,6 @@ def llvm_ir(function, symbol: str) -> str:
     found = re.search(r'^define [^@]*@("?)' + re.escape(inner) + r'("?)\(', text, re.M)
     if found is None:
         raise RuntimeError(f"numba gave no definition of {inner}")
-    return text + _ENTRY.format(symbol=symbol, inner=f'"{inner}"')
+    text += _ENTRY.format(symbol=symbol, inner=f'"{inner}"')
+    # or LLVM would make a row of stores into a call of memset, which needs a linker to find it
+    return re.sub(r"^(define .*) \{$", r'\1 "no-builtins" {', text, flags=re.MULTILINE)

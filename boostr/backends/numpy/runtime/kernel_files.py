@@ -1,7 +1,7 @@
 """The files of compiled kernels: checked when read, put in place whole, mapped as code.
 
 A file is a head of 128 bytes (magic, length and SHA-256 of the rest, the entry's offset) and a
-body: an image (`image.py`) whose code begins at offset `entry`, or with entry -1 anything else.
+body: an image (`elf.py`) whose code begins at offset `entry`, or with entry -1 anything else.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boostr import env
-from boostr.backends.numpy.runtime.image import map_file
+from boostr.backends.numpy.runtime.elf import map_file
 
 MAGIC = b"boostr kernel 2\n"
 HEAD = 128
@@ -24,7 +24,7 @@ _mapped: list = []  # the code lives as long as its mapping
 
 
 @dataclass(frozen=True)
-class Stored:
+class KernelFile:
     """A checked file: its body, its entry, and the entry's address if the file could be mapped."""
 
     body: bytes
@@ -40,7 +40,7 @@ def say(text: str) -> None:
     print(f"boostr: {text}", file=sys.stderr, flush=True)
 
 
-def read(path: Path) -> Stored | None:
+def read(path: Path) -> KernelFile | None:
     """A file of the cache; None if it is missing or damaged."""
     try:
         with open(path, "rb") as file:
@@ -51,7 +51,7 @@ def read(path: Path) -> Stored | None:
             address = _map(file.fileno(), len(data), entry) if entry != OBJECT else None
     except OSError:
         return None
-    return Stored(data[HEAD:], entry, address)
+    return KernelFile(data[HEAD:], entry, address)
 
 
 def _check(data: bytes) -> int | None:
