@@ -267,7 +267,7 @@ def _obtain(name: str, constants: tuple) -> int:
     if env.DEBUG.integer() >= 1:
         kernel_files.say(f"compiled {name} {dict(constants)} in {seconds:.2f} s, {len(body)} bytes")
     flat = elf.flatten(body, symbol, kernel_files.HEAD)
-    kernel_files.write(path, *(flat or (body,)))
+    kernel_files.write(path, *(flat or (body, kernel_files.OBJECT)))
     # from the file, if it could be written: what later starts run is what this one has run
     return _from_disk(path, symbol) or _load(body, symbol)
 
