@@ -355,6 +355,24 @@ assert os.waitpid(pid, 0)[1] == 0
     run_script(tmp_path, SCRIPT + child)
 
 
+@pytest.mark.parametrize(
+    ("cpu", "lines", "tile", "dot"),
+    (
+        ("neoverse-n1", "Features\t: fp asimd asimddp", (12, 2), "sdot"),
+        ("cortex-a72", "Features\t: fp asimd", (12, 2), ""),
+        ("generic", "Features\t: fp asimd asimddp", (12, 2), ""),  # numba would not compile it
+        ("generic", "", (12, 2), ""),
+    ),
+)
+def test_what_llvm_does_not_list_of_an_aarch64(cpu, lines, tile, dot):
+    """LLVM 20 never lists dot products, and nothing at all where /proc/cpuinfo cannot be read."""
+    for listed in ("", "+crc,+lse,-sve", "+neon,-sve"):
+        found = jit.Target(cpu, jit._arm_features(cpu, listed, lines))
+        assert (found.lanes, found.tile, found.int8_dot, found.converts_f16) == (4, tile, dot, True)
+        assert all(found.has(name[1:]) for name in listed.split(",") if name[:1] == "+")
+        assert found.features.count("neon") == 1
+
+
 NARROW = """
 import sys
 import pytest

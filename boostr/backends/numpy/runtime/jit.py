@@ -99,13 +99,28 @@ def _host() -> Target:
     found = kernel_files.read(path) if _cpu_lines() else None
     if found is not None:
         cpu, features = found.body.decode().split("\n")
-        return Target(cpu, features)
-    import llvmlite.binding as llvm
+    else:
+        import llvmlite.binding as llvm
 
-    here = Target(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    if _cpu_lines():
-        kernel_files.write(path, f"{here.cpu}\n{here.features}".encode())
-    return here
+        cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        if _cpu_lines():
+            kernel_files.write(path, f"{cpu}\n{features}".encode())
+    if platform.machine() in ("aarch64", "arm64"):
+        features = _arm_features(cpu, features, _cpu_lines())
+    return Target(cpu, features)
+
+
+def _arm_features(cpu: str, features: str, cpu_lines: str) -> str:
+    """LLVM's list with what it leaves out: NEON, which every aarch64 has, and the dot products.
+
+    These not of a processor that LLVM does not know by name: numba compiles each kernel once for
+    "generic" then, which has none.
+    """
+    known = features.split(",") if features else []
+    found = ["+neon"]
+    if "asimddp" in cpu_lines.split() and cpu != "generic":
+        found.append("+dotprod")
+    return ",".join([*known, *(feature for feature in found if feature not in known)])
 
 
 def target() -> Target:
