@@ -46,6 +46,26 @@ def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: object) 
     return folder
 
 
+ENCODER = {
+    "model_type": "bert", "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "vocab_size": 256 + len(SPECIAL),
+    "type_vocab_size": 2,
+}  # fmt: skip
+
+
+def make_tiny_encoder(folder: Path) -> Path:
+    """A random BERT whose tokens are bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(ENCODER))
+    made = family("bert", "tiny")
+    rng = np.random.default_rng(5)
+    module = made(made.read_config(RawConfig(ENCODER, "tiny")))
+    shapes = {name: getattr(owner, at).shape for name, owner, at in module.parameters()}
+    save(folder / "model.safetensors", {n: rng.standard_normal(s, "f4") for n, s in shapes.items()})
+    save_tokenizer(folder, None)
+    return folder
+
+
 def save_tokenizer(folder: Path, template: str | None) -> None:
     """A byte-level tokenizer without merges: a token is a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

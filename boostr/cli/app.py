@@ -49,6 +49,7 @@ class Verbs(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
         """Run the command line and exit. Nothing leaves this as a traceback."""
+        _open_missing_streams()
         _tolerate_any_text()
         sys.exit(self._outcome(args))
 
@@ -114,6 +115,13 @@ def _fail(message: str) -> int:
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):
         click.echo(f"boostr: error: {message}", err=True)
+
+
+def _open_missing_streams() -> None:
+    """A daemon, or pythonw, may start a program without them: there is nothing to read or show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _tolerate_any_text() -> None:

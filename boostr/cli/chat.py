@@ -48,6 +48,8 @@ class _Terminal:
     def __init__(self, conversation: Conversation, verbose: bool) -> None:
         self._conversation, self._verbose = conversation, verbose
         self._interactive = sys.stdin.isatty()
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(newline="\n")  # type: ignore[union-attr]  # \r alone ends no line
         if self._interactive:
             _edit_lines()
 

@@ -29,6 +29,12 @@ def read_stdin() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def read_lines() -> tuple[str, ...]:
+    """The lines of stdin, which end in \\n or \\r\\n alone: texts may hold other separators."""
+    text = read_stdin()
+    return tuple(text.replace("\r\n", "\n").split("\n")) if text else ()
+
+
 def has_template(model: LanguageModel) -> bool:
     """Whether the model came with a chat template."""
     return "default" in model.tokenizer.special.templates

@@ -1,109 +1,110 @@
-"""EmbeddingModel: an encoder with the pooling of its sentence-transformers modules."""
+"""EmbeddingModel: an encoder with what its sentence-transformers folder does behind it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from boostr import autograd
 from boostr.backends.base import Backend
+from boostr.engine.inputs import text_list
+from boostr.engine.options import number
+from boostr.engine.runner import Runner
+from boostr.engine.sentence import Sentence
 from boostr.errors import ModelFileError, OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer
 from boostr.models.base import Model
-from boostr.nn.batch import Batch
-from boostr.tensor import Tensor
 
-POOLINGS = ("mean", "cls", "max")
 _BATCH_TOKENS = 4096  # packed tokens of one forward pass
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """How hidden states become one vector: `mode` of POOLINGS, then unit length if `normalize`."""
-
-    mode: str = "mean"
-    normalize: bool = True
-    max_length: int | None = None
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> Pooling:
-        """From modules.json and what it names; without it mean pooling, normalised."""
-        modules = _read(folder / "modules.json")
-        if modules is None:
-            return cls()
-        kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
-        unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-        if unknown:
-            raise ModelFileError(f"{folder}/modules.json: unknown modules {sorted(unknown)}")
-        mode = "mean"
-        if "Pooling" in kinds:
-            mode = _mode(folder, str(modules[kinds.index("Pooling")].get("path", "")))
-        settings = _read(folder / "sentence_bert_config.json") or {}
-        return cls(mode, "Normalize" in kinds, settings.get("max_seq_length"))
-
-
-def _mode(folder: Path, path: str) -> str:
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ModelFileError(f"{folder}/modules.json: path {path!r} leaves the folder")
-    config = _read(folder / path / "config.json") or {}
-    if isinstance(config.get("pooling_mode"), str):
-        named = [config["pooling_mode"]]
-    else:
-        switches = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
-        on = [k.removeprefix("pooling_mode_") for k, v in config.items() if v is True]
-        named = [switches.get(name, name) for name in on if name != "include_prompt"]
-    if len(named) != 1 or named[0] not in POOLINGS:
-        raise ModelFileError(
-            f"{folder}/{path}/config.json: pooling must be one of {POOLINGS}, got {named}"
-        )
-    return named[0]
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"{path}: not valid JSON: {error}") from None
-
-
 class EmbeddingModel:
-    """An encoder that is ready to use. Made by `boostr.load`."""
+    """An encoder, or a decoder that was made into one, that is ready to use. Made by `boostr.load`.
+
+    Attributes:
+        tokenizer, config, backend, module: what it is made of.   source: where it came from.
+        sentence: pooling, prompts and the rest of its sentence-transformers folder.
+    """
 
     def __init__(
-        self, module: Model, tokenizer: Tokenizer, backend: Backend, source: str, pooling: Pooling
+        self, module: Model, tokenizer: Tokenizer, backend: Backend, source: str, sentence: Sentence
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
-        self.config, self.pooling = module.config, pooling
+        self.config, self.sentence = module.config, sentence
+        self.runner = Runner(module, backend)
+        pooled = module.config.hidden_size * len(sentence.poolings)
+        self.dimension: int = pooled if sentence.outputs is None else sentence.outputs
+        """E of the vectors before they are truncated."""
+        if sentence.inputs not in (None, pooled):
+            raise ModelFileError(
+                f"{source}: the module behind the pooling takes {sentence.inputs} features, but "
+                f"the pooling gives {pooled}"
+            )
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors float32 [N, E], one a text; longer texts are cut as the checkpoint says."""
-        if isinstance(texts, str):
-            raise OptionError("embed: expected a list of texts, got one text")
-        tokens = [self._encode(text) for text in texts]
-        out = np.zeros((len(tokens), self.config.hidden_size), np.float32)
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        group: list[int] = []
-        for at in order:
-            if group and sum(len(tokens[i]) for i in group) + len(tokens[at]) > _BATCH_TOKENS:
-                out[group] = self._embed_packed([tokens[i] for i in group])
-                group = []
-            group.append(at)
-        if group:
-            out[group] = self._embed_packed([tokens[i] for i in group])
-        return out
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray:
+        """Vectors float32 [N, E], one a text; longer texts are cut as the checkpoint says.
+
+        Args:
+            prompt_name: of the checkpoint's prompts; default: its default prompt, if it has one.
+            prompt: a text to put before each, instead; "" for none.
+            truncate_dim: keep so many numbers of each vector; default: as the checkpoint says.
+
+        Raises:
+            OptionError: no list of texts, a prompt that there is not, or one that leaves no room.
+        """
+        chosen = text_list(texts, "embed")
+        before = self._prompt(prompt_name, prompt)
+        width = self._width(truncate_dim)
+        first = 0 if self.sentence.include_prompt else self._prompt_tokens(before)
+        tokens = [self._encode(before + text) for text in chosen]
+        empty = next((i for i, ids in enumerate(tokens) if len(ids) <= first), None)
+        if empty is not None:
+            why = f"; the prompt before it has {first}, which leaves no room" if first else ""
+            raise OptionError(f"embed: texts[{empty}] has no tokens to pool{why}")
+        vectors = np.zeros((len(tokens), self.dimension), np.float32)
+        for group in _groups([len(ids) for ids in tokens]):
+            states = self.hidden([tokens[i] for i in group])
+            pooled = np.stack([self.sentence.pool(s, first) for s in states])
+            for step in self.sentence.steps:
+                pooled = step(pooled)
+            vectors[group] = pooled
+        return vectors[:, :width]
+
+    def _prompt(self, name: str | None, prompt: str | None) -> str:
+        if name is not None and prompt is not None:
+            raise OptionError("embed: expected a prompt or a prompt_name, got both")
+        if prompt is not None:
+            return text_list([prompt], "embed: prompt")[0]
+        if name is None:
+            return self.sentence.default_prompt
+        if not isinstance(name, str) or name not in self.sentence.prompts:
+            known = ", ".join(self.sentence.prompts) or "none"
+            raise OptionError(f"embed: no prompt {name!r:.80}; {self.source} has {known}")
+        return self.sentence.prompts[name]
+
+    def _width(self, wanted: int | None) -> int:
+        if wanted is None:
+            return min(self.dimension, self.sentence.truncate_dim or self.dimension)
+        return int(number("embed: truncate_dim", wanted, (1, self.dimension, True, False)))
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the beginning, a special one before it included."""
+        if not prompt:
+            return 0
+        ids = self.tokenizer.encode(prompt)
+        return len(ids) - bool(ids and self.tokenizer.is_special(ids[-1]))
 
     def _encode(self, text: str) -> list[int]:
-        limit = min(
-            self.pooling.max_length or self.config.max_position_embeddings,
-            self.config.max_position_embeddings,
-        )
+        context = self.config.max_position_embeddings
+        limit = min(context, self.sentence.max_length or self.tokenizer.max_length or context)
         ids = self.tokenizer.encode(text)
         if max(ids, default=0) >= self.config.vocab_size:
             raise TokenizerError(
@@ -118,23 +119,24 @@ class EmbeddingModel:
 
     def hidden(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Last hidden states float32 [T, E] of each of several token sequences, computed packed."""
-        lengths = [len(s) for s in sequences]
-        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ids = np.concatenate([np.asarray(s, np.int32) for s in sequences])
-        positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
-        packed, places, cu = (Tensor(a, backend=self.backend) for a in (ids, positions, ends))
         with autograd.no_grad():
-            states = self.module.hidden(Batch(packed, places, cu)).to("float32").numpy()
-        return np.split(states, ends[1:-1])
-
-    def _embed_packed(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-        pool = {"mean": lambda s: s.mean(0), "cls": lambda s: s[0], "max": lambda s: s.max(0)}
-        vectors = np.stack([pool[self.pooling.mode](s) for s in self.hidden(sequences)])
-        if self.pooling.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+            states = self.module.hidden(self.runner.packed(sequences)).to("float32").numpy()
+        return np.split(states, np.cumsum([len(s) for s in sequences])[:-1])
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are stored."""
         return sum(w.nbytes for w in self.module.weights().values())
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of texts that are computed together, alike in length."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or tokens + lengths[at] > _BATCH_TOKENS:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(at)
+        tokens += lengths[at]
+    return groups

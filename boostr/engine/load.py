@@ -8,12 +8,14 @@ from typing import Any
 
 from boostr import backends, dtypes, env
 from boostr.backends.base import Backend
-from boostr.engine.embedder import EmbeddingModel, Pooling
+from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.model import LanguageModel
+from boostr.engine.sentence import Sentence, transformer_folder
 from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
+from boostr.io.settings import read_settings
 from boostr.io.tokenizer import Tokenizer
 from boostr.models import family, is_encoder
 from boostr.models.config import RawConfig
@@ -50,7 +52,8 @@ def load(
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
     Returns:
-        A `LanguageModel` for decoders, an `EmbeddingModel` for encoders.
+        A `LanguageModel` for decoders, an `EmbeddingModel` for encoders and for folders of
+        sentence-transformers.
     Raises:
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
     """
@@ -122,18 +125,21 @@ def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> Languag
 
 
 def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
-    folder = found.path
+    folder = transformer_folder(found.path)
     raw = read_json(folder / "config.json", required=True)
     config = RawConfig(raw, str(folder / "config.json"))
     model_type = config.get("model_type", str)
     module = _folder_module(config, folder, backend, options)
     tokenizer = Tokenizer.from_folder(folder)
     _check_vocabulary(module, tokenizer)
-    if is_encoder(model_type):
-        pooling = Pooling.from_folder(folder)
-        return EmbeddingModel(module, tokenizer, backend, found.source, pooling)  # type: ignore
-    generation = RawConfig(read_json(folder / "generation_config.json"), str(folder))
-    eos = generation.ids("eos_token_id") or config.ids("eos_token_id")
+    if is_encoder(model_type) or (found.path / "modules.json").is_file():
+        sentence = Sentence.from_folder(found.path)
+        if sentence.lower_case:
+            tokenizer.lower_case()
+        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)  # type: ignore
+    generation = read_settings(folder / "generation_config.json")
+    ends = RawConfig({"eos_token_id": generation.get("eos_token_id")}, generation.source)
+    eos = ends.ids("eos_token_id") or config.ids("eos_token_id")
     return LanguageModel(module, tokenizer, backend, found.source, eos)  # type: ignore[arg-type]
 
 

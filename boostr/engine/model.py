@@ -241,7 +241,7 @@ class LanguageModel:
             raise OptionError(f"score: expected 2 to {context} tokens, got {len(ids)}")
         return Score(self.runner.nll(ids), len(ids) - 1)
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str], **arguments: Any) -> np.ndarray:
         """Refused: a decoder has no sentence embeddings of its own."""
         raise OptionError(
             f"embed: {self.config.model_type!r} is a decoder; load an encoder such as a "

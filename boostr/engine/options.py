@@ -11,8 +11,8 @@ import numpy as np
 
 from boostr.errors import OptionError
 
-# name -> (least, most, whole number, whether the least itself is out)
-_BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
+Bounds = tuple[float, float, bool, bool]  # least, most, whole number, whether the least is out
+_BOUNDS: dict[str, Bounds] = {
     "max_tokens": (1, math.inf, True, False),
     "temperature": (0, math.inf, False, False),
     "top_k": (0, math.inf, True, False),
@@ -71,7 +71,7 @@ class SamplingOptions:
         for name, bounds in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None or self.__dataclass_fields__[name].default is not None:
-                object.__setattr__(self, name, _number(name, value, *bounds))
+                object.__setattr__(self, name, number(name, value, bounds))
         if not isinstance(self.ignore_eos, bool | np.bool_):
             raise OptionError(f"ignore_eos must be True or False, got {self.ignore_eos!r:.80}")
         object.__setattr__(self, "stop", _stop_texts(self.stop))
@@ -88,10 +88,13 @@ class SamplingOptions:
         )
 
 
-def _number(
-    name: str, value: Any, low: float, high: float, whole: bool, open_below: bool
-) -> int | float:
-    """A Python number within its bounds."""
+def number(name: str, value: Any, bounds: Bounds) -> int | float:
+    """A Python number within its bounds; numpy's numbers are taken, too.
+
+    Raises:
+        OptionError: no number, or out of bounds; `name` is what the message begins with.
+    """
+    low, high, whole, open_below = bounds
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
     kinds = int if whole else int | float
@@ -100,8 +103,8 @@ def _number(
     inside = low < value if open_below else low <= value
     if not (inside and value <= high) or (not whole and not math.isfinite(value)):
         above = f"above {low:g}" if open_below else f"{low:g} or more"
-        bounds = above if high == math.inf else f"{above}, at most {high:g}"
-        raise OptionError(f"{name} must be {bounds}, got {value}")
+        allowed = above if high == math.inf else f"{above}, at most {high:g}"
+        raise OptionError(f"{name} must be {allowed}, got {value}")
     return value
 
 
@@ -120,12 +123,10 @@ def _biases(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, Mapping):
         raise OptionError(f"logit_bias must map token ids to numbers, got {value!r:.80}")
-    infinite = math.inf
+    ids, free = (0, math.inf, True, False), (-math.inf, math.inf, False, False)
     return {
-        int(_number("logit_bias: a token id", token, 0, infinite, True, False)): float(
-            _number(
-                f"logit_bias: the bias of token {token}", bias, -infinite, infinite, False, False
-            )
+        int(number("logit_bias: a token id", token, ids)): float(
+            number(f"logit_bias: the bias of token {token}", bias, free)
         )
         for token, bias in value.items()
     }

@@ -102,6 +102,19 @@ class Tokenizer:
         return self.special.eos_ids
 
     @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest text that the files say it is for; `encode` does not cut."""
+        return self.special.max_length
+
+    def lower_case(self) -> None:
+        """From now on every text is lower-cased first; special tokens written out stay."""
+        from tokenizers import normalizers
+
+        inner, first = self.inner, normalizers.Lowercase()
+        before = [] if inner.normalizer is None else [inner.normalizer]
+        inner.normalizer = normalizers.Sequence([first, *before])  # type: ignore[assignment]
+
+    @property
     def pad_id(self) -> int | None:
         """The padding id, if the model declares one. boostr itself never pads."""
         return self._id_of("pad_token")

@@ -1,16 +1,17 @@
 """The tokenizer of a Hugging Face model folder: tokenizer.json and the files around it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boostr.errors import TokenizerError
+from boostr.io.settings import Settings, read_json_file, read_settings
 from boostr.io.special_tokens import SpecialTokens, surround
 
 if TYPE_CHECKING:
     import tokenizers
 
 _MAX_FILE = 256 * 1024 * 1024
+_NO_LENGTH = 2**31  # model_max_length is a number such as 1e30 where there is no limit
 _NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -22,14 +23,16 @@ def load_folder(folder: Path) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
     Raises:
         TokenizerError: a file is missing or malformed, or names a token that does not exist.
     """
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_settings(folder / "tokenizer_config.json", error=TokenizerError)
     inner = _read_tokenizer(folder)
-    _add_missing(inner, config, folder)
-    names = _names(inner, {**_read_json(folder / "special_tokens_map.json"), **config}, folder)
-    _mark_special(inner, names)
+    _normalize(inner, config)
+    _add_tokens(inner, config)
+    names = _names(inner, config, folder)
+    _mark_special(inner, [*names.values(), *_more_special(config)])
     _surround(inner, config, names)
     eos = inner.token_to_id(names["eos_token"]) if "eos_token" in names else None
-    return inner, SpecialTokens(names, () if eos is None else (eos,), _templates(folder, config))
+    eos_ids, templates = () if eos is None else (eos,), _templates(folder, config)
+    return inner, SpecialTokens(names, eos_ids, templates, _max_length(config))
 
 
 def _read_text(path: Path) -> str | None:
@@ -41,18 +44,6 @@ def _read_text(path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} if there is no such file."""
-    text = _read_text(path)
-    try:
-        value = {} if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
@@ -75,34 +66,57 @@ def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
         raise TokenizerError(f"{path}: not a tokenizer: {error}") from None
 
 
-def _add_missing(inner: "tokenizers.Tokenizer", config: dict[str, Any], folder: Path) -> None:
-    """Adds tokens of `added_tokens_decoder` that tokenizer.json lacks, at exactly their ids."""
+def _normalize(inner: "tokenizers.Tokenizer", config: Settings) -> None:
+    """BERT's normalizer does what tokenizer_config.json says, as in transformers."""
+    from tokenizers import normalizers
+
+    bert = inner.normalizer
+    if not isinstance(bert, normalizers.BertNormalizer):
+        return
+    for key, attribute in (
+        ("do_lower_case", "lowercase"),
+        ("strip_accents", "strip_accents"),
+        ("tokenize_chinese_chars", "handle_chinese_chars"),
+    ):
+        if (value := config.get(key)) is not None:
+            setattr(bert, attribute, value)
+    inner.normalizer = bert
+
+
+def _add_tokens(inner: "tokenizers.Tokenizer", config: Settings) -> None:
+    """Tokens of `added_tokens_decoder`, at exactly their ids; what it says of one wins."""
     from tokenizers import AddedToken
 
-    path, table = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
+    table = config.get("added_tokens_decoder", {})
     try:
         rows = sorted((int(id_), row["content"], row) for id_, row in table.items())
     except (AttributeError, KeyError, TypeError, ValueError):
         raise TokenizerError(
-            f"{path}: added_tokens_decoder must map ids to objects with 'content'"
+            f"{config.source}: added_tokens_decoder must map ids to objects with 'content'"
         ) from None
+    known = inner.get_added_tokens_decoder()
     for id_, content, row in rows:
-        if inner.token_to_id(content) is None:
-            flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
-            token = AddedToken(content, **{flag: bool(row.get(flag)) for flag in flags})
-            (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+        special = bool(row.get("special"))
+        flags = {flag: bool(row.get(flag)) for flag in ("lstrip", "rstrip", "single_word")}
+        normalized = bool(row.get("normalized", not special))
+        token = AddedToken(content, special=special, normalized=normalized, **flags)
+        if inner.token_to_id(content) in (None, id_) and repr(known.get(id_)) != repr(token):
+            (inner.add_special_tokens if special else inner.add_tokens)([token])
         if inner.token_to_id(content) != id_:
             raise TokenizerError(
-                f"{path}: added token {content!r:.80} must have id {id_}, but tokenizer.json gives "
-                f"{inner.token_to_id(content)}; the two files are of different models"
+                f"{config.source}: added token {content!r:.80} must have id {id_}, but "
+                f"tokenizer.json gives {inner.token_to_id(content)}; the two files are of "
+                "different models"
             )
 
 
-def _names(inner: "tokenizers.Tokenizer", config: dict[str, Any], folder: Path) -> dict[str, str]:
+def _names(inner: "tokenizers.Tokenizer", config: Settings, folder: Path) -> dict[str, str]:
     """The named special tokens; each is a string, or an object with its text in 'content'."""
+    file = folder / "special_tokens_map.json"
+    older = read_settings(file, "tokenizer_config.json", TokenizerError)
     names = {}
     for name in _NAMES:
-        value = config.get(name)
+        value = config.get(name) if name in config else older.get(name)
         text = value.get("content") if isinstance(value, dict) else value
         if text is None:
             continue
@@ -115,32 +129,56 @@ def _names(inner: "tokenizers.Tokenizer", config: dict[str, Any], folder: Path) 
     return names
 
 
-def _mark_special(inner: "tokenizers.Tokenizer", names: dict[str, str]) -> None:
-    """Named special tokens are special even where tokenizer.json lists them as plain ones."""
+def _more_special(config: Settings) -> list[str]:
+    """Texts of special tokens without a name of their own."""
+    more: list[Any] = [*config.get("additional_special_tokens", [])]
+    extra = config.get("extra_special_tokens", [])
+    more += extra.values() if isinstance(extra, dict) else extra
+    texts = [row.get("content") if isinstance(row, dict) else row for row in more]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _mark_special(inner: "tokenizers.Tokenizer", texts: list[str]) -> None:
+    """Special tokens of the vocabulary that tokenizer.json lists as plain ones."""
     from tokenizers import AddedToken
 
     added = {token.content: token.special for token in inner.get_added_tokens_decoder().values()}
-    plain = [text for text in dict.fromkeys(names.values()) if not added.get(text)]
+    known = [text for text in dict.fromkeys(texts) if inner.token_to_id(text) is not None]
+    plain = [text for text in known if not added.get(text)]
     inner.add_special_tokens([AddedToken(text, normalized=False) for text in plain])
 
 
-def _surround(inner: "tokenizers.Tokenizer", config: dict[str, Any], names: dict[str, str]) -> None:
-    """`add_bos_token` and `add_eos_token`, where set, win (as in transformers)."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    ends = []
-    for name in ("bos_token", "eos_token"):
-        text = names.get(name) if config.get(f"add_{name}") else None
+def _surround(inner: "tokenizers.Tokenizer", config: Settings, names: dict[str, str]) -> None:
+    """`add_bos_token` and `add_eos_token` where they say so, else as in tokenizer.json."""
+    around, bare = (inner.encode("", add_special_tokens=flag).ids for flag in (True, False))
+    ends: list[tuple[str, int] | None] = []
+    changed = False
+    for name, at in (("bos_token", 0), ("eos_token", -1)):
+        text = names.get(name)
         id_ = None if text is None else inner.token_to_id(text)
-        ends.append(None if text is None or id_ is None else (text, id_))
-    surround(inner, *ends)
+        there = around != bare and around[at] == id_
+        wanted = config.get(f"add_{name}", there)
+        changed |= wanted != there and (id_ is not None)
+        ends.append((text, id_) if wanted and text is not None and id_ is not None else None)
+    if changed:
+        surround(inner, *ends)
 
 
-def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+def _max_length(config: Settings) -> int | None:
+    length = config.get("model_max_length")
+    if length is None or length >= _NO_LENGTH:
+        return None
+    if length < 1:
+        raise TokenizerError(f"{config.source}: model_max_length must be 1 or more, got {length}")
+    return int(length)
+
+
+def _templates(folder: Path, config: Settings) -> dict[str, str]:
     """Chat templates by name: chat_template.jinja wins over tokenizer_config.json."""
     value = config.get("chat_template")
     if value is None:
-        value = _read_json(folder / "chat_template.json").get("chat_template")
+        older = read_json_file(folder / "chat_template.json", TokenizerError)
+        value = older.get("chat_template") if isinstance(older, dict) else None
     rows = value if isinstance(value, list) else [{"name": "default", "template": value}]
     templates = {}
     for row in rows if value is not None else ():

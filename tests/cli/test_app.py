@@ -1,6 +1,7 @@
 """The command itself: help, versions, exit codes, errors as one line, pipes and interrupts."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -114,3 +115,17 @@ def test_text_that_the_terminal_cannot_show_is_escaped(process, tiny: str) -> No
         "run", "-m", tiny, "hi", "--max-tokens", "20", env={"PYTHONIOENCODING": "latin-1"}
     )
     assert result.code == 0 and "\\ufffd" in result.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs sh")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_a_process_without_streams(tiny: str, closed: str, verb: str) -> None:
+    """As a daemon starts one: there is nothing to read or to show, and that is no error."""
+    args = command(verb, *(["-"] if verb == "run" else []), "-m", tiny, "--backend", "numpy")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *args], stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert "a bug of boostr" not in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode in (0, 1), done.stderr

@@ -6,31 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import SPECIAL, save_tokenizer
+from tiny_model import make_tiny_encoder
 
 from boostr import load
-from boostr.io.safetensors import save
-from boostr.models import family
-from boostr.models.config import RawConfig
-
-CONFIG = {
-    "model_type": "bert", "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "max_position_embeddings": 64, "vocab_size": 256 + len(SPECIAL),
-    "type_vocab_size": 2,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    made = family("bert", "tiny")
-    rng = np.random.default_rng(5)
-    module = made(made.read_config(RawConfig(CONFIG, "tiny")))
-    shapes = {name: getattr(owner, at).shape for name, owner, at in module.parameters()}
-    save(folder / "model.safetensors", {n: rng.standard_normal(s, "f4") for n, s in shapes.items()})
-    save_tokenizer(folder, None)
-    return str(folder)
+    return str(make_tiny_encoder(tmp_path_factory.mktemp("encoder") / "m"))
 
 
 def test_a_list_of_vectors(boostr, encoder: str) -> None:
@@ -53,6 +36,23 @@ def test_lines_of_stdin(boostr, encoder: str) -> None:
     assert result.exit_code == 1 and "no lines" in result.stderr
 
 
+def test_lines_end_in_newlines_alone(boostr, encoder: str) -> None:
+    """Other characters that Python splits at are part of a text."""
+    texts = ["a\u2028b", "c\x0bd", "e\x85f\rg", "h"]
+    lines = "\n".join(texts[:3]) + "\r\nh\n"
+    given = json.loads(boostr("embed", "-m", encoder, "-", stdin=lines.encode()).stdout)
+    assert np.array_equal(np.array(given, np.float32), load(encoder).embed(texts))
+
+
+def test_prompts_and_truncated_vectors(boostr, encoder: str) -> None:
+    args = ("embed", "-m", encoder, "text")
+    done = json.loads(boostr(*args, "--prompt", "query: ", "--truncate-dim", "4").stdout)
+    expected = load(encoder).embed(["query: text"], truncate_dim=4)
+    assert np.array_equal(np.array(done, np.float32), expected)
+    result = boostr(*args, "--prompt-name", "query")
+    assert result.exit_code == 1 and "no prompt 'query'" in result.stderr
+
+
 def test_wrong_usage(boostr, encoder: str) -> None:
     assert boostr("embed", "hi").exit_code == 2
     assert boostr("embed", "-m", encoder).exit_code == 2
@@ -70,4 +70,4 @@ def test_modules_that_are_not_known(boostr, encoder: str, tmp_path: Path) -> Non
     folder = shutil.copytree(encoder, tmp_path / "m")
     (folder / "modules.json").write_text('[{"type": "evil.Code", "path": ""}]')
     result = boostr("embed", "-m", str(folder), "hi")
-    assert result.exit_code == 1 and "'Code'" in result.stderr
+    assert result.exit_code == 1 and "'evil.Code' is not known" in result.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models, normalizers, processors
 from tokenizers import Tokenizer as Inner
 
 from boostr.errors import TokenizerError
@@ -67,6 +67,8 @@ def test_folder_special_tokens_map(tmp_path: Path, train_bpe: Train) -> None:
         ({"add_bos_token": True}, [1], []),
         ({"add_bos_token": True, "add_eos_token": True}, [1], [2]),
         ({"add_bos_token": False}, [], []),
+        ({"add_bos_token": None, "add_eos_token": True}, [], [2]),
+        ({}, [], []),
     ],
 )
 def test_folder_adds_bos_and_eos(
@@ -75,6 +77,81 @@ def test_folder_adds_bos_and_eos(
     config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", **flags}
     ours = Tokenizer.from_folder(folder_of(tmp_path, train_bpe("gpt-2"), tokenizer_config=config))
     assert ours.encode("x") == [*before, *ours.encode("x", False), *behind]
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "behind"),
+    [
+        ({}, [1], []),
+        ({"add_eos_token": False}, [1], []),
+        ({"add_bos_token": None, "add_eos_token": None}, [1], []),
+        ({"add_eos_token": True}, [1], [2]),
+        ({"add_bos_token": False}, [], []),
+    ],
+)
+def test_folder_whose_tokenizer_adds_bos(
+    tmp_path: Path, train_bpe: Train, flags: dict[str, Any], before: list[int], behind: list[int]
+) -> None:
+    """A flag that is missing or null leaves what tokenizer.json does."""
+    inner = train_bpe("gpt-2")
+    inner.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", **flags}
+    ours = Tokenizer.from_folder(folder_of(tmp_path, inner, tokenizer_config=config))
+    assert ours.encode("x") == [*before, *ours.encode("x", False), *behind]
+
+
+def test_folder_that_surrounds_texts_otherwise(tmp_path: Path, train_bpe: Train) -> None:
+    """Flags that say what is so already leave [CLS] and [SEP] where they are."""
+    inner = train_bpe("gpt-2")
+    inner.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)],
+    )
+    config = {"bos_token": "<|endoftext|>", "add_bos_token": False, "add_eos_token": False}
+    ours = Tokenizer.from_folder(folder_of(tmp_path, inner, tokenizer_config=config))
+    assert ours.encode("x") == [1, *ours.encode("x", False), 2]
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({}, "hallo é e"), ({"do_lower_case": False}, "Hallo É E"),
+        ({"do_lower_case": None}, "hallo é e"),
+        ({"do_lower_case": True, "strip_accents": True}, "hallo e e"),
+        ({"strip_accents": True}, "hallo e e"),
+    ],
+)  # fmt: skip
+def test_folder_of_bert(tmp_path: Path, config: dict[str, Any], text: str) -> None:
+    """As transformers: BERT's normalizer is set by tokenizer_config.json where that speaks."""
+    vocab = ["[UNK]", *"abcdefghijklmnopqrstuvwxyzHEÉé"]
+    inner = Inner(models.WordPiece({t: i for i, t in enumerate(vocab)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(strip_accents=False)  # type: ignore[assignment]
+    folder = folder_of(tmp_path, inner, tokenizer_config=config)
+    ours = Tokenizer.from_folder(folder)
+    assert ours.inner.normalizer.normalize_str("Hallo É E") == text  # type: ignore
+
+
+def test_folder_flags_of_added_tokens(tmp_path: Path, train_bpe: Train) -> None:
+    """tokenizer_config.json wins over tokenizer.json; a token is normalized unless special."""
+    inner = train_bpe("gpt-2")
+    inner.add_tokens([AddedToken("<m>", normalized=False), AddedToken("<n>", lstrip=True)])
+    decoder = {"600": {"content": "<m>", "lstrip": True, "special": True},
+               "601": {"content": "<n>"}, "602": {"content": "<o>", "special": False}}  # fmt: skip
+    config = {"added_tokens_decoder": decoder}
+    ours = Tokenizer.from_folder(folder_of(tmp_path, inner, tokenizer_config=config))
+    assert ours.decode(ours.encode("a  <m>"), False) == "a<m>" and ours.is_special(600)
+    assert ours.decode(ours.encode("a  <n>")) == "a  <n>"
+    added = ours.inner.get_added_tokens_decoder()
+    assert [added[i].normalized for i in (600, 601, 602)] == [False, True, True]
+
+
+def test_folder_special_tokens_without_a_name(tmp_path: Path, train_bpe: Train) -> None:
+    config = {"additional_special_tokens": ["h", {"content": "i"}, "<not there>"],
+              "extra_special_tokens": {"image_token": "j"}}  # fmt: skip
+    ours = Tokenizer.from_folder(folder_of(tmp_path, train_bpe("gpt-2"), tokenizer_config=config))
+    assert ours.decode(ours.encode("h i j k")) == "   k" and ours.vocab_size == 600
 
 
 def test_folder_added_tokens(tmp_path: Path, train_bpe: Train) -> None:
@@ -110,6 +187,9 @@ def test_folder_chat_templates(tmp_path: Path, train_bpe: Train) -> None:
         ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
         ("tokenizer_config.json", "[" * 100_000, "not JSON"),
         ("tokenizer_config.json", '{"eos_token": 5}', "eos_token must be a string"),
+        ("tokenizer_config.json", '{"add_bos_token": "yes"}', "add_bos_token must be true or"),
+        ("tokenizer_config.json", '{"split_special_tokens": true}', "split_special_tokens = True"),
+        ("tokenizer_config.json", '{"model_max_length": -1}', "must be 1 or more, got -1"),
         ("tokenizer_config.json", '{"eos_token": "<no>"}', "'<no>' is not in the vocabulary"),
         ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be a string"),
         ("tokenizer_config.json", '{"chat_template": [5]}', "chat_template must be a string"),

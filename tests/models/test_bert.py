@@ -8,8 +8,9 @@ import pytest
 import real_models
 
 import boostr
-from boostr.engine.embedder import EmbeddingModel, Pooling
+from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.load import load_module
+from boostr.engine.sentence import Sentence
 
 BERTS = [c for c in cases.CASES if c["family"] == "bert"]
 
@@ -20,7 +21,7 @@ def test_packed_hidden_states_equal_transformers(case, backend, tmp_path):
         load_module(cases.checkpoint(case, tmp_path), backend=backend),
         cases.expected(case),
     )
-    model = EmbeddingModel(module, None, backend, "tiny", Pooling())  # type: ignore[arg-type]
+    model = EmbeddingModel(module, None, backend, "tiny", Sentence())  # type: ignore[arg-type]
     packed = np.concatenate(model.hidden(cases.segments(truth, "input_ids")))
     expected = truth["last_hidden_state"]
     assert np.abs(packed - expected).max() <= 1e-4 * np.abs(expected).max()
