@@ -5,37 +5,26 @@ plain data only (strings, numbers, lists, dicts), and has a `Budget` for its wor
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-import markupsafe
 import numpy as np
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_indent
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from boostr.errors import TokenizerError
-from boostr.io.template_budget import MAX_JSON_INDENT, Budget, BudgetError
+from boostr.io.template_budget import CURRENT, Budget, BudgetError, current_budget
+from boostr.io.template_filters import bounded_filters, charged, join_text
 
 MAX_SOURCE = 128 * 1024  # characters; the longest of 70 known templates has 18 thousand
-# Not there: what grows without bound (`center`, `sum` of lists, `batch`) or takes regexes.
-_FILTERS = (
-    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length",
-    "list", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "select", "selectattr",
-    "sort", "unique",
-)  # fmt: skip
-_ON_TEXT = ("capitalize", "lower", "title", "trim", "upper")
 _MARK = "BOOSTR_GOES_ON_HERE"  # plain letters: templates may escape or split at others
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 _CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
-_budget: ContextVar[Budget] = ContextVar("budget")
 
 
 def render(source: str, variables: Mapping[str, Any], name: str = "chat template") -> str:
@@ -51,7 +40,7 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
     """
     if len(source) > MAX_SOURCE:
         raise TokenizerError(f"{name}: {len(source)} characters, the limit is {MAX_SOURCE}")
-    token = _budget.set(Budget())
+    token = CURRENT.set(Budget())
     try:
         template = _compile(source)
         return _collect(template, {key: plain(value, key) for key, value in variables.items()})
@@ -68,7 +57,7 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
     except Exception as error:  # whatever Python raises inside of the template
         raise TokenizerError(f"{name}: {type(error).__name__}: {error}") from None
     finally:
-        _budget.reset(token)
+        CURRENT.reset(token)
 
 
 def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> str:
@@ -130,7 +119,7 @@ def _compile(source: str) -> jinja2.Template:
 
 
 def _collect(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    budget, pieces, size = _budget.get(), [], 0
+    budget, pieces, size = current_budget(), [], 0
     for piece in template.generate(variables):
         size += len(piece)
         budget.reserve(size)
@@ -152,13 +141,13 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = _budget.get()
+        budget = current_budget()
         budget.binary(operator, left, right)
         return budget.charge(super().call_binop(context, operator, left, right))
 
     # jinja2 calls this with its own positional names, hence the underscores.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        budget = _budget.get()
+        budget = current_budget()
         budget.step()
         budget.method(__obj, args, kwargs)
         return budget.charge(super().call(__context, __obj, *args, **kwargs))
@@ -171,7 +160,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         template = value.__self__
 
         def checked(*args: Any, **kwargs: Any) -> str:
-            _budget.get().format(template, template.count("{"), [*args, *kwargs.values()])
+            current_budget().format(template, template.count("{"), [*args, *kwargs.values()])
             return safe_format(*args, **kwargs)
 
         return checked
@@ -231,15 +220,13 @@ def _environment() -> _Environment:
         finalize=jinja2.pass_context(lambda context, value: _finalize(value)),
         extensions=[_Generation, loopcontrols],
     )
-    known = {name: env.filters[name] for name in _FILTERS}
-    known |= {name: _on_text(env.filters[name]) for name in _ON_TEXT}
-    env.filters = {name: _charged(function) for name, function in (known | _TEXT_FILTERS).items()}
+    env.filters = bounded_filters()
     internal = {_CHARGE: _charge, _TURNS: _turns, _CONCAT: _concat}
     for name, function in internal.items():  # pass_context: never folded into a constant
         env.filters[name] = jinja2.pass_context(
             lambda context, value, function=function: function(value)
         )
-    env.tests = {name: _charged(function) for name, function in env.tests.items()}
+    env.tests = {name: charged(function) for name, function in env.tests.items()}
     env.globals = {name: env.globals[name] for name in _GLOBALS} | {
         "raise_exception": _raise_exception,
         "strftime_now": lambda form: datetime.now().strftime(form),
@@ -247,113 +234,21 @@ def _environment() -> _Environment:
     return env
 
 
-def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # keeps jinja2's marks such as pass_environment
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        budget = _budget.get()
-        budget.step()
-        return budget.charge(function(*args, **kwargs))
-
-    return wrapper
-
-
-def _on_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda value, *args: function(_budget.get().text(value), *args)
-
-
 def _finalize(value: Any) -> Any:
-    return value if isinstance(value, jinja2.Undefined) else _budget.get().text(value)
+    return value if isinstance(value, jinja2.Undefined) else current_budget().text(value)
 
 
 def _charge(value: str) -> str:
-    return _budget.get().charge(value)
+    return current_budget().charge(value)
 
 
 def _turns(value: Any) -> Any:
-    return _budget.get().turns(value)
+    return current_budget().turns(value)
 
 
 def _concat(values: list[Any]) -> str:
-    return _join(values)
+    return join_text(values)
 
 
 def _raise_exception(message: Any) -> NoReturn:
-    raise jinja2.TemplateError(_budget.get().text(message))
-
-
-def _join(value: Any, d: Any = "", attribute: str | int | None = None) -> str:
-    budget = _budget.get()
-    if attribute is not None:
-        environment = _environment()
-        value = [environment.getitem(item, attribute) for item in budget.turns(value)]
-    separator, pieces, size = str(budget.text(d)), [], 0
-    for item in budget.turns(value):
-        pieces.append(str(budget.text(item)))
-        size += len(pieces[-1]) + len(separator)
-        budget.reserve(size)
-    return separator.join(pieces)
-
-
-def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
-    budget = _budget.get()
-    text, old, new = (str(budget.text(item)) for item in (value, old, new))
-    budget.replace(text, old, new)
-    return text.replace(old, new, count)
-
-
-def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    budget = _budget.get()
-    text = budget.text(value)
-    budget.width(width)
-    size = width if isinstance(width, int) else len(width)
-    budget.reserve(len(text) + (len(text.splitlines()) + 1) * size)
-    return do_indent(text, width, first, blank)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As in transformers: the HTML escapes of jinja2's own `tojson` are unknown to models."""
-    budget = _budget.get()
-    budget.width(indent, MAX_JSON_INDENT)
-    budget.measure(value, MAX_JSON_INDENT if indent else 0)
-    pair = (str(separators[0]), str(separators[1])) if separators else None
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys
-    )
-
-
-def _format(value: Any, *args: Any, **kwargs: Any) -> str:
-    template, values = _budget.get().text(value), kwargs or args
-    _budget.get().format(template, template.count("%"), list(values))
-    return template % values
-
-
-def _escape(value: Any) -> str:
-    return markupsafe.escape(_budget.get().text(value))
-
-
-def _string(value: Any) -> str:
-    return _budget.get().text(value)
-
-
-def _safe(value: Any) -> str:
-    """Marks text as HTML: what is then added to it with `+` gets escaped, as in transformers."""
-    return markupsafe.Markup(_budget.get().text(value))
-
-
-_TEXT_FILTERS: dict[str, Callable[..., str]] = {
-    "join": _join,
-    "replace": _replace,
-    "indent": _indent,
-    "tojson": _tojson,
-    "format": _format,
-    "escape": _escape,
-    "e": _escape,
-    "string": _string,
-    "safe": _safe,
-}
+    raise jinja2.TemplateError(current_budget().text(message))

@@ -9,6 +9,7 @@ same template fails in the same way on every machine; the clock is the last reso
 import re
 import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from contextvars import ContextVar
 from types import BuiltinMethodType
 from typing import Any
 
@@ -96,12 +97,14 @@ class Budget:
         self.reserve(size)
         return size
 
-    def text(self, value: Any) -> str:
+    def text(self, value: Any, limit: int = MAX_CHARS) -> str:
         """A string as it is, else `str(value)` measured before it is made; charged."""
-        if isinstance(value, str):
-            return self.charge(value)
-        self.measure(value)
-        return self.charge(str(value))
+        if not isinstance(value, str):
+            self.measure(value)
+            value = str(value)
+        if len(value) > limit:
+            raise BudgetError(f"it filters a text of more than {limit} characters in that way")
+        return self.charge(value)
 
     def binary(self, operator: str, left: Any, right: Any) -> None:
         """Checks `left operator right` before it is computed."""
@@ -164,6 +167,14 @@ class Budget:
         return Turns(self, iterable)
 
 
+CURRENT: ContextVar[Budget] = ContextVar("budget")
+
+
+def current_budget() -> Budget:
+    """The budget of the rendering that this code runs in."""
+    return CURRENT.get()
+
+
 class Turns:
     """An iterable whose every item costs a step; it has a length where the original has."""
 
@@ -175,6 +186,9 @@ class Turns:
         for item in self._iterable:
             step()
             yield item
+
+    def __bool__(self) -> bool:
+        return bool(self._iterable)
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # TypeError where there is none
