@@ -10,12 +10,12 @@ from typing import Any
 
 from boostr.engine.load import read_json
 from boostr.errors import BoostrError, DownloadError, ModelFileError
-from boostr.io.gguf import GGUFFile
+from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models import family
 from boostr.models.config import RawConfig
-from boostr.models.gguf import hf_config
+from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import quantization_method, refuse_quantized
 
 _INDICES = ("BOOL", "I64", "I32", "I16")  # types of buffers and masks, which are no parameters
@@ -114,7 +114,7 @@ def _on_this_machine(model: str | None, revision: str | None) -> ResolvedModel:
 
 
 def _gguf(found: ResolvedModel) -> Summary:
-    with GGUFFile(found.path) as file:
+    with open_gguf(found.path) as file:
         data = file.metadata
         architecture = data.get("general.architecture")
         tokens = data.get("tokenizer.ggml.tokens")
@@ -127,7 +127,7 @@ def _gguf(found: ResolvedModel) -> Summary:
             format=f"gguf v{file.version}",
             architecture=_text(architecture),
             refusal=_refusal_of_gguf(file),
-            file_bytes=found.path.stat().st_size,
+            file_bytes=sum(path.stat().st_size for path in file.paths),
             tensors=[TensorRow(t.name, t.type, t.shape, t.nbytes) for t in file.tensors.values()],
             context=_whole(data.get(f"{architecture}.context_length")),
             tokenizer=f"{kind} ({pre})" if kind and pre else _text(kind),
@@ -137,7 +137,7 @@ def _gguf(found: ResolvedModel) -> Summary:
         )
 
 
-def _refusal_of_gguf(file: GGUFFile) -> str | None:
+def _refusal_of_gguf(file: GGUFSource) -> str | None:
     try:
         config = RawConfig(hf_config(file), str(file.path))
         _read_config(config)

@@ -12,14 +12,15 @@ from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.model import LanguageModel
 from boostr.engine.sentence import Sentence, transformer_folder
 from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
-from boostr.io.gguf import GGUFFile
+from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_settings
 from boostr.io.tokenizer import Tokenizer
 from boostr.models import family, is_encoder
 from boostr.models.config import RawConfig
-from boostr.models.gguf import GGUFWeights, hf_config
+from boostr.models.gguf import gguf_plan, gguf_weights
+from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
@@ -77,18 +78,25 @@ def load(
 
 
 def load_module(
-    folder: str | Path, *, backend: str | Backend | None = None, dtype: Any = None,
+    path: str | Path, *, backend: str | Backend | None = None, dtype: Any = None,
     quantize: str | None = None, quantize_embeddings: bool = False,
 ) -> Module:  # fmt: skip
-    """The model of a Hugging Face folder without its tokenizer; options as in `load`."""
-    path = Path(folder)
-    config = RawConfig(read_json(path / "config.json", required=True), str(path / "config.json"))
+    """The model of a Hugging Face folder or GGUF file, no tokenizer; options as in `load`."""
+    path = Path(path)
     options = {
         "dtype": _weight_dtype(dtype),
         "quantize": quantize,
         "quantize_embeddings": quantize_embeddings,
     }
-    return _folder_module(config, path, backends.get(backend), options)
+    if path.is_dir():
+        return _folder_module(_folder_config(path), path, backends.get(backend), options)
+    with open_gguf(path) as file:
+        return _gguf_module(file, backends.get(backend), options)
+
+
+def _folder_config(folder: Path) -> RawConfig:
+    path = folder / "config.json"
+    return RawConfig(read_json(path, required=True), str(path))
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
@@ -100,6 +108,14 @@ def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: 
         stored = stored_weights(files, str(weights))
         plan = module.load_plan(module.config)  # type: ignore[attr-defined]
         load_parameters(module, CheckpointWeights(stored, str(weights), plan), backend, **options)
+    return module
+
+
+def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Module:
+    path = str(file.path)
+    module = _empty_module(RawConfig(hf_config(file), path))
+    plan = gguf_plan(module.config)  # type: ignore[attr-defined]
+    load_parameters(module, CheckpointWeights(gguf_weights(file), path, plan), backend, **options)
     return module
 
 
@@ -115,10 +131,8 @@ def _weight_dtype(dtype: Any):
 
 
 def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> LanguageModel:
-    with GGUFFile(found.path) as file:
-        config = RawConfig(hf_config(file), str(found.path))
-        module = _empty_module(config)
-        load_parameters(module, GGUFWeights(file), backend, **options)
+    with open_gguf(found.path) as file:
+        module = _gguf_module(file, backend, options)
         tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
     return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore
@@ -126,8 +140,7 @@ def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> Languag
 
 def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     folder = transformer_folder(found.path)
-    raw = read_json(folder / "config.json", required=True)
-    config = RawConfig(raw, str(folder / "config.json"))
+    config = _folder_config(folder)
     model_type = config.get("model_type", str)
     module = _folder_module(config, folder, backend, options)
     tokenizer = Tokenizer.from_folder(folder)

@@ -111,8 +111,12 @@ class GGUFFile:
         reader = _Reader(self.path, self._data)
         self.version, n_tensors, n_pairs = _read_preamble(reader)
         self.metadata = _read_metadata(reader, n_pairs)
-        _refuse_split(reader, self.metadata)
         self.tensors = _read_infos(self, reader, n_tensors, _alignment(reader, self.metadata))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [self.path]
 
     def view(self, begin: int, end: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         """Bytes [begin, end) of the file as a read-only array."""
@@ -258,15 +262,6 @@ def _read_metadata(reader: _Reader, count: int) -> dict[str, Any]:
         kind = reader.u32()
         metadata[key] = reader.value(kind, f"metadata {key!r:.200}")
     return metadata
-
-
-def _refuse_split(reader: _Reader, metadata: dict[str, Any]) -> None:
-    count = metadata.get("split.count", 1)
-    if count != 1 and count != 0:
-        raise ModelFileError(
-            f"{reader.path}: this is one part of a model split into {count!r:.40} files; boostr "
-            "reads single files, merge them: llama-gguf-split --merge FIRST.gguf OUT.gguf"
-        )
 
 
 def _alignment(reader: _Reader, metadata: dict[str, Any]) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io import wheel_model
+from boostr.io.gguf_split import first_parts, part_names
 from boostr.io.mapping import refuse_foreign
 from boostr.io.safetensors import INDEX, SINGLE
 
@@ -125,13 +126,12 @@ def _local(path: Path) -> ResolvedModel:
     if path.is_dir():
         # A config.json alone does not make the folder a checkpoint: it often lies beside a GGUF.
         # Files that begin with a dot are none of ours (macOS puts a ._NAME beside every file).
-        ggufs = sorted(gguf for gguf in path.glob("*.gguf") if not gguf.name.startswith("."))
-        if (path / SINGLE).exists() or (path / INDEX).exists() or not ggufs:
+        names = first_parts(p.name for p in path.glob("*.gguf") if not p.name.startswith("."))
+        if (path / SINGLE).exists() or (path / INDEX).exists() or not names:
             return ResolvedModel(path, "folder", str(path))
-        if len(ggufs) > 1:
-            names = ", ".join(gguf.name for gguf in ggufs)
-            raise ModelFileError(f"{path}: name one of the GGUF files in it: {names}")
-        return ResolvedModel(ggufs[0], "gguf", str(ggufs[0]))
+        if len(names) > 1:
+            raise ModelFileError(f"{path}: name one of the GGUF files in it: {', '.join(names)}")
+        return ResolvedModel(path / names[0], "gguf", str(path / names[0]))
     with path.open("rb") as file:
         head = file.read(16)
     if not head.startswith(b"GGUF"):
@@ -234,7 +234,11 @@ def _download(reference: _Reference, progress: bool) -> ResolvedModel:
     with _progress_bars(progress):
         try:
             if reference.file:
-                path = hf_hub_download(reference.repo, reference.file, revision=reference.revision)
+                paths = [
+                    hf_hub_download(reference.repo, name, revision=reference.revision)
+                    for name in part_names(reference.file)
+                ]
+                path = paths[0]
             else:
                 path = snapshot_download(
                     reference.repo, revision=reference.revision, allow_patterns=ALLOW_PATTERNS
@@ -262,8 +266,8 @@ def _cached(reference: _Reference) -> ResolvedModel | None:
         commit = revision
     path = root / "snapshots" / commit
     if reference.file:
-        path /= reference.file
-        return _resolved(reference, path) if path.is_file() else None
+        parts = [path / name for name in part_names(reference.file)]
+        return _resolved(reference, parts[0]) if all(p.is_file() for p in parts) else None
     return _resolved(reference, path) if _is_complete(path) else None
 
 

@@ -1,29 +1,75 @@
-"""GGUF as checkpoints: metadata as a config.json, tensors under Hugging Face names."""
+"""GGUF as checkpoints: which architectures are read, and their tensors under canonical names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from boostr.backends.base import Backend
-from boostr.errors import ModelFileError
-from boostr.io.gguf import GGUFFile
-from boostr.models.weights import WeightSource
-from boostr.nn.module import Weight
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
-from boostr.tensor import Tensor
+import numpy as np
 
-# general.architecture -> model_type, and how its rope pairs lie in the file
+from boostr.errors import ModelFileError
+from boostr.io.gguf import GGML_TYPES, PLAIN_TYPES, GGUFTensor
+from boostr.io.gguf_split import GGUFSource
+from boostr.models import plan
+from boostr.models.config import DecoderConfig
+from boostr.models.lazy import Indices, LazyWeight, Stored, pick
+from boostr.models.plan import LoadPlan
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How an architecture of GGUF is read.
+
+    Attributes:
+        model_type: the family in Hugging Face's names.
+        layout: how rotated pairs lie in its q and k.
+        keys: metadata beyond what all have: key after "<architecture>." -> name in config.json.
+        says: what the file does not say, being a constant of llama.cpp or of its converter, from
+            what it does.
+    """
+
+    model_type: str
+    layout: str = "split-half"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    says: Callable[[Config], Config] = lambda config: {}
+
+
+def _gemma3(config: Config) -> Config:
+    """The converter adds the 1 to norms; 27B alone scales by the width of its embedding."""
+    heads, largest = config["num_attention_heads"], config["num_hidden_layers"] == 62
+    width = config["hidden_size"] // heads
+    scalar = width if largest else config.get("head_dim", width)
+    return {"norm_offset": 0.0, "sliding_window_pattern": 6, "query_pre_attn_scalar": scalar}
+
+
 ARCHITECTURES = {
-    "llama": ("llama", "interleaved"),  # the converter permutes q and k
-    "qwen2": ("qwen2", "split-half"),
-    "qwen3": ("qwen3", "split-half"),
+    "llama": Architecture("llama", "interleaved"),  # the converter permutes q and k
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "olmo2": Architecture("olmo2"),
+    "gemma3": Architecture(
+        "gemma3_text",
+        keys={
+            "attention.sliding_window": "sliding_window",
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        says=_gemma3,
+    ),
+    "gptneox": Architecture(
+        "gpt_neox",
+        keys={
+            "attention.layer_norm_epsilon": "layer_norm_eps",
+            "use_parallel_residual": "use_parallel_residual",
+        },
+    ),
 }
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+
+# One table for all architectures: names in the file and canonical ones, and what is below them.
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -32,108 +78,87 @@ _LAYER = {
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
+    "attn_sinks.weight": "self_attn.sinks",
+    "post_attention_norm": "attention_output_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "mlp_output_norm",
 }
-# key after "<architecture>." -> config.json
-_KEYS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
+# tensors that the config reads (see gguf_config)
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def hf_config(file: GGUFFile) -> dict[str, Any]:
-    """The config.json that the file's metadata amounts to, and `rope_layout`."""
-    metadata = file.metadata
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+def architecture_of(file: GGUFSource) -> Architecture:
+    """The row of a file's `general.architecture`."""
+    name = file.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
         raise ModelFileError(
-            f"{file.path}: unknown architecture {architecture!r}; boostr reads GGUF of "
+            f"{file.path}: unknown architecture {name!r}; boostr reads GGUF of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    model_type, layout = ARCHITECTURES[architecture]
-    config: dict[str, Any] = {"model_type": model_type, "rope_layout": layout}
-    for key, name in _KEYS.items():
-        value = metadata.get(f"{architecture}.{key}")
-        if value is not None:
-            config[name] = _plain(file, f"{architecture}.{key}", value)
-    if config.get("sliding_window") is not None:
-        raise ModelFileError(f"{file.path}: a sliding window in a GGUF file is not supported")
-    if "vocab_size" not in config and "token_embd.weight" in file.tensors:
-        config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
-    config["rope_scaling"] = _rope_scaling(file, metadata, architecture)
-    config["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id")
-    config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    return config
+    return ARCHITECTURES[name]
 
 
-def _plain(file: GGUFFile, key: str, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ModelFileError(f"{file.path}: {key} must be one number, got {value!r}")
-    return value
+def gguf_plan(config: DecoderConfig) -> LoadPlan:
+    """From the names of GGUF to the canonical ones; q, k and v may be packed end to end."""
+    rules = [plan.leftover(ROPE_TENSORS)]
+    rules += [plan.rename(name, canonical) for name, canonical in _TOP.items()]
+    for i, layer in enumerate(config.layers):
+        mixer = layer.mixer
+        rows = [(f"blk.{i}.attn_q", mixer.heads * mixer.head_dim)]
+        rows += [(f"blk.{i}.attn_{part}", mixer.kv_heads * mixer.head_dim) for part in "kv"]
+        rules.append(plan.rows(f"blk.{i}.attn_qkv", rows))
+    rules += [
+        plan.rename(f"blk.{{i}}.{name}", f"model.layers.{{i}}.{canonical}")
+        for name, canonical in _LAYER.items()
+    ]
+    return LoadPlan(tuple(rules))
 
 
-def _rope_scaling(file: GGUFFile, metadata: Mapping[str, Any], architecture: str) -> dict | None:
-    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if "rope_freqs.weight" in file.tensors:
-        raise ModelFileError(
-            f"{file.path}: frequency factors (rope_freqs.weight) are not supported in GGUF; load "
-            "the model from its Hugging Face folder"
-        )
-    if kind in ("none", None):
-        return None
-    factor = metadata.get(f"{architecture}.rope.scaling.factor")
-    original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
-    if kind not in ("linear", "yarn"):
-        raise ModelFileError(
-            f"{file.path}: rope scaling {kind!r} in GGUF; known: none, linear, yarn"
-        )
-    return {
-        "rope_type": kind, "factor": factor, "original_max_position_embeddings": original,
-    }  # fmt: skip
+def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
+    """The tensors of a model under their names in it.
+
+    Raises:
+        ModelFileError: a tensor of a type that boostr does not compute with.
+    """
+    for tensor in file.tensors.values():
+        tensor.check_readable()
+    path = str(file.path)
+    return {name: _weight(path, tensor) for name, tensor in file.tensors.items()}
 
 
-class GGUFWeights(WeightSource):
-    """The tensors of a GGUF file under Hugging Face names; blocks stay as they lie in the file."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.path = str(file.path)
-        self._tensors = {_hf_name(name): t for name, t in file.tensors.items()}
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
-
-    def weight(self, name: str, backend: Backend) -> Weight:
-        tensor = self._tensors[name]
-        data = Tensor(tensor.data, backend=backend)
-        scheme = SCHEMES.get(tensor.type.lower())
-        if scheme is None:
-            return data
-        N, K = tensor.shape
-        return QuantizedTensor(scheme, (N, K), {"blocks": data})
+def _weight(path: str, tensor: GGUFTensor) -> LazyWeight:
+    if tensor.type in PLAIN_TYPES:
+        return Stored(path, tensor.name, tensor.shape, lambda: tensor.data)
+    return Blocks(path, tensor)
 
 
-def _hf_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names stay."""
-    if name in _TOP:
-        return _TOP[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER:
-        return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.{parts[3]}"
-    return name
+class Blocks(LazyWeight):
+    """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`."""
+
+    def __init__(self, path: str, tensor: GGUFTensor) -> None:
+        self.path, self.sources, self.shape = path, (tensor.name,), tensor.shape
+        self.kind, self._tensor = tensor.type, tensor
+        if len(tensor.shape) < 2:
+            raise ModelFileError(
+                f"{path}: tensor {tensor.name!r} is a vector stored as {self.kind}"
+            )
+
+    def read(self, indices: Indices) -> np.ndarray:
+        _, inputs, nbytes = next(row for row in GGML_TYPES.values() if row[0] == self.kind)
+        columns = indices[-1]
+        if (
+            not isinstance(columns, range)
+            or columns.step != 1
+            or columns.start % inputs
+            or (columns.stop % inputs and columns.stop != self.shape[-1])
+        ):
+            raise ModelFileError(
+                f"{self.path}: tensor {self._tensor.name!r} is {self.kind}; its columns can be cut "
+                f"at multiples of {inputs}, got {columns}"
+            )
+        data = self._tensor.data.reshape(*self.shape[:-1], -1)
+        span = range(columns.start // inputs * nbytes, -(-columns.stop // inputs) * nbytes)
+        return pick(data, (*indices[:-1], span))

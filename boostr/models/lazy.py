@@ -17,6 +17,7 @@ from boostr import dtypes
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.nn.module import Weight
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
@@ -31,11 +32,13 @@ class LazyWeight(ABC):
         shape: of what `read` gives when it is asked for all.
         sources: the names in the checkpoint that it is made of.
         path: of the checkpoint, for messages.
+        kind: None if `read` gives numbers; else the type of GGUF's blocks, whose bytes it gives.
     """
 
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     path: str
+    kind: str | None = None
 
     @abstractmethod
     def read(self, indices: Indices) -> np.ndarray:
@@ -47,13 +50,17 @@ class LazyWeight(ABC):
         Raises:
             ModelFileError: a dtype that boostr does not compute with.
         """
-        array = self.read(whole(self.shape))
+        array = np.ascontiguousarray(self.read(whole(self.shape)))
+        if self.kind is not None:
+            scheme = SCHEMES[self.kind.lower()]
+            parts = {"blocks": Tensor(array, backend=backend)}
+            return QuantizedTensor(scheme, self.shape, parts)  # type: ignore[arg-type]
         if array.dtype not in FLOATS:
             raise ModelFileError(
                 f"{self.path}: tensor {' + '.join(self.sources)} is {array.dtype}; boostr reads "
                 f"{', '.join(str(d) for d in FLOATS)}"
             )
-        return Tensor(np.ascontiguousarray(array), backend=backend)
+        return Tensor(array, backend=backend)
 
     def take(self, axis: int, index: Index) -> LazyWeight:
         """Only the elements at `index` of an axis."""
@@ -110,7 +117,7 @@ class Cut(LazyWeight):
         if isinstance(inner, Cut):
             inner, indices = inner.inner, _composed(inner.indices, indices)
         self.inner, self.indices = inner, indices
-        self.path, self.sources = inner.path, inner.sources
+        self.path, self.sources, self.kind = inner.path, inner.sources, inner.kind
         self.shape = tuple(len(index) for index in indices)
 
     def read(self, indices: Indices) -> np.ndarray:
@@ -123,6 +130,11 @@ class Turned(LazyWeight):
     def __init__(self, inner: LazyWeight) -> None:
         self.path, self.sources, self._inner = inner.path, inner.sources, inner
         self.shape = _swapped(inner.shape)
+        if inner.kind is not None:
+            raise ModelFileError(
+                f"{self.path}: {' + '.join(self.sources)} is {inner.kind}, which cannot be "
+                "transposed; only float weights can"
+            )
 
     def read(self, indices: Indices) -> np.ndarray:
         return self._inner.read(_swapped(indices)).swapaxes(-1, -2)
@@ -133,7 +145,7 @@ class Stack(LazyWeight):
 
     def __init__(self, parts: Sequence[LazyWeight]) -> None:
         self._parts, self.path = parts, parts[0].path
-        self.sources = _sources(parts)
+        self.sources, self.kind = _sources(parts), _kind(parts)
         self.shape = (len(parts), *parts[0].shape)
 
     def read(self, indices: Indices) -> np.ndarray:
@@ -142,7 +154,9 @@ class Stack(LazyWeight):
         out = np.empty((1 + len(rest), *array.shape), array.dtype)
         out[0] = array
         for place, part in zip(out[1:], rest, strict=True):
-            place[...] = part.read(indices[1:])
+            array = part.read(indices[1:])
+            _check_alike(part, out, array)
+            place[...] = array
         return out
 
 
@@ -152,6 +166,7 @@ class Item(LazyWeight):
     def __init__(self, stack: LazyWeight, index: int) -> None:
         self._stack, self._index = stack, index
         self.path, self.sources, self.shape = stack.path, stack.sources, stack.shape[1:]
+        self.kind = stack.kind
 
     def read(self, indices: Indices) -> np.ndarray:
         return self._stack.read((range(self._index, self._index + 1), *indices))[0]
@@ -166,6 +181,7 @@ class Joined(LazyWeight):
     def __init__(self, parts: Sequence[LazyWeight], axis: int, groups: int) -> None:
         self._parts, self._axis, self._groups = parts, axis, groups
         self.path, self.sources, shape = parts[0].path, _sources(parts), parts[0].shape
+        self.kind = _kind(parts)
         rows = sum(part.shape[axis] for part in parts)
         self.shape = (*shape[:axis], rows, *shape[axis + 1 :])
 
@@ -175,6 +191,7 @@ class Joined(LazyWeight):
         for part in self._parts:
             array = part.read((*indices[:axis], range(part.shape[axis]), *indices[axis + 1 :]))
             shape = array.shape
+            _check_alike(part, pieces[0] if pieces else array, array)
             pieces.append(array.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :]))
         joined = np.concatenate(pieces, axis + 1)
         shape = joined.shape
@@ -190,10 +207,11 @@ class Same(LazyWeight):
     def __init__(self, kept: LazyWeight, copy: LazyWeight) -> None:
         self._kept, self._copy = kept, copy
         self.path, self.shape, self.sources = kept.path, kept.shape, kept.sources
+        self.kind = kept.kind
 
     def read(self, indices: Indices) -> np.ndarray:
         kept, copy = self._kept.read(indices), self._copy.read(indices)
-        if not np.array_equal(kept, copy):
+        if self._kept.kind != self._copy.kind or not np.array_equal(kept, copy):
             raise ModelFileError(
                 f"{self.path}: the config ties {self._copy.sources[0]!r} to {self.sources[0]!r}, "
                 "but the checkpoint has different numbers for them; set tie_word_embeddings to "
@@ -234,3 +252,22 @@ def _swapped(items: tuple) -> tuple:
 def _sources(parts: Iterable[LazyWeight]) -> tuple[str, ...]:
     """All names, each once."""
     return tuple(dict.fromkeys(name for part in parts for name in part.sources))
+
+
+def _kind(parts: Sequence[LazyWeight]) -> str | None:
+    """The one kind of all parts."""
+    kinds = {part.kind for part in parts}
+    if len(kinds) > 1:
+        raise ModelFileError(
+            f"{parts[0].path}: {' + '.join(_sources(parts))} are of different types "
+            f"({', '.join(sorted(str(kind) for kind in kinds))}) and cannot be one weight"
+        )
+    return kinds.pop()
+
+
+def _check_alike(part: LazyWeight, first: np.ndarray, array: np.ndarray) -> None:
+    if array.dtype != first.dtype:
+        raise ModelFileError(
+            f"{part.path}: {' + '.join(part.sources)} is {array.dtype}, what it goes with "
+            f"{first.dtype}; they cannot be one weight"
+        )

@@ -42,15 +42,19 @@ class WeightSource:
         raise NotImplementedError
 
     def label(self, name: str) -> str:
-        """A name as messages should say it."""
+        """A name that is there, as messages should say it."""
         return name
+
+    def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        """The names of all parameters, as messages should say them where they are missing."""
+        return {name: name for name in shapes}
 
 
 class CheckpointWeights(WeightSource):
     """The weights of a checkpoint, which a load plan brings under canonical names."""
 
     def __init__(self, stored: Mapping[str, LazyWeight], path: str, plan: LoadPlan) -> None:
-        self.path = path
+        self.path, self._plan = path, plan
         naming = plan.load(stored)
         self._weights, self.problems = naming.weights, naming.problems
 
@@ -67,9 +71,16 @@ class CheckpointWeights(WeightSource):
 
     def label(self, name: str) -> str:
         weight = self._weights.get(name)
-        if weight is None or weight.sources in ((), (name,)):
-            return name
-        return f"{name} (of {', '.join(weight.sources)})"
+        return name if weight is None else _labelled(name, weight.sources)
+
+    def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        origins = self._plan.checkpoint_names(shapes)
+        return {name: _labelled(name, sources) for name, sources in origins.items()}
+
+
+def _labelled(name: str, sources: tuple[str, ...]) -> str:
+    """A canonical name, with those in the checkpoint where they are others."""
+    return name if sources in ((), (name,)) else f"{name} (in the checkpoint: {', '.join(sources)})"
 
 
 def stored_weights(files: SafetensorsSource, path: str) -> dict[str, LazyWeight]:
@@ -165,8 +176,9 @@ def _check_names(places: dict, source: WeightSource) -> None:
         got = source.shape(name) if name in present else None
         if got is not None and tuple(got) != tuple(shape):
             misshapen.append(f"{source.label(name)}: expected {list(shape)}, got {list(got)}")
+    expected = source.expected(wanted) if missing else {}
     kinds = {
-        "missing": missing,
+        "missing": [expected[name] for name in missing],
         "unexpected": sorted(source.label(n) for n in present - set(wanted)),
         "misshapen": misshapen + list(source.problems),
     }

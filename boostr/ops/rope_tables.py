@@ -26,7 +26,8 @@ class RopeConfig:
         theta: base of the frequencies, theta^(-2i/R).
         max_positions: the model's context in tokens.
         rope_type: one of ROPE_TYPES.
-        parameters: the scaling's own numbers under their Hugging Face names.
+        parameters: the scaling's own numbers under their Hugging Face names, and
+            `frequency_factors` [R/2], which divide the frequencies (GGUF's rope_freqs).
     """
 
     rotary_dim: int
@@ -64,7 +65,15 @@ class RopeConfig:
 
 def frequencies(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
     """(inverse frequencies float64 [R/2], factor on cos and sin) for `length` tokens."""
-    return ROPE_TYPES[config.rope_type](config, length)
+    inverse, factor = ROPE_TYPES[config.rope_type](config, length)
+    factors = config.parameters.get("frequency_factors")
+    if factors is not None:
+        if len(factors) != len(inverse):
+            raise OptionError(
+                f"rope: frequency_factors must be {len(inverse)} numbers, got {len(factors)}"
+            )
+        inverse = inverse / np.asarray(factors, np.float64)
+    return inverse, factor
 
 
 def prompt_tables(config: RopeConfig, length: int) -> tuple[np.ndarray, np.ndarray]:

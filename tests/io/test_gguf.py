@@ -256,7 +256,6 @@ BAD: dict[str, tuple[bytes, str]] = {
     "alignment 3": (pack([pair("general.alignment", U32, 3)], []), "alignment"),
     "alignment large": (pack([pair("general.alignment", U32, 2**21)], []), "alignment"),
     "alignment text": (pack([pair("general.alignment", STRING, string("32"))], []), "alignment"),
-    "split": (pack([pair("split.count", U16, 3)], []), "split into 3.*merge"),
     "tensor name too long": (pack([], [string("t", HUGE) + bytes(40)]), "over the limit"),
     "tensor twice": (pack([], [info("t", [1], 0)] * 2, bytes(4)), "'t' is there twice"),
     "five dimensions": (pack([], [info("t", [1] * 5, 0)], bytes(4)), "5 dimensions"),

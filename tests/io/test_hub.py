@@ -233,6 +233,26 @@ def test_download_of_one_file(places: SimpleNamespace, monkeypatch: pytest.Monke
     assert resolve("org/name:a.gguf").source == f"hf://org/name@{COMMIT}:a.gguf"
 
 
+def test_all_parts_of_a_split_gguf_are_fetched(
+    places: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    fetched = []
+
+    def download(repo: str, name: str, revision: str | None) -> str:
+        fetched.append(name)
+        return str(snapshot(places.hf, repo, dict.fromkeys(fetched, "GGUF")) / name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", reachable(names))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = resolve(f"org/name:{names[1]}")
+    assert fetched == names and found.path.name == "m-00001-of-00003.gguf"
+    assert resolve(f"org/name:{names[2]}", offline=True).path == found.path
+    (found.path.parent / "m-00003-of-00003.gguf").unlink()
+    with pytest.raises(DownloadError, match="not found on this machine"):
+        resolve(f"org/name:{names[0]}", offline=True)
+
+
 def test_download_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(repo: str, **kwargs: Any) -> str:
         raise OSError("connection reset")

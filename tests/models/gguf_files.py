@@ -1,0 +1,208 @@
+"""Tiny checkpoints as GGUF, by the rules of llama.cpp's converter (convert_hf_to_gguf.py).
+
+Written from what the converter was seen to write, without boostr's own tables.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+from boostr.io.safetensors import open_safetensors
+
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+    "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo2": "olmo2",
+}  # fmt: skip
+_PARTS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down",
+}  # fmt: skip
+_TOP = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm",
+    "embed_out": "output",
+}  # fmt: skip
+
+
+def convert(
+    folder: Path,
+    path: Path,
+    kind: str = "F32",
+    metadata: dict[str, Any] | None = None,
+    packed: bool = False,
+    parts: int = 1,
+) -> Path:
+    """Write the checkpoint in `folder` as a GGUF file; the path of (the first part of) it.
+
+    Args:
+        kind: type of GGUF for matrices.
+        metadata: beside what the converter writes, key after "<architecture>.".
+        packed: q, k and v end to end in one tensor, as some architectures have them.
+        parts: files to split it into, as llama-gguf-split does.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    architecture = ARCHITECTURES[config["model_type"]]
+    tensors = _tensors(folder, config) | _rope_tensors(config)
+    tensors = _packed(tensors) if packed else tensors
+    names = list(tensors)
+    for number in range(parts):
+        part = path if parts == 1 else part_path(path, number, parts)
+        writer = GGUFWriter(part, architecture)
+        if number == 0:
+            for key, value in {**_metadata(config), **(metadata or {})}.items():
+                _add(writer, f"{architecture}.{key}", value)
+        if parts > 1:
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", parts)
+            writer.add_int32("split.tensors.count", len(names))
+        for name in names[number::parts]:
+            _add_tensor(writer, name, tensors[name], kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return path if parts == 1 else part_path(path, 0, parts)
+
+
+def part_path(path: Path, number: int, parts: int) -> Path:
+    """The file of a part, counted from 0."""
+    return path.with_name(f"{path.stem}-{number + 1:05d}-of-{parts:05d}.gguf")
+
+
+def _packed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out = dict(tensors)
+    for name in tensors:
+        if ".attn_q." in name:
+            parts = [name.replace("attn_q", f"attn_{part}") for part in "qkv"]
+            out[name.replace("attn_q", "attn_qkv")] = np.concatenate([out.pop(p) for p in parts])
+    return out
+
+
+def _add_tensor(writer: GGUFWriter, name: str, tensor: np.ndarray, kind: str) -> None:
+    if tensor.ndim == 1 or tensor.shape[1] % 32 or kind == "F32":  # as llama-quantize does
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
+        return
+    blocks = quants.quantize(tensor, GGMLQuantizationType[kind])
+    writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType[kind])
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    add.get(type(value), writer.add_string)(key, value)
+
+
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or {}
+    flat = rope.get("full_attention", rope)
+    old = config.get("rope_scaling") or {}
+    theta = flat.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base")))
+    partial = flat.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
+    data = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": heads,
+        "rope.dimension_count": int(head_dim * partial),
+    }
+    if theta is not None:
+        data["rope.freq_base"] = float(theta)
+    if config["model_type"] == "gpt_neox":
+        data["attention.layer_norm_epsilon"] = config["layer_norm_eps"]
+        data["use_parallel_residual"] = config.get("use_parallel_residual", True)
+        return data
+    data["attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]
+    data["attention.head_count_kv"] = config["num_key_value_heads"]
+    if "head_dim" in config:
+        data["attention.key_length"] = data["attention.value_length"] = head_dim
+    if config["model_type"] == "gemma3_text":
+        data["attention.sliding_window"] = config["sliding_window"]
+    return data | _scaling(flat if flat.get("rope_type", "default") != "default" else old)
+
+
+def _scaling(rope: dict[str, Any]) -> dict[str, Any]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("linear", "yarn", "longrope"):
+        return {}
+    data: dict[str, Any] = {"rope.scaling.type": kind}
+    if "factor" in rope:
+        data["rope.scaling.factor"] = rope["factor"]
+    if kind == "linear":
+        return data
+    data["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    keys = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast",
+            "beta_slow": "yarn_beta_slow"}  # fmt: skip
+    return data | {f"rope.scaling.{new}": rope[old] for old, new in keys.items() if old in rope}
+
+
+def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if rope.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{name}.weight": np.asarray(rope[f"{name}_factor"], np.float32)
+            for name in ("long", "short")
+        }
+    if rope.get("rope_type") != "llama3":
+        return {}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    context, D = rope["original_max_position_embeddings"], config["head_dim"]
+    factors = []
+    for i in range(0, D, 2):
+        wave = 2 * math.pi * theta ** (i / D)
+        smooth = (context / wave - low) / (high - low)
+        between = 1 / ((1 - smooth) / rope["factor"] + smooth)
+        inside = context / high <= wave <= context / low
+        factors.append(between if inside else 1.0 if wave < context / high else rope["factor"])
+    return {"rope_freqs.weight": np.asarray(factors, np.float32)}
+
+
+def _tensors(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    out = {}
+    with open_safetensors(folder) as files:
+        for name in files.names:
+            array = files.tensor(name).astype(np.float32)
+            out[_name(name, config["model_type"])] = _converted(name, array, config)
+    if config.get("tie_word_embeddings"):
+        out.pop("output.weight", None)
+    return out
+
+
+def _name(name: str, model_type: str) -> str:
+    base, _, end = name.rpartition(".")
+    if base in _TOP:
+        return f"{_TOP[base]}.{end}"
+    _, _, index, part = base.split(".", 3)
+    if part == "post_attention_layernorm":
+        new = "post_attention_norm" if model_type in ("gemma3_text", "olmo2") else "ffn_norm"
+    else:
+        new = _PARTS[part]
+    return f"blk.{index}.{new}.{end}"
+
+
+def _converted(name: str, array: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+    heads = config["num_attention_heads"]
+    kind = config["model_type"]
+    if kind == "gemma3_text" and name.endswith("norm.weight"):
+        return array + 1
+    if kind == "gpt_neox" and "query_key_value" in name:
+        rest = array.shape[1:]
+        return array.reshape(heads, 3, -1, *rest).swapaxes(0, 1).reshape(-1, *rest)
+    if kind in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
+        count = heads if "q_proj" in name else config["num_key_value_heads"]
+        rest = array.shape[1:]
+        return array.reshape(count, 2, -1, *rest).swapaxes(1, 2).reshape(array.shape)
+    return array
