@@ -38,7 +38,7 @@ def bounded_filters() -> dict[str, Filter]:
     for name, factor in _EXPANDING.items():
         table[name] = _first_argument(known[name], functools.partial(_measured, factor=factor))
     table |= {name: _by_turns(known[name]) for name in _BY_TURNS}
-    return {name: charged(function) for name, function in (table | _OWN).items()}
+    return {name: charged(function) for name, function in {**table, **_OWN}.items()}
 
 
 def charged(function: Filter) -> Filter:

@@ -65,7 +65,8 @@ class DecoderConfig:
     """What a decoder is made of.
 
     Attributes:
-        vocab_size, hidden_size, max_position_embeddings: V, E, the context in tokens.
+        vocab_size, hidden_size: V, E.
+        max_position_embeddings: the context in tokens, as far as the scaling of the rope reaches.
         layers: one spec a layer.   ropes: the tables that they name.
         extra: the config.json, as it was read.
     """
@@ -147,7 +148,11 @@ def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: An
         values["head"] = HeadSpec(rms_norm(config), tied)
     if "ropes" not in changes:
         values["ropes"] = {"full": rope_config(config, layers[0].mixer.head_dim, positions)}
-    return DecoderConfig(**{**values, **changes})
+    made = DecoderConfig(**{**values, **changes})
+    context = min(
+        (rope.context for rope in made.ropes.values()), default=made.max_position_embeddings
+    )
+    return replace(made, max_position_embeddings=context)
 
 
 def rope_config(
@@ -182,7 +187,11 @@ def rope_config(
 
 
 def _rope_parameters(config: RawConfig, layer_type: str | None) -> Mapping[str, Any]:
-    parameters = config.raw.get("rope_parameters") or config.raw.get("rope_scaling") or {}
+    newer, older = (config.raw.get(n) or {} for n in ("rope_parameters", "rope_scaling"))
+    parameters = older or newer  # both: extended by hand; as in transformers the older name wins
+    if isinstance(older, Mapping) and older and isinstance(newer, Mapping):
+        kept = {k: newer[k] for k in ("rope_theta", "partial_rotary_factor") if k in newer}
+        parameters = kept | dict(older)
     if not isinstance(parameters, Mapping):
         raise ModelFileError(
             f"{config.source}: rope parameters must be a table, got {parameters!r}"

@@ -50,6 +50,18 @@ class RopeConfig:
         return int(self.parameters.get("original_max_position_embeddings") or self.max_positions)
 
     @property
+    def context(self) -> int:
+        """Tokens that the scaling reaches: `max_positions` and more, where a factor extends it.
+
+        Configs differ in whether their context has the factor in it already; where that is open
+        (linear, dynamic) the longer reading is taken, as nothing but quality stands against it.
+        """
+        if self.rope_type not in ("linear", "dynamic", "yarn"):
+            return self.max_positions
+        trained = self.original_positions if self.rope_type == "yarn" else self.max_positions
+        return max(self.max_positions, int(trained * self.number("factor", 1.0)))
+
+    @property
     def depends_on_length(self) -> bool:
         return self.rope_type in ("dynamic", "longrope")
 

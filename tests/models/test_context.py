@@ -1,0 +1,59 @@
+"""How long a text may be: rope scaling extends the context; both spellings of it at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_model import CONFIG, make_tiny
+
+import boostr
+from boostr.errors import OptionError
+from boostr.models import family
+from boostr.models.config import RawConfig
+
+
+def config(**changes):
+    raw = {**CONFIG, "max_position_embeddings": 64, **changes}
+    return family("llama", "t").read_config(RawConfig(raw, "t"))  # type: ignore[attr-defined]
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        (None, 64), ({"type": "linear", "factor": 4.0}, 256),
+        ({"type": "dynamic", "factor": 2}, 128),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"type": "yarn", "factor": 4.0}, 256),
+        # the context has the factor in it already
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({**LLAMA3, "original_max_position_embeddings": 8}, 64),
+    ],
+)  # fmt: skip
+def test_the_context_that_scaling_reaches(scaling, context: int) -> None:
+    assert config(rope_scaling=scaling).max_position_embeddings == context
+    assert config(rope_parameters=scaling).max_position_embeddings == context
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic"])
+def test_a_prompt_in_the_extended_context(tmp_path, kind: str) -> None:
+    scaling = {"type": kind, "factor": 4.0, "original_max_position_embeddings": 64}
+    folder = make_tiny(tmp_path / "m", max_position_embeddings=64, rope_scaling=scaling)
+    model = boostr.load(folder, backend="numpy")
+    ids = np.random.default_rng(5).integers(0, 256, 100)
+    assert model.generate(ids, max_tokens=1).token_ids == [model.logits(ids)[-1].argmax()]
+    with pytest.raises(OptionError, match="the prompt has 256 tokens, and the model's context"):
+        model.generate(np.zeros(256, np.int64))
+
+
+def test_both_spellings_of_rope() -> None:
+    """A config of transformers 5 that somebody extended by hand: there rope_scaling wins."""
+    newer = {"rope_type": "default", "rope_theta": 5000.0}
+    both = config(rope_parameters=newer, rope_scaling={"type": "linear", "factor": 4.0})
+    rope = both.ropes["full"]
+    assert (rope.rope_type, rope.theta, rope.number("factor")) == ("linear", 5000.0, 4.0)
+    for empty in (None, {}):
+        rope = config(rope_parameters=newer, rope_scaling=empty).ropes["full"]
+        assert (rope.rope_type, rope.theta) == ("default", 5000.0)
