@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from boostr.errors import OptionError
 from boostr.io import wheel_model
 from boostr.io.hub import DEFAULT_MODEL
+from boostr.io.tokenizer import required
 
 if TYPE_CHECKING:
     from boostr.engine.model import LanguageModel
@@ -37,7 +38,7 @@ def read_lines() -> tuple[str, ...]:
 
 def has_template(model: LanguageModel) -> bool:
     """Whether the model came with a chat template."""
-    return "default" in model.tokenizer.special.templates
+    return "default" in required(model.tokenizer, model.source).special.templates
 
 
 def system_prompt(model: LanguageModel, wanted: str | None) -> str | None:

@@ -13,7 +13,7 @@ from boostr.engine.options import number
 from boostr.engine.runner import Runner
 from boostr.engine.sentence import Sentence
 from boostr.errors import ModelFileError, OptionError, TokenizerError
-from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
 
 _BATCH_TOKENS = 4096  # packed tokens of one forward pass
@@ -24,11 +24,17 @@ class EmbeddingModel:
 
     Attributes:
         tokenizer, config, backend, module: what it is made of.   source: where it came from.
+            Without tokenizer files `tokenizer` is None: `hidden` works, texts are refused.
         sentence: pooling, prompts and the rest of its sentence-transformers folder.
     """
 
     def __init__(
-        self, module: Model, tokenizer: Tokenizer, backend: Backend, source: str, sentence: Sentence
+        self,
+        module: Model,
+        tokenizer: Tokenizer | None,
+        backend: Backend,
+        source: str,
+        sentence: Sentence,
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
         self.config, self.sentence = module.config, sentence
@@ -99,13 +105,17 @@ class EmbeddingModel:
         """How many tokens a prompt takes at the beginning, a special one before it included."""
         if not prompt:
             return 0
-        ids = self.tokenizer.encode(prompt)
-        return len(ids) - bool(ids and self.tokenizer.is_special(ids[-1]))
+        tokenizer = required(self.tokenizer, self.source)
+        ids = tokenizer.encode(prompt)
+        return len(ids) - bool(ids and tokenizer.is_special(ids[-1]))
 
     def _encode(self, text: str) -> list[int]:
-        context = self.config.max_position_embeddings
-        limit = min(context, self.sentence.max_length or self.tokenizer.max_length or context)
-        ids = self.tokenizer.encode(text)
+        context, tokenizer = (
+            self.config.max_position_embeddings,
+            required(self.tokenizer, self.source),
+        )
+        limit = min(context, self.sentence.max_length or tokenizer.max_length or context)
+        ids = tokenizer.encode(text)
         if max(ids, default=0) >= self.config.vocab_size:
             raise TokenizerError(
                 f"token id {max(ids)} is not in the model's vocabulary "
@@ -113,7 +123,7 @@ class EmbeddingModel:
             )
         if len(ids) <= limit:
             return ids
-        bare = self.tokenizer.encode(text, add_special_tokens=False)
+        bare = tokenizer.encode(text, add_special_tokens=False)
         extra = len(ids) - len(bare)  # [CLS] and [SEP] stay around what is cut
         return [*ids[: limit - extra + 1], *ids[len(ids) - extra + 1 :]] if extra else ids[:limit]
 

@@ -55,6 +55,7 @@ def load(
     Returns:
         A `LanguageModel` for decoders, an `EmbeddingModel` for encoders and for folders of
         sentence-transformers.
+        Without a tokenizer (tokenizer.json, or a GGUF's) token ids work and text is refused.
     Raises:
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
     """
@@ -133,7 +134,9 @@ def _weight_dtype(dtype: Any):
 def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> LanguageModel:
     with open_gguf(found.path) as file:
         module = _gguf_module(file, backend, options)
-        tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
+        tokenizer = None
+        if "tokenizer.ggml.model" in file.metadata:
+            tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
     return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore
 
@@ -143,11 +146,12 @@ def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     config = _folder_config(folder)
     model_type = config.get("model_type", str)
     module = _folder_module(config, folder, backend, options)
-    tokenizer = Tokenizer.from_folder(folder)
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
     _check_vocabulary(module, tokenizer)
     if is_encoder(model_type) or (found.path / "modules.json").is_file():
         sentence = Sentence.from_folder(found.path)
-        if sentence.lower_case:
+        if sentence.lower_case and tokenizer is not None:
             tokenizer.lower_case()
         return EmbeddingModel(module, tokenizer, backend, found.source, sentence)  # type: ignore
     generation = read_settings(folder / "generation_config.json")
@@ -162,14 +166,14 @@ def _empty_module(config: RawConfig) -> Module:
     return made(made.read_config(config))  # type: ignore[attr-defined]
 
 
-def _check_vocabulary(module: Module, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(module: Module, tokenizer: Tokenizer | None) -> None:
     """Every id that the tokenizer makes of ordinary text must have a row in the embedding.
 
     Added tokens may lie beyond it (a pad token, say, that a fine-tune never used): only a text that
     spells one out has its id, and is then refused.
     """
     rows = module.config.vocab_size  # type: ignore[attr-defined]
-    if tokenizer.vocab_size <= rows:
+    if tokenizer is None or tokenizer.vocab_size <= rows:
         return
     spare = tokenizer.inner.get_added_tokens_decoder()
     beyond = [i for i in tokenizer.inner.get_vocab().values() if i >= rows and i not in spare]

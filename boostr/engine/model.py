@@ -18,7 +18,7 @@ from boostr.engine.runner import Runner
 from boostr.engine.sequence import Completion, Piece, TokenLogprobs, Usage
 from boostr.engine.sequence import Sequence as Generation
 from boostr.errors import OptionError, TokenizerError
-from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model, ModelConfig
 
 
@@ -42,21 +42,22 @@ class LanguageModel:
     """A decoder that is ready to use. Made by `boostr.load`; one generation at a time.
 
     Attributes:
-        tokenizer, config, backend, module: what it is made of.
+        tokenizer, config, backend, module: what it is made of. Without tokenizer files `tokenizer`
+            is None: token ids work, texts are refused, and what is generated has no text.
         source: where it came from.
     """
 
     def __init__(
         self,
         module: Model,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         backend: Backend,
         source: str,
         eos_ids: Sequence[int] = (),
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
         self.config: ModelConfig = module.config
-        self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids)
+        self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids if tokenizer else ())
         self.runner = Runner(module, backend)
 
     # -- generation ------------------------------------------------------------------------------
@@ -155,6 +156,8 @@ class LanguageModel:
                 f"the prompt has {len(ids)} tokens, and the model's context holds {context} with "
                 "the answer; shorten the prompt"
             )
+        if options.stop:
+            required(self.tokenizer, self.source)
         limit = min(options.max_tokens, context - len(ids))
         return Generation.start(index, ids, options, limit, self.eos_ids, self.tokenizer)
 
@@ -165,16 +168,19 @@ class LanguageModel:
         if (prompt is None) == (messages is None):
             raise OptionError("expected either a prompt or messages")
         if messages is not None:
-            text = (chat or Chat()).render(self.tokenizer, messages)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            tokenizer = required(self.tokenizer, self.source)
+            text = (chat or Chat()).render(tokenizer, messages)
+            ids = tokenizer.encode(text, add_special_tokens=False)
         elif chat is not None and chat != Chat():
             raise OptionError(
                 "tools, continue_final_message and template_arguments need messages, got a prompt"
             )
+        elif isinstance(prompt, str):
+            ids = required(self.tokenizer, self.source).encode(prompt)
         else:
-            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else id_list(prompt)
+            ids = id_list(prompt)
         if not ids:
-            bos = self.tokenizer.bos_id
+            bos = self.tokenizer.bos_id if self.tokenizer else None
             if bos is None:
                 raise OptionError("the prompt is empty: it has no tokens")
             ids = [bos]

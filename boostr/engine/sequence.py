@@ -8,6 +8,7 @@ import numpy as np
 
 from boostr.engine.options import SamplingOptions
 from boostr.engine.text import TextStream
+from boostr.io.detokenizer import NoText
 from boostr.io.tokenizer import Tokenizer
 
 
@@ -105,9 +106,12 @@ class Sequence:
     @classmethod
     def start(
         cls, index: int, prompt: list[int], options: SamplingOptions, limit: int,
-        eos_ids: frozenset[int], tokenizer: Tokenizer,
+        eos_ids: frozenset[int], tokenizer: Tokenizer | None,
     ) -> Sequence:  # fmt: skip
-        stream = TextStream(tokenizer.stream(), options.stop, tokenizer.special_text)
+        if tokenizer is None:
+            stream = TextStream(NoText())
+        else:
+            stream = TextStream(tokenizer.stream(), options.stop, tokenizer.special_text)
         ends = frozenset() if options.ignore_eos else eos_ids
         return cls(index, prompt, options, limit, ends, stream)
 

@@ -24,6 +24,16 @@ class Detokenizer(Protocol):
         ...
 
 
+class NoText:
+    """For models without a tokenizer: no id has a text."""
+
+    def add(self, token_id: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
 class ByteLevelDetokenizer:
     """For byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): exact, by bytes.
 

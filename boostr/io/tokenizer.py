@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+def required(tokenizer: "Tokenizer | None", source: str) -> "Tokenizer":
+    """The tokenizer of a model, for what needs text.
+
+    Raises:
+        TokenizerError: the model was loaded without one.
+    """
+    if tokenizer is None:
+        raise TokenizerError(
+            f"{source}: this model has no tokenizer, so token ids in and out work and text does "
+            "not; it would be read from tokenizer.json, which transformers writes with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder), or from the GGUF file"
+        )
+    return tokenizer
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` with what generation needs beside it.
 

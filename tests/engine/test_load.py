@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import cases
+import gguf_files
 import numpy as np
 import pytest
 from tiny_model import make_tiny
 from tokenizers import AddedToken, Tokenizer
 
 import boostr
+from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.model import LanguageModel
-from boostr.errors import ModelFileError, TokenizerError
+from boostr.errors import ModelFileError, OptionError, TokenizerError
 from boostr.io.safetensors import INDEX, SINGLE, open_safetensors, save
 
 IDS = [1, 2, 3, 4]
@@ -103,3 +106,45 @@ def test_a_pointer_of_git_lfs_is_said_to_be_one(folder, tmp_path):
     for model in (folder, tmp_path / "m.gguf"):
         with pytest.raises(ModelFileError, match="git-LFS pointer"):
             load(model)
+
+
+def test_a_folder_without_tokenizer_files(folder):
+    """Token ids in and out work; what needs text says what is missing."""
+    want = load(folder).generate([1, 2, 3], max_tokens=4, temperature=0.0)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    model = load(folder)
+    assert model.tokenizer is None
+    done = model.generate([1, 2, 3], max_tokens=4, temperature=0.0)
+    assert done.token_ids == want.token_ids and done.text == ""
+    assert [p.token_id for p in model.stream([1, 2, 3], max_tokens=4)] == want.token_ids
+    assert model.score([1, 2, 3]).token_count == 2 and model.logits(IDS).shape[0] == 4
+    for needs_text in (
+        lambda: model.generate("hi"),
+        lambda: model.generate(messages=[{"role": "user", "content": "hi"}]),
+        lambda: model.generate([1, 2], stop=["x"]),
+        lambda: model.score("hi"),
+    ):
+        with pytest.raises(TokenizerError, match=r"has no tokenizer.*tokenizer\.json"):
+            needs_text()
+    with pytest.raises(OptionError, match="the prompt is empty"):
+        model.generate([])
+
+
+def test_a_gguf_without_a_tokenizer(tmp_path):
+    case = next(c for c in cases.CASES if c["name"] == "llama/tied")
+    path = gguf_files.convert(cases.checkpoint(case, tmp_path), tmp_path / "m.gguf")
+    model = load(path)
+    assert model.tokenizer is None
+    assert len(model.generate([1, 2], max_tokens=3, ignore_eos=True).token_ids) == 3
+
+
+def test_an_encoder_without_tokenizer_files(tmp_path):
+    case = next(c for c in cases.CASES if c["name"] == "bert/mlm")
+    model = boostr.load(cases.checkpoint(case, tmp_path), backend="numpy")
+    assert isinstance(model, EmbeddingModel)
+    assert [h.shape for h in model.hidden([[1, 2, 3], [4]])] == [
+        (3, model.config.hidden_size), (1, model.config.hidden_size)
+    ]  # fmt: skip
+    with pytest.raises(TokenizerError, match="has no tokenizer"):
+        model.embed(["hi"])
