@@ -29,6 +29,11 @@ class RawConfig:
         self.raw = {**raw, **nested} if isinstance(nested, Mapping) else dict(raw)
         self.source = source
 
+    def filled(self, **defaults: Any) -> RawConfig:
+        """This config with a family's own defaults for the keys that it leaves out."""
+        given = {name: value for name, value in self.raw.items() if value is not None}
+        return RawConfig({**defaults, **given}, self.source)
+
     def get(self, name: str, kind: type, default: Any = _MISSING) -> Any:
         """The value of a key as `kind`; without a default it must be there. null is absent."""
         value = self.raw.get(name)
@@ -81,7 +86,7 @@ class DecoderConfig:
     embedding: EmbeddingSpec = field(default_factory=EmbeddingSpec)
     bos_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -155,6 +160,9 @@ def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: An
     return replace(made, max_position_embeddings=context)
 
 
+_NAMED = ("rope_type", "type", "rope_theta", "partial_rotary_factor")  # read apart
+
+
 def rope_config(
     config: RawConfig,
     head_dim: int,
@@ -176,12 +184,12 @@ def rope_config(
     partial = parameters.get("partial_rotary_factor") or config.get(
         "partial_rotary_factor", float, partial
     )
-    merged = dict(parameters)
-    if merged.get("original_max_position_embeddings") is None:
-        original = config.get("original_max_position_embeddings", int, None)
-        merged["original_max_position_embeddings"] = original
+    own = {k: v for k, v in parameters.items() if k not in _NAMED and v is not None}
+    original = config.get("original_max_position_embeddings", int, None)
+    if original is not None:
+        own.setdefault("original_max_position_embeddings", original)
     try:
-        return RopeConfig(int(head_dim * partial), float(theta), max_positions, kind, merged)
+        return RopeConfig(int(head_dim * partial), float(theta), max_positions, kind, own)
     except OptionError as error:
         raise ModelFileError(f"{config.source}: {error}") from None
 

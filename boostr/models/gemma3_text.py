@@ -1,4 +1,7 @@
-"""Gemma 3: norms before and after both halves; local layers have a window and their own rope."""
+"""Gemma 3: norms before and after both halves; local layers have a window and their own rope.
+
+Norm weights are stored minus 1. The keys that GGUF's reader adds say what its files do otherwise.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +9,77 @@ from dataclasses import replace
 
 from boostr.errors import ModelFileError
 from boostr.models import config as read
-from boostr.models import llama
+from boostr.models import decoder, plan
 from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.nn.specs import EmbeddingSpec, HeadSpec, LayerNorms, LayerSpec
+from boostr.ops.rope_tables import RopeConfig
+
+DEFAULTS = {
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096,
+    "max_position_embeddings": 131072, "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh", "sliding_window_pattern": 6, "norm_offset": 1.0,
+}  # fmt: skip
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
+        config = config.filled(**DEFAULTS)
         if config.get("use_bidirectional_attention", bool, False):
             raise ModelFileError(f"{config.source}: use_bidirectional_attention is not supported")
-        layers, positions = config.size("num_hidden_layers"), 131072
-        positions = config.size("max_position_embeddings", positions)
-        norm = read.rms_norm(config, offset=config.get("norm_offset", float, 1.0))
+        norm = read.rms_norm(config, offset=config.get("norm_offset", float))
+        bias = config.get("attention_bias", bool, False)
         mixer = read.attention(
-            config,
-            heads=config.size("num_attention_heads", 8),
-            kv_heads=config.size("num_key_value_heads", 4),
-            head_dim=config.size("head_dim", 256),
-            bias=config.get("attention_bias", bool, False),
-            output_bias=config.get("attention_bias", bool, False),
-            scale=config.get("query_pre_attn_scalar", float, 256.0) ** -0.5,
-            q_norm=norm, k_norm=norm,
+            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm,
+            scale=config.get("query_pre_attn_scalar", float) ** -0.5,
         )  # fmt: skip
-        act = config.get("hidden_activation", str, "gelu_pytorch_tanh")
-        full = LayerSpec(mixer, read.mlp(config, act=act), LayerNorms(norm, norm, norm, norm))
-        window = config.size("sliding_window", 4096)
-        local = replace(full, mixer=replace(mixer, window=window, rope="local"))
-        every = config.size("sliding_window_pattern", 6)
-        default = ["sliding_attention" if (i + 1) % every else "full_attention"
-                   for i in range(layers)]  # fmt: skip
+        mlp = read.mlp(config, act=config.get("hidden_activation", str))
+        full = LayerSpec(mixer, mlp, LayerNorms(norm, norm, norm, norm))
+        local = replace(
+            full, mixer=replace(mixer, window=config.size("sliding_window"), rope="local")
+        )
         kinds = {"full_attention": full, "sliding_attention": local}
+        softcap = config.get("final_logit_softcapping", float, None)
         return read.decoder_config(
             config,
-            [kinds[kind] for kind in read.layer_types(config, default)],
-            max_position_embeddings=positions,
-            ropes=_ropes(config, mixer.head_dim, positions),
+            [kinds[kind] for kind in read.layer_types(config, _pattern(config))],
+            ropes=_ropes(config, mixer.head_dim),
             embedding=EmbeddingSpec(config.size("hidden_size") ** 0.5),
-            head=HeadSpec(
-                norm,
-                tied=config.get("tie_word_embeddings", bool, True),
-                softcap=config.get("final_logit_softcapping", float, None),
-            ),
+            head=HeadSpec(norm, config.get("tie_word_embeddings", bool), softcap=softcap),
         )
 
+    @staticmethod
+    def load_plan(config: DecoderConfig) -> LoadPlan:
+        """Gemma's norm after attention has the name of Llama's before the MLP."""
+        layer = "model.layers.{i}."
+        return decoder.CausalLM.load_plan(config) + LoadPlan((
+            plan.rename(layer + "post_attention_layernorm", layer + "attention_output_norm"),
+            plan.rename(layer + "pre_feedforward_layernorm", layer + "post_attention_layernorm"),
+            plan.rename(layer + "post_feedforward_layernorm", layer + "mlp_output_norm"),
+        ))  # fmt: skip
 
-def _ropes(config: RawConfig, head_dim: int, positions: int) -> dict:
-    """Full layers with the config's scaling, local ones without any."""
-    parameters = config.raw.get("rope_parameters") or {}
-    if "sliding_attention" in parameters:
-        return {
-            name: read.rope_config(config, head_dim, positions, theta=theta, layer_type=kind)
-            for name, kind, theta in (
-                ("full", "full_attention", 1e6), ("local", "sliding_attention", 1e4)
-            )
-        }  # fmt: skip
+
+def _pattern(config: RawConfig) -> list[str]:
+    """Every sixth layer is a full one."""
+    every, layers = config.size("sliding_window_pattern"), config.size("num_hidden_layers")
+    return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
+
+
+def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
+    """Full layers have the config's scaling, local ones none."""
+    positions = config.size("max_position_embeddings")
+    if "sliding_attention" in (config.raw.get("rope_parameters") or {}):
+        local = read.rope_config(
+            config, head_dim, positions, theta=1e4, layer_type="sliding_attention"
+        )
+        full = read.rope_config(config, head_dim, positions, theta=1e6, layer_type="full_attention")
+        return {"full": full, "local": local}
+    theta = config.get("rope_local_base_freq", float, 1e4)
     return {
         "full": read.rope_config(config, head_dim, positions, theta=1e6),
-        "local": read.RopeConfig(
-            head_dim, config.get("rope_local_base_freq", float, 1e4), positions
-        ),
+        "local": RopeConfig(head_dim, theta, positions),
     }

@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 from boostr.models import config as read
-from boostr.models import llama
+from boostr.models import decoder, plan
 from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.nn.specs import HeadSpec, LayerNorms, LayerSpec, MLPSpec, NormSpec
 
+DEFAULTS = {
+    "vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44,
+    "num_attention_heads": 64, "max_position_embeddings": 2048, "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5, "rotary_pct": 0.25, "rotary_emb_base": 10000.0,
+    "attention_bias": True, "use_parallel_residual": True,
+}  # fmt: skip
 
-class CausalLM(llama.CausalLM):
+
+class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
-        norm = NormSpec(config.get("layer_norm_eps", float, 1e-5), "layer", bias=True)
-        bias = config.get("attention_bias", bool, True)
+        config = config.filled(**DEFAULTS)
+        norm = NormSpec(config.get("layer_norm_eps", float), "layer", bias=True)
+        bias = config.get("attention_bias", bool)
         mixer = read.attention(config, bias=bias, output_bias=bias)
-        act = config.get("hidden_act", str, "gelu")
+        act = config.get("hidden_act", str)
         layer = LayerSpec(
             mixer,
             MLPSpec(config.size("intermediate_size"), act, gated=False, bias=True),
             LayerNorms(before_mixer=norm, before_mlp=norm),
-            "parallel" if config.get("use_parallel_residual", bool, True) else "serial",
+            "parallel" if config.get("use_parallel_residual", bool) else "serial",
         )
-        positions = config.size("max_position_embeddings", 2048)
-        theta = config.get("rotary_emb_base", float, 10000.0)
-        partial = config.get("rotary_pct", float, 0.25)
+        rope = read.rope_config(
+            config,
+            mixer.head_dim,
+            config.size("max_position_embeddings"),
+            theta=config.get("rotary_emb_base", float),
+            partial=config.get("rotary_pct", float),
+        )
         return read.decoder_config(
             config,
             (layer,) * config.size("num_hidden_layers"),
-            ropes={
-                "full": read.rope_config(
-                    config, mixer.head_dim, positions, theta=theta, partial=partial
-                )
-            },
+            ropes={"full": rope},
             head=HeadSpec(norm, config.get("tie_word_embeddings", bool, False)),
         )
+
+    @staticmethod
+    def load_plan(config: DecoderConfig) -> LoadPlan:
+        """Its own names, and q, k, v of each head end to end."""
+        mixer, layer = config.layers[0].mixer, "model.layers.{i}."
+        qkv = [(f"{layer}self_attn.{n}_proj", mixer.head_dim) for n in "qkv"]
+        rules = LoadPlan((
+            plan.prefixes("gpt_neox.", ("gpt_neox.", ""), outside=("embed_out.",)),
+            plan.leftover(suffixes=("attention.bias", "attention.masked_bias")),  # old buffers
+            plan.rename("embed_out", "lm_head"),
+            plan.rename("gpt_neox.embed_in", "model.embed_tokens"),
+            plan.rename("gpt_neox.final_layer_norm", "model.norm"),
+            plan.rename("gpt_neox.layers.{i}", "model.layers.{i}"),
+            plan.heads(layer + "attention.query_key_value", mixer.heads, qkv),
+            plan.rename(layer + "attention.dense", layer + "self_attn.o_proj"),
+            plan.rename(layer + "mlp.dense_h_to_4h", layer + "mlp.up_proj"),
+            plan.rename(layer + "mlp.dense_4h_to_h", layer + "mlp.down_proj"),
+        ))  # fmt: skip
+        return rules + decoder.CausalLM.load_plan(config)

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from boostr.models import config as read
-from boostr.models import llama
+from boostr.models import decoder, plan
 from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.nn.specs import LayerNorms, LayerSpec
 
+DEFAULTS = {
+    "vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "rms_norm_eps": 1e-5,
+}  # fmt: skip
 
-class CausalLM(llama.CausalLM):
+
+class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> DecoderConfig:
+        config = config.filled(**DEFAULTS)
         bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
         mixer = read.attention(
             config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, norm_all_heads=True
         )
         layer = LayerSpec(mixer, read.mlp(config), LayerNorms(after_mixer=norm, after_mlp=norm))
         return read.decoder_config(config, (layer,) * config.size("num_hidden_layers"))
+
+    @staticmethod
+    def load_plan(config: DecoderConfig) -> LoadPlan:
+        """Its norm after attention has the name of Llama's before the MLP."""
+        layer = "model.layers.{i}."
+        return decoder.CausalLM.load_plan(config) + LoadPlan((
+            plan.rename(layer + "post_attention_layernorm", layer + "attention_output_norm"),
+            plan.rename(layer + "post_feedforward_layernorm", layer + "mlp_output_norm"),
+        ))  # fmt: skip

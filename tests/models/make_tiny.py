@@ -46,6 +46,12 @@ LONGROPE = {
 }
 SHORT = {"max_position_embeddings": 96}  # scaled 4x from 24: prompts of 40 lie beyond 24
 TIED = SMALL | {"tie_word_embeddings": True}
+GEMMA3 = SMALL | {"sliding_window": 9, "query_pre_attn_scalar": 10}
+NEOX = {
+    key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")
+}
+NEOX |= {"hidden_size": 32, "num_attention_heads": 4}
+OLMO2 = {key: value for key, value in SMALL.items() if key != "head_dim"}
 QWEN2 = {key: value for key, value in SMALL.items() if key != "head_dim"}  # hidden / heads
 QWEN3 = SMALL | {"num_key_value_heads": 1, "head_dim": 24}
 
@@ -112,9 +118,47 @@ CASES = {
     ),
     "qwen3/tied": ("Qwen3", QWEN3 | {"tie_word_embeddings": True}, {}),
     "qwen3/untied": ("Qwen3", QWEN3 | {"attention_bias": True}, {}),
+    "gemma3_text/tied": (
+        "Gemma3Text",
+        GEMMA3
+        | {"num_hidden_layers": 3}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {},
+    ),
+    "gemma3_text/odd": (
+        "Gemma3Text",
+        GEMMA3
+        | {"num_hidden_layers": 7, "hidden_size": 21, "intermediate_size": 28, "head_dim": 8}
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "final_logit_softcapping": 12.0}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            }
+        },
+        {},
+    ),
+    "gpt_neox/parallel": ("GPTNeoX", NEOX, {}),
+    "gpt_neox/serial": (
+        "GPTNeoX",
+        NEOX
+        | {"use_parallel_residual": False, "hidden_size": 36, "num_attention_heads": 3}
+        | {"rope_parameters": THETA | {"rope_type": "default", "partial_rotary_factor": 0.5}}
+        | {"hidden_act": "gelu_new", "tie_word_embeddings": True},
+        {},
+    ),
+    "olmo2/untied": ("Olmo2", OLMO2, {}),
+    "olmo2/odd": (
+        "Olmo2",
+        OLMO2
+        | {"hidden_size": 42, "num_attention_heads": 7, "num_key_value_heads": 1}
+        | {"attention_bias": True, "rms_norm_eps": 1e-3},
+        {},
+    ),
     "bert/pooler": ("Bert", {}, {"head": "Model"}),
     "bert/mlm": ("Bert", {}, {"head": "ForMaskedLM"}),
 }
+CLASSES = {"Gemma3Text": "Gemma3"}  # where the model is named otherwise than its config
 BERT = {
     "vocab_size": V,
     "hidden_size": 36,
@@ -146,15 +190,17 @@ OLD = {
 def initialise(model, seed):
     """Weights that keep activations near 1, attention away from uniform and logits near 3."""
     generator = torch.Generator().manual_seed(seed)
+    gemma = model.config.model_type.startswith("gemma")  # norms are stored minus 1, rows times √E
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
             if name.endswith("bias"):
                 p.copy_(0.2 * noise)
             elif p.ndim == 1:
-                p.copy_(1 + 0.2 * noise)
+                mean = (4 if name == "model.norm.weight" else 0) if gemma else 1
+                p.copy_(mean + 0.2 * noise)
             elif "embed" in name or "lm_head" in name:
-                p.copy_(0.5 * noise)
+                p.copy_((0.1 if gemma else 0.5) * noise)
             else:
                 p.copy_(noise * 1.4 / p.shape[1] ** 0.5)
 
@@ -164,7 +210,7 @@ def build(cls, config, head="ForCausalLM"):
         config = BERT
     config = getattr(transformers, f"{cls}Config")(**config)
     config._attn_implementation = "eager"
-    return getattr(transformers, f"{cls}{head}")(config).eval()
+    return getattr(transformers, f"{CLASSES.get(cls, cls)}{head}")(config).eval()
 
 
 def round_parameters(model):
