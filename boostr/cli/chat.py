@@ -10,7 +10,13 @@ import click
 from boostr.cli.app import INTERRUPTED
 from boostr.cli.conversation import Conversation
 from boostr.cli.interrupts import StopOnInterrupt
-from boostr.cli.options import ModelChoice, model_choice, sampling_options
+from boostr.cli.options import (
+    ModelChoice,
+    TemplateChoice,
+    model_choice,
+    sampling_options,
+    template_choice,
+)
 from boostr.cli.run import describe
 from boostr.cli.types import TEXT
 from boostr.engine.options import SamplingOptions
@@ -27,9 +33,14 @@ Ctrl-C stops an answer; twice at the prompt it leaves."""
 @model_choice
 @sampling_options
 @click.option("--system", type=TEXT, metavar="TEXT", help="System prompt; /system changes it.")
+@template_choice
 @click.pass_context
 def command(
-    ctx: click.Context, choice: ModelChoice, options: SamplingOptions, system: str | None
+    ctx: click.Context,
+    choice: ModelChoice,
+    options: SamplingOptions,
+    system: str | None,
+    template: TemplateChoice,
 ) -> None:
     """Talk with a model. /help lists the commands, Ctrl-C stops an answer.
 
@@ -37,7 +48,7 @@ def command(
     are dropped, with a notice.
     """
     model, _ = choice.load_decoder()
-    conversation = Conversation(model, options, system)
+    conversation = Conversation(model, options, system, template.chat())
     _note(f"{model.source}. /help for help.")
     ctx.exit(_Terminal(conversation, choice.verbose).run())
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from boostr.cli.messages import as_messages, has_template, system_prompt
+from boostr.engine.inputs import Chat
 from boostr.engine.options import SamplingOptions
 from boostr.engine.sequence import Piece
 from boostr.errors import OptionError
@@ -24,11 +25,15 @@ class Conversation:
     """
 
     def __init__(
-        self, model: LanguageModel, options: SamplingOptions, system: str | None = None
+        self,
+        model: LanguageModel,
+        options: SamplingOptions,
+        system: str | None = None,
+        chat: Chat | None = None,
     ) -> None:
         if not has_template(model):
             raise OptionError(f"{model.source} has no chat template; use: boostr run --raw")
-        self._model, self._options = model, options
+        self._model, self._options, self._chat = model, options, chat or Chat()
         self._cache = model.new_prompt_cache()
         self.system = system_prompt(model, system)
         self.turns: list[dict[str, str]] = []
@@ -57,6 +62,7 @@ class Conversation:
             messages=as_messages(self.system, *kept),
             options=replace(self._options),
             prompt_cache=self._cache,
+            **asdict(self._chat),
         )
         self.turns = kept
         return pieces
@@ -73,4 +79,4 @@ class Conversation:
         return context - min(self._options.max_tokens, context // 4)
 
     def _count(self, turns: list[dict[str, str]]) -> int:
-        return len(self._model.encode(None, as_messages(self.system, *turns)))
+        return len(self._model.encode(None, as_messages(self.system, *turns), self._chat))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boostr.cli.types import BACKEND, DTYPE, SCHEME, TEXT
+from boostr.cli.types import ASSIGNMENT, BACKEND, DTYPE, JSON_FILE, SCHEME, TEXT
 from boostr.engine.options import SamplingOptions
 from boostr.errors import BoostrError, OptionError
 
 if TYPE_CHECKING:
     from boostr.engine.embedder import EmbeddingModel
+    from boostr.engine.inputs import Chat
     from boostr.engine.model import LanguageModel
 
 Command = Callable[..., Any]
@@ -77,6 +78,20 @@ class ModelChoice:
         return model, seconds
 
 
+@dataclass(frozen=True)
+class TemplateChoice:
+    """What the chat template is given beside the messages."""
+
+    tools: list[Any] | None = None
+    template_arg: tuple[tuple[str, Any], ...] = ()
+
+    def chat(self, continue_final_message: bool = False) -> Chat:
+        """The same as the engine takes it."""
+        from boostr.engine.inputs import Chat
+
+        return Chat(self.tools, continue_final_message, dict(self.template_arg) or None)
+
+
 def packed(name: str, kind: type, options: list[Callable[[Command], Command]]):
     """A decorator: adds `options`, passes their values to the verb as one `kind` named `name`."""
     names = [field.name for field in fields(kind)]
@@ -123,6 +138,16 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 model_choice = packed(
     "choice", ModelChoice, [_model, _backend, _dtype, *_quantize, *_source, _verbose]
 )
+template_choice = packed(
+    "template",
+    TemplateChoice,
+    [
+        click.option("--tools", type=JSON_FILE, metavar="FILE",
+                     help="JSON list of functions for the chat template."),
+        click.option("--template-arg", type=ASSIGNMENT, metavar="NAME=VALUE", multiple=True,
+                     help="Variable of the chat template, as enable_thinking=false; repeatable."),
+    ],
+)  # fmt: skip
 source_choice = packed("choice", ModelChoice, [*_source, _verbose])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,17 @@ from boostr.cli.messages import (
     read_stdin,
     system_prompt,
 )
-from boostr.cli.options import ModelChoice, as_json, model_choice, sampling_options
+from boostr.cli.options import (
+    ModelChoice,
+    TemplateChoice,
+    as_json,
+    model_choice,
+    sampling_options,
+    template_choice,
+)
 from boostr.cli.output import print_json, timings_json, timings_line
 from boostr.cli.types import TEXT
+from boostr.engine.inputs import Chat
 from boostr.engine.options import SamplingOptions
 from boostr.engine.sequence import Timings, Usage
 from boostr.errors import OptionError
@@ -34,6 +43,10 @@ if TYPE_CHECKING:
     help=f"System prompt. [default: the chat template's own; of the default model "
     f"{DEFAULT_MODEL_SYSTEM!r}]",
 )  # fmt: skip
+@click.option(
+    "--prefill", type=TEXT, metavar="TEXT", help="Begin the answer with this; the model goes on."
+)
+@template_choice
 @as_json
 def command(
     prompt: str,
@@ -41,6 +54,8 @@ def command(
     options: SamplingOptions,
     raw: bool,
     system: str | None,
+    prefill: str | None,
+    template: TemplateChoice,
     as_json: bool,
 ) -> None:
     """Answer PROMPT ("-" reads it from stdin), or continue it.
@@ -48,28 +63,39 @@ def command(
     A model with a chat template answers, unless --raw; one without continues. The answer goes to
     stdout as it comes, a line of timings to stderr.
     """
-    if raw and system is not None:
-        raise click.UsageError("--system needs the chat template that --raw turns off")
+    chat = template.chat(continue_final_message=bool(prefill))
+    if raw and (system is not None or chat != Chat()):
+        raise click.UsageError(
+            "--system, --prefill, --tools and --template-arg need the chat template that --raw "
+            "turns off"
+        )
     if prompt == "-":
         prompt = read_stdin()
     model, load_seconds = choice.load_decoder()
-    request = _request(model, prompt, raw, system)
+    request = _request(model, prompt, None if raw else chat, system, prefill)
     if as_json:
         print_json(_answer(model, request, options, load_seconds))
         return
     _stream(model, request, options)
 
 
-def _request(model: LanguageModel, prompt: str, raw: bool, system: str | None) -> dict[str, Any]:
-    """What `generate` and `stream` take: a prompt, or messages."""
-    if raw or not has_template(model):
-        if system is not None:
+def _request(
+    model: LanguageModel, prompt: str, chat: Chat | None, system: str | None, prefill: str | None
+) -> dict[str, Any]:
+    """What `generate` and `stream` take: a prompt, or messages with what their template is given.
+
+    `chat` is None where the prompt is to be gone on with as it is.
+    """
+    if chat is None or not has_template(model):
+        if system is not None or chat not in (None, Chat()):
             raise OptionError(
-                f"{model.source} has no chat template, so there is no --system for it"
+                f"{model.source} has no chat template, which --system, --prefill, --tools and "
+                "--template-arg are for"
             )
         return {"prompt": prompt}
-    turn = {"role": "user", "content": prompt}
-    return {"messages": as_messages(system_prompt(model, system), turn)}
+    answer = [{"role": "assistant", "content": prefill}] if prefill else []
+    turns = [{"role": "user", "content": prompt}, *answer]
+    return {"messages": as_messages(system_prompt(model, system), *turns), **asdict(chat)}
 
 
 def _answer(
@@ -79,7 +105,7 @@ def _answer(
     return {
         "model": model.source,
         "backend": model.backend.device,
-        **request,
+        **{key: request[key] for key in ("prompt", "messages") if key in request},
         "text": done.text,
         "token_ids": done.token_ids,
         "finish_reason": done.finish_reason,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from boostr.errors import BoostrError
+from boostr.io.settings import read_json_file
 
 
 class _Checked(click.ParamType):
@@ -35,6 +38,40 @@ class _Text(click.ParamType):
         except UnicodeEncodeError as error:
             self.fail(f"not valid UTF-8 at character {error.start}", param, ctx)
         return value
+
+
+class _JsonFile(click.ParamType):
+    """A file that holds a JSON list."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = read_json_file(Path(value))
+        except BoostrError as error:
+            self.fail(str(error), param, ctx)
+        if not isinstance(found, list):
+            self.fail(f"{value}: expected a JSON list", param, ctx)
+        return found
+
+
+class _Assignment(click.ParamType):
+    """NAME=VALUE; the value is JSON (true, 3, "x"), or else a text as it stands."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        name, equals, text = TEXT.convert(value, param, ctx).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
 
 
 class Counts(click.ParamType):
@@ -83,6 +120,8 @@ def _check_scheme(value: str) -> None:
 
 
 TEXT = _Text()
+JSON_FILE = _JsonFile()
+ASSIGNMENT = _Assignment()
 BACKEND = _Checked("backend", _check_backend)
 DTYPE = _Checked("dtype", _check_dtype)
 SCHEME = _Checked("scheme", _check_scheme)

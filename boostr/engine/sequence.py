@@ -111,7 +111,8 @@ class Sequence:
         if tokenizer is None:
             stream = TextStream(NoText())
         else:
-            stream = TextStream(tokenizer.stream(), options.stop, tokenizer.special_text)
+            detokenizer = tokenizer.stream(after=prompt)
+            stream = TextStream(detokenizer, options.stop, tokenizer.special_text)
         ends = frozenset() if options.ignore_eos else eos_ids
         return cls(index, prompt, options, limit, ends, stream)
 

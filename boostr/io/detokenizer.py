@@ -1,6 +1,7 @@
 """Text from tokens as they come: never half a character, O(1) work for each token."""
 
 import codecs
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ class WindowDetokenizer:
     Decoders treat the first token specially (they strip its space), so the window starts with the
     tokens of the last piece emitted, as context. Byte-fallback decoders (Llama 2) judge a run of
     byte tokens as a whole, so a run that is no UTF-8 may give another number of U+FFFD here.
+    `after` are ids that came before, whose text is not given again.
     """
 
-    def __init__(self, inner: "tokenizers.Tokenizer", skip: frozenset[int]) -> None:
+    def __init__(
+        self, inner: "tokenizers.Tokenizer", skip: frozenset[int], after: Sequence[int] = ()
+    ) -> None:
         self._inner, self._skip = inner, skip
-        self._ids: list[int] = []
-        self._emitted = 0  # ids[:_emitted] are out, and stay as context
+        self._ids = [id_ for id_ in after[-_MAX_PENDING:] if id_ not in skip]
+        self._emitted = len(self._ids)  # ids[:_emitted] are out, and stay as context
 
     def add(self, token_id: int) -> str:
         if token_id in self._skip:

@@ -97,14 +97,17 @@ class Tokenizer:
             ids = [id_ for id_ in ids if id_ not in self._special_ids]
         return self.inner.decode(ids, skip_special_tokens=False)
 
-    def stream(self, skip_special_tokens: bool = True) -> Detokenizer:
+    def stream(self, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
         """A detokenizer for one sequence: `.add(id)` gives text as it completes.
 
-        `.finish()` gives the rest. The pieces joined are what `decode` gives for all ids together.
+        `.finish()` gives the rest. The pieces joined are what `decode` gives for all ids together,
+        or, where the sequence goes on `after` other ids, what that text then has more: a decoder of
+        Llama 2 drops the space before the first token only.
         """
         skip = self._special_ids if skip_special_tokens else frozenset[int]()
-        byte_level = type(self.inner.decoder).__name__ == "ByteLevel"
-        return (ByteLevelDetokenizer if byte_level else WindowDetokenizer)(self.inner, skip)
+        if type(self.inner.decoder).__name__ == "ByteLevel":
+            return ByteLevelDetokenizer(self.inner, skip)
+        return WindowDetokenizer(self.inner, skip, after)
 
     @property
     def bos_id(self) -> int | None:

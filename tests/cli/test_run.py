@@ -110,3 +110,46 @@ def test_options_out_of_range_exit_2_and_are_named(boostr, option: str, value: s
 def test_options_that_do_not_go_together_exit_2(boostr, args: tuple[str, ...]) -> None:
     result = boostr("run", "hi", *args)
     assert result.exit_code == 2 and args[0] in result.stderr
+
+
+TOOLED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if not loop.last %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{{ tools | tojson if tools }}{{ mood }}"
+    "{% if add_generation_prompt %}<|im_end|>\n<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_the_template_is_given(boostr, tmp_path) -> None:
+    folder = str(make_tiny(tmp_path / "m", TOOLED))
+    (tmp_path / "tools.json").write_text('[{"name": "f"}]')
+    args = ("run", "-m", folder, "hi", "--max-tokens", "6")
+    plain = boostr(*args).stdout
+    tools = ("--tools", str(tmp_path / "tools.json"))
+    model = library.load(folder)
+    hi = [{"role": "user", "content": "hi"}]
+    for more, arguments in (
+        (tools, {"tools": [{"name": "f"}]}),
+        (("--template-arg", "mood=glad"), {"template_arguments": {"mood": "glad"}}),
+        (("--template-arg", "mood=1.50"), {"template_arguments": {"mood": 1.5}}),
+    ):
+        expected = model.generate(messages=hi, max_tokens=6, **arguments).text
+        assert boostr(*args, *more).stdout == expected + "\n" != plain
+    begun = [*hi, {"role": "assistant", "content": "Well, "}]
+    expected = model.generate(messages=begun, continue_final_message=True, max_tokens=6)
+    done = json.loads(boostr(*args, "--prefill", "Well, ", "--json").stdout)
+    assert done["text"] == expected.text and done["messages"] == begun
+    assert boostr("chat", "-m", folder, "--max-tokens", "6", *tools, stdin="hi\n").stdout != plain
+
+
+def test_what_no_template_takes(boostr, tiny: str, tmp_path) -> None:
+    (tmp_path / "tools.json").write_text("{}")
+    for more in (
+        ("--tools", str(tmp_path / "tools.json")), ("--tools", str(tmp_path / "no.json")),
+        ("--template-arg", "x"), ("--template-arg", "a b=1"), ("--raw", "--prefill", "x"),
+        ("--raw", "--template-arg", "a=1"),
+    ):  # fmt: skip
+        assert boostr("run", "-m", tiny, "hi", *more).exit_code == 2
+    bare = str(make_tiny(tmp_path / "bare", None))
+    result = boostr("run", "-m", bare, "hi", "--prefill", "x")
+    assert result.exit_code == 1 and "no chat template, which --system, --prefill" in result.stderr

@@ -56,6 +56,16 @@ def test_bos_is_added_unless_the_file_says_otherwise() -> None:
     assert Tokenizer.from_gguf(changed).encode("sea") == [*bare, EOS]
 
 
+def test_text_that_goes_on_keeps_its_space() -> None:
+    """The first token of a whole text gives no space; the first of what follows a prompt does."""
+    ours = Tokenizer.from_gguf(metadata("prefix"))
+    whole = ours.encode("sea shells by the sea")
+    for cut in range(1, len(whole)):
+        stream = ours.stream(after=whole[:cut])
+        text = "".join([*map(stream.add, whole[cut:]), stream.finish()])
+        assert ours.decode(whole[:cut]) + text == "sea shells by the sea"
+
+
 def test_control_tokens_are_parsed_and_text_behind_one_begins_anew() -> None:
     """As in llama.cpp and in transformers' Llama 2: each run of text has the space before it."""
     ours = Tokenizer.from_gguf(metadata("prefix"))
