@@ -4,7 +4,8 @@
 `run()` repeats those launches on them: inputs are changed with `tensor.assign(...)` between
 runs, in-place ops (`kv_write`, `add_` of a counter) happen again, outputs are overwritten. All that
 differs from run to run must therefore live in tensors; Python values and shapes are frozen at
-capture.
+capture. A capture records what its own thread does, whatever others do on the backend meanwhile; a
+program's outputs are for one thread at a time.
 """
 
 from __future__ import annotations

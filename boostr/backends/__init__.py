@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import threading
 from functools import cache
 
 from boostr import env
@@ -19,6 +20,8 @@ _MODULES = {
     "wgpu": "boostr.backends.wgpu",
     "numpy": "boostr.backends.numpy",
 }
+
+_opening = threading.RLock()  # threads that ask for a backend at the same time get the same one
 
 
 def names() -> tuple[str, ...]:
@@ -40,7 +43,8 @@ def get(name: str | Backend | None = None) -> Backend:
     if isinstance(name, Backend):
         return name
     text = name or env.BACKEND.text()
-    return _open(_auto() if text == "auto" else text)
+    with _opening:
+        return _open(_auto() if text == "auto" else text)
 
 
 @cache

@@ -183,7 +183,7 @@ class Backend(ABC):
 
     @abstractmethod
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
-        """Run `fn` once, record what it launched; see `boostr.program`."""
+        """Run `fn` once, record what this thread launched; see `boostr.program`."""
 
     def constant_weights(self) -> AbstractContextManager[None]:
         """Inside, the caller promises that no kernel writes what later ones may fetch before those

@@ -39,7 +39,7 @@ class Score:
 
 
 class LanguageModel:
-    """A decoder that is ready to use. Made by `boostr.load`; one generation at a time.
+    """A decoder that is ready to use, by several threads too. Made by `boostr.load`.
 
     Attributes:
         tokenizer, config, backend, module: what it is made of. Without tokenizer files `tokenizer`

@@ -22,7 +22,7 @@ from boostr.io.template_budget import CURRENT, Budget, BudgetError, current_budg
 from boostr.io.template_filters import bounded_filters, charged, join_text
 
 MAX_SOURCE = 128 * 1024  # characters; the longest of 70 known templates has 18 thousand
-_MARK = "BOOSTR_GOES_ON_HERE"  # plain letters: templates may escape or split at others
+_MARK = "BOOSTRGOESONHERE"  # plain letters: templates may escape or split at others
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 _CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,13 +35,19 @@ _put_rows = cupy.ElementwiseKernel(
 )  # fmt: skip
 
 
+class _Capture(threading.local):
+    """What is true of this thread alone."""
+
+    capturing = False  # its launches are being recorded
+    early = False  # products may fetch their weights before the kernels ahead have ended
+
+
 class CupyBackend(ArrayBackend):
-    """Tensors are cupy arrays on one GPU. Work goes to CuPy's current stream.
+    """Tensors are cupy arrays on one GPU. Work goes to CuPy's current stream, which threads share
+    unless they choose others; a capture has a stream and an allocator of its thread's own.
 
     Attributes:
         caps: what the GPU can do.
-        capturing: whether launches are being recorded.
-        early: whether products may fetch their weights before the kernels ahead have ended.
     """
 
     name = "cupy"
@@ -55,8 +62,7 @@ class CupyBackend(ArrayBackend):
             raise BackendError(f"backend cupy:{index}: this machine has {count} CUDA device(s)")
         super().__init__(cupy)
         self.caps = Caps.read(index)
-        self.capturing = False
-        self.early = False
+        self._capture = _Capture()
         self._kernels = Kernels(self.caps.arch)
         self._found: dict[str, Kernel | str] = {}
         self._debug = env.DEBUG.integer()
@@ -65,6 +71,16 @@ class CupyBackend(ArrayBackend):
         self._taken_at_start = self._taken()
         if self._debug >= 1:
             print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether this thread's launches are being recorded."""
+        return self._capture.capturing
+
+    @property
+    def early(self) -> bool:
+        """Whether products may fetch their weights before the kernels ahead have ended."""
+        return self._capture.early
 
     @property
     def device(self) -> str:
@@ -118,6 +134,7 @@ class CupyBackend(ArrayBackend):
         return cupy.asnumpy(x)
 
     def start_read(self, x: Array) -> Callable[[], np.ndarray]:
+        self._use()
         stream = cupy.cuda.get_current_stream()
         values = cupyx.empty_pinned(x.shape, x.dtype)
         self.dense(x).get(stream=stream, out=values, blocking=False)
@@ -250,6 +267,7 @@ class CupyBackend(ArrayBackend):
 
     def memory_bandwidth(self) -> float:
         """Of a copy, bytes read and written; the best of a few."""
+        self._use()
         source = cupy.arange(_PROBE_BYTES // 8)
         target = cupy.empty_like(source)
         events = [cupy.cuda.Event() for _ in range(6)]
@@ -262,11 +280,11 @@ class CupyBackend(ArrayBackend):
 
     @contextmanager
     def constant_weights(self) -> Iterator[None]:
-        before, self.early = self.early, True
+        before, self._capture.early = self._capture.early, True
         try:
             yield
         finally:
-            self.early = before
+            self._capture.early = before
 
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.capturing:
@@ -274,13 +292,13 @@ class CupyBackend(ArrayBackend):
         from boostr.backends.cupy.runtime.program import record
 
         self._use()
-        self.capturing = True
+        self._capture.capturing = True
         try:
-            return record(fn)
+            return record(fn, self._use)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
         finally:
-            self.capturing = False
+            self._capture.capturing = False
 
 
 def _put(rows: Array, values: Array, width: int, target: Array) -> None:

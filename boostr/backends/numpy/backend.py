@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from boostr.backends.numpy.runtime.program import Recorder
 
 
+class _Capture(threading.local):
+    """What this thread records; None outside of a capture."""
+
+    recorder: Recorder | None = None
+
+
 class NumpyBackend(ArrayBackend):
     """Tensors are numpy arrays, shared with the caller and never copied without need."""
 
@@ -29,9 +36,14 @@ class NumpyBackend(ArrayBackend):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.recorder: Recorder | None = None
+        self._capture = _Capture()
         self._kernels: dict[str, Kernel | str] = {}
         self._debug = env.DEBUG.integer()
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Of the capture that this thread is in; others run beside it unrecorded."""
+        return self._capture.recorder
 
     @property
     def device(self) -> str:
@@ -52,8 +64,9 @@ class NumpyBackend(ArrayBackend):
         result = fn(*args)
         if result is not None:
             result = np.asarray(result)  # ufuncs of tensors without axes return scalars
-        if self.recorder is not None:
-            self.recorder.python_call(fn, args, result)
+        recorder = self._capture.recorder
+        if recorder is not None:
+            recorder.python_call(fn, args, result)
         return result
 
     def _erf(self, x: np.ndarray) -> np.ndarray:
@@ -69,8 +82,9 @@ class NumpyBackend(ArrayBackend):
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """Memory for a kernel's output; inside a capture from the program's arena."""
-        if self.recorder is not None:
-            return self.recorder.arena.empty(shape, np.dtype(dtype))
+        recorder = self._capture.recorder
+        if recorder is not None:
+            return recorder.arena.empty(shape, np.dtype(dtype))
         return np.empty(shape, dtype)
 
     def dense(self, x: Array) -> Array:
@@ -108,8 +122,9 @@ class NumpyBackend(ArrayBackend):
                 f"{touched / seconds / 1e9:.1f} GB/s{grid}",
                 file=sys.stderr,
             )
-        if self.recorder is not None:
-            self.recorder.native_call((name, function, words, items, grain), reads, writes)
+        recorder = self._capture.recorder
+        if recorder is not None:
+            recorder.native_call((name, function, words, items, grain), reads, writes)
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when they are done."""
@@ -119,12 +134,12 @@ class NumpyBackend(ArrayBackend):
             raise BackendError("capture: captures cannot be nested")
         from boostr.backends.numpy.runtime.program import NumpyProgram, Recorder
 
-        self.recorder = Recorder()
+        self._capture.recorder = recorder = Recorder()
         try:
             outputs = fn()
-            return outputs, NumpyProgram(self.recorder)
+            return outputs, NumpyProgram(recorder)
         finally:
-            self.recorder = None
+            self._capture.recorder = None
 
 
 def address(x: np.ndarray) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +35,15 @@ _WARM_SECONDS = 0.4  # until a GPU that was idle has its clocks up
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
 
 
+class _Capture(threading.local):
+    """What this thread records; None outside of a capture."""
+
+    recorder: Recorder | None = None
+
+
 class WgpuBackend(Primitives):
-    """Tensors are `GpuArray`s in buffers of one adapter.
+    """Tensors are `GpuArray`s in buffers of one adapter. Threads may use it together: what changes
+    the pool, the caches of pipelines and bind groups or the queue holds `queue.lock`.
 
     Attributes:
         caps: what the GPU can do.   provider: the library.
@@ -59,10 +67,15 @@ class WgpuBackend(Primitives):
         self.groups = Groups(provider, self._gpu, self.caps)
         self.pool = Pool(self._make, lambda: self.queue.serial, self.groups.drop, self.queue.wait)
         self.clock = Clock(self.queue, self._gpu, period(provider, self._gpu))
-        self.recorder: Recorder | None = None
+        self._capture = _Capture()
         self._found: dict[str, Kernel | str] = {}
         if self._debug >= 1:
             print(f"boostr: {self.device}: {self.caps}", file=sys.stderr)
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Of the capture that this thread is in; others run beside it unrecorded."""
+        return self._capture.recorder
 
     @property
     def device(self) -> str:
@@ -90,7 +103,8 @@ class WgpuBackend(Primitives):
         kind = np.dtype(dtype)
         if kind not in wgsl.NAMES:
             raise DTypeError(f"{self.device} holds no {kind}")
-        home = self.recorder.arena if self.recorder is not None else self.pool
+        recorder = self._capture.recorder
+        home = recorder.arena if recorder is not None else self.pool
         array = self._array(tuple(shape), kind, home.take)
         if self.poison:
             self._fill(array.buffer, 0x7FC00000)
@@ -99,7 +113,9 @@ class WgpuBackend(Primitives):
     def _array(self, shape: Shape, dtype: np.dtype, take: Callable[[int], Buffer]) -> GpuArray:
         nbytes = math.prod(shape) * dtype.itemsize
         try:
-            return GpuArray(take(nbytes), shape, dtype, contiguous_strides(shape))
+            with self.queue.lock:
+                buffer = take(nbytes)
+            return GpuArray(buffer, shape, dtype, contiguous_strides(shape))
         except OutOfMemoryError as error:
             text = str(error)
         raise OutOfMemoryError(
@@ -135,16 +151,18 @@ class WgpuBackend(Primitives):
         return 2 * nbytes / min(program.busy_seconds(5, warm))
 
     def used_memory(self) -> int:
-        self.pool.drain()
-        return self.pool.allocated
+        with self.queue.lock:
+            self.pool.drain()
+            return self.pool.allocated
 
     def release_memory(self) -> None:
         gc.collect()
-        self.queue.wait()
-        self.pool.drain()
-        self.pool.trim()
-        self.queue.drop_staging()
-        self.queue.wait()
+        with self.queue.lock:
+            self.queue.wait()
+            self.pool.drain()
+            self.pool.trim()
+            self.queue.drop_staging()
+            self.queue.wait()
 
     # -- transfer --------------------------------------------------------------------------------
     def from_numpy(self, array: np.ndarray) -> GpuArray:
@@ -225,19 +243,21 @@ class WgpuBackend(Primitives):
             raise BackendError(
                 f"{family}.{entry}[wgpu]: a grid of {(x, y, z)} workgroups is too large"
             )
-        pipeline = self.pipelines.get(family, entry, values, len(reads), len(writes))
-        packed = b""
-        if pipeline.pack is not None:
-            packed = pipeline.packed(params)
-        group = self.groups.get(pipeline, reads, writes, packed)
-        size = pipeline.immediate_bytes
-        command = (pipeline.handle, group.handle, packed, size, x, y, z, (group, pipeline))
-        if self.recorder is not None:
-            self.recorder.add(pipeline.name, command, reads, writes)
-        elif self._debug >= 2:
-            self._timed(pipeline.name, command, values, (*reads, *writes))
-        else:
-            self.queue.add(command)
+        recorder = self._capture.recorder
+        with self.queue.lock:
+            pipeline = self.pipelines.get(family, entry, values, len(reads), len(writes))
+            packed = b""
+            if pipeline.pack is not None:
+                packed = pipeline.packed(params)
+            group = self.groups.get(pipeline, reads, writes, packed)
+            size = pipeline.immediate_bytes
+            command = (pipeline.handle, group.handle, packed, size, x, y, z, (group, pipeline))
+            if recorder is not None:
+                recorder.add(pipeline.name, command, reads, writes)
+            elif self._debug >= 2:
+                self._timed(pipeline.name, command, values, (*reads, *writes))
+            else:
+                self.queue.add(command)
 
     def _timed(
         self, name: str, command: Command, values: dict[str, Any], arrays: Sequence[GpuArray]
@@ -265,14 +285,14 @@ class WgpuBackend(Primitives):
     def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
         if self.recorder is not None:
             raise BackendError("capture: captures cannot be nested")
-        self.recorder = Recorder(self.pool)
+        self._capture.recorder = recorder = Recorder(self.pool)
         try:
             outputs = fn()
-            program = self.recorder.program(self.clock, self.queue, fn, outputs)
+            program = recorder.program(self.clock, self.queue, fn, outputs)
         except BaseException:
-            self.recorder.arena.close()
+            recorder.arena.close()
             raise
         finally:
-            self.recorder = None
+            self._capture.recorder = None
         program.run()
         return outputs, program

@@ -214,7 +214,7 @@ def prepare(backend: CupyBackend) -> Any:
     """The counters of `attend`: zero between launches. Made on the first call."""
     found = _counters.get(backend)
     if found is None:
-        found = _counters[backend] = backend.from_numpy(np.zeros(_MOST_ROWS, np.uint32))
+        found = _counters.setdefault(backend, backend.from_numpy(np.zeros(_MOST_ROWS, np.uint32)))
     return found
 
 

@@ -249,7 +249,7 @@ def prepare(backend: Any) -> Blas:
     """The library for this backend's device; started on the first call, best before a capture."""
     found = _STARTED.get(backend)
     if found is None:
-        found = _STARTED[backend] = Blas(backend)
+        found = _STARTED.setdefault(backend, Blas(backend))
     return found
 
 

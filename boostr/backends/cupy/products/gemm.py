@@ -128,7 +128,7 @@ def prepare(backend: Any) -> Any:
     """The counters of `gemm_mma.cu`: zero between launches. Made on the first call."""
     found = _counters.get(backend)
     if found is None:
-        found = _counters[backend] = backend.from_numpy(np.zeros(_COUNTERS, np.uint32))
+        found = _counters.setdefault(backend, backend.from_numpy(np.zeros(_COUNTERS, np.uint32)))
     return found
 
 

@@ -31,13 +31,15 @@ class CudaProgram(Program):
 
     Args:
         graph: CuPy's instantiated graph.
+        use: makes its GPU the thread's current one.
         keep: the recorded function (and so the tensors it uses) and the memory pool of the capture.
     """
 
-    def __init__(self, graph: Any, keep: tuple[Any, ...]) -> None:
-        self._graph, self._keep = graph, keep
+    def __init__(self, graph: Any, use: Callable[[], None], keep: tuple[Any, ...]) -> None:
+        self._graph, self._use, self._keep = graph, use, keep
 
     def run(self) -> Any:
+        self._use()
         self._graph.launch(cupy.cuda.get_current_stream())
         return self.outputs
 
@@ -48,7 +50,7 @@ class CudaProgram(Program):
         return [_describe(node) for node in _nodes(self._graph.graph)]
 
 
-def record(fn: Callable[[], Any]) -> tuple[Any, CudaProgram]:
+def record(fn: Callable[[], Any], use: Callable[[], None]) -> tuple[Any, CudaProgram]:
     """Record what `fn` launches, then launch it once: its effects happen exactly once.
 
     Memory made inside comes from a pool of the program's own, so that nothing else is ever given
@@ -64,7 +66,7 @@ def record(fn: Callable[[], Any]) -> tuple[Any, CudaProgram]:
             _abandon(stream)
             raise
         graph = stream.end_capture()
-    program = CudaProgram(graph, (fn, outputs, pool, stream))
+    program = CudaProgram(graph, use, (fn, outputs, pool, stream))
     program.run()
     return outputs, program
 

@@ -184,8 +184,9 @@ class Arena:
 
     def close(self) -> None:
         """The program is gone: idle blocks go to the pool at once, the others when they die."""
-        while self.returned:
-            block = self.returned.popleft()
+        returned, self.returned = self.returned, self._pool.returned  # buffers may die meanwhile
+        while returned:
+            block = returned.popleft()
             self._free.setdefault(block.size, []).append(block)
         idle = {block.uid for block in itertools.chain(*self._free.values())}
         for block in self.blocks:

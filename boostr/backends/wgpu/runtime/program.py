@@ -61,23 +61,26 @@ class WgpuProgram(Program):
         self._replay: Replay | None = None
 
     def run(self) -> Any:
-        self._runs += 1
-        if self._runs == _OFTEN:
-            self._replay = self._queue.replay(self._commands)
-        encoded = None if self._replay is None else self._replay.take()
-        if encoded is not None:
-            self._queue.run_encoded(encoded)
-        elif self._commands:
-            self._queue.run(self._commands)
+        with self._queue.lock:
+            self._runs += 1
+            if self._runs == _OFTEN:
+                self._replay = self._queue.replay(self._commands)
+            encoded = None if self._replay is None else self._replay.take()
+            if encoded is not None:
+                self._queue.run_encoded(encoded)
+            elif self._commands:
+                self._queue.run(self._commands)
         return self.outputs
 
     def seconds(self) -> float:
         """Run alone, and say how long it took on the GPU."""
-        return self._clock.seconds(self._commands)
+        with self._queue.lock:
+            return self._clock.seconds(self._commands)
 
     def busy_seconds(self, repeats: int, warm_runs: int = 0) -> list[float]:
         """Of some runs without a pause between them, behind others that are not timed."""
-        return self._clock.busy(self._commands, repeats, warm_runs)
+        with self._queue.lock:
+            return self._clock.busy(self._commands, repeats, warm_runs)
 
     def __len__(self) -> int:
         return len(self._commands)

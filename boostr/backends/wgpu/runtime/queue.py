@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,30 @@ def _sequence() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "boostr-submit")
 
 
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that runs under the queue's lock."""
+
+    @wraps(method)
+    def locked(self: Queue, *args: Any) -> Any:
+        with self.lock:
+            return method(self, *args)
+
+    return locked
+
+
 class Queue:
-    """The order in which a device does things. `serial` counts the batches."""
+    """The order in which a device does things.
+
+    Attributes:
+        serial: counts the batches.   lock: of all that several threads may change; the backend's
+            memory and caches among it. Waiting for results needs it not.
+    """
 
     def __init__(self, provider: Provider, device: Any) -> None:
         self.provider, self._device = provider, device
         self._raw, self._safe, self._null = provider.raw, provider.safe, provider.ffi.NULL
         self._handle = device.queue._internal
+        self.lock = threading.RLock()
         self.pending: list[Command] = []
         self.serial = 0
         self._limit = _FIRST
@@ -53,10 +71,12 @@ class Queue:
 
     # -- commands --------------------------------------------------------------------------------
     def add(self, command: Command) -> None:
+        """The caller holds the lock."""
         self.pending.append(command)
         if len(self.pending) >= self._limit:
             self.flush()
 
+    @_alone
     def run(self, commands: Sequence[Command], described: Any = None) -> None:
         """Encode commands behind those that were collected. Few are submitted with the read of
         their results that follows, or with whatever comes next.
@@ -70,10 +90,12 @@ class Queue:
         if len(parts) > 1:
             self.flush()
 
+    @_alone
     def replay(self, commands: Sequence[Command]) -> Replay | None:
         """How commands are encoded over and over; None where Python does it each time."""
         return replay(self.provider, self._device, commands)
 
+    @_alone
     def run_encoded(self, encoders: Sequence[Any]) -> None:
         """As `run`, of what a `Replay` has encoded."""
         for encoder in encoders:
@@ -83,6 +105,7 @@ class Queue:
         if len(encoders) > 1:
             self.flush()
 
+    @_alone
     def flush(self) -> None:
         """Start everything that was asked for."""
         self._settle()
@@ -179,6 +202,7 @@ class Queue:
             return BackendError(self.lost)
         return BackendError(f"the GPU refused a command: {text}")
 
+    @_alone
     def wait(self) -> None:
         """Until the GPU has done everything."""
         self.flush()
@@ -187,6 +211,7 @@ class Queue:
         self._limit = _FIRST
 
     # -- bytes -----------------------------------------------------------------------------------
+    @_alone
     def upload(self, block: Block, data: np.ndarray) -> None:
         """Fill a block that no other code knows yet with the bytes of a contiguous array."""
         self._settle()
@@ -212,6 +237,7 @@ class Queue:
         write = self._safe.wgpuQueueWriteBuffer
         self.checked(write, self._handle, block.handle, start, pointer, nbytes)
 
+    @_alone
     def start_read(self, block: Block, start: int, nbytes: int) -> Read:
         """Begin to copy bytes (start a multiple of 4) to the host; calling the result waits."""
         self.check()
@@ -255,6 +281,7 @@ class Queue:
         while self._later:
             self._later.popleft().result()
 
+    @_alone
     def read_ticks(self, queries: Any, ticks: Block) -> np.ndarray:
         """The bytes of a query set of two timestamps, behind the commands that were run last."""
         if self._encoder is None:
@@ -277,6 +304,7 @@ class Queue:
         self._limit = _FIRST
         return out
 
+    @_alone
     def drop_staging(self) -> None:
         """Give the memory of reads that are over back."""
         self._staging.clear()
