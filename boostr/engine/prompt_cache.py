@@ -16,8 +16,8 @@ from boostr.engine.sequence import Sequence as Generation
 
 
 class PromptCache:
-    """Serves one generation after another of the same conversation, of one thread at a time. Made by
-    `LanguageModel`."""
+    """Serves one generation after another of the same conversation, for one thread at a time. Made
+    by `LanguageModel`."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
