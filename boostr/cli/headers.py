@@ -13,7 +13,7 @@ from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
-from boostr.models import family
+from boostr.models import family_of
 from boostr.models.config import RawConfig
 from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import quantization_method, refuse_quantized
@@ -186,7 +186,7 @@ def _refusal(config: RawConfig, raw: dict[str, Any]) -> str | None:
 
 def _read_config(config: RawConfig) -> None:
     """Raises what loading would raise for this config."""
-    family(config.get("model_type", str), config.source).read_config(config)  # type: ignore
+    family_of(config).read_config(config)  # type: ignore[attr-defined]
 
 
 def _row(files: SafetensorsSource, name: str) -> TensorRow:

@@ -17,7 +17,7 @@ from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_settings
 from boostr.io.tokenizer import Tokenizer
-from boostr.models import family, is_encoder
+from boostr.models import family_of, is_encoder
 from boostr.models.config import RawConfig
 from boostr.models.gguf import gguf_plan, gguf_weights
 from boostr.models.gguf_config import hf_config
@@ -162,7 +162,7 @@ def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
 
 def _empty_module(config: RawConfig) -> Module:
     """The module that a config describes, its weights still to be loaded."""
-    made = family(config.get("model_type", str), config.source)
+    made = family_of(config)
     return made(made.read_config(config))  # type: ignore[attr-defined]
 
 

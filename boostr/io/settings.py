@@ -90,6 +90,24 @@ TABLES: dict[str, Table] = {
                  "cache_implementation"),
         ANY: INERT,
     },
+    # What families read they check themselves, with types and defaults of their own.
+    "config.json": {
+        **dict.fromkeys(
+            ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), unless(False)),
+        "pruned_heads": unless({}),
+        "cross_attention_hidden_size": unless(),
+        # of training: dropout, first values, what is kept for gradients
+        **_inert("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
+                 "attention_probs_dropout_prob", "initializer_range", "use_cache",
+                 "gradient_checkpointing", "pretraining_tp", "chunk_size_feed_forward"),
+        # of heads, outputs and files
+        **_inert("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
+                 "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
+                 "id2label", "label2id", "problem_type", "pad_token_id"),
+        "attn_logit_softcapping": INERT,  # of gemma3_text, where transformers does not use it
+        "is_decoder": INERT,  # decoders are, and encoders refuse it themselves
+        ANY: INERT,
+    },
     "config_sentence_transformers.json": {
         "prompts": obeyed(dict),
         "default_prompt_name": obeyed(str),

@@ -10,6 +10,8 @@ import importlib
 from types import ModuleType
 
 from boostr.errors import ModelFileError
+from boostr.io.settings import TABLES, Settings
+from boostr.models.config import RawConfig
 
 # model_type -> (module of boostr.models, class, what it is)
 FAMILIES = {
@@ -35,6 +37,16 @@ def family(model_type: str, source: str) -> type:
         )
     module, name, _ = FAMILIES[model_type]
     return getattr(_module(module), name)
+
+
+def family_of(config: RawConfig) -> type:
+    """The class for a config, no key of which asks for what no family has.
+
+    Raises:
+        ModelFileError: an unknown model_type, or a key that is refused (`boostr.io.settings`).
+    """
+    Settings(config.raw, config.source, TABLES["config.json"])
+    return family(config.get("model_type", str), config.source)
 
 
 def is_encoder(model_type: str) -> bool:

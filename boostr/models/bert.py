@@ -134,11 +134,10 @@ class Model(nn.Module):
 
     @staticmethod
     def read_config(config: RawConfig) -> BertConfig:
-        positions = config.get("position_embedding_type", str, "absolute")
-        if positions != "absolute":
-            raise ModelFileError(
-                f"{config.source}: position_embedding_type must be 'absolute', got {positions!r}"
-            )
+        for name, only in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+            value = config.get(name, type(only), only)
+            if value != only:
+                raise ModelFileError(f"{config.source}: {name} must be {only!r}, got {value!r}")
         return BertConfig(
             config.get("model_type", str),
             config.size("vocab_size"),

@@ -46,7 +46,9 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("file", TABLES)
+@pytest.mark.parametrize(
+    "file", sorted(TABLES.keys() - {"config.json"})
+)  # see tests/models/test_keys.py
 def test_every_key_of_real_files_has_a_meaning(file: str) -> None:
     unknown = [key for key in REAL[file].split() if key not in TABLES[file]]
     assert not unknown and ANY in TABLES[file]
