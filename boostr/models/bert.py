@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from boostr.tensor import Tensor
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Hugging Face's names."""
+    """Hugging Face's names; `extra` is the config.json, as it was read."""
 
     model_type: str
     vocab_size: int
@@ -32,6 +34,7 @@ class BertConfig:
     type_vocab_size: int
     norm: NormSpec
     hidden_act: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Embeddings(nn.Module):
@@ -149,6 +152,7 @@ class Model(nn.Module):
             config.size("type_vocab_size", 2),
             NormSpec(config.get("layer_norm_eps", float, 1e-12), "layer", bias=True),
             config.get("hidden_act", str, "gelu"),
+            config.raw,
         )
 
     @staticmethod

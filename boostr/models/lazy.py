@@ -98,6 +98,20 @@ class Stored(LazyWeight):
         return pick(self._get(), indices)
 
 
+class Held(LazyWeight):
+    """A weight in memory, to be written."""
+
+    def __init__(self, name: str, value: Weight | np.ndarray) -> None:
+        self.path, self.sources, self.value = "this model", (name,), value
+        self.shape = tuple(value.shape)
+
+    def read(self, indices: Indices) -> np.ndarray:
+        if isinstance(self.value, QuantizedTensor):
+            raise ModelFileError(f"{self.sources[0]} is packed as {self.value.scheme.name}")
+        array = self.value if isinstance(self.value, np.ndarray) else self.value.numpy()
+        return pick(array, indices)
+
+
 @dataclass(frozen=True)
 class Expected(LazyWeight):
     """The place of a weight that is not there: a shape alone."""
@@ -228,7 +242,7 @@ def pick(array: np.ndarray, indices: Indices) -> np.ndarray:
     array = array[tuple(steps)]
     for axis, index in enumerate(indices):
         if not isinstance(index, range):
-            array = array.take(index, axis)
+            array = array[(*[slice(None)] * axis, index)]  # `take` would read all of a cut array
     return array
 
 

@@ -1,0 +1,115 @@
+"""Saving: the parameters of a model as a Hugging Face folder, by its load plan read backwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from boostr.errors import ModelFileError
+from boostr.io.safetensors import INDEX, SINGLE, save
+from boostr.models.lazy import Held, LazyWeight, whole
+from boostr.models.plan import LoadPlan
+from boostr.nn.module import Module
+from boostr.operands import LowRank
+from boostr.quant.scheme import QuantizedTensor
+
+SHARD_BYTES = 5_000_000_000  # as transformers
+
+
+def save_folder(
+    module: Module,
+    folder: str | Path,
+    *,
+    plan: LoadPlan | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json and the weights of a model, so that loading the folder gives the same.
+
+    Tensors have the names and layout of the family's checkpoints, in the dtypes that they have in
+    the model; no tokenizer files are written. One shard at a time is in memory.
+
+    Args:
+        folder: made if need be; it must not hold weights yet.
+        plan: default that of the model's family.
+        shard_bytes: a file of more than that is split, at tensors.
+    Raises:
+        ModelFileError: a folder with weights, or a model whose weights have no form in one: packed,
+            under an adapter, or from a GGUF file.
+    """
+    folder = Path(folder)
+    config = module.config  # type: ignore[attr-defined]
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        raise ModelFileError(f"{folder}: there are weights in this folder already; take another")
+    if config.extra.get("rope_layout", "split-half") != "split-half":
+        raise ModelFileError(
+            f"{folder}: this model came from a GGUF file, whose q and k lie in another order than "
+            "in a Hugging Face folder; it cannot be saved as one"
+        )
+    chosen = module.load_plan(config) if plan is None else plan  # type: ignore[attr-defined]
+    stored = chosen.save(_held(module))
+    _check_unpacked(module, stored)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(config.extra), indent=2) + "\n")
+    _write(folder, stored, shard_bytes)
+
+
+def _held(module: Module) -> dict[str, LazyWeight]:
+    """The parameters of a model."""
+    held: dict[str, LazyWeight] = {}
+    for name, weight in module.weights().items():
+        if isinstance(weight, LowRank):
+            raise ModelFileError(f"{name} has an adapter over it; a folder holds merged weights")
+        held[name] = Held(name, weight)
+    return held
+
+
+def _check_unpacked(module: Module, stored: Mapping[str, LazyWeight]) -> None:
+    """Every packed weight must have found a rule that writes its parts."""
+    whole_names = {name for weight in stored.values() for name in weight.sources}
+    for name, weight in module.weights().items():
+        if isinstance(weight, QuantizedTensor) and name in whole_names:
+            raise ModelFileError(
+                f"{name} is packed as {weight.scheme.name}, for which a Hugging Face folder has no "
+                "form; load the model without quantize= to save it"
+            )
+
+
+def _write(folder: Path, stored: Mapping[str, LazyWeight], limit: int) -> None:
+    written: list[list[str]] = []
+    total = 0
+    for shard in _shards(stored, limit):
+        total += sum(array.nbytes for array in shard.values())
+        save(folder / _temporary(len(written)), shard, {"format": "pt"})
+        written.append(list(shard))
+    if len(written) == 1:
+        (folder / _temporary(0)).rename(folder / SINGLE)
+        return
+    weight_map = {}
+    for number, names in enumerate(written):
+        name = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
+        (folder / _temporary(number)).rename(folder / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _temporary(number: int) -> str:
+    """The name of a shard until it is known how many there are."""
+    return f"shard-{number}.tmp"
+
+
+def _shards(stored: Mapping[str, LazyWeight], limit: int) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors in groups of at most `limit` bytes, but at least one."""
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, weight in stored.items():
+        array = weight.read(whole(weight.shape))
+        if shard and size + array.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += array.nbytes
+    yield shard
