@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import zlib
+from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ if env.BACKEND.text().startswith("wgpu"):
     os.environ[_ADAPTER] = os.environ.pop(env.BACKEND.name)
 os.environ.setdefault(_ADAPTER, "wgpu")  # this module may be imported twice
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; tests that interrupt a
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # process would hand it on to that
 
 
 def selector(name: str) -> str:
@@ -26,16 +32,43 @@ def selector(name: str) -> str:
     return os.environ[_ADAPTER] if name == "wgpu" else name
 
 
+@cache
+def missing() -> dict[str, str]:
+    """The backends that cannot run here, and why."""
+    return {name: why for name, why in backends.available().items() if why is not None}
+
+
 def open_backend(name: str) -> backends.Backend:
     """The backend; a visible skip where it is missing, a failure if BOOSTR_REQUIRE names it."""
     if selector(name) != name:
         return backends.get(selector(name))  # one to test, perhaps in software
-    reason = backends.available()[name]
+    reason = missing().get(name)
     if reason is None:
         return backends.get(name)
     if name in env.REQUIRE.text().split(","):
         pytest.fail(f"{env.REQUIRE.name} names {name}, which is missing: {reason}")
     pytest.skip(f"{name}: {reason}")
+
+
+_lacking: dict[str, dict[str, str]] = {}  # file -> test -> the device that it lacks, and why
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """One visible skip for each file whose tests lack a device; the others count as deselected."""
+    reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+    reason = reason.removeprefix("Skipped: ")
+    if not report.skipped or reason not in {f"{n}: {why}" for n, why in missing().items()}:
+        return None
+    tests = _lacking.setdefault(report.nodeid.partition("::")[0], {})
+    tests[report.nodeid] = reason
+    return None if report.nodeid == next(iter(tests)) else ("deselected", "", "")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests lack which device."""
+    reasons = Counter(itertools.chain(*(tests.values() for tests in _lacking.values())))
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} tests did not run: {reason}")
 
 
 def on_hardware(backend: backends.Backend) -> bool:

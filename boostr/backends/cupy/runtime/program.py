@@ -84,6 +84,8 @@ def _nodes(graph: int) -> list[int]:
     count = ctypes.c_size_t()
     get = driver.library().cuGraphGetNodes
     driver.check(get(ctypes.c_void_p(graph), None, ctypes.byref(count)), "reading a graph")
+    if count.value == 0:
+        return []  # CUDA refuses to list them
     nodes = (ctypes.c_void_p * count.value)()
     driver.check(get(ctypes.c_void_p(graph), nodes, ctypes.byref(count)), "reading a graph")
     return [node or 0 for node in nodes]
