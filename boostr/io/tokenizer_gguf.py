@@ -65,10 +65,11 @@ _OTHER_MODELS = {
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama_token_type
 # Tokens that end a turn, by their text: files often declare only one of a model's several, and some
 # call them user-defined. As in llama.cpp they are control tokens all the same.
-_END_TEXTS = {
+_TURN_ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>",
-    "</s>", "<end_of_turn>",
+    "<end_of_turn>",
 }  # fmt: skip
+_END_TEXTS = {*_TURN_ENDS, "</s>"}  # user-defined, "</s>" is HTML, as in Gemma's files
 _NAMED = {
     "bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id", "sep_token": "seperator_token_id",
@@ -149,7 +150,7 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], source: str) -> np.nd
         raise TokenizerError(
             f"{source}: {_key('token_type')} must be {count} integers, one for each token"
         )
-    ends = [i for i in (types == _USER_DEFINED).nonzero()[0] if tokens[i] in _END_TEXTS]
+    ends = [i for i in (types == _USER_DEFINED).nonzero()[0] if tokens[i] in _TURN_ENDS]
     types = types.copy()
     types[ends] = _CONTROL
     return types

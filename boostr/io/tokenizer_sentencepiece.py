@@ -5,6 +5,7 @@ equals, until none is left; a character that is no piece becomes its UTF-8 bytes
 the same: all ways to cut a piece in two pieces, in the order of the scores.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -82,23 +83,31 @@ def _normalizers(prefix: bool, trims: bool) -> list[Any]:
 def _merges(
     tokens: list[str], types: np.ndarray, scores: np.ndarray, source: str
 ) -> list[tuple[str, str]]:
-    """All ways to make a piece of two others, best score first; equals as in transformers."""
-    pieces = {tokens[i]: float(scores[i]) for i in (types == _NORMAL).nonzero()[0]}
-    made: dict[float, str] = {}
-    merges = []
-    for piece, score in pieces.items():
-        cuts = [i for i in range(1, len(piece)) if piece[:i] in pieces and piece[i:] in pieces]
-        if not cuts:
-            continue
-        if (other := made.setdefault(score, piece)) != piece:
+    """All ways to make a piece of two others, best score first; of equals the longer left first.
+
+    Runs of spaces share a score in Llama's and Mistral's files: there the longer left is the one
+    that SentencePiece, which goes from left to right, has made by then.
+    """
+    normal = (types == _NORMAL).nonzero()[0]
+    pieces = dict(zip([tokens[i] for i in normal], scores[normal].tolist(), strict=True))
+    merges: list[tuple[str, str]] = []
+    ordered = sorted(pieces, key=pieces.__getitem__, reverse=True)
+    for score, equals in itertools.groupby(ordered, pieces.__getitem__):
+        cuts = [
+            (cut, len(piece) - cut, piece)
+            for piece in equals
+            for cut in range(1, len(piece))
+            if piece[:cut] in pieces and piece[cut:] in pieces
+        ]
+        made = list(dict.fromkeys(piece for _, _, piece in cuts))
+        if len(made) > 1 and len(set().union(*made)) > 1:
             raise TokenizerError(
-                f"{source}: the pieces {other!r} and {piece!r} have one score, {score:g}, so it "
-                "is not said which is joined first; a converter has left the scores out. Load the "
-                "model from its folder with tokenizer.json instead"
+                f"{source}: the pieces {made[0]!r} and {made[-1]!r} have one score, {score:g}, so "
+                "it is not said which is joined first; a converter has left the scores out. Load "
+                "the model from its folder with tokenizer.json instead"
             )
-        merges += [(score, i, piece) for i in cuts]
-    merges.sort(key=lambda merge: merge[:2], reverse=True)
-    return [(piece[:i], piece[i:]) for _, i, piece in merges]
+        merges += [(piece[:cut], piece[cut:]) for cut, _, piece in sorted(cuts, reverse=True)]
+    return merges
 
 
 def spelled(tokens: list[str], types: np.ndarray) -> list[str]:

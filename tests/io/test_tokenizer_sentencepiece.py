@@ -75,6 +75,32 @@ def test_control_tokens_are_parsed_and_text_behind_one_begins_anew() -> None:
     assert ours.eos_ids == (EOS,) and ours.bos_id == BOS
 
 
+def test_an_html_tag_is_no_end_of_turn() -> None:
+    """Gemma's vocabulary has "</s>" as a user-defined token: what strikes text out in HTML."""
+    tokens = list(GOLDEN["models"]["no prefix"]["metadata"]["tokens"])
+    tokens[EOS], tokens[tokens.index("</b>")] = "<eos>", "</s>"
+    ours = Tokenizer.from_gguf(metadata("no prefix", tokens=tokens))
+    assert ours.eos_ids == (EOS,)
+    assert ours.decode(ours.encode("sea</s>sea")) == "sea</s>sea"
+
+
+def test_runs_of_spaces_share_a_score() -> None:
+    """As in the files of Llama 2 and Mistral: they are made from the left, as long as may be."""
+    runs = [" ", "  ", "   ", "    ", "      "]  # 1 to 4 and 6
+    tokens = ["<unk>", "<s>", "</s>", *(run.replace(" ", "\u2581") for run in runs), "a"]
+    changes = {
+        "tokens": tokens, "token_type": np.array([2, 3, 3, 1, 1, 1, 1, 1, 1], np.int32),
+        "scores": np.array([0, 0, 0, -9, -9, -9, -9, -9, -1], np.float32),
+    }  # fmt: skip
+    ours = Tokenizer.from_gguf(metadata("no prefix", **changes))
+    one, two, three, four, six = range(3, 8)
+    for count, expected in enumerate(
+        ([one], [two], [three], [four], [four, one], [six], [six, one], [six, two], [six, three],
+         [six, four], [six, four, one], [six, six]), 1,
+    ):  # fmt: skip
+        assert ours.encode(" " * count, False) == expected
+
+
 def test_an_end_of_turn_that_is_called_user_defined_is_a_control_token() -> None:
     """Old Gemma files do; llama.cpp overrides them."""
     tokens = list(GOLDEN["models"]["no prefix"]["metadata"]["tokens"])
