@@ -74,8 +74,9 @@ def id_list(value: Any, what: str = "prompt") -> list[int]:
     if is_messages(value):
         raise OptionError(f"{what}: got messages; pass them as messages=")
     if isinstance(value, bytes | Mapping) or not isinstance(value, Sequence | range):
+        a_text = "a text or " if what == "prompt" else ""
         raise OptionError(
-            f"{what}: expected a text or a list of token ids, got {type(value).__name__}"
+            f"{what}: expected {a_text}a list of token ids, got {type(value).__name__}"
         )
     return [_token_id(item, what) for item in value]
 
@@ -92,6 +93,19 @@ def _token_id(item: Any, what: str) -> int:
 def is_messages(value: Any) -> bool:
     """Whether this is a conversation: a list that begins with a mapping."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def of_types(call: str, kinds: Mapping[str, tuple[type, ...]], values: Mapping[str, Any]) -> None:
+    """Checks arguments against their types; None is a type of those that may be left out.
+
+    Raises:
+        OptionError: the first that is of none of its types.
+    """
+    for name, types in kinds.items():
+        value = bool(values[name]) if isinstance(values[name], np.bool_) else values[name]
+        if not isinstance(value, types):
+            names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+            raise OptionError(f"{call}: {name} must be {names}, got {value!r:.80}")
 
 
 def prompt_list(prompts: Any) -> list[Any]:

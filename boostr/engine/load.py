@@ -9,6 +9,7 @@ from typing import Any
 from boostr import backends, dtypes, env
 from boostr.backends.base import Backend
 from boostr.engine.embedder import EmbeddingModel
+from boostr.engine.inputs import of_types
 from boostr.engine.model import LanguageModel
 from boostr.engine.sentence import Sentence, transformer_folder
 from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
@@ -27,6 +28,11 @@ from boostr.nn.module import Module
 from boostr.quant.scheme import parse_scheme
 
 _LOADABLE = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
+    "quantize": (str, type(None)), "quantize_embeddings": (bool,), "revision": (str, type(None)),
+    "offline": (bool, type(None)), "progress": (bool,),
+}  # fmt: skip
 
 
 def load(
@@ -59,6 +65,7 @@ def load(
     Raises:
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
     """
+    of_types("load", _TYPES, locals())
     wanted = _weight_dtype(dtype)
     if quantize is not None:
         parse_scheme(quantize)

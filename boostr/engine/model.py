@@ -10,7 +10,7 @@ import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.engine.generate import generate
-from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, prompt_list
+from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, of_types, prompt_list
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.options import SamplingOptions
 from boostr.engine.prompt_cache import PromptCache
@@ -104,6 +104,7 @@ class LanguageModel:
         With a `prompt_cache` (see `new_prompt_cache`) the tokens that the prompt shares with the
         one before are not processed again.
         """
+        of_types("stream", {"prompt_cache": (PromptCache, type(None))}, locals())
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
         if prompt_cache is not None:
@@ -225,19 +226,20 @@ class LanguageModel:
     # -- looking at the model --------------------------------------------------------------------
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of one sequence, without a cache."""
-        ids = id_list(token_ids, "logits")
-        if not ids:
-            raise OptionError("logits: expected at least one token")
-        self._check_ids(ids)
-        return self.runner.logits(ids).numpy()
+        return self.runner.logits(self._sequence(token_ids, "logits")).numpy()
 
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
         """Hidden states float32 [T, E] of one sequence: after the embedding, after each layer, the
         last after the final norm (transformers' `output_hidden_states`)."""
-        if not len(token_ids):
-            raise OptionError("hidden_states: expected at least one token")
-        self._check_ids(token_ids)
-        return [h.to("float32").numpy() for h in self.runner.hidden_states(token_ids)]
+        ids = self._sequence(token_ids, "hidden_states")
+        return [h.to("float32").numpy() for h in self.runner.hidden_states(ids)]
+
+    def _sequence(self, token_ids: Sequence[int], what: str) -> list[int]:
+        ids = id_list(token_ids, what)
+        if not ids:
+            raise OptionError(f"{what}: expected at least one token")
+        self._check_ids(ids)
+        return ids
 
     def score(self, text: Prompt) -> Score:
         """Negative log-likelihood of a text (or token ids) of two tokens or more."""

@@ -1,5 +1,6 @@
 """Text to token ids and back, from a model folder (tokenizer.json) or a GGUF file's metadata."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -89,7 +90,12 @@ class Tokenizer:
         Raises:
             TokenizerError: an id that is negative or no integer.
         """
-        ids = [int(id_) for id_ in ids]
+        try:
+            ids = [operator.index(id_) for id_ in ids]
+        except TypeError:
+            raise TokenizerError(
+                f"{self.source}: expected a list of whole numbers to decode, got {ids!r:.80}"
+            ) from None
         if any(not 0 <= id_ < 2**32 for id_ in ids):
             bad = next(id_ for id_ in ids if not 0 <= id_ < 2**32)
             raise TokenizerError(f"{self.source}: token ids must be >= 0, got {bad}")
@@ -184,6 +190,10 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.source}: no chat template {template!r} (it has: {known}); give plain text, "
                 "or on the command line --raw"
+            )
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise TokenizerError(
+                f"{self.source}: messages must be a list of dicts, got {type(messages).__name__}"
             )
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

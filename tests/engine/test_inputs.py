@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from tiny_model import make_tiny
@@ -49,8 +51,9 @@ def test_what_is_no_prompt(model, prompt, message: str) -> None:
     for call in (model.generate, model.stream, model.score):
         with pytest.raises(OptionError, match=message):
             call(prompt)
-    with pytest.raises(OptionError, match=message):
-        model.logits(prompt)
+    for call in (model.logits, model.hidden_states):
+        with pytest.raises(OptionError, match=message):
+            call(prompt)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,36 @@ def test_a_special_token_may_be_a_stop(model) -> None:
     assert (done.text, done.finish_reason, done.usage.completion_tokens) == ("", "stop", 1)
     twice = model.generate("x", max_tokens=5, stop=["<|im_start|>" * 2], logit_bias=bias)
     assert (twice.text, twice.finish_reason, twice.usage.completion_tokens) == ("", "stop", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", 3), ("model", b"x"), ("model", ["x"]), ("backend", 3), ("quantize", True),
+     ("revision", 1), ("offline", "yes"), ("progress", None), ("quantize_embeddings", 1)],
+)  # fmt: skip
+def test_arguments_of_load(name: str, value) -> None:
+    with pytest.raises(
+        OptionError, match=rf"load: {name} must be .*, got {re.escape(repr(value))}"
+    ):
+        boostr.load(**{"model": "x", "offline": True, name: value})
+
+
+def test_what_is_no_prompt_cache(model) -> None:
+    with pytest.raises(OptionError, match="stream: prompt_cache must be PromptCache or None"):
+        model.stream("x", prompt_cache={})
+
+
+@pytest.mark.parametrize("ids", [None, 3, "a", [1.5], ["a"], [None], [[1]]])
+def test_what_cannot_be_decoded(model, ids) -> None:
+    with pytest.raises(BoostrError, match="expected a list of whole numbers to decode"):
+        model.tokenizer.decode(ids)
+    assert model.tokenizer.decode(np.array([64, 65])) == model.tokenizer.decode([64, 65])
+
+
+@pytest.mark.parametrize("messages", [None, 3, "hi", HI[0], iter(HI)])
+def test_what_no_template_is_given(model, messages) -> None:
+    with pytest.raises(BoostrError, match="messages must be a list of dicts"):
+        model.tokenizer.apply_chat_template(messages)
 
 
 def test_lists_of_texts() -> None:

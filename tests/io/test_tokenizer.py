@@ -189,7 +189,7 @@ def test_without_a_chat_template(metadata: dict[str, Any]) -> None:
         Tokenizer.from_gguf(metadata).apply_chat_template([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize("messages", ["hi", [{"content": "x"}], ["x"], [{"role": 1}]])
+@pytest.mark.parametrize("messages", [[{"content": "x"}], ["x"], [{"role": 1}]])
 def test_messages_must_have_roles(metadata: dict[str, Any], messages: Any) -> None:
     ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": "a"})
     with pytest.raises(TokenizerError, match=r"messages\[0\] must be a dict with a 'role'"):

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from boostr.errors import TokenizerError
+from boostr.io.gguf import GGUFFile
 from boostr.io.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "sentencepiece.json").read_text("utf-8"))
@@ -47,6 +49,29 @@ def test_text_of_sentencepiece(name: str) -> None:
         assert ours.decode(ids) == text
         stream = ours.stream()
         assert "".join([*map(stream.add, ids), stream.finish()]) == text
+
+
+@pytest.mark.parametrize("name", GOLDEN["models"])
+def test_from_a_file(tmp_path: Path, name: str) -> None:
+    """The types that GGUF has for scores, token types and flags."""
+    model = GOLDEN["models"][name]["metadata"]
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(model["tokens"])
+    writer.add_token_scores(model["scores"])
+    writer.add_token_types(model["token_type"])
+    writer.add_add_space_prefix(model["add_space_prefix"])
+    writer.add_remove_extra_whitespaces(model["remove_extra_whitespaces"])
+    writer.add_bos_token_id(BOS)
+    writer.add_unk_token_id(UNKNOWN)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        ours = Tokenizer.from_gguf(file.metadata)
+    for text, ids in zip(GOLDEN["texts"][:60], GOLDEN["models"][name]["ids"], strict=False):
+        assert ours.encode(text) == [BOS, *ids]
 
 
 def test_bos_is_added_unless_the_file_says_otherwise() -> None:
