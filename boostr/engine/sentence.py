@@ -52,7 +52,7 @@ _SWITCHES = {
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return (1 + np.tanh(x / 2)) / 2  # which does not overflow
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])

@@ -115,6 +115,12 @@ TRUTH = {
 }  # fmt: skip
 
 
+def test_activations_of_large_numbers() -> None:
+    large = np.array([-1e4, -100.0, 0.0, 100.0, 1e4], np.float32)
+    for name, activation in ACTIVATIONS.items():
+        assert np.isfinite(activation(large)).all(), name
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("bias", "out", "residual"), [(True, 8, False), (False, 8, True),
                                                        (True, 32, True)])  # fmt: skip

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_model import make_tiny
 
 import boostr
 from boostr.errors import ModelFileError
@@ -102,6 +103,13 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
     assert read_json_file(path) is None
     path.write_text(text)
     assert read_json_file(path) is None and read_settings(path).get("eos_token_id") is None
+
+
+def test_an_empty_generation_config_beside_a_model(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "m")
+    for text, ends in (("", {257}), ("{}", {257}), ('{"eos_token_id": [5, 6]}', {5, 6, 257})):
+        (folder / "generation_config.json").write_text(text)
+        assert boostr.load(folder, backend="numpy").eos_ids == ends
 
 
 @pytest.mark.parametrize(
