@@ -130,6 +130,9 @@ def _metadata(config: dict[str, Any]) -> dict[str, Any]:
         data["attention.key_length"] = data["attention.value_length"] = head_dim
     if config["model_type"] == "gemma3_text":
         data["attention.sliding_window"] = config["sliding_window"]
+        data["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+        if config.get("final_logit_softcapping"):
+            data["final_logit_softcapping"] = config["final_logit_softcapping"]
     return data | _scaling(flat if flat.get("rope_type", "default") != "default" else old)
 
 
