@@ -18,7 +18,9 @@ from boostr.cli.output import human_bytes
 from boostr.errors import BoostrError
 
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
-NEEDED = ("numpy", "ml-dtypes", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm")
+NEEDED = (
+    "numpy", "ml-dtypes", "safetensors", "tokenizers", "huggingface-hub", "jinja2", "click", "tqdm",
+)  # fmt: skip
 OPTIONAL = ("numba", "llvmlite", "wgpu", "wgpudawn", "cupy-cuda12x", "cupy-cuda13x")
 HUB_SECONDS = 3.0
 # flags of /proc/cpuinfo that kernels make use of

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boostr.errors import TokenizerError
+from boostr.io.mapping import refuse_foreign
 from boostr.io.settings import Settings, read_json_file, read_settings
 from boostr.io.special_tokens import SpecialTokens, surround
 
@@ -39,7 +40,9 @@ def _read_text(path: Path) -> str | None:
     try:
         if path.stat().st_size > _MAX_FILE:
             raise TokenizerError(f"{path}: over the limit of {_MAX_FILE} bytes")
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        refuse_foreign(path, text[:16].encode())
+        return text
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -192,6 +195,8 @@ def _templates(folder: Path, config: Settings) -> dict[str, str]:
     file = _read_text(folder / "chat_template.jinja")
     if file is not None:
         templates["default"] = file
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+    for path in sorted(
+        (folder / "additional_chat_templates").glob("[!.]*.jinja")
+    ):  # no ._x of macOS
         templates[path.stem] = _read_text(path) or ""
     return templates

@@ -107,7 +107,8 @@ def load_parameters(
         quantize: scheme for the weights of linear layers (`ops.quantize`); embedding and head stay
             as they are unless `quantize_embeddings`.
     Raises:
-        ModelFileError: one error that lists all missing, all unexpected and all misshapen names.
+        ModelFileError: one error with all names that are missing, unexpected or misshapen, and all
+            that conflict.
     """
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     _check_names(places, source)
@@ -180,7 +181,8 @@ def _check_names(places: dict, source: WeightSource) -> None:
     kinds = {
         "missing": [expected[name] for name in missing],
         "unexpected": sorted(source.label(n) for n in present - set(wanted)),
-        "misshapen": misshapen + list(source.problems),
+        "misshapen": misshapen,
+        "conflicting": list(source.problems),
     }
     parts = [
         f"\n  {kind} ({len(names)}):\n    " + "\n    ".join(names)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import cases
+import gguf_files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -79,6 +81,19 @@ def test_gguf(boostr, tmp_path: Path, architecture: str) -> None:
     assert done["context"] == 77 and done["sizes"] == {"num_hidden_layers": 3}
     assert (done["tokenizer"], done["vocabulary"]) == ("gpt2 (smollm)", 2)
     assert {kind: t["bytes"] for kind, t in done["types"].items()} == {"F32": 1024, "Q4_0": 144}
+
+
+def test_a_split_gguf_is_one_model(boostr, tmp_path: Path) -> None:
+    case = next(case for case in cases.CASES if case["name"] == "llama/tied")
+    folder = cases.checkpoint(case, tmp_path)
+    whole = described(boostr, str(gguf_files.convert(folder, tmp_path / "m.gguf")))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    first = gguf_files.convert(folder, parts / "m.gguf", parts=2)
+    for path in (parts, first):
+        done = described(boostr, str(path))
+        assert done["runs"] and done["parameters"] == whole["parameters"]
+        assert done["file_bytes"] == sum(path.stat().st_size for path in parts.iterdir())
 
 
 def test_no_tensor_is_read(boostr, tmp_path: Path) -> None:

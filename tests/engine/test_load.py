@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cases
 import gguf_files
@@ -101,11 +102,13 @@ def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(folder):
 
 def test_a_pointer_of_git_lfs_is_said_to_be_one(folder, tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n"
-    for path in (folder / SINGLE, tmp_path / "m.gguf"):
-        path.write_text(pointer)
-    for model in (folder, tmp_path / "m.gguf"):
-        with pytest.raises(ModelFileError, match="git-LFS pointer"):
-            load(model)
+    (tmp_path / "m.gguf").write_text(pointer)
+    with pytest.raises(ModelFileError, match=r"m\.gguf: this is a git-LFS pointer"):
+        load(tmp_path / "m.gguf")
+    for name in ("tokenizer.json", SINGLE):  # the weights are read first
+        (folder / name).write_text(pointer)
+        with pytest.raises(ModelFileError, match=f"{re.escape(name)}: this is a git-LFS pointer"):
+            load(folder)
 
 
 def test_a_folder_without_tokenizer_files(folder):

@@ -173,6 +173,7 @@ def test_folder_chat_templates(tmp_path: Path, train_bpe: Train) -> None:
     (folder / "chat_template.jinja").write_text("c")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("d")
+    (folder / "additional_chat_templates" / "._rag.jinja").write_bytes(b"\0\5\x16\7\xff")  # macOS
     expected = {"default": "c", "tool_use": "b", "rag": "d"}
     assert Tokenizer.from_folder(folder).special.templates == expected
 

@@ -62,6 +62,26 @@ def test_tied_and_absent(edit):
     assert module.lm_head is None
 
 
+def test_tied_and_only_the_head_is_present(edit):
+    """Of two names for one tensor a file may have kept either."""
+
+    def change(tensors, config):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    want = arrays(load_module(edit("llama/tied", lambda t, c: None)))
+    assert_same(arrays(load_module(edit("llama/tied", change))), want)
+
+
+def test_a_parameter_under_two_names_is_refused(edit):
+    def change(tensors, config):
+        name = "bert.embeddings.LayerNorm.weight"
+        name = name if name in tensors else name.removeprefix("bert.")
+        tensors[name.replace("weight", "gamma")] = tensors[name]
+
+    with pytest.raises(ModelFileError, match=r"conflicting \(1\):\n.*LayerNorm.*given twice, by"):
+        load_module(edit("bert/mlm", change))
+
+
 def test_tied_and_present_must_be_the_same_numbers(edit):
     def same(tensors, config):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from boostr.errors import ModelFileError
 from boostr.models import plan
 from boostr.models.lazy import Stored, whole
 from boostr.models.plan import LoadPlan
@@ -171,6 +172,18 @@ def test_a_stack_with_a_gap_is_a_problem():
     rules = LoadPlan((plan.stack("x.{e}.w", "x.w"),))
     naming = rules.load(checkpoint(x__0__w=numbers(2), x__2__w=numbers(2)))
     assert naming.problems == ["x.w: the checkpoint has only items [0, 2]"]
+
+
+@pytest.mark.parametrize("join", ["stack", "rows"])
+def test_what_becomes_one_weight_must_be_of_one_dtype(join):
+    arrays_ = {"x.0.w": numbers(4, 2), "x.1.w": numbers(4, 2).astype(np.float16)}
+    stored = {n: Stored("tiny", n, a.shape, lambda a=a: a) for n, a in arrays_.items()}
+    if join == "stack":
+        weights = LoadPlan((plan.stack("x.{e}.w", "x.w"),)).load(stored).weights
+    else:
+        weights = LoadPlan((plan.rows("x.w", [("x.0.w", 4), ("x.1.w", 4)]),)).save(stored)
+    with pytest.raises(ModelFileError, match=r"x\.1\.w is float16, what it goes with float32"):
+        arrays(weights)
 
 
 def test_names_in_the_checkpoint_of_each_parameter():
