@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from boostr.engine.load import read_json
+from boostr.engine.sentence import transformer_folder
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
+from boostr.io.tokenizer_gguf import check_kind, has_tokenizer
 from boostr.models import family_of
 from boostr.models.config import RawConfig
 from boostr.models.gguf_config import hf_config
@@ -143,6 +145,8 @@ def _refusal_of_gguf(file: GGUFSource) -> str | None:
         _read_config(config)
         for tensor in file.tensors.values():
             tensor.check_readable()
+        if has_tokenizer(file.metadata):
+            check_kind(file.metadata, str(file.path))
     except BoostrError as error:
         return _short(error, file.path)
     return None
@@ -150,10 +154,10 @@ def _refusal_of_gguf(file: GGUFSource) -> str | None:
 
 def _safetensors(found: ResolvedModel) -> Summary:
     path = found.path
-    folder = path if path.is_dir() else path.parent
+    folder, wrong = _encoder(path) if path.is_dir() else (path.parent, None)
     raw = read_json(folder / "config.json") if path.is_dir() else {}
     config = RawConfig(raw, str(folder / "config.json"))
-    with open_safetensors(path) as files:
+    with open_safetensors(folder if path.is_dir() else path) as files:
         rows, shards = [_row(files, name) for name in files.names], files.paths
     kind, vocabulary = _tokenizer(folder) if path.is_dir() else (None, None)
     return Summary(
@@ -161,7 +165,7 @@ def _safetensors(found: ResolvedModel) -> Summary:
         path=str(path),
         format=f"safetensors, {len(shards)} {'file' if len(shards) == 1 else 'shards'}",
         architecture=_text(config.raw.get("model_type")),
-        refusal=_refusal(config, raw),
+        refusal=wrong or _refusal(config, raw),
         file_bytes=sum(shard.stat().st_size for shard in shards),
         tensors=rows,
         context=_whole(config.raw.get("max_position_embeddings")),
@@ -171,6 +175,15 @@ def _safetensors(found: ResolvedModel) -> Summary:
         quantization=quantization_method(raw),
         sizes=_wholes({name: config.raw.get(name) for name in _SIZES}),
     )
+
+
+def _encoder(folder: Path) -> tuple[Path, str | None]:
+    """Where the model itself lies (sentence-transformers may have it in a subfolder), and why the
+    modules around it cannot be run."""
+    try:
+        return transformer_folder(folder), None
+    except BoostrError as error:
+        return folder, _short(error, folder / "modules.json")
 
 
 def _refusal(config: RawConfig, raw: dict[str, Any]) -> str | None:

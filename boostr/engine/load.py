@@ -18,6 +18,7 @@ from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_settings
 from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of, is_encoder
 from boostr.models.config import RawConfig
 from boostr.models.gguf import gguf_plan, gguf_weights
@@ -142,7 +143,7 @@ def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> Languag
     with open_gguf(found.path) as file:
         module = _gguf_module(file, backend, options)
         tokenizer = None
-        if "tokenizer.ggml.model" in file.metadata:
+        if has_tokenizer(file.metadata):
             tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
     return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore

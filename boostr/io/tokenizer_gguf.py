@@ -81,21 +81,14 @@ def build_from_gguf(
     metadata: Mapping[str, Any], source: str
 ) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
     """The tokenizer and special tokens of a GGUF file; `source` names it in errors."""
-    model = metadata.get(_key("model"))
-    if model not in ("gpt2", "llama"):
-        kind = f" ({_OTHER_MODELS[model]})" if model in _OTHER_MODELS else ""
-        raise TokenizerError(
-            f"{source}: tokenizer model {model!r}{kind} is not supported from GGUF; boostr builds "
-            "'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE). Load the model from its "
-            "folder with tokenizer.json instead"
-        )
+    check_kind(metadata, source)
     tokens = _tokens(metadata, source)
     types = _types(metadata, tokens, source)
     ids = {
         key: _token_id(metadata, key, len(tokens), source)
         for key in (*_NAMED.values(), "eot_token_id", "eom_token_id")
     }
-    if model == "llama":
+    if metadata[_key("model")] == "llama":
         tokens, add_bos = spelled(tokens, types), True
         inner = build_sentencepiece(metadata, tokens, types, ids["unknown_token_id"], source)
     else:
@@ -105,6 +98,25 @@ def build_from_gguf(
     _post_process(inner, metadata, add_bos, tokens, ids, source)
     names = {name: tokens[id_] for name, key in _NAMED.items() if (id_ := ids[key]) is not None}
     return inner, SpecialTokens(names, _eos_ids(tokens, types, ids), _templates(metadata, source))
+
+
+def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
+    """Whether a GGUF file has one; llama.cpp's converter also writes files that have none."""
+    return metadata.get(_key("model")) not in (None, "none", "no_vocab")
+
+
+def check_kind(metadata: Mapping[str, Any], source: str) -> None:
+    """Raises TokenizerError for a kind of tokenizer, or a pre-tokenizer, that is not known."""
+    model = metadata.get(_key("model"))
+    if model not in ("gpt2", "llama"):
+        kind = _OTHER_MODELS.get(str(model))
+        raise TokenizerError(
+            f"{source}: tokenizer model {model!r:.80}{f' ({kind})' if kind else ''} is not "
+            "supported from GGUF; boostr builds 'gpt2' (byte-level BPE) and 'llama' (SentencePiece "
+            "BPE). Load the model from its folder with tokenizer.json instead"
+        )
+    if model == "gpt2":
+        _pre_tokenizer(metadata, source)
 
 
 def _key(name: str) -> str:

@@ -8,8 +8,10 @@ import gguf_files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
-from tiny_model import make_tiny
+from gguf_files import convert
+from tiny_model import make_tiny, make_tiny_encoder
 
+from boostr import load
 from boostr.io.safetensors import save
 
 
@@ -48,6 +50,34 @@ def test_models_that_do_not_run_here(boostr, tmp_path: Path) -> None:
     packed = {"quantization_config": {"quant_method": "gptq"}}
     gptq = described(boostr, str(make_tiny(tmp_path / "b", **packed)))
     assert not gptq["runs"] and gptq["quantization"] == "gptq"
+
+
+def test_folders_of_sentence_transformers(boostr, tmp_path: Path) -> None:
+    make_tiny_encoder(tmp_path / "m" / "0_Transformer")
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    rows = [{"type": f"sentence_transformers.models.{k}", "path": f"{i}_{k}"}
+            for i, k in enumerate(kinds)]  # fmt: skip
+    (tmp_path / "m" / "modules.json").write_text(json.dumps(rows))
+    done = described(boostr, str(tmp_path / "m"))
+    assert done["runs"] and done["architecture"] == "bert" and done["vocabulary"] == 258
+    rows[2]["type"] = "custom_st.Normalize"
+    (tmp_path / "m" / "modules.json").write_text(json.dumps(rows))
+    make_tiny_encoder(tmp_path / "m")
+    done = described(boostr, str(tmp_path / "m"))
+    assert not done["runs"] and "'custom_st.Normalize' is not known" in done["refusal"]
+
+
+def test_a_gguf_whose_tokenizer_is_not_known(boostr, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "m", rms_norm_eps=1e-5)
+    for kind, pre, refusal in (
+        ("t5", "default", "tokenizer model 't5' (SentencePiece unigram)"),
+        ("gpt2", "nonesuch", "tokenizer.ggml.pre is 'nonesuch'"),
+        ("none", "default", None), ("llama", "default", None),
+    ):  # fmt: skip
+        path = convert(folder, tmp_path / f"{kind}-{pre}.gguf", tokenizer=(kind, pre))
+        done = described(boostr, str(path))
+        assert done["runs"] == (refusal is None) and (refusal or "") in (done["refusal"] or "")
+    assert load(tmp_path / "none-default.gguf", backend="numpy").tokenizer is None
 
 
 def test_a_file_of_tensors_alone(boostr, tmp_path: Path) -> None:

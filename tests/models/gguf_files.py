@@ -42,6 +42,7 @@ def convert(
     metadata: dict[str, Any] | None = None,
     packed: bool = False,
     parts: int = 1,
+    tokenizer: tuple[str, str] | None = None,
 ) -> Path:
     """Write the checkpoint in `folder` as a GGUF file; the path of (the first part of) it.
 
@@ -50,6 +51,7 @@ def convert(
         metadata: beside what the converter writes, key after "<architecture>.".
         packed: q, k and v end to end in one tensor, as some architectures have them.
         parts: files to split it into, as llama-gguf-split does.
+        tokenizer: what `tokenizer.ggml.model` and `.pre` say, without any token.
     """
     config = json.loads((folder / "config.json").read_text())
     architecture = ARCHITECTURES[config["model_type"]]
@@ -62,6 +64,9 @@ def convert(
         if number == 0:
             for key, value in {**_metadata(config), **(metadata or {})}.items():
                 _add(writer, f"{architecture}.{key}", value)
+            if tokenizer is not None:
+                writer.add_tokenizer_model(tokenizer[0])
+                writer.add_tokenizer_pre(tokenizer[1])
         if parts > 1:
             writer.add_uint16("split.no", number)
             writer.add_uint16("split.count", parts)
