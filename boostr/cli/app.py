@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -51,6 +52,7 @@ class Verbs(click.Group):
         """Run the command line and exit. Nothing leaves this as a traceback."""
         _open_missing_streams()
         _tolerate_any_text()
+        warnings.showwarning = _warn
         sys.exit(self._outcome(args))
 
     def _outcome(self, args: Sequence[str] | None) -> int:
@@ -122,6 +124,12 @@ def _open_missing_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _warn(message: Warning | str, *details: Any) -> None:
+    """In place of Python's, which says in which line of which file."""
+    with contextlib.suppress(OSError):
+        click.echo(f"boostr: warning: {message}", err=True)
 
 
 def _tolerate_any_text() -> None:

@@ -93,9 +93,9 @@ ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 def architecture_of(file: GGUFSource) -> Architecture:
     """The row of a file's `general.architecture`."""
     name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelFileError(
-            f"{file.path}: unknown architecture {name!r}; boostr reads GGUF of "
+            f"{file.path}: unknown architecture {name!r:.80}; boostr reads GGUF of "
             f"{', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]

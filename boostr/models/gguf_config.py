@@ -81,6 +81,10 @@ def _partial_rope(file: GGUFSource, config: dict[str, Any]) -> dict[str, Any]:
     rotated = _value(file, "rope.dimension_count")
     if not rotated or rotated == width:
         return {"partial_rotary_factor": 1.0}
+    if not isinstance(rotated, int) or not isinstance(width, int) or not 0 < rotated < width:
+        raise ModelFileError(
+            f"{file.path}: rope.dimension_count must be 1 to the {width} of a head, got {rotated}"
+        )
     factor = rotated / width
     return {"partial_rotary_factor": factor if int(width * factor) == rotated
             else math.nextafter(factor, 2)}  # fmt: skip
@@ -88,12 +92,12 @@ def _partial_rope(file: GGUFSource, config: dict[str, Any]) -> dict[str, Any]:
 
 def _rope_scaling(file: GGUFSource) -> dict[str, Any]:
     """As config.json has it; frequency factors are ours: what divides each frequency."""
-    kind = file.metadata.get(f"{file.metadata['general.architecture']}.rope.scaling.type") or "none"
+    kind = file.metadata.get(f"{file.metadata['general.architecture']}.rope.scaling.type", "none")
     if "rope_factors_long.weight" in file.tensors:
         kind = "longrope"
-    if kind not in _ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise ModelFileError(
-            f"{file.path}: rope scaling {kind!r} in GGUF; known: {', '.join(_ROPE_TYPES)}"
+            f"{file.path}: rope scaling {kind!r:.80} in GGUF; known: {', '.join(_ROPE_TYPES)}"
         )
     old = _value(file, "rope.scale_linear")  # files of 2023
     if kind == "none" and old not in (None, 1):
@@ -140,4 +144,7 @@ def _numbers(file: GGUFSource, name: str) -> list[float]:
     tensor = file.tensors.get(name)
     if tensor is None or tensor.type not in ("F32", "F16", "BF16") or len(tensor.shape) != 1:
         raise ModelFileError(f"{file.path}: expected a vector {name} for the rope, got {tensor}")
-    return np.asarray(tensor.data, np.float64).tolist()
+    numbers = np.asarray(tensor.data, np.float64)
+    if not np.all(np.isfinite(numbers) & (numbers > 0)):
+        raise ModelFileError(f"{file.path}: {name} must be positive numbers")
+    return numbers.tolist()

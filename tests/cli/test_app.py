@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_model import command, environment
+from tiny_model import command, environment, make_tiny
 
 from boostr import __version__
 from boostr.cli.app import VERBS
@@ -129,3 +129,12 @@ def test_a_process_without_streams(tiny: str, closed: str, verb: str) -> None:
     )  # fmt: skip
     assert "a bug of boostr" not in done.stderr and "Traceback" not in done.stderr
     assert done.returncode in (0, 1), done.stderr
+
+
+def test_warnings_are_one_line(process, tmp_path) -> None:
+    folder = make_tiny(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    done = process("inspect", str(folder))
+    assert done.code == 0
+    (line,) = done.err.splitlines()
+    assert line.startswith("boostr: warning: ") and "model.safetensors is read" in line

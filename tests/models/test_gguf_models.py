@@ -112,6 +112,14 @@ def test_the_factor_on_attention_multiplies(name, tmp_path):
         ({"rope.scaling.type": "su"}, "rope scaling 'su' in GGUF; known: none, linear"),
         ({"rope.scaling.type": "longrope"}, "expected a vector rope_factors_long.weight"),
         ({"block_count": "two"}, "block_count must be one number, got 'two'"),
+        ({"block_count": 0}, "lacks num_hidden_layers of 1 or more"),
+        ({"attention.head_count": 0}, "lacks num_attention_heads of 1 or more"),
+        (
+            {"rope.dimension_count": 99},
+            "rope.dimension_count must be 1 to the 16 of a head, got 99",
+        ),
+        ({"rope.dimension_count": 0.5}, "rope.dimension_count must be 1 to the 16 of a head"),
+        ({"rope.scaling.type": 3}, "rope scaling 3 in GGUF"),
     ],
 )
 def test_what_is_not_known_is_refused(metadata, message, tmp_path):
@@ -128,6 +136,15 @@ def test_q_k_and_v_in_one_tensor(name, kind, tmp_path):
     apart = gguf_files.convert(folder, tmp_path / "a.gguf", kind)
     packed = gguf_files.convert(folder, tmp_path / "p.gguf", kind, packed=True)
     assert np.array_equal(logits(packed), logits(apart))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -1.0])
+def test_frequency_factors_must_be_positive(value, tmp_path, monkeypatch):
+    folder = cases.checkpoint(BY_NAME["llama/llama3"], tmp_path)
+    wrong = {"rope_freqs.weight": np.array([1, value] * 4, np.float32)}
+    monkeypatch.setattr(gguf_files, "_rope_tensors", lambda config: wrong)
+    with pytest.raises(ModelFileError, match=r"rope_freqs\.weight must be positive numbers"):
+        load_module(gguf_files.convert(folder, tmp_path / "m.gguf"))
 
 
 def test_a_split_model_is_found_by_any_part_or_its_folder(tmp_path):
