@@ -84,7 +84,7 @@ def _request(
 ) -> dict[str, Any]:
     """What `generate` and `stream` take: a prompt, or messages with what their template is given.
 
-    `chat` is None where the prompt is to be gone on with as it is.
+    `chat` is None where the prompt is to be continued as it is.
     """
     if chat is None or not has_template(model):
         if system is not None or chat not in (None, Chat()):

@@ -22,7 +22,7 @@ class Chat:
 
     Attributes:
         tools: functions that it may offer, as JSON schemas.
-        continue_final_message: the last message is to be gone on with, not answered.
+        continue_final_message: the last message is to be continued, not answered.
         template_arguments: further variables, such as enable_thinking.
     """
 

@@ -20,16 +20,18 @@ class TextStream:
         self,
         detokenizer: Detokenizer,
         stop: Sequence[str] = (),
-        special: Callable[[int], str | None] | None = None,
+        special: Callable[[int], str | None] = lambda token_id: None,
     ) -> None:
         self._detokenizer, self._stop = detokenizer, tuple(stop)
-        self._special = special if stop else None
+        self._special = special
         self._held: list[Run] = []
         self.stopped = False
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; sets `stopped` when a stop string has appeared."""
-        hidden = self._special(token_id) if self._special is not None else None
+        if not self._stop:
+            return self._detokenizer.add(token_id)
+        hidden = self._special(token_id)
         new = [(self._detokenizer.add(token_id), True)]
         return self._release(new if hidden is None else [*new, (hidden, False)])
 

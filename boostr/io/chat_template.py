@@ -61,7 +61,7 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
 
 
 def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> str:
-    """As `render`, up to the end of the text of the last message, which is to be gone on with.
+    """As `render`, up to the end of the text of the last message, which is to be continued.
 
     Raises:
         TokenizerError: as `render`; the last message has no text, or the template does not show it.
@@ -69,7 +69,7 @@ def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> s
     *before, last = variables["messages"] or [{}]
     marked = _marked(last.get("content"))
     if marked is None:
-        raise TokenizerError(f"{name}: the last message must have a text to be gone on with")
+        raise TokenizerError(f"{name}: the last message must have a text to continue")
     messages = [*before, {**last, "content": marked}]
     rendered = render(source, {**variables, "messages": messages}, name)
     end = rendered.rfind(_MARK)

@@ -174,7 +174,7 @@ class Tokenizer:
         `template` picks one of several named templates; without it, "tool_use" is taken for
         `tools` where there is one, else "default". Other keywords reach the template as variables.
         `continue_final_message` ends the prompt where the text of the last message ends, so that
-        it is gone on with; there is no generation prompt then. Keys of messages that are None are
+        it is continued; there is no generation prompt then. Keys of messages that are None are
         left out, as in transformers.
 
         Raises:

@@ -235,7 +235,7 @@ def test_a_final_message_without_text(metadata: dict[str, Any], content: Any) ->
     ours = Tokenizer.from_gguf(
         {**metadata, "tokenizer.chat_template": "{{ messages[-1].content }}"}
     )
-    with pytest.raises(TokenizerError, match="must have a text to be gone on with"):
+    with pytest.raises(TokenizerError, match="must have a text to continue"):
         ours.apply_chat_template([{"role": "a", "content": content}], continue_final_message=True)
     hides = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": "hidden"})
     with pytest.raises(TokenizerError, match="does not show the text of the last message"):
