@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boostr.engine.load import read_json
 from boostr.engine.sentence import transformer_folder
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
+from boostr.io.settings import read_object
 from boostr.io.tokenizer_gguf import check_kind, has_tokenizer
 from boostr.models import family_of
 from boostr.models.config import RawConfig
@@ -155,7 +155,7 @@ def _refusal_of_gguf(file: GGUFSource) -> str | None:
 def _safetensors(found: ResolvedModel) -> Summary:
     path = found.path
     folder, wrong = _encoder(path) if path.is_dir() else (path.parent, None)
-    raw = read_json(folder / "config.json") if path.is_dir() else {}
+    raw = read_object(folder / "config.json") if path.is_dir() else {}
     config = RawConfig(raw, str(folder / "config.json"))
     with open_safetensors(folder if path.is_dir() else path) as files:
         rows, shards = [_row(files, name) for name in files.names], files.paths
@@ -209,7 +209,7 @@ def _row(files: SafetensorsSource, name: str) -> TensorRow:
 
 def _tokenizer(folder: Path) -> tuple[str | None, int | None]:
     """(kind, number of tokens) of tokenizer.json."""
-    data = read_json(folder / "tokenizer.json")
+    data = read_object(folder / "tokenizer.json")
     model = data.get("model")
     if not isinstance(model, Mapping):
         return None, None
@@ -225,7 +225,7 @@ def _tokenizer(folder: Path) -> tuple[str | None, int | None]:
 def _has_template(folder: Path) -> bool:
     if any((folder / f"chat_template.{end}").is_file() for end in ("jinja", "json")):
         return True
-    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    return bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _short(error: BoostrError, path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
-from boostr.io.settings import read_settings
+from boostr.io.settings import read_object, read_settings
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of, is_encoder
@@ -105,13 +104,13 @@ def load_module(
 
 def _folder_config(folder: Path) -> RawConfig:
     path = folder / "config.json"
-    return RawConfig(read_json(path, required=True), str(path))
+    return RawConfig(read_object(path, required=True), str(path))
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
     refuse_quantized(config.raw, config.source)
     separate = weights / "hf_quant_config.json"  # ModelOpt's
-    refuse_quantized(read_json(separate), str(separate))
+    refuse_quantized(read_object(separate), str(separate))
     module = _empty_module(config)
     with open_safetensors(weights) as files:
         stored = stored_weights(files, str(weights))
@@ -190,18 +189,3 @@ def _check_vocabulary(module: Module, tokenizer: Tokenizer | None) -> None:
             f"{tokenizer.source}: the tokenizer has {tokenizer.vocab_size} tokens, the model's "
             f"embedding only {rows}; the files do not belong together"
         )
-
-
-def read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """An object from a JSON file; empty if it is not there and need not be."""
-    if not path.is_file():
-        if required:
-            raise ModelFileError(f"{path.parent}: no {path.name} in this folder")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path}: expected an object, got {type(value).__name__}")
-    return value

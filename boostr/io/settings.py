@@ -226,6 +226,23 @@ def read_json_file(path: Path, error: type[BoostrError] = ModelFileError) -> Any
         raise error(f"{path}: not JSON: {failure}") from None
 
 
+def read_object(
+    path: Path, required: bool = False, error: type[BoostrError] = ModelFileError
+) -> dict[str, Any]:
+    """The object of a JSON file; {} where there is no file, or an empty one, and none need be.
+
+    Raises:
+        BoostrError (of type `error`): as `read_json_file`; not an object; not there, but required.
+    """
+    value = read_json_file(path, error)
+    if value is None and required:
+        what = "an empty" if path.exists() else "no"
+        raise error(f"{path.parent}: {what} {path.name} in this folder")
+    if value is not None and not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value or {}
+
+
 def read_settings(
     path: Path, kind: str | None = None, error: type[BoostrError] = ModelFileError
 ) -> Settings:
@@ -236,7 +253,5 @@ def read_settings(
     Raises:
         BoostrError (of type `error`): a file that is no JSON object; see `Settings`.
     """
-    value = read_json_file(path, error)
-    if value is not None and not isinstance(value, dict):
-        raise error(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return Settings(value or {}, str(path), TABLES[kind or path.name], error)
+    raw = read_object(path, error=error)
+    return Settings(raw, str(path), TABLES[kind or path.name], error)

@@ -10,7 +10,7 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr.errors import ModelFileError
-from boostr.io.settings import ANY, TABLES, Settings, read_json_file, read_settings
+from boostr.io.settings import ANY, TABLES, Settings, read_json_file, read_object, read_settings
 
 # Keys of the files of checkpoints that people load, as they are on the hub.
 REAL = {
@@ -103,6 +103,16 @@ def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
     assert read_json_file(path) is None
     path.write_text(text)
     assert read_json_file(path) is None and read_settings(path).get("eos_token_id") is None
+
+
+def test_a_file_that_is_required(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert read_object(path) == {}
+    with pytest.raises(ModelFileError, match=r"no config\.json in this folder"):
+        read_object(path, required=True)
+    path.write_text("")
+    with pytest.raises(ModelFileError, match=r"an empty config\.json in this folder"):
+        read_object(path, required=True)
 
 
 def test_an_empty_generation_config_beside_a_model(tmp_path: Path) -> None:
