@@ -138,6 +138,23 @@ class Cut(LazyWeight):
         return self.inner.read(_composed(self.indices, indices))
 
 
+def whole_of(parts: Sequence[LazyWeight]) -> LazyWeight | None:
+    """The weight whose rows, all of them, the parts are in this order; None if there is none."""
+    cuts = [part for part in parts if isinstance(part, Cut)]
+    if len(cuts) != len(parts) or len({id(cut.inner) for cut in cuts}) != 1:
+        return None
+    inner, axis, end = cuts[0].inner, row_axis(cuts[0].shape), 0
+    for cut in cuts:
+        rows, wanted = range(end, end + cut.shape[axis]), list(whole(inner.shape))
+        wanted[axis] = rows
+        if not all(
+            isinstance(i, range) and i == w for i, w in zip(cut.indices, wanted, strict=True)
+        ):
+            return None
+        end = rows.stop
+    return inner if end == inner.shape[axis] else None
+
+
 class Turned(LazyWeight):
     """The transpose: [..., K, N] of a weight [..., N, K]."""
 

@@ -11,7 +11,7 @@ from boostr import dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import SafetensorsSource
-from boostr.models.lazy import Expected, LazyWeight, Stored
+from boostr.models.lazy import Expected, LazyWeight, Stored, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
@@ -41,6 +41,10 @@ class WeightSource:
         """The weight in its stored form, without a copy on the numpy backend."""
         raise NotImplementedError
 
+    def end_to_end(self, names: Sequence[str]) -> LazyWeight | None:
+        """The one tensor whose rows are these weights in this order, if the source has one."""
+        return None
+
     def label(self, name: str) -> str:
         """A name that is there, as messages should say it."""
         return name
@@ -68,6 +72,9 @@ class CheckpointWeights(WeightSource):
 
     def weight(self, name: str, backend: Backend) -> Weight:
         return self._weights[name].weight(backend)
+
+    def end_to_end(self, names: Sequence[str]) -> LazyWeight | None:
+        return whole_of([self._weights[name] for name in names])
 
     def label(self, name: str) -> str:
         weight = self._weights.get(name)
@@ -112,24 +119,58 @@ def load_parameters(
     """
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     _check_names(places, source)
-    groups = dict(module.adjacent_weights()) if backend.joins_weights else {}
+    groups = _adjacent(module, places)
+    packs = None if quantize is None else (quantize, quantize_embeddings)
     for name, (owner, attribute) in places.items():
-        place: Parameter = getattr(owner, attribute)
-        role = place.role
-        weight = source.weight(name, backend)
-        if role == "vector":
-            weight = _dequantized(weight).to("float32")
-        else:
-            weight = _converted(weight, dtype)
-            if isinstance(owner, Embedding):
-                stored = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
-                owner.dtype = backend.activation_dtype(stored)
-            packs = quantize_embeddings if role in ("embedding", "head") else True
-            if quantize is not None and packs:
-                weight = ops.quantize(_dequantized(weight), quantize)
+        place = getattr(owner, attribute)
+        if not isinstance(place, Parameter):  # set as a part of the group before it
+            continue
+        group = groups.get(name, [name])
+        stored = source.end_to_end(group) if len(group) > 1 else None
+        if stored is not None:
+            whole = _formed(stored.weight(backend), place.role, dtype, packs)
+            _share([places[n][0] for n in group], whole)
+            continue
+        weight = _formed(source.weight(name, backend), place.role, dtype, packs)
+        if isinstance(owner, Embedding):
+            held = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
+            owner.dtype = backend.activation_dtype(held)
         setattr(owner, attribute, weight)
-        if name in groups:
-            _join(groups[name])
+        if backend.joins_weights and name == group[-1] and len(group) > 1:
+            _join([places[n][0] for n in group])
+
+
+def _adjacent(module: Module, places: dict) -> dict[str, list[str]]:
+    """Name -> names of all weights in its group of linear layers that read the same input."""
+    names = {id(owner): name for name, (owner, at) in places.items() if at == "weight"}
+    groups = [[names[id(layer)] for layer in layers] for _, layers in module.adjacent_weights()]
+    return {name: group for group in groups for name in group}
+
+
+def _formed(
+    weight: Weight, role: str, dtype: np.dtype | None, packs: tuple[str, bool] | None
+) -> Weight:
+    """A weight as the model wants it; `packs` is the scheme, and whether embeddings have it too."""
+    if role == "vector":
+        return _dequantized(weight).to("float32")
+    weight = _converted(weight, dtype)
+    if packs is None or (role in ("embedding", "head") and not packs[1]):
+        return weight
+    return ops.quantize(_dequantized(weight), packs[0])
+
+
+def _share(layers: Sequence[Module], whole: Weight) -> None:
+    """Give linear layers their rows of one weight, as views."""
+    start = 0
+    for layer in layers:
+        rows = slice(start, start + layer.weight.shape[0])  # type: ignore[attr-defined]
+        start = rows.stop
+        if isinstance(whole, Tensor):
+            layer.weight = whole[rows]  # type: ignore[attr-defined]
+        else:
+            shape = (rows.stop - rows.start, whole.shape[1])
+            parts = {name: part[rows] for name, part in whole.parts.items()}
+            layer.weight = QuantizedTensor(whole.scheme, shape, parts)  # type: ignore[attr-defined]
 
 
 def _join(layers: Sequence[Module]) -> None:

@@ -11,11 +11,12 @@ import gguf_files
 import numpy as np
 import pytest
 
-from boostr import backends, dtypes
+from boostr import backends, dtypes, ops
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
 from boostr.errors import ModelFileError
 from boostr.io.hub import resolve
+from boostr.quant.scheme import QuantizedTensor
 
 # What a GGUF cannot say: dynamic scaling, and windows outside of Gemma.
 LOST = ("llama/dynamic", "mistral/window", "qwen2/window", "qwen2/old_window")
@@ -145,6 +146,26 @@ def test_frequency_factors_must_be_positive(value, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_files, "_rope_tensors", lambda config: wrong)
     with pytest.raises(ModelFileError, match=r"rope_freqs\.weight must be positive numbers"):
         load_module(gguf_files.convert(folder, tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"quantize": "int8"}])
+def test_q_k_and_v_in_one_tensor_stay_in_one(options, backend, tmp_path):
+    """Read once, and the layers have views of it; in every form the numbers are those apart."""
+    folder = cases.checkpoint(BY_NAME["qwen2/tied"], tmp_path)
+    apart = gguf_files.convert(folder, tmp_path / "a.gguf")
+    packed = gguf_files.convert(folder, tmp_path / "p.gguf", packed=True)
+    want, got = (
+        load_module(path, backend=backend, **options).weights() for path in (apart, packed)
+    )
+    for name, weight in want.items():
+        ours, theirs = (
+            ops.dequantize(w) if isinstance(w, QuantizedTensor) else w for w in (got[name], weight)
+        )
+        assert np.array_equal(ours.numpy(), theirs.numpy()), name  # type: ignore[union-attr]
+    if backend.name == "numpy" and "quantize" not in options:
+        q, k, v = (got[f"model.layers.0.self_attn.{n}_proj.weight"].numpy() for n in "qkv")
+        assert q.ctypes.data + q.nbytes == k.ctypes.data
+        assert k.ctypes.data + k.nbytes == v.ctypes.data
 
 
 def test_a_split_model_is_found_by_any_part_or_its_folder(tmp_path):
