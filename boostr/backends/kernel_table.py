@@ -26,7 +26,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "attention.attention_backward": ("varlen_attention_backward",),
     "rows.loss": ("cross_entropy", "cross_entropy_backward"),
     "rows.optim": ("adamw", "global_norm"),
-    "sampling.sampling": ("argmax", "penalize", "sample", "record_tokens", "philox",
+    "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens", "philox",
                  "filtered_probabilities"),
     "products.fusion": ("products", "attention_inputs", "attend"),
 }  # fmt: skip

@@ -10,6 +10,8 @@ and in a batch. The draw is defined so that every backend can repeat it:
                  w[i] >= min_p, and always candidate 0
     drawn        the first i with C[i] > u · C[n - 1], u = (word 0 of Philox4x32-10 >> 8) / 2^24,
                  Philox's key being the row's seed and its counter (counter, 0, 0, 0)
+
+A row with a nan, or whose largest logit is infinite, has no token: it gives -1.
 """
 
 from __future__ import annotations
@@ -64,6 +66,15 @@ def penalize(
     return _penalize(logits.detach(), seen, counts, repetition, presence, frequency, bias)
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """The largest logit of each row, the lowest id among equals: int32 [B] from float [B, V].
+
+    -1 for a row with a nan, or whose largest logit is infinite. No gradient.
+    """
+    _check_logits("greedy", logits)
+    return _greedy(logits.detach())
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -81,7 +92,7 @@ def sample(
         seeds: uint32 [B, 2], low and high word (`seed_words`).   counters: int32 or uint32 [B]:
             which number of the row's stream to use; another for every token of a sequence.
     Returns:
-        int32 [B].
+        int32 [B]; -1 for a row with a nan, or whose largest logit is infinite.
     Source: Salmon et al. 2011 (Philox); Holtzman et al. 2019 (top-p); Nguyen et al. 2024 (min-p).
     """
     _check_filters("sample", logits, temperature, top_k, top_p, min_p)
@@ -197,13 +208,23 @@ def _filtered_composite(logits, temperature, top_k, top_p, min_p) -> Tensor:
     return core.take_along(p, core.argsort(ids, 1), 1)
 
 
+def _greedy_composite(logits: Tensor) -> Tensor:
+    return _or_none(core.argmax(logits, 1), logits)
+
+
+def _or_none(ids: Tensor, logits: Tensor) -> Tensor:
+    """ids, -1 where the largest of a row's logits is no finite number."""
+    top = core.max(core.cast(logits, dtypes.float32), 1)
+    return core.where(core.abs(top) < math.inf, ids, -1)
+
+
 def _sample_composite(logits, temperature, top_k, top_p, min_p, seeds, counters) -> Tensor:
     ids, _, C, kept = _candidates(logits, temperature, top_k, top_p, min_p)
     last = core.sum(core.cast(kept, dtypes.int32), 1, keepdims=True) - 1  # kept is a prefix
     target = _uniform(seeds, counters).unsqueeze(1) * core.take_along(C, last, 1)
     passed = core.cast(target >= C, dtypes.int32)
     drawn = core.minimum(core.sum(passed, 1, keepdims=True), last)
-    return core.take_along(ids, drawn, 1).squeeze(1)
+    return _or_none(core.take_along(ids, drawn, 1).squeeze(1), logits)
 
 
 def _uniform(seeds: Tensor, counters: Tensor) -> Tensor:
@@ -247,6 +268,7 @@ def _record_composite(ids: Tensor, seen: Tensor, counts: Tensor) -> None:
 
 _penalize = Op("penalize", _penalize_composite)
 _filtered = Op("filtered_probabilities", _filtered_composite)
+_greedy = Op("greedy", _greedy_composite)
 _sample = Op("sample", _sample_composite)
 _philox = Op("philox", _philox_composite)
 _record = Op("record_tokens", _record_composite)

@@ -213,6 +213,10 @@ def test_argmax(V, numpy_backend, rng):
     x[2] = -np.inf
     (a,) = tensors(numpy_backend, x)
     assert np.array_equal(core.argmax(a, -1).numpy(), x.argmax(-1))
+    x[3, V - 1] = np.nan
+    (a,) = tensors(numpy_backend, x)
+    expected = np.where(np.isfinite(x.max(-1)), x.argmax(-1), -1)
+    assert np.array_equal(ops.greedy(a).numpy(), expected)
 
 
 @pytest.mark.parametrize("V", (1, 40, 5000))

@@ -13,6 +13,7 @@ from boostr.errors import BackendError, DTypeError, ShapeError
 from boostr.ops import core
 from boostr.ops.sampling import (
     filtered_probabilities,
+    greedy,
     penalize,
     philox,
     record_tokens,
@@ -128,6 +129,24 @@ def test_masked_logits_are_never_drawn(backend, rng):
     counters = Tensor(np.arange(64, dtype=np.int32), backend=backend)
     ids = sample(Tensor(x, backend=backend), *rows, seeds.to(backend), counters).numpy()
     assert np.isfinite(x[np.arange(64), ids]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("V", [2, 37, 3000])
+def test_rows_without_a_finite_largest_have_no_token(backend, V, dtype, rng):
+    """Wherever it is; a row that is masked in part has one, a row that is masked whole has none."""
+    x = normal(rng, (8, V), dtype)
+    x[0, V - 1], x[1, 0], x[2, V // 2], x[3, V - 1], x[4] = (
+        math.nan, math.nan, math.inf, math.inf, -math.inf,
+    )  # fmt: skip
+    x[5, 1:], x[6, : V - 1] = -math.inf, -math.inf
+    t = Tensor(x, backend=backend)
+    expected = [-1] * 5 + [0, V - 1, int(x[7].astype(np.float32).argmax())]
+    assert greedy(t).tolist() == expected
+    for row in (ROWS["greedy"], ROWS["all"]):
+        state = tensors(backend, seed_words(range(8)), np.zeros(8, np.int32))
+        ids = sample(t, *filters(backend, [row] * 8), *state).tolist()
+        assert ids[:7] == expected[:7] and 0 <= ids[7] < V
 
 
 # -- the draw ------------------------------------------------------------------------------------

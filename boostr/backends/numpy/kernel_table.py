@@ -20,7 +20,7 @@ _MODULES = {
         "attention.cache": ("slot_mapping", "kv_write", "advance"),
         "attention.attention": ("varlen_attention", "paged_attention"),
         "products.quant": ("quantize", "dequantize"),
-        "sampling.sampling": ("argmax", "penalize", "sample", "record_tokens"),
+        "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens"),
     }.items()
     for op in ops
 }

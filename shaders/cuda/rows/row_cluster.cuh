@@ -63,6 +63,10 @@ DEVICE u32 order_of(float x) {
 DEVICE float logit_of(u32 order) {
   return __uint_as_float(order & 0x80000000u ? order : ~order & 0x7fffffffu);
 }
+DEVICE bool is_finite(u64 key) {  // inf has the order 0x7fffff, -inf 0xff800000
+  const u32 order = (u32)(key >> 32);
+  return order > 0x7fffffu && order < 0xff800000u;
+}
 DEVICE u64 key_of(float x, int id) { return (u64)order_of(x) << 32 | (u32)id; }
 
 DEVICE u64 warp_least(u64 x) {

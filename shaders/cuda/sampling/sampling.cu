@@ -547,8 +547,8 @@ extern "C" __global__ IN_CLUSTERS __launch_bounds__(THREADS) void sample(
   Options q{top_p[b], min_p[b], top_k[b], counters[b]};
   u32 key0 = seeds[2 * b], key1 = seeds[2 * b + 1];
   u64 own, first = first_candidate(x, V, s.slots, own);
-  if (only_first(heat, q)) {
-    if (cluster_rank() == 0 && threadIdx.x == 0) out[b] = (int)(u32)first;
+  if (only_first(heat, q) || !is_finite(first)) {
+    if (cluster_rank() == 0 && threadIdx.x == 0) out[b] = is_finite(first) ? (int)(u32)first : -1;
     return;
   }
   if (threadIdx.x == 0) {

@@ -1,9 +1,10 @@
-// The index of the first largest element of each row; a nan is largest.
+// The index of the first largest element of each row; a nan is largest. finite 1: -1 for a row with
+// a nan, or whose largest element is infinite.
 //
 // Mapping: a workgroup for each row, or (PARTS 1) for each of `parts` equal pieces of a row, whose
 // (key, id) go to found [rows, parts]; then PAIRS 1 takes a row's pairs in place of its elements.
 // Values: LOGIT, VEC, THREADS a power of 2, LOADS, SUBGROUPS, PARTS, PAIRS.
-struct Params { rows: u32, V: u32, first: u32, parts: u32, piece: u32 }
+struct Params { rows: u32, V: u32, first: u32, parts: u32, piece: u32, finite: u32 }
 # if PAIRS
 @group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
 # else
@@ -45,6 +46,6 @@ fn argmax(
 # if PARTS
   if (t == 0u) { found[n] = best; }
 # else
-  if (t == 0u) { out[n] = i32(best.y); }
+  if (t == 0u) { out[n] = select(-1, i32(best.y), p.finite == 0u || is_finite(best.x)); }
 # endif
 }

@@ -145,7 +145,7 @@ fn {{ ENTRY }}(
   let only_first = !(heat > 0.0) || q.top_k == 1u || q.top_p <= 0.0 || q.min_p > 1.0;
 # if DRAW
   if (only_first) {
-    if (t == 0u) { out[b] = i32(best.y); }
+    if (t == 0u) { out[b] = select(-1, i32(best.y), is_finite(best.x)); }
     return;
   }
   let key = vec2<u32>(seeds[p.seeds_first + 2u * b], seeds[p.seeds_first + 2u * b + 1u]);
@@ -153,7 +153,7 @@ fn {{ ENTRY }}(
   r.highest = logit_of(best.x);
   r.rate = LOG2E / heat;
   let id = filter_row(t, r, q).spot.id;
-  if (t == 0u) { out[b] = i32(select(best.y, id, id < p.V)); }  // weights that are nan
+  if (t == 0u) { out[b] = select(-1, i32(select(best.y, id, id < p.V)), is_finite(best.x)); }
 # else
   r.highest = logit_of(best.x);
   r.rate = LOG2E / select(1.0, heat, heat > 0.0);

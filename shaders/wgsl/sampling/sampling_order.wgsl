@@ -9,6 +9,7 @@ fn key_of(v: f32) -> u32 {
   if ((u & 0x7fffffffu) > 0x7f800000u) { return 0u; }
   return select(~(u | 0x80000000u), u, u >= 0x80000000u);
 }
+fn is_finite(key: u32) -> bool { return key > 0x7fffffu && key < 0xff800000u; }  // inf, -inf
 fn logit_of(key: u32) -> f32 {
   return bitcast<f32>(select(~key & 0x7fffffffu, key, key >= 0x80000000u));
 }

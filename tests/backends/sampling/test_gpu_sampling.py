@@ -9,6 +9,7 @@ from boostr import Tensor, dispatch, dtypes
 from boostr.ops import core
 from boostr.ops.sampling import (
     filtered_probabilities,
+    greedy,
     penalize,
     philox,
     record_tokens,
@@ -115,13 +116,12 @@ def test_the_same_tokens_as_numpy(gpu, rng):
     assert (ours != theirs).sum() <= 1  # one may lie on a border that rounding moves
 
 
-def test_nan_logits_end(gpu, rng):
-    """No promise but an id within the vocabulary."""
+def test_rows_without_a_finite_largest_have_no_token(gpu, rng):
     x = normal(rng, (len(ROWS), 20_000))
-    x[:, 77:90] = np.nan
+    x[:3, 77:90], x[3, 19_999], x[4], x[5, :9] = np.nan, np.inf, -np.inf, -np.inf
     state = seed_words(range(len(ROWS))), np.zeros(len(ROWS), np.int32)
     ids = sample(*tensors(gpu, x, *options(ROWS), *state)).numpy()
-    assert (ids >= 0).all() and (ids < 20_000).all()
+    assert (ids[:5] == -1).all() and (ids[5:] >= 0).all() and (ids < 20_000).all()
 
 
 def test_philox(gpu, rng):
@@ -146,6 +146,9 @@ def test_argmax_takes_the_first(shape, dtype, gpu, rng):
     for values in (x, several, nans, np.full_like(x, -np.inf), strided(x)):
         got = core.argmax(Tensor(values, backend=gpu), -1).numpy()
         np.testing.assert_array_equal(got, values.astype(np.float32).argmax(-1))
+        finite = np.isfinite(values.astype(np.float32).max(-1))
+        got_finite = greedy(Tensor(values, backend=gpu)).numpy()
+        np.testing.assert_array_equal(got_finite, np.where(finite, got, -1))
 
 
 def test_argmax_of_views(gpu, rng):

@@ -55,6 +55,14 @@ def _argmax_supports(x: Tensor, axis: int) -> str | None:
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
+    return _largest(x, 0)
+
+
+def _greedy(logits: Tensor) -> Tensor:
+    return _largest(logits, 1)
+
+
+def _largest(x: Tensor, finite: int) -> Tensor:
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     V = x.shape[-1]
     rows = x.size // V
@@ -64,7 +72,7 @@ def _argmax(x: Tensor, axis: int) -> Tensor:
         defines["THREADS"] = 128
     backend.launch(
         "reduce", "argmax", (rows * defines["CLUSTER"],), (defines["THREADS"],),
-        [backend.dense(x.data), out, V], dependent=True, **defines,
+        [backend.dense(x.data), out, V, finite], dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend)
 
@@ -156,6 +164,7 @@ def _philox(counters: Tensor, keys: Tensor) -> Tensor:
 
 KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
+    "greedy": Kernel(_greedy, _dtype_reason),
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
     "penalize": Kernel(_penalize, _penalize_supports),

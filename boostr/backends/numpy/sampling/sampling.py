@@ -14,11 +14,19 @@ def _argmax_supports(x: Tensor, axis: int) -> str | None:
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
+    return _largest(x, 0)
+
+
+def _greedy(logits: Tensor) -> Tensor:
+    return _largest(logits, 1)
+
+
+def _largest(x: Tensor, finite: int) -> Tensor:
     backend: NumpyBackend = x.backend  # type: ignore[assignment]
     source, inner, stride = rows(backend, x.data)
     out = backend.empty(x.shape[:-1], "int32")
     V = x.shape[-1]
-    params = [address(source), address(out), V, max(inner, 1), stride]
+    params = [address(source), address(out), V, max(inner, 1), stride, finite]
     backend.launch(
         "sampling.argmax", params, items=out.size, grain=max(1, 4096 // V), reads=[source],
         writes=[out],
@@ -81,6 +89,7 @@ def _record_tokens(ids: Tensor, seen: Tensor, counts: Tensor) -> None:
 
 KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
+    "greedy": Kernel(_greedy, not_float32),
     "penalize": Kernel(_penalize, _penalize_supports),
     "sample": Kernel(_sample, lambda logits, *rest: not_float32(logits)),
     "record_tokens": Kernel(_record_tokens),

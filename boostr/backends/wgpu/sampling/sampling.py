@@ -61,6 +61,14 @@ def _argmax_supports(x: Tensor, axis: int) -> str | None:
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
+    return _largest(x, 0)
+
+
+def _greedy(logits: Tensor) -> Tensor:
+    return _largest(logits, 1)
+
+
+def _largest(x: Tensor, finite: int) -> Tensor:
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
     out = backend.empty(x.shape[:-1], np.int32)
     V = x.shape[-1]
@@ -73,19 +81,20 @@ def _argmax(x: Tensor, axis: int) -> Tensor:
         found = backend.empty((rows, parts, 2), np.uint32) if parts > 1 else out
         backend.launch(
             "sampling_argmax", "argmax", rows * parts, [source], [found],
-            [rows, V, backend.offset(source), parts, piece], **values,
+            [rows, V, backend.offset(source), parts, piece, finite], **values,
             PARTS=int(parts > 1), PAIRS=0,
         )  # fmt: skip
         if parts > 1:
-            _argmax_of_pairs(backend, found, out)
+            _largest_of_pairs(backend, found, out, finite)
     return Tensor.wrap(out, backend)
 
 
-def _argmax_of_pairs(backend: WgpuBackend, found: Any, out: Any) -> None:
+def _largest_of_pairs(backend: WgpuBackend, found: Any, out: Any, finite: int) -> None:
     rows, parts, _ = found.shape
     values = {"LOGIT": "f32", "VEC": False, "THREADS": 64, "LOADS": 1, "PARTS": 0, "PAIRS": 1}
+    params = [rows, parts, 0, 1, parts, finite]
     backend.launch(
-        "sampling_argmax", "argmax", rows, [found], [out], [rows, parts, 0, 1, parts], **values,
+        "sampling_argmax", "argmax", rows, [found], [out], params, **values,
         SUBGROUPS=backend.caps.subgroup_max > 1,
     )  # fmt: skip
 
@@ -181,6 +190,7 @@ def _philox(counters: Tensor, keys: Tensor) -> Tensor:
 
 KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
+    "greedy": Kernel(_greedy, _reason),
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
     "penalize": Kernel(_penalize, _reason),

@@ -60,15 +60,28 @@ def first_equal(x, V, value):
     return reduce_min(found)
 
 
+@inline
+def has_largest(x, V, top):
+    """Whether `top`, the largest of x, is a finite number, and no element is nan."""
+    wrong = vector(0.0)
+    for e in range(0, V, LANES):
+        value = load_n(x, e, V - e)
+        wrong = maximum(wrong, select(equal(value, value), vector(0.0), 1.0))
+    return reduce_max(wrong) == 0 and top > -INFINITE and top < INFINITE
+
+
 def argmax():
-    """The first index of the largest of a row. params: x, y, V, inner, stride."""
+    """The first index of the largest of a row. params: x, y, V, inner, stride, whether a row that
+    has no finite largest gives -1."""
 
     def kernel(params, start, stop):
         V = params[2]
         for row in range(start, stop):
             x = f32(params[0]) + ((row // params[3]) * params[4] + row % params[3] * V)
-            best = first_equal(x, V, largest(x, V))
-            i32(params[1])[row] = best if best < NONE else 0
+            top = largest(x, V)
+            best = first_equal(x, V, top)
+            best = best if best < NONE else 0
+            i32(params[1])[row] = -1 if params[5] != 0 and not has_largest(x, V, top) else best
 
     return kernel
 
@@ -288,9 +301,11 @@ def sample():
             x = f32(params[0]) + ((row // params[1]) * params[2] + row % params[1] * V)
             top, out = largest(x, V), i32(params[11])
             temperature = f32(params[4])[row]
-            if temperature <= 0 or not (top > -INFINITE):
-                best = first_equal(x, V, top)
-                out[row] = best if best < NONE else 0
+            if not has_largest(x, V, top):
+                out[row] = -1
+                continue
+            if temperature <= 0:
+                out[row] = first_equal(x, V, top)
                 continue
             heat, ids = float32(1.0) / temperature, i32(params[10]) + row * V
             k, top_p, min_p = i32(params[5])[row], f32(params[6])[row], f32(params[7])[row]
