@@ -38,6 +38,10 @@ class ModelFileError(BoostrError, ValueError):
     """A model file or folder that is malformed, incomplete, or not supported."""
 
 
+class NumericsError(BoostrError, ArithmeticError):
+    """A model whose logits are nan or infinite."""
+
+
 class TokenizerError(BoostrError, ValueError):
     """A tokenizer or chat template that cannot be built or fails on this input."""
 

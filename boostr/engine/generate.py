@@ -10,6 +10,7 @@ from boostr.engine.runner import Decoder, Runner
 from boostr.engine.sampler import Sampler
 from boostr.engine.sequence import Piece, Timings, TokenLogprobs
 from boostr.engine.sequence import Sequence as Generation
+from boostr.errors import NumericsError
 from boostr.tensor import Tensor
 
 
@@ -80,6 +81,17 @@ def generate(
             active = [s for s in living if s.finish_reason is None]
 
 
+def finite(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces of one sequence; NumericsError in place of one that ends with an error."""
+    for count, piece in enumerate(pieces):
+        if piece.finish_reason == "error":
+            raise NumericsError(
+                f"the logits after {count} generated tokens are nan or infinite: the weights are "
+                "damaged, or their values are too large for the dtype; try dtype='float32'"
+            )
+        yield piece
+
+
 def _run_ahead(runner: Runner, sampler: Sampler, active: Sequence[Generation]) -> int:
     """Steps to start before a token is read: none where the host looks at logits, or where steps
     that are thrown away would leave their tokens in the penalties of the sequences that go on."""
@@ -95,6 +107,11 @@ def _deliver(
     rows = logits.numpy() if any(s.options.logprobs is not None for s in sequences) else None
     for row, sequence in enumerate(sequences):
         token = int(chosen[row])
+        if token < 0:
+            sequence.finish_reason = "error"
+            text = sequence.stream.finish()
+            yield Piece(text, None, sequence.index, "error", None, clock.timings())
+            continue
         wanted = sequence.options.logprobs
         logprobs = None
         if rows is not None and wanted is not None:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from boostr.backends.base import Backend
-from boostr.engine.generate import generate
+from boostr.engine.generate import finite, generate
 from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, of_types, prompt_list
-from boostr.engine.kv_cache import KVCache
 from boostr.engine.options import SamplingOptions
 from boostr.engine.prompt_cache import PromptCache
 from boostr.engine.runner import Runner
@@ -82,10 +81,11 @@ class LanguageModel:
 
         Raises:
             OptionError: an option out of range, or a prompt that the context does not hold.
+            NumericsError: the model's logits are nan or infinite.
         """
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        return self._complete([sequence])[0]
+        return self._complete([sequence], finite(self._pieces([sequence])))[0]
 
     def stream(
         self,
@@ -108,8 +108,8 @@ class LanguageModel:
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
         if prompt_cache is not None:
-            return prompt_cache.generate(sequence)
-        return generate(self.runner, [sequence], self._cache([sequence]))
+            return finite(prompt_cache.generate(sequence))
+        return finite(self._pieces([sequence]))
 
     def new_prompt_cache(self) -> PromptCache:
         """What a conversation keeps from turn to turn; for `stream`."""
@@ -144,7 +144,7 @@ class LanguageModel:
                 sequences.append(self._start(index, None, prompt, chat, own))  # type: ignore
             else:
                 sequences.append(self._start(index, prompt, None, plain, own))  # type: ignore
-        return self._complete(sequences) if sequences else []
+        return self._complete(sequences, self._pieces(sequences)) if sequences else []
 
     def _start(
         self, index: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,
@@ -196,16 +196,15 @@ class LanguageModel:
                 f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}"
             )
 
-    def _cache(self, sequences: Sequence[Generation]) -> KVCache:
-        return self.runner.new_cache(
-            len(sequences), max(len(s.prompt) + s.limit for s in sequences)
-        )
+    def _pieces(self, sequences: Sequence[Generation]) -> Iterator[Piece]:
+        length = max(len(s.prompt) + s.limit for s in sequences)
+        return generate(self.runner, sequences, self.runner.new_cache(len(sequences), length))
 
-    def _complete(self, sequences: list[Generation]) -> list[Completion]:
+    def _complete(self, sequences: list[Generation], pieces: Iterator[Piece]) -> list[Completion]:
         texts = ["" for _ in sequences]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in sequences]
         timings = {}
-        for piece in generate(self.runner, sequences, self._cache(sequences)):
+        for piece in pieces:
             texts[piece.index] += piece.text
             if piece.logprobs is not None:
                 logprobs[piece.index].append(piece.logprobs)

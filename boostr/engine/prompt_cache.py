@@ -35,7 +35,8 @@ class PromptCache:
         try:
             yield from generate(self._runner, [sequence], cache, [known])
         finally:
-            if sequence.output:  # then the prompt is in the cache, and all output but the last
+            # what has output has its prompt in the cache, and all of the output but the last
+            if sequence.output and sequence.finish_reason != "error":
                 self._cache, self._tokens = cache, [*sequence.prompt, *sequence.output[:-1]]
 
     def _take(self, prompt: Sequence[int], length: int) -> tuple[KVCache, int]:

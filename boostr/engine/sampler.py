@@ -78,7 +78,7 @@ class Sampler:
         return self._penalizes
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Token ids int32 [B] from logits [B, V]; capturable."""
+        """Token ids int32 [B] from logits [B, V], -1 where these are not finite; capturable."""
         s = self._state
         if self._penalizes:
             logits = penalize(
@@ -86,7 +86,7 @@ class Sampler:
                 s["frequency_penalty"], s["bias"],
             )  # fmt: skip
         if self._greedy:
-            ids = ops.core.argmax(logits, -1)
+            ids = ops.greedy(logits)
         else:
             ids = sample(
                 logits, s["temperature"], s["top_k"], s["top_p"], s["min_p"], s["seeds"], s["draws"]

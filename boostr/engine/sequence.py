@@ -65,7 +65,8 @@ class Completion:
     """The outcome of a generation.
 
     Attributes:
-        finish_reason: "stop" (an end token or a stop text) or "length" (max_tokens or the context).
+        finish_reason: "stop" (an end token or a stop text), "length" (max_tokens or the context),
+            in a batch also "error" (logits that are nan or infinite).
         token_ids: all generated tokens, an end token included.
         logprobs: one entry a token if they were asked for.
     """

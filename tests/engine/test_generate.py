@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from tiny_model import make_tiny
+from tokenizers import Tokenizer
 
 import boostr
 from boostr import SamplingOptions
-from boostr.errors import BoostrError, OptionError, TokenizerError
+from boostr.errors import BoostrError, NumericsError, OptionError, TokenizerError
 
 pytestmark = pytest.mark.usefixtures("where")
 
@@ -216,3 +218,46 @@ def test_messages_go_through_the_template(model):
     one, two = model.generate_batch([messages, "hi"], max_tokens=4)
     assert one.token_ids == model.generate(ids, max_tokens=4).token_ids
     assert two.token_ids == model.generate("hi", max_tokens=4).token_ids
+
+
+# -- logits that are not finite ------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def damaged(where, tmp_path_factory):
+    """A model that knows no vector for "!": after it all logits are nan."""
+    folder = make_tiny(tmp_path_factory.mktemp("tiny") / "model")
+    weights = dict(safetensors.numpy.load_file(folder / "model.safetensors"))
+    mark = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("!")
+    weights["model.embed_tokens.weight"][mark] = np.nan
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+    return boostr.load(folder, backend=where), mark
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.8, "top_k": 9, "seed": 1}])
+def test_nan_logits_end_with_an_error(damaged, changes):
+    model, mark = damaged
+    with pytest.raises(NumericsError, match=r"after 0 generated tokens.*float32"):
+        model.generate("hi!", max_tokens=9, **changes)
+    forced = {"logit_bias": {mark: 1e6}, **changes}
+    seen = []
+    with pytest.raises(NumericsError, match="after 1 generated tokens"):
+        seen.extend(piece.token_id for piece in model.stream("hi", max_tokens=9, **forced))
+    assert model.generate("hi", max_tokens=9, **changes).finish_reason == "length"
+
+
+def test_nan_logits_end_one_of_a_batch(damaged):
+    model, _ = damaged
+    prompts = ["hi", "hi!", "some words"]
+    alone = [model.generate(p, max_tokens=6).token_ids for p in (prompts[0], prompts[2])]
+    good, bad, also_good = model.generate_batch(prompts, max_tokens=6)
+    assert [good.token_ids, also_good.token_ids] == alone
+    assert (bad.finish_reason, bad.token_ids, bad.text) == ("error", [], "")
+    assert good.finish_reason == also_good.finish_reason == "length"
+
+
+def test_nan_logits_are_not_kept_for_the_next_turn(damaged):
+    model, mark = damaged
+    cache = model.new_prompt_cache()
+    with pytest.raises(NumericsError):
+        list(model.stream("hi", max_tokens=9, prompt_cache=cache, logit_bias={mark: 1e6}))
+    assert cache.token_count == 0
+    assert list(model.stream("hi there", max_tokens=3, prompt_cache=cache))[-1].finish_reason
