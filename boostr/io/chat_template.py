@@ -22,6 +22,7 @@ from boostr.io.template_budget import CURRENT, Budget, BudgetError, current_budg
 from boostr.io.template_filters import bounded_filters, charged, join_text
 
 MAX_SOURCE = 128 * 1024  # characters; the longest of 70 known templates has 18 thousand
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
 _MARK = "BOOSTRGOESONHERE"  # plain letters: templates may escape or split at others
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 _CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
@@ -58,6 +59,15 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
         raise TokenizerError(f"{name}: {type(error).__name__}: {error}") from None
     finally:
         CURRENT.reset(token)
+
+
+def normalized(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: no key is None; reasoning has the names that they read."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((kept[name] for name in _REASONING if name in kept), None)
+    if reasoning is None:
+        return kept
+    return {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
 
 def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> str:

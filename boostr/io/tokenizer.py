@@ -174,13 +174,13 @@ class Tokenizer:
         `template` picks one of several named templates; without it, "tool_use" is taken for
         `tools` where there is one, else "default". Other keywords reach the template as variables.
         `continue_final_message` ends the prompt where the text of the last message ends, so that
-        it is continued; there is no generation prompt then. Keys of messages that are None are
-        left out, as in transformers.
+        it is continued; there is no generation prompt then. As in transformers, keys of messages
+        that are None are left out, and reasoning is found under each of its names.
 
         Raises:
             TokenizerError: no template, an unknown name, or the template failed or refused.
         """
-        from boostr.io.chat_template import render, render_unfinished
+        from boostr.io.chat_template import normalized, render, render_unfinished
 
         templates = self.special.templates
         if template is None:
@@ -204,10 +204,7 @@ class Tokenizer:
         variables = {
             **self.special.names,
             **kwargs,
-            "messages": [
-                {key: item for key, item in message.items() if item is not None}
-                for message in messages
-            ],
+            "messages": [normalized(message) for message in messages],
             "tools": tools,
             "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }

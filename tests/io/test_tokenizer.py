@@ -213,6 +213,22 @@ def test_keys_that_are_none_are_left_out(metadata: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"reasoning": "r"}, "rr"), ({"thinking": "t", "reasoning": "r"}, "tt"),
+        ({"reasoning_content": "c", "thinking": "t"}, "tc"), ({"reasoning_content": None}, ""),
+    ],
+)  # fmt: skip
+def test_reasoning_has_the_names_that_templates_read(
+    metadata: dict[str, Any], message: dict[str, Any], expected: str
+) -> None:
+    """transformers 5.24: `reasoning_content`, and `thinking` where there is none."""
+    source = "{{ messages[0].thinking }}{{ messages[0].reasoning_content }}"
+    ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
+    assert ours.apply_chat_template([{"role": "assistant", **message}]) == expected
+
+
+@pytest.mark.parametrize(
     ("source", "content", "expected"),
     [
         ("{{ messages[-1].content }}</s>", "go on ", "go on "),
