@@ -22,6 +22,7 @@ from boostr.tensor import Tensor
 
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
 Indices = tuple[Index, ...]  # one for each axis
+_BAND = 16 * 2**20  # bytes
 FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)  # that boostr computes with
 
 
@@ -242,7 +243,7 @@ class Same(LazyWeight):
 
     def read(self, indices: Indices) -> np.ndarray:
         kept, copy = self._kept.read(indices), self._copy.read(indices)
-        if self._kept.kind != self._copy.kind or not np.array_equal(kept, copy):
+        if self._kept.kind != self._copy.kind or not _equal(kept, copy):
             raise ModelFileError(
                 f"{self.path}: the config ties {self._copy.sources[0]!r} to {self.sources[0]!r}, "
                 "but the checkpoint has different numbers for them; set tie_word_embeddings to "
@@ -261,6 +262,12 @@ def pick(array: np.ndarray, indices: Indices) -> np.ndarray:
         if not isinstance(index, range):
             array = array[(*[slice(None)] * axis, index)]  # `take` would read all of a cut array
     return array
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape have the same numbers, compared in bands of 16 MiB."""
+    step = max(1, _BAND * max(len(a), 1) // max(a.nbytes, 1))
+    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step))
 
 
 def _composed(outer: Indices, inner: Indices) -> Indices:

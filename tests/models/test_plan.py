@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boostr.errors import ModelFileError
-from boostr.models import plan
+from boostr.models import lazy, plan
 from boostr.models.lazy import Stored, whole
 from boostr.models.plan import LoadPlan
 
@@ -172,6 +172,21 @@ def test_a_stack_with_a_gap_is_a_problem():
     rules = LoadPlan((plan.stack("x.{e}.w", "x.w"),))
     naming = rules.load(checkpoint(x__0__w=numbers(2), x__2__w=numbers(2)))
     assert naming.problems == ["x.w: the checkpoint has only items [0, 2]"]
+
+
+@pytest.mark.parametrize("band", [1, 2**24])
+@pytest.mark.parametrize("row", [None, 0, 6])
+def test_tied_weights_are_compared_to_the_last_row(row, band, monkeypatch):
+    monkeypatch.setattr(lazy, "_BAND", band)
+    kept, copy = numbers(7, 3), numbers(7, 3)
+    if row is not None:
+        copy[row, 2] += 1
+    weights = LoadPlan((plan.tied("b", "a"),)).load(checkpoint(a=kept, b=copy)).weights
+    if row is None:
+        assert np.array_equal(arrays(weights)["a"], kept)
+    else:
+        with pytest.raises(ModelFileError, match="ties 'b' to 'a'"):
+            arrays(weights)
 
 
 @pytest.mark.parametrize("join", ["stack", "rows"])
