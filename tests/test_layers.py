@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # what stands above: a layer imports itself, those before it, and what is not listed
 LAYERS = ("errors", "env", "dtypes", "quant", "backends", "tensor", "dispatch", "ops", "nn",
-          "models", "engine", "cli")  # fmt: skip
+          "models", "engine", "bench", "cli")  # fmt: skip
 KNOWN_ABOVE = {
     ("quant", "tensor"), ("backends", "tensor"),  # kernels and packed weights hold tensors
     ("quant", "backends"),

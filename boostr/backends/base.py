@@ -47,6 +47,13 @@ class Kernel:
     supports: Callable[..., str | None] = lambda *args, **options: None
 
 
+@dataclass
+class KernelClock:
+    """Seconds that the host has spent in kernels."""
+
+    seconds: float = 0.0
+
+
 class Backend(ABC):
     """One place where tensors live and ops run. Instances are made once, by `backends.get`."""
 
@@ -194,6 +201,15 @@ class Backend(ABC):
     def memory_bandwidth(self) -> float | None:
         """Bytes per second that the device's memory was just measured at; None if not known."""
         return None
+
+    def timed_kernels(self) -> AbstractContextManager[KernelClock] | None:
+        """Inside, the host's seconds in kernels are added up; None where it does not wait there."""
+        return None
+
+    @property
+    def compiled_kernels(self) -> int:
+        """How many kernels for the host's processor this process has compiled anew."""
+        return 0
 
     def used_memory(self) -> int | None:
         """Bytes of the device's own memory taken since it was opened; None where it has none."""

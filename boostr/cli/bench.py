@@ -15,7 +15,7 @@ from boostr.cli.output import human_bytes, human_count, print_json
 from boostr.cli.types import Counts
 
 if TYPE_CHECKING:
-    from boostr.engine.bench import Report, Row
+    from boostr.bench import Report, Row
 
 
 @click.command("bench")
@@ -87,16 +87,16 @@ def command(
 
     -p, -n, -d and -b take several numbers with commas between them; all combinations are run.
     """
-    from boostr.engine.bench import Plan, bench
+    from boostr.bench import Workload, bench
 
     if not any(prompt) and not any(generate):
         raise click.UsageError("-p 0 and -n 0 leave nothing to measure")
     if threads is not None:
         os.environ[env.NUM_THREADS.name] = str(threads)
     form = "json" if as_json else form
-    plan = Plan(prompt, generate, depth, batch, repetitions)
+    workload = Workload(prompt, generate, depth, batch, repetitions)
     progress = _progress if form == "md" and sys.stderr.isatty() else None
-    report = bench(lambda: choice.load_decoder()[0], plan, progress)
+    report = bench(lambda: choice.load_decoder()[0], workload, progress)
     if form == "json":
         print_json([_flat(report, row) for row in report.rows])
     elif form == "csv":
@@ -114,7 +114,7 @@ def _progress(row: Row) -> None:
 
 def _flat(report: Report, row: Row) -> dict[str, Any]:
     """One row with everything about the run, as llama-bench has it."""
-    from boostr.engine.bench import EXCLUDED
+    from boostr.bench import EXCLUDED
 
     bandwidth, step = report.weight_bandwidth(row), row.step
     known = report.read_bandwidth
@@ -154,7 +154,7 @@ def _flat(report: Report, row: Row) -> dict[str, Any]:
 
 
 def _print_markdown(report: Report) -> None:
-    from boostr.engine.bench import EXCLUDED
+    from boostr.bench import EXCLUDED
 
     click.echo("| model | weights | size | params | backend | threads | test | t/s | first token |")
     click.echo("|---|---|--:|--:|---|--:|---|--:|--:|")

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tiny_model import make_tiny
 
-from boostr import load
-from boostr.engine import bench as engine
-from boostr.engine.bench import Plan, Row, bench
-from boostr.engine.resources import PeakMemory, read_bandwidth
+from boostr import Tensor, backends, load
+from boostr.bench import Row, Workload, bench
+from boostr.bench.resources import PeakMemory, read_bandwidth
+from boostr.ops import softmax
 
 SMALL = ("-p", "8", "-n", "4", "-r", "2")
 
 
 @pytest.fixture(autouse=True)
 def _small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boostr.engine.resources._PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr("boostr.bench.resources._PROBE_BYTES", 1 << 20)
 
 
 def test_a_table(boostr, tiny: str) -> None:
@@ -81,7 +81,7 @@ def test_more_than_the_context_holds(boostr, tiny: str) -> None:
 
 def test_figures_of_the_weights(tmp_path) -> None:
     untied = load(make_tiny(tmp_path / "m"))
-    report = bench(lambda: untied, Plan((), (3,), repetitions=1))
+    report = bench(lambda: untied, Workload((), (3,), repetitions=1))
     embedding = 258 * 32 * 4
     assert report.weight_bytes - report.step_weight_bytes == embedding  # of it only rows are read
     row = report.rows[0]
@@ -90,19 +90,22 @@ def test_figures_of_the_weights(tmp_path) -> None:
     assert 0 <= row.step.outside <= row.step.seconds
 
 
-def test_the_clock_of_native_calls_leaves_the_pool_as_it_was() -> None:
-    from boostr.backends.numpy.runtime import jit, threads
-
-    if not jit.available():
-        pytest.skip("numba is not installed")
-    with engine._NativeClock():
-        assert "run_at" in vars(threads.pool())
-    assert "run_at" not in vars(threads.pool())
+def test_kernels_are_timed_while_asked_for() -> None:
+    backend = backends.get("numpy")
+    x = Tensor(np.ones((64, 64), np.float32), backend=backend)
+    timed = backend.timed_kernels()
+    assert timed is not None
+    with timed as clock:
+        softmax(x)
+    pytest.importorskip("numba", reason="the kernels are numba's")
+    seconds = clock.seconds
+    softmax(x)
+    assert 0 < seconds == clock.seconds
 
 
 def test_a_ring_of_keys_is_filled_anew_for_each_run(tmp_path) -> None:
     folder = make_tiny(tmp_path / "m", model_type="mistral", sliding_window=4)
-    report = bench(lambda: load(folder), Plan((6,), (3,), depth=(9,), repetitions=2))
+    report = bench(lambda: load(folder), Workload((6,), (3,), depth=(9,), repetitions=2))
     assert [row.test for row in report.rows] == ["pp6 @ d9", "tg3 @ d9"]
 
 

@@ -7,13 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from boostr import env
 from boostr.backends.array import ArrayBackend
-from boostr.backends.base import Array, Kernel
+from boostr.backends.base import Array, Kernel, KernelClock
 from boostr.backends.numpy.kernel_table import find_kernel
 from boostr.backends.numpy.runtime import jit, threads
 from boostr.errors import BackendError
@@ -125,6 +126,13 @@ class NumpyBackend(ArrayBackend):
         recorder = self._capture.recorder
         if recorder is not None:
             recorder.native_call((name, function, words, items, grain), reads, writes)
+
+    def timed_kernels(self) -> AbstractContextManager[KernelClock]:
+        return threads.pool().timed() if jit.available() else nullcontext(KernelClock())
+
+    @property
+    def compiled_kernels(self) -> int:
+        return jit.compiled
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when they are done."""

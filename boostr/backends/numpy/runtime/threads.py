@@ -18,10 +18,13 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from boostr import env
+from boostr.backends.base import KernelClock
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.runtime import jit
 
@@ -95,6 +98,7 @@ class Pool:
             raise ValueError(f"a pool needs at least 1 thread, got {threads}")
         self.threads = threads
         self._lock = threading.Lock()
+        self._clock: KernelClock | None = None
         self._workers: list[threading.Thread] = []
         if threads == 1:
             self._run_alone = jit.FUNCTION(jit.kernel("pool.run_alone"))
@@ -168,14 +172,32 @@ class Pool:
     def run_at(self, address: int, count: int) -> None:
         """`run` for records at an address, the cheapest way in."""
         with self._lock:
-            if self.threads == 1:
-                self._run_alone(None, address, count)
+            if self._clock is None:
+                self._run_calls(address, count)
                 return
-            if self._words[layout.PARKED]:
-                self._rouse()
-            if count * self.threads > len(self._taken):
-                self._make_room(count)
-            self._run(self._address, address, count)
+            started = time.perf_counter()
+            self._run_calls(address, count)
+            self._clock.seconds += time.perf_counter() - started
+
+    def _run_calls(self, address: int, count: int) -> None:
+        """The caller holds the lock."""
+        if self.threads == 1:
+            self._run_alone(None, address, count)
+            return
+        if self._words[layout.PARKED]:
+            self._rouse()
+        if count * self.threads > len(self._taken):
+            self._make_room(count)
+        self._run(self._address, address, count)
+
+    @contextmanager
+    def timed(self) -> Iterator[KernelClock]:
+        """Inside, the seconds of all runs are added up."""
+        self._clock = clock = KernelClock()
+        try:
+            yield clock
+        finally:
+            self._clock = None
 
     def close(self) -> None:
         """Sends the workers home. The pool cannot be used afterwards."""

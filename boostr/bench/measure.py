@@ -16,10 +16,10 @@ from importlib import metadata
 import numpy as np
 
 from boostr import __version__, env
+from boostr.bench.resources import PeakMemory, read_bandwidth
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.model import LanguageModel
 from boostr.engine.options import SamplingOptions
-from boostr.engine.resources import PeakMemory, read_bandwidth
 from boostr.engine.runner import Decoder
 from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
@@ -34,7 +34,7 @@ _OVERHEAD_STEPS = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What to measure: every combination. 0 in `prompt` or `generate` leaves that kind out."""
 
     prompt: tuple[int, ...] = (512,)
@@ -133,7 +133,9 @@ class Report:
 
 
 def bench(
-    load: Callable[[], LanguageModel], plan: Plan, on_row: Callable[[Row], None] | None = None
+    load: Callable[[], LanguageModel],
+    workload: Workload,
+    on_row: Callable[[Row], None] | None = None,
 ) -> Report:
     """Load a model and measure it. `on_row` gets each row when it is done.
 
@@ -143,17 +145,17 @@ def bench(
     memory, start = PeakMemory(), time.perf_counter()
     model = load()
     load_seconds = time.perf_counter() - start
-    _check_context(model, plan)
+    _check_context(model, workload)
     rows = []
-    for prompt, generate, depth, batch in plan.cases():
+    for prompt, generate, depth, batch in workload.cases():
         case = _Case(model, depth, batch, max(prompt, generate + 1))
         measure = case.prompt if prompt else case.decode
-        rows.append(measure(prompt or generate, plan.repetitions))
+        rows.append(measure(prompt or generate, workload.repetitions))
         if on_row is not None:
             on_row(rows[-1])
-    on_device, threads = model.backend.used_memory(), env.num_threads()
+    backend, threads = model.backend, env.num_threads()
+    on_device = backend.used_memory()
     peak = memory.above_start() if on_device is None else on_device
-    on_cpu = model.backend.name == "numpy"
     return Report(
         model=model.source,
         architecture=model.config.model_type,
@@ -161,12 +163,12 @@ def bench(
         parameters=model.parameter_count,
         weight_bytes=model.weight_bytes,
         step_weight_bytes=_step_weight_bytes(model),
-        backend=model.backend.device,
+        backend=backend.device,
         threads=threads,
         load_seconds=load_seconds,
         peak_bytes=peak,
-        compiled_kernels=_compiled_kernels(),
-        read_bandwidth=read_bandwidth(threads) if on_cpu else model.backend.memory_bandwidth(),
+        compiled_kernels=backend.compiled_kernels,
+        read_bandwidth=backend.memory_bandwidth() or read_bandwidth(threads),
         versions=versions(),
         rows=rows,
     )
@@ -228,20 +230,19 @@ class _Case:
         return time.perf_counter() - captured, captured - start
 
     def _step_cost(self, count: int) -> StepCost | None:
-        if self._runner.backend.name != "numpy":
+        timed = self._runner.backend.timed_kernels()
+        if timed is None:
             return None
-        with _NativeClock() as clock:
-            decoder = self._decoder(count + 1, 0)
-            decoder.step()  # captured with the clock in place
-            clock.seconds = 0.0
+        decoder = self._decoder(count + 1, 0)
+        decoder.step()
+        with timed as clock:
             start = time.perf_counter()
             for _ in range(count):
                 decoder.step()
             seconds = (time.perf_counter() - start) / count
         calls = decoder.calls()
         in_numpy = sum(call.startswith("numpy ") for call in calls)
-        outside = seconds - clock.seconds / count
-        return StepCost(seconds, outside, len(calls) - in_numpy, in_numpy)
+        return StepCost(seconds, seconds - clock.seconds / count, len(calls) - in_numpy, in_numpy)
 
     def _decoder(self, steps: int, run_ahead: int) -> Decoder:
         B = self._batch
@@ -264,45 +265,15 @@ class _Case:
         return Sampler(self._runner.backend, greedy, [[]] * self._batch, self._vocab)
 
 
-class _NativeClock:
-    """While entered, adds up the seconds of native calls of programs captured meanwhile."""
-
-    seconds = 0.0
-
-    def __enter__(self) -> _NativeClock:
-        from boostr.backends.numpy.runtime import jit, threads
-
-        self._pool = threads.pool() if jit.available() else None
-        if self._pool is not None:
-            self._run_at = self._pool.run_at
-            self._pool.run_at = self._timed
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._pool is not None:
-            del self._pool.run_at  # the instance's; the method of the class is back
-
-    def _timed(self, address: int, count: int) -> None:
-        start = time.perf_counter()
-        self._run_at(address, count)
-        self.seconds += time.perf_counter() - start
-
-
-def _check_context(model: LanguageModel, plan: Plan) -> None:
+def _check_context(model: LanguageModel, workload: Workload) -> None:
     context = model.config.max_position_embeddings
-    for prompt, generate, depth, _ in plan.cases():
+    for prompt, generate, depth, _ in workload.cases():
         need = depth + max(prompt, generate + 1)
         if need > context:
             raise OptionError(
                 f"bench: {f'pp{prompt}' if prompt else f'tg{generate}'} at depth {depth} needs "
                 f"{need} positions, the model's context holds {context}"
             )
-
-
-def _compiled_kernels() -> int:
-    from boostr.backends.numpy.runtime import jit
-
-    return jit.compiled
 
 
 def _step_weight_bytes(model: LanguageModel) -> int:
