@@ -105,10 +105,7 @@ def _decoded(h: Tensor, weight: Plain) -> Tensor:
 def _rows(weight: Plain, start: int, stop: int) -> Plain:
     if (start, stop) == (0, weight.shape[0]):
         return weight
-    if isinstance(weight, Tensor):
-        return weight[start:stop]
-    parts = {name: part[start:stop] for name, part in weight.parts.items()}
-    return QuantizedTensor(weight.scheme, (stop - start, weight.shape[1]), parts)
+    return weight[start:stop] if isinstance(weight, Tensor) else weight.rows(start, stop)
 
 
 def _float(weight: Plain) -> Tensor:
@@ -117,7 +114,7 @@ def _float(weight: Plain) -> Tensor:
 
 def _w8a8(h: Tensor, weight: QuantizedTensor) -> Tensor:
     values, scales = quantize_rows(h)
-    exact = core.cast(values, dtypes.int32) @ core.cast(weight.parts["values"], dtypes.int32).T
+    exact = core.cast(values, dtypes.int32) @ core.cast(weight.parts["codes"], dtypes.int32).T
     return core.cast(exact, h.dtype) * scales * weight.parts["scales"].reshape(1, -1)
 
 

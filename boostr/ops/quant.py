@@ -6,7 +6,7 @@ from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops import core
-from boostr.quant.scheme import QuantizedTensor, Scheme, parse_scheme
+from boostr.quant.scheme import QuantizedTensor, parse_scheme
 from boostr.tensor import Tensor
 
 
@@ -22,12 +22,12 @@ def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
     if w.ndim != 2 or not dtypes.is_float(w.dtype):
         raise ShapeError(f"quantize: w must be a float [N, K], got {w.dtype}{list(w.shape)}")
     N, K = w.shape
-    values, scales = _quantize(w, chosen.group_size or max(K, 1))
-    return QuantizedTensor(chosen, (N, K), {"values": values, "scales": scales})
+    codes, scales = _quantize(w, chosen.group_size or max(K, 1))
+    return QuantizedTensor(chosen, (N, K), {"codes": codes, "scales": scales})
 
 
 def dequantize(w: QuantizedTensor, dtype: object = "float32") -> Tensor:
-    """The weight [N, K] as floats of `dtype` (float32, float16 or bfloat16)."""
+    """The weight (of its own shape) as floats of `dtype` (float32, float16 or bfloat16)."""
     wanted = dtypes.parse(dtype)
     if not dtypes.is_float(wanted):
         raise DTypeError(f"dequantize: dtype must be a float, got {wanted}")
@@ -61,46 +61,45 @@ def _quantize_composite(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize_composite(w: QuantizedTensor, dtype) -> Tensor:
-    if w.scheme.is_block:
-        return core.cast(_BLOCKS[w.scheme.name](w), dtype)
-    values = core.cast(w.parts["values"], dtypes.float32)
-    return core.cast(values * _spread(w.parts["scales"], w.scheme, w.shape[1]), dtype)
+    """w = scale · (code - zero) + offset: what every scheme means."""
+    parts, K = w.parts, w.shape[-1]
+    codes = core.cast(parts["codes"] if w.scheme.bits == 8 else _unpacked(w), dtypes.float32)
+    if w.scheme.zero:
+        codes = codes - w.scheme.zero
+    scales = core.cast(parts["scales"], dtypes.float32)
+    if "supers" in parts:
+        scales = scales * _spread(parts["supers"], w.scheme.super_size // w.scheme.group_size)
+    values = codes * _spread(scales, w.scheme.group_size, K)
+    if "offsets" in parts:
+        offsets = core.cast(parts["offsets"], dtypes.float32)
+        values = values + _spread(offsets, w.scheme.group_size, K)
+    return core.cast(values, dtype)
 
 
-def _spread(scales: Tensor, scheme: Scheme, K: int) -> Tensor:
-    """Scales [N, G] repeated for each input of their group: [N, K] (or [N, 1] for a whole row)."""
-    if not scheme.group_size:
+def _spread(scales: Tensor, group: int, K: int | None = None) -> Tensor:
+    """[..., G] repeated for each of `group` columns, cut to K; as it is for a whole row (0)."""
+    if not group:
         return scales
-    N, G = scales.shape
-    wide = scales.unsqueeze(2).broadcast_to(N, G, scheme.group_size)
-    return wide.reshape(N, G * scheme.group_size)[:, :K]
+    *lead, G = scales.shape
+    wide = scales.unsqueeze(-1).broadcast_to(*lead, G, group).reshape(*lead, G * group)
+    return wide if K is None else wide[..., :K]
 
 
-def _blocks(w: QuantizedTensor) -> Tensor:
-    """uint8 [N, K/32, bytes of a block]."""
-    N, K = w.shape
-    return w.parts["blocks"].reshape(N, K // 32, w.scheme.block_bytes)
+def _unpacked(w: QuantizedTensor) -> Tensor:
+    """Codes uint8 of fewer than 8 bits, one an element, in w's shape."""
+    codes = _plane(w.parts["codes"], 4)
+    if "high" in w.parts:
+        codes = codes | (_plane(w.parts["high"], w.scheme.bits - 4) << 4)
+    return codes.reshape(*w.shape)
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
-    """The f16 number at byte `at` of each block, as float32 [N, K/32, 1]."""
-    two = core.contiguous(blocks[:, :, at : at + 2])
-    return core.cast(core.bitcast(two, dtypes.float16), dtypes.float32)
+def _plane(plane: Tensor, bits: int) -> Tensor:
+    """Byte i of the 4·bits that 32 inputs take holds inputs i, i + 4·bits, ... from its low bits
+    up: uint8 [inputs / 32, 32]."""
+    groups = plane.reshape(-1, 4 * bits)
+    fields = [groups >> shift for shift in range(0, 8, bits)]
+    return core.concat(fields, 1) & (1 << bits) - 1
 
 
-def _q8_0(w: QuantizedTensor) -> Tensor:
-    blocks = _blocks(w)
-    q = core.bitcast(core.contiguous(blocks[:, :, 2:]), dtypes.int8)
-    return (_half(blocks, 0) * core.cast(q, dtypes.float32)).reshape(w.shape)
-
-
-def _q4_1(w: QuantizedTensor) -> Tensor:
-    blocks = _blocks(w)
-    packed = blocks[:, :, 4:]
-    q = core.cast(core.concat([packed & 15, packed >> 4], 2), dtypes.float32)
-    return (_half(blocks, 0) * q + _half(blocks, 2)).reshape(w.shape)
-
-
-_BLOCKS = {"q8_0": _q8_0, "q4_1": _q4_1}
 _quantize = Op("quantize", _quantize_composite)
 _dequantize = Op("dequantize", _dequantize_composite)

@@ -1,0 +1,39 @@
+"""Codes of fewer than 8 bits as planes and back; the layout is in `boostr.quant.scheme`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from boostr.quant.scheme import PACK
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
+    """The planes `codes` (and `high`) of uint8 codes [N, K], K a multiple of 32."""
+    N, K = codes.shape
+    groups = codes.reshape(N, K // PACK, PACK)
+    parts = {"codes": _packed(groups & 15, 4)}
+    if bits > 4:
+        parts["high"] = _packed(groups >> 4, bits - 4)
+    return parts
+
+
+def unpack_codes(parts: Mapping[str, np.ndarray], bits: int) -> np.ndarray:
+    """The codes uint8 [N, K] that `pack_codes` packed."""
+    codes = _unpacked(parts["codes"], 4)
+    return codes | _unpacked(parts["high"], bits - 4) << 4 if bits > 4 else codes
+
+
+def _packed(groups: np.ndarray, bits: int) -> np.ndarray:
+    """Byte i of a group holds inputs i, i + s, i + 2s, ..., s = 4·bits, from its low bits up."""
+    N, G, _ = groups.shape
+    parts = groups.reshape(N, G, 8 // bits, 4 * bits)
+    shifted = parts << np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return np.bitwise_or.reduce(shifted, 2).reshape(N, -1)
+
+
+def _unpacked(plane: np.ndarray, bits: int) -> np.ndarray:
+    N = len(plane)
+    parts = plane.reshape(N, -1, 1, 4 * bits) >> np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return (parts & (1 << bits) - 1).reshape(N, -1)
