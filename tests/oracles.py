@@ -245,24 +245,6 @@ def linear(x, weight, bias=None):
     return x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def dequantize_q8_0(raw):
-    """GGML Q8_0, uint8 [N, 34 n] -> [N, 32 n]: f16 d, int8 q[32]; w = d q. ggml-common.h"""
-    b = np.asarray(raw).reshape(len(raw), -1, 34)
-    w = b[..., :2].copy().view(np.float16).astype(F64) * b[..., 2:].copy().view(np.int8)
-    return w.reshape(len(raw), -1)
-
-
-def dequantize_q4_1(raw):
-    """GGML Q4_1, uint8 [N, 20 n] -> [N, 32 n]: f16 d, f16 m, 16 bytes; w = d q + m. ggml-common.h
-
-    Byte i holds element i in its low nibble and element i + 16 in its high one.
-    """
-    b = np.asarray(raw).reshape(len(raw), -1, 20)
-    d, m = (b[..., i : i + 2].copy().view(np.float16).astype(F64) for i in (0, 2))
-    q = np.concatenate([b[..., 4:] & 15, b[..., 4:] >> 4], axis=-1)
-    return (d * q + m).reshape(len(raw), -1)
-
-
 def quantize_int8(w, group=None):
     """Symmetric int8 along the last axis -> q int8 [N, K], scale f32 [N, ceil(K / group)].
 

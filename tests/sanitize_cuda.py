@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
+from packed import draw
 
 from boostr import Tensor, backends, dtypes, ops
 from boostr.nn import fusion
@@ -73,20 +74,15 @@ def heads() -> None:
 
 
 def packed(N: int, K: int) -> list[QuantizedTensor]:
-    made = [ops.quantize(normal(N, K), s) for s in
-            ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")]  # fmt: skip
-    for name in ("q8_0", "q4_1"):
-        if K % 32 == 0:
-            raw = RNG.integers(0, 120, (N, K // 32 * SCHEMES[name].block_bytes)).astype(np.uint8)
-            parts = {"blocks": Tensor(raw, backend=gpu())}
-            made.append(QuantizedTensor(SCHEMES[name], (N, K), parts))
-    return made
+    """A weight of every scheme that can have K inputs."""
+    fit = [name for name, scheme in SCHEMES.items() if K % scheme.multiple == 0]
+    return [draw(gpu(), RNG, name, N, K)[0] for name in fit]
 
 
 @family
 def products() -> None:
     for dtype in FLOATS:
-        for N, K in ((33, 64), (130, 96), (7, 37)):
+        for N, K in ((33, 64), (130, 96), (7, 37), (9, 512)):
             weights = [normal(N, K, dtype=d) for d in FLOATS] + packed(N, K)
             for M in (1, 3, 8, 17, 70, 129):
                 x, r = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype)
@@ -99,7 +95,7 @@ def tables() -> None:
     ids = ints([0, 32, 5])
     for w in [normal(33, 64, dtype=d, grad=True) for d in FLOATS]:
         ops.embedding(ids, w).sum().backward()
-    for w in packed(33, 64):
+    for w in packed(33, 64) + packed(33, 256):
         ops.embedding(ids, w, "bfloat16")
         ops.dequantize(w)
 

@@ -7,6 +7,7 @@ the GGML reference, ggml-common.h and ggml-quants.c.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class BlockType:
 def planes(kind: str, rows: np.ndarray) -> Parts:
     """The parts of rows uint8 [N, bytes] of a GGUF type such as "Q4_0"."""
     block = BLOCK_TYPES[kind]
-    return block.read(rows.reshape(len(rows), -1, block.nbytes))
+    return block.read(rows.reshape(len(rows), rows.shape[1] // block.nbytes, block.nbytes))
 
 
 def blocks(kind: str, parts: Parts) -> np.ndarray:
@@ -47,12 +48,17 @@ def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
 def _joined(G: int, *fields: np.ndarray) -> np.ndarray:
     """Rows of G blocks, the fields of each block one after another: uint8 [N, bytes]."""
     N = len(fields[0])
-    parts = [np.ascontiguousarray(f).view(np.uint8).reshape(N, G, -1) for f in fields]
-    return np.concatenate(parts, 2).reshape(N, -1)
+    parts = [np.ascontiguousarray(f).view(np.uint8) for f in fields]
+    return _flat(np.concatenate([_flat(p).reshape(N, G, _width(p) // G) for p in parts], 2))
 
 
 def _flat(field: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(field).reshape(len(field), -1)
+    return np.ascontiguousarray(field).reshape(len(field), _width(field))
+
+
+def _width(field: np.ndarray) -> int:
+    """Elements of a row; also where there are no rows."""
+    return math.prod(field.shape[1:])
 
 
 def _read_q8_0(b: np.ndarray) -> Parts:

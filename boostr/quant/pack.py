@@ -30,10 +30,13 @@ def _packed(groups: np.ndarray, bits: int) -> np.ndarray:
     N, G, _ = groups.shape
     parts = groups.reshape(N, G, 8 // bits, 4 * bits)
     shifted = parts << np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return np.bitwise_or.reduce(shifted, 2).reshape(N, -1)
+    return np.bitwise_or.reduce(shifted, 2).reshape(N, G * 4 * bits)
 
 
 def _unpacked(plane: np.ndarray, bits: int) -> np.ndarray:
-    N = len(plane)
-    parts = plane.reshape(N, -1, 1, 4 * bits) >> np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return (parts & (1 << bits) - 1).reshape(N, -1)
+    N, size = plane.shape
+    parts = (
+        plane.reshape(N, size // (4 * bits), 1, 4 * bits)
+        >> np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    )
+    return (parts & (1 << bits) - 1).reshape(N, size * 8 // bits)

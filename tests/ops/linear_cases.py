@@ -6,34 +6,28 @@ from typing import Any
 
 import numpy as np
 import oracles
+import packed
 from draws import normal
-from ops.test_quant import BLOCKS, draw_blocks, group_of, packed
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dtypes
-from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+from boostr.quant.scheme import QuantizedTensor
 
-FORMS = ("float", *QUANTIZABLE, *BLOCKS)
+FORMS = ("float", *packed.FORMS)
 
 
 def weight(backend, rng, form: str, N: int, K: int, dtype: str, scale: float = 1.0) -> Any:
-    """(a weight of that form, its values in float64)."""
+    """(a weight of that form, its values in float64); K as `packed.fitted` gives it."""
     if form == "float":
         w = normal(rng, (N, K), dtype, scale)
         return Tensor(w, backend=backend), w.astype(np.float64)
-    if form in BLOCKS:
-        raw = draw_blocks(rng, form, N, K)
-        return packed(backend, form, raw, K), BLOCKS[form](raw)
-    q, s = oracles.quantize_int8(normal(rng, (N, K), scale=scale), group_of(form))
-    parts = {"values": Tensor(q, backend=backend), "scales": Tensor(s, backend=backend)}
-    truth = oracles.dequantize_int8(q, s, group_of(form))
-    return QuantizedTensor(SCHEMES[form], (N, K), parts), truth
+    return packed.draw(backend, rng, form, N, K, scale)
 
 
 def product(x: np.ndarray, w: Any, truth: np.ndarray) -> np.ndarray:
     """What `linear` should give, float64."""
     if isinstance(w, QuantizedTensor) and w.scheme.activations_int8:
-        q, s = (w.parts[name].numpy() for name in ("values", "scales"))
+        q, s = (w.parts[name].numpy() for name in ("codes", "scales"))
         return oracles.linear_w8a8(x.astype(np.float32), q, s)
     return x.astype(np.float64) @ truth.T
 

@@ -3,6 +3,7 @@
 import numpy as np
 import oracles
 import oracles_rows
+import packed
 import pytest
 from conftest import holding
 from draws import leaves, normal, refused, tensors
@@ -13,7 +14,7 @@ from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops.embedding import embedding
 from boostr.ops.quant import dequantize, quantize
-from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+from boostr.quant.scheme import QUANTIZABLE
 
 IDS = [np.array(v, np.int32) for v in ([3, 0, 3, 9], [], [9])]
 
@@ -35,13 +36,13 @@ def test_int8(scheme, backend, rng):
     np.testing.assert_array_equal(got.numpy(), dequantize(w).numpy()[IDS[0]])
 
 
-@pytest.mark.parametrize("scheme", ["q8_0", "q4_1"])
+@pytest.mark.parametrize("scheme", packed.BLOCKS)
 def test_blocks(scheme, backend, rng):
-    raw = rng.integers(0, 60, (10, 2 * SCHEMES[scheme].block_bytes)).astype(np.uint8)
-    w = QuantizedTensor(SCHEMES[scheme], (10, 64), {"blocks": Tensor(raw, backend=backend)})
-    got = embedding(Tensor(IDS[0], backend=backend), w, "float32")
-    want = getattr(oracles, f"dequantize_{scheme}")(raw)[IDS[0]]
-    assert_close(got.numpy(), want, dtype="float32", reduce=1)
+    w, truth = packed.draw(backend, rng, scheme, 12, 512)
+    for table, want in ((w, truth), (w.rows(1, 11), truth[1:11])):
+        got = embedding(Tensor(IDS[0], backend=backend), table, "float32")
+        # products with a scale are exact; an offset rounds once
+        assert_close(got.numpy(), want[IDS[0]], dtype="float32", reduce=1)
 
 
 def test_gradient(backend64, rng):

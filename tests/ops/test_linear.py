@@ -4,6 +4,7 @@ from importlib import import_module
 
 import numpy as np
 import oracles
+import packed
 import pytest
 from draws import leaves, normal, refused, strided, tensors
 from tolerance import assert_close, rms
@@ -13,14 +14,14 @@ from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops.linear import linear
 from boostr.ops.quant import quantize
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.quant.scheme import SCHEMES
 
 SHAPES = [(1, 64, 64), (3, 96, 33), (17, 576, 48), (0, 32, 8), (2, 1, 1), (5, 100, 7)]
 GROUPED = ("int8", "int8-g32", "int8-g64", "int8-g128")
 
 
 def decoded(scheme, parts):
-    q, s = (parts[name].numpy() for name in ("values", "scales"))
+    q, s = (parts[name].numpy() for name in ("codes", "scales"))
     return oracles.dequantize_int8(q, s, SCHEMES[scheme].group_size or None)
 
 
@@ -93,22 +94,35 @@ def test_w8a8(shape, backend, rng):
     x, b = normal(rng, (T, K)), normal(rng, (N,))
     w = quantize(Tensor(normal(rng, (N, K)), backend=backend), "w8a8")
     got = linear(Tensor(x, backend=backend), w, Tensor(b, backend=backend))
-    q, scale = (w.parts[name].numpy() for name in ("values", "scales"))
+    q, scale = (w.parts[name].numpy() for name in ("codes", "scales"))
     # integer sums are exact: what is left is the rounding of three float32 products and a sum
     assert_close(got.numpy(), oracles.linear_w8a8(x, q, scale, b), dtype="float32", reduce=1)
 
 
-@pytest.mark.parametrize("scheme", ["q8_0", "q4_1"])
-@pytest.mark.parametrize("shape", [(1, 64, 8), (7, 576, 33), (0, 32, 4)], ids=str)
-def test_blocks(shape, scheme, backend, rng):
-    T, K, N = shape
-    blocks = rng.integers(0, 256, (N, K // 32, SCHEMES[scheme].block_bytes)).astype(np.uint8)
-    for at in (0, 2) if scheme == "q4_1" else (0,):
-        blocks[:, :, at : at + 2] = normal(rng, (N, K // 32, 1), "float16", 0.02).view(np.uint8)
-    raw, x = blocks.reshape(N, -1), normal(rng, (T, K))
-    truth = getattr(oracles, f"dequantize_{scheme}")(raw)
-    w = QuantizedTensor(SCHEMES[scheme], (N, K), {"blocks": Tensor(raw, backend=backend)})
-    close(linear(Tensor(x, backend=backend), w), oracles.linear(x, truth), x, truth, "float32")
+@pytest.mark.parametrize("scheme", packed.BLOCKS)
+@pytest.mark.parametrize("shape", [(1, 64, 8), (2, 256, 5), (7, 576, 33), (0, 32, 4)], ids=str)
+def test_blocks(shape, scheme, backend, dtype, rng):
+    T, K, N = shape[0], packed.fitted(scheme, shape[1]), shape[2]
+    x, b = normal(rng, (T, K), dtype), normal(rng, (N,))
+    w, truth = packed.draw(backend, rng, scheme, N, K)
+    want = oracles.linear(x.astype(np.float64), truth, b)
+    got = linear(Tensor(x, backend=backend), w, Tensor(b, backend=backend))
+    precision = "float32" if dtype == "float64" else dtype
+    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth) + 1)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+@pytest.mark.parametrize("scheme", packed.FORMS)
+def test_slices_of_a_packed_weight(scheme, T, backend, rng):
+    """Some rows, and the columns from one cut on: parts that do not begin where memory does."""
+    unit = SCHEMES[scheme].unit
+    w, truth = packed.draw(backend, rng, scheme, 20, 2 * unit + 256)
+    x = normal(rng, (T, unit + 256))
+    if scheme == "w8a8":
+        truth = oracles.dequantize_int8(*(w.parts[n].numpy() for n in ("codes", "scales")))
+        x = oracles.dequantize_int8(*oracles.quantize_int8(x)).astype(np.float32)
+    part, truth = w.rows(3, 18).columns(unit, 2 * unit + 256), truth[3:18, unit:]
+    close(linear(Tensor(x, backend=backend), part), oracles.linear(x, truth), x, truth, "float32")
 
 
 def test_gradient(backend64, rng):

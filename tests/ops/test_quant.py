@@ -2,8 +2,10 @@
 
 import numpy as np
 import oracles
+import packed
 import pytest
 from draws import normal, refused, strided
+from packed import BLOCKS, draw, fitted, group_of, stack
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
@@ -12,25 +14,6 @@ from boostr.ops.quant import dequantize, quantize, quantize_rows
 from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor, parse_scheme
 
 SHAPES = [(3, 128), (2, 100), (1, 7), (4, 65), (0, 32), (2, 0)]
-BLOCKS = {"q8_0": oracles.dequantize_q8_0, "q4_1": oracles.dequantize_q4_1}
-
-
-def group_of(scheme):
-    return SCHEMES[scheme].group_size or None
-
-
-def draw_blocks(rng, scheme, N, K):
-    """Blocks of random bytes whose f16 numbers are of a usual size."""
-    blocks = rng.integers(0, 256, (N, K // 32, SCHEMES[scheme].block_bytes)).astype(np.uint8)
-    for at in (0, 2) if scheme == "q4_1" else (0,):
-        d = normal(rng, (N, K // 32, 1), "float16", 0.05)
-        blocks[:, :, at : at + 2] = d.view(np.uint8)
-    return blocks.reshape(N, -1)
-
-
-def packed(backend, scheme, raw, K):
-    part = Tensor(raw, backend=backend)
-    return QuantizedTensor(SCHEMES[scheme], (len(raw), K), {"blocks": part})
 
 
 @pytest.mark.parametrize("scheme", QUANTIZABLE)
@@ -39,11 +22,11 @@ def test_quantize(shape, scheme, backend, dtype, rng):
     w = normal(rng, shape, dtype)
     got = quantize(Tensor(strided(w) if w.size else w, backend=backend), scheme)
     if shape[1] == 0:
-        assert got.parts["values"].shape == shape
+        assert got.parts["codes"].shape == shape
         return
     q, scale = oracles.quantize_int8(w, group_of(scheme))
     assert got.shape == shape and got.scheme.name == scheme
-    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["codes"].numpy(), q)
     np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
 
 
@@ -64,14 +47,14 @@ def test_zero_and_extreme_rows(backend):
     w[1, 5], w[2] = -3e38, np.linspace(-1e-35, 1e-35, 64)  # its scale is above the denormals
     got = quantize(Tensor(w, backend=backend), "int8-g32")
     q, scale = oracles.quantize_int8(w, 32)
-    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["codes"].numpy(), q)
     np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
-    assert got.parts["values"].numpy()[0].max() == 0
+    assert got.parts["codes"].numpy()[0].max() == 0
 
 
 def test_halves_round_to_even(backend):
     w = np.array([[127, 0.5, 1.5, -0.5, -2.5]], np.float32)
-    got = quantize(Tensor(w, backend=backend), "int8").parts["values"]
+    got = quantize(Tensor(w, backend=backend), "int8").parts["codes"]
     assert got.tolist() == [[127, 0, 2, 0, -2]]
 
 
@@ -86,17 +69,30 @@ def test_quantize_rows(backend, rng):
 @pytest.mark.parametrize("wanted", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scheme", BLOCKS)
 def test_blocks(scheme, wanted, backend, rng):
-    raw = draw_blocks(rng, scheme, 5, 96)
-    got = dequantize(packed(backend, scheme, raw, 96), wanted)
-    assert got.dtype == dtypes.parse(wanted)
-    assert_close(got.numpy(), BLOCKS[scheme](raw), dtype=wanted, reduce=1)
+    for K in {fitted(scheme, 32), fitted(scheme, 96), 512}:
+        w, truth = draw(backend, rng, scheme, 5, K)
+        got = dequantize(w, wanted)
+        assert got.dtype == dtypes.parse(wanted)
+        assert_close(got.numpy(), truth, dtype=wanted, reduce=1)
+
+
+@pytest.mark.parametrize("scheme", packed.FORMS)
+def test_stacks_and_slices(scheme, backend, rng):
+    unit = SCHEMES[scheme].unit
+    w, truth = stack(backend, rng, scheme, 3, 7, 3 * unit)
+    assert_close(dequantize(w).numpy(), truth, dtype="float32", reduce=1)
+    cases = [(w.expert(1), truth[1]), (w.expert(2).rows(2, 6), truth[2, 2:6])]
+    cases += [(w.expert(0).columns(unit, 3 * unit), truth[0, :, unit:])]
+    for part, want in cases:
+        assert part.shape == want.shape
+        assert_close(dequantize(part).numpy(), want, dtype="float32", reduce=1)
 
 
 def test_described(backend, rng):
     w = quantize(Tensor(normal(rng, (4, 64)), backend=backend), "int8-g32")
     assert w.nbytes == 4 * 64 + 4 * 2 * 4 and w.backend is backend
     assert repr(w) == "QuantizedTensor(int8-g32, shape=[4, 64])"
-    assert w.to(backend).parts["values"] is w.parts["values"]
+    assert w.to(backend).parts["codes"] is w.parts["codes"]
 
 
 def test_refuses(rng):
@@ -112,7 +108,7 @@ def test_refuses(rng):
     with refused(DTypeError, "dequantize", "float", "int8"):
         dequantize(quantize(w, "int8"), "int8")
     q = quantize(w, "int8").parts
-    with refused(ShapeError, "int8-g32", "(2, 2)", "(2, 1)"):
+    with refused(ShapeError, "int8-g32", "float32[2, 2]", "float32[2, 1]"):
         QuantizedTensor(SCHEMES["int8-g32"], (2, 64), q)
     with refused(ShapeError, "q8_0", "multiple of 32", "33"):
         QuantizedTensor(SCHEMES["q8_0"], (2, 33), q)

@@ -11,6 +11,7 @@ import oracles
 import pytest
 from draws import every, large, normal
 from ops import linear_cases
+from packed import BLOCKS, fitted
 from tolerance import assert_close, dtype_name, rms
 
 from boostr import Tensor
@@ -57,6 +58,7 @@ def close(backend, actual, reference, dtype, form, K, scale, c=None, message="")
 def check_product(backend, rng, form, dtype, M, N, K, *, norm=False, out=None, **chosen):
     """chosen: plan (cupy) or tile (wgpu)."""
     gemv, offset = kernels(backend), (0.5,) if backend.name == "cupy" else ()
+    K = fitted(form, K)
     w, values = weight(backend, rng, form, N, K)
     x, bias, residual = (normal(rng, s, dtype) for s in ((M, K), (N,), (M, N)))
     vector = normal(rng, K, scale=0.3) + 1
@@ -101,7 +103,7 @@ def test_every_x(gpu, rng, form, dtype, N, K):
     check_product(gpu, rng, form, dtype, 2, N, K, norm=True)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f not in ("q8_0", "q4_1")])
+@pytest.mark.parametrize("form", [f for f in FORMS if f not in BLOCKS])
 @pytest.mark.parametrize("K", (1, large(7), large(33), 200, large(577), large(1000)))
 def test_rows_off_16_bytes(gpu, rng, form, K):
     check_product(gpu, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)
@@ -132,7 +134,7 @@ def test_views(gpu, rng):
 
 
 def check_gated(backend, rng, form, act, M, F, K, **chosen):
-    gemv = kernels(backend)
+    gemv, K = kernels(backend), fitted(form, K)
     x, norm = normal(rng, (M, K), "bfloat16"), rng.random(K).astype(np.float32)
     (g, gate), (u, upper) = (weight(backend, rng, form, F, K) for _ in range(2))
     bias = normal(rng, F, "bfloat16")

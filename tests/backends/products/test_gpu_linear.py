@@ -7,6 +7,7 @@ import oracles
 import pytest
 from draws import every, normal, tensors, view
 from ops.linear_cases import FORMS, close, product, turned, weight
+from packed import fitted
 from tolerance import assert_close
 
 from boostr import Tensor, capture
@@ -22,6 +23,7 @@ ODD = [(12, 33, 101), (30, 1, 7), (10, 6, 50), (70, 1, 7), (100, 45, 250)]
 
 def check_linear(backend, rng, form, dtype, M, N, K):
     """The product alone, and with a bias and a residual."""
+    K = fitted(form, K)
     x, b, r = normal(rng, (M, K), dtype), normal(rng, (N,), dtype), normal(rng, (M, N), dtype)
     w, truth = weight(backend, rng, form, N, K, dtype)
     want = product(x, w, truth)

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 from draws import normal, view
-from ops.test_quant import BLOCKS, draw_blocks, group_of, packed
+from packed import BLOCKS, draw, fitted, group_of
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
@@ -15,7 +15,7 @@ from boostr.quant.scheme import QUANTIZABLE
 def same(got, w, scheme):
     q, scale = oracles.quantize_int8(w, group_of(scheme))
     np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
-    np.testing.assert_array_equal(got.parts["values"].numpy(), q)
+    np.testing.assert_array_equal(got.parts["codes"].numpy(), q)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -55,7 +55,7 @@ def test_scales_below_the_normal_numbers(gpu, rng):
     w = normal(rng, (9, 64)) * np.float32(2.0**-121)
     got = quantize(Tensor(w, backend=gpu), "int8-g32")
     q, scale = oracles.quantize_int8(w, 32)
-    scales, values = got.parts["scales"].numpy(), got.parts["values"].numpy()
+    scales, values = got.parts["scales"].numpy(), got.parts["codes"].numpy()
     flushed = (scales == 0) & (scale < np.finfo(np.float32).tiny)
     np.testing.assert_allclose(scales, np.where(flushed, 0, scale), rtol=0, atol=1.5e-45)
     off = values.astype(np.int32) - np.where(np.repeat(flushed, 32, 1), 0, q)
@@ -74,6 +74,5 @@ def test_views(gpu, rng):
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scheme", BLOCKS)
 def test_blocks(scheme, wanted, gpu, rng):
-    raw = draw_blocks(rng, scheme, 7, 96)
-    got = dequantize(packed(gpu, scheme, raw, 96), wanted)
-    assert_close(got.numpy(), BLOCKS[scheme](raw), dtype=wanted, reduce=1)
+    w, truth = draw(gpu, rng, scheme, 7, fitted(scheme, 96))
+    assert_close(dequantize(w, wanted).numpy(), truth, dtype=wanted, reduce=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import oracles
 import oracles_rows
+import packed
 import pytest
 from draws import normal, tensors, view
 from tolerance import assert_close
@@ -11,7 +12,7 @@ from boostr import Tensor, dtypes
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import _embedding_backward, embedding
 from boostr.ops.quant import dequantize
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.quant.scheme import SCHEMES
 
 FLOATS = ("float32", "float16", "bfloat16")
 floats = pytest.mark.parametrize("dtype", FLOATS)
@@ -33,27 +34,11 @@ def test_embedding(E, stored, dtype, gpu, rng):
         np.testing.assert_array_equal(got, w[ids].astype(dtypes.parse(dtype)))
 
 
-def packed(backend, scheme, V, K, rng):
-    """(a quantized table, its values)."""
-    if SCHEMES[scheme].is_block:
-        raw = rng.integers(0, 60, (V, K // 32 * SCHEMES[scheme].block_bytes)).astype(np.uint8)
-        parts = {"blocks": Tensor(raw, backend=backend)}
-        want = getattr(oracles, f"dequantize_{scheme}")(raw)
-        return QuantizedTensor(SCHEMES[scheme], (V, K), parts), want
-    group = SCHEMES[scheme].group_size or None
-    values, scales = oracles.quantize_int8(normal(rng, (V, K)), group)
-    parts = {"values": Tensor(values.astype(np.int8), backend=backend),
-             "scales": Tensor(scales.astype(np.float32), backend=backend)}  # fmt: skip
-    want = oracles.dequantize_int8(values, scales, group)
-    return QuantizedTensor(SCHEMES[scheme], (V, K), parts), want
-
-
 @floats
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("K", (32, 99, 100, 160, 2048))
 def test_packed_weights(K, scheme, dtype, gpu, rng):
-    K = -(-K // 32) * 32 if SCHEMES[scheme].is_block else K
-    w, want = packed(gpu, scheme, 97, K, rng)
+    w, want = packed.draw(gpu, rng, scheme, 97, packed.fitted(scheme, K))
     ids = rng.integers(0, 97, 40).astype(np.int32)
     got = embedding(Tensor(ids, backend=gpu), w, dtype)
     assert_close(got.numpy(), want[ids], dtype=dtype, reduce=1, scale=0.1)

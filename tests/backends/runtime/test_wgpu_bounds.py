@@ -6,9 +6,9 @@ import oracles_rows
 import pytest
 from backends.products.test_gpu_quant import same
 from backends.rows.test_gpu_loss import check_cross_entropy
-from backends.rows.test_gpu_tables import FLOATS, packed
+from backends.rows.test_gpu_tables import FLOATS
 from draws import normal, tensors
-from ops.test_quant import group_of
+from packed import BLOCKS, draw, group_of
 from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
@@ -44,8 +44,8 @@ def test_tables_beyond_a_binding(E, rng):
     with strict_wgpu(binding_bytes=4096) as backend:
         got = embedding(*tensors(backend, ids, w)).numpy()
         np.testing.assert_array_equal(got, w[ids])
-        for scheme in ("int8-g32", "q8_0", "q4_1"):
-            table, want = packed(backend, scheme, 200, 64, rng)
+        for scheme in ("int8-g32", *BLOCKS):
+            table, want = draw(backend, rng, scheme, 200, 256)
             got = embedding(Tensor(ids // 3, backend=backend), table, "float32").numpy()
             assert_close(got, want[ids // 3], dtype="float32", reduce=1, scale=0.1)
     g = normal(rng, (70, E), "bfloat16")

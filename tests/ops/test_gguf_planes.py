@@ -1,0 +1,64 @@
+"""Blocks of GGUF as planes: lossless for any bytes, and what the gguf package decodes."""
+
+import gguf
+import numpy as np
+import packed
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boostr.ops.quant import dequantize
+from boostr.quant.gguf import BLOCK_TYPES, blocks, planes
+from boostr.quant.pack import pack_codes, unpack_codes
+from boostr.quant.scheme import SCHEMES
+
+KINDS = tuple(BLOCK_TYPES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_any_bytes_come_back(kind, data):
+    """Also scales that are NaN, whose bits must not change."""
+    N, G, nbytes = (
+        data.draw(st.integers(0, 3)),
+        data.draw(st.integers(1, 3)),
+        BLOCK_TYPES[kind].nbytes,
+    )
+    size = N * G * nbytes
+    raw = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
+    raw = raw.reshape(N, G * nbytes)
+    np.testing.assert_array_equal(blocks(kind, planes(kind, raw)), raw)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_the_scheme_s(kind, rng):
+    block, N, G = BLOCK_TYPES[kind], 3, 2
+    raw = rng.integers(0, 256, (N, G * block.nbytes)).astype(np.uint8)
+    scheme, K = SCHEMES[block.scheme], G * block.size
+    want = {n: ((N, p.columns(K)), p.dtype) for n, p in scheme.parts.items()}
+    got = planes(kind, raw)
+    assert {name: (part.shape, part.dtype) for name, part in got.items()} == want
+    assert all(part.flags.c_contiguous for part in got.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoded_as_the_gguf_package_does(kind, backend, rng):
+    """Bit for bit: products with scales are exact, and an offset is added in float32 by both."""
+    scheme = BLOCK_TYPES[kind].scheme
+    raw = packed.draw_blocks(rng, scheme, 20, 1024)
+    want = gguf.dequantize(raw, gguf.GGMLQuantizationType[kind])
+    got = dequantize(packed.packed(backend, scheme, raw, 1024)).numpy()
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_codes_lie_where_the_descriptor_says(bits, rng):
+    codes = rng.integers(0, 1 << bits, (2, 96)).astype(np.uint8)
+    parts = pack_codes(codes, bits)
+    np.testing.assert_array_equal(unpack_codes(parts, bits), codes)
+    for k in range(96):
+        group, i = divmod(k, 32)
+        got = parts["codes"][:, 16 * group + i % 16] >> 4 * (i // 16) & 15
+        if bits == 6:
+            got = got | (parts["high"][:, 8 * group + i % 8] >> 2 * (i // 8) & 3) << 4
+        np.testing.assert_array_equal(got, codes[:, k])

@@ -1,0 +1,95 @@
+"""Random weights of every scheme, and what they mean in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracles
+import oracles_gguf
+from draws import normal
+
+from boostr import Tensor
+from boostr.backends import Backend
+from boostr.quant.gguf import BLOCK_TYPES, planes
+from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+
+# schemes that GGUF blocks are read as, and what blocks mean
+BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "q8_0": oracles_gguf.q8_0,
+    "q4_0": oracles_gguf.q4_0,
+    "q4_1": oracles_gguf.q4_1,
+    "q6_k": oracles_gguf.q6_k,
+}
+_HALVES = {"q8_0": [(0, 0.05)], "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)],
+           "q6_k": [(208, 5e-4)]}  # fmt: skip
+FORMS = (*QUANTIZABLE, *BLOCKS)
+
+
+def group_of(scheme: str) -> int | None:
+    return SCHEMES[scheme].group_size or None
+
+
+def fitted(form: str, K: int) -> int:
+    """K, rounded up to a number of inputs that weights of the form may have."""
+    multiple = SCHEMES[form].multiple if form in SCHEMES else 1
+    return -(-K // multiple) * multiple
+
+
+def draw_blocks(rng: np.random.Generator, scheme: str, N: int, K: int) -> np.ndarray:
+    """GGUF blocks uint8 [N, bytes] of random codes.
+
+    Their f16 numbers are of both signs and of a usual size (`_HALVES`: where, how large), but for
+    some that are subnormal and some that are zero.
+    """
+    block = BLOCK_TYPES[scheme.upper()]
+    raw = rng.integers(0, 256, (N, K // block.size, block.nbytes)).astype(np.uint8)
+    for at, scale in _HALVES[scheme]:
+        d = normal(rng, (N, K // block.size, 1), "float16", scale)
+        rare = rng.integers(0, 16, d.shape)
+        d[rare == 0] = 0
+        d[rare == 1] *= np.float16(2**-14)
+        raw[:, :, at : at + 2] = d.view(np.uint8)
+    return raw.reshape(N, -1)
+
+
+def packed(backend: str | Backend, scheme: str, raw: np.ndarray, K: int) -> QuantizedTensor:
+    """The weight [N, K] that blocks uint8 [N, bytes] of GGUF are read as."""
+    return tensor(backend, scheme, (len(raw), K), planes(scheme.upper(), raw))
+
+
+def tensor(
+    backend: str | Backend, scheme: str, shape: tuple[int, ...], parts: dict[str, np.ndarray]
+) -> QuantizedTensor:
+    """A weight of these parts."""
+    tensors = {name: Tensor(part, backend=backend) for name, part in parts.items()}
+    return QuantizedTensor(SCHEMES[scheme], shape, tensors)
+
+
+def draw(
+    backend: str | Backend,
+    rng: np.random.Generator,
+    scheme: str,
+    N: int,
+    K: int,
+    scale: float = 1.0,
+) -> tuple[QuantizedTensor, np.ndarray]:
+    """(a weight [N, K] of the scheme, its values in float64); `scale` is that of int8 weights."""
+    if scheme in BLOCKS:
+        raw = draw_blocks(rng, scheme, N, K)
+        return packed(backend, scheme, raw, K), BLOCKS[scheme](raw)
+    q, s = oracles.quantize_int8(normal(rng, (N, K), scale=scale), group_of(scheme))
+    w = tensor(backend, scheme, (N, K), {"codes": q, "scales": s})
+    return w, oracles.dequantize_int8(q, s, group_of(scheme))
+
+
+def stack(
+    backend: str | Backend, rng: np.random.Generator, scheme: str, X: int, N: int, K: int
+) -> tuple[QuantizedTensor, np.ndarray]:
+    """(a stack [X, N, K] of weights of the scheme, its values in float64)."""
+    made = [draw("numpy", rng, scheme, N, K) for _ in range(X)]
+    parts: dict[str, Any] = {
+        name: np.stack([w.parts[name].numpy() for w, _ in made]) for name in made[0][0].parts
+    }
+    return tensor(backend, scheme, (X, N, K), parts), np.stack([truth for _, truth in made])
