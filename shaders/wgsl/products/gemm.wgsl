@@ -13,16 +13,17 @@
 // FULL: K is whole steps of BK, so that loads need no end. UNROLL: steps of K in the text of
 // the inner loop. GUARD: nothing is done unless `flag` is set (gemm_matrix.wgsl).
 // Limits: N % 4 == 0 (OUT_WHOLE), else y is f32 or SPLIT. The register tile is CUTLASS's.
-# from "gemm_operand.wgsl" import raw_type with context
+# import "gemm_operand.wgsl" as o with context
 # set DOT4 = X == "words"
 # set RESULT = "i32" if DOT4 else "f32"
 # set SHARED = "u32" if DOT4 else "f32"
 # set THREADS = BM // TM * (BN // TN)
-# set XS = ("x", X, X_WHOLE, X_ACROSS, BM, 0)
-# set WS = ("w", W, W_WHOLE, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
-# set SHARE = raw_type(X, X_WHOLE) == raw_type(W, W_WHOLE) and [BM, BN] | max * BK // 8 <= THREADS
+# set X_RAW, W_RAW = o.raw_type(X, X_WHOLE), o.raw_weight(W_WHOLE)
+# set XS = ("x", X_RAW, X_ACROSS, BM, 0)
+# set WS = ("w", W_RAW, W_ACROSS, BN, [THREADS - BN // 4 * BK // 4, 0] | max)
+# set SHARE = X_RAW == W_RAW and [BM, BN] | max * BK // 8 <= THREADS
 # set SCALED_ROWS = DOT4
-# set SCALED_COLUMNS = DOT4 or W == "i8"
+# set SCALED_COLUMNS = o.SCALED_COLUMNS
 # include "gemm_head.wgsl"
 {{ workgroup("xs", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BM // 4) }}
 {{ workgroup("ws", "vec4<" ~ SHARED ~ ">", [STAGES, 1] | max * BK * BN // 4) }}
@@ -44,7 +45,7 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 // each other and 4 side by side: loads of a warp see 8 lines, stores meet in no bank. SHARE: where
 // half of the threads bring x and the others w, both use the same registers.
 # macro declare(side)
-#   set name, form, whole, across, rows, start = side
+#   set name, raw_type, across, rows, start = side
 #   set high, wide = [rows // 4, 8] | min, [BK // 4, 4] | min
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
   let {{name}}_block_{{b}} = t - {{start}}u + {{b * THREADS}}u;
@@ -53,12 +54,12 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
   let {{name}}_quad_{{b}} = ({{name}}_block_{{b}} / {{high}}u % {{wide}}u
                  + {{name}}_block_{{b}} / {{rows // 4 * wide}}u * {{wide}}u) * 4u;
 #     for i in range(4) if name == "x" or not SHARE
-  var {{name}}_{{b}}_{{i}}: {{ raw_type(form, whole) }};
+  var {{name}}_{{b}}_{{i}}: {{ raw_type }};
 #     endfor
 #   endfor
 # endmacro
 # macro fetch(side, length)
-#   set name, form, whole, across, rows, start = side
+#   set name, raw_type, across, rows, start = side
 #   set raw = "x" if SHARE else name
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
 #     if rows // 4 * BK // 4 < THREADS
@@ -81,7 +82,7 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 #   endfor
 # endmacro
 # macro stash(side)
-#   set name, form, whole, across, rows, start = side
+#   set name, raw_type, across, rows, start = side
 #   set raw = "x" if SHARE else name
 #   for b in range([rows // 4 * BK // 4 // THREADS, 1] | max)
 #     if rows // 4 * BK // 4 < THREADS
@@ -89,9 +90,14 @@ fn add_products(a: f32, b: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
 #     else
     {
 #     endif
+#     if name == "w" and o.IN_PLANES
+      let unit = first + w_quad_{{b}};
+      let row = w_first + w_row_{{b}} * 4u;
+#     endif
       let to = {{name}}_stage + {{name}}_quad_{{b}} * {{rows // 4}}u + {{name}}_row_{{b}};
 #     for i in range(4)
-      let v{{i}} = {{name}}_decode({{raw}}_{{b}}_{{i}});
+#       set place = ", min(row + %du, p.N - 1u), unit" % i if name == "w" and o.IN_PLANES
+      let v{{i}} = {{name}}_decode({{raw}}_{{b}}_{{i}}{{ place }});
 #     endfor
 #     for i in range(4)
 #       if across

@@ -3,13 +3,13 @@
 //
 // A thread makes 4 x 4 outputs from 4 + 4 vectors of 4 inputs; 64 threads, 8 x 8 of these.
 // Grid: (M / 32, N / 32, batches x splits). Forms, SPLIT, limits: gemm.wgsl.
-# from "gemm_operand.wgsl" import raw_type with context
 # set DOT4 = X == "words"
 # set RESULT = "i32" if DOT4 else "f32"
 # set SHARED = "u32" if DOT4 else "f32"
 # set SCALED_ROWS = DOT4
 # set FULL = false
-# set SCALED_COLUMNS = DOT4 or W == "i8"
+# import "gemm_operand.wgsl" as o with context
+# set SCALED_COLUMNS = o.SCALED_COLUMNS
 # include "gemm_head.wgsl"
 
 fn dot4(a: vec4<{{SHARED}}>, b: vec4<{{SHARED}}>) -> {{RESULT}} {
@@ -26,7 +26,8 @@ fn dot4(a: vec4<{{SHARED}}>, b: vec4<{{SHARED}}>) -> {{RESULT}} {
       {{name}}_line(k + {{i}}u, batch), {{name}}_at, select(0u, {{length}}, k + {{i}}u < last),
     ));
 #     else
-    let {{name}}{{i}} = {{name}}_decode({{name}}_load({{name}}_line_{{i}}, k, last));
+#       set place = ", w_line_%d, k" % i if name == "w" and o.IN_PLANES
+    let {{name}}{{i}} = {{name}}_decode({{name}}_load({{name}}_line_{{i}}, k, last){{ place }});
 #     endif
 #   endfor
 #   if across

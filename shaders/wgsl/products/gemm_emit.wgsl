@@ -11,7 +11,7 @@ fn emit(slab: u32, m: u32, n: u32, sums: vec4<{{RESULT}}>) {
   v *= x_scale[p.x_scale_offset + m];
 #     endif
 #     if SCALED_COLUMNS
-  v *= w_scale_at4(p.scale_offset + n);
+  v *= w_scales_at4(p.w_scales_base + n);
 #     endif
 #     if BIAS
   let b = p.bias_offset + n;
@@ -46,7 +46,7 @@ fn emit_one(slab: u32, m: u32, n: u32, sum: {{RESULT}}) {
   v *= x_scale[p.x_scale_offset + m];
 #     endif
 #     if SCALED_COLUMNS
-  v *= w_scale[p.scale_offset + n];
+  v *= w_scales[p.w_scales_base + n];
 #     endif
 #     if BIAS
   v += bias_at(p.bias_offset + n);

@@ -1,19 +1,22 @@
 // What products of all shapes share: parameters, operands, and the end of a tile (`emit`).
-# from "gemm_operand.wgsl" import operand with context
+# import "gemm_operand.wgsl" as o with context
 struct Params {
   M: u32, N: u32, K: u32, units: u32, steps: u32, splits: u32,
-  x_offset: u32, x_line: u32, x_batch: u32,
-  w_offset: u32, w_line: u32, w_batch: u32,
-  groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
+  x_base: u32, x_line: u32, x_batch: u32,
+  {{ o.bases("w") }}w_line: u32, w_batch: u32,
+  x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
   out_line: u32, out_column: u32, out_offset: u32,
 }
-{{ operand(0, "x", X, X_WHOLE, FULL and not X_ACROSS) }}
-{{ operand(1, "w", W, W_WHOLE, FULL and not W_ACROSS) }}
-# set next = 3 if W == "i8g" else 2
-# if W == "i8" or DOT4 and not SPLIT
-{{ read(next, "w_scale", "f32") }}
-#   set next = next + 1
+{{ o.operand(0, "x", X, X_WHOLE, FULL and not X_ACROSS) }}
+# if o.IN_PLANES
+{{ o.planes_operand(1, "w", W_WHOLE, FULL) }}
+# else
+{{ o.operand(1, "w", o.W, W_WHOLE, FULL and not W_ACROSS) }}
+#   if DOT4
+{{ read(2, "w_scales", "f32") }}
+#   endif
 # endif
+# set next = 1 + o.PLANES | length
 # if SCALED_ROWS and not (DOT4 and SPLIT)
 {{ read(next, "x_scale", "f32") }}
 #   set next = next + 1

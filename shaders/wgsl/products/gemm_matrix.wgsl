@@ -1,16 +1,18 @@
 // y[M, N] = x · wᵀ on tensor cores (subgroup matrices), f16 products summed in f32.
 //
 // x: f16 [M, K], times x_scale[m] (gemm_matrix_rows.wgsl brings bf16 rows there by powers of two,
-// exactly). w: f16, bf16, i8, i8g, q8_0, q4_1; all but f16 and i8 become f16 by way of w * W_UP
-// (2^7): exact for bf16 between 2^-24 and 2^9, rounded to a multiple of 2^-31 below; where one is
-// beyond, `flag` is set and gemm.wgsl makes the product again. X == "words": int8 in words, exact
-// int32 sums. A workgroup of (BM / WM) (BN / WN) subgroups makes BM x BN, each WM x WN of it in
-// matrices of MM x MN x MK. Both tiles lie in shared memory as lines of BK and 16 bytes that keep
-// the lines of a matrix in different banks; the next tile's words travel behind this one's
-// products. Results pass through the same memory in strips of MM rows. Offsets and strides of
-// loads and stores count what the array holds, here 16 bytes, not numbers of the matrix.
+// exactly). w: f16, bf16, or planes (FORM, planes.wgsl). bf16 and codes with a scale of their group
+// become f16 by way of w * W_UP (2^7): exact for bf16 between 2^-24 and 2^9, rounded to a multiple
+// of 2^-31 below; where one is beyond, `flag` is set and gemm.wgsl makes the product again.
+// X == "words": int8 in words, exact int32 sums. A workgroup of (BM / WM) (BN / WN) subgroups makes
+// BM x BN, each WM x WN of it in matrices of MM x MN x MK. Both tiles lie in shared memory as lines
+// of BK and 16 bytes that keep the lines of a matrix in different banks; the next tile's words
+// travel behind this one's products. Results pass through the same memory in strips of MM rows.
+// Offsets and strides of loads and stores count what the array holds, here 16 bytes, not numbers of
+// the matrix.
 // Grid: (tiles of M, tiles of N, splits); SPLIT, FULL and the end: gemm.wgsl. Limits: K and lines
 // of whole 16 bytes (8 values; 16 for int8), N % 4 == 0.
+# import "planes.wgsl" as planes with context
 # set INTEGERS = X == "words"
 # set RESULT = "i32" if INTEGERS else "f32"
 # set COMPONENT = "i8" if INTEGERS else "f16"
@@ -20,26 +22,30 @@
 # set SUBGROUPS = THREADS // LANES
 # set STRIP = WN // 4 + 1
 # set SCALED_ROWS = INTEGERS or X_SCALED
-# set SCALED_COLUMNS = INTEGERS or W == "i8"
-# set GUARDED = W in ("bf16", "i8g", "q8_0", "q4_1")
+# set IN_PLANES = planes.BITS and not INTEGERS
+# set SCALED_COLUMNS = planes.BITS and not planes.GROUP
+# set GUARDED = FORM.codes == "bf16" or planes.GROUP
 # set W_UP = 128.0 if GUARDED else 1.0
 # set X_UNITS = BM * BK // EACH // THREADS
 # set W_UNITS = BN * BK // EACH // THREADS
 struct Params {
   M: u32, N: u32, K: u32, units: u32, steps: u32, splits: u32,
-  x_offset: u32, x_line: u32, x_batch: u32,
-  w_offset: u32, w_line: u32, w_batch: u32,
-  groups: u32, scale_offset: u32, x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
+  x_base: u32, x_line: u32, x_batch: u32,
+  {{ planes.bases("w") }}w_line: u32, w_batch: u32,
+  x_scale_offset: u32, bias_offset: u32, residual_offset: u32,
   out_line: u32, out_column: u32, out_offset: u32,
 }
 {{ read(0, "x", "u32", 4) }}
-# set W_WIDTH = {"f16": 4, "bf16": 4, "words": 4, "i8": 2, "i8g": 2}.get(W, 1)
-{{ read(1, "w", "u32", W_WIDTH) }}
-# set next = 2
-# if W == "i8g" or SCALED_COLUMNS and not (INTEGERS and SPLIT)
-{{ read(next, "w_scale", "f32") }}
-#   set next = next + 1
+# if IN_PLANES
+{{ planes.decoders(2) }}
+{{ planes.planes(1, "w", "p.K", 2) }}
+# else
+{{ read(1, "w", "u32", 4) }}
+#   if INTEGERS
+{{ read(2, "w_scales", "f32") }}
+#   endif
 # endif
+# set next = 1 + planes.PLANES | length
 # if SCALED_ROWS and not (INTEGERS and SPLIT)
 {{ read(next, "x_scale", "f32") }}
 #   set next = next + 1
@@ -74,58 +80,28 @@ fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
                    pack2x16float(b.xy), pack2x16float(b.zw));
 }
 // Raw words of EACH weights of row `row` from k on, and those as components of matrices.
-# if W in ("f16", "bf16", "words")
-fn w_load(row: u32, k: u32) -> vec4<u32> {
-  return w[(p.w_offset + row * p.w_line + k) / {{EACH}}u];
+# if IN_PLANES
+fn w_load(row: u32, k: u32) -> Raw { return w_raw(row, k); }
+fn w_pack(raw: Raw, row: u32, k: u32) -> vec4<u32> {
+  let b = bytes(raw.q, {{ "raw.h, " if planes.BITS == 6 }}k);
+#   if planes.GROUP
+  let scale = vec4<f32>(w_scale(raw, row, k) * {{ W_UP }});
+  let offset = vec4<f32>({{ "w_offset(raw, row, k) * %f" % W_UP if FORM.offsets }});
+  return pack8(fma(codes(b.x), scale, offset), fma(codes(b.y), scale, offset));
+#   else
+  return pack8(codes(b.x), codes(b.y));
+#   endif
 }
-fn w_pack(raw: vec4<u32>) -> vec4<u32> {
-#   if W == "bf16"
+# else
+alias Raw = vec4<u32>;
+fn w_load(row: u32, k: u32) -> Raw { return w[(p.w_base + row * p.w_line + k) / {{EACH}}u]; }
+fn w_pack(raw: Raw, row: u32, k: u32) -> vec4<u32> {
+#   if FORM.codes == "bf16"
   return pack8(vec4<f32>(unpack_bf16(raw.x), unpack_bf16(raw.y)) * {{W_UP}},
                vec4<f32>(unpack_bf16(raw.z), unpack_bf16(raw.w)) * {{W_UP}});
 #   else
   return raw;
 #   endif
-}
-# elif W in ("i8", "i8g")
-fn w_load(row: u32, k: u32) -> vec4<u32> {
-  let words = w[(p.w_offset + row * p.w_line + k) / 8u];
-#   if W == "i8g"
-  let scale = w_scale[p.scale_offset + row * p.groups + k / {{GROUP}}u];
-  return vec4<u32>(words, bitcast<u32>(scale), 0u);
-#   else
-  return vec4<u32>(words, 0u, 0u);
-#   endif
-}
-fn w_pack(raw: vec4<u32>) -> vec4<u32> {
-  let scale = {{ "bitcast<f32>(raw.z) * %f" % W_UP if W == "i8g" else "1.0" }};
-  return pack8(vec4<f32>(unpack_i8(raw.x)) * scale, vec4<f32>(unpack_i8(raw.y)) * scale);
-}
-# elif W == "q8_0"
-fn w_load(row: u32, k: u32) -> vec4<u32> {
-  let block = p.w_offset + row * p.w_line + k / 32u * 34u;
-  let place = block + 2u + k % 32u;
-  let at = place / 4u;
-  let far = w[(place + 6u) / 4u];
-  let near = vec2<u32>(w[at], w[at + 1u]);
-  let turned = vec2<u32>((near.x >> 16u) | (near.y << 16u), (near.y >> 16u) | (far << 16u));
-  let words = select(near, turned, (place & 2u) != 0u);
-  return vec4<u32>(words, w[block / 4u] >> ((block & 2u) * 8u), 0u);
-}
-fn w_pack(raw: vec4<u32>) -> vec4<u32> {
-  let d = unpack2x16float(raw.z).x * {{W_UP}};
-  return pack8(vec4<f32>(unpack_i8(raw.x)) * d, vec4<f32>(unpack_i8(raw.y)) * d);
-}
-# else
-fn w_load(row: u32, k: u32) -> vec4<u32> {
-  let block = (p.w_offset + row * p.w_line) / 4u + k / 32u * 5u;
-  let at = block + 1u + k % 16u / 4u;
-  let high = (k & 16u) / 4u;
-  return vec4<u32>(w[at] >> high, w[at + 1u] >> high, w[block], 0u);
-}
-fn w_pack(raw: vec4<u32>) -> vec4<u32> {
-  let dm = unpack2x16float(raw.z) * {{W_UP}};
-  return pack8(fma(vec4<f32>(unpack_u8(raw.x & 0x0f0f0f0fu)), vec4<f32>(dm.x), vec4<f32>(dm.y)),
-               fma(vec4<f32>(unpack_u8(raw.y & 0x0f0f0f0fu)), vec4<f32>(dm.x), vec4<f32>(dm.y)));
 }
 # endif
 
@@ -145,7 +121,7 @@ fn w_pack(raw: vec4<u32>) -> vec4<u32> {
     if (k + x_k_{{i}} < last) { x{{i}} = x[x_from_{{i}} + k / {{EACH}}u]; }
 #     endfor
 #     for i in range(W_UNITS)
-    w{{i}} = vec4<u32>();
+    w{{i}} = Raw();
     if (k + w_k_{{i}} < last) { w{{i}} = w_load(w_row_{{i}}, k + w_k_{{i}}); }
 #     endfor
 #   endif
@@ -155,7 +131,7 @@ fn w_pack(raw: vec4<u32>) -> vec4<u32> {
     tiles[x_to_{{i}}] = x{{i}};
 #   endfor
 #   for i in range(W_UNITS)
-    tiles[w_to_{{i}}] = w_pack(w{{i}});
+    tiles[w_to_{{i}}] = w_pack(w{{i}}, w_row_{{i}}, k + w_k_{{i}});
 #   endfor
 # endmacro
 # macro multiply()
@@ -188,7 +164,7 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let x_unit_{{i}} = t + {{i * THREADS}}u;
   let x_k_{{i}} = x_unit_{{i}} % {{BK // EACH}}u * {{EACH}}u;
   let x_to_{{i}} = x_unit_{{i}} / {{BK // EACH}}u * {{LINE}}u + x_unit_{{i}} % {{BK // EACH}}u;
-  let x_from_{{i}} = (p.x_offset + min(m0 + x_unit_{{i}} / {{BK // EACH}}u, p.M - 1u) * p.x_line
+  let x_from_{{i}} = (p.x_base + min(m0 + x_unit_{{i}} / {{BK // EACH}}u, p.M - 1u) * p.x_line
                       + x_k_{{i}}) / {{EACH}}u;
   var x{{i}}: vec4<u32>;
 # endfor
@@ -198,7 +174,7 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let w_to_{{i}} = ({{BM}}u + w_unit_{{i}} / {{BK // EACH}}u) * {{LINE}}u
                    + w_unit_{{i}} % {{BK // EACH}}u;
   let w_row_{{i}} = min(n0 + w_unit_{{i}} / {{BK // EACH}}u, p.N - 1u);
-  var w{{i}}: vec4<u32>;
+  var w{{i}}: Raw;
 # endfor
 # for i in range(WM // MM)
 #   for j in range(WN // MN)

@@ -1,15 +1,20 @@
 // Operands of products: four elements at a time, from any stored form, edges filled with zeros.
 //
-// An operand is a stack of lines of `form` f32, f16, bf16, i8 (int8), i8g (int8 with an f32 scale
-// for each GROUP elements), q8_0, q4_1 (GGUF blocks of 32), or words (int8, four to a u32, whose
-// words count as elements). `whole`: lines begin and end at whole vectors, so that one load takes
-// four elements. Raw words go to registers first and are decoded when they are needed, which keeps
-// global loads in flight behind arithmetic.
+// An operand is a stack of lines of `form` f32, f16, bf16, or words (int8, four to a u32, whose
+// words count as elements); or the weight's lines are its rows in planes (FORM, planes.wgsl).
+// `whole`: lines begin and end at whole vectors, so that one load takes four elements. Raw words go
+// to registers first and are decoded when they are needed, which keeps global loads in flight
+// behind arithmetic.
+# import "planes.wgsl" as planes with context
+# set W = "words" if FORM.rounds_input else FORM.codes
+# set IN_PLANES = planes.BITS and not FORM.rounds_input
+# set PLANES = planes.PLANES
+# set bases = planes.bases
+# set SCALED_COLUMNS = planes.BITS and not planes.GROUP
 
 # macro raw_type(form, whole)
 {%- if form == "words" -%} vec4<u32>
 {%- elif form == "f32" or not whole -%} vec4<f32>
-{%- elif form == "i8" -%} u32
 {%- else -%} vec2<u32>
 {%- endif -%}
 # endmacro
@@ -18,49 +23,13 @@
 // at, end), four raw elements from `at` of it, zeros from `end` on (`full`: the caller keeps before
 // it); NAME_decode(raw).
 # macro operand(binding, name, form, whole, full=false)
-# set stored = {"i8g": "i8", "words": "i8", "q8_0": "u32", "q4_1": "u32"}.get(form, form)
-# set width = 1 if stored == "u32" or not whole else {"words": 4}.get(form, 4 // PER_WORD[stored])
+# set stored = "i8" if form == "words" else form
+# set width = 1 if not whole else {"words": 4}.get(form, 4 // PER_WORD[stored])
 {{ read(binding, name, stored, width) }}
-# if form == "i8g"
-{{ read(binding + 1, name + "_scale", "f32") }}
-fn {{name}}_line(number: u32, batch: u32) -> u32 { return number; }
-# else
 fn {{name}}_line(number: u32, batch: u32) -> u32 {
-  return p.{{name}}_offset + number * p.{{name}}_line + batch * p.{{name}}_batch;
+  return p.{{name}}_base + number * p.{{name}}_line + batch * p.{{name}}_batch;
 }
-# endif
-# if form == "q8_0"
-// line: the row's first byte; `at` counts weights. 34 bytes a block: f16 d, then 32 int8.
-fn {{name}}_load(line: u32, at: u32, end: u32) -> vec2<u32> {
-#   if not full
-  if (at >= end) { return vec2<u32>(0u); }
-#   endif
-  let block = line + (at / 32u) * 34u;
-  let place = block + 2u + at % 32u;
-  let low = {{name}}[place / 4u];
-  let high = {{name}}[(place + 2u) / 4u];
-  let word = select(low, (low >> 16u) | (high << 16u), (place & 2u) != 0u);
-  return vec2<u32>(word, {{name}}[block / 4u] >> ((block & 2u) * 8u));
-}
-fn {{name}}_decode(raw: vec2<u32>) -> vec4<f32> {
-  return unpack2x16float(raw.y).x * vec4<f32>(unpack_i8(raw.x));
-}
-# elif form == "q4_1"
-// 20 bytes a block: f16 d, f16 m, 16 bytes with elements 0..15 in the low and 16..31 in the high
-// nibbles.
-fn {{name}}_load(line: u32, at: u32, end: u32) -> vec2<u32> {
-#   if not full
-  if (at >= end) { return vec2<u32>(0u); }
-#   endif
-  let block = line / 4u + (at / 32u) * 5u;
-  let word = {{name}}[block + 1u + (at % 16u) / 4u] >> ((at & 16u) / 4u);
-  return vec2<u32>(word & 0x0f0f0f0fu, {{name}}[block]);
-}
-fn {{name}}_decode(raw: vec2<u32>) -> vec4<f32> {
-  let dm = unpack2x16float(raw.y);
-  return fma(vec4<f32>(dm.x), vec4<f32>(unpack_u8(raw.x)), vec4<f32>(dm.y));
-}
-# elif form == "words"
+# if form == "words"
 // line: an element's number in int8; at and end: words.
 fn {{name}}_load(line: u32, at: u32, end: u32) -> vec4<u32> {
 #   if whole
@@ -89,11 +58,7 @@ fn {{name}}_load(line: u32, at: u32, end: u32) -> {{ raw_type(form, whole) }} {
 #   if not full
   if (at >= end) { return {{ raw_type(form, whole) }}(); }
 #   endif
-#   if form == "i8g"
-  let scale = {{name}}_scale[p.scale_offset + line * p.groups + at / {{GROUP}}u];
-  let first = (p.{{name}}_offset + line * p.{{name}}_line) / 4u;
-  return vec2<u32>({{name}}[first + at / 4u], bitcast<u32>(scale));
-#   elif form == "f32"
+#   if form == "f32"
   return {{name}}[(line + at) / 4u];
 #   else
   return {{name}}[line / 4u + at / 4u];
@@ -102,10 +67,6 @@ fn {{name}}_load(line: u32, at: u32, end: u32) -> {{ raw_type(form, whole) }} {
 fn {{name}}_decode(raw: {{ raw_type(form, whole) }}) -> vec4<f32> {
 #   if form == "f32"
   return raw;
-#   elif form == "i8"
-  return vec4<f32>(unpack_i8(raw));
-#   elif form == "i8g"
-  return bitcast<f32>(raw.y) * vec4<f32>(unpack_i8(raw.x));
 #   else
   return vec4<f32>(unpack_{{form}}(raw.x), unpack_{{form}}(raw.y));
 #   endif
@@ -113,12 +74,7 @@ fn {{name}}_decode(raw: {{ raw_type(form, whole) }}) -> vec4<f32> {
 # else
 fn {{name}}_one(line: u32, at: u32, end: u32) -> f32 {
   if (at >= end) { return 0.0; }
-#   if form == "i8g"
-  let scale = {{name}}_scale[p.scale_offset + line * p.groups + at / {{GROUP}}u];
-  return scale * f32({{name}}_at(p.{{name}}_offset + line * p.{{name}}_line + at));
-#   else
-  return f32({{name}}_at(line + at));
-#   endif
+  return {{name}}_at(line + at);
 }
 fn {{name}}_load(line: u32, at: u32, end: u32) -> vec4<f32> {
   return vec4<f32>({{name}}_one(line, at, end), {{name}}_one(line, at + 1u, end),
@@ -127,3 +83,36 @@ fn {{name}}_load(line: u32, at: u32, end: u32) -> vec4<f32> {
 fn {{name}}_decode(raw: vec4<f32>) -> vec4<f32> { return raw; }
 # endif
 # endmacro
+
+// The same of a weight in planes, where NAME_decode(raw, line, at) needs the place too. The scale of
+// a row is left to the end of the product.
+# macro planes_operand(binding, name, whole, full)
+{{ planes.decoders(1 if whole else 0) }}
+{{ planes.planes(binding, name, "p.K", 1 if whole else 0) }}
+fn {{name}}_line(number: u32, batch: u32) -> u32 { return number; }
+#   if whole
+fn {{name}}_load(line: u32, at: u32, end: u32) -> Raw {
+#     if not full
+  if (at >= end) { return Raw(); }
+#     endif
+  return {{name}}_raw(line, at);
+}
+fn {{name}}_decode(raw: Raw, line: u32, at: u32) -> vec4<f32> {
+  return {{name}}_values(raw, line, at);
+}
+#   else
+fn {{name}}_one(line: u32, at: u32, end: u32) -> f32 {
+  if (at >= end) { return 0.0; }
+  return {{name}}_value({{name}}_raw(line, at), line, at);
+}
+fn {{name}}_load(line: u32, at: u32, end: u32) -> vec4<f32> {
+  return vec4<f32>({{name}}_one(line, at, end), {{name}}_one(line, at + 1u, end),
+                   {{name}}_one(line, at + 2u, end), {{name}}_one(line, at + 3u, end));
+}
+fn {{name}}_decode(raw: vec4<f32>, line: u32, at: u32) -> vec4<f32> { return raw; }
+#   endif
+# endmacro
+// What a weight's raw elements are.
+# macro raw_weight(whole)
+{{ "Raw" if IN_PLANES and whole else raw_type(W if not IN_PLANES else "f32", whole) }}
+{%- endmacro %}

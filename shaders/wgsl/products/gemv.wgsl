@@ -2,20 +2,21 @@
 // W [N, K] in its stored form (boostr/quant/scheme.py); see gemv_rows.wgsl for threads and values.
 // Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual, y.
 // A word of 16-bit results is two rows of W, so p.out_N is even unless there is one row of x.
-// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), XS (w8a8), PARTS_S, PARTS_DV (combine).
+// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), XS (of a rounded x), PARTS_S,
+//   PARTS_DV (combine).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
-  M: u32, N: u32, first: u32, out_N: u32, x_base: u32, w_base: u32, w_scales_base: u32,
+  M: u32, N: u32, first: u32, out_N: u32, x_base: u32, {{ g.bases("w") }}
   bias_base: u32, residual_base: u32, norm_base: u32, x_scales_base: u32, eps: f32,
 }
 # set b = namespace(n=1)
 {{ g.declarations() }}
-# if FORM == "w8a8"
+# if g.ROUNDED
 {{ read(b.n, "x_scales", "f32") }}
 #   set b.n = b.n + 1
 # endif
 {{ g.weight(b.n, "w") }}
-# set b.n = b.n + (2 if FORM in ("i8", "w8a8") else 1)
+# set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
 #   set b.n = b.n + 1
@@ -42,8 +43,8 @@ fn item_of(group: u32, item: u32) -> Item {
   let n = (group * {{ g.TEAMS }}u + own) * {{ R }}u + 2u * pair;
   let n0 = min(n, p.N - 1u);
   let n1 = min(n + 1u, p.N - 1u);
-  var factor = vec2<f32>(w_scale(n0), w_scale(n1));
-# if FORM == "w8a8"
+  var factor = vec2<f32>(w_scale_of(n0), w_scale_of(n1));
+# if g.ROUNDED
   factor *= x_scales[p.x_scales_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }}];
 # endif
   var rest = vec2<f32>();

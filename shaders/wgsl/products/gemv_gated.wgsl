@@ -1,23 +1,23 @@
 // y [M, F] = act(h Gᵀ) · (h Uᵀ), h = x or rms_norm(x): the gated half of a feed-forward layer.
 // Threads and values: gemv_rows.wgsl. A team's R rows are R/2 of G and the same of U, so that a
 // thread that finishes two results has all four sums; two results are a word of 16-bit ones.
-// More values: OUT, BIAS, UP_BIAS (dtypes, or ""), ACT ("silu", "gelu", "gelu_tanh"), XS (w8a8).
+// More values: OUT, BIAS, UP_BIAS (dtypes, or ""), ACT ("silu", "gelu", "gelu_tanh"), XS (of a rounded x).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
-  M: u32, N: u32, first: u32, out_N: u32, x_base: u32, w_base: u32, w_scales_base: u32,
-  up_base: u32, up_scales_base: u32, bias_base: u32, up_bias_base: u32, norm_base: u32,
+  M: u32, N: u32, first: u32, out_N: u32, x_base: u32, {{ g.bases("w") }}
+  {{ g.bases("up") }} bias_base: u32, up_bias_base: u32, norm_base: u32,
   x_scales_base: u32, eps: f32,
 }
 # set b = namespace(n=1)
 {{ g.declarations() }}
-# if FORM == "w8a8"
+# if g.ROUNDED
 {{ read(b.n, "x_scales", "f32") }}
 #   set b.n = b.n + 1
 # endif
 {{ g.weight(b.n, "w") }}
-# set b.n = b.n + (2 if FORM in ("i8", "w8a8") else 1)
+# set b.n = b.n + g.PLANES | length
 {{ g.weight(b.n, "up") }}
-# set b.n = b.n + (2 if FORM in ("i8", "w8a8") else 1)
+# set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
 #   set b.n = b.n + 1
@@ -71,9 +71,9 @@ fn item_of(group: u32, item: u32) -> Item {
   let n = (group * {{ g.TEAMS }}u + own) * {{ R // 2 }}u + 2u * pair;
   let n0 = min(n, p.N - 1u);
   let n1 = min(n + 1u, p.N - 1u);
-  var gate = vec2<f32>(w_scale(n0), w_scale(n1));
-  var up = vec2<f32>(up_scale(n0), up_scale(n1));
-# if FORM == "w8a8"
+  var gate = vec2<f32>(w_scale_of(n0), w_scale_of(n1));
+  var up = vec2<f32>(up_scale_of(n0), up_scale_of(n1));
+# if g.ROUNDED
   let f = x_scales[p.x_scales_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }}];
   gate *= f;
   up *= f;

@@ -3,21 +3,21 @@
 // W is heads of D rows: this launch has p.heads of them from head p.first of q, k, v end to end.
 // A team's R rows are R/4 units of gemv_units.wgsl.
 // More values: H, KH, D, ROT (multiples of 4), INTERLEAVED, CACHE (dtype of caches), SLOTS,
-//   BIAS (dtype or ""; of all three), XS (w8a8).
+//   BIAS (dtype or ""; of all three), XS (of a rounded x).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
-  M: u32, heads: u32, first: u32, x_base: u32, w_base: u32, w_scales_base: u32, q_bias_base: u32,
+  M: u32, heads: u32, first: u32, x_base: u32, {{ g.bases("w") }} q_bias_base: u32,
   k_bias_base: u32, v_bias_base: u32, norm_base: u32, x_scales_base: u32, cos_base: u32,
   sin_base: u32, rows_base: u32, slots_base: u32, k_base: u32, v_base: u32, eps: f32,
 }
 # set b = namespace(n=1)
 {{ g.declarations() }}
-# if FORM == "w8a8"
+# if g.ROUNDED
 {{ read(b.n, "x_scales", "f32") }}
 #   set b.n = b.n + 1
 # endif
 {{ g.weight(b.n, "w") }}
-# set b.n = b.n + (2 if FORM in ("i8", "w8a8") else 1)
+# set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
 #   set b.n = b.n + 1
@@ -75,9 +75,9 @@ fn item_of(group: u32, item: u32) -> Item {
   let known = min(unit, p.heads * {{ D // 4 }}u - 1u);
   let head = p.first + known / {{ D // 4 }}u;
   let j = known % {{ D // 4 }}u;
-  var factor = vec4<f32>(w_scale(row_of(unit, 0u)), w_scale(row_of(unit, 1u)),
-                         w_scale(row_of(unit, 2u)), w_scale(row_of(unit, 3u)));
-# if FORM == "w8a8"
+  var factor = vec4<f32>(w_scale_of(row_of(unit, 0u)), w_scale_of(row_of(unit, 1u)),
+                         w_scale_of(row_of(unit, 2u)), w_scale_of(row_of(unit, 3u)));
+# if g.ROUNDED
   factor *= x_scales[p.x_scales_base + m];
 # endif
   let rest = vec4<f32>(bias_of(head, dim_of(j, 0u)), bias_of(head, dim_of(j, 1u)),

@@ -1,5 +1,5 @@
 // q [M, XS] int8 = rint(h / scale), scale [M] = max |h| / 127, of h = x or rms_norm(x) [M, K] in
-// x's dtype: the rounded input of w8a8 products. Columns K..XS-1 (XS a multiple of 16) are 0.
+// x's dtype: what products with rounded inputs read. Columns K..XS-1 (XS a multiple of 16) are 0.
 // One workgroup of THREADS a row; a thread makes whole words of four.
 // Values: X, K, XS, THREADS, NORM.
 struct Params { x_base: u32, norm_base: u32, eps: f32 }

@@ -1,19 +1,28 @@
 // What the GEMVs share (gemv.wgsl, gemv_gated.wgsl, gemv_qkv.wgsl import it): rows of a weight in
-// its stored form times 1..8 rows of x, float32 sums (int32 for w8a8).
+// its stored form times 1..8 rows of x, float32 sums (int32 where x is rounded, FORM.rounds_input).
 //
 // Threads: a workgroup is TEAMS = THREADS / TEAM teams; a team has R rows of the weight and deals
-// their inputs out in chunks of CHUNK (16 bytes of most forms): chunk c goes to thread c % TEAM. A
-// thread first issues the loads of UNROLL chunks of all R rows, then those of x, then multiplies.
-// Sums meet by shuffles within a subgroup and through shared memory across them, once.
+// their inputs out in chunks of CHUNK (16 bytes of codes or 16-bit floats): chunk c goes to thread
+// c % TEAM. A thread first issues the loads of UNROLL chunks of all R rows, then those of x, then
+// multiplies. Sums meet by shuffles within a subgroup and through shared memory across them, once.
 // RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
-// Values: FORM, GROUP (inputs to a scale; 0: a row), SLOW (rows or x off 16 bytes: CHUNK 1), X, K,
-//   M (rows of x that the text holds; p.M are real), THREADS, TEAM, R, UNROLL, DECODE (int8 to
-//   float), LANES (of a subgroup, 0: only the device knows), INPUT ("plain", or "combine": x from
+// Values: FORM (of the weight, boostr/quant/forms.py; planes.wgsl reads it), SLOW (rows or x off 16
+//   bytes: CHUNK 1), X, K, M (rows of x that the text holds; p.M are real), THREADS, TEAM, R,
+//   UNROLL, LANES (of a subgroup, 0: only the device knows), INPUT ("plain", or "combine": x from
 //   the splits of attention), NORM.
-# set CHUNK = 1 if SLOW else {"i8": 16, "w8a8": 16, "q8_0": 16, "q4_1": 32}.get(FORM, 8)
+# import "planes.wgsl" as planes with context
+# set ROUNDED = FORM.rounds_input
+# set WORDS = 0 if SLOW else 4
+# set CHUNK = 1 if SLOW else {0: 8, 8: 16}.get(planes.BITS, 32)
 # set CHUNKS = K // CHUNK
+// A chunk has SPANS groups of inputs, or is a part of one; a span is PARTS times 16 inputs.
+# set GROUP = planes.GROUP
+# set SPANS = [CHUNK // GROUP, 1] | max if GROUP else 1
+# set PARTS = CHUNK // 16 // SPANS
+# set PLANES = planes.PLANES
+# set bases = planes.bases
 # set TEAMS = THREADS // TEAM
-# set SUM = "i32" if FORM == "w8a8" else "f32"
+# set SUM = "i32" if ROUNDED else "f32"
 # set SUMS = R * M + (M if NORM else 0)
 # set SUBGROUPS = caps.subgroup_max > 0
 # set LEAST = [TEAM, (LANES or caps.subgroup_min) if SUBGROUPS else 1]|min
@@ -22,27 +31,11 @@
 fn add4(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
   return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
-// Four int8 of a word as floats, all larger by LIFT, which costs sums 4 of their 24 bits.
-# set LIFT = 1152.0 if DECODE == "half" and X != "f32" else 0.0
-fn bytes(w: u32) -> vec4<f32> {
-# if DECODE == "half"
-  // the f16 of 1024 + b has b in its low bits: two bytes for one operation, and no integer is
-  // converted, which has a quarter of the rate
-  let b = w ^ 0x80808080u;
-  let even = unpack2x16float((b & 0x00ff00ffu) | 0x64006400u);
-  let odd = unpack2x16float(((b >> 8u) & 0x00ff00ffu) | 0x64006400u);
-  return vec4<f32>(even.x, odd.x, even.y, odd.y){{ "" if LIFT else " - vec4<f32>(1152.0)" }};
-# elif DECODE == "builtin" and caps.dot4
-  return vec4<f32>(unpack4xI8(w));
-# else
-  return vec4<f32>(unpack_i8(w));
-# endif
-}
-
+{{ planes.decoders(WORDS) }}
 // -- x: a chunk of one row -----------------------------------------------------------------------
 # if SLOW
 alias Input = {{ SUM }};
-#   if FORM == "w8a8"
+#   if ROUNDED
 {{ read(0, "x", "i8") }}
 fn input(m: u32, c: u32) -> Input { return x_at(p.x_base + m * {{ XS }}u + c); }
 #   else
@@ -52,7 +45,7 @@ fn squares(x: Input) -> f32 { return x * x; }
 fn scaled(x: Input, g: Input) -> Input { return x * g; }
 #   endif
 fn kept(x: Input, live: bool) -> Input { return select({{ SUM }}(0), x, live); }
-# elif FORM == "w8a8"
+# elif ROUNDED
 alias Input = vec4<u32>;
 {{ read(0, "x", "u32", 4) }}
 fn input(m: u32, c: u32) -> Input { return x[p.x_base + m * {{ XS // 16 }}u + c]; }
@@ -100,7 +93,7 @@ fn scaled8(x: Eight, g: Eight) -> Eight { return Eight(x.a * g.a, x.b * g.b); }
 fn scaled(x: Input, g: Input) -> Input {
   return Input({% for i in parts %}scaled8(x.e{{ i }}, g.e{{ i }}), {% endfor %});
 }
-fn ones(x: Eight, sum: f32) -> f32 {
+fn total8(x: Eight, sum: f32) -> f32 {
   return sum + dot(x.a, vec4<f32>(1.0)) + dot(x.b, vec4<f32>(1.0));
 }
 # endif
@@ -109,19 +102,19 @@ fn ones(x: Eight, sum: f32) -> f32 {
 # if SLOW
 alias Chunk = {{ SUM }};
 fn times(w: Chunk, x: Input, sum: {{ SUM }}) -> {{ SUM }} {
-  return {{ "w * x + sum" if FORM == "w8a8" else "fma(w, x, sum)" }};
+  return {{ "w * x + sum" if ROUNDED else "fma(w, x, sum)" }};
 }
-# elif FORM == "f32"
+# elif FORM.codes == "f32"
 alias Chunk = Eight;
 fn times(w: Chunk, x: Input, sum: f32) -> f32 { return add4(w.b, x.e0.b, add4(w.a, x.e0.a, sum)); }
-# elif FORM in ("f16", "bf16")
+# elif FORM.is_float
 alias Chunk = vec4<u32>;
 fn times(w: Chunk, x: Input, sum: f32) -> f32 {
-  let a = vec4<f32>(unpack_{{ FORM }}(w.x), unpack_{{ FORM }}(w.y));
-  let b = vec4<f32>(unpack_{{ FORM }}(w.z), unpack_{{ FORM }}(w.w));
+  let a = vec4<f32>(unpack_{{ FORM.codes }}(w.x), unpack_{{ FORM.codes }}(w.y));
+  let b = vec4<f32>(unpack_{{ FORM.codes }}(w.z), unpack_{{ FORM.codes }}(w.w));
   return add4(b, x.e0.b, add4(a, x.e0.a, sum));
 }
-# elif FORM == "w8a8"
+# elif ROUNDED
 alias Chunk = vec4<u32>;
 fn product(w: u32, x: u32) -> i32 {
 #   if caps.dot4
@@ -134,39 +127,53 @@ fn times(w: Chunk, x: Input, sum: i32) -> i32 {
   return sum + product(w.x, x.x) + product(w.y, x.y) + product(w.z, x.z) + product(w.w, x.w);
 }
 # else
-#   if FORM == "i8" and not GROUP
-alias Chunk = vec4<u32>;
-#   else
-struct Chunk { q: vec4<u32>, d: f32, {{ "m: f32" if FORM == "q4_1" }} }
+// With x of 16 bits codes stay larger by LIFT, which is taken off by way of the sum of x: it costs
+// sums 2 to 4 of their 24 bits.
+#   set LIFTED = X != "f32"
+struct Chunk {
+  q: vec4<u32>,
+#   if planes.BITS == 6
+  h: vec2<u32>,
 #   endif
-#   if FORM == "q4_1"
-fn nibbles(w: u32) -> vec4<f32> {
-  return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u));
+#   for i in range(SPANS) if GROUP
+  scale{{ i }}: f32, {{ "offset%d: f32," % i if FORM.offsets }}
+#   endfor
+}
+#   set as_float = "lifted" if LIFTED else "codes"
+fn sixteen(b: vec4<u32>, x0: Eight, x1: Eight, sum: f32) -> f32 {
+  let s = add4({{ as_float }}(b.y), x0.b, add4({{ as_float }}(b.x), x0.a, sum));
+  return add4({{ as_float }}(b.w), x1.b, add4({{ as_float }}(b.z), x1.a, s));
 }
 fn times(w: Chunk, x: Input, sum: f32) -> f32 {
-  let h = w.q >> vec4<u32>(4u);
-  var s = add4(nibbles(w.q.x), x.e0.a, add4(nibbles(w.q.y), x.e0.b, 0.0));
-  s = add4(nibbles(w.q.z), x.e1.a, add4(nibbles(w.q.w), x.e1.b, s));
-  s = add4(nibbles(h.x), x.e2.a, add4(nibbles(h.y), x.e2.b, s));
-  s = add4(nibbles(h.z), x.e3.a, add4(nibbles(h.w), x.e3.b, s));
-  return fma(w.m, ones(x.e0, ones(x.e1, ones(x.e2, ones(x.e3, 0.0)))), fma(w.d, s, sum));
-}
-#   else
-fn sixteen(q: vec4<u32>, x: Input, sum: f32) -> f32 {
-#     if LIFT
-  let begun = fma({{ -LIFT }}, ones(x.e0, ones(x.e1, 0.0)), sum);
-#     else
-  let begun = sum;
+  var y = sum;
+#   for i in range(SPANS)
+  {
+#     if LIFTED or FORM.offsets
+    var ones = 0.0;
+#       for e in range(2 * PARTS)
+    ones = total8(x.e{{ 2 * PARTS * i + e }}, ones);
+#       endfor
 #     endif
-  let s = add4(bytes(q.y), x.e0.b, add4(bytes(q.x), x.e0.a, begun));
-  return add4(bytes(q.w), x.e1.b, add4(bytes(q.z), x.e1.a, s));
-}
-#     if FORM == "i8" and not GROUP
-fn times(w: Chunk, x: Input, sum: f32) -> f32 { return sixteen(w, x, sum); }
-#     else
-fn times(w: Chunk, x: Input, sum: f32) -> f32 { return fma(w.d, sixteen(w.q, x, 0.0), sum); }
+    var s = {{ "0.0" if GROUP else "y" }};
+#     if LIFTED
+    s = fma({{ -planes.LIFT }}, ones, s);
 #     endif
-#   endif
+#     for part in range(PARTS * i, PARTS * (i + 1))
+    s = sixteen(bytes(w.q, {{ "w.h, " if planes.BITS == 6 }}{{ 16 * part }}u),
+                x.e{{ 2 * part }}, x.e{{ 2 * part + 1 }}, s);
+#     endfor
+#     if GROUP
+    y = fma(w.scale{{ i }}, s, y);
+#     else
+    y = s;
+#     endif
+#     if FORM.offsets
+    y = fma(w.offset{{ i }}, ones, y);
+#     endif
+  }
+#   endfor
+  return y;
+}
 # endif
 
 // -- the sums of a team's threads meet in shared memory ------------------------------------------
@@ -193,59 +200,44 @@ fn inverse_rms(team: u32, m: u32, shares: u32) -> f32 {
 # endif
 # endmacro
 
-// Binds a weight's words, and behind them its scales unless these are in its blocks.
+// Binds a weight's planes.
 # macro weight(binding, name)
-#   set scaled = FORM in ("i8", "w8a8")
-#   if SLOW
-{{ read(binding, name, "i8" if scaled else FORM) }}
-#   elif FORM == "f32"
-{{ read(binding, name, "f32", 4) }}
-#   elif FORM in ("q8_0", "q4_1")
-{{ read(binding, name, "u32") }}
+#   if planes.BITS
+{{ planes.planes(binding, name, K, WORDS) }}
+#   elif SLOW
+{{ read(binding, name, FORM.codes) }}
 #   else
-{{ read(binding, name, "u32", 4) }}
-#   endif
-#   if scaled
-{{ read(binding + 1, name + "_scales", "f32") }}
+{{ read(binding, name, "f32" if FORM.codes == "f32" else "u32", 4) }}
 #   endif
 fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
-#   if SLOW
-  let value = {{ name }}_at(p.{{ name }}_base + row * {{ K }}u + c);
-#     if GROUP and scaled
-  let g = row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP }}u;
-  return f32(value) * {{ name }}_scales[p.{{ name }}_scales_base + g];
-#     else
-  return {{ SUM }}(value);
-#     endif
-#   elif FORM == "f32"
+#   if SLOW and FORM.is_float
+  return {{ name }}_at(p.{{ name }}_base + row * {{ K }}u + c);
+#   elif SLOW
+  let raw = {{ name }}_raw(row, c);
+  return {{ "raw.q" if ROUNDED else name ~ "_value(raw, row, c)" }};
+#   elif FORM.codes == "f32"
   let at = p.{{ name }}_base + row * {{ K // 4 }}u + 2u * c;
   return Chunk({{ name }}[at], {{ name }}[at + 1u]);
-#   elif FORM == "q8_0"
-  // blocks of 34 bytes: d at any even byte, the half block behind it at any other
-  let block = p.{{ name }}_base + row * {{ K // 32 * 34 }}u + (c / 2u) * 34u;
-  let d = unpack2x16float({{ name }}[block / 4u] >> ((block & 2u) * 8u)).x;
-  let begin = block + 2u + (c % 2u) * 16u;
-  let odd = (begin & 2u) != 0u;
-  let i = begin / 4u;
-  let low = vec4<u32>({{ name }}[i], {{ name }}[i + 1u], {{ name }}[i + 2u], {{ name }}[i + 3u]);
-  let high = vec4<u32>(low.yzw, {{ name }}[i + select(3u, 4u, odd)]);
-  return Chunk(select(low, (low >> vec4<u32>(16u)) | (high << vec4<u32>(16u)), odd), d);
-#   elif FORM == "q4_1"
-  let i = p.{{ name }}_base + row * {{ K // 32 * 5 }}u + c * 5u;
-  let dm = unpack2x16float({{ name }}[i]);
-  let q = vec4<u32>({{ name }}[i + 1u], {{ name }}[i + 2u], {{ name }}[i + 3u], {{ name }}[i + 4u]);
-  return Chunk(q, dm.x, dm.y);
-#   elif FORM == "i8" and GROUP
-  let g = row * {{ (K + GROUP - 1) // GROUP }}u + c / {{ GROUP // 16 }}u;
-  return Chunk({{ name }}[p.{{ name }}_base + row * {{ K // 16 }}u + c],
-               {{ name }}_scales[p.{{ name }}_scales_base + g]);
+#   elif FORM.is_float
+  return {{ name }}[p.{{ name }}_base + row * {{ K // 8 }}u + c];
 #   else
-  return {{ name }}[p.{{ name }}_base + row * {{ K // CHUNK }}u + c];
+  let raw = {{ name }}_raw(row, c * {{ CHUNK }}u);
+#     if ROUNDED
+  return raw.q;
+#     else
+  return Chunk(
+    raw.q, {{ "raw.h," if planes.BITS == 6 }}
+#       for i in range(SPANS) if GROUP
+#         set at = "(raw, row, c * %du + %du)" % (CHUNK, i * GROUP)
+    {{ name }}_scale{{ at }}, {{ "%s_offset%s," % (name, at) if FORM.offsets }}
+#       endfor
+  );
+#     endif
 #   endif
 }
 // What a finished sum of a row is multiplied by.
-fn {{ name }}_scale(row: u32) -> f32 {
-#   if scaled and not GROUP
+fn {{ name }}_scale_of(row: u32) -> f32 {
+#   if planes.BITS and not GROUP
   return {{ name }}_scales[p.{{ name }}_scales_base + row];
 #   else
   return 1.0;

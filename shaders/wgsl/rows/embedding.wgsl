@@ -1,36 +1,34 @@
 // Rows of a table by token id, decoded from their stored form: out[t] = table[ids[t]].
 //
-// Ids out of range read the nearest row. FORM of the table (layouts: boostr/quant/scheme.py):
-//   "float"  floats W [V, E]
-//   "int8"   int8 [V, E] with f32 scales [V, G], one for each 2^shift columns (30: for the row)
-//   "q8_0"   blocks of 34 bytes: f16 d, 32 int8; w = d q
-//   "q4_1"   blocks of 20 bytes: f16 d, f16 m, 16 bytes of nibbles (low: elements 0..15);
-//            w = d q + m
+// Ids out of range read the nearest row. FORM of the table: floats, or planes (planes.wgsl).
 // The table may be a part of the whole, rows `first` .. `first + rows` of V, as a binding ends
 // somewhere: tokens of other rows are left as they are.
 //
 // A thread decodes RUN elements of a token (8 or 4; lengths and places of floats in runs), or with
 // RUN 1 one word of the result, of rows of any length.
-// Values: FORM, W, O type of out, ID type of ids, RUN.
+// Values: FORM, O type of out, ID type of ids, RUN (4 or 1 for planes).
 # from "runs.wgsl" import Q, run_types, read_runs, write_runs with context
+# import "planes.wgsl" as planes with context
 {% set PER = PER_WORD[O] %}
 struct Params {
-  tokens: u32, length: u32, V: u32, first: u32, rows: u32, scales: u32, shift: u32,
-  ids_at: u32, table_at: u32, scales_at: u32, out_at: u32,
+  tokens: u32, length: u32, V: u32, first: u32, rows: u32,
+  ids_at: u32, {{ planes.bases("table") }}out_at: u32,
 }
 {{ read(0, "ids", ID) }}
 # if RUN > 1
 {{ run_types() }}
 # endif
-# if FORM == "float"
-{{ read_runs(1, "table", W) if RUN > 1 else read(1, "table", W) }}
-# elif FORM == "int8"
-{{ read(1, "table", "i8") }}
-{{ read(2, "scales", "f32") }}
+# if planes.BITS
+{{ planes.decoders(1 if RUN > 1 else 0) }}
+{{ planes.planes(1, "table", "(p.length * %du)" % RUN, 1 if RUN > 1 else 0) }}
+// What is left to multiply with: the scale of the row.
+fn factor(row: u32) -> f32 {
+  return {{ "1.0" if planes.GROUP else "table_scales[p.table_scales_base + row]" }};
+}
 # else
-{{ read(1, "table", "u32") }}
+{{ read_runs(1, "table", FORM.codes) if RUN > 1 else read(1, "table", FORM.codes) }}
 # endif
-{% set n = 3 if FORM == "int8" else 2 %}
+{% set n = 1 + planes.PLANES | length %}
 {{ write_runs(n, "out", O) if RUN > 1 else write(n, "out", O) }}
 {{ parameters(n + 1) }}
 
@@ -40,38 +38,12 @@ fn row_of(t: u32) -> u32 {
 }
 
 # if RUN > 1
-# if FORM == "float"
-fn decode(row: u32, run: u32) -> Run { return table_run(p.table_at + row * p.length + run); }
-# else
-# if FORM == "int8"
-fn quad(row: u32, at: u32) -> vec4<f32> {
-  let scale = scales[p.scales_at + row * p.scales + ((4u * at) >> p.shift)];
-  return scale * vec4<f32>(unpack_i8(table[p.table_at / 4u + row * {{ Q }}u * p.length + at]));
-}
-# elif FORM == "q8_0"
-fn quad(row: u32, at: u32) -> vec4<f32> {
-  let block = p.table_at + (row * ({{ Q }}u * p.length / 8u) + at / 8u) * 34u;  // in bytes, even
-  let d = unpack2x16float(table[block / 4u] >> (8u * (block % 4u))).x;
-  let q = block + 2u + 4u * (at % 8u);
-  var w = table[q / 4u];
-  if (q % 4u != 0u) { w = (w >> 16u) | (table[q / 4u + 1u] << 16u); }
-  return d * vec4<f32>(unpack_i8(w));
-}
-# else
-fn quad(row: u32, at: u32) -> vec4<f32> {
-  let block = p.table_at / 4u + (row * ({{ Q }}u * p.length / 8u) + at / 8u) * 5u;  // in words
-  let dm = unpack2x16float(table[block]);
-  let w = table[block + 1u + at % 4u] >> select(0u, 4u, at % 8u >= 4u);
-  return dm.x * vec4<f32>(unpack_u8(w & 0x0f0f0f0fu)) + dm.y;
-}
-# endif
+# if planes.BITS
 fn decode(row: u32, run: u32) -> Run {
-  var v = Run();
-# for k in range(Q)
-  v[{{ k }}] = quad(row, {{ Q }}u * run + {{ k }}u);
-# endfor
-  return v;
+  return Run(table_values(table_raw(row, 4u * run), row, 4u * run) * factor(row));
 }
+# else
+fn decode(row: u32, run: u32) -> Run { return table_run(p.table_base + row * p.length + run); }
 # endif
 
 @compute @workgroup_size(256)
@@ -90,11 +62,10 @@ fn element(i: u32) -> f32 {
   let column = i - t * p.length;
   let row = row_of(t);
   if (row >= p.rows) { return out_at(p.out_at + i); }
-# if FORM == "float"
-  return table_at(p.table_at + row * p.length + column);
+# if planes.BITS
+  return table_value(table_raw(row, column), row, column) * factor(row);
 # else
-  return scales[p.scales_at + row * p.scales + (column >> p.shift)]
-       * f32(table_at(p.table_at + row * p.length + column));
+  return table_at(p.table_base + row * p.length + column);
 # endif
 }
 

@@ -8,12 +8,12 @@ import oracles
 import pytest
 from draws import normal, tensors
 from ops.linear_cases import FORMS, close, product, turned, weight
+from packed import fitted
 from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
 from boostr.ops.linear import linear
-from boostr.quant.scheme import QuantizedTensor
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def run(backend, x, w, plan, bias=None, residual=None):
 PLANS = [
     (0, 1, "float", "float32", 130, 132, 48), (0, 2, "float", "bfloat16", 60, 140, 80),
     (1, 1, "int8-g32", "bfloat16", 70, 136, 96), (2, 3, "float", "float16", 70, 67, 90),
+    (2, 1, "q4_0", "float32", 40, 132, 96), (3, 2, "q6_k", "bfloat16", 33, 132, 512),
     (4, 1, "w8a8", "bfloat16", 20, 136, 80), (3, 2, "w8a8", "float32", 33, 67, 133),
     (3, 2, "int8", "float32", 33, 67, 101), (4, 4, "q4_1", "bfloat16", 9, 132, 640),
     (5, 1, "float", "float32", 130, 140, 72), (6, 2, "w8a8", "bfloat16", 40, 132, 200),
@@ -69,17 +70,19 @@ def test_two_stages_and_layouts_of_a_tile(wgpu, rng, monkeypatch):
 @pytest.mark.parametrize("form", FORMS)
 def test_with_no_extras(rng, form):
     with strict_wgpu(**BARE) as backend:
-        x = normal(rng, (11, 64), "bfloat16")
-        w, truth = weight(backend, rng, form, 36, 64, "bfloat16")
+        K = fitted(form, 64)
+        x = normal(rng, (11, K), "bfloat16")
+        w, truth = weight(backend, rng, form, 36, K, "bfloat16")
         close(linear(Tensor(x, backend=backend), w), product(x, w, truth), x, truth, "bfloat16")
 
 
-@pytest.mark.parametrize("form", ("float", "int8", "int8-g32", "w8a8", "q8_0", "q4_1"))
+@pytest.mark.parametrize("form", FORMS)
 def test_weights_larger_than_a_binding(rng, form):
     with strict_wgpu(binding_bytes=12288, offset_alignment=256) as backend:
+        K = fitted(form, 64)
         for dtype, N in (("float32", 330), ("bfloat16", 333)):
-            x, b, r = normal(rng, (10, 64)), normal(rng, (N,)), normal(rng, (10, N))
-            w, truth = weight(backend, rng, form, N, 64, dtype)
+            x, b, r = normal(rng, (10, K)), normal(rng, (N,)), normal(rng, (10, N))
+            w, truth = weight(backend, rng, form, N, K, dtype)
             tx, tb, tr = tensors(backend, x, b, r)
             close(linear(tx, w, tb, tr), product(x, w, truth) + b + r, x, truth, "float32")
             if N % 4:
@@ -100,13 +103,14 @@ def test_inputs_larger_than_a_binding(rng):
         assert_close(got.numpy(), a.astype(np.float64) @ b, dtype="float32", reduce=90)
 
 
-@pytest.mark.parametrize("form", ("float", "int8-g32", "w8a8", "q8_0"))
+@pytest.mark.parametrize("form", ("float", "int8-g32", "w8a8", "q8_0", "q4_1", "q6_k"))
 def test_weights_side_by_side(wgpu, rng, form):
     """One behind the other in memory, as one product; or apart."""
     from boostr.backends.wgpu.products import gemm
 
-    x = Tensor(normal(rng, (12, 64), "bfloat16"), backend=wgpu)
-    w, _ = weight(wgpu, rng, form, 40, 64, "bfloat16")
+    K = fitted(form, 64)
+    x = Tensor(normal(rng, (12, K), "bfloat16"), backend=wgpu)
+    w, _ = weight(wgpu, rng, form, 40, K, "bfloat16")
     want = linear(x, w).numpy()
     parts = [rows_of(w, 0, 24), rows_of(w, 24, 40)]
     assert gemm.joined(parts) is not None and gemm.joined(parts[::-1]) is None
@@ -119,10 +123,7 @@ def test_weights_side_by_side(wgpu, rng, form):
 
 def rows_of(w, start, stop):
     """Some rows of a weight, as a window."""
-    if isinstance(w, Tensor):
-        return w[start:stop]
-    parts = {name: part[start:stop] for name, part in w.parts.items()}
-    return QuantizedTensor(w.scheme, (stop - start, w.shape[1]), parts)
+    return w[start:stop] if isinstance(w, Tensor) else w.rows(start, stop)
 
 
 def test_plans_keep_within_a_device(wgpu):
@@ -155,7 +156,7 @@ def matrices():
 @pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
 @pytest.mark.parametrize("shape", [(9, 132, 64), (40, 200, 576), (300, 268, 640)], ids=str)
 def test_matrices(matrices, rng, form, dtype, shape):
-    M, N, K = shape
+    M, N, K = *shape[:2], fitted(form, shape[2])
     x, b, r = normal(rng, (M, K), dtype), normal(rng, (N,), dtype), normal(rng, (M, N), dtype)
     w, truth = weight(matrices, rng, form, N, K, dtype)
     tx, tb, tr = tensors(matrices, x, b, r)

@@ -9,6 +9,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import oracles
+import packed
 import pytest
 from backends.products.test_gpu_gemv import (
     EPS,
@@ -27,11 +28,12 @@ from draws import normal
 from strict_wgpu import BARE, strict_wgpu
 from tolerance import rms
 
-from boostr import Tensor
+from boostr import Tensor, dtypes
 from boostr.backends.wgpu.products import gemv, gemv_qkv
 from boostr.backends.wgpu.products.gemv_input import quantized_rows
 from boostr.backends.wgpu.products.gemv_plan import Tile
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.pack import pack_codes
+from boostr.quant.scheme import SCHEMES
 
 BF16 = ml_dtypes.bfloat16
 LARGE = Tile(256, 64, 4, 2)
@@ -64,9 +66,29 @@ def test_large_tile(backend, rng, form):
     check_product(backend, rng, form, "bfloat16", 1, 37, 1056, norm=True, tile=LARGE)
 
 
-@pytest.mark.parametrize("decode", ("shift", "builtin", "half"))
-def test_ways_to_read_int8(backend, rng, decode):
-    check_product(backend, rng, "int8", "float32", 1, 13, 160, tile=Tile(32, 8, 4, 1, decode))
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("form", [name for name in packed.FORMS if name != "w8a8"])
+def test_single_inputs(backend, form, dtype):
+    """x is 1 at one input and 0 elsewhere, so that nothing hides a code that is off: every code of
+    8 bits and of fewer, each in all of its places."""
+    K, scheme = 256, SCHEMES[form]
+    codes = (np.add.outer(np.arange(K), np.arange(K)) % (1 << scheme.bits)).astype(np.uint8)
+    parts, want = {"codes": codes.view(np.int8)}, codes.view(np.int8).astype(np.float64)
+    if scheme.bits < 8:
+        parts, want = pack_codes(codes, scheme.bits), codes - float(scheme.zero)
+    for name in ("scales", "supers", "offsets"):
+        if name in scheme.parts:
+            part = scheme.parts[name]
+            few = np.resize([1, -2, 3], part.columns(K)).astype(part.dtype)
+            parts[name] = np.tile(few, (K, 1))
+            wide = np.repeat(few.astype(np.float64), part.inputs or K)[:K]
+            want = want + wide if name == "offsets" else want * wide
+    w = packed.tensor(backend, form, (K, K), {name: parts[name] for name in scheme.parts})
+    for k in (0, 5, 18, 31, 100, 255):
+        x = np.zeros((1, K), dtypes.parse(dtype))
+        x[0, k] = 1
+        got = backend.to_numpy(gemv.gemv(backend, up(backend, x), w, out_dtype=np.float32))
+        np.testing.assert_allclose(got[0], want[:, k], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,15 +100,15 @@ def test_bare(rng, form):
 
 def test_weights_larger_than_a_binding(rng):
     with strict_wgpu(binding_bytes=16384) as small:
-        for form in ("bfloat16", "int8", "q8_0", "w8a8"):
+        for form in ("bfloat16", "int8", "q8_0", "w8a8", "q4_1", "q6_k"):
             check_product(small, rng, form, "bfloat16", 2, 301, 96)
         check_gated(small, rng, "bfloat16", "silu", 1, 150, 96)
 
 
-@pytest.mark.parametrize("form", ("bfloat16", "int8-g64"))
+@pytest.mark.parametrize("form", ("bfloat16", "int8-g64", "q8_0", "q6_k"))
 @pytest.mark.parametrize("M", (1, 2))
 def test_combine(backend, rng, form, M):
-    H, S, D, N = 6, 5, 32, 77
+    H, S, D, N = 8, 5, 32, 77
     part = rng.standard_normal((M, H, S, D)).astype(np.float32)
     m, total = rng.standard_normal((M, H, S)), rng.random((M, H, S)) + 0.1
     part[:, :, 3], m[:, :, 3], total[:, :, 3] = np.nan, -3e38, 0  # an empty split
@@ -113,6 +135,7 @@ def check_qkv(
     backend, rng, form, M, H, KH, D, R, K, *, interleaved, cached=True, together=False,
     head_norm=False, tile=None,
 ):  # fmt: skip
+    K = packed.fitted(form, K)
     x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
     weights = [weight(backend, rng, form, n * D, K) for n in (H, KH, KH)]
     given = tuple(w for w, _ in weights)
@@ -155,10 +178,7 @@ def check_qkv(
 
 
 def rows(w, start, stop):
-    if isinstance(w, Tensor):
-        return w[start:stop]
-    parts = {name: part[start:stop] for name, part in w.parts.items()}
-    return QuantizedTensor(w.scheme, (stop - start, w.shape[1]), parts)
+    return w[start:stop] if isinstance(w, Tensor) else w.rows(start, stop)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,7 +187,7 @@ def test_qkv(backend, rng, form):
         check_qkv(backend, rng, form, 2, 3, 1, 16, 16, 96, interleaved=False, together=together)
 
 
-@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
+@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_0", "q4_1", "q6_k"))
 @pytest.mark.parametrize("interleaved", (False, True))
 def test_qkv_with_partial_rotary(backend, rng, form, interleaved):
     check_qkv(backend, rng, form, 5, 4, 2, 12, 8, 96, interleaved=interleaved)

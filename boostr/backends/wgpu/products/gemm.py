@@ -13,7 +13,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu.products import gemm_matrix
 from boostr.backends.wgpu.products.gemm_ends import Ends, finish
-from boostr.backends.wgpu.products.gemm_operands import FLOATS, Operand, Weight
+from boostr.backends.wgpu.products.gemm_operands import FLOATS, INTEGERS, Operand
 from boostr.backends.wgpu.products.gemm_plan import (
     DIRECT,
     LARGE,
@@ -25,6 +25,7 @@ from boostr.backends.wgpu.products.gemm_plan import (
     choose,
 )
 from boostr.backends.wgpu.products.gemv_input import quantized_rows
+from boostr.backends.wgpu.products.planes import Weight, refusal
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
 from boostr.quant.scheme import QuantizedTensor
@@ -36,18 +37,12 @@ def supports(
     dtype: np.dtype | None = None,
 ) -> str | None:  # fmt: skip
     """None if `linear` multiplies these, else why not."""
-    floats = [t for t in (x, bias, residual) if t is not None]
-    floats += [weight] if isinstance(weight, Tensor) else []
-    for part in floats:
+    for part in (t for t in (x, bias, residual) if t is not None):
         if part.dtype not in FLOATS:
             return f"dtype {part.dtype} is none of float32, float16, bfloat16"
     if dtype is not None and dtype not in FLOATS:
         return f"result dtype {dtype} is none of float32, float16, bfloat16"
-    if isinstance(weight, QuantizedTensor):
-        scales = weight.parts.get("scales")
-        if scales is not None and scales.dtype != dtypes.float32:
-            return f"scales are {scales.dtype}, not float32"
-    return None if weight.shape[1] else "K is 0"
+    return refusal(weight) if weight.shape[1] else "K is 0"
 
 
 def linear(
@@ -70,13 +65,12 @@ def linear(
             x = backend.dense(x)
             x = x.view(shape=(M, K), strides=(K, 1))
         bias, residual = (None if a is None else backend.dense(a) for a in (bias, residual))
-        if w.form == "words":
+        if w.form.rounds_input:
             x, x_scale = quantized_rows(backend, x)
-            left = Operand(x, "words", M, K, x.shape[1])
-            ends = Ends(bias, residual, w.scales, x_scale)
+            left = Operand(x, INTEGERS, M, K, x.shape[1])
+            ends = Ends(bias, residual, x_scale)
         else:
-            left = Operand.of_matrix(backend, x)
-            ends = Ends(bias, residual, w.scales if w.form == "i8" else None)
+            left, ends = Operand.of_matrix(backend, x), Ends(bias, residual)
         _bands(backend, left, w, ends, out, plan)
     return out.view(shape=(*lead, N), strides=contiguous_strides((*lead, N)))
 
@@ -237,10 +231,10 @@ def _launch(
     if plan is None and gemm_matrix.takes(backend, x, w, y) is None:
         gemm_matrix.product(backend, x, w, ends, y, N, column, repeat)
         return
-    integers = x.form == "words"
+    integers = x.form.rounds_input
     units = -(-x.inputs // 4) if integers else x.inputs
     room = min(backend.caps.binding_bytes // (4 * batches * M * width), 16)
-    floats = x.form == w.form == "f32"
+    floats = x.name == w.name == "f32"
     if plan is None:
         plan = choose(backend.caps, M, N, units, batches, room)
         best = WIDE if floats else TWICE if integers else LARGE
@@ -256,9 +250,7 @@ def _launch(
     split = splits > 1 or ragged
     result = dtypes.int32 if integers else dtypes.float32
     part = backend.empty((splits * batches * M, width), result) if split else y
-    scales = [] if integers and split else [
-        a for a in (ends.w_scale, ends.x_scale) if a is not None
-    ]  # fmt: skip
+    scales = [] if ends.x_scale is None or (integers and split) else [ends.x_scale]
     values = {
         **x.values("X"), **w.values("W"), **({} if direct else tile.values()), "SPLIT": split,
         "OUT": wgsl.name_of(part.dtype),
@@ -271,25 +263,29 @@ def _launch(
     backend.launch(
         "gemm_direct" if direct else "gemm", "gemm", grid, reads + ([guard] if guard else []),
         [part],
-        parameters(backend, x, w, ends, part, N, units, share, splits, column),
+        parameters(backend, x, w, 4 if w.whole() else 1, ends, part,
+                   (N, units, share, splits, column)),
         **values,
     )  # fmt: skip
     if split:
-        finish(backend, part, ends, y, splits)
+        finish(backend, part, ends, y, splits, w.row_scales)
 
 
 def parameters(
-    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, units: int, share: int,
-    splits: int, column: int,
+    backend: Any, x: Operand, w: Operand, load: int, ends: Ends, y: GpuArray,
+    sizes: tuple[int, int, int, int, int],
 ) -> tuple[int, ...]:  # fmt: skip
-    """`struct Params` of gemm_head.wgsl."""
-    offset = backend.offset
-    scales = w.scales
-    groups, scale_offset = (0, 0) if scales is None else (scales.shape[1], offset(scales))
+    """`struct Params` of gemm_head.wgsl.
+
+    Args:
+        load: bytes of codes that the kernel loads at a time.
+        sizes: N, length of sums, steps of a split, splits, first column.
+    """
+    N, units, share, splits, column = sizes
     return (
-        x.rows, N, x.inputs, units, share, splits, offset(x.array), x.line, x.batch,
-        offset(w.array), w.line, w.batch, groups, scale_offset, *ends.offsets(backend),
-        y.shape[-1], column, offset(y),
+        x.rows, N, x.inputs, units, share, splits, *x.bases(backend), x.line, x.batch,
+        *w.bases(backend, load), w.line, w.batch, *ends.offsets(backend),
+        y.shape[-1], column, backend.offset(y),
     )  # fmt: skip
 
 

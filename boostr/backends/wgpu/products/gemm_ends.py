@@ -12,15 +12,14 @@ from boostr.backends.wgpu.runtime.array import GpuArray
 
 @dataclass(frozen=True)
 class Ends:
-    """Sums times scales, plus bias [N], plus residual, which lies as the result. All optional.
+    """Sums times x_scale, plus bias [N], plus residual, which lies as the result. All optional.
 
     Attributes:
-        w_scale: f32 [N] of weights in int8.   x_scale: f32 [M] of rows in int8 or f16.
+        x_scale: f32 [M] of rows in int8 or f16.
     """
 
     bias: GpuArray | None = None
     residual: GpuArray | None = None
-    w_scale: GpuArray | None = None
     x_scale: GpuArray | None = None
 
     def rows(self, start: int, stop: int, N: int) -> Ends:
@@ -34,9 +33,7 @@ class Ends:
     def columns(self, start: int, stop: int) -> Ends:
         """For some columns; the residual stays as wide as the result."""
         shape = (stop - start,)
-        return replace(
-            self, bias=_window(self.bias, start, shape), w_scale=_window(self.w_scale, start, shape)
-        )
+        return replace(self, bias=_window(self.bias, start, shape))
 
     def tail(self) -> list[GpuArray]:
         """Bias and residual as far as there are any."""
@@ -62,11 +59,14 @@ def _window(array: GpuArray | None, skip: int, shape: tuple[int, ...]) -> GpuArr
     return array.view(shape=shape, strides=strides, offset=array.offset + skip)
 
 
-def finish(backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int) -> None:
-    """y [..., M, N] from `splits` slabs of sums, f32 or int32."""
+def finish(
+    backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int, w_scales: GpuArray | None
+) -> None:
+    """y [..., M, N] from `splits` slabs of sums, f32, or int32 that are yet to be scaled by both
+    sides' scales (w_scales: f32 [N])."""
     integers = part.dtype == dtypes.int32
-    scales = [a for a in (ends.w_scale, ends.x_scale) if a is not None] if integers else []
-    w_scale = backend.offset(ends.w_scale) if scales else 0
+    scales = [a for a in (w_scales, ends.x_scale) if a is not None] if integers else []
+    w_scale = backend.offset(w_scales) if scales else 0
     offsets, at = ends.offsets(backend), backend.offset(y)
     whole = (y.shape[-1] | at | offsets[1] | offsets[2]) % 4 == 0
     backend.launch(

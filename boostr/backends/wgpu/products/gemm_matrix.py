@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle
 from itertools import product as each
 from typing import Any
 
@@ -13,16 +14,15 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.wgpu.products.gemm_ends import Ends, finish
-from boostr.backends.wgpu.products.gemm_operands import Operand
+from boostr.backends.wgpu.products.gemm_operands import INTEGERS, Operand
+from boostr.backends.wgpu.products.planes import FORMS
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.quant.forms import Form
 
 _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
-# forms whose numbers can lie beyond f16: the product is made again if one does
-GUARDED = ("bf16", "i8g", "q8_0", "q4_1")
-_ROUNDED = ("i8g", "q8_0", "q4_1")  # a value times its scale has more digits than f16
 _CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
 
 
@@ -100,18 +100,17 @@ def shape(caps: Caps, integers: bool) -> tuple[int, int, int] | None:
 
 def takes(backend: Any, x: Operand, w: Operand, y: GpuArray) -> str | None:
     """None if tensor cores can make y = x · wᵀ exactly enough, else why not."""
-    caps, integers = backend.caps, x.form == "words"
+    caps, integers = backend.caps, x.form.rounds_input
     if shape(caps, integers) is None or caps.subgroup_min != caps.subgroup_max:
         return "no matrices of 16 x 16 in subgroups of one size"
-    if not integers and (x.form not in ("f16", "bf16") or w.form == "f32"):
+    if not integers and (x.name not in ("f16", "bf16") or w.name == "f32"):
         return "float32 has no matrices"
-    if w.form in _ROUNDED and y.dtype == dtypes.float32:
+    if w.form.group and y.dtype == dtypes.float32:
         return "a float32 result of scaled weights needs float32 products"
     unit = 16 if integers else 8
     if x.across or w.across or x.batch or w.batch or y.shape[0] != 1:
         return "lines across, or batches"
-    places = [w.array.offset, w.line] if w.form not in _ROUNDED[1:] else []
-    places += [x.array.offset, x.line] if integers else []
+    places = [w.array.offset, w.line, *((x.array.offset, x.line) if integers else ())]
     if y.shape[-1] % 4 or x.inputs % unit or any(n % unit for n in places):
         return "rows off 16 bytes"
     return None
@@ -127,16 +126,17 @@ def product(
     the range of f16 are found on the device while they are read.
     """
     M, width = y.shape[1:]
-    integers, K = x.form == "words", x.inputs
+    integers, K = x.form.rounds_input, x.inputs
     room = min(backend.caps.binding_bytes // (4 * M * width), 16)
     plan = plan or choose(backend.caps, M, N, K, room, integers)
-    guarded = w.form in GUARDED
+    # numbers that can lie beyond f16: the product is made again if one does
+    guarded = w.name == "bf16" or w.form.group > 0
     places = (x.array.offset, x.line)
     flag = None
     scaled = ends
-    if not integers and (x.form != "f16" or guarded or any(n % 8 for n in places)):
+    if not integers and (x.name != "f16" or guarded or any(n % 8 for n in places)):
         x, x_scale, flag = _halves(backend, x)
-        scaled = Ends(ends.bias, ends.residual, ends.w_scale, x_scale)
+        scaled = Ends(ends.bias, ends.residual, x_scale)
     depth = plan.tile.depth(integers)
     steps = -(-K // depth)
     share = -(-steps // plan.splits)
@@ -146,7 +146,7 @@ def product(
     _launch(backend, x, w, scaled, part, plan.tile, (M, N, share, splits, column),
             flag if guarded else None)  # fmt: skip
     if splits > 1:
-        finish(backend, part, ends, y, splits)
+        finish(backend, part, ends, y, splits, w.row_scales)
     if guarded and flag is not None:
         again(flag)
 
@@ -158,20 +158,18 @@ def _launch(
     from boostr.backends.wgpu.products.gemm import parameters
 
     M, N, share, splits, column = sizes
-    caps, integers = backend.caps, x.form == "words"
+    caps, integers = backend.caps, x.form.rounds_input
     found = shape(caps, integers)
     MM, MN, MK = found or (16, 16, 16)
     split = splits > 1
-    scales = [w.scales] if w.form == "i8g" else []
-    if not (integers and split):
-        scales += [a for a in (ends.w_scale, ends.x_scale) if a is not None]
+    scales = [] if ends.x_scale is None or (integers and split) else [ends.x_scale]
     backend.launch(
         "gemm_matrix", "gemm", (-(-M // tile.BM), -(-N // tile.BN), splits),
-        [x.array, w.array, *scales, *([] if split else ends.tail())],
+        [x.array, *w.reads(), *scales, *([] if split else ends.tail())],
         [part] if flag is None else [part, flag],
-        parameters(backend, x, w, ends, part, N, x.inputs, share, splits, column),
-        X=x.form, W=w.form, FULL=x.inputs % tile.depth(integers) == 0,
-        X_SCALED=ends.x_scale is not None and not integers, GROUP=w.group,
+        parameters(backend, x, w, 8, ends, part, (N, x.inputs, share, splits, column)),
+        X=x.name, FORM=w.form, FULL=x.inputs % tile.depth(integers) == 0,
+        X_SCALED=ends.x_scale is not None and not integers,
         SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
@@ -186,33 +184,32 @@ def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
     scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
     backend.launch(
         "gemm_matrix_rows", "rows", M, [x.array], [y, scale, flag],
-        (M, K, backend.offset(x.array), x.line), X=x.form,
+        (M, K, backend.offset(x.array), x.line), X=x.name,
     )  # fmt: skip
-    return Operand(y, "f16", M, K, K), scale, flag
+    return Operand(y, Form("f16"), M, K, K), scale, flag
 
 
 _COMMON = {
-    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "GROUP": 32, "X": "f16",
+    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "X": "f16",
     "X_SCALED": True, "SPLIT": False, "FULL": True, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
 }  # fmt: skip
 _NEEDS = ("matrices",)
 VARIANTS = [
     *(
-        Variant("gemm_matrix", {**_COMMON, "W": form, **tile.values(False)}, _NEEDS)
-        for form, tile in (
-            ("f16", LARGE), ("bf16", LARGE), ("i8", TILES[1]), ("i8g", TILES[2]),
-            ("q8_0", TILES[3]), ("q4_1", TILES[4]),
+        Variant("gemm_matrix", {**_COMMON, "FORM": form, **tile.values(False)}, _NEEDS)
+        for form, tile in zip(
+            (f for f in FORMS if f.codes != "f32" and not f.rounds_input), cycle(TILES)
         )
     ),
     Variant("gemm_matrix", {
-        **_COMMON, "W": "bf16", **TILES[1].values(False), "SPLIT": True, "OUT": "f32",
+        **_COMMON, "FORM": Form("bf16"), **TILES[1].values(False), "SPLIT": True, "OUT": "f32",
         "FULL": False}, _NEEDS),
     Variant("gemm_matrix", {
-        **_COMMON, "W": "f16", **LARGE.values(False), "X_SCALED": False, "OUT": "f16",
+        **_COMMON, "FORM": Form("f16"), **LARGE.values(False), "X_SCALED": False, "OUT": "f16",
         "BIAS": "f32", "RESIDUAL": "f16"}, _NEEDS),
     *(
         Variant("gemm_matrix", {
-            **_COMMON, "X": "words", "W": "words", "MK": 32, "X_SCALED": False, "SPLIT": split,
+            **_COMMON, "X": "words", "FORM": INTEGERS, "MK": 32, "X_SCALED": False, "SPLIT": split,
             "OUT": out, **LARGE.values(True)}, _NEEDS)
         for split, out in ((False, "bf16"), (True, "i32"))
     ),

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boostr import dtypes
+from boostr.backends.wgpu.products import planes
+from boostr.backends.wgpu.products.planes import PACKED, Planes, Weight
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.forms import Form
 from boostr.tensor import Tensor
 
-Weight = Tensor | QuantizedTensor
 FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
-_BLOCKS = ("q8_0", "q4_1")
+INTEGERS = Form("c8", scale="f32", rounds_input=True)  # int8, multiplied as integers
 
 
 @dataclass(frozen=True)
@@ -21,23 +22,20 @@ class Operand:
     """One side of a product: `rows` of `inputs` numbers, perhaps several such matrices.
 
     Attributes:
-        array: the values; its window is what a kernel sees.
-        form: "f32", "f16", "bf16", "i8" (a scale for each row), "i8g" (for each `group` inputs),
-            "words" (int8, multiplied as integers), "q8_0", "q4_1".
+        array: the floats or codes; its window is what a kernel sees.
         line: elements from one line to the next; lines are rows, or inputs if `across`.
         batch: elements from one matrix to the next; 0: all products share it.
-        scales: f32 [rows, groups] of int8.
+        more: the planes behind the codes, as rows without gaps.
     """
 
     array: GpuArray
-    form: str
+    form: Form
     rows: int
     inputs: int
     line: int
     across: bool = False
     batch: int = 0
-    scales: GpuArray | None = None
-    group: int = 0
+    more: Planes = ()
 
     @classmethod
     def of_weight(cls, weight: Weight, backend: Any) -> Operand:
@@ -45,15 +43,9 @@ class Operand:
         N, K = weight.shape
         if isinstance(weight, Tensor):
             return cls.of_matrix(backend, weight.data)
-        scheme = weight.scheme
-        if scheme.is_block:
-            blocks = backend.dense(weight.parts["blocks"].data)
-            if blocks.offset % 4:
-                blocks = backend.copy(blocks)
-            return cls(blocks, scheme.name, N, K, K // 32 * scheme.block_bytes)
-        form = "words" if scheme.activations_int8 else "i8g" if scheme.group_size else "i8"
-        values, scales = (backend.dense(weight.parts[n].data) for n in ("values", "scales"))
-        return cls(values, form, N, K, K, scales=scales, group=scheme.group_size)
+        codes, *more = planes.planes_of(backend, weight)
+        form = planes.stored_form(weight)
+        return cls(codes, form, N, K, codes.shape[1], more=tuple(more))
 
     @classmethod
     def of_matrix(cls, backend: Any, x: GpuArray) -> Operand:
@@ -68,13 +60,23 @@ class Operand:
         batch = apart[0] if lead and lead[0] > 1 else 0
         across = not (one == 1 or inputs == 1)
         line = one if across else row if rows > 1 else inputs
-        return cls(x, wgsl.name_of(x.dtype), rows, inputs, line, across, batch)
+        return cls(x, Form(wgsl.name_of(x.dtype)), rows, inputs, line, across, batch)
+
+    @property
+    def name(self) -> str:
+        """What sources call the form."""
+        return "words" if self.form.rounds_input else self.form.codes
+
+    @property
+    def row_scales(self) -> GpuArray | None:
+        """f32 [rows] of codes that have one scale for a row."""
+        return None if self.form.is_float or self.form.group else self.more[0]
 
     def whole(self) -> bool:
         """Whether lines begin and end at whole vectors of the shader's loads."""
-        if self.form in _BLOCKS:
+        if self.form.codes in PACKED:
             return True
-        if self.form == "words":  # behind its K inputs a line holds zeros
+        if self.form.rounds_input:  # behind its K inputs a line holds zeros
             return self.array.offset % 16 == 0 and self.line % 16 == 0
         length = self.rows if self.across else self.inputs
         return all(n % 4 == 0 for n in (self.array.offset, self.line, self.batch, length))
@@ -86,7 +88,7 @@ class Operand:
         step = 1 if self.across else self.line
         return replace(
             self, rows=stop - start, array=_rows(self.array, start * step, stop - start),
-            scales=self.scales and _rows(self.scales, start * self.scales.strides[0], stop - start),
+            more=planes.cut(self.more, start, stop - start),
         )  # fmt: skip
 
     def matrix(self, number: int) -> Operand:
@@ -111,12 +113,22 @@ class Operand:
 
     def values(self, side: str) -> dict[str, Any]:
         """What the shader's template must know; `side` is "X" or "W"."""
-        found = {side: self.form, f"{side}_WHOLE": self.whole(), f"{side}_ACROSS": self.across}
-        return found | ({"GROUP": self.group} if self.form == "i8g" else {})
+        known = {"X": self.name} if side == "X" else {"FORM": self.form}
+        return {**known, f"{side}_WHOLE": self.whole(), f"{side}_ACROSS": self.across}
 
-    def reads(self) -> list[GpuArray]:
+    def bases(self, backend: Any, load: int = 1) -> list[int]:
+        """Where the planes begin: codes in loads of that many bytes; all else in elements."""
+        each = load if self.in_planes else self.array.dtype.itemsize
+        return planes.bases(backend, self.form, self.reads(), each)
+
+    @property
+    def in_planes(self) -> bool:
+        """Whether kernels decode it as `planes.wgsl` has it."""
+        return not (self.form.is_float or self.form.rounds_input)
+
+    def reads(self) -> Planes:
         """The arrays to bind."""
-        return [self.array, self.scales] if self.form == "i8g" and self.scales else [self.array]
+        return (self.array, *self.more)
 
 
 def _rows(array: GpuArray, skip: int, rows: int) -> GpuArray:

@@ -8,8 +8,11 @@ from functools import lru_cache
 from itertools import product as each
 from typing import Any
 
+from boostr.backends.wgpu.products.gemm_operands import INTEGERS
+from boostr.backends.wgpu.products.planes import FORMS, PACKED
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.quant.forms import Form
 
 _CORES = {"discrete": 132, "integrated": 16, "software": 1}  # an H100's; WebGPU names no number
 _MULTIPLIES = 128  # of a core in a clock
@@ -94,32 +97,38 @@ def choose(caps: Caps, M: int, N: int, units: int, batches: int, room: int) -> P
     return best
 
 
-def _variant(X: str = "f32", W: str = "f32", tile: Tile = LARGE, **changes: Any) -> Variant:
+_F32, _BF16 = Form("f32"), Form("bf16")
+
+
+def _variant(X: str = "f32", form: Form = _F32, tile: Tile = LARGE, **changes: Any) -> Variant:
     """A specialisation; the rest of its values is the plainest."""
     values: dict[str, Any] = {
-        "X": X, "X_WHOLE": True, "X_ACROSS": False, "W": W, "W_WHOLE": True, "W_ACROSS": False,
-        "SPLIT": False, "OUT": "f32", "OUT_WHOLE": True, "BIAS": "", "RESIDUAL": "",
-        "GUARD": False, "GROUP": 32, "FULL": False, **tile.values(), **changes,
+        "X": X, "X_WHOLE": True, "X_ACROSS": False, "FORM": form, "W_WHOLE": True,
+        "W_ACROSS": False, "SPLIT": False, "OUT": "f32", "OUT_WHOLE": True, "BIAS": "",
+        "RESIDUAL": "", "GUARD": False, "FULL": False, **tile.values(), **changes,
     }  # fmt: skip
     direct = tile == DIRECT
     return Variant("gemm_direct" if direct else "gemm", values)
 
 
-_FORMS = ("f32", "f16", "bf16", "i8", "i8g", "q8_0", "q4_1")
+_FORMS = [form for form in FORMS if not form.rounds_input]
 _ODD: dict[str, Any] = {"X_WHOLE": False, "W_WHOLE": False, "OUT_WHOLE": False}
 VARIANTS = [
     *(_variant("bf16", form, OUT="bf16", FULL=True) for form in _FORMS),
-    _variant("bf16", "bf16", X_ACROSS=True, W_ACROSS=True, FULL=True),
+    _variant("bf16", _BF16, X_ACROSS=True, W_ACROSS=True, FULL=True),
     *(_variant("f16", form, DIRECT, OUT="f16", BIAS="f32", RESIDUAL="f16") for form in _FORMS),
-    *(_variant(W=form, tile=TILES[3], SPLIT=True, **_ODD) for form in _FORMS[:5]),
-    *(_variant("words", "words", tile, OUT="bf16", BIAS="f32") for tile in (TWICE, DIRECT)),
-    _variant("words", "words", TILES[2], OUT="i32", SPLIT=True, **_ODD),
+    *(
+        _variant(form=form, tile=TILES[3], SPLIT=True, **_ODD)
+        for form in _FORMS if form.codes not in PACKED
+    ),
+    *(_variant("words", INTEGERS, tile, OUT="bf16", BIAS="f32") for tile in (TWICE, DIRECT)),
+    _variant("words", INTEGERS, TILES[2], OUT="i32", SPLIT=True, **_ODD),
     *(_variant(tile=tile, RESIDUAL="f32") for tile in (*TILES, WIDE)),
     *(
-        _variant("bf16", "bf16", tile, X_ACROSS=x, W_ACROSS=w, X_WHOLE=x, W_WHOLE=not x)
+        _variant("bf16", _BF16, tile, X_ACROSS=x, W_ACROSS=w, X_WHOLE=x, W_WHOLE=not x)
         for tile in (LARGE, DIRECT) for x, w in ((True, False), (False, True), (True, True))
     ),
-    _variant("bf16", "bf16", OUT="bf16", GUARD=True),
+    _variant("bf16", _BF16, OUT="bf16", GUARD=True),
     *(
         Variant("gemm_finish", {
             "PART": part, "OUT": out, "BIAS": bias, "RESIDUAL": residual, "WHOLE": splits > 0,

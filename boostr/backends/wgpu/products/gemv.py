@@ -24,21 +24,15 @@ from boostr.backends.wgpu.products.gemv_input import (
     norm_base,
     prepared,
     present,
-    weight_bases,
     x_base,
 )
-from boostr.backends.wgpu.products.gemv_plan import (
-    Stored,
-    Tile,
-    Weight,
-    choose,
-    padded_rows,
-    stored,
-)
+from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, choose, padded_rows, stored
+from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.forms import Form, scheme_form
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 MOST_ROWS = 8  # of x that one launch takes
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -77,7 +71,7 @@ def combine_gemv(
 def combine_refusal(weight: Weight, head_dim: int) -> str | None:
     """None if `combine_gemv` takes this weight behind heads of that size, else why not."""
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
-        return "w8a8 needs all of x before the product"
+        return "rounding needs all of x before the product"
     if head_dim % 8 or weight.shape[1] % 16:
         return f"head_dim {head_dim} or K {weight.shape[1]} is not a multiple of 8 and 16"
     return None
@@ -108,10 +102,10 @@ def product(
         for first, part in w.parts(backend):
             params = [
                 M, part.N, before + first, N, x_base(backend, given),
-                *weight_bases(backend, part), base(backend, bias), base(backend, residual),
+                *part.bases(backend), base(backend, bias), base(backend, residual),
                 norm_base(backend, given), base(backend, given.scales), float(eps),
             ]  # fmt: skip
-            reads = [*bound, *present(part.rows, part.scales, norm, bias, residual)]
+            reads = [*bound, *part.planes, *present(norm, bias, residual)]
             grid = -(-part.N // tile.group)
             backend.launch("gemv", "main", grid, reads, [out], params, **values)
         before += w.N
@@ -142,15 +136,15 @@ def norm_gated_gemv(
     weight = given.norm.weight if given.norm else None
     for (first, g_part), (_, u_part) in zip(g.parts(backend), u.parts(backend), strict=True):
         params = [
-            M, g_part.N, first, F, x_base(backend, given), *weight_bases(backend, g_part),
-            *weight_bases(backend, u_part), base(backend, bias), base(backend, up_bias),
+            M, g_part.N, first, F, x_base(backend, given), *g_part.bases(backend),
+            *u_part.bases(backend), base(backend, bias), base(backend, up_bias),
             norm_base(backend, given), base(backend, given.scales),
             float(given.norm.eps if given.norm else 0),
         ]  # fmt: skip
-        reads = present(
-            given.x, given.scales, g_part.rows, g_part.scales, u_part.rows, u_part.scales,
-            weight, bias, up_bias,
-        )  # fmt: skip
+        reads = [
+            *present(given.x, given.scales), *g_part.planes, *u_part.planes,
+            *present(weight, bias, up_bias),
+        ]  # fmt: skip
         grid = -(-2 * g_part.N // tile.group)
         backend.launch("gemv_gated", "main", grid, reads, [out], params, **values)
     return out if made == x.dtype else backend.cast(out, x.dtype)
@@ -161,12 +155,16 @@ SMALL, LARGE = Tile(32, 8, 4, 0), Tile(256, 64, 4, 2)  # for subgroups of any si
 KNOWN = Tile(96, 96, 4, 2, lanes=32)
 
 
-def variant(family: str, form: str, M: int = 1, tile: Tile = SMALL, **values: Any) -> Variant:
+BF16, INT8 = Form("bf16"), scheme_form(SCHEMES["int8"])
+ROUNDED = scheme_form(SCHEMES["w8a8"])
+
+
+def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: Any) -> Variant:
     """A source for a weight of that form and M rows of x."""
-    K = 192 if form in ("q8_0", "q4_1") else 176
-    x = "f32" if form in ("f32", "w8a8") else "bf16"
+    K = form.super or 224
+    x = "f32" if form.codes == "f32" or form.rounds_input else "bf16"
     common = {
-        "FORM": form, "GROUP": 0, "SLOW": False, "K": K, "M": M, "NORM": form != "w8a8",
+        "FORM": form, "SLOW": False, "K": K, "M": M, "NORM": not form.rounds_input,
         "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
     }  # fmt: skip
     own = {
@@ -180,28 +178,25 @@ def variant(family: str, form: str, M: int = 1, tile: Tile = SMALL, **values: An
     return Variant(family, {**common, **own, **values}, needs)
 
 
-_FORMS = ("f32", "f16", "bf16", "i8", "w8a8", "q8_0", "q4_1")
 ODD: dict[str, Any] = {"SLOW": True, "K": 33, "XS": 48}
 _COMBINED: dict[str, Any] = {
     "INPUT": "combine", "PARTS_S": 4, "PARTS_DV": 16, "NORM": False, "X": "f32",
 }  # fmt: skip
 VARIANTS = [
-    *(variant("gemv", form, M) for form, M in zip(_FORMS, (1, 2, 4, 8, 1, 2, 4), strict=True)),
-    *(variant("gemv", form, 1, LARGE) for form in _FORMS),
-    variant("gemv", "bf16", 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
-    variant("gemv", "i8", 1, LARGE, GROUP=32, X="f16", OUT="f16", BIAS="f16"),
-    variant("gemv", "i8", 1, DECODE="shift"),
-    variant("gemv", "i8", 1, KNOWN, X="f32", OUT="f32"),
-    variant("gemv_gated", "bf16", 2, KNOWN),
-    variant("gemv", "i8", 1, DECODE="builtin"),
-    variant("gemv", "i8", 2, GROUP=32, **ODD),
-    *(variant("gemv", form, 2, **ODD) for form in ("f32", "f16", "bf16", "i8", "w8a8")),
-    variant("gemv", "bf16", 1, LARGE, **_COMBINED),
-    variant("gemv", "i8", 2, **_COMBINED),
-    variant("gemv_gated", "bf16", 1, LARGE, BIAS="f32", UP_BIAS="f32"),
-    variant("gemv_gated", "i8", 2, ACT="gelu"),
-    variant("gemv_gated", "w8a8", 2, ACT="gelu_tanh"),
-    variant("gemv_gated", "f32", 1, **ODD),
+    *(variant("gemv", form, 1 << i % 4) for i, form in enumerate(FORMS)),
+    *(variant("gemv", form, 1, LARGE) for form in FORMS),
+    *(variant("gemv", form, 2, KNOWN, X="f32", OUT="f32") for form in FORMS),
+    *(variant("gemv", form, 2, **ODD) for form in FORMS if form.codes not in PACKED),
+    variant("gemv", BF16, 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
+    variant("gemv", INT8, 1, LARGE, X="f16", OUT="f16", BIAS="f16"),
+    variant("gemv", BF16, 1, LARGE, **_COMBINED),
+    variant("gemv", INT8, 2, **_COMBINED),
+    variant("gemv_gated", BF16, 1, LARGE, BIAS="f32", UP_BIAS="f32"),
+    variant("gemv_gated", BF16, 2, KNOWN),
+    variant("gemv_gated", INT8, 2, ACT="gelu"),
+    variant("gemv_gated", ROUNDED, 2, ACT="gelu_tanh"),
+    variant("gemv_gated", Form("f32"), 1, **ODD),
+    *(variant("gemv_gated", form) for form in FORMS if form.codes in PACKED),
     *(
         Variant("gemv_quantize", {"X": x, "K": 33, "XS": 48, "THREADS": 256, "NORM": norm})
         for x, norm in (("f32", False), ("bf16", True), ("f16", True))

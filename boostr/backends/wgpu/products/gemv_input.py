@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, units
+from boostr.backends.wgpu.products.gemv_plan import Stored, Tile
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.wgsl import name_of
 
@@ -36,9 +36,9 @@ class Input(NamedTuple):
 
 
 def prepared(backend: Any, x: GpuArray, w: Stored, norm: Norm | None) -> Input:
-    """x contiguous and on a 16-byte border; rounded to int8 (and normed before) under w8a8."""
+    """x contiguous and on a 16-byte border; rounded to int8 (and normed before) where w asks."""
     M, K = x.shape
-    if w.form == "w8a8":
+    if w.form.rounds_input:
         values, scales = quantized_rows(backend, x, norm)
         return Input(values, M, scales, None, w.slow, {"X": "f32", "XS": values.shape[1]})
     x = aligned(backend, x)
@@ -73,7 +73,7 @@ def quantized_rows(
 def common_values(w: Stored, given: Input, tile: Tile, M: int) -> dict[str, Any]:
     """What every product's source is specialised by."""
     return {
-        "FORM": w.form, "GROUP": w.group, "SLOW": given.slow, "K": w.K, "M": M,
+        "FORM": w.form, "SLOW": given.slow, "K": w.K, "M": M,
         "NORM": given.norm is not None, "INPUT": "plain", **given.values, **tile.values(),
     }  # fmt: skip
 
@@ -89,10 +89,6 @@ def x_base(backend: Any, given: Input) -> int:
 
 def norm_base(backend: Any, given: Input) -> int:
     return 0 if given.norm is None else base(backend, given.norm.weight, 1 if given.slow else 4)
-
-
-def weight_bases(backend: Any, w: Stored) -> list[int]:
-    return [base(backend, w.rows, units(w)), base(backend, w.scales)]
 
 
 def present(*arrays: GpuArray | None) -> list[GpuArray]:

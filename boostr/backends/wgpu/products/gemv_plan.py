@@ -1,4 +1,4 @@
-"""How a GEMV is cut: the form of a weight, and the tile of threads and rows for its shape."""
+"""How a GEMV is cut: a weight as it lies, and the tile of threads and rows for its shape."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from boostr.backends.wgpu.runtime.array import GpuArray
+from boostr.backends.wgpu.products import planes as stored_planes
+from boostr.backends.wgpu.products.planes import Planes, Weight, cut, planes_of, stored_form
 from boostr.backends.wgpu.runtime.device import Caps
-from boostr.backends.wgpu.runtime.wgsl import name_of
-from boostr.quant.scheme import QuantizedTensor
-from boostr.tensor import Tensor
+from boostr.quant.forms import Form
 
-Weight = Tensor | QuantizedTensor
-_CHUNK = {"i8": 16, "w8a8": 16, "q8_0": 16, "q4_1": 32}  # inputs that a thread takes at a time
-_ROW_BYTES = 16
+_ROW_BYTES = 16  # of a load
+_CHUNK = {"c8": 16, "c6": 32, "c4": 32}  # inputs that a thread takes at a time; 8 floats
 
 
 class Stored(NamedTuple):
-    """A weight as the kernels know it.
+    """A weight [N, K] as the kernels know it.
 
     Attributes:
-        form: "f32", "f16", "bf16", "i8", "w8a8", "q8_0" or "q4_1".   group: inputs to a scale; 0: a
-            row.   rows: [N, ...], contiguous.   scales: float32 [N, G], contiguous.
+        planes: of N rows each, contiguous.
         slow: whether it is read an element at a time, as rows or x are off 16 bytes.
     """
 
-    form: str
-    group: int
-    rows: GpuArray
-    scales: GpuArray | None
+    form: Form
+    planes: Planes
     N: int
     K: int
     slow: bool
@@ -37,78 +32,48 @@ class Stored(NamedTuple):
     @property
     def chunks(self) -> int:
         """Pieces of a row that are dealt out to threads."""
-        return self.K if self.slow else self.K // _CHUNK.get(self.form, 8)
+        return self.K if self.slow else self.K // _CHUNK.get(self.form.codes, 8)
+
+    def bases(self, backend: Any) -> list[int]:
+        """Where the planes begin, as kernels count."""
+        load = self.planes[0].dtype.itemsize if self.slow else _ROW_BYTES
+        return stored_planes.bases(backend, self.form, self.planes, load)
 
     def parts(self, backend: Any) -> Iterator[tuple[int, Stored]]:
         """(first row, those rows) in pieces that a binding can hold, of even length."""
-        width = self.rows.size // max(self.N, 1)
-        most = backend.caps.binding_bytes // max(width * self.rows.dtype.itemsize, 1)
+        width = max(p.nbytes for p in self.planes) // max(self.N, 1)
+        most = backend.caps.binding_bytes // max(width, 1)
         if most >= self.N:
             yield 0, self
             return
         most = max(most // 64 * 64, 2)
         for first in range(0, self.N, most):
             count = min(most, self.N - first)
-            rows = _slice(self.rows, first, count)
-            scales = None if self.scales is None else _slice(self.scales, first, count)
-            yield first, self._replace(rows=rows, scales=scales, N=count)
-
-
-def _slice(array: GpuArray, first: int, count: int) -> GpuArray:
-    width = array.strides[0]
-    return array.view(shape=(count, *array.shape[1:]), offset=array.offset + first * width)
+            yield first, self._replace(planes=cut(self.planes, first, count), N=count)
 
 
 def stored(backend: Any, weight: Weight, off: bool = False) -> Stored:
     """How a weight lies in memory; `off`: rows of x do not begin at 16 bytes."""
-    N, K = weight.shape
-    if isinstance(weight, Tensor):
-        rows, scales, group = _rows(backend, weight.data), None, 0
-        form, chunk = name_of(weight.dtype), 8
-    elif weight.scheme.is_block:
-        rows = _rows(backend, weight.parts["blocks"].data)
-        return Stored(weight.scheme.name, 0, rows, None, N, K, False)
-    else:
-        rows = _rows(backend, weight.parts["values"].data)
-        scales = _rows(backend, weight.parts["scales"].data)
-        form = "w8a8" if weight.scheme.activations_int8 else "i8"
-        group, chunk = weight.scheme.group_size, 16
-    begin = rows.offset * rows.dtype.itemsize  # windows begin at multiples of 256 bytes
-    slow = off or K % chunk != 0 or begin % _ROW_BYTES != 0
-    return Stored(form, group, rows, scales, N, K, slow)
-
-
-def _rows(backend: Any, array: GpuArray) -> GpuArray:
-    """The array with dense rows; a single row may have any stride."""
-    dense = backend.dense(array)
-    width = dense.shape[1]
-    return dense if dense.strides == (width, 1) else dense.view(strides=(width, 1))
-
-
-def units(w: Stored) -> int:
-    """Elements of a weight's array that its kernel counts places in."""
-    if w.slow or w.form == "q8_0":
-        return 1
-    return 4 if w.form == "q4_1" else _ROW_BYTES // w.rows.dtype.itemsize
+    form, planes, (N, K) = stored_form(weight), planes_of(backend, weight), weight.shape
+    begin = planes[0].offset * planes[0].dtype.itemsize  # windows begin at multiples of 256 bytes
+    slow = off or K % _CHUNK.get(form.codes, 8) != 0 or begin % _ROW_BYTES != 0
+    return Stored(form, planes, N, K, slow)
 
 
 def joined(backend: Any, weights: list[Stored]) -> Stored | None:
     """Weights that lie end to end in one buffer, as one; None if they do not."""
     first, N = weights[0], sum(w.N for w in weights)
-    if len({(w.form, w.group, w.K) for w in weights}) > 1:
+    if len({(w.form, w.K) for w in weights}) > 1:
         return None
     made = []
-    for arrays in zip(*((w.rows, w.scales) for w in weights), strict=True):
-        if arrays[0] is None:
-            made.append(None)
-            continue
+    for arrays in zip(*(w.planes for w in weights), strict=True):
         end = arrays[0].offset
         for array in arrays:
             if array.buffer is not arrays[0].buffer or array.offset != end:
                 return None
             end += array.size
         made.append(arrays[0].view(shape=(N, *arrays[0].shape[1:])))
-    whole = first._replace(rows=made[0], scales=made[1], N=N)
+    whole = first._replace(planes=tuple(made), N=N)
     return whole if made[0].nbytes <= backend.caps.binding_bytes else None
 
 
@@ -125,7 +90,6 @@ class Tile:
         threads: of a workgroup.   team: threads that share rows.   rows: of a team at a time.
         unroll: chunks of every row whose loads are in flight together; 0: one, and the text has
             no second copy for the first or last of them, which is quick to compile.
-        decode: how int8 becomes float: "shift", "builtin" or "half".
         lanes: of a subgroup; 0 where only the device knows.
     """
 
@@ -133,7 +97,6 @@ class Tile:
     team: int
     rows: int
     unroll: int
-    decode: str = "half"
     lanes: int = 0
 
     @property
@@ -159,7 +122,7 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     if not caps.subgroup_max or caps.kind == "software":
         return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
     known = lanes(caps)
-    floats = known and rows == 1 and w.form not in _CHUNK
+    floats = known and rows == 1 and w.form.is_float
     most_team = min(512 if floats else 256, caps.workgroup_threads)
     if known and w.chunks <= most_team:
         team = -(-w.chunks // known) * known
@@ -172,7 +135,7 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
         each = least
     steps = -(-w.chunks // team)
     # what is done once for a chunk of x weighs more with int8
-    if rows == 1 and w.N >= 8192 and w.form in ("i8", "w8a8") and team <= 128 and steps == 1:
+    if rows == 1 and w.N >= 8192 and w.form.codes == "c8" and team <= 128 and steps == 1:
         each = 8
     most = 16 // (each * rows)
     if steps > most and (rows > 1 or each != 4):

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from boostr.backends.wgpu.products.gemv import KNOWN, LARGE, ODD, product, variant
+from boostr.backends.wgpu.products.gemv import (
+    BF16,
+    INT8,
+    KNOWN,
+    LARGE,
+    ODD,
+    ROUNDED,
+    product,
+    variant,
+)
 from boostr.backends.wgpu.products.gemv_input import (
     Input,
     Norm,
@@ -19,21 +28,21 @@ from boostr.backends.wgpu.products.gemv_input import (
     norm_base,
     prepared,
     present,
-    weight_bases,
     x_base,
 )
 from boostr.backends.wgpu.products.gemv_plan import (
     Stored,
     Tile,
-    Weight,
     choose,
     joined,
     padded_rows,
     stored,
 )
+from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
+from boostr.quant.forms import Form
 
 _HEAD_THREADS = 32
 
@@ -158,11 +167,11 @@ def _qkv(
     head = 0
     for w in weights:
         params = [
-            M, w.N // D, head, x_base(backend, given), *weight_bases(backend, w),
+            M, w.N // D, head, x_base(backend, given), *w.bases(backend),
             *(base(backend, b) for b in biases), norm_base(backend, given),
             base(backend, given.scales), *to.bases(backend), float(eps),
         ]  # fmt: skip
-        reads = present(given.x, given.scales, w.rows, w.scales, norm, *biases)
+        reads = [*present(given.x, given.scales), *w.planes, *present(norm, *biases)]
         grid = -(-w.N // tile.group)
         backend.launch(
             "gemv_qkv", "main", grid, [*reads, *to.reads()], [to.q, to.k, to.v], params, **values
@@ -193,12 +202,13 @@ def heads_rope(
 
 # -- what the compile gate builds ----------------------------------------------------------------
 VARIANTS = [
-    variant("gemv_qkv", "bf16", 1, LARGE),
-    variant("gemv_qkv", "bf16", 1, KNOWN),
-    variant("gemv_qkv", "bf16", 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
-    variant("gemv_qkv", "i8", 2, LARGE, ROT=8, SLOTS=False),
-    variant("gemv_qkv", "w8a8", 2, SLOTS=False),
-    variant("gemv_qkv", "f32", 1, **ODD),
+    variant("gemv_qkv", BF16, 1, LARGE),
+    variant("gemv_qkv", BF16, 1, KNOWN),
+    variant("gemv_qkv", BF16, 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
+    variant("gemv_qkv", INT8, 2, LARGE, ROT=8, SLOTS=False),
+    variant("gemv_qkv", ROUNDED, 2, SLOTS=False),
+    variant("gemv_qkv", Form("f32"), 1, **ODD),
+    *(variant("gemv_qkv", form) for form in FORMS if form.codes in PACKED),
     *(
         Variant("gemv_heads", {
             "H": 3, "KH": 1, "D": 16, "ROT": rot, "INTERLEAVED": rot < 16, "X": x, "CACHE": cache,

@@ -3,12 +3,14 @@ rows in order are a packed weight read back."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
+from boostr.backends.wgpu.products.planes import refusal
 from boostr.backends.wgpu.rows import embedding
 from boostr.backends.wgpu.rows.rows import parts, power_of_two, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
@@ -53,16 +55,19 @@ def _from_start(backend: Any, x: Any) -> Any:
 
 def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: Any = w.backend
-    ids = Tensor.wrap(backend.arange(0, w.shape[0], 1, np.dtype(np.int32)), backend)
-    return embedding.KERNELS["embedding"].run(ids, w, dtype)
+    *lead, K = w.shape
+    rows = math.prod(lead)
+    flat = QuantizedTensor(
+        w.scheme, (rows, K), {n: part.reshape(rows, part.shape[-1]) for n, part in w.parts.items()}
+    )
+    ids = Tensor.wrap(backend.arange(0, rows, 1, np.dtype(np.int32)), backend)
+    return embedding.KERNELS["embedding"].run(ids, flat, dtype).reshape(w.shape)
 
 
 def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
     if dtype not in refusals.FLOATS:
         return f"dtype {dtype} of the result"
-    if w.scheme.is_block and w.scheme.name not in ("q8_0", "q4_1"):
-        return f"scheme {w.scheme.name}"
-    return None if w.shape[1] else "the weight has no inputs"
+    return refusal(w) if w.shape[-1] else "the weight has no inputs"
 
 
 KERNELS = {

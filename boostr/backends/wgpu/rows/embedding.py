@@ -8,53 +8,41 @@ import numpy as np
 
 from boostr.backends.base import Kernel
 from boostr.backends.refusals import FLOATS
+from boostr.backends.wgpu.products.planes import (
+    FORMS,
+    PACKED,
+    Planes,
+    Weight,
+    bases,
+    planes_of,
+    refusal,
+    stored_form,
+)
 from boostr.backends.wgpu.rows.rows import parts, run_length, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import NAMES
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.forms import Form
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
 _THREADS = 256
-_WHOLE_ROW = 30  # log2 of columns that share a scale
 _FEW = 64  # tokens of an id beyond which many workgroups add its rows up, as in the source
 
 
-def _supports(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> str | None:
+def _supports(ids: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
     if ids.dtype not in NAMES or ids.dtype.kind not in "iu":
         return f"ids are {ids.dtype}"
     if dtype not in FLOATS:
         return f"dtype {dtype} of the result"
-    if isinstance(weight, Tensor):
-        return None if weight.dtype in FLOATS else f"dtype {weight.dtype} of the table"
-    if weight.scheme.is_block and weight.scheme.name not in ("q8_0", "q4_1"):
-        return f"scheme {weight.scheme.name}"
-    return None
+    return refusal(weight)
 
 
-def _table(
-    backend: WgpuBackend, weight: Tensor | QuantizedTensor
-) -> tuple[str, list[Any], int, int]:
-    """(FORM, arrays, scales in a row, log2 of columns that share one)."""
-    if isinstance(weight, Tensor):
-        return "float", [backend.dense(weight.data)], 0, 0
-    scheme = weight.scheme
-    if scheme.is_block:
-        blocks = backend.dense(weight.parts["blocks"].data)
-        if blocks.offset % (4 if scheme.name == "q4_1" else 2):
-            blocks = backend.copy(blocks)
-        return scheme.name, [blocks], 0, 0
-    found = [backend.dense(weight.parts[name].data) for name in ("values", "scales")]
-    shift = scheme.group_size.bit_length() - 1 if scheme.group_size else _WHOLE_ROW
-    return "int8", found, found[1].shape[1], shift
-
-
-def _run(backend: WgpuBackend, form: str, table: Any, E: int, out: Any) -> int:
+def _run(backend: WgpuBackend, form: Form, table: Any, E: int, out: Any) -> int:
     """Elements of a thread: 8 or 4, or 1 where rows do not come in such runs."""
-    at = 0 if form in ("q8_0", "q4_1") else backend.offset(table)
-    narrow = form == "float" and table.dtype.itemsize == out.dtype.itemsize == 2
+    at = 0 if form.codes in PACKED else backend.offset(table)  # those begin where loads do
+    narrow = form.is_float and table.dtype.itemsize == out.dtype.itemsize == 2
     most = (8, 4) if narrow else (4,)
     for run in most:
         if not (E % run or at % run or backend.offset(out) % run):
@@ -62,39 +50,35 @@ def _run(backend: WgpuBackend, form: str, table: Any, E: int, out: Any) -> int:
     return 1
 
 
-def _embedding(ids: Tensor, weight: Tensor | QuantizedTensor, dtype: np.dtype) -> Tensor:
+def _embedding(ids: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
     backend: WgpuBackend = ids.backend  # type: ignore[assignment]
     V, E = weight.shape
     out = backend.empty((ids.size, E), dtype)
     if not (out.size and V):
         return Tensor.wrap(out, backend)
-    form, arrays, scales, shift = _table(backend, weight)
+    form, planes = stored_form(weight), planes_of(backend, weight)
     tokens = backend.dense(ids.data)
     for part, target in parts(backend, tokens, out):
         first = 0
-        for piece in parts(backend, *arrays):
-            _lookup(backend, form, part, piece, target, (V, first, scales, shift))
+        for piece in parts(backend, *planes):
+            _lookup(backend, form, part, tuple(piece), target, V, first)
             first += piece[0].shape[0]
     return Tensor.wrap(out, backend)
 
 
 def _lookup(
-    backend: WgpuBackend, form: str, ids: Any, arrays: list[Any], out: Any, sizes: tuple[int, ...]
+    backend: WgpuBackend, form: Form, ids: Any, planes: Planes, out: Any, V: int, first: int
 ) -> None:
-    """The tokens whose rows are among those of this piece of the table."""
-    V, first, scales, shift = sizes
+    """The tokens whose rows are among those of this piece of the table, which begins at `first`."""
     T, E = out.shape
-    table = arrays[0]
-    run = _run(backend, form, table, E, out)
-    step = run if form == "float" else 1
-    at = [backend.offset(ids), backend.offset(table) // step]
-    at += [backend.offset(arrays[1]) if len(arrays) > 1 else 0, backend.offset(out) // run]
+    run = _run(backend, form, planes[0], E, out)
+    load = run * planes[0].dtype.itemsize if form.is_float or run == 1 else 4
+    at = [backend.offset(ids), *bases(backend, form, planes, load), backend.offset(out) // run]
     count = out.size // run if run > 1 else -(-out.size * out.dtype.itemsize // 4)
     backend.launch(
-        "embedding", "embedding", -(-count // _THREADS), [ids, *arrays], [out],
-        (T, E // run, V, first, table.shape[0], scales, shift, *at),
-        FORM=form, W=type_of(table) if form == "float" else "", O=type_of(out), ID=type_of(ids),
-        RUN=run,
+        "embedding", "embedding", -(-count // _THREADS), [ids, *planes], [out],
+        (T, E // run, V, first, planes[0].shape[0], *at),
+        FORM=form, O=type_of(out), ID=type_of(ids), RUN=run,
     )  # fmt: skip
 
 
@@ -161,14 +145,12 @@ KERNELS = {
 
 VARIANTS = [
     *(
-        Variant("embedding", {"FORM": form, "W": w, "O": out, "ID": ids, "RUN": run})
-        for form, w, out, ids, run in (
-            ("float", "bf16", "bf16", "i32", 8), ("float", "f32", "f16", "u8", 4),
-            ("float", "f16", "bf16", "i32", 1), ("int8", "", "bf16", "i32", 4),
-            ("int8", "", "f16", "i32", 1), ("q8_0", "", "bf16", "i32", 4),
-            ("q4_1", "", "f32", "u32", 4),
-        )
+        Variant("embedding", {"FORM": form, "O": out, "ID": ids, "RUN": run})
+        for form in FORMS
+        for out, ids, run in (("bf16", "i32", 4), ("f32", "u8", 4), ("f16", "u32", 1))
+        if run > 1 or form.codes not in PACKED
     ),
+    Variant("embedding", {"FORM": Form("bf16"), "O": "bf16", "ID": "i32", "RUN": 8}),
     *(
         Variant("embedding_backward", {"STEP": step, "ID": "i32", "X": x, "O": out, "RUN": run})
         for step in ("clear", "count", "place", "fill", "gather", "gather_hot")
