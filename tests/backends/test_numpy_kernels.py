@@ -4,13 +4,13 @@ import numpy as np
 import oracles
 import pytest
 from draws import normal, tensors
-from tolerance import assert_close, rms
+from packed import BLOCKS, draw
+from tolerance import assert_close
 
 from boostr import Tensor, backends, capture, dispatch, dtypes, ops
 from boostr.errors import FallbackError
 from boostr.ops import core
 from boostr.ops.quant import quantize
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 pytest.importorskip("numba")
 from boostr.backends.numpy.runtime import threads
@@ -150,23 +150,18 @@ def test_embedding_int8(scheme, E, numpy_backend, rng):
     table, ids = tensors(numpy_backend, normal(rng, (50, E)), rng.integers(0, 50, 7, np.int32))
     with dispatch.strict(False):
         packed = quantize(table, scheme)
-    values, scales = (packed.parts[name].numpy() for name in ("values", "scales"))
+    values, scales = (packed.parts[name].numpy() for name in ("codes", "scales"))
     want = oracles.dequantize_int8(values, scales, packed.scheme.group_size or E)[ids.numpy()]
     assert_close(ops.embedding(ids, packed).numpy(), want, dtype="float32", reduce=1, c=1)
 
 
-@pytest.mark.parametrize(("scheme", "size"), (("q8_0", 34), ("q4_1", 20)))
-def test_embedding_blocks(scheme, size, numpy_backend, rng):
-    raw = rng.integers(0, 256, (20, 3, size), np.uint8)
-    for at in range(0, 2 if scheme == "q8_0" else 4, 2):  # f16 scales
-        raw[:, :, at : at + 2] = normal(rng, (20, 3, 1), "float16").view(np.uint8)
-    raw = raw.reshape(20, -1)
-    blocks, ids = tensors(numpy_backend, raw, rng.integers(0, 20, 7, np.int32))
-    packed = QuantizedTensor(SCHEMES[scheme], (20, 96), {"blocks": blocks})
-    want = getattr(oracles, f"dequantize_{scheme}")(raw)[ids.numpy()]
-    assert_close(
-        ops.embedding(ids, packed).numpy(), want, dtype="float32", reduce=2, scale=rms(want)
-    )
+@pytest.mark.parametrize("scheme", BLOCKS)
+def test_embedding_blocks(scheme, numpy_backend, rng):
+    w, truth = draw(numpy_backend, rng, scheme, 20, 768)
+    (ids,) = tensors(numpy_backend, rng.integers(0, 20, 7, np.int32))
+    got = ops.embedding(ids, w).numpy()
+    assert_close(got, truth[ids.numpy()], dtype="float32", reduce=1)
+    assert np.array_equal(got, ops.dequantize(w).numpy()[ids.numpy()])
 
 
 # -- quantization --------------------------------------------------------------------------------
@@ -181,7 +176,7 @@ def test_quantize_and_back(dtype, scheme, K, numpy_backend, rng):
     group = packed.scheme.group_size or K
     values, scales = oracles.quantize_int8(w, group)
     assert np.array_equal(packed.parts["scales"].numpy(), scales)
-    assert np.array_equal(packed.parts["values"].numpy(), values)
+    assert np.array_equal(packed.parts["codes"].numpy(), values)
     want = oracles.dequantize_int8(values, scales, group)
     assert_close(ops.dequantize(packed).numpy(), want, dtype="float32", reduce=1, c=1)
 

@@ -39,7 +39,7 @@ def check(x, q, scale, bias=None, residual=None):
 
     Not so where the processor has no integer products; there float32 sums rounded values.
     """
-    parts = {"values": Tensor(q), "scales": Tensor(scale)}
+    parts = {"codes": Tensor(q), "scales": Tensor(scale)}
     weight = QuantizedTensor(parse_scheme("w8a8"), q.shape, parts)
     with strict():
         got = product(

@@ -3,6 +3,7 @@
 References are float64 numpy on weights that `oracles.py` decodes.
 """
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -11,18 +12,24 @@ import threading as python_threads
 from itertools import pairwise
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-import oracles
+import packed
 import pytest
+from draws import normal
+from packed import draw, fitted
 from tolerance import assert_close, rms
 
 pytest.importorskip("numba")
+from boostr import Tensor, dispatch
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.runtime import jit, threads
+from boostr.ops.quant import dequantize
+from boostr.quant.forms import Form, scheme_form
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 ROOT = Path(__file__).parents[3]
-FORMS = ("f32", "bf16", "f16", "i8", "i8g", "q8_0", "q4_1")
+FLOATS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+FORMS = (*FLOATS, *(form for form in packed.FORMS if form != "w8a8"))
 RNG = np.random.default_rng(7)
 
 
@@ -50,54 +57,46 @@ def aligned(count, dtype, skip=0):
 # ---------------------------------------------------------------- weights
 
 
-def stored(w, form, group=64):
-    """(bytes [N, row_bytes], scales or None, shift, decoded float64) of weights in a form."""
-    N, K = w.shape
-    if form in ("f32", "bf16", "f16"):
-        kind = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}[form]
-        q = w.astype(kind)
-        return q.view(np.uint8).reshape(N, -1), None, 0, q.astype(np.float64)
-    if form in ("i8", "i8g"):
-        size = group if form == "i8g" else None
-        q, scales = oracles.quantize_int8(w, size)
-        decoded = oracles.dequantize_int8(q, scales, size)
-        return q.view(np.uint8), scales, group.bit_length() - 6, decoded
-    parts = w.reshape(N, K // 32, 32)
-    if form == "q8_0":
-        d = (np.abs(parts).max(2, keepdims=True) / 127).astype(np.float16)
-        q = np.rint(parts / d.astype(np.float32)).clip(-128, 127).astype(np.int8)
-        blocks = np.concatenate([d.view(np.uint8), q.view(np.uint8)], 2).reshape(N, -1)
-        return blocks, None, 0, oracles.dequantize_q8_0(blocks)
-    low = parts.min(2, keepdims=True)
-    d = ((parts.max(2, keepdims=True) - low) / 15).astype(np.float16)
-    m = low.astype(np.float16)
-    q = np.rint((parts - m) / d.astype(np.float32)).clip(0, 15).astype(np.uint8)
-    halves = q[:, :, :16] | (q[:, :, 16:] << 4)
-    blocks = np.concatenate([d.view(np.uint8), m.view(np.uint8), halves], 2).reshape(N, -1)
-    return blocks, None, 0, oracles.dequantize_q4_1(blocks)
+def drawn(form, N, K):
+    """(the `Form` for kernels, its planes, their values in float64) of random weights."""
+    if form in FLOATS:
+        w = normal(RNG, (N, K), FLOATS[form])
+        return Form(form), {"codes": w}, w.astype(np.float64)
+    w, decoded = draw("numpy", RNG, form, N, K)
+    parts = {name: part.numpy() for name, part in w.parts.items()}
+    return dataclasses.replace(scheme_form(w.scheme), rounds_input=False), parts, decoded
+
+
+def apart(plane):
+    """The plane with its rows apart, and off every border."""
+    N, width = plane.shape
+    room = aligned(N * (width + 3) + 1, plane.dtype, skip=plane.itemsize)
+    rows = room[: N * (width + 3)].reshape(N, width + 3)[:, :width]
+    rows[:] = plane
+    return rows
 
 
 class Case:
-    """One product with its parameters; weights lie unaligned, x and y have room between rows."""
+    """One product with its parameters; there is room between the rows of all that it reads."""
 
-    def __init__(self, form, M, N, K, group=64, extras=True):
-        self.form, self.M, self.N, self.K = form, M, N, K
-        self.w = RNG.standard_normal((N, K)).astype(np.float32)
-        rows, self.scales, shift, self.decoded = stored(self.w, form, group)
-        self.rows = aligned(rows.size, np.uint8, skip=2).reshape(rows.shape)
-        self.rows[:] = rows
+    def __init__(self, form, M, N, K, extras=True):
+        self.M, self.N, self.K = M, N, K
+        self.form, planes, self.decoded = drawn(form, N, K)
+        self.planes = {
+            name: plane if name == "scales" and not self.form.group else apart(plane)
+            for name, plane in planes.items()
+        }
         self.x = RNG.standard_normal((M, K + 3)).astype(np.float32)[:, :K]
         self.y = np.full((M, N + 2), 7.0, np.float32)
         self.bias = RNG.standard_normal(N).astype(np.float32) if extras else None
         self.residual = RNG.standard_normal((M, N + 1)).astype(np.float32) if extras else None
         p = self.params = np.zeros(layout.LINEAR_PARAMS, np.int64)
         p[layout.X], p[layout.LDX] = self.x.ctypes.data, K + 3
-        p[layout.W], p[layout.ROW_BYTES] = self.rows.ctypes.data, rows.shape[1]
-        p[layout.Y], p[layout.LDY], p[layout.SHIFT] = self.y.ctypes.data, N + 2, shift
+        for name, plane in self.planes.items():
+            at = layout.PLANES[name]
+            p[at : at + 2] = plane.ctypes.data, plane.strides[0]
+        p[layout.Y], p[layout.LDY] = self.y.ctypes.data, N + 2
         p[layout.M], p[layout.N], p[layout.K] = M, N, K
-        if self.scales is not None:
-            p[layout.SCALES] = self.scales.ctypes.data
-            p[layout.SCALES_PER_ROW] = self.scales.shape[1]
         if extras:
             p[layout.BIAS], p[layout.LDR] = self.bias.ctypes.data, N + 1
             p[layout.RESIDUAL] = self.residual.ctypes.data
@@ -139,15 +138,11 @@ def many(case, depth, per_item):
     return calls.freeze().records
 
 
-def whole_blocks(form, K):
-    return -(-K // 32) * 32 if form in ("q8_0", "q4_1") else K
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (1, 5, 7), (2, 9, 90), (3, 33, 161),
                                            (5, 8, 31), (8, 6, 100), (1, 1, 1)))  # fmt: skip
 def test_few_rows(pool, form, M, N, K):
-    case = Case(form, M, N, whole_blocks(form, K))
+    case = Case(form, M, N, fitted(form, K))
     pool.run(few(case))
     case.check()
 
@@ -155,16 +150,9 @@ def test_few_rows(pool, form, M, N, K):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("M", "N", "K"), ((9, 37, 100), (17, 5, 31), (64, 70, 161), (64, 33, 1)))
 def test_many_rows(pool, form, M, N, K):
-    case = Case(form, M, N, whole_blocks(form, K))
+    case = Case(form, M, N, fitted(form, K))
     pool.run(many(case, depth=64, per_item=3))
     case.check(c=2 * np.sqrt(max(K, 64)))
-
-
-@pytest.mark.parametrize("group", (32, 64, 128))
-def test_groups(two, group):
-    case = Case("i8g", 2, 11, 300, group=group)
-    two.run(few(case))
-    case.check()
 
 
 def test_no_columns(two):
@@ -175,23 +163,54 @@ def test_no_columns(two):
         np.testing.assert_array_equal(case.y[:, :5], case.bias + case.residual[:, :5])
 
 
-@pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 160), (4, 5, 32), (2, 7, 1536)))
-def test_q4_1_in_digits(pool, M, N, K):
-    case = Case("q4_1", M, N, K)
-    lanes = jit.target().lanes
+DIGITS = ("q4_0", "q4_1", "q6_k")
+
+
+def in_digits(case):
+    """The calls of the product in integers."""
+    lanes, M, K = jit.target().lanes, case.M, case.K
     steps = -(-(K // 32) // (lanes // 4))
     case.scratch(M * steps * layout.digit_record(lanes))
     calls = threads.Calls()
-    calls.add(jit.kernel("digits.split"), case.params, M * steps * (lanes // 4), 4)
-    columns = next(c for c in (1, 2, 4) if c >= M)
-    calls.add(jit.kernel("digits.gemv", columns=columns), case.params, N, 8)
-    pool.run(calls.freeze().records)
+    calls.add(jit.kernel("gemv_digits.split"), case.params, M * steps * (lanes // 4), 4)
+    columns = next(c for c in (1, 2, 4, 8) if c >= M)
+    function = jit.kernel("gemv_digits.gemv", form=case.form, columns=columns)
+    calls.add(function, case.params, case.N, 8)
+    return calls.freeze().records
+
+
+@pytest.mark.parametrize("form", DIGITS)
+@pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 160), (4, 5, 128), (2, 7, 1536),
+                                           (8, 6, 224)))  # fmt: skip
+def test_digits(pool, form, M, N, K):
+    case = Case(form, M, N, fitted(form, K))
+    pool.run(in_digits(case))
     case.check()
+
+
+@pytest.mark.parametrize("form", DIGITS)
+def test_digits_of_the_largest_numbers(two, form):
+    """Codes at both ends times x at its: what int32 must hold. And rows of x that are zero."""
+    case = Case(form, 4, 16, 512, extras=False)
+    case.planes["codes"][:8], case.planes["codes"][8:] = 0, 255
+    for plane in ("high", "scales"):
+        if plane in case.planes:
+            case.planes[plane][::2] = -case.planes[plane][::2] if plane == "scales" else 255
+    x = np.where(RNG.random(case.x.shape) < 0.5, -1, 1) * np.float32(3e4)
+    case.x[:] = x
+    case.x[2:] = np.abs(case.x[2:])
+    case.x[3] = 0
+    parts = {name: Tensor(np.ascontiguousarray(p)) for name, p in case.planes.items()}
+    with dispatch.strict(False):
+        case.decoded = dequantize(QuantizedTensor(SCHEMES[form], (16, 512), parts)).numpy()
+    two.run(in_digits(case))
+    case.check()
+    assert not case.y[3, :16].any()
 
 
 @pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 161), (8, 5, 31)))
 def test_w8a8(pool, M, N, K):
-    case = Case("i8", M, N, K)
+    case = Case("int8", M, N, K)
     case.x[0, 0] = np.abs(case.x).max() * 2
     scale = (np.abs(case.x).max(1, keepdims=True) / 127).astype(np.float32)
     rounded = np.rint(case.x / scale).clip(-127, 127)
@@ -251,12 +270,12 @@ def test_order_of_calls(pool):
     w = RNG.standard_normal((E, E)).astype(np.float32) / E
     values = [RNG.standard_normal((1, E)).astype(np.float32)]
     values += [np.zeros((1, E), np.float32) for _ in range(50)]
-    function = jit.kernel("linear.gemv", form="f32", columns=1)
+    function = jit.kernel("linear.gemv", form=Form("f32"), columns=1)
     calls = threads.Calls()
     for x, y in pairwise(values):
         p = np.zeros(layout.LINEAR_PARAMS, np.int64)
-        p[[layout.X, layout.W, layout.Y]] = x.ctypes.data, w.ctypes.data, y.ctypes.data
-        p[[layout.LDX, layout.ROW_BYTES, layout.LDY]] = E, 4 * E, E
+        p[[layout.X, layout.CODES, layout.Y]] = x.ctypes.data, w.ctypes.data, y.ctypes.data
+        p[[layout.LDX, layout.CODES + 1, layout.LDY]] = E, 4 * E, E
         p[[layout.M, layout.N, layout.K]] = 1, E, E
         p[[layout.RESIDUAL, layout.LDR]] = x.ctypes.data, E
         calls.add(function, p, E, 2)
@@ -276,12 +295,13 @@ import sys
 import numpy as np
 from boostr.backends.numpy.runtime import jit, threads
 from boostr.backends.numpy.kernels.runtime import layout
+from boostr.quant.forms import Form
 x, w, y = np.arange(40, dtype="f4"), np.ones((3, 40), "f4"), np.zeros(3, "f4")
 p = np.zeros(layout.LINEAR_PARAMS, np.int64)
-p[[layout.X, layout.LDX, layout.W, layout.ROW_BYTES]] = x.ctypes.data, 40, w.ctypes.data, 160
+p[[layout.X, layout.LDX, layout.CODES, layout.CODES + 1]] = x.ctypes.data, 40, w.ctypes.data, 160
 p[[layout.Y, layout.LDY, layout.M, layout.N, layout.K]] = y.ctypes.data, 3, 1, 3, 40
 calls = threads.Calls()
-calls.add(jit.kernel("linear.gemv", form="f32", columns=1), p, 3, 1)
+calls.add(jit.kernel("linear.gemv", form=Form("f32"), columns=1), p, 3, 1)
 threads.pool().run(calls.freeze().records)
 assert (y == 780).all(), y
 print(jit.compiled, jit.loaded, "numba" in sys.modules, "llvmlite" in sys.modules)

@@ -9,31 +9,17 @@ from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.products.planes import Weight, place, stored_form, why_not
 from boostr.backends.numpy.runtime import jit
+from boostr.quant.forms import Form
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
-
-Weight = Tensor | QuantizedTensor
 
 _LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
 _GRAIN = 32  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 _INT8_DEPTH = 2048  # the same for int8 weights
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
-_FLOAT_FORMS = {dtypes.float32: "f32", dtypes.bfloat16: "bf16", dtypes.float16: "f16"}
-_GROUP_SHIFTS = {32: 0, 64: 1, 128: 2}  # blocks of 32 -> groups
-
-
-def _form(weight: Weight) -> str | None:
-    """The kernels' name for how a weight is stored; None if they do not read it."""
-    if isinstance(weight, Tensor):
-        return _FLOAT_FORMS.get(weight.dtype)
-    scheme = weight.scheme
-    if scheme.is_block:
-        return scheme.name
-    if scheme.activations_int8:
-        return "w8a8"
-    return "i8g" if scheme.group_size else "i8"
 
 
 def _supports(
@@ -44,21 +30,7 @@ def _supports(
             return f"dtype {part.dtype} is not float32"
     if dtype != dtypes.float32:
         return f"result dtype {dtype} is not float32"
-    if _form(weight) is None:
-        return f"no kernel for {weight!r}"
-    if weight.shape[1] == 0:
-        return "K is 0"
-    return None
-
-
-def _stored(weight: Weight, backend: NumpyBackend) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """(the stored rows, their scales or None, log2 of the blocks of 32 that share a scale)."""
-    if isinstance(weight, Tensor):
-        return backend.dense(weight.data), None, 0
-    if weight.scheme.is_block:
-        return backend.dense(weight.parts["blocks"].data), None, 0
-    values, scales = (backend.dense(weight.parts[n].data) for n in ("values", "scales"))
-    return values, scales, _GROUP_SHIFTS.get(weight.scheme.group_size, 0)
+    return "K is 0" if weight.shape[1] == 0 else why_not(weight)
 
 
 def _linear(
@@ -68,40 +40,44 @@ def _linear(
     N, K = weight.shape
     out = backend.empty((*x.shape[:-1], N))
     source = backend.dense(x.data)
-    rows, scales, shift = _stored(weight, backend)
+    words, planes = place(weight, backend)
     extra = [backend.dense(t.data) if t is not None else None for t in (bias, residual)]
     M = out.size // N if N else 0
-    p = [0] * layout.LINEAR_PARAMS
+    p = words + [0] * (layout.LINEAR_PARAMS - layout.PLANE_WORDS)
     p[layout.X], p[layout.LDX] = address(source), K
-    p[layout.W], p[layout.ROW_BYTES] = address(rows), rows.strides[0]
-    if scales is not None:
-        p[layout.SCALES], p[layout.SCALES_PER_ROW] = address(scales), scales.shape[1]
-    p[layout.SHIFT], p[layout.Y], p[layout.LDY] = shift, address(out), N
+    p[layout.Y], p[layout.LDY] = address(out), N
     p[layout.M], p[layout.N], p[layout.K] = M, N, K
     if extra[0] is not None:
         p[layout.BIAS] = address(extra[0])
     if extra[1] is not None:
         p[layout.RESIDUAL], p[layout.LDR] = address(extra[1]), N
-    reads = [a for a in (source, rows, scales, *extra) if a is not None]
-    form = _form(weight)
-    assert form is not None
-    if M <= FEW:
-        _gemv(backend, p, form, (M, N, K), reads, out)
-    elif M:
-        _gemm(backend, p, form, (M, N, K), reads, out)
+    reads = [source, *planes, *(a for a in extra if a is not None)]
+    rounds = isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8
+    product = _gemv if M <= FEW else _gemm
+    if M:
+        product(backend, p, stored_form(weight), rounds, (M, N, K), reads, out)
     return Tensor.wrap(out, backend)
 
 
-def _gemv(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
+def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, reads, out) -> None:
     M, N, K = sizes
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
     kernel, constants = "linear.gemv", {"form": form, "columns": columns}
-    if form in _PACKED_X:
-        kernel, constants = _PACKED_X[form][1], {"columns": columns}
-        packed = _pack(backend, p, form, M, K, reads[0])
-        p[layout.PACKED] = address(packed)
-        reads = [*reads, packed]
+    route = "int8" if rounds else "gemv_digits" if _takes_digits(form, K) else None
+    if route is not None:
+        packed = _pack(backend, p, route, M, K, reads[0])
+        p[layout.PACKED], reads = address(packed), [*reads, packed]
+        kernel = f"{route}.gemv"
+        if rounds:
+            del constants["form"]
     backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
+
+
+def _takes_digits(form: Form, K: int) -> bool:
+    """Whether `gemv_digits.py` has the form, and K fills a step of it."""
+    step = 8 * jit.target().lanes
+    fits = form.codes in ("c4", "c6") and form.group and form.super % step == 0
+    return bool(fits) and step <= K
 
 
 def _digit_bytes(M: int, K: int) -> tuple[int, int]:
@@ -115,19 +91,19 @@ def _record_bytes(M: int, K: int) -> tuple[int, int]:
     return M * (64 + -(-K // 32) * 64), M
 
 
-# Forms whose kernels want x in integers: (kernel that makes them, kernel that uses them, function
-# of M and K that gives the bytes they take and the items that make them).
+# Kernels that want x in integers: (kernel that makes them, function of M and K that gives the bytes
+# they take and the items that make them).
 _PACKED_X = {
-    "q4_1": ("digits.split", "digits.gemv", _digit_bytes),
-    "w8a8": ("int8.quantize_rows", "int8.gemv", _record_bytes),
+    "gemv_digits": ("gemv_digits.split", _digit_bytes),
+    "int8": ("int8.quantize_rows", _record_bytes),
 }
 
 
 def _pack(
-    backend: NumpyBackend, p: list[int], form: str, M: int, K: int, x: np.ndarray
+    backend: NumpyBackend, p: list[int], route: str, M: int, K: int, x: np.ndarray
 ) -> np.ndarray:
-    """x in the integers that kernels of `form` multiply; a program makes them once for each x."""
-    maker, _, size = _PACKED_X[form]
+    """x in the integers that kernels of a route multiply; a program makes them once for each x."""
+    maker, size = _PACKED_X[route]
     recorder = backend.recorder
     known = recorder.derived(maker, x) if recorder is not None else None
     if known is not None:
@@ -142,17 +118,17 @@ def _pack(
     return packed
 
 
-def _gemm(backend: NumpyBackend, p: list[int], form: str, sizes, reads, out) -> None:
+def _gemm(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, reads, out) -> None:
     M, N, K = sizes
-    if form == "w8a8" and jit.target().int8_dot:
+    if rounds and jit.target().int8_dot:
         _gemm_int8(backend, p, sizes, reads, out)
         return
-    if form == "w8a8":  # x rounded, then the product of form i8
+    if rounds:  # x rounded, then the product as of other int8 weights
         rounded = backend.empty((M, K))
         q = [*p]
         q[layout.PACKED] = address(rounded)
         backend.launch("int8.round_rows", q, items=M, grain=8, reads=reads, writes=[rounded])
-        p[layout.X], p[layout.LDX], form = address(rounded), K, "i8"
+        p[layout.X], p[layout.LDX] = address(rounded), K
         reads = [*reads, rounded]
     target = jit.target()
     tile_rows, columns = target.tile[0], target.tile[1] * target.lanes

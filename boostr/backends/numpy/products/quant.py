@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
-from boostr.backends.numpy.rows.embedding import FORMS, packed_form
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.products.planes import place, stored_form, why_not
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 
 def _quantize_supports(w: Tensor, group: int) -> str | None:
-    if str(w.dtype) not in FORMS:
-        return f"dtype {w.dtype} of the weight"
-    return None if w.shape[1] else "the weight has no inputs"
+    return why_not(w) if w.shape[1] else "the weight has no inputs"
 
 
 def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -25,27 +26,24 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     params = [*map(address, (source, values, scales)), K, group]
     backend.launch(
         "quant.quantize", params, items=N, grain=8, reads=[source], writes=[values, scales],
-        form=FORMS[str(w.dtype)],
+        form=stored_form(w).codes,
     )  # fmt: skip
     return Tensor.wrap(values, backend), Tensor.wrap(scales, backend)
 
 
 def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
-    if all(part.data.flags.c_contiguous for part in w.parts.values()):
-        return None
-    return "a part is not dense"
+    return why_not(w)
 
 
 def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: NumpyBackend = w.backend  # type: ignore[assignment]
-    form, table, scales, shift = packed_form(w)
-    N, K = w.shape
-    out = backend.empty((N, K))
-    params = [address(table), 0 if scales is None else address(scales), address(out), K]
-    params += [table.nbytes // max(N, 1), 0 if scales is None else scales.shape[1], shift]
+    words, planes = place(w, backend)
+    out = backend.empty(w.shape)
+    p = words + [0] * (layout.TABLE_PARAMS - layout.PLANE_WORDS)
+    p[layout.OUT], p[layout.WIDTH] = address(out), w.shape[-1]
     backend.launch(
-        "quant.dequantize", params, items=N, grain=8,
-        reads=[table] if scales is None else [table, scales], writes=[out], form=form,
+        "quant.dequantize", p, items=math.prod(w.shape[:-1]), grain=8, reads=planes, writes=[out],
+        form=stored_form(w),
     )  # fmt: skip
     made = Tensor.wrap(out, backend)
     return made if dtype == out.dtype else made.to(dtype)

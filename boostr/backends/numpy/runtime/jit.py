@@ -1,12 +1,12 @@
 """Native CPU kernels: compiled once with numba, kept on disk, loaded without numba afterwards.
 
-`kernel("linear.gemv", form="bf16", columns=1)` gives the address of a native function
+`kernel("linear.gemv", form=Form("bf16"), columns=1)` gives the address of a native function
 
     void f(int64 *params, int64 start, int64 stop)
 
-made by the factory `gemv(form="bf16", columns=1)` of `kernels/products/linear.py`. The first time
-on a machine the factory's Python function goes through numba to LLVM IR, through llvmlite to an
-object file, and into `<cache>/kernels/<key>`; after that the file is mapped (`kernel_files.py`,
+made by the factory `gemv(form=Form("bf16"), columns=1)` of `kernels/products/linear.py`. The first
+time on a machine the factory's Python function goes through numba to LLVM IR, through llvmlite to
+an object file, and into `<cache>/kernels/<key>`; after that the file is mapped (`kernel_files.py`,
 `elf.py`), and neither numba nor LLVM nor the factory is imported. The key covers the name and
 constants, the sources of all kernels, the versions and the processor. A file that is damaged is
 compiled again, a cache that cannot be written costs one warning.
@@ -291,7 +291,8 @@ def kernel(name: str, **constants) -> int:
     """The address of a native kernel, compiled now if this machine has never done so.
 
     `name` is "family.factory": `kernels/<room>/<family>.py` has `factory(**constants)`, which
-    returns the Python function to compile. Constants are ints, strings, bools and tuples of them.
+    returns the Python function to compile. Constants are ints, strings, bools, and tuples and
+    frozen dataclasses of them.
     """
     wanted = (name, tuple(sorted(constants.items())))
     address = _addresses.get(wanted)

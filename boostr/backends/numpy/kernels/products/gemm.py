@@ -17,6 +17,7 @@ from boostr.backends.numpy.kernels.products.tiles import (
     outer,
     pack_block,
 )
+from boostr.backends.numpy.kernels.products.weights import has_tail, plane_rows
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
@@ -29,8 +30,7 @@ from boostr.backends.numpy.kernels.runtime.memory import (
 )
 from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, inline
 
-X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
-SCALES_PER_ROW, SHIFT, Y, LDY = layout.SCALES_PER_ROW, layout.SHIFT, layout.Y, layout.LDY
+X, LDX, SCALES, Y, LDY = layout.X, layout.LDX, layout.SCALES, layout.Y, layout.LDY
 M, N, K, BIAS, RESIDUAL = layout.M, layout.N, layout.K, layout.BIAS, layout.RESIDUAL
 LDR, PACKED, TILES_PER_ITEM = layout.LDR, layout.PACKED, layout.TILES_PER_ITEM
 
@@ -80,27 +80,26 @@ def _write(params, result, t, n, k, row_scale):
             store_n(y, n + j, value, count)
 
 
-def gemm(form: str, depth: int):
+def gemm(form, depth: int):
     """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
 
     `depth` is KC, a multiple of 32.
     """
     whole, partial = block_transposer(form, False), block_transposer(form, True)
-    row_scale, panel_floats, tile = form == "i8", depth * NR, MR * COLUMN_VECTORS
-    tile_floats = MR * NR
+    rows_of, tails = plane_rows(form, LANES), has_tail(form)
+    row_scale, panel_floats = not form.is_float and not form.group, depth * NR
+    tile, tile_floats = MR * COLUMN_VECTORS, MR * NR
 
     @inline
     def decode_panel(params, panel, n, k, here):
-        last, stride = params[N] - 1, params[SCALES_PER_ROW] * 4
         for v in range(COLUMN_VECTORS):
-            rows = spread(LANES, params[W], params[ROW_BYTES], n + v * LANES, last)
-            scales = spread(LANES, params[SCALES], stride, n + v * LANES, last)
+            rows = rows_of(params, n + v * LANES, params[N] - 1)
             target = panel + v * LANES * 4
             for b in range(here // BLOCK):
-                whole(target, rows, scales, k // BLOCK + b, params[SHIFT], 0)
+                whole(target, rows, k // BLOCK + b, 0)
                 target += BLOCK * NR * 4
-            if here % BLOCK != 0:
-                partial(target, rows, scales, (k + here) // BLOCK, params[SHIFT], here % BLOCK)
+            if tails and here % BLOCK != 0:
+                partial(target, rows, (k + here) // BLOCK, here % BLOCK)
 
     def kernel(params, start, stop):
         length, per_item = params[K], params[TILES_PER_ITEM]

@@ -53,7 +53,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add, reduce_max
 from boostr.backends.numpy.runtime import jit
 
-X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
+X, LDX, CODES, SCALES = layout.X, layout.LDX, layout.CODES, layout.SCALES
 M, K, PACKED = layout.M, layout.K, layout.PACKED
 HEAD = 64  # bytes before the int16 of a record
 _VI, _VS, _VB = (ir.VectorType(e, n) for e, n in ((I32, LANES), (I16, 2 * LANES), (I8, 2 * LANES)))
@@ -195,7 +195,7 @@ def gemv(columns: int, rows: int = 2):
         xs = spread(columns, params[PACKED] + HEAD, size, 0, count - 1)
         results = i32(stack(tile))
         for n in range(start, stop, rows):
-            ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
+            ws = spread(rows, params[CODES], params[CODES + 1], n, stop - 1)
             acc = bits_i32(fill(tile, 0.0))
             for k in range(0, whole, BLOCK):
                 prefetch(ws[0] + AHEAD + k * rows, step, 3)

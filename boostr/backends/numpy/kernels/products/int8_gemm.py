@@ -53,7 +53,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 )
 from boostr.backends.numpy.runtime import jit
 
-X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
+X, LDX, CODES, SCALES = layout.X, layout.LDX, layout.CODES, layout.SCALES
 Y, LDY, M, N, K, BIAS = layout.Y, layout.LDY, layout.M, layout.N, layout.K, layout.BIAS
 RESIDUAL, LDR, PACKED, TILES_PER_ITEM = (
     layout.RESIDUAL,
@@ -266,7 +266,7 @@ def _finish(params, result, head, first, n, partial):
 def _fill_panel(params, panel, n, k, here):
     last = params[N] - 1
     for v in range(COLUMN_VECTORS):
-        rows = spread(LANES, params[W], params[ROW_BYTES], n + v * LANES, last)
+        rows = spread(LANES, params[CODES], params[CODES + 1], n + v * LANES, last)
         for e in range(0, here, SPAN):
             target = panel + (e // GROUP * NR + v * LANES) * 4
             pack_panel(target, rows, k + e, here - e)

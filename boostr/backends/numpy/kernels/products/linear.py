@@ -1,6 +1,6 @@
 """y = x wᵀ (+ bias) (+ residual) for 1 to 8 rows of x: weights are read once, at memory speed.
 
-x [M, K] f32, w [N, K] in a form of `weights.py`, y [M, N] f32. One item is a row of w. A step takes
+x [M, K] f32, w [N, K] of any `Form`, y [M, N] f32. One item is a row of w. A step takes
 a block of 32 elements of `rows` rows and multiplies it with the same block of all rows of x,
 accumulating in rows * columns vectors of f32, which are added up at the end of the row.
 """
@@ -10,16 +10,17 @@ from boostr.backends.numpy.kernels.products.weights import (
     block_bytes,
     contract,
     decoder,
+    has_tail,
     load_block,
     load_block_n,
+    plane_rows,
 )
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import f32, prefetch, put, spread, stack
 from boostr.backends.numpy.kernels.runtime.simd import fill, inline
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
-X, LDX, W, ROW_BYTES, SCALES = layout.X, layout.LDX, layout.W, layout.ROW_BYTES, layout.SCALES
-SCALES_PER_ROW, SHIFT, Y, LDY = layout.SCALES_PER_ROW, layout.SHIFT, layout.Y, layout.LDY
+X, LDX, SCALES, Y, LDY = layout.X, layout.LDX, layout.SCALES, layout.Y, layout.LDY
 M, K, BIAS, RESIDUAL, LDR = layout.M, layout.K, layout.BIAS, layout.RESIDUAL, layout.LDR
 
 
@@ -36,36 +37,36 @@ def finish(params, value, m, n):
 AHEAD = 2048  # bytes; two rows of weights at a time are two streams, which prefetchers follow badly
 
 
-def gemv(form: str, columns: int, rows: int = 0):
-    """`columns` >= M rows of x against `rows` rows of w at a time; form i8 scales at the end.
+def gemv(form, columns: int, rows: int = 0):
+    """`columns` >= M rows of x against `rows` rows of w at a time; one scale a row comes last.
 
     rows = 0 is the best for the form: plain floats and one x run at memory speed row by row;
-    decoding forms share the loads of x between two rows, and ask for their weights in order of
+    decoding forms share the loads of x between two rows, and ask for their codes in order of
     addresses.
     """
-    rows = rows or (1 if columns == 1 and form in ("f32", "bf16", "f16") else 2)
+    rows = rows or (1 if columns == 1 and form.is_float else 2)
     distance = AHEAD if rows > 1 else 0
     whole, partial = decoder(form)
+    rows_of, tails = plane_rows(form, rows), has_tail(form)
     step = block_bytes(form) * rows
-    row_scale, tile = form == "i8", rows * columns
+    row_scale, tile = not form.is_float and not form.group, rows * columns
 
     def kernel(params, start, stop):
-        length, count, shift = params[K], params[M], params[SHIFT]
+        length, count = params[K], params[M]
         blocks, tail = length // BLOCK, length % BLOCK
         xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
         results = f32(stack(tile))
         for n in range(start, stop, rows):
-            ws = spread(rows, params[W], params[ROW_BYTES], n, stop - 1)
-            scales = spread(rows, params[SCALES], params[SCALES_PER_ROW] * 4, n, stop - 1)
+            ws = rows_of(params, n, stop - 1)
             acc = fill(tile, 0.0)
             ahead = ws[0] + distance
             for b in range(blocks):
                 if distance:
                     prefetch(ahead + b * step, step, 3)
-                acc = contract(whole(ws, scales, b, shift), load_block(xs, b), acc)
-            if tail != 0:
+                acc = contract(whole(ws, b), load_block(xs, b), acc)
+            if tails and tail != 0:
                 x = load_block_n(xs, blocks, tail)
-                acc = contract(partial(ws, scales, blocks, shift, tail), x, acc)
+                acc = contract(partial(ws, blocks, tail), x, acc)
             put(results, reduce_add(acc))
             for r in range(min(rows, stop - n)):
                 for m in range(count):

@@ -7,8 +7,7 @@ kernels' fast-math flags let LLVM replace divisions by such products, and in flo
 
 from numba import float32, float64
 
-from boostr.backends.numpy.kernels.products.weights import decoder
-from boostr.backends.numpy.kernels.rows.embedding import decode_row
+from boostr.backends.numpy.kernels.rows.embedding import OUT, WIDTH, row_decoder
 from boostr.backends.numpy.kernels.runtime.memory import bf16, f16, f32, i8, load_n, stack, store
 from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
@@ -54,15 +53,12 @@ def quantize(form: str):
     return kernel
 
 
-def dequantize(form: str):
-    """params: rows, scales, y, K, bytes of a row, scales of a row, shift (`weights.py`)."""
-    whole, partial = decoder(form)
-    decode = decode_row(whole, partial, form == "i8")
+def dequantize(form):
+    """Item n is row n of a weight of any `Form`."""
+    decode = row_decoder(form)
 
     def kernel(params, start, stop):
-        K = params[3]
         for row in range(start, stop):
-            source, scales = params[0] + row * params[4], params[1] + row * params[5] * 4
-            decode(source, scales, f32(params[2]) + row * K, K, params[6])
+            decode(params, row, f32(params[OUT]) + row * params[WIDTH])
 
     return kernel

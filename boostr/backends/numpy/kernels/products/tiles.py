@@ -3,7 +3,7 @@
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.products.weights import BLOCK, VECTORS, block_vectors
+from boostr.backends.numpy.kernels.products.weights import BLOCK, VECTORS, block_vectors, split_rows
 from boostr.backends.numpy.kernels.runtime.memory import _read
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
@@ -69,23 +69,22 @@ def outer(typingctx, a, b, acc):
     return signature(acc, a, b, acc), codegen
 
 
-def block_transposer(form: str, masked: bool):
+def block_transposer(form, masked: bool):
     """An intrinsic that decodes block `block` of LANES rows of w into a panel, transposed.
 
-    op(panel, rows, scales, block, shift, count) writes element k of row i to panel[k * NR + i] for
-    the 32 elements of the block; `masked`: only `count` of them exist, zeros are written for the
-    others.
+    op(panel, rows, block, count) writes element k of row i to panel[k * NR + i] for the 32 elements
+    of the block; `rows` is what `plane_rows` gives; `masked`: only `count` of them exist, zeros are
+    written for the others.
     """
 
-    def op(typingctx, panel, rows, scales, block, shift, count):
+    def op(typingctx, panel, rows, block, count):
         def codegen(context, builder, sig, values):
-            target, row_tuple, scale_tuple, number, by, valid = values
-            decoded = []
-            for r in range(LANES):
-                row = builder.extract_value(row_tuple, r)
-                scale = builder.extract_value(scale_tuple, r)
-                limit = valid if masked else None
-                decoded.append(block_vectors(builder, form, row, scale, number, by, limit))
+            target, row_tuple, index, valid = values
+            limit = valid if masked else None
+            decoded = [
+                block_vectors(builder, form, row, index, limit)
+                for row in split_rows(builder, form, row_tuple)
+            ]
             for v in range(VECTORS):
                 columns = transpose(builder, [vectors[v] for vectors in decoded])
                 for i, column in enumerate(columns):
@@ -93,7 +92,7 @@ def block_transposer(form: str, masked: bool):
             return context.get_dummy_value()
 
         number = types.int64
-        return signature(types.none, number, rows, scales, number, number, number), codegen
+        return signature(types.none, number, rows, number, number), codegen
 
     return intrinsic(op)
 

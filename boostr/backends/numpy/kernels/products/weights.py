@@ -1,22 +1,20 @@
-"""How stored weights become f32 vectors: one block of 32 elements of a row at a time.
+"""How stored weights become f32 vectors: one block of 32 inputs of a row at a time.
 
-form    stored                                             bytes per block
-f32     32 f32                                             128
-bf16    32 bf16                                            64
-f16     32 f16                                             64
-i8      32 int8; w = q, the caller scales the row          32
-i8g     32 int8; w = scale[block >> shift] * q             32
-q8_0    f16 d, 32 int8; w = d q                            34
-q4_1    f16 d, f16 m, 16 bytes; w = d q + m; the low       20
-        nibbles are elements 0..15, the high ones 16..31
+A weight is planes, and a `Form` says which and how elements lie in them (`boostr/quant`):
 
-A block is VECTORS = 32 / LANES vectors. Blocks may lie at any address. The two GGUF forms are as in
-ggml-common.h (block_q8_0, block_q4_1).
+    w[n, k] = scale[n, g] * (code[n, k] - zero) + offset[n, g]
+
+Codes are read by one function for each width (`_CODES`), scales and offsets by one more; GEMV,
+GEMM, embedding and dequantizing use them through `block_vectors`. A row is known by the addresses
+of its planes. A block is VECTORS = 32 / LANES vectors. Planes may lie at any address.
+
+Scales of a whole row (group 0) are left to the caller, who multiplies once at the end of the row.
 """
 
 from llvmlite import ir
 from numba import types
 
+from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, decode
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
@@ -35,127 +33,244 @@ from boostr.backends.numpy.runtime import jit
 
 BLOCK = 32
 VECTORS = BLOCK // LANES
-_ELEMENT = {"f32": (F32, 4), "bf16": (I16, 2), "f16": (I16, 2), "i8": (I8, 1), "i8g": (I8, 1)}
-_BYTES = {"q8_0": 34, "q4_1": 20}
+STORED = {"f32": (F32, 4), "f16": (I16, 2), "bf16": (I16, 2), "c8": (I8, 1), "i8": (I8, 1)}
+_DECODED = {"c8": "i8"}  # what `memory.decode` calls them
+_BYTES = {"f32": 128, "f16": 64, "bf16": 64, "c8": 32, "c4": 16, "c6": 16}  # codes of a block
 _VF, _VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 
 
-def block_bytes(form: str) -> int:
-    """Bytes of one block of 32 elements."""
-    return _BYTES[form] if form in _BYTES else BLOCK * _ELEMENT[form][1]
+def block_bytes(form) -> int:
+    """Bytes of the codes of one block, without what other planes have of it."""
+    return _BYTES[form.codes]
 
 
-def _constant(value, kind=_VI):
-    return ir.Constant(kind, [value] * kind.count)
+def has_tail(form) -> bool:
+    """Whether a row may end within a block: codes of less than a byte are packed in whole ones."""
+    return form.codes not in ("c4", "c6")
 
 
-def _at(builder, address, offset, llvm):
-    return builder.inttoptr(builder.add(address, I64(offset)), ir.PointerType(llvm))
+def plane_names(form) -> tuple[str, ...]:
+    """The planes of a form that are read for each block."""
+    names = ["codes"]
+    if form.codes == "c6":
+        names.append("high")
+    if form.group:
+        names.append("scales")
+    if form.super:
+        names.append("supers")
+    if form.offsets:
+        names.append("offsets")
+    return tuple(names)
 
 
-def _half(builder, address, offset):
-    """The f16 at `address + offset`, in all lanes as f32."""
-    raw = builder.load(_at(builder, address, offset, I16), align=1)
-    return decode(builder, splat(builder, raw, LANES), "f16")
+def plane_rows(form, count: int):
+    """An intrinsic rows(params, first, last): where `count` rows from `first` on lie.
+
+    Gives the addresses of all planes of one row, then those of the next. Rows past `last` are read
+    as the last one.
+    """
+    slots = [layout.PLANES[name] for name in plane_names(form)]
+    result = types.UniTuple(types.int64, count * len(slots))
+
+    def op(typingctx, params, first, last):
+        def codegen(context, builder, sig, values):
+            def word(i):
+                return builder.load(at(builder, values[0], 8 * i, I64), align=8)
+
+            places = [(word(slot), word(slot + 1)) for slot in slots]
+            start, end = (context.cast(builder, v, t, types.int64)
+                          for v, t in zip(values[1:], sig.args[1:], strict=True))  # fmt: skip
+            out = []
+            for i in range(count):
+                row = builder.add(start, I64(i))
+                row = builder.select(builder.icmp_signed("<", row, end), row, end)
+                out += [builder.add(base, builder.mul(row, step)) for base, step in places]
+            return context.make_tuple(builder, result, out)
+
+        return signature(result, params, first, last), codegen
+
+    return intrinsic(op)
 
 
-def _bytes(builder, address, offset):
-    """LANES bytes as i32, not sign-extended."""
-    kind = ir.VectorType(I8, LANES)
-    return builder.load(_at(builder, address, offset, kind), align=1)
+def split_rows(builder, form, rows):
+    """The tuple that `plane_rows` gave as a list of {plane: address}."""
+    names = plane_names(form)
+    words = [builder.extract_value(rows, i) for i in range(rows.type.count)]
+    return [
+        dict(zip(names, words[i : i + len(names)], strict=True))
+        for i in range(0, len(words), len(names))
+    ]
 
 
-def _flat(builder, form, address, count):
-    """The block of a form without scales inside; `count` valid elements, None for all."""
-    element, size = _ELEMENT[form]
+def constant(value, kind=_VI):
+    """A vector whose elements all are `value`, or are those of a list."""
+    return ir.Constant(kind, list(value) if isinstance(value, list) else [value] * kind.count)
+
+
+def at(builder, address, offset, llvm):
+    """The typed pointer to `offset` bytes (a number or a value) after an address."""
+    offset = I64(offset) if isinstance(offset, int) else offset
+    return builder.inttoptr(builder.add(address, offset), ir.PointerType(llvm))
+
+
+# ---------------------------------------------------------------- codes
+
+
+def _flat(builder, codes, address, count):
+    """A block of elements that lie one after the other; `count` of them exist, None: all do."""
+    element, size = STORED[codes]
     kind = ir.VectorType(element, LANES)
-    stored = "i8" if form == "i8g" else form
     vectors = []
     for v in range(VECTORS):
-        where = _at(builder, address, v * LANES * size, kind)
+        where = at(builder, address, v * LANES * size, kind)
         mask = None
         if count is not None:
             mask = _count_mask(builder, builder.sub(count, I64(v * LANES)), LANES)
-        vectors.append(decode(builder, _read(builder, where, kind, mask), stored))
+        vectors.append(
+            decode(builder, _read(builder, where, kind, mask), _DECODED.get(codes, codes))
+        )
     return vectors
 
 
-def _q8_0(builder, address):
-    d = _half(builder, address, 0)
-    return [
-        builder.fmul(decode(builder, _bytes(builder, address, 2 + v * LANES), "i8"), d)
-        for v in range(VECTORS)
-    ]
+def _wide(builder, address, offset, count, order=None):
+    """`count` bytes as i32, not sign-extended; `order` picks them for the lanes."""
+    kind = ir.VectorType(I8, count)
+    raw = builder.load(at(builder, address, offset, kind), align=1)
+    if order is not None:
+        raw = builder.shuffle_vector(raw, raw, ir.Constant(ir.VectorType(I32, LANES), order))
+    return builder.zext(raw, _VI)
 
 
-def _q4_1(builder, address):
-    d, m = _half(builder, address, 0), _half(builder, address, 2)
+def _nibbles(builder, address):
+    """Byte i of a block's 16 has input i in its low nibble and input i + 16 in its high one.
 
-    def fma(q):
-        return call(builder, f"llvm.fma.v{LANES}f32", _VF, [q, d, m])
-
-    quarters = [
-        builder.zext(_bytes(builder, address, 4 + v * LANES), _VI)
-        for v in range(max(1, VECTORS // 2))
-    ]
-    high = [builder.lshr(part, _constant(4)) for part in quarters]
-    if jit.target().has("avx512f"):
-        # All 16 values of the block, then one lookup for 16 weights; it reads only the low 4 bits.
-        table = fma(ir.Constant(_VF, [float(i) for i in range(LANES)]))
-        name = "llvm.x86.avx512.permvar.sf.512"
-        return [call(builder, name, _VF, [table, part]) for part in quarters + high]
-    low = [builder.and_(part, _constant(15)) for part in quarters]
-    return [fma(builder.sitofp(part, _VF)) for part in low + high]
+    The vectors of the low nibbles still have the high ones above them.
+    """
+    parts = [_wide(builder, address, v * LANES, LANES) for v in range(VECTORS // 2)]
+    return parts + [builder.lshr(part, constant(4)) for part in parts]
 
 
-def block_vectors(builder, form, row, scales, block, shift, count=None):
-    """The VECTORS LLVM vectors of one block of the row at address `row`."""
-    address = builder.add(row, builder.mul(block, I64(block_bytes(form))))
-    if form == "q8_0":
-        return _q8_0(builder, address)
-    if form == "q4_1":
-        return _q4_1(builder, address)
-    vectors = _flat(builder, form, address, count)
-    if form != "i8g":
+def _pairs(builder, address):
+    """Byte i of a block's 8 has input i + 8 t in its bits 2 t and 2 t + 1; here at bits 4 and 5."""
+    vectors = []
+    for v in range(VECTORS):
+        inputs = [v * LANES + lane for lane in range(LANES)]
+        shifts = [2 * (i // 8) for i in inputs]
+        wide = _wide(builder, address, 0, 8, [i % 8 for i in inputs])
+        pair = builder.and_(builder.lshr(wide, constant(shifts)), constant(3))
+        vectors.append(builder.shl(pair, constant(4)))
+    return vectors
+
+
+def _code_floats(builder, form, row, block, count):
+    """A block's codes less `zero`, as f32; floats as they are."""
+    address = builder.add(row["codes"], builder.mul(block, I64(block_bytes(form))))
+    if has_tail(form):
+        return _less_zero(builder, form, _flat(builder, form.codes, address, count))
+    numbers = [builder.and_(part, constant(15)) for part in _nibbles(builder, address)]
+    if form.codes == "c6":
+        pairs = _pairs(builder, builder.add(row["high"], builder.mul(block, I64(8))))
+        numbers = [builder.or_(*both) for both in zip(numbers, pairs, strict=True)]
+    return _less_zero(builder, form, [builder.sitofp(part, _VF) for part in numbers])
+
+
+def _less_zero(builder, form, vectors):
+    if not form.zero:
         return vectors
-    offset = builder.mul(builder.ashr(block, shift), I64(4))
-    scale = builder.load(
-        builder.inttoptr(builder.add(scales, offset), ir.PointerType(F32)), align=1
-    )
-    wide = splat(builder, scale, LANES)
-    return [builder.fmul(vector, wide) for vector in vectors]
+    return [builder.fsub(vector, constant(float(form.zero), _VF)) for vector in vectors]
 
 
-def decoder(form: str):
-    """Intrinsics (whole, partial) that decode block `block` of a tuple of R rows.
+def _looked_up(builder, form, row, block, scale, offset):
+    """Nibbles of one scale with AVX-512: all 16 weights that the block can have, then one lookup
+    for 16 inputs, which reads only the low 4 bits."""
+    table = constant([float(i - form.zero) for i in range(LANES)], _VF)
+    table = scaled(builder, table, scale, offset)
+    address = builder.add(row["codes"], builder.mul(block, I64(block_bytes(form))))
+    name = "llvm.x86.avx512.permvar.sf.512"
+    return [call(builder, name, _VF, [table, part]) for part in _nibbles(builder, address)]
 
-    whole(rows, scales, block, shift) and partial(rows, scales, block, shift, count) give R *
-    VECTORS vectors, row by row; `rows` and `scales` are tuples of R int64 addresses, `count` < 32
-    the number of elements that exist (zeros after them).
+
+# ---------------------------------------------------------------- scales and offsets
+
+
+def number(builder, address, index, kind):
+    """Element `index` of a plane of f32, f16 or i8, in all lanes."""
+    llvm, size = STORED[kind]
+    raw = builder.load(at(builder, address, builder.mul(index, I64(size)), llvm), align=1)
+    return decode(builder, splat(builder, raw, LANES), kind)
+
+
+def scaled(builder, values, scale, offset):
+    """scale * values + offset; None for what there is not."""
+    if offset is not None:
+        return call(builder, f"llvm.fma.v{LANES}f32", _VF, [values, scale, offset])
+    return values if scale is None else builder.fmul(values, scale)
+
+
+def _block_scales(builder, form, row, block):
+    """(scale, offset) of each vector of a block, None for what there is not."""
+    if not form.group:
+        return [(None, None)] * VECTORS
+    found = {}
+    for v in range(VECTORS):
+        part = v * LANES // form.group  # of the block, where several groups lie in one
+        if part not in found:
+            found[part] = _group_scale(builder, form, row, block, part)
+    return [found[v * LANES // form.group] for v in range(VECTORS)]
+
+
+def _group_scale(builder, form, row, block, part):
+    """(scale, offset) of group `part` of a block, or of the group that the block is in."""
+    if form.group < BLOCK:
+        index = builder.add(builder.mul(block, I64(BLOCK // form.group)), I64(part))
+    else:
+        index = builder.udiv(block, I64(form.group // BLOCK))
+    scale = number(builder, row["scales"], index, form.scale)
+    if form.super:
+        above = builder.udiv(block, I64(form.super // BLOCK))
+        scale = builder.fmul(scale, number(builder, row["supers"], above, "f32"))
+    return scale, number(builder, row["offsets"], index, "f16") if form.offsets else None
+
+
+# ---------------------------------------------------------------- a block
+
+
+def block_vectors(builder, form, row, block, count=None):
+    """The VECTORS LLVM vectors of one block of a row, {plane: address}."""
+    scales = _block_scales(builder, form, row, block)
+    if form.codes == "c4" and form.group >= BLOCK and jit.target().has("avx512f"):
+        return _looked_up(builder, form, row, block, *scales[0])
+    vectors = _code_floats(builder, form, row, block, count)
+    return [scaled(builder, v, *pair) for v, pair in zip(vectors, scales, strict=True)]
+
+
+def decoder(form):
+    """Intrinsics (whole, partial) that decode block `block` of R rows.
+
+    whole(rows, block) and partial(rows, block, count) give R * VECTORS vectors, row by row; `rows`
+    is what `plane_rows` gives, `count` < 32 the number of elements that exist (zeros after them).
     """
 
-    def make(rows, scales, block, shift, count=None):
-        result = types.UniTuple(f32x, len(rows) * VECTORS)
+    def make(rows, block, count=None):
+        result = types.UniTuple(f32x, len(rows) // len(plane_names(form)) * VECTORS)
 
         def codegen(context, builder, sig, values):
-            tail = values[4] if count is not None else None
+            tail = values[2] if count is not None else None
             out = []
-            for r in range(len(rows)):
-                row = builder.extract_value(values[0], r)
-                scale = builder.extract_value(values[1], r)
-                out += block_vectors(builder, form, row, scale, values[2], values[3], tail)
+            for row in split_rows(builder, form, values[0]):
+                out += block_vectors(builder, form, row, values[1], tail)
             return context.make_tuple(builder, result, out)
 
         tail_type = () if count is None else (types.int64,)
-        return signature(result, rows, scales, types.int64, types.int64, *tail_type), codegen
+        return signature(result, rows, types.int64, *tail_type), codegen
 
     @intrinsic
-    def whole(typingctx, rows, scales, block, shift):
-        return make(rows, scales, block, shift)
+    def whole(typingctx, rows, block):
+        return make(rows, block)
 
     @intrinsic
-    def partial(typingctx, rows, scales, block, shift, count):
-        return make(rows, scales, block, shift, count)
+    def partial(typingctx, rows, block, count):
+        return make(rows, block, count)
 
     return whole, partial
 

@@ -1,28 +1,37 @@
-"""y[t] = table[ids[t]] as f32, for tables in any form of `weights.py`; one token an item."""
+"""y[t] = table[ids[t]] as f32, for tables of any `Form`; one token an item."""
 
 from numba import int64
 
-from boostr.backends.numpy.kernels.products.weights import BLOCK, decoder
+from boostr.backends.numpy.kernels.products.weights import BLOCK, decoder, has_tail, plane_rows
+from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import f32, i32, i64, put, stack
 from boostr.backends.numpy.kernels.runtime.simd import inline, mul
 
+IDS, TABLE_ROWS, OUT, WIDTH = layout.IDS, layout.TABLE_ROWS, layout.OUT, layout.WIDTH
+SCALES = layout.SCALES
 
-def decode_row(whole, partial, row_scale: bool):
-    """decode(row, scales, y, E, shift): one row of E elements as f32, by those of a `decoder`."""
+
+def row_decoder(form):
+    """decode(params, row, y): one row of WIDTH elements as f32."""
+    whole, partial = decoder(form)
+    rows_of, tails = plane_rows(form, 1), has_tail(form)
+    row_scale = not form.is_float and not form.group
 
     @inline
-    def decode(row, scales, y, E, shift):
-        blocks, tail = E // BLOCK, E % BLOCK
+    def decode(params, row, y):
+        blocks, tail = params[WIDTH] // BLOCK, params[WIDTH] % BLOCK
+        planes = rows_of(params, row, row)
+        scale = f32(params[SCALES] + row * params[SCALES + 1])
         for b in range(blocks):
-            v = whole((row,), (scales,), b, shift)
+            v = whole(planes, b)
             if row_scale:
-                v = mul(v, f32(scales)[0])
+                v = mul(v, scale[0])
             put(y + b * BLOCK, v)
-        if tail != 0:
+        if tails and tail != 0:
             rest = f32(stack(BLOCK))
-            v = partial((row,), (scales,), blocks, shift, tail)
+            v = partial(planes, blocks, tail)
             if row_scale:
-                v = mul(v, f32(scales)[0])
+                v = mul(v, scale[0])
             put(rest, v)
             for e in range(tail):
                 y[blocks * BLOCK + e] = rest[e]
@@ -30,20 +39,17 @@ def decode_row(whole, partial, row_scale: bool):
     return decode
 
 
-def gather(form: str, wide_ids: bool):
-    """params: ids, rows, scales, y, E, V, bytes of a row, scales of a row, shift (`weights.py`)."""
-    whole, partial = decoder(form)
-    decode = decode_row(whole, partial, form == "i8")
+def gather(form, wide_ids: bool):
+    """Item t is token t."""
+    decode = row_decoder(form)
 
     def kernel(params, start, stop):
-        E, V = params[4], params[5]
         for t in range(start, stop):
             if wide_ids:
-                token = i64(params[0])[t]
+                token = i64(params[IDS])[t]
             else:
-                token = int64(i32(params[0])[t])
-            token = min(max(token, 0), V - 1)
-            row, scales = params[1] + token * params[6], params[2] + token * params[7] * 4
-            decode(row, scales, f32(params[3]) + t * E, E, params[8])
+                token = int64(i32(params[IDS])[t])
+            token = min(max(token, 0), params[TABLE_ROWS] - 1)
+            decode(params, token, f32(params[OUT]) + t * params[WIDTH])
 
     return kernel

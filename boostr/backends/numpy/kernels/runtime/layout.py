@@ -21,15 +21,24 @@ WORKER = 112  # from here on WORKER_WORDS for each worker
 WORKER_WORDS = 16
 ASLEEP, WOKEN, SEEN = 0, 1, 2
 
+# Where kernels find a weight: for each plane that its form has the address and the bytes from one
+# row to the next (see `boostr.quant.scheme`; floats are `codes` too).
+CODES, HIGH, SCALES, SUPERS, OFFSETS = range(0, 10, 2)
+PLANES = {"codes": CODES, "high": HIGH, "scales": SCALES, "supers": SUPERS, "offsets": OFFSETS}
+PLANE_WORDS = 10  # kernels' own parameters follow
+
 # the parameters of the linear kernels; strides of x, y and the residual in elements, addresses of
 # things that are absent 0
-X, LDX, W, ROW_BYTES, SCALES, SCALES_PER_ROW, SHIFT, Y, LDY = range(9)
-M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(9, 17)
-LINEAR_PARAMS = 17
+X, LDX, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(PLANE_WORDS, 22)
+LINEAR_PARAMS = 22
+
+# the parameters of `embedding.gather` and of `quant.dequantize`
+IDS, TABLE_ROWS, OUT, WIDTH = range(PLANE_WORDS, 14)
+TABLE_PARAMS = 14
 
 
 def digit_record(lanes: int) -> int:
-    """Bytes of one step of split x, LANES * 8 elements, for `digits.gemv`."""
+    """Bytes of one step of split x, LANES * 8 elements, for `gemv_digits.gemv`."""
     return 9 * 4 * lanes
 
 

@@ -1,0 +1,61 @@
+"""A weight of any stored form as kernels get it: its `Form`, and words for where planes lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from boostr.backends.numpy.backend import NumpyBackend, address
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.quant.forms import Form, form_of
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+Weight = Tensor | QuantizedTensor
+_CODES = ("f32", "f16", "bf16", "c8", "c4", "c6")  # what `kernels/products/weights.py` reads
+_SCALES = ("f32", "f16", "i8")
+
+
+def why_not(weight: Weight) -> str | None:
+    """Why the kernels do not read a weight's form; None if they do."""
+    form = form_of(weight)
+    if form is None:
+        return f"no kernel reads {weight!r}"
+    if form.codes not in _CODES:
+        return f"no kernel reads codes of form {form.codes!r}, only {', '.join(_CODES)}"
+    if form.is_float:
+        return None
+    if form.scale not in _SCALES:
+        return f"no kernel reads scales of {form.scale!r}"
+    if not form.group and (form.scale != "f32" or form.super or form.offsets):
+        return "one scale a row must be float32, without super-scales and offsets"
+    if form.group % 32 and form.group != 16:
+        return f"groups of {form.group} inputs; kernels know 16 and multiples of 32"
+    return f"super-scales of {form.super} inputs" if form.super % 32 else None
+
+
+def stored_form(weight: Weight) -> Form:
+    """The form of a weight as memory holds it, whatever a product does to its input."""
+    form = form_of(weight)
+    if form is None:
+        raise TypeError(f"no kernel reads {weight!r}; `why_not` says so")
+    return replace(form, rounds_input=False)
+
+
+def place(weight: Weight, backend: NumpyBackend) -> tuple[list[int], list[np.ndarray]]:
+    """(the words of `layout.PLANES`, the arrays that lie there).
+
+    Rows may lie apart, as those of a slice of columns do; elements of a row may not.
+    """
+    parts = {"codes": weight} if isinstance(weight, Tensor) else weight.parts
+    words, arrays = [0] * layout.PLANE_WORDS, []
+    for name, part in parts.items():
+        x = backend.reshape(part.data, (math.prod(part.shape[:-1]), part.shape[-1]))
+        if x.strides[-1] != x.itemsize or (x.shape[-1] == 1 and not x.flags.c_contiguous):
+            x = backend.dense(x)
+        at = layout.PLANES[name]
+        words[at], words[at + 1] = address(x), x.strides[0]
+        arrays.append(x)
+    return words, arrays
