@@ -30,7 +30,7 @@ from boostr.ops.linear import linear
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
 TENSOR_FLOPS = 989e12  # bf16, dense, by the data sheet
-FORMS = ("float32", "bfloat16", "float16", "int8", "int8-g32", "w8a8", "q8_0", "q4_1")
+FORMS = ("float32", "bfloat16", "float16", *SCHEMES)
 _POOL = 1 << 25  # elements that weights and inputs are windows of
 
 
@@ -65,7 +65,7 @@ class Bench:
         self.backend = backend()
         rng = np.random.default_rng(0)
         self._some = rng.standard_normal(1 << 20, np.float32)
-        self._bytes = rng.integers(0, 0x3C, 1 << 22, np.uint8)  # no byte is an infinity's
+        self._bytes = rng.integers(0, 0x3C, 1 << 22, np.uint8)
         self._pools: dict[Any, Any] = {}
         self.peak = TENSOR_FLOPS if self.backend.caps.matrices else F32_FLOPS
 
@@ -86,13 +86,8 @@ class Bench:
 
         if form not in SCHEMES:
             return part(N, K, dtypes.parse(form))
-        scheme = SCHEMES[form]
-        if scheme.is_block:
-            parts = {"blocks": part(N, K // 32 * scheme.block_bytes, np.uint8)}
-        else:
-            groups = -(-K // (scheme.group_size or K))
-            parts = {"values": part(N, K, np.int8), "scales": part(N, groups, np.float32)}
-        return QuantizedTensor(scheme, (N, K), parts)
+        parts = {n: part(N, p.columns(K), p.dtype) for n, p in SCHEMES[form].parts.items()}
+        return QuantizedTensor(SCHEMES[form], (N, K), parts)
 
     def calls(self, M: int, N: int, K: int, form: str, dtype: str, count: int) -> list[Any]:
         x = Tensor.wrap(self.array((M, K), dtypes.parse(dtype)), self.backend)

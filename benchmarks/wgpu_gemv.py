@@ -6,7 +6,7 @@
 Each call reads another matrix and depends on the one before it, so the time has everything that a
 kernel costs inside a step. "floor" is the share of 3.0 TB/s (what a copy reaches on an H100) in
 bytes of weights. `gated` rows are norm, gate, up and their product in one kernel. `--tiles`
-compares ways to cut the work (`gemv_plan.Tile`: threads, team, rows, unroll[, decode]) with ours.
+compares ways to cut the work (`gemv_plan.Tile`: threads, team, rows, unroll) with ours.
 """
 
 import argparse
@@ -52,10 +52,8 @@ class Weights:
         if name not in self._blocks:
             rng, size = np.random.default_rng(0), np.dtype(dtype).itemsize
             part = self._bytes // 64
-            if name == "uint8":  # f16 scales of blocks may lie anywhere: no byte is an infinity's
-                some = rng.integers(0, 0x3C, part, np.uint8)
-            elif name == "int8":
-                some = rng.integers(-127, 128, part, np.int8)
+            if name in ("int8", "uint8"):
+                some = rng.integers(0, 256, part, np.uint8).view(dtype)
             else:
                 some = (rng.standard_normal(part // size, np.float32) / 32).astype(dtype)
             whole = self.backend.empty((self._bytes // size,), dtype)
@@ -80,13 +78,14 @@ class Weights:
         if form not in SCHEMES:
             return self._take((N, K), dtypes.parse(form))
         scheme = SCHEMES[form]
-        if scheme.is_block:
-            shape = (N, K // 32 * scheme.block_bytes)
-            return QuantizedTensor(scheme, (N, K), {"blocks": self._take(shape, np.dtype("u1"))})
-        groups = -(-K // (scheme.group_size or K))
-        scales = self.backend.from_numpy(np.full((N, groups), 2e-4, np.float32))
-        parts = {"values": self._take((N, K), np.dtype("i1"))}
-        parts["scales"] = Tensor.wrap(scales, self.backend)
+        parts = {}
+        for name, part in scheme.parts.items():
+            shape = (N, part.columns(K))
+            if name in ("codes", "high"):
+                parts[name] = self._take(shape, part.dtype)
+            else:
+                size = 1 if part.dtype.kind == "i" else 2e-4
+                parts[name] = Tensor(np.full(shape, size, part.dtype), backend=self.backend)
         return QuantizedTensor(scheme, (N, K), parts)
 
 
@@ -124,14 +123,14 @@ def calls_of(
 
 
 def parse_tile(text: str) -> Tile:
-    threads, team, rows, unroll, *decode = text.split("x")
-    return Tile(int(threads), int(team), int(rows), int(unroll), *decode)
+    threads, team, rows, unroll = map(int, text.split("x"))
+    return Tile(threads, team, rows, unroll)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_1,w8a8")
+    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_0,q4_1,q6_k,w8a8")
     parser.add_argument("--shapes", default="", help="such as 4096x4096,gatedx8192x2048")
     parser.add_argument("--tiles", default="")
     options = parser.parse_args()

@@ -51,7 +51,7 @@ RECORDED = {
 class RandomWeights(WeightSource):
     """A checkpoint of random numbers: one block is uploaded, and copied on the device.
 
-    form: a float dtype, or a scheme of int8 weights.
+    form: a float dtype, or a scheme.
     """
 
     path = "random"
@@ -61,11 +61,11 @@ class RandomWeights(WeightSource):
             name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
         }
         self._scheme = SCHEMES.get(form)
-        self._dtype = np.dtype(np.int8) if self._scheme else dtypes.parse(form)
+        self._dtype = self._scheme.parts["codes"].dtype if self._scheme else dtypes.parse(form)
         size = min(1 << 22, max(np.prod(s) for s in self._shapes.values()))
         rng, self._backend = np.random.default_rng(0), backend
         if self._scheme:
-            block = rng.integers(-127, 128, size, np.int8)
+            block = rng.integers(0, 256, size, np.uint8).view(self._dtype)
         else:
             block = rng.standard_normal(size, np.float32).astype(self._dtype)
         self._block = backend.from_numpy(block)
@@ -81,13 +81,22 @@ class RandomWeights(WeightSource):
         shape = self._shapes[name]
         if len(shape) == 1:
             return Tensor(np.ones(shape, np.float32), backend=backend)
-        values = self._filled(shape)
-        if self._scheme is None:
-            return values
-        groups = -(-shape[1] // (self._scheme.group_size or shape[1]))
-        scales = np.full((shape[0], groups), shape[1] ** -0.5 / 73, np.float32)
-        parts = {"values": values, "scales": Tensor(scales, backend=backend)}
-        return QuantizedTensor(self._scheme, (shape[0], shape[1]), parts)
+        scheme = self._scheme
+        if scheme is None:
+            return self._filled(shape)
+        N, K = shape
+        scale = K**-0.5 * 3.5 / 2**scheme.bits  # rows of length 1, about
+        sizes = {"scales": 1 if scheme.super_size else scale, "supers": scale,
+                 "offsets": -scale * 2 ** (scheme.bits - 1)}  # fmt: skip
+        parts = {}
+        for part_name, part in scheme.parts.items():
+            wide = (N, part.columns(K))
+            if part_name in sizes:
+                full = np.full(wide, sizes[part_name], part.dtype)
+                parts[part_name] = Tensor(full, backend=backend)
+            else:
+                parts[part_name] = self._filled(wide)
+        return QuantizedTensor(scheme, (N, K), parts)
 
     def _filled(self, shape: tuple[int, ...]) -> Tensor:
         """The block over and over; rows of other lengths than its own are all different."""
@@ -141,7 +150,7 @@ def peer_rates(name: str, form: str) -> tuple[float, float]:
     import peers
     import random_gguf
 
-    kind = {"bf16": "F16", "int8": "Q8_0"}[form]
+    kind = {"bf16": "F16", "int8": "Q8_0"}.get(form, form.upper())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}-{kind}.gguf"
         random_gguf.write(name, kind, path)
