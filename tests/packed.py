@@ -22,7 +22,7 @@ BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "q4_1": oracles_gguf.q4_1,
     "q6_k": oracles_gguf.q6_k,
 }
-_HALVES = {"q8_0": [(0, 0.05)], "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)],
+HALVES = {"q8_0": [(0, 0.05)], "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)],
            "q6_k": [(208, 5e-4)]}  # fmt: skip
 FORMS = (*QUANTIZABLE, *BLOCKS)
 
@@ -40,12 +40,12 @@ def fitted(form: str, K: int) -> int:
 def draw_blocks(rng: np.random.Generator, scheme: str, N: int, K: int) -> np.ndarray:
     """GGUF blocks uint8 [N, bytes] of random codes.
 
-    Their f16 numbers are of both signs and of a usual size (`_HALVES`: where, how large), but for
+    Their f16 numbers are of both signs and of a usual size (`HALVES`: where, how large), but for
     some that are subnormal and some that are zero.
     """
     block = BLOCK_TYPES[scheme.upper()]
     raw = rng.integers(0, 256, (N, K // block.size, block.nbytes)).astype(np.uint8)
-    for at, scale in _HALVES[scheme]:
+    for at, scale in HALVES[scheme]:
         d = normal(rng, (N, K // block.size, 1), "float16", scale)
         rare = rng.integers(0, 16, d.shape)
         d[rare == 0] = 0

@@ -12,8 +12,12 @@ from packed import fitted
 from strict_wgpu import BARE, strict_wgpu
 from tolerance import assert_close
 
-from boostr import Tensor, dtypes
+from boostr import Tensor, dispatch, dtypes
+from boostr.errors import BackendError
+from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
+from boostr.ops.quant import dequantize
+from boostr.quant.scheme import QuantizedTensor, Scheme
 
 
 @pytest.fixture
@@ -141,6 +145,23 @@ def test_plans_keep_within_a_device(wgpu):
             tile = gemm_matrix.choose(caps, M, N, K, 100, integers).tile
             if caps is big:
                 assert tile.shared_bytes(32, integers) <= caps.workgroup_bytes
+
+
+def test_a_scheme_without_a_decoder_is_refused_by_name(wgpu, rng):
+    """Then its meaning in Python runs, in products, tables and dequantize alike."""
+    scheme = Scheme("int8-g8", 8)
+    q, s = oracles.quantize_int8(normal(rng, (20, 48)), 8)
+    truth = oracles.dequantize_int8(q, s, 8)
+    parts = {"codes": Tensor(q, backend=wgpu), "scales": Tensor(s, backend=wgpu)}
+    w, x = QuantizedTensor(scheme, (20, 48), parts), normal(rng, (9, 48))
+    tx, ids = Tensor(x, backend=wgpu), Tensor(np.array([7, 0], np.int32), backend=wgpu)
+    for call in (lambda: linear(tx, w), lambda: embedding(ids, w), lambda: dequantize(w)):
+        with pytest.raises(BackendError, match="int8-g8: groups are of 8 inputs"):
+            call()
+    with dispatch.strict(False):
+        close(linear(tx, w), x @ truth.T, x, truth, "float32")
+        np.testing.assert_allclose(embedding(ids, w).numpy(), truth[[7, 0]], rtol=1e-6)
+        np.testing.assert_allclose(dequantize(w).numpy(), truth, rtol=1e-6)
 
 
 # -- tensor cores: only where the device has them ----------------------------------------------
