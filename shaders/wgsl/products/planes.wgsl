@@ -46,22 +46,23 @@ fn lifted(four: u32) -> vec4<f32> {
 // code - zero.
 fn codes(four: u32) -> vec4<f32> { return lifted(four) - vec4<f32>({{ LIFT }}); }
 // The codes that a load has for inputs from k on (a multiple of 4 · words, of 16 with 4 words), a
-// byte each. Nibbles lie as 16 low ones below 16 high ones; pairs of bits as 8 of all four places.
+// byte each; bits above them are of no account, as `lifted` drops them. Nibbles lie as 16 low ones
+// below 16 high ones; pairs of bits as 8 of all four places.
 fn bytes(q: {{ T }}, {{ "h: %s, " % vector([words, 2] | min) if BITS == 6 }}k: u32) -> {{ T }} {
 #     if BITS == 8
   return q;
 #     else
   let turn = {{ T }}((k & 16u) / 4u);
-  let low = (q >> turn) & {{ T }}(0x0f0f0f0fu);
 #       if BITS == 4
-  return low;
+  return q >> turn;
 #       else
 #         if words == 4
   let pairs = vec4<u32>(h, h >> vec2<u32>(2u)) >> turn;
 #         else
   let pairs = h >> {{ T }}((k & 24u) / 4u);
 #         endif
-  return low | ((pairs & {{ T }}(0x03030303u)) << {{ T }}(4u));
+  let low = {{ T }}(0x0f0f0f0fu);
+  return ((q >> turn) & low) | ((pairs << {{ T }}(4u)) & ~low);
 #       endif
 #     endif
 }
