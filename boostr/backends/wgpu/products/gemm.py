@@ -12,7 +12,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.wgpu.products import gemm_matrix
-from boostr.backends.wgpu.products.gemm_ends import Ends, finish
+from boostr.backends.wgpu.products.gemm_ends import Ends, finish, parameters
 from boostr.backends.wgpu.products.gemm_operands import FLOATS, INTEGERS, Operand
 from boostr.backends.wgpu.products.gemm_plan import (
     DIRECT,
@@ -269,24 +269,6 @@ def _launch(
     )  # fmt: skip
     if split:
         finish(backend, part, ends, y, splits, w.row_scales)
-
-
-def parameters(
-    backend: Any, x: Operand, w: Operand, load: int, ends: Ends, y: GpuArray,
-    sizes: tuple[int, int, int, int, int],
-) -> tuple[int, ...]:  # fmt: skip
-    """`struct Params` of gemm_head.wgsl.
-
-    Args:
-        load: bytes of codes that the kernel loads at a time.
-        sizes: N, length of sums, steps of a split, splits, first column.
-    """
-    N, units, share, splits, column = sizes
-    return (
-        x.rows, N, x.inputs, units, share, splits, *x.bases(backend), x.line, x.batch,
-        *w.bases(backend, load), w.line, w.batch, *ends.offsets(backend),
-        y.shape[-1], column, backend.offset(y),
-    )  # fmt: skip
 
 
 __all__ = [

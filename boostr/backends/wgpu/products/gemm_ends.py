@@ -1,4 +1,5 @@
-"""The end of a product: what is done to its sums, here or in `gemm_finish.wgsl`."""
+"""The end of a product, what is done to its sums, here or in `gemm_finish.wgsl`; and the parameters
+of a launch."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boostr import dtypes
+from boostr.backends.wgpu.products.gemm_operands import Operand
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
 
@@ -74,4 +76,22 @@ def finish(
         (y.size, y.shape[-1], splits, w_scale, *offsets, at),
         WHOLE=whole, SPLITS=splits if whole else 0,
         PART=wgsl.name_of(part.dtype), OUT=wgsl.name_of(y.dtype), **ends.values(),
+    )  # fmt: skip
+
+
+def parameters(
+    backend: Any, x: Operand, w: Operand, load: int, ends: Ends, y: GpuArray,
+    sizes: tuple[int, int, int, int, int],
+) -> tuple[int, ...]:  # fmt: skip
+    """`struct Params` of gemm_head.wgsl.
+
+    Args:
+        load: bytes of codes that the kernel loads at a time.
+        sizes: N, length of sums, steps of a split, splits, first column.
+    """
+    N, units, share, splits, column = sizes
+    return (
+        x.rows, N, x.inputs, units, share, splits, *x.bases(backend), x.line, x.batch,
+        *w.bases(backend, load), w.line, w.batch, *ends.offsets(backend),
+        y.shape[-1], column, backend.offset(y),
     )  # fmt: skip

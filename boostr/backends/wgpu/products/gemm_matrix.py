@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.wgpu.products.gemm_ends import Ends, finish
+from boostr.backends.wgpu.products.gemm_ends import Ends, finish, parameters
 from boostr.backends.wgpu.products.gemm_operands import INTEGERS, Operand
 from boostr.backends.wgpu.products.planes import FORMS
 from boostr.backends.wgpu.runtime import wgsl
@@ -155,8 +155,6 @@ def _launch(
     backend: Any, x: Operand, w: Operand, ends: Ends, part: GpuArray, tile: MatrixTile,
     sizes: tuple[int, int, int, int, int], flag: GpuArray | None,
 ) -> None:  # fmt: skip
-    from boostr.backends.wgpu.products.gemm import parameters
-
     M, N, share, splits, column = sizes
     caps, integers = backend.caps, x.form.rounds_input
     found = shape(caps, integers)

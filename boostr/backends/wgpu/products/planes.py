@@ -35,8 +35,9 @@ def form_refusal(form: Form) -> str | None:
     if form.group == 0:
         plain = form.codes == "c8" and form.scale == "f32" and not (form.zero or form.offsets)
         return None if plain else "a row has one scale, and codes are not int8 or have offsets"
-    narrow = _TOGETHER if form.codes == "c8" or form.group == _TOGETHER else PACK
-    if form.group % narrow or form.super % form.group:
+    # a load of packed codes has two groups of 16, whose scales then lie in one word
+    short = form.scale == "i8" and not form.offsets and form.group == _TOGETHER
+    if form.group % (_TOGETHER if form.codes == "c8" or short else PACK) or form.super % form.group:
         return f"groups are of {form.group} inputs, super-groups of {form.super}"
     return "inputs are rounded, and scales are of groups" if form.rounds_input else None
 
@@ -62,7 +63,7 @@ def planes_of(backend: Any, weight: Weight) -> Planes:
     scheme, borders = weight.scheme, {"high": 8}
     if scheme.bits < 8:
         borders["codes"] = 16
-    if scheme.super_size:  # a load may want two of them at once
+    if scheme.super_size:  # a word may have the scales of two groups of a load
         borders["scales"] = 4
     return tuple(
         _rows(backend, weight.parts[name].data, borders.get(name, 1)) for name in scheme.parts
