@@ -52,7 +52,8 @@ def form_of(weight: Tensor | QuantizedTensor) -> Form | None:
 
 def scheme_form(scheme: Scheme) -> Form:
     """The form of every weight of a scheme."""
-    scale = {dtypes.float32: "f32", dtypes.float16: "f16", dtypes.int8: "i8"}[scheme.scale]
+    names = {dtypes.float32: "f32", dtypes.float16: "f16", dtypes.int8: "i8"}
+    scale = names.get(scheme.scale, scheme.scale.name)  # one that no kernel knows, refused by name
     return Form(
         f"c{scheme.bits}",
         scheme.zero,
