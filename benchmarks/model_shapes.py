@@ -49,9 +49,9 @@ def step_bytes(runner: Runner, batch: int, length: int) -> int:
     weights = module.weights()
     skipped = [] if module.lm_head is None else ["model.embed_tokens.weight"]
     matrices = sum(w.nbytes for name, w in weights.items() if name not in skipped)
-    c = module.config
-    row = 2 * c.num_key_value_heads * c.head_dim * module.activation_dtype.itemsize
-    return matrices + batch * length * row * c.num_hidden_layers
+    states = [state for kept in module.states() for state in kept]
+    row = sum(state.bytes_per_token(module.activation_dtype) for state in states)
+    return matrices + batch * length * row
 
 
 def prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
