@@ -1,5 +1,5 @@
-"""docs/adding.md tells the truth: its op, family and scheme, added to a copy of the tree, touch as many
-files as it says, and work."""
+"""docs/adding.md tells the truth: its op, family and scheme, added to a copy of the tree, touch as
+many files as it says, and work."""
 
 from __future__ import annotations
 
