@@ -4,7 +4,8 @@
 
 prefill: bf16, 4096 rows, through cuBLASLt. skinny: bf16 and int8 weights, 16 to 64 rows, as a
 batch of sequences decodes; the floor is reading the weight at 3.0 TB/s. packed: int8 weights (per
-row, per group of 32 and 128, and w8a8 with its rounding of x) at 4096 rows against torch's bf16.
+row, per group of 32 and 128, and w8a8 with its rounding of x) and GGUF's at 4096 rows against
+torch's bf16.
 Everything runs in CUDA graphs, weights rotate past the L2 cache.
 """
 
@@ -31,7 +32,7 @@ LAYERS = [
 ]  # fmt: skip
 PREFILL = 4096
 BATCHES = (16, 32, 64)
-FORMS = ("int8", "int8-g32", "int8-g128", "w8a8")
+FORMS = ("int8", "int8-g32", "int8-g128", "q8_0", "q4_0", "q4_1", "q6_k", "w8a8")
 
 
 class Bench:
@@ -45,7 +46,8 @@ class Bench:
         elements = 1 << 28
         self.pool = cupy.random.standard_normal(elements, np.float32).astype(dtypes.bfloat16)
         self.bytes = cupy.random.randint(-127, 128, elements, np.int8)
-        self.scales = cupy.random.uniform(0.001, 0.002, elements // 32, np.float32)
+        scales = cupy.random.uniform(0.001, 0.002, elements // 32, np.float32)
+        self.scales = {t: scales.astype(t) for t in (dtypes.float32, dtypes.float16)}
         self.torch_pool = torch.randn(elements, device="cuda", dtype=torch.bfloat16)
 
     def windows(self, N: int, K: int, item: int) -> Iterator[int]:
@@ -65,11 +67,14 @@ class Bench:
         if form == "bf16":
             return Tensor.wrap(self.pool[start : start + N * K].reshape(N, K), self.backend)
         scheme = SCHEMES[form]
-        G = -(-K // (scheme.group_size or K))
-        parts = {
-            "values": Tensor.wrap(self.bytes[start : start + N * K].reshape(N, K), self.backend),
-            "scales": Tensor.wrap(self.scales[: N * G].reshape(N, G), self.backend),
-        }
+        parts = {}
+        for name, part in scheme.parts.items():
+            columns = part.columns(K)
+            if part.dtype.kind in "iu":
+                flat = self.bytes[start : start + N * columns].view(part.dtype)
+            else:
+                flat = self.scales[part.dtype][: N * columns]
+            parts[name] = Tensor.wrap(flat.reshape(N, columns), self.backend)
         return QuantizedTensor(scheme, (N, K), parts)
 
     def torch(self, M: int, N: int, K: int, calls: int) -> float:

@@ -40,16 +40,15 @@ def random_weight(backend, form: str, N: int, K: int):
     if form in FLOATS:
         w = (cupy.random.rand(N, K, dtype=np.float32) - 0.5).astype(FLOATS[form])
         return tensor(w)
-    scheme = SCHEMES[form]
-    if scheme.is_block:
-        raw = cupy.random.randint(0, 256, (N, K // 32, scheme.block_bytes)).astype(np.uint8)
-        raw[:, :, 1] = 0x20  # the exponent of the block's scale
-        raw[:, :, 3] = raw[:, :, 3] if form == "q8_0" else 0x20
-        return QuantizedTensor(scheme, (N, K), {"blocks": tensor(raw.reshape(N, -1))})
-    values = cupy.random.randint(-127, 128, (N, K)).astype(np.int8)
-    groups = -(-K // (scheme.group_size or K))
-    scales = cupy.random.rand(N, groups, dtype=np.float32)
-    return QuantizedTensor(scheme, (N, K), {"values": tensor(values), "scales": tensor(scales)})
+    scheme, parts = SCHEMES[form], {}
+    for name, part in scheme.parts.items():
+        shape = (N, part.columns(K))
+        if part.dtype.kind in "iu":
+            made = cupy.random.randint(0, 256, shape).astype(np.uint8).view(part.dtype)
+        else:
+            made = cupy.random.rand(*shape, dtype=np.float32).astype(part.dtype)
+        parts[name] = tensor(made)
+    return QuantizedTensor(scheme, (N, K), parts)
 
 
 def measure_ours(backend, form: str, M: int, N: int, K: int) -> tuple[float, int]:
@@ -78,7 +77,7 @@ def measure_torch(M: int, N: int, K: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_1,w8a8")
+    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_0,q4_1,q6_k,w8a8")
     parser.add_argument("--no-torch", action="store_true")
     options = parser.parse_args()
     backend = backends.get("cupy")

@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from boostr.errors import BackendError
+from boostr.quant.forms import CODES
 
+# a header that is made, not read: how the elements of weights are numbered
+_FORMS = "".join(f"#define {name.upper()} {number}\n" for name, number in CODES.items())
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$', re.MULTILINE)
 
 
@@ -54,4 +57,5 @@ def _inlined(name: str, seen: set[str]) -> str:
         seen.add(inner)
         return _inlined(inner, seen)
 
-    return _INCLUDE.sub(include, read("cuda", name))
+    text = _FORMS if name == "forms.cuh" else read("cuda", name)
+    return _INCLUDE.sub(include, text)

@@ -1,9 +1,10 @@
 // The end of the matrix products: a tile of sums [TOKENS][ROWS] goes to y with scales, bias and
-// residual, in order of memory. Macros: ROWS, TOKENS, FORM, OUT, BIAS, RESIDUAL (see gemm_mma.cu).
+// residual, in order of memory. Macros: ROWS, TOKENS, OUT, BIAS, RESIDUAL (see gemm_mma.cu)
+// and those of weights.cuh.
 
 struct Epilogue {
-  const float* scales;      // [rows of the weight] from this tile's first, FORM 1 and 3
-  const float* x_scales;    // [M] from this tile's first token, FORM 3
+  const SCALE_T* scales;    // [rows of the weight] from this tile's first, if ROW_SCALE
+  const float* x_scales;    // [M] from this tile's first token, if ROUNDS
   const BIAS* bias;         // from this tile's first row, or null
   const RESIDUAL* residual; // its tile's corner, or null
   OUT* y;                   // its tile's corner
@@ -29,12 +30,8 @@ DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i >= count) break;
-#if FORM == 3
-      v[i] *= e.x_scales[token];
-#endif
-#if FORM == 1 || FORM == 3
-      v[i] *= e.scales[row + i];
-#endif
+      if (ROUNDS) v[i] *= e.x_scales[token];
+      if (ROW_SCALE) v[i] *= to_float(e.scales[row + i]);
       if (e.bias) v[i] += to_float(e.bias[row + i]);
       if (e.residual) v[i] += four ? r[i] : to_float(e.residual[to + i]);
     }

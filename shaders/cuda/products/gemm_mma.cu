@@ -1,10 +1,11 @@
 // y[M, N] = x[M, K] w[N, K]^T on tensor cores (mma.sync), the weight read in its stored form.
 //
-//   FORM 0: w in x's type           y = sum x w
-//   FORM 1: int8, scale per row     y = scale[n] sum x q
-//   FORM 2: int8, scale per GROUP   y = sum_g scale[n, g] sum_{k in g} x q
-//   FORM 3: x and w int8 (w8a8)     y = float(sum xq q) xscale[m] scale[n], the sum exact in int32
-//   then + bias[n] + residual[m, n], rounded once to OUT.
+//   floats, of x's type               y = sum x w
+//   codes, a scale a row              y = scale[n] sum x (code - ZERO)
+//   codes, a scale a GROUP            y = sum_g scale[n, g] sum_{k in g} x (code - ZERO)
+//                                         + offset[n, g] sum_{k in g} x
+//   ROUNDS: x and w int8              y = float(sum xq q) xscale[m] scale[n], the sum exact in int32
+//   then + bias[n] + residual[m, n], rounded once to OUT. Codes become 16-bit floats exactly.
 //
 // Up to three weights with the same K lie side by side in y (q, k, v; gate, up).
 //
@@ -14,44 +15,71 @@
 // Threads: WARPS_R x WARPS_T warps, each (16 MT) x (8 NT) results. K goes by in stages of 128 bytes
 // of weight row through a ring of STAGES buffers filled by cp.async.
 // A sum does not care about the order of k, so lane 4g + t takes 8 consecutive k of every 32 (16 of
-// every 64 bytes in FORM 3) where mma's layout would have it take 2 + 2 of every 16: fragments of x
-// and w are then one wide shared load each. 16-byte chunks are swizzled by row against bank
-// conflicts.
+// every 64 bytes under ROUNDS) where mma's layout would have it take 2 + 2 of every 16: fragments of
+// x and w are then one wide shared load each. Of NIBBLES it takes 4 of every 16, which are in one
+// word for both steps, and so groups may be as small as a step. 16-byte chunks are swizzled by row
+// against bank conflicts.
 //
-// Macros: X (c type of x), FORM, GROUP, OUT, BIAS, RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT,
-// STAGES, SPLIT (1: gridDim.y > 1). Needs sm_80; 16-byte aligned x and w rows (ldx, K).
+// Macros: those of weights.cuh (GROUP up to 128, of C8 at least 32), X (c type of x), OUT, BIAS,
+// RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT, STAGES, SPLIT (1: gridDim.y > 1), PIECE (bytes in
+// which scales and offsets are copied). Needs sm_80; 16-byte aligned rows of x, codes and pairs.
 #include "prelude.cuh"
+#include "weights.cuh"
 
-#if FORM == 3
+#if ROUNDS
 typedef i8 x_t;
 typedef int acc_t;
 #else
 typedef X x_t;
 typedef float acc_t;
 #endif
-#ifndef GROUP
-#define GROUP 128
+#ifndef PIECE
+#define PIECE 16
 #endif
+#define CODED (!IS_FLOAT && !ROUNDS)      // codes are converted to x's type
 #define ROWS (WARPS_R * MT * 16)
 #define TOKENS (WARPS_T * NT * 8)
 #define THREADS (WARPS_R * WARPS_T * 32)
-#define W_BYTES (FORM == 0 ? 2 : 1)       // of one weight
-#define X_BYTES (FORM == 3 ? 1 : 2)       // of one element of x
-#define BK (128 / W_BYTES)                // elements of k in a stage
-#define X_CHUNKS (BK * X_BYTES / 16)      // 16-byte chunks of a token in a stage: 8 or 16
-#define STAGE_SCALES (FORM == 2 ? BK / GROUP : 0)
-#define W_STAGE (ROWS * 128)
+#define X_BYTES (ROUNDS ? 1 : 2)          // of one element of x
+#define BK (IS_FLOAT ? 64 : 128)          // elements of k in a stage
+#define W_CHUNKS (NIBBLES ? 4 : 8)        // 16-byte chunks of a row's codes in a stage
+#define X_CHUNKS (BK * X_BYTES / 16)      // and of a token: 8 or 16
+#define SCALES (GROUP ? BK / (GROUP ? GROUP : 1) : 0)  // of a row in a stage
+#define STEP_SCALES (GROUP == 16 ? 2 : 1)  // of a row in 32 k
+#define W_STAGE (ROWS * W_CHUNKS * 16)
+#define HIGH_STAGE (PAIRS ? ROWS * 32 : 0)
 #define X_STAGE (TOKENS * X_CHUNKS * 16)
-#define STAGE_BYTES (W_STAGE + X_STAGE + ROWS * STAGE_SCALES * 4)
+#define SCALE_ROW (SCALES * (int)sizeof(SCALE_T))
+#define OFFSET_ROW (OFFSETS ? SCALES * 2 : 0)
+// where a stage's parts begin after its codes
+#define HIGH_AT W_STAGE
+#define X_AT (HIGH_AT + HIGH_STAGE)
+#define SCALES_AT (X_AT + X_STAGE)
+#define SUPERS_AT (SCALES_AT + ROWS * SCALE_ROW)
+#define OFFSETS_AT (SUPERS_AT + (SUPER ? ROWS * 4 : 0))
+#define STAGE_BYTES (OFFSETS_AT + ROWS * OFFSET_ROW)
+static_assert(GROUP == 0 || (BK % GROUP_INPUTS == 0 && GROUP >= (NIBBLES ? 16 : 32)), "GROUP");
+static_assert(SUPER_INPUTS % BK == 0 && SCALE_ROW % PIECE == 0 && OFFSET_ROW % PIECE == 0, "PIECE");
 // how many blocks of k the compiler may interleave without running out of registers
-#define UNROLL (FORM == 0 || MT * NT < 8 ? 4 : FORM != 2 && MT * NT <= 16 ? 2 : 1)
+#define UNROLL (IS_FLOAT || MT * NT < 8 ? 4 : GROUP == 0 && MT * NT <= 16 ? 2 : 1)
 #define LD_TILE (ROWS + 4)                // floats of a token in the epilogue's tile
 #include "gemm_epilogue.cuh"
 
 // -- PTX ------------------------------------------------------------------------------------------
-DEVICE void copy4(u32 to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-               :: "r"(to), "l"(from), "r"(bytes) : "memory");
+// BYTES of a small plane, or zeros; cp.async knows no less than 4: those bytes wait for memory.
+template <int BYTES> DEVICE void copy_piece(u32 to, const void* from, bool real) {
+  if constexpr (BYTES == 16) {
+    cp_async_part(to, from, real ? 16 : 0);
+  } else if constexpr (BYTES >= 4) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :: "r"(to), "l"(from), "n"(BYTES), "r"(real ? BYTES : 0) : "memory");
+  } else if constexpr (BYTES == 2) {
+    const u16 word = real ? *(const u16*)from : 0;
+    asm volatile("st.shared.u16 [%0], %1;" :: "r"(to), "h"(word) : "memory");
+  } else {
+    const u32 byte = real ? *(const u8*)from : 0;
+    asm volatile("st.shared.u8 [%0], %1;" :: "r"(to), "r"(byte) : "memory");
+  }
 }
 DEVICE uint4 shared16(u32 p) {
   uint4 v;
@@ -62,6 +90,11 @@ DEVICE uint4 shared16(u32 p) {
 DEVICE uint2 shared8(u32 p) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(p));
+  return v;
+}
+DEVICE u32 shared4(u32 p) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p));
   return v;
 }
 DEVICE void mma(float* c, const u32* a, const u32* b, bf16) {
@@ -83,69 +116,71 @@ DEVICE void mma(int* c, const u32* a, const u32* b, i8) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// -- four int8 to two pairs of 16-bit floats, exactly ---------------------------------------------
-// bf16: 0x4300 | low 7 bits is 128 + v; the sign bit turns 128 into 256: (128 + v) - (128 or 256).
-DEVICE void widen(u32 q, u32* pair, bf16) {
-  const u32 bytes[2] = {__byte_perm(q, 0, 0x4140), __byte_perm(q, 0, 0x4342)};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    u32 value = (bytes[i] & 0x007f007fu) | 0x43004300u;
-    u32 minus = (bytes[i] & 0x00800080u) | 0xc300c300u;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"  // there is no bf16 subtraction below sm_90
-        : "=r"(pair[i]) : "r"(value), "r"(0x3f803f80u), "r"(minus));
-  }
-}
-// f16: 0x6400 | u is 1024 + u, and u = q + 128.
-DEVICE void widen(u32 q, u32* pair, f16) {
-  const u32 u = q ^ 0x80808080u, base = 0x64806480u;  // 1152
-  const u32 value[2] = {__byte_perm(u, 0x64646464u, 0x4140), __byte_perm(u, 0x64646464u, 0x4342)};
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair[i]) : "r"(value[i]), "r"(base));
-}
-
 // -- where things lie in a stage ------------------------------------------------------------------
 DEVICE u32 w_offset(int row, int chunk) {
-  const int turn = (FORM == 1 || FORM == 2) ? (row & 3) << 1 : (row & 1) << 2;
-  return row * 128 + ((chunk ^ turn) << 4);
+  const int turn = NIBBLES ? row >> 1 & 3 : CODED ? (row & 3) << 1 : (row & 1) << 2;
+  return row * (W_CHUNKS * 16) + ((chunk ^ turn) << 4);
 }
 DEVICE u32 x_offset(int token, int chunk) {
   const int half = chunk >> 3;  // 128 bytes of every token, then the next 128
-  return half * (TOKENS * 128) + token * 128 + (((chunk & 7) ^ ((token & 1) << 2)) << 4);
+  const int turn = NIBBLES ? (token & 3) << 1 : (token & 1) << 2;
+  return half * (TOKENS * 128) + token * 128 + (((chunk & 7) ^ turn) << 4);
+}
+
+DEVICE u32 high_offset(int row, int chunk) {
+  return HIGH_AT + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4);
 }
 
 struct Weight {
-  const char* rows;       // its first row of this tile
-  const float* scales;    // likewise
+  Planes at;              // of its first row of this tile
   int left;               // rows from there to the end
 };
 
-DEVICE void load_w(u32 stage, Weight w, int k0, int K, int groups) {
-  const i64 row_bytes = (i64)K * W_BYTES;
+// CHUNKS chunks of 16 bytes of each row, from byte `begin` of row_bytes; zeros past both ends.
+template <int CHUNKS, typename Place>
+DEVICE void load_codes(const u8* rows, int left, i64 row_bytes, i64 begin, Place place) {
 #pragma unroll
-  for (int i = 0; i < ROWS * 8 / THREADS; ++i) {
-    const int at = threadIdx.x + i * THREADS, row = at >> 3, chunk = at & 7;
-    const i64 byte = (i64)k0 * W_BYTES + chunk * 16;
-    const i64 rest = row_bytes - byte;
-    const int bytes = row < w.left ? (int)max(0ll, min(16ll, rest)) : 0;
-    cp_async_part(stage + w_offset(row, chunk), bytes ? w.rows + row * row_bytes + byte : w.rows,
-                  bytes);
+  for (int i = 0; i < (ROWS * CHUNKS + THREADS - 1) / THREADS; ++i) {
+    const int at = threadIdx.x + i * THREADS, row = at / CHUNKS, chunk = at % CHUNKS;
+    if (ROWS * CHUNKS % THREADS && at >= ROWS * CHUNKS) break;
+    const i64 byte = begin + chunk * 16, rest = row_bytes - byte;
+    const int bytes = row < left ? (int)max(0ll, min(16ll, rest)) : 0;
+    cp_async_part(place(row, chunk), bytes ? rows + row * row_bytes + byte : rows, bytes);
   }
-#if FORM == 2
-  const u32 scales = stage + W_STAGE + X_STAGE;
+}
+
+// BYTES of each row of a small plane, from byte `begin` of row_bytes on.
+template <int BYTES, int SIZE>
+DEVICE void load_small(u32 to, const void* plane, int left, int row_bytes, int begin) {
+  constexpr int PIECES = BYTES / SIZE, ALL = ROWS * PIECES;
+  if constexpr (PIECES > 0) {
 #pragma unroll
-  for (int i = 0; i < (ROWS * STAGE_SCALES + THREADS - 1) / THREADS; ++i) {
-    const int at = threadIdx.x + i * THREADS;
-    if (ROWS * STAGE_SCALES % THREADS && at >= ROWS * STAGE_SCALES) break;
-    const int row = at / STAGE_SCALES, group = k0 / GROUP + at % STAGE_SCALES;
-    const bool real = row < w.left && group < groups;
-    copy4(scales + at * 4, real ? w.scales + (i64)row * groups + group : w.scales, real ? 4 : 0);
+    for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
+      const int at = threadIdx.x + i * THREADS, row = at / PIECES;
+      if (ALL % THREADS && at >= ALL) break;
+      const int byte = begin + at % PIECES * SIZE;
+      const bool real = row < left && byte < row_bytes;
+      const u8* from = (const u8*)plane;
+      copy_piece<SIZE>(to + at * SIZE, real ? from + (i64)row * row_bytes + byte : from, real);
+    }
   }
-#endif
+}
+
+DEVICE void load_w(u32 stage, const Weight& w, int k0, int K) {
+  load_codes<W_CHUNKS>(w.at.codes, w.left, code_bytes(K), code_bytes(k0),
+                       [&](int row, int chunk) { return stage + w_offset(row, chunk); });
+  if (PAIRS)
+    load_codes<2>(w.at.high, w.left, K / 4, k0 / 4,
+                  [&](int row, int chunk) { return stage + high_offset(row, chunk); });
+  const int groups = groups_of(K), group = k0 / GROUP_INPUTS, size = sizeof(SCALE_T);
+  load_small<SCALE_ROW, PIECE>(stage + SCALES_AT, w.at.scales, w.left, groups * size, group * size);
+  load_small<SUPER ? 4 : 0, 4>(stage + SUPERS_AT, w.at.supers, w.left, K / SUPER_INPUTS * 4,
+                               k0 / SUPER_INPUTS * 4);
+  load_small<OFFSET_ROW, PIECE>(stage + OFFSETS_AT, w.at.offsets, w.left, groups * 2, group * 2);
 }
 
 DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) {
-  const u32 base = stage + W_STAGE;
+  const u32 base = stage + X_AT;
 #pragma unroll
   for (int i = 0; i < (TOKENS * X_CHUNKS + THREADS - 1) / THREADS; ++i) {
     const int at = threadIdx.x + i * THREADS;
@@ -157,51 +192,118 @@ DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) 
   }
 }
 
+// -- fragments of 32 k (64 under ROUNDS), block b of a stage: two steps of mma --------------------
+// Of x: b0 and b1 of the first step, then of the second.
+DEVICE uint4 x_fragments(u32 stage, int token, int b, int t) {
+  const u32 xs = stage + X_AT;
+  if (!NIBBLES) return shared16(xs + x_offset(token, b * 4 + t));
+  const uint2 first = shared8(xs + x_offset(token, b * 4 + (t >> 1)) + (t & 1) * 8);
+  const uint2 second = shared8(xs + x_offset(token, b * 4 + 2 + (t >> 1)) + (t & 1) * 8);
+  return make_uint4(first.x, first.y, second.x, second.y);
+}
+// The four codes of a row that this lane takes in each step.
+DEVICE uint2 step_codes(u32 stage, int row, int b, int t) {
+  if (!NIBBLES) return shared8(stage + w_offset(row, b * 2 + (t >> 1)) + (t & 1) * 8);
+  const u32 nibbles = shared4(stage + w_offset(row, b) + t * 4);
+  const u32 pairs = PAIRS ? shared4(stage + high_offset(row, b >> 1) + (b & 1) * 8 + (t & 1) * 4) : 0;
+  return make_uint2(four_codes(nibbles, pairs, t), four_codes(nibbles, pairs, t + 4));
+}
+// The A fragments of both steps, rows `row` and row + 8.
+DEVICE void w_fragments(u32 stage, int row, int b, int t, u32 (&a)[2][4]) {
+#if CODED
+  const uint2 low = step_codes(stage, row, b, t), high = step_codes(stage, row + 8, b, t);
+  a[0][0] = two_halves<0>(low.x, X()), a[0][2] = two_halves<2>(low.x, X());
+  a[0][1] = two_halves<0>(high.x, X()), a[0][3] = two_halves<2>(high.x, X());
+  a[1][0] = two_halves<0>(low.y, X()), a[1][2] = two_halves<2>(low.y, X());
+  a[1][1] = two_halves<0>(high.y, X()), a[1][3] = two_halves<2>(high.y, X());
+#else
+  const uint4 low = shared16(stage + w_offset(row, b * 4 + t));
+  const uint4 high = shared16(stage + w_offset(row + 8, b * 4 + t));
+  a[0][0] = low.x; a[0][1] = high.x; a[0][2] = low.y; a[0][3] = high.y;
+  a[1][0] = low.z; a[1][1] = high.z; a[1][2] = low.w; a[1][3] = high.w;
+#endif
+}
+
+#if GROUP
+// Of block b in a row: its scale, or one of each step.
+struct Affine {
+  float scale[STEP_SCALES], offset[STEP_SCALES];
+
+  DEVICE void load(u32 stage, int row, int b) {
+#pragma unroll
+    for (int i = 0; i < STEP_SCALES; ++i) {
+      const int at = row * SCALES + b * 32 / GROUP_INPUTS + i;
+      const u32 p = stage + SCALES_AT + at * (int)sizeof(SCALE_T);
+      scale[i] = to_float(*(const SCALE_T*)__cvta_shared_to_generic(p));
+      if (SUPER)
+        scale[i] *= *(const float*)__cvta_shared_to_generic(stage + SUPERS_AT + row * 4);
+      if (OFFSETS)
+        offset[i] = to_float(*(const f16*)__cvta_shared_to_generic(stage + OFFSETS_AT + at * 2));
+    }
+  }
+};
+
+// The sums of a block for rows g and g + 8 are scaled and added; x_sum: of two tokens.
+DEVICE void add_scaled(acc_t (&acc)[4], const float (&sum)[4], const Affine& low,
+                       const Affine& high, const float (&x_sum)[STEP_SCALES][2], int i) {
+  acc[0] += low.scale[i] * sum[0];
+  acc[1] += low.scale[i] * sum[1];
+  acc[2] += high.scale[i] * sum[2];
+  acc[3] += high.scale[i] * sum[3];
+  if (OFFSETS) {
+    acc[0] += low.offset[i] * x_sum[i][0];
+    acc[1] += low.offset[i] * x_sum[i][1];
+    acc[2] += high.offset[i] * x_sum[i][0];
+    acc[3] += high.offset[i] * x_sum[i][1];
+  }
+}
+
+// Sums of x over the groups of a block, for the two tokens of this lane's results: a product with
+// ones, whose rows are all the same.
+DEVICE void sum_tokens(const uint4& xv, float (&x_sum)[STEP_SCALES][2]) {
+  const u32 one = pack2<X>(1.f, 1.f), ones[4] = {one, one, one, one};
+  const u32 b0[2] = {xv.x, xv.y}, b1[2] = {xv.z, xv.w};
+  float sum[STEP_SCALES][4] = {};
+  mma(sum[0], ones, b0, x_t());
+  mma(sum[STEP_SCALES - 1], ones, b1, x_t());
+#pragma unroll
+  for (int i = 0; i < STEP_SCALES; ++i) x_sum[i][0] = sum[i][0], x_sum[i][1] = sum[i][1];
+}
+#endif
+
 // -- one stage of products ------------------------------------------------------------------------
-// Blocks of 32 k (64 in FORM 3): two steps of mma each.
 DEVICE void products(u32 stage, acc_t (&acc)[MT][NT][4], int row0, int token0) {
   const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
-  const u32 xs = stage + W_STAGE;
 #pragma unroll UNROLL
-  for (int b = 0; b < (FORM == 1 || FORM == 2 ? 4 : 2); ++b) {
+  for (int b = 0; b < (CODED ? 4 : 2); ++b) {
     uint4 xv[NT];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) xv[n] = shared16(xs + x_offset(token0 + n * 8 + g, b * 4 + t));
+    for (int n = 0; n < NT; ++n) xv[n] = x_fragments(stage, token0 + n * 8 + g, b, t);
+#if GROUP
+    float x_sum[NT][STEP_SCALES][2];
+#pragma unroll
+    for (int n = 0; n < (OFFSETS ? NT : 0); ++n) sum_tokens(xv[n], x_sum[n]);
+#endif
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
       const int row = row0 + m * 16 + g;
-      u32 a[2][4];  // the A fragments of both steps
-#if FORM == 1 || FORM == 2
-      const uint2 lo = shared8(stage + w_offset(row, b * 2 + (t >> 1)) + (t & 1) * 8);
-      const uint2 hi = shared8(stage + w_offset(row + 8, b * 2 + (t >> 1)) + (t & 1) * 8);
-      u32 pair[2];
-      widen(lo.x, pair, X()); a[0][0] = pair[0]; a[0][2] = pair[1];
-      widen(hi.x, pair, X()); a[0][1] = pair[0]; a[0][3] = pair[1];
-      widen(lo.y, pair, X()); a[1][0] = pair[0]; a[1][2] = pair[1];
-      widen(hi.y, pair, X()); a[1][1] = pair[0]; a[1][3] = pair[1];
-#else
-      const uint4 lo = shared16(stage + w_offset(row, b * 4 + t));
-      const uint4 hi = shared16(stage + w_offset(row + 8, b * 4 + t));
-      a[0][0] = lo.x; a[0][1] = hi.x; a[0][2] = lo.y; a[0][3] = hi.y;
-      a[1][0] = lo.z; a[1][1] = hi.z; a[1][2] = lo.w; a[1][3] = hi.w;
-#endif
-#if FORM == 2
-      const float* scales = (const float*)__cvta_shared_to_generic(stage + W_STAGE + X_STAGE);
-      const int group = b * 32 / GROUP;
-      const float scale_lo = scales[row * STAGE_SCALES + group];
-      const float scale_hi = scales[(row + 8) * STAGE_SCALES + group];
+      u32 a[2][4];
+      w_fragments(stage, row, b, t, a);
+#if GROUP
+      Affine low, high;
+      low.load(stage, row, b);
+      high.load(stage, row + 8, b);
 #endif
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const u32 b0[2] = {xv[n].x, xv[n].y}, b1[2] = {xv[n].z, xv[n].w};
-#if FORM == 2
-        float sum[4] = {0.f, 0.f, 0.f, 0.f};
-        mma(sum, a[0], b0, x_t());
-        mma(sum, a[1], b1, x_t());
-        acc[m][n][0] += scale_lo * sum[0];
-        acc[m][n][1] += scale_lo * sum[1];
-        acc[m][n][2] += scale_hi * sum[2];
-        acc[m][n][3] += scale_hi * sum[3];
+#if GROUP
+        float sum[STEP_SCALES][4] = {};
+        mma(sum[0], a[0], b0, x_t());
+        mma(sum[STEP_SCALES - 1], a[1], b1, x_t());
+#pragma unroll
+        for (int i = 0; i < STEP_SCALES; ++i)
+          add_scaled(acc[m][n], sum[i], low, high, x_sum[n], i);
 #else
         mma(acc[m][n], a[0], b0, x_t());
         mma(acc[m][n], a[1], b1, x_t());
@@ -255,10 +357,9 @@ DEVICE bool add_shares(acc_t (&acc)[MT][NT][4], acc_t* partials, u32* counters, 
 // through the rows, so that what one wave of blocks reads stays in the L2 cache.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
     const x_t* x, i64 ldx, const float* x_scales,
-    const char* w0, const char* w1, const char* w2,
-    const float* s0, const float* s1, const float* s2,
+    Planes w0, Planes w1, Planes w2,
     const BIAS* b0, const BIAS* b1, const BIAS* b2, int n0, int n1, int n2,
-    const RESIDUAL* residual, OUT* y, i64 ldy, int M, int K, int groups, int wide, int early,
+    const RESIDUAL* residual, OUT* y, i64 ldy, int M, int K, int wide, int early,
     acc_t* partials, u32* counters) {
   extern __shared__ __align__(128) char room[];
   pdl_launch();
@@ -269,17 +370,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   const int band_tokens = min(8, token_tiles - band * 8);
   const int token0 = (band * 8 + in_band % band_tokens) * TOKENS;
   int tile = in_band / band_tokens, n = n0, column0 = 0;
-  Weight w = {w0, s0, 0};
+  Weight w = {w0, 0};
   const BIAS* bias = b0;
   if (tile >= tiles0) {
-    tile -= tiles0, n = n1, column0 = n0, w.rows = w1, w.scales = s1, bias = b1;
+    tile -= tiles0, n = n1, column0 = n0, w.at = w1, bias = b1;
     if (tile >= tiles1) {
-      tile -= tiles1, n = n2, column0 += n1, w.rows = w2, w.scales = s2, bias = b2;
+      tile -= tiles1, n = n2, column0 += n1, w.at = w2, bias = b2;
     }
   }
   const int first = tile * ROWS;
-  w.rows += (i64)first * K * W_BYTES;
-  if (FORM != 0) w.scales += (i64)first * (FORM == 2 ? groups : 1);
+  w.at = weight_row(w.at, first, K);
   w.left = n - first;
   const int tokens = M - token0;
   x += (i64)token0 * ldx;
@@ -296,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
   if (!early) pdl_wait();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s)
-    if (s < count) load_w(ring + s * STAGE_BYTES, w, (begin + s) * BK, K, groups);
+    if (s < count) load_w(ring + s * STAGE_BYTES, w, (begin + s) * BK, K);
   if (early) pdl_wait();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
@@ -309,7 +409,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
     const int next = i + STAGES - 1;
     if (next < count) {
       const u32 stage = ring + next % STAGES * STAGE_BYTES;
-      load_w(stage, w, (begin + next) * BK, K, groups);
+      load_w(stage, w, (begin + next) * BK, K);
       load_x(stage, x, ldx, tokens, (begin + next) * BK, K);
     }
     cp_async_commit();
@@ -333,7 +433,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
       }
   __syncthreads();
   const i64 corner = (i64)token0 * ldy + column0 + first;
-  Epilogue e = {w.scales, FORM == 3 ? x_scales + token0 : nullptr, bias ? bias + first : nullptr,
+  Epilogue e = {w.at.scales, ROUNDS ? x_scales + token0 : nullptr, bias ? bias + first : nullptr,
                 residual ? residual + corner : nullptr, y + corner, ldy, w.left, tokens,
                 (wide && (column0 & 3) == 0)};
   auto read = [&](int token, int row) { return *(const float4*)(out + token * LD_TILE + row); };

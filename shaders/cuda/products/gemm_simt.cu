@@ -1,29 +1,21 @@
 // y[M, N] = x[M, K] w[N, K]^T + bias[n] + residual[m, n] in float32 on ordinary arithmetic units:
 // for float32 x, for GPUs and shapes that the tensor-core kernels do not take. Any K and alignment.
 //
-//   FORM 0: w of type W, ldw elements a row   FORM 1: int8, scale[n]
-//   FORM 2: int8, scale[n, k / GROUP]
-//   FORM 3: x and w int8: the sum in int32, then xscale[m] scale[n]
-//   FORM 4: GGUF Q8_0, 34 bytes for 32 k (f16 d, int8 q): d q
-//   FORM 5: GGUF Q4_1, 20 bytes for 32 k (f16 d, f16 m, nibbles: low 0..15, high 16..31): d q + m
+// w in any stored form (weights.cuh), decoded exactly; a scale of a whole row multiplies its sum.
+// ROUNDS: x is int8 as well, the sum in int32, then xscale[m] scale[n].
 //
 // A block of 16 x 16 threads makes (16 TM) x 128 results, TM x 8 a thread. Each thread decodes 8
 // consecutive k of a row of w and x at a time into shared memory ([k][row]), double-buffered.
-// Macros: X, W, OUT, BIAS, RESIDUAL (c types), FORM, GROUP, TM (8 or 2).
+// Macros: those of weights.cuh, X, OUT, BIAS, RESIDUAL (c types), TM (8 or 2).
 #include "prelude.cuh"
+#include "weights.cuh"
 
-#if FORM == 3
+#if ROUNDS
 typedef i8 x_t;
 typedef int value_t;
 #else
 typedef X x_t;
 typedef float value_t;
-#endif
-#ifndef GROUP
-#define GROUP 32
-#endif
-#if FORM == 0
-typedef W w_t;
 #endif
 #define BM (16 * TM)
 #define BN 128
@@ -51,61 +43,49 @@ template <typename T> DEVICE void load8(const T* p, int k, int K, bool wide, flo
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = k + i < K ? to_float(p[k + i]) : 0.f;
 }
-template <typename T> DEVICE void load8_int(const i8* p, int k, int K, bool wide, T* v) {
+DEVICE void load8(const i8* p, int k, int K, bool wide, int* v) {
   if (wide && k < K) {
     const uint2 bytes = *(const uint2*)(p + k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      v[i] = (T)(i8)(bytes.x >> (8 * i));
-      v[i + 4] = (T)(i8)(bytes.y >> (8 * i));
+      v[i] = (i8)(bytes.x >> (8 * i));
+      v[i + 4] = (i8)(bytes.y >> (8 * i));
     }
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = k + i < K ? (T)p[k + i] : (T)0;
+  for (int i = 0; i < 8; ++i) v[i] = k + i < K ? p[k + i] : 0;
 }
 
-DEVICE float half_at(const u8* p) { return __half2float(__ushort_as_half(p[0] | p[1] << 8)); }
-
 // 8 weights of row n, k..k+7; all zero for a row that is not there.
-DEVICE void load_w(const void* w, const float* scales, int n, int N, int k, int K, i64 ldw,
-                   int groups, bool wide, value_t* v) {
+DEVICE void load_w(const Planes& w, int n, int N, int k, int K, bool wide, value_t (&v)[8]) {
   if (n >= N || k >= K) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = 0;
     return;
   }
-#if FORM <= 3
-#if FORM == 0
-  load8((const w_t*)w + n * ldw, k, K, wide, v);
+#if IS_FLOAT || ROUNDS
+  load8((const Code*)w.codes + (i64)n * K, k, K, wide, v);
 #else
-  load8_int((const i8*)w + n * ldw, k, K, wide, v);
-#endif
-#if FORM == 2
-  const float scale = scales[(i64)n * groups + k / GROUP];
+  const Planes row = weight_row(w, n, K);
+  if (wide) {
+    eight(row, k, v);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] *= scale;
-#endif
-#elif FORM == 4
-  const u8* block = (const u8*)w + ((i64)n * (K / 32) + k / 32) * 34;
-  const float d = half_at(block);
+    for (int i = 0; i < 8; ++i) v[i] = k + i < K ? one(row, k + i) : 0.f;
+  }
+  if (GROUP == 0) return;
+  const float scale = scale_at(row, k), offset = OFFSETS ? offset_at(row, k) : 0.f;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = d * (float)(i8)block[2 + k % 32 + i];
-#else
-  const u8* block = (const u8*)w + ((i64)n * (K / 32) + k / 32) * 20;
-  const float d = half_at(block), m = half_at(block + 2);
-  const int high = k % 32 / 16 * 4;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = d * (float)(block[4 + k % 16 + i] >> high & 15) + m;
+  for (int i = 0; i < 8; ++i) v[i] = OFFSETS ? fmaf(v[i], scale, offset) : v[i] * scale;
 #endif
 }
 
-// Grid: (column tiles, row tiles). groups: scales a row; wide_x, wide_w: see load8; for FORM 4 and
-// 5 K % 32 == 0.
+// Grid: (column tiles, row tiles). wide_x: see load8; wide_w: rows begin as `eight` wants, and
+// K % 8 == 0.
 extern "C" __global__ void __launch_bounds__(256) gemm_simt(
-    const x_t* x, i64 ldx, const float* x_scales, const void* w, i64 ldw, const float* scales,
-    const BIAS* bias, const RESIDUAL* residual, OUT* y, i64 ldy, int M, int N, int K, int groups,
-    int wide_x, int wide_w) {
+    const x_t* x, i64 ldx, const float* x_scales, Planes w, const BIAS* bias,
+    const RESIDUAL* residual, OUT* y, i64 ldy, int M, int N, int K, int wide_x, int wide_w) {
   __shared__ __align__(16) value_t xs[2][BK][BM + PAD];
   __shared__ __align__(16) value_t ws[2][BK][BN + PAD];
   const int n0 = blockIdx.x * BN, m0 = blockIdx.y * BM;
@@ -116,17 +96,13 @@ extern "C" __global__ void __launch_bounds__(256) gemm_simt(
   auto load = [&](int k) {
     if (loads_x) {
       if (m0 + row < M) {
-#if FORM == 3
-        load8_int(x + (m0 + row) * ldx, k + piece, K, wide_x, next_x);
-#else
         load8(x + (m0 + row) * ldx, k + piece, K, wide_x, next_x);
-#endif
       } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i) next_x[i] = 0;
       }
     }
-    load_w(w, scales, n0 + row, N, k + piece, K, ldw, groups, wide_w, next_w);
+    load_w(w, n0 + row, N, k + piece, K, wide_w, next_w);
   };
   auto put = [&](int buffer) {
 #pragma unroll
@@ -169,12 +145,8 @@ extern "C" __global__ void __launch_bounds__(256) gemm_simt(
       const int n = n0 + j / 4 * 64 + tx * 4 + j % 4;
       if (m >= M || n >= N) continue;
       float v = (float)acc[i][j];
-#if FORM == 3
-      v *= x_scales[m];
-#endif
-#if FORM == 1 || FORM == 3
-      v *= scales[n];
-#endif
+      if (ROUNDS) v *= x_scales[m];
+      if (ROW_SCALE) v *= row_scale(w, n);
       if (bias) v += to_float(bias[n]);
       const i64 at = m * ldy + n;
       if (residual) v += to_float(residual[at]);

@@ -1,26 +1,28 @@
 // y[M, N] = x[M, K] w[N, K]^T on Hopper's warpgroup products, the weight read in its stored form.
 //
-//   FORM 0: w in x's type (few tokens)  FORM 1: int8, scale per row  FORM 2: int8, scale per GROUP
-//   FORM 3: x and w int8 (w8a8)  then + bias[n] + residual[m, n], rounded once to OUT; the formulas
-//   and the weights side by side are those of gemm_mma.cu.
+// w of x's type (few tokens), codes (C8, C4) with a scale for each row or GROUP, or (ROUNDS) bytes
+// times bytes; then + bias[n] + residual[m, n], rounded once to OUT. The formulas and the weights side by
+// side are those of gemm_mma.cu.
 //
 // A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles
 // by TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply
 // 64 rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
-// FORM 1 and 2: w's bytes become bf16/f16 A fragments in registers, exactly, while the products of
-// the stage before are under way. FORM 2 adds each group's sums to the total by its scale.
-// FORM 0 and 3: both operands from shared memory.
+// CODED: w's codes become bf16/f16 A fragments in registers, exactly, while the products of the stage
+// before are under way; under GROUP each group's sums are added to the total by its scale. Else both
+// operands come from shared memory.
 // The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
-// Macros: X (bf16 | f16 | i8), FORM, GROUP, OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32,
-// 64, 128, 256; 128 at most for FORM 2), STAGES, SHARES (1..8).
+// Macros: those of weights.cuh, X (bf16 | f16 | i8), OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32,
+// 64, 128, 256; 128 at most under GROUP), STAGES, SHARES (1..8).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
+#include "weights.cuh"
 
+#define CODED (!IS_FLOAT && !ROUNDS)
 #define ROWS (64 * GROUPS)
-#define BK (FORM == 3 ? 128 : 64)
-#define W_ROW (FORM == 0 ? 2 * BK : BK)  // bytes of a row in a stage
+#define BK (ROUNDS ? 128 : 64)
+#define W_ROW (IS_FLOAT ? 2 * BK : NIBBLES ? BK / 2 : BK)  // bytes of a row in a stage
 #define LD_TILE (ROWS + 4)
 #define W_STAGE (ROWS * W_ROW)
 #define X_STAGE (TOKENS * 128)
@@ -31,13 +33,12 @@
 #define THREADS (CONSUMERS + (MANY ? 128 : 32))
 #include "gemm_epilogue.cuh"
 
-#if FORM == 3
+static_assert(!PAIRS && !OFFSETS && !SUPER, "one plane of codes, one level of scales");
+
+#if ROUNDS
 typedef int acc_t;
 #else
 typedef float acc_t;
-#endif
-#ifndef GROUP
-#define GROUP 128
 #endif
 
 // -- instructions that hopper.cuh does not have ---------------------------------------------------
@@ -87,21 +88,6 @@ DEVICE void tma_load_2d(u32 target, const TensorMap* map, u32 barrier, int x, in
       : "memory");
 }
 
-// -- two int8 in the low half of q to a pair of 16-bit floats, exactly: see gemm_mma.cu -----------
-DEVICE u32 widen(u32 q, bf16) {
-  const u32 bytes = __byte_perm(q, 0, 0x4140);
-  const u32 value = (bytes & 0x007f007fu) | 0x43004300u;
-  const u32 minus = (bytes & 0x00800080u) | 0xc300c300u;
-  u32 pair;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(value), "r"(0x3f803f80u), "r"(minus));
-  return pair;
-}
-DEVICE u32 widen(u32 q, f16) {
-  const u32 value = __byte_perm(q ^ 0x8080u, 0x64646464u, 0x4140);
-  u32 pair;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(value), "r"(0x64806480u));
-  return pair;
-}
 template <int N> DEVICE void pin(int (&x)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
@@ -112,18 +98,25 @@ DEVICE u32 shared_u16(u32 p) {
   return v;
 }
 
-// A fragments of STEPS steps of 16 k from chunk `chunk` on (16 bytes each), rows `row` and row + 8.
-#if FORM == 1 || FORM == 2
-template <int STEPS> DEVICE void load_a(u32 stage, int row, int chunk, u32 (&a)[STEPS][4]) {
+// A fragments of STEPS steps of 16 k from step `first` of a stage on, rows `row` and row + 8; of
+// NIBBLES two steps share their bytes, and `first` is even. Chunks of 16 bytes are swizzled as the
+// copy engine does it for rows of 64 or 32 bytes.
+#if CODED
+template <int STEPS> DEVICE void load_a(u32 stage, int row, int first, u32 (&a)[STEPS][4]) {
   const int t = threadIdx.x & 3;
 #pragma unroll
-  for (int s = 0; s < STEPS; ++s) {
+  for (int s = 0; s < STEPS; s += NIBBLES ? 2 : 1) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = row + half * 8;
-      const u32 p = stage + r * 64 + (((chunk + s) ^ ((r >> 1) & 3)) << 4) + t * 2;
-      a[s][half] = widen(shared_u16(p), X());
-      a[s][half + 2] = widen(shared_u16(p + 8), X());
+      const int chunk = NIBBLES ? (first + s) / 2 ^ (r >> 2 & 1) : (first + s) ^ (r >> 1 & 3);
+      const u32 p = stage + r * W_ROW + (chunk << 4) + t * 2;
+      const u32 left = shared_u16(p), right = shared_u16(p + 8);
+#pragma unroll
+      for (int i = 0; i < (NIBBLES ? 2 : 1); ++i) {
+        a[s + i][half] = two_halves<0>(four_codes(left, 0, 4 * i), X());
+        a[s + i][half + 2] = two_halves<0>(four_codes(right, 0, 4 * i), X());
+      }
     }
   }
 }
@@ -133,16 +126,16 @@ struct Ring {
   u32 stages, full, empty;  // shared addresses; barriers 8 bytes apart
 };
 
-#if FORM == 0 || FORM == 3
+#if !CODED
 DEVICE void one_step(acc_t (&acc)[ACC], u64 a, u64 b) {
-#if FORM == 3
+#if ROUNDS
   wgmma_int8(acc, a, b);
 #else
   Wgmma<X, TOKENS>::template ss<0>(acc, a, b, 1);
 #endif
 }
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
-                     int) {
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const SCALE_T*,
+                     const SCALE_T*, int) {
   for (int i = 0; i < steps; ++i) {
     const int s = i % STAGES;
     const u32 stage = ring.stages + s * STAGE_BYTES;
@@ -160,7 +153,7 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
   wgmma_wait<0>();
   pin(acc);
 }
-#elif FORM == 1
+#elif GROUP == 0
 // The bytes of a stage become fragments during the products of the stage before.
 DEVICE void one_stage(acc_t (&acc)[ACC], Ring ring, int i, int row, u32 (&a)[4][4]) {
   const int s = i % STAGES;
@@ -176,8 +169,8 @@ DEVICE void one_stage(acc_t (&acc)[ACC], Ring ring, int i, int row, u32 (&a)[4][
   wgmma_wait<1>();
   if (i && threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + (i - 1) % STAGES * 8);
 }
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float*, const float*,
-                     int) {
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const SCALE_T*,
+                     const SCALE_T*, int) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   u32 a[2][4][4];
   int i = 0;
@@ -211,8 +204,8 @@ DEVICE void unit(float (&sum)[ACC], u32 stage, int k0, u32 (&a)[4][4]) {
     Wgmma<X, TOKENS>::template rs<0>(sum, a[k0 + k], descriptor_plus(b, (k0 + k) * 32), k != 0);
   wgmma_commit();
 }
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float* low,
-                     const float* high, int groups) {
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const SCALE_T* low,
+                     const SCALE_T* high, int groups) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   u32 a[4][4];
   float sum[2][ACC], scale_low[2], scale_high[2];
@@ -225,8 +218,8 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
 #pragma unroll
     for (int h = 0; h < 4 / PART; ++h) {
       const int at = (i * BK + h * 32) / GROUP;
-      scale_low[h] = low && at < groups ? low[at] : 0.f;
-      scale_high[h] = high && at < groups ? high[at] : 0.f;
+      scale_low[h] = low && at < groups ? to_float(low[at]) : 0.f;
+      scale_high[h] = high && at < groups ? to_float(high[at]) : 0.f;
     }
     mbarrier_wait(ring.full + s * 8, i / STAGES & 1);
     load_a<4>(stage, row, 0, a);
@@ -274,8 +267,8 @@ DEVICE void issue(float (&sum)[ACC], Ring ring, int u, u32 (&a)[2][4], bool firs
                                      k != 0 || !first);
   wgmma_commit();
 }
-DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const float* low,
-                     const float* high, int groups) {
+DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const SCALE_T* low,
+                     const SCALE_T* high, int groups) {
   const int row = group * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
   constexpr int BODY = 8;  // units that overlap; ptxas serialises sums that are read a round later
   const int units = steps * 2, whole = units / BODY * BODY;
@@ -283,8 +276,8 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int steps, int group, const f
   float sum[2][ACC], scale[2][2];
   auto scale_of = [&](int u, float(&pair)[2]) {
     const int at = u / RUN;
-    pair[0] = low && at < groups ? low[at] : 0.f;
-    pair[1] = high && at < groups ? high[at] : 0.f;
+    pair[0] = low && at < groups ? to_float(low[at]) : 0.f;
+    pair[1] = high && at < groups ? to_float(high[at]) : 0.f;
   };
   auto release = [&](int u) {  // the stage whose last unit is u
     if ((u + 1) % 2 == 0 && threadIdx.x % 32 == 0)
@@ -347,7 +340,7 @@ DEVICE float4 sum_shares(u32 p) {
 
 struct Piece {  // of one weight: what a block works on
   const TensorMap* map;
-  const float* scales;
+  const SCALE_T* scales;
   const BIAS* bias;
   int first, rows, column;  // first row in the weight, rows from there to its end, column in y
 };
@@ -382,15 +375,15 @@ DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begi
 DEVICE void consume(Ring ring, Piece w, u32 tile, int begin, int count, int groups) {
   const int thread = threadIdx.x, group = thread >> 7, t = thread & 3;
   const int local = group * 64 + (thread % 128 >> 5) * 16 + ((thread & 31) >> 2);
-  const float* low = nullptr;
-  const float* high = nullptr;
-  if (FORM == 2) {
-    const i64 from = (i64)(w.first + local) * groups + begin * BK / GROUP;
+  const SCALE_T* low = nullptr;
+  const SCALE_T* high = nullptr;
+  if (GROUP) {
+    const i64 from = (i64)(w.first + local) * groups + begin * BK / GROUP_INPUTS;
     if (local < w.rows) low = w.scales + from;
     if (local + 8 < w.rows) high = w.scales + from + 8 * groups;
   }
   acc_t acc[ACC] = {};
-  multiply(acc, ring, count, group, low, high, groups - begin * BK / GROUP);
+  multiply(acc, ring, count, group, low, high, groups - begin * BK / GROUP_INPUTS);
   named_sync(1, CONSUMERS);  // the ring becomes the tile of results
 #pragma unroll
   for (int j = 0; j < ACC; ++j) {
@@ -403,7 +396,7 @@ DEVICE void consume(Ring ring, Piece w, u32 tile, int begin, int count, int grou
 }
 
 // Grid: (row tiles of all weights x token tiles, SHARES); eight token tiles go together through the
-// rows (see gemm_mma.cu). groups: scales in a row of w.
+// rows (see gemm_mma.cu).
 extern "C" __global__ void
 #if SHARES > 1
 __cluster_dims__(1, SHARES, 1)
@@ -411,9 +404,9 @@ __cluster_dims__(1, SHARES, 1)
 __launch_bounds__(THREADS, 1) gemm_sm90(
     const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1,
     const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
-    const float* x_scales, const float* s0, const float* s1, const float* s2, const BIAS* b0,
+    const float* x_scales, const SCALE_T* s0, const SCALE_T* s1, const SCALE_T* s2, const BIAS* b0,
     const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y,
-    i64 ldy, int M, int K, int groups, int wide, int early) {
+    i64 ldy, int M, int K, int wide, int early) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   pdl_launch();
@@ -430,11 +423,11 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     const int last = tile - tiles0 - tiles1;
     if (last >= 0) w = {&map2, s2, b2, last * ROWS, n2 - last * ROWS, n0 + n1};
   }
-  constexpr int ALIGN = FORM == 2 && GROUP > BK ? GROUP / BK : 1;  // shares do not cut groups
+  constexpr int ALIGN = GROUP > BK ? GROUP / BK : 1;  // shares do not cut groups
   const int steps = (K + BK - 1) / BK, spans = (steps + ALIGN - 1) / ALIGN;
   const int begin = spans * blockIdx.y / SHARES * ALIGN;
   const int count = min(steps, (int)(spans * (blockIdx.y + 1) / SHARES * ALIGN)) - begin;
-  const int turn = FORM == 2 || count < 1 ? 0 : tile * 5 % count;
+  const int turn = GROUP || count < 1 ? 0 : tile * 5 % count;
   const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
   if (threadIdx.x == 0) {
@@ -455,12 +448,12 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   }
   if (MANY) registers_up<GROUPS == 2 ? 232 : 208>();
   pdl_wait();
-  consume(ring, w, ring.stages, begin, count, groups);
+  consume(ring, w, ring.stages, begin, count, groups_of(K));
   if (SHARES > 1) cluster_sync();
   else named_sync(1, CONSUMERS);
   const i64 corner = (i64)token0 * ldy + w.column + w.first;
-  const Epilogue e = {FORM == 1 || FORM == 3 ? w.scales + w.first : nullptr,
-                      FORM == 3 ? x_scales + token0 : nullptr, w.bias ? w.bias + w.first : nullptr,
+  const Epilogue e = {ROW_SCALE ? w.scales + w.first : nullptr,
+                      ROUNDS ? x_scales + token0 : nullptr, w.bias ? w.bias + w.first : nullptr,
                       residual ? residual + corner : nullptr, y + corner, ldy, w.rows, M - token0,
                       (wide && (w.column & 3) == 0)};
   auto read = [&](int token, int row) {

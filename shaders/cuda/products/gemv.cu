@@ -20,29 +20,25 @@
 #endif
 
 struct Product : Input {
-  const u8* weight_rows;
-  const float* weight_scales;
+  Planes weight;
   const BIAS_T* bias;
   const REST_T* residual;
   OUT_T* out;
-  int N, row_bytes, groups;
+  int N;
   int units, first, stride;
-  float row_scale[PER_LANE], add[PER_LANE], rest[PER_LANE];
+  float factor[PER_LANE], add[PER_LANE], rest[PER_LANE];
 
   DEVICE int index(int unit, int lane_row, int r) const {
     return (unit * PER_LANE + r) * LANE_ROWS + lane_row;
   }
-  DEVICE const u8* at(int unit, int lane_row, int r) const {
-    return weight_rows + (i64)min(index(unit, lane_row, r), N - 1) * row_bytes;
-  }
-  DEVICE const float* scales(int unit, int lane_row, int r) const {
-    return weight_scales + (i64)min(index(unit, lane_row, r), N - 1) * groups;
+  DEVICE Planes at(int unit, int lane_row, int r) const {
+    return weight_row(weight, min(index(unit, lane_row, r), N - 1), K);
   }
   DEVICE void fixed(int unit, int lane_row, int) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = min(index(unit, lane_row, r), N - 1);
-      row_scale[r] = FORM == INT8 || FORM == W8A8 ? weight_scales[n] : 1.f;
+      factor[r] = row_scale(weight, n);
       add[r] = bias ? to_float(bias[n]) : 0.f;
     }
   }
@@ -57,7 +53,7 @@ struct Product : Input {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = index(unit, lane_row, r);
-      const float y = (float)total[r] * x_factor * row_scale[r] + add[r] + rest[r];
+      const float y = (float)total[r] * x_factor * factor[r] + add[r] + rest[r];
       if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }
   }
@@ -65,16 +61,14 @@ struct Product : Input {
 
 // gemv[min(SMs * blocks, units / TEAMS), THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-gemv(X_T* x, const u8* weight, const float* scales, const BIAS_T* bias, const REST_T* residual,
-     OUT_T* out, const NORM_T* norm, int M, int N, int K, int row_bytes, float eps, float offset) {
+gemv(X_T* x, Planes weight, const BIAS_T* bias, const REST_T* residual, OUT_T* out,
+     const NORM_T* norm, int M, int N, int K, float eps, float offset) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Product job;
-  job.x = x, job.norm = norm, job.room = room, job.Input::scales = x_scales;
+  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
-  job.weight_rows = weight, job.weight_scales = scales, job.bias = bias;
-  job.residual = residual, job.out = out, job.N = N, job.row_bytes = row_bytes;
-  job.groups = (K + GROUP - 1) / GROUP;
+  job.weight = weight, job.bias = bias, job.residual = residual, job.out = out, job.N = N;
   share_out(job, (N + UNIT_ROWS - 1) / UNIT_ROWS);
-  stream_rows(job, shared, K, row_bytes);
+  stream_rows(job, shared, K);
 }

@@ -25,34 +25,26 @@ DEVICE float activated(float g) {
 }
 
 struct Gated : Input {
-  const u8* gate_rows;
-  const u8* up_rows;
-  const float* gate_scales;
-  const float* up_scales;
+  Planes gate, up;
   const BIAS_T* gate_bias;
   const BIAS_T* up_bias;
   X_T* out;
-  int F, row_bytes, groups;
+  int F;
   int units, first, stride;
-  float row_scale[PER_LANE], add[PER_LANE];
+  float factor[PER_LANE], add[PER_LANE];
 
   DEVICE int index(int unit, int lane_row, int r) const {
     return (unit * (PER_LANE / 2) + r / 2) * LANE_ROWS + lane_row;
   }
-  DEVICE const u8* at(int unit, int lane_row, int r) const {
-    const i64 offset = (i64)min(index(unit, lane_row, r), F - 1) * row_bytes;
-    return (r & 1 ? up_rows : gate_rows) + offset;
-  }
-  DEVICE const float* scales(int unit, int lane_row, int r) const {
-    const i64 offset = (i64)min(index(unit, lane_row, r), F - 1) * groups;
-    return (r & 1 ? up_scales : gate_scales) + offset;
+  DEVICE Planes at(int unit, int lane_row, int r) const {
+    return weight_row(r & 1 ? up : gate, min(index(unit, lane_row, r), F - 1), K);
   }
   DEVICE void fixed(int unit, int lane_row, int) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int f = min(index(unit, lane_row, r), F - 1);
       const BIAS_T* bias = r & 1 ? up_bias : gate_bias;
-      row_scale[r] = FORM == INT8 || FORM == W8A8 ? (r & 1 ? up_scales : gate_scales)[f] : 1.f;
+      factor[r] = row_scale(r & 1 ? up : gate, f);
       add[r] = bias ? to_float(bias[f]) : 0.f;
     }
   }
@@ -61,27 +53,24 @@ struct Gated : Input {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r += 2) {
       const int f = index(unit, lane_row, r);
-      const float gate = (float)total[r] * x_factor * row_scale[r] + add[r];
-      const float up = (float)total[r + 1] * x_factor * row_scale[r + 1] + add[r + 1];
-      if (f < F) out[(i64)m * F + f] = from_float<X_T>(activated(gate) * up);
+      const float g = (float)total[r] * x_factor * factor[r] + add[r];
+      const float u = (float)total[r + 1] * x_factor * factor[r + 1] + add[r + 1];
+      if (f < F) out[(i64)m * F + f] = from_float<X_T>(activated(g) * u);
     }
   }
 };
 
 // gemv_gated[min(SMs * blocks, units / TEAMS), THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-gemv_gated(X_T* x, const u8* gate, const float* gate_scales, const BIAS_T* gate_bias,
-           const u8* up, const float* up_scales, const BIAS_T* up_bias, X_T* out,
-           const NORM_T* norm, int M, int F, int K, int row_bytes, float eps, float offset) {
+gemv_gated(X_T* x, Planes gate, const BIAS_T* gate_bias, Planes up, const BIAS_T* up_bias,
+           X_T* out, const NORM_T* norm, int M, int F, int K, float eps, float offset) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Gated job;
-  job.x = x, job.norm = norm, job.room = room, job.Input::scales = x_scales;
+  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
-  job.gate_rows = gate, job.gate_scales = gate_scales, job.gate_bias = gate_bias;
-  job.up_rows = up, job.up_scales = up_scales, job.up_bias = up_bias;
-  job.out = out, job.F = F, job.row_bytes = row_bytes;
-  job.groups = (K + GROUP - 1) / GROUP;
+  job.gate = gate, job.gate_bias = gate_bias, job.up = up, job.up_bias = up_bias;
+  job.out = out, job.F = F;
   share_out(job, (F + UNIT_ROWS / 2 - 1) / (UNIT_ROWS / 2));
-  stream_rows(job, shared, K, row_bytes);
+  stream_rows(job, shared, K);
 }

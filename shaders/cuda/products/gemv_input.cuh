@@ -1,7 +1,7 @@
 // The ROWS rows of x of a GEMV into shared memory, in every block anew (cheaper than a kernel):
 //   INPUT PLAIN     x as it is
 //   INPUT RMS_NORM  x / sqrt(mean(x^2) + eps) (weight + offset), rounded to X_T
-// Under W8A8 each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
+// Under ROUNDS each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
 // ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
 // (1, 2, 4: the groups of four values of a thread; 8: if there are more).
@@ -26,14 +26,14 @@ template <typename T> struct IsHalf { static const bool value = false; };
 template <> struct IsHalf<f16> { static const bool value = true; };
 
 // The norm's 1 / sqrt(...) is one factor of a row: it waits until the sums are there, so that
-// nobody waits for it. (Not under W8A8, which rounds normalised values, nor where f16 could
+// nobody waits for it. (Not under ROUNDS, which rounds normalised values, nor where f16 could
 // overflow.)
-const bool LATE = INPUT == RMS_NORM && FORM != W8A8 && !(PACKED && IsHalf<X_T>::value);
+const bool LATE = INPUT == RMS_NORM && !ROUNDS && !(PACKED && IsHalf<X_T>::value);
 
 struct Input {
   X_T* x;
   const NORM_T* norm;
-  float* scales;  // shared memory of W8A8: one of each row
+  float* scales;  // shared memory of ROUNDS: one of each row
   float* room;    // shared memory for 2 * BLOCK_WARPS floats
   int M, K;       // M <= ROWS: rows that there are; rows past them read the last one
   float eps, offset;
@@ -136,13 +136,23 @@ struct Input {
     const int at = place(4 * q);
     *(u32*)(row + at) = high;
     *(u32*)(row + stride + at) = low;
-    if ((q & 3) == 0) *(float*)(row + 2 * stride + at / 4) = top * (1.f / 32512.f);
+    float* block = (float*)(row + 2 * stride) + at / 16 * BLOCK_FLOATS;
+    const float scale = top * (1.f / 32512.f);
+    if ((q & 3) == 0) block[0] = scale;
+    if (SUMMED) {  // of what the digits say, so that zero and offset meet the same values
+      int sum = 256 * __dp4a((int)high, 0x01010101, 0);
+      sum = __dp4a((int)low, 0x01010101, sum);
+      const u32 four = 15u << (threadIdx.x & 28);
+      sum += __shfl_xor_sync(four, sum, 1);
+      sum += __shfl_xor_sync(four, sum, 2);
+      if ((q & 3) == 0) block[1] = scale * (float)sum;
+    }
   }
 #endif
 
   // What the sums of row m must be multiplied with; after fill and a barrier.
   DEVICE void settle(int m) {
-    x_factor = FORM == W8A8 ? scales[m] : 1.f;
+    x_factor = ROUNDS ? scales[m] : 1.f;
     if (LATE) {
       float squares = 0.f;
 #pragma unroll
@@ -188,7 +198,7 @@ struct Input {
         }
       }
     };
-    if (FORM == W8A8) {
+    if (ROUNDS) {
       each(m, kept, [&](const float (&v)[4], int q, int i) {
         float out[4];
         value(v, q, i, out);
@@ -203,7 +213,7 @@ struct Input {
     each(m, kept, [&](const float (&v)[4], int q, int i) {
       float out[4];
       value(v, q, i, out);
-      if (FORM == W8A8) {
+      if (ROUNDS) {
 #pragma unroll
         for (int e = 0; e < 4; e++) out[e] = fminf(fmaxf(rintf(out[e] / top), -127.f), 127.f);
       }

@@ -32,8 +32,7 @@
 static_assert(PER_LANE == 2, "a lane has one pair of rows");
 
 struct Projection {
-  const u8* rows;
-  const float* scales;
+  Planes weight;
   const BIAS_T* bias;
 };
 
@@ -50,9 +49,9 @@ struct Heads : Input {
   const HEAD_NORM_T* k_norm;
   float* values;  // QK_NORM: shared, [ROWS][2 * pairs of this block]
   int heads, kv_heads, D, half;  // half = R / 2
-  int row_bytes, groups, pairs, base;  // pairs: of all heads, or of this block; base: its first
+  int pairs, base;  // pairs: of all heads, or of this block; base: its first
   int units, first, stride;
-  float row_scale[2], add[2], c, s;
+  float factor[2], add[2], c, s;
   int slot;
 
   struct Place {
@@ -75,13 +74,9 @@ struct Heads : Input {
     const int own = head < heads ? head : (head - heads) % kv_heads;
     return own * D + row_of(i, r);
   }
-  DEVICE const u8* at(int unit, int lane_row, int r) const {
+  DEVICE Planes at(int unit, int lane_row, int r) const {
     const Place at = find(index(unit, lane_row));
-    return projection(at.head).rows + (i64)row_in(at.head, at.i, r) * row_bytes;
-  }
-  DEVICE const float* scales(int unit, int lane_row, int r) const {
-    const Place at = find(index(unit, lane_row));
-    return projection(at.head).scales + (i64)row_in(at.head, at.i, r) * groups;
+    return weight_row(projection(at.head).weight, row_in(at.head, at.i, r), K);
   }
   DEVICE void fixed(int unit, int lane_row, int) {
     const Place at = find(index(unit, lane_row));
@@ -89,7 +84,7 @@ struct Heads : Input {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const int row = row_in(at.head, at.i, r);
-      row_scale[r] = FORM == INT8 || FORM == W8A8 ? w.scales[row] : 1.f;
+      factor[r] = row_scale(w.weight, row);
       add[r] = w.bias ? to_float(w.bias[row]) : 0.f;
     }
   }
@@ -107,8 +102,8 @@ struct Heads : Input {
   }
   DEVICE void finish(int unit, int lane_row, int t, const Sum (&total)[2]) {
     const int pair = index(unit, lane_row);
-    const float a = (float)total[0] * x_factor * row_scale[0] + add[0];
-    const float b = (float)total[1] * x_factor * row_scale[1] + add[1];
+    const float a = (float)total[0] * x_factor * factor[0] + add[0];
+    const float b = (float)total[1] * x_factor * factor[1] + add[1];
     if (pair >= pairs) return;
     if (QK_NORM) *(float2*)(values + ((i64)t * pairs + pair) * 2) = make_float2(a, b);
     else write(find(pair), t, a, b);
@@ -190,23 +185,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if QK_NORM && CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
-gemv_qkv(X_T* x, const u8* q, const float* q_scales, const BIAS_T* q_bias, const u8* k,
-         const float* k_scales, const BIAS_T* k_bias, const u8* v, const float* v_scales,
+gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias, Planes v,
          const BIAS_T* v_bias, X_T* out, X_T* k_cache, X_T* v_cache, const NORM_T* norm,
          const HEAD_NORM_T* q_norm, const HEAD_NORM_T* k_norm, const float* cos, const float* sin,
          const int* positions, const int* slots, int heads, int kv_heads, int D, int half, int M,
-         int K, int row_bytes, float eps, float offset, float head_eps) {
+         int K, float eps, float offset, float head_eps) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Heads job;
-  job.x = x, job.norm = norm, job.room = room, job.Input::scales = x_scales;
+  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
-  job.q = {q, q_scales, q_bias}, job.k = {k, k_scales, k_bias}, job.v = {v, v_scales, v_bias};
+  job.q = {q, q_bias}, job.k = {k, k_bias}, job.v = {v, v_bias};
   job.out = out, job.k_cache = k_cache, job.v_cache = v_cache;
   job.cos = cos, job.sin = sin, job.positions = positions, job.slots = slots;
   job.q_norm = q_norm, job.k_norm = k_norm;
   job.heads = heads, job.kv_heads = kv_heads, job.D = D, job.half = half;
-  job.row_bytes = row_bytes, job.groups = (K + GROUP - 1) / GROUP;
   job.values = (float*)behind(shared, K);
 #if QK_NORM
   job.pairs = D / 2 / CLUSTER, job.base = blockIdx.x * job.pairs;
@@ -216,7 +209,7 @@ gemv_qkv(X_T* x, const u8* q, const float* q_scales, const BIAS_T* q_bias, const
   job.pairs = (heads + 2 * kv_heads) * (D / 2), job.base = 0;
   share_out(job, (job.pairs + LANE_ROWS - 1) / LANE_ROWS);
 #endif
-  stream_rows(job, shared, K, row_bytes);
+  stream_rows(job, shared, K);
 #if QK_NORM
   job.finish_head(head_eps);
 #endif

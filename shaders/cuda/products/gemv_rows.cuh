@@ -8,23 +8,24 @@
 // stages are asked for before `pdl_wait`: weights are constant, so they arrive while the kernel
 // before this one still runs. KSPLIT warps, a team, share a unit: they take its stages in turn.
 //
-// Each lane copies what it will read itself (FETCH 1, cp.async; FETCH 0, plain loads for sm_75), so
-// no barrier is needed; block forms and group scales are copied by the lanes together. (Bulk copies
-// completed by an mbarrier, on sm_90, were not faster.)
+// A stage is the planes of a unit's rows one after the other: codes, pairs, scales, super-scales,
+// offsets. Each lane copies the codes that it will read itself (FETCH 1, cp.async; FETCH 0, plain
+// loads for sm_75), so no barrier is needed; scales are copied by the lanes of a row together, in
+// pieces of PIECE bytes. (Bulk copies completed by an mbarrier, on sm_90, were not faster.)
 // SLOW: element by element from global memory, for rows that are not 16-byte aligned.
 //
-// DIGITS (weights of bytes or nibbles, x of 16 bits): x is kept in block floating point, 16 values
-// with one scale and two signed digits of base 256 each, so that dp4a does four products at a
-// time: a tenth of the instructions. Its error, 2^-16 of the largest of 16, is below x's own
-// rounding.
+// DIGITS (weights of codes, x of 16 bits): x is kept in block floating point, 16 values with one
+// scale and two signed digits of base 256 each, so that dp4a does four products at a time: a tenth
+// of the instructions. Its error, 2^-16 of the largest of 16, is below x's own rounding. SUMMED: the
+// sum of the 16 lies beside their scale, for what is added to codes (zero and offset).
 //
 // What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE
 // (rows end with a stage), SINGLE (a team has one unit at most), FILLED (its stages fit the ring).
 //
-// Macros: FORM (weights.cuh), GROUP, X_T (x's type), PACKED (x in shared memory keeps X_T, else it
-// is f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW.
-#ifndef GROUP
-#define GROUP 32
+// Macros: those of weights.cuh, X_T (x's type), PACKED (x in shared memory keeps X_T, else it is
+// f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW, PIECE.
+#ifndef PIECE
+#define PIECE 16
 #endif
 #ifndef SLOW
 #define SLOW 0
@@ -45,8 +46,7 @@
 #define FILLED 0
 #endif
 
-typedef Chunk<FORM> Stored;
-#if FORM == W8A8
+#if ROUNDS
 typedef i8 Xs;
 typedef int Sum;
 #elif DIGITS
@@ -64,35 +64,45 @@ const int THREADS = BLOCK_WARPS * 32;
 const int TEAMS = BLOCK_WARPS / KSPLIT;
 const int LANE_ROWS = 32 / LANES;  // rows that a warp reads side by side
 const int UNIT_ROWS = LANE_ROWS * PER_LANE;
-const int STEP = LANES * Stored::ELEMENTS;  // inputs of a row that its lanes decode at a time
-const int DEPTH = STEP * UNROLL;            // inputs of a row in a stage
-const int SEGMENT = DEPTH / Stored::ELEMENTS * Stored::BYTES;
-const bool BLOCKS = FORM == Q8_0 || FORM == Q4_1;
-const int SLOT = SEGMENT + (BLOCKS ? 16 : 0);  // block rows may start between multiples of 16
-const int SCALES = FORM == INT8_GROUP ? DEPTH / GROUP : 0;
-const int STAGE_BYTES = UNIT_ROWS * SLOT + (UNIT_ROWS * SCALES * 4 + 15) / 16 * 16;
+const int STEP = LANES * Chunk::ELEMENTS;  // inputs of a row that its lanes decode at a time
+const int DEPTH = STEP * UNROLL;           // inputs of a row in a stage
+const int CHUNKS = LANES * UNROLL;         // of a row in a stage
+const bool GROUPED = GROUP != 0, SUMMED = DIGITS && (ZERO || OFFSETS);
+// bytes of a row in a stage, plane by plane
+const int SLOT = CHUNKS * Chunk::BYTES, HIGH_SLOT = CHUNKS * Chunk::HIGH_BYTES;
+const int SCALES = GROUPED ? DEPTH / GROUP_INPUTS : 0, SUPERS = SUPER ? DEPTH / SUPER_INPUTS : 0;
+const int SCALE_SLOT = SCALES * (int)sizeof(SCALE_T), SUPER_SLOT = SUPERS * 4;
+const int OFFSET_SLOT = OFFSETS ? SCALES * 2 : 0;
+// where the planes of a unit begin in a stage
+const int HIGH_AT = UNIT_ROWS * SLOT, SCALES_AT = HIGH_AT + UNIT_ROWS * HIGH_SLOT;
+const int SUPERS_AT = SCALES_AT + (UNIT_ROWS * SCALE_SLOT + 15) / 16 * 16;
+const int OFFSETS_AT = SUPERS_AT + (UNIT_ROWS * SUPER_SLOT + 15) / 16 * 16;
+const int STAGE_BYTES = OFFSETS_AT + (UNIT_ROWS * OFFSET_SLOT + 15) / 16 * 16;
 const int RING_BYTES = SLOW ? 0 : BLOCK_WARPS * STAGES * STAGE_BYTES;
 const int PARTIAL_BYTES = KSPLIT > 1 ? 2 * BLOCK_WARPS * UNIT_ROWS * ROWS * 4 : 0;
 const int V = 16 / sizeof(Xs);       // values of x in a 16-byte read
 const int SUMS = ROWS <= 2 ? 2 : 1;  // accumulators of a row in a lane
-static_assert(SCALES * GROUP == DEPTH || FORM != INT8_GROUP, "a stage holds whole groups");
+static_assert(!GROUPED || SCALES * GROUP == DEPTH, "a stage holds whole groups");
+static_assert(SUPERS * SUPER == (SUPER ? DEPTH : 0), "a stage holds whole super-groups");
+static_assert(SCALE_SLOT % PIECE == 0 && OFFSET_SLOT % PIECE == 0, "a stage holds whole pieces");
 
 // Where x[k] lies in its row in shared memory: so that the 16-byte reads of LANES lanes follow each
 // other without bank conflicts.
 DEVICE int place(int k) {
-  if (SLOW || Stored::ELEMENTS <= V) return k;
-  const int in_step = k % STEP, chunk = in_step / Stored::ELEMENTS, e = in_step % Stored::ELEMENTS;
+  if (SLOW || Chunk::ELEMENTS <= V) return k;
+  const int in_step = k % STEP, chunk = in_step / Chunk::ELEMENTS, e = in_step % Chunk::ELEMENTS;
   return k - in_step + e / V * (LANES * V) + chunk * V + e % V;
 }
 // Length of a row of x in shared memory, in values.
 DEVICE int x_stride(int K) { return (K + STEP - 1) / STEP * STEP; }
 
 // Shared memory behind the ring: x, the teams' partial sums, and from `behind` what a kernel adds.
-DEVICE int x_bytes(int K) {
-  return (DIGITS ? ROWS * x_stride(K) / 4 * 9 : ROWS * x_stride(K) * (int)sizeof(Xs)) / 16 * 16;
+// Under DIGITS a row is its high digits, its low digits, and for each 16 a scale (and a sum), f32.
+const int BLOCK_FLOATS = SUMMED ? 2 : 1;
+DEVICE int x_pitch(int stride) {  // distance of rows, in values
+  return DIGITS ? stride * 2 + stride / 4 * BLOCK_FLOATS : stride;
 }
-// Distance of rows of x there, in values: under DIGITS high digits, low digits, scales (f32).
-DEVICE int x_pitch(int stride) { return DIGITS ? stride / 4 * 9 : stride; }
+DEVICE int x_bytes(int K) { return (ROWS * x_pitch(x_stride(K)) * (int)sizeof(Xs)) / 16 * 16; }
 DEVICE u8* behind(u8* shared, int K) { return shared + RING_BYTES + x_bytes(K) + PARTIAL_BYTES; }
 
 // -- asynchronous copies -------------------------------------------------------------------------
@@ -106,20 +116,25 @@ DEVICE void copy_16(u32 to, const void* from) {
                "r"(v.w) : "memory");
 #endif
 }
-DEVICE void copy_4(u32 to, const float* from) {
+// BYTES 1 to 16 of a small plane. cp.async knows no less than 4: those bytes wait for memory.
+template <int BYTES> DEVICE void copy_piece(u32 to, const void* from) {
+  if constexpr (BYTES == 16) copy_16(to, from);
+  else if constexpr (BYTES == 1)
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"((u32)*(const u8*)from) : "memory");
+  else if constexpr (BYTES == 2)
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(*(const u16*)from) : "memory");
 #if FETCH
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES)
+                 : "memory");
 #else
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(*from) : "memory");
-#endif
-}
-// The end of a row, an even number of bytes below 16: no load may touch what lies behind a matrix.
-DEVICE void copy_end(u32 to, const u8* from, int bytes) {
-  int i = 0;
-  for (; i + 4 <= bytes; i += 4) copy_4(to + i, (const float*)(from + i));
-  if (i < bytes) {
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + i), "h"(*(const u16*)(from + i)) : "memory");
+  else if constexpr (BYTES == 4)
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(*(const u32*)from) : "memory");
+  else {
+    const uint2 v = *(const uint2*)from;
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
   }
+#endif
 }
 DEVICE void copies_commit() {
 #if FETCH
@@ -133,18 +148,17 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 }
 
 // -- one warp's stream of stages -----------------------------------------------------------------
-// Job: what the rows are. at(unit, lane_row, r) -> address of a row, scales(unit, lane_row, r) ->
-// of its scales; units, first, stride: where they end and which are this team's.
+// Job: what the rows are. at(unit, lane_row, r) -> the planes of a row; units, first, stride: where
+// they end and which are this team's.
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
-  int K, row_bytes, steps;    // steps: stages of a row
+  int K, steps;               // steps: stages of a row
   int lane, lane_row, part;   // part: which of the team's warps
   int unit, step, slot;       // what is asked for next
-  const u8* row[PER_LANE];
+  Planes row[PER_LANE];
 
-  DEVICE Stream(const Job& j, u8* shared, int K_, int row_bytes_)
-      : job(j), K(K_), row_bytes(row_bytes_) {
+  DEVICE Stream(const Job& j, u8* shared, int K_) : job(j), K(K_) {
     const int warp = threadIdx.x >> 5;
     ring = shared_address(shared) + warp * (STAGES * STAGE_BYTES);
     lane = (threadIdx.x & 31) % LANES, lane_row = (threadIdx.x & 31) / LANES;
@@ -165,9 +179,18 @@ template <class Job> struct Stream {
   DEVICE void ask() {
     if (unit < job.units) {
       const u32 to = ring + slot * STAGE_BYTES;
-      if (BLOCKS) ask_blocks(to);
-      else ask_chunks(to);
-      if (SCALES) ask_scales(to + UNIT_ROWS * SLOT);
+#pragma unroll
+      for (int r = 0; r < PER_LANE; r++) {
+        const int n = r * LANE_ROWS + lane_row;
+        ask_plane<SLOT, 16>(to + n * SLOT, row[r].codes, code_bytes(K));
+        ask_plane<HIGH_SLOT, 8>(to + HIGH_AT + n * HIGH_SLOT, row[r].high, K / 4);
+        ask_plane<SCALE_SLOT, PIECE>(to + SCALES_AT + n * SCALE_SLOT, row[r].scales,
+                                     groups_of(K) * (int)sizeof(SCALE_T));
+        ask_plane<SUPER_SLOT, 4>(to + SUPERS_AT + n * SUPER_SLOT, row[r].supers,
+                                 K / SUPER_INPUTS * 4);
+        ask_plane<OFFSET_SLOT, PIECE>(to + OFFSETS_AT + n * OFFSET_SLOT, row[r].offsets,
+                                      groups_of(K) * 2);
+      }
       step += KSPLIT;
       if (step >= steps) {
         step = part, unit = SINGLE ? job.units : unit + job.stride;
@@ -178,50 +201,15 @@ template <class Job> struct Stream {
     slot = slot + 1 == STAGES ? 0 : slot + 1;
   }
 
-  DEVICE void ask_chunks(u32 to) {
-    const int begin = step * SEGMENT + lane * 16;
+  // This lane's pieces of the BYTES of a row that are in this stage; nothing past the row's end.
+  template <int BYTES, int SIZE> DEVICE void ask_plane(u32 to, const void* row, int row_bytes) {
+    constexpr int PIECES = BYTES / SIZE;
 #pragma unroll
-    for (int r = 0; r < PER_LANE; r++)
-#pragma unroll
-      for (int u = 0; u < UNROLL; u++) {
-        const int at = begin + u * (LANES * 16);
-        if (WHOLE || at < row_bytes) {
-          const int n = r * LANE_ROWS + lane_row;
-          copy_16(to + n * SLOT + (u * LANES + lane) * 16, row[r] + at);
-        }
-      }
-  }
-
-  DEVICE void ask_blocks(u32 to) {  // from the last multiple of 16 on; nothing past the row's end
-#pragma unroll
-    for (int r = 0; r < PER_LANE; r++) {
-      const u8* start = row[r] + step * SEGMENT;
-      const int shift = (int)((u64)start & 15);
-      const int bytes = shift + min(SEGMENT, row_bytes - step * SEGMENT);
-#pragma unroll
-      for (int i = 0; i < SLOT / 16; i += LANES) {
-        const int at = (i + lane) * 16;
-        if (at < bytes) {
-          const u32 place = to + (r * LANE_ROWS + lane_row) * SLOT + at;
-          if (bytes - at >= 16) copy_16(place, start - shift + at);
-          else copy_end(place, start - shift + at, bytes - at);
-        }
-      }
+    for (int i = 0; i < PIECES; i += LANES) {
+      const int in_stage = (i + lane) * SIZE, at = step * BYTES + in_stage;
+      if (PIECES % LANES && i + lane >= PIECES) continue;
+      if (WHOLE || at < row_bytes) copy_piece<SIZE>(to + in_stage, (const u8*)row + at);
     }
-  }
-
-  DEVICE void ask_scales(u32 to) {
-    const int groups = (K + GROUP - 1) / GROUP;
-#pragma unroll
-    for (int r = 0; r < PER_LANE; r++)
-#pragma unroll
-      for (int i = 0; i < SCALES; i += LANES) {
-        const int g = i + lane;
-        if (g < SCALES && step * SCALES + g < groups) {
-          copy_4(to + ((r * LANE_ROWS + lane_row) * SCALES + g) * 4,
-                 job.scales(unit, lane_row, r) + step * SCALES + g);
-        }
-      }
   }
 };
 
@@ -239,7 +227,7 @@ struct Sums {
 };
 
 // x: the shared rows, at the first value that this lane reads for the chunk.
-DEVICE void multiply_int8(const Stored (&w)[PER_LANE], const i8* x, int stride, Sums& sums) {
+DEVICE void multiply_int8(const Chunk (&w)[PER_LANE], const i8* x, int stride, Sums& sums) {
 #pragma unroll
   for (int m = 0; m < ROWS; m++) {
     const uint4 v = *(const uint4*)(x + m * stride);
@@ -249,130 +237,142 @@ DEVICE void multiply_int8(const Stored (&w)[PER_LANE], const i8* x, int stride, 
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         Sum& sum = sums.at[r][m][SUMS == 2 ? i & 1 : 0];
-        sum = __dp4a((int)w[r].word[i % Stored::WORDS], (int)word[i], (int)sum);
+        sum = __dp4a((int)w[r].word[i], (int)word[i], (int)sum);
       }
   }
 }
 
+// What the groups of a chunk are multiplied by, and what is added to each of their inputs.
+struct Affine {
+  float scale[Chunk::SCALES], offset[Chunk::SCALES];
+
+  // n: the row in the stage; chunk: in its row.
+  DEVICE void load(const u8* stage, int n, int chunk) {
+#pragma unroll
+    for (int i = 0; i < (GROUPED ? Chunk::SCALES : 0); i++) {
+      const int k = chunk * Chunk::ELEMENTS, g = k / GROUP_INPUTS + i;
+      scale[i] = to_float(((const SCALE_T*)(stage + SCALES_AT))[n * SCALES + g]);
+      if (SUPER) scale[i] *= ((const float*)(stage + SUPERS_AT))[n * SUPERS + k / SUPER_INPUTS];
+      if (OFFSETS) offset[i] = to_float(((const f16*)(stage + OFFSETS_AT))[n * SCALES + g]);
+    }
+  }
+};
+const int SPAN = Chunk::ELEMENTS / Chunk::SCALES;  // inputs of a chunk that share a scale
+
 // row: of x in shared memory; at: where this lane's values of the chunk are in it.
-DEVICE void multiply_digits(const Stored (&w)[PER_LANE], const float (&scale)[PER_LANE],
+DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE],
                             const i8* row, int at, int stride, Sums& sums) {
 #pragma unroll
-  for (int j = 0; j < Stored::ELEMENTS; j += 16)
+  for (int j = 0; j < Chunk::ELEMENTS; j += 16)
 #pragma unroll
     for (int m = 0; m < ROWS; m++) {
       const i8* own = row + m * x_pitch(stride);
       const int k = at + j * LANES;
       const uint4 h = *(const uint4*)(own + k), l = *(const uint4*)(own + stride + k);
-      const float x_scale = *(const float*)(own + 2 * stride + k / 4);
+      const float* block = (const float*)(own + 2 * stride) + k / 16 * BLOCK_FLOATS;
+      const float2 both = SUMMED ? *(const float2*)block : make_float2(*block, 0.f);
       const u32 high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
-      int x_high = 0, x_low = 0;
-      if (FORM == Q4_1) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          x_high = __dp4a(0x01010101, (int)high[i], x_high);
-          x_low = __dp4a(0x01010101, (int)low[i], x_low);
-        }
-      }
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) {
         int a = 0, b = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          a = __dp4a(w[r].bytes(j / 4 + i), (int)high[i], a);
-          b = __dp4a(w[r].bytes(j / 4 + i), (int)low[i], b);
+          a = __dp4a((int)w[r].bytes(j / 4 + i), (int)high[i], a);
+          b = __dp4a((int)w[r].bytes(j / 4 + i), (int)low[i], b);
         }
-        float part = (float)(a * 256 + b);
-        if (Stored::SCALED) part *= scale[r];
-        if (FORM == Q4_1) part = fmaf(w[r].offset(), (float)(x_high * 256 + x_low), part);
         Sum& sum = sums.at[r][m][SUMS == 2 ? j / 16 & 1 : 0];
-        sum = fmaf(x_scale, part, sum);
+        const float products = (float)(a * 256 + b);
+        if (!GROUPED && !SUMMED) {
+          sum = fmaf(both.x, products, sum);
+          continue;
+        }
+        float part = both.x * products;
+        if (ZERO) part = fmaf(-(float)ZERO, both.y, part);
+        sum = GROUPED ? fmaf(affine[r].scale[j / SPAN], part, sum) : sum + part;
+        if (OFFSETS) sum = fmaf(affine[r].offset[j / SPAN], both.y, sum);
       }
     }
 }
 
 template <typename T>
-DEVICE void multiply(const Stored (&w)[PER_LANE], const float (&scale)[PER_LANE], const T* x,
+DEVICE void multiply(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE], const T* x,
                      int stride, Sums& sums) {
-  float part[PER_LANE][ROWS][SUMS], x_sum[ROWS];
-  const bool scaled = Stored::SCALED;
-  if (scaled) {
 #pragma unroll
-    for (int i = 0; i < PER_LANE * ROWS * SUMS; i++) (&part[0][0][0])[i] = 0.f;
+  for (int span = 0; span < Chunk::ELEMENTS; span += SPAN) {
+    float part[PER_LANE][ROWS][SUMS], x_sum[ROWS];
+    if (GROUPED) {
 #pragma unroll
-    for (int m = 0; m < ROWS; m++) x_sum[m] = 0.f;
-  }
+      for (int i = 0; i < PER_LANE * ROWS * SUMS; i++) (&part[0][0][0])[i] = 0.f;
 #pragma unroll
-  for (int j = 0; j < Stored::ELEMENTS; j += V) {
-    Vec<T, V> values[ROWS];
+      for (int m = 0; m < ROWS; m++) x_sum[m] = 0.f;
+    }
 #pragma unroll
-    for (int m = 0; m < ROWS; m++) values[m] = load_vec<T, V>(x + m * stride + j * LANES);
+    for (int j = span; j < span + SPAN; j += V) {
+      Vec<T, V> values[ROWS];
 #pragma unroll
-    for (int i = 0; i < V; i += 4) {
-      float xf[ROWS][4];
+      for (int m = 0; m < ROWS; m++) values[m] = load_vec<T, V>(x + m * stride + j * LANES);
 #pragma unroll
-      for (int m = 0; m < ROWS; m++) {
+      for (int i = 0; i < V; i += 4) {
+        float xf[ROWS][4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) xf[m][e] = values[m][i + e];
-        if (FORM == Q4_1) x_sum[m] += (xf[m][0] + xf[m][1]) + (xf[m][2] + xf[m][3]);
-      }
+        for (int m = 0; m < ROWS; m++) {
 #pragma unroll
-      for (int r = 0; r < PER_LANE; r++) {
-        float wf[4];
-        w[r].four((j + i) / 4, wf);
+          for (int e = 0; e < 4; e++) xf[m][e] = values[m][i + e];
+          if (OFFSETS) x_sum[m] += (xf[m][0] + xf[m][1]) + (xf[m][2] + xf[m][3]);
+        }
 #pragma unroll
-        for (int m = 0; m < ROWS; m++)
+        for (int r = 0; r < PER_LANE; r++) {
+          float wf[4];
+          w[r].four((j + i) / 4, wf);
 #pragma unroll
-          for (int e = 0; e < 4; e++) {
-            const int s = SUMS == 2 ? e & 1 : 0;
-            if (scaled) part[r][m][s] = fmaf(wf[e], xf[m][e], part[r][m][s]);
-            else sums.at[r][m][s] = fmaf(wf[e], xf[m][e], sums.at[r][m][s]);
-          }
+          for (int m = 0; m < ROWS; m++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+              const int s = SUMS == 2 ? e & 1 : 0;
+              if (GROUPED) part[r][m][s] = fmaf(wf[e], xf[m][e], part[r][m][s]);
+              else sums.at[r][m][s] = fmaf(wf[e], xf[m][e], sums.at[r][m][s]);
+            }
+        }
       }
     }
-  }
-  if (scaled) {
+    const int i = span / SPAN;
 #pragma unroll
-    for (int r = 0; r < PER_LANE; r++)
+    for (int r = 0; r < (GROUPED ? PER_LANE : 0); r++)
 #pragma unroll
       for (int m = 0; m < ROWS; m++) {
 #pragma unroll
         for (int s = 0; s < SUMS; s++)
-          sums.at[r][m][s] = fmaf(scale[r], part[r][m][s], sums.at[r][m][s]);
-        if (FORM == Q4_1) sums.at[r][m][0] = fmaf(w[r].offset(), x_sum[m], sums.at[r][m][0]);
+          sums.at[r][m][s] = fmaf(affine[r].scale[i], part[r][m][s], sums.at[r][m][s]);
+        if (OFFSETS)
+          sums.at[r][m][0] = fmaf(affine[r].offset[i], x_sum[m], sums.at[r][m][0]);
       }
   }
 }
 
-// A stage that has arrived. LAST: the row may end in it. low: of the rows' addresses, for BLOCKS.
+// A stage that has arrived. LAST: the row may end in it.
 template <bool LAST, class Job>
-DEVICE void multiply_stage(const Stream<Job>& s, const u32 (&low)[PER_LANE], int step,
-                           const u8* stage, const Xs* x, int stride, Sums& sums) {
+DEVICE void multiply_stage(const Stream<Job>& s, int step, const u8* stage, const Xs* x, int stride,
+                           Sums& sums) {
 #pragma unroll
   for (int u = 0; u < UNROLL; u++) {
     const int chunk = u * LANES + s.lane;
-    if (LAST && (step * UNROLL * LANES + chunk) * Stored::ELEMENTS >= s.K) break;
-    Stored w[PER_LANE];
-    float scale[PER_LANE];
+    if (LAST && (step * CHUNKS + chunk) * Chunk::ELEMENTS >= s.K) break;
+    Chunk w[PER_LANE];
+    Affine affine[PER_LANE];
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = r * LANE_ROWS + s.lane_row;
-      const u8* p = stage + n * SLOT + chunk * Stored::BYTES;
-      if (BLOCKS) p += (low[r] + step * SEGMENT) & 15;
-      w[r].load(p);
-      scale[r] = w[r].scale();
-      if (SCALES) {
-        const float* all = (const float*)(stage + UNIT_ROWS * SLOT);
-        scale[r] = all[n * SCALES + chunk * Stored::ELEMENTS / GROUP];
-      }
+      w[r].load(stage + n * SLOT + chunk * Chunk::BYTES,
+                stage + HIGH_AT + n * HIGH_SLOT + chunk * Chunk::HIGH_BYTES);
+      affine[r].load(stage, n, chunk);
     }
     const Xs* from = x + step * DEPTH + u * STEP + s.lane * V;
-#if FORM == W8A8
+#if ROUNDS
     multiply_int8(w, from, stride, sums);
 #elif DIGITS
-    multiply_digits(w, scale, x, (int)(from - x), stride, sums);
+    multiply_digits(w, affine, x, (int)(from - x), stride, sums);
 #else
-    multiply(w, scale, from, stride, sums);
+    multiply(w, affine, from, stride, sums);
 #endif
   }
 }
@@ -384,12 +384,14 @@ DEVICE void multiply_slow(const Job& job, int unit, int lane, int lane_row, int 
   for (int k = part * LANES + lane; k < K; k += KSPLIT * LANES) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
-      float w = element<FORM>(job.at(unit, lane_row, r), k);
-      if (FORM == INT8_GROUP) w *= job.scales(unit, lane_row, r)[k / GROUP];
+      const Planes row = job.at(unit, lane_row, r);
+      float w = one(row, k);
+      if (GROUPED) w *= scale_at(row, k);
+      if (OFFSETS) w += offset_at(row, k);
 #pragma unroll
       for (int m = 0; m < ROWS; m++) {
         Sum& sum = sums.at[r][m][0];
-#if FORM == W8A8
+#if ROUNDS
         sum += (int)w * (int)x[m * stride + k];
 #else
         sum = fmaf(w, to_float(x[m * stride + k]), sum);
@@ -447,8 +449,8 @@ template <class Job> DEVICE void share_out(Job& job, int units) {
 // loads constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after
 // that; fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and
 // what kernels write; finish(unit, ..., totals).
-template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int row_bytes) {
-  Stream<Job> stream(job, shared, K, row_bytes);
+template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
+  Stream<Job> stream(job, shared, K);
   const int stride = x_stride(K);
   Xs* x = (Xs*)(shared + RING_BYTES);
   Sum* room = (Sum*)(shared + RING_BYTES + x_bytes(K));
@@ -470,23 +472,18 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K, int ro
   for (int unit = job.first; unit < job.units; unit += job.stride, round++) {
     Sums sums;
     sums.clear();
-    u32 low[PER_LANE] = {};
-    if (BLOCKS) {
-#pragma unroll
-      for (int r = 0; r < PER_LANE; r++) low[r] = (u32)(u64)job.at(unit, lane_row, r);
-    }
     if (SLOW) {
       multiply_slow(job, unit, lane, lane_row, part, K, x, stride, sums);
     } else {
       for (int step = part; step < stream.steps; step += KSPLIT) {
         const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
         copies_wait();
-        if (BLOCKS || SCALES) __syncwarp();
+        if (GROUPED) __syncwarp();
         if (WHOLE || (step + 1) * DEPTH <= K)
-          multiply_stage<false>(stream, low, step, stage, x, stride, sums);
+          multiply_stage<false>(stream, step, stage, x, stride, sums);
         else
-          multiply_stage<true>(stream, low, step, stage, x, stride, sums);
-        if (BLOCKS || SCALES) __syncwarp();
+          multiply_stage<true>(stream, step, stage, x, stride, sums);
+        if (GROUPED) __syncwarp();
         if (FILLED) copies_commit();
         else stream.ask();
         if (++slot == STAGES) slot = 0;

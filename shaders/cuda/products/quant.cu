@@ -5,19 +5,21 @@
 //   LANES threads a group (up to a warp, or a whole block for a row), 256 threads a block, RUN
 //   elements an access. Macros: X type of w, RUN, LANES 4..32 or 256.
 // dequantize: out[r] = the row as floats of O; a thread decodes RUN elements, `chunks` blocks of
-//   256 threads a row. Macros: FORM, W (packed.cuh), RUN 8 or 1, O.
-#include "packed.cuh"
+//   256 threads a row. Macros: those of weights.cuh, RUN 8 or 1, O.
+#include "rows.cuh"
 
-#if FORM >= 0
+#ifdef CODES
+#include "weights.cuh"
+
 extern "C" __global__ void __launch_bounds__(256)
-dequantize(const void* table, const float* scales, O* out, int K, int G, int shift, int chunks) {
+dequantize(Planes weight, O* out, int K, int chunks) {
   const i64 row = blockIdx.x / chunks;
   const int column = ((blockIdx.x % chunks) * 256 + threadIdx.x) * RUN;
   pdl_wait();
   pdl_launch();
   if (column >= K) return;
   float y[RUN];
-  decode<RUN>(table, scales, row, column, K, G, shift, y);
+  decode<RUN>(weight_row(weight, row, K), column, y);
   store_floats<O, RUN>(out + row * K + column, y);
 }
 #else

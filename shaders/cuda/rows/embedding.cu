@@ -5,7 +5,7 @@
 // Ids out of range read the nearest row and give no gradient.
 //
 // Forward: 256 threads a block, a thread decodes RUN elements; `chunks` blocks a token.
-// Macros: FORM, W (packed.cuh), RUN 8 or 1, O type of out, ID type of ids.
+// Macros: those of weights.cuh, RUN 8 or 1, O type of out, ID type of ids.
 //
 // Backward, deterministic: `count` numbers the tokens of each id (in any order), `place` gives each
 // id that occurs a stretch of `list` (in any order), `fill` writes the tokens there; `gather_few`
@@ -13,13 +13,14 @@
 // sort the stretch and add its rows up in the order of tokens. An id that more than CAP tokens
 // have, of which there are fewer than T / CAP, searches all ids in order instead.
 // Table rows that do not occur are zeroed by `zero`.
-// Macros: ID, X type of g, O type of dtable, RUN.
-#include "packed.cuh"
+// Macros: ID, X type of g, O type of dtable, RUN; no CODES.
+#include "rows.cuh"
 
-#if FORM >= 0
+#ifdef CODES
+#include "weights.cuh"
+
 extern "C" __global__ void __launch_bounds__(256)
-embedding(const ID* ids, const void* table, const float* scales, O* out, int V, int E, int G,
-          int shift, int chunks) {
+embedding(const ID* ids, Planes table, O* out, int V, int E, int chunks) {
   const i64 t = blockIdx.x / chunks;
   const int column = ((blockIdx.x % chunks) * 256 + threadIdx.x) * RUN;
   pdl_wait();
@@ -27,7 +28,7 @@ embedding(const ID* ids, const void* table, const float* scales, O* out, int V, 
   if (column >= E) return;
   const i64 id = (i64)ids[t];
   float y[RUN];
-  decode<RUN>(table, scales, id < 0 ? 0 : id < V ? id : V - 1, column, E, G, shift, y);
+  decode<RUN>(weight_row(table, id < 0 ? 0 : id < V ? id : V - 1, E), column, y);
   store_floats<O, RUN>(out + t * E + column, y);
 }
 #else

@@ -21,8 +21,11 @@ from backends.products.test_gpu_gemv import (
     up,
     weight,
 )
+from draws import normal
+from packed import BLOCKS, fitted
 from tolerance import rms
 
+from boostr import Tensor
 from boostr.backends.cupy.products import gemv
 from boostr.backends.cupy.products.gemv_plan import Plan
 
@@ -36,14 +39,35 @@ def test_plans(cupy_backend, rng, lanes, per_lane, ksplit):
     fetch = 1 if cupy_backend.caps.compute_capability >= 80 else 0
     plan = Plan(lanes, per_lane, 2, 3, ksplit, fetch=fetch)
     check_product(cupy_backend, rng, "bfloat16", "bfloat16", 1, 301, 1856, plan=plan)
+    for form in BLOCKS:
+        check_product(cupy_backend, rng, form, "bfloat16", 1, 301, fitted(form, 1856), plan=plan)
     if per_lane == 2:
         plan = replace(plan, unroll=1, packed=True)
-        check_product(cupy_backend, rng, "int8", "bfloat16", 4, 301, 1856, norm=True, plan=plan)
+        for form in ("int8", *BLOCKS):
+            K = fitted(form, 1856)
+            check_product(cupy_backend, rng, form, "bfloat16", 4, 301, K, norm=True, plan=plan)
+
+
+@pytest.mark.parametrize("form", BLOCKS)
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+def test_planes_off_16_bytes(cupy_backend, rng, form, dtype):
+    """Planes that begin anywhere: element by element."""
+    N, K = 45, fitted(form, 96)
+    w, values = weight(cupy_backend, rng, form, N, K)
+    moved = {}
+    for name, part in w.parts.items():
+        flat = part.numpy().ravel()
+        room = up(cupy_backend, np.concatenate([flat[:1], flat]))
+        moved[name] = Tensor.wrap(room[1:].reshape(part.shape), cupy_backend)
+    x = normal(rng, (3, K), dtype)
+    got = gemv.gemv(cupy_backend, up(cupy_backend, x), replace(w, parts=moved))
+    want = x.astype("f8") @ values.T
+    close(cupy_backend, got, want, dtype, form, K, rms(x) * rms(values))
 
 
 def test_weights_fetched_early(cupy_backend, rng):
     with cupy_backend.constant_weights():
-        for form in ("bfloat16", "int8-g128", "q8_0"):
+        for form in ("bfloat16", "int8-g128", "q8_0", "q4_1"):
             check_product(cupy_backend, rng, form, "bfloat16", 1, 2048, 1024)
             check_product(cupy_backend, rng, form, "bfloat16", 1, 97, 576, norm=True)
 
@@ -80,10 +104,11 @@ def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_qkv(cupy_backend, rng, form):
-    check_qkv(cupy_backend, rng, form, 1, 9, 3, 64, 64, 576, interleaved=False, head_norm=False)
+    K = fitted(form, 576)
+    check_qkv(cupy_backend, rng, form, 1, 9, 3, 64, 64, K, interleaved=False, head_norm=False)
 
 
-@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1"))
+@pytest.mark.parametrize("form", ("bfloat16", "int8", "q4_1", "q8_0"))
 def test_qkv_of_rows_with_partial_rotary(cupy_backend, rng, form):
     check_qkv(cupy_backend, rng, form, 5, 4, 2, 48, 32, 320, interleaved=True, head_norm=False)
 

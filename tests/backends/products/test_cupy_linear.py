@@ -7,21 +7,23 @@ import oracles
 import pytest
 from backends.products.test_gpu_linear import FLOATS, PAIRS, check_matmul
 from draws import normal, tensors
-from ops.linear_cases import close, product, weight
+from ops.linear_cases import FORMS, close, product, weight
+from packed import BLOCKS, fitted
 
 from boostr import Tensor
 from boostr.backends.cupy.products import gemm, gemm_sm90
 from boostr.backends.cupy.products.linear import segments_gemm
-from boostr.backends.cupy.products.stored import FLOAT, INT8, INT8_GROUP, W8A8, Stored
+from boostr.backends.cupy.products.stored import Stored
 from boostr.quant.scheme import QUANTIZABLE
 
 
 def test_every_tile(cupy_backend, rng):
-    names = {FLOAT: ["float"], INT8: ["int8"], W8A8: ["w8a8"]}
-    names[INT8_GROUP] = ["int8-g32", "int8-g64", "int8-g128"]
-    for form, tiles in gemm._TILES.items():
-        for (most, tile), name, shares in itertools.product(tiles, names[form], (1, 2, 5)):
-            M, N, K = min(most, 200) - 1, 150, 1360
+    names = {"float": ["float"], "rows": ["int8"], "rounds": ["w8a8"]}
+    names["groups"] = [name for name in FORMS if name not in ("float", "int8", "w8a8")]
+    for kind, tiles in gemm.TILES.items():
+        for (most, tile), name, shares in itertools.product(tiles, names[kind], (1, 2, 5)):
+            # an odd number of groups, whose f16 scales lie at odd multiples of 2 bytes, or an even
+            M, N, K = min(most, 200) - 1, 150, fitted(name, 1344 if shares == 2 else 1360)
             x = normal(rng, (M, K), "bfloat16")
             w, truth = weight(cupy_backend, rng, name, N, K, "bfloat16")
             out = Tensor(np.full((M, N), np.nan, np.float32), "bfloat16", cupy_backend)
@@ -32,7 +34,7 @@ def test_every_tile(cupy_backend, rng):
             close(out, product(x, w, truth), x, truth, "bfloat16")
 
 
-@pytest.mark.parametrize("form", ("float", *QUANTIZABLE))
+@pytest.mark.parametrize("form", ("float", *QUANTIZABLE, "q8_0", "q4_0"))
 @pytest.mark.parametrize(
     "plan", [(2, 32, 5, 4), (1, 8, 8, 8), (1, 16, 4, 3), (2, 64, 4, 1), (2, 128, 4, 2)], ids=str
 )
@@ -46,6 +48,7 @@ def test_warpgroup_plans(cupy_backend, rng, form, plan):
         (cut.tokens + 13, 300, 1040),
         (cut.tokens - 3, 136, 2048),
     ):
+        K = fitted(form, K)
         x, b = normal(rng, (M, K), "bfloat16"), normal(rng, (N,))
         w, truth = weight(cupy_backend, rng, form, N, K, "bfloat16")
         out = Tensor(np.full((M, N), np.nan, np.float32), "bfloat16", cupy_backend)
@@ -55,12 +58,13 @@ def test_warpgroup_plans(cupy_backend, rng, form, plan):
         close(out, product(x, w, truth) + b, x, truth, "bfloat16")
 
 
-@pytest.mark.parametrize("form", ("float", "int8", "int8-g32", "q8_0"))
+@pytest.mark.parametrize("form", ("float", "int8", "int8-g32", *BLOCKS))
 @pytest.mark.parametrize("M", [5, 20, 64, 200])
 @pytest.mark.parametrize("sizes", [(100, 65, 131), (256, 64, 64), (72, 40)], ids=str)
 def test_weights_side_by_side(cupy_backend, rng, form, M, sizes):
-    x = normal(rng, (M, 192), "bfloat16")
-    pairs = [weight(cupy_backend, rng, form, n, 192, "bfloat16") for n in sizes]
+    K = fitted(form, 192)
+    x = normal(rng, (M, K), "bfloat16")
+    pairs = [weight(cupy_backend, rng, form, n, K, "bfloat16") for n in sizes]
     biases = [normal(rng, (n,), "bfloat16") for n in sizes]
     biases[1] = None
     tx, *tb = tensors(cupy_backend, x, *biases)

@@ -4,6 +4,7 @@ for weights [N, K] in stored form."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,8 +12,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.cupy.products.stored import FLOAT, INT8, INT8_GROUP, W8A8, Stored
+from boostr.backends.cupy.products.stored import NO_PLANES, SCALE_BYTES, Stored, form_macros
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.quant.forms import Form, scheme_form
+from boostr.quant.scheme import SCHEMES
 
 _COUNTERS = 4096  # tiles of a product whose K is shared out
 
@@ -39,11 +42,11 @@ class Tile:
     def threads(self) -> int:
         return self.warps_r * self.warps_t * 32
 
-    def shared_bytes(self, form: int, group: int) -> int:
+    def shared_bytes(self, form: Form) -> int:
         """Of a block: the ring, or the tile of results that takes its place."""
-        x_bytes = 128 if form in (FLOAT, W8A8) else 256
-        scales = 4 * 128 // group if form == INT8_GROUP else 0
-        stage = self.rows * (128 + scales) + self.tokens * x_bytes
+        wide_x = not form.is_float and not form.rounds_input
+        weights = {"c4": 64, "c6": 96}.get(form.codes, 128) + sum(small_bytes(form))
+        stage = self.rows * weights + self.tokens * (256 if wide_x else 128)
         return max(stage * self.stages, self.tokens * (self.rows + 4) * 4)
 
     def defines(self) -> dict[str, int | str]:
@@ -53,25 +56,33 @@ class Tile:
         }  # fmt: skip
 
 
+_DEPTH = 128  # codes of a row in a stage
+
+
+def small_bytes(form: Form) -> tuple[int, int, int]:
+    """Bytes of a row's scales, super-scales and offsets in a stage."""
+    groups = _DEPTH // form.group if form.group else 0
+    return groups * SCALE_BYTES[form.scale], 4 if form.super else 0, 2 * groups * form.offsets
+
+
 # (most tokens, tile); the last serves all larger products
-_TILES = {
-    FLOAT: (
-        (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
-        (64, Tile(4, 1, 2, 8, 4)), (1 << 62, Tile(2, 4, 4, 4, 3)),
-    ),
-    INT8: (
-        (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
-        (64, Tile(4, 1, 2, 8, 4)), (1 << 62, Tile(2, 4, 4, 4, 3)),
-    ),
-    INT8_GROUP: (
-        (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
-        (64, Tile(4, 1, 2, 8, 4)), (1 << 62, Tile(4, 2, 2, 8, 3)),
-    ),
-    W8A8: (
-        (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)), (64, Tile(4, 1, 2, 8, 4)),
-        (1 << 62, Tile(2, 4, 4, 4, 4)),
-    ),
-}  # fmt: skip
+_FEW_TILES = (
+    (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
+    (64, Tile(4, 1, 2, 8, 4)),
+)  # fmt: skip
+TILES = {
+    "float": (*_FEW_TILES, (1 << 62, Tile(2, 4, 4, 4, 3))),
+    "rows": (*_FEW_TILES, (1 << 62, Tile(2, 4, 4, 4, 3))),
+    "groups": (*_FEW_TILES, (1 << 62, Tile(4, 2, 2, 8, 3))),
+    "rounds": (*_FEW_TILES[1:], (1 << 62, Tile(2, 4, 4, 4, 4))),
+}
+
+
+def kind_of(form: Form) -> str:
+    """The key of TILES: how the sums of a form are made."""
+    if form.is_float:
+        return "float"
+    return "rounds" if form.rounds_input else "groups" if form.group else "rows"
 
 
 def aligned(*arrays: Any, to: int = 16) -> bool:
@@ -87,36 +98,39 @@ def tensor_cores_take(backend: Any, x: Any, weights: list[Stored]) -> str | None
     if backend.caps.compute_capability < 80:
         return "needs sm_80"
     first = weights[0]
-    if any((w.form, w.group, w.rows.dtype) != (first.form, first.group, first.rows.dtype)
-           for w in weights):  # fmt: skip
+    if any((w.form, w.codes.dtype) != (first.form, first.codes.dtype) for w in weights):
         return "weights of several forms"
-    if first.form not in _TILES:
-        return "GGUF blocks"
-    if first.form != W8A8 and x.dtype not in (dtypes.bfloat16, dtypes.float16):
+    form, rounds = first.form, first.form.rounds_input
+    least = 32 if form.codes == "c8" else 16
+    if form.group and (form.group < least or _DEPTH % form.group):
+        return f"groups of {form.group} inputs"
+    if form.super % _DEPTH:
+        return f"super-scales of {form.super} inputs"
+    if not rounds and x.dtype not in (dtypes.bfloat16, dtypes.float16):
         return f"x is {x.dtype}"
-    if first.form == FLOAT and first.rows.dtype != x.dtype:
+    if form.is_float and first.codes.dtype != x.dtype:
         return "weights of another float type"
-    if not aligned(*(w.rows for w in weights)) or (first.form != W8A8 and not aligned(x)):
+    if not (rounds or aligned(x)) or not all(aligned(*w.planes[:2]) and w.aligned for w in weights):
         return "rows off 16 bytes"
     return None
 
 
-def pick_tile(backend: Any, form: int, group: int, M: int) -> Tile:
+def pick_tile(backend: Any, form: Form, M: int) -> Tile:
     """The tile for a product of M tokens, with as many stages as a block's shared memory holds."""
-    tiles = _TILES[form]
+    tiles = TILES[kind_of(form)]
     at = next(i for i, (most, _) in enumerate(tiles) if most >= M)
     for _, tile in tiles[at::-1]:
         for stages in range(tile.stages, 1, -1):
             found = replace(tile, stages=stages)
-            if found.shared_bytes(form, group) <= backend.caps.shared_bytes:
+            if found.shared_bytes(form) <= backend.caps.shared_bytes:
                 return found
     return tiles[0][1]
 
 
-def pick_shares(backend: Any, tile: Tile, form: int, group: int, tiles: int, K: int) -> int:
+def pick_shares(backend: Any, tile: Tile, form: Form, tiles: int, K: int) -> int:
     """Into how many parts K is cut, so that few tiles still fill the GPU."""
-    steps = -(-K // (64 if form == FLOAT else 128))
-    per_sm = min(233472 // (tile.shared_bytes(form, group) + 1024), 2048 // tile.threads, 4)
+    steps = -(-K // (64 if form.is_float else _DEPTH))
+    per_sm = min(233472 // (tile.shared_bytes(form) + 1024), 2048 // tile.threads, 4)
     wanted = backend.caps.sms * max(per_sm, 1) // max(tiles, 1)
     return max(1, min(wanted, steps // 4, 16)) if tiles <= _COUNTERS else 1
 
@@ -152,11 +166,11 @@ def mma(
     M, K = x.shape
     first = weights[0]
     x_scales = None
-    if first.form == W8A8:
+    if first.form.rounds_input:
         x, x_scales = quantize_rows(backend, x)
-    tile = tile or pick_tile(backend, first.form, first.group, M)
+    tile = tile or pick_tile(backend, first.form, M)
     tiles = sum(-(-w.N // tile.rows) for w in weights) * -(-M // tile.tokens)
-    shares = shares or pick_shares(backend, tile, first.form, first.group, tiles, K)
+    shares = shares or pick_shares(backend, tile, first.form, tiles, K)
     partials = counters = None
     if shares > 1:
         partials = backend.empty((tiles * shares * tile.rows * tile.tokens,), np.float32)
@@ -170,32 +184,35 @@ def mma(
         "gemm_mma", "gemm_mma", (tiles, shares), (tile.threads,),
         [
             x, np.int64(x.strides[0] // x.itemsize if M > 1 else K), x_scales,
-            *(w and w.rows for w in three), *(w and w.scales for w in three), *bias3,
-            *(w.N if w else 0 for w in three), residual, out, np.int64(ldy), M, K,
-            first.scales.shape[1] if first.scales is not None else 0, int(wide),
+            *(p for w in three for p in (w.planes if w else NO_PLANES)), *bias3,
+            *(w.N if w else 0 for w in three), residual, out, np.int64(ldy), M, K, int(wide),
             int(early), partials, counters,
         ],
-        shared_bytes=tile.shared_bytes(first.form, first.group), dependent=True,
+        shared_bytes=tile.shared_bytes(first.form), dependent=True,
         **type_macros(backend, x, first, out, given[0] if given else None, residual),
-        **tile.defines(), SPLIT=int(shares > 1),
+        **tile.defines(), **piece_macro(first.form, min(w.piece for w in weights)),
+        SPLIT=int(shares > 1),
     )  # fmt: skip
+
+
+def piece_macro(form: Form, row_piece: int) -> dict[str, int]:
+    """PIECE of gemm_mma.cu, if rows of scales and offsets allow `row_piece`."""
+    scales, _, offsets = small_bytes(form)
+    return {"PIECE": math.gcd(row_piece, scales, offsets)} if form.group else {}
 
 
 def type_macros(
     backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any
 ) -> dict[str, Any]:
-    """Macros that `gemm_mma.cu` and `gemm_simt.cu` have in common."""
+    """Macros that the matrix products have in common."""
     name = backend.c_type
     own = name(out.dtype)
-    found: dict[str, Any] = {
-        "FORM": w.form, "OUT": own,
-        "X": "i8" if w.form == W8A8 else name(x.dtype),
+    return {
+        **form_macros(w.form), "OUT": own,
+        "X": "i8" if w.form.rounds_input else name(x.dtype),
         "BIAS": own if bias is None else name(bias.dtype),
         "RESIDUAL": own if residual is None else name(residual.dtype),
     }  # fmt: skip
-    if w.form == INT8_GROUP:
-        found["GROUP"] = w.group
-    return found
 
 
 def in_fours(*arrays: Any) -> bool:
@@ -207,22 +224,17 @@ def simt(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) ->
     """out [M, N] = x [M, K] · w on ordinary arithmetic units; any form, shape and alignment."""
     M, K = x.shape
     x_scales = None
-    if w.form == W8A8:
+    if w.form.rounds_input:
         x, x_scales = quantize_rows(backend, x)
     per_thread = 2 if M <= 48 else 8
-    defines = type_macros(backend, x, w, out, bias, residual)
-    if w.form == FLOAT:
-        defines["W"] = backend.c_type(w.rows.dtype)
     backend.launch(
         "gemm_simt", "gemm_simt", (-(-w.N // 128), -(-M // (16 * per_thread))), (256,),
         [
-            x, np.int64(x.strides[0] // x.itemsize if M > 1 else K), x_scales, w.rows, np.int64(K),
-            w.scales, bias, residual, out, np.int64(out.strides[0] // out.itemsize), M, w.N, K,
-            w.scales.shape[1] if w.scales is not None else 0,
-            int(K % 8 == 0 and aligned(x, to=8 if w.form == W8A8 else 16)),
-            int(K % 8 == 0 and aligned(w.rows, to=16 if w.form == FLOAT else 8)),
+            x, np.int64(x.strides[0] // x.itemsize if M > 1 else K), x_scales, *w.planes,
+            bias, residual, out, np.int64(out.strides[0] // out.itemsize), M, w.N, K,
+            int(K % 8 == 0 and aligned(x, to=8 if w.form.rounds_input else 16)), int(w.in_eights),
         ],
-        TM=per_thread, **defines,
+        TM=per_thread, **type_macros(backend, x, w, out, bias, residual),
     )  # fmt: skip
 
 
@@ -244,21 +256,28 @@ def quantize_rows(backend: Any, x: Any) -> tuple[Any, Any]:
 
 def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
-    made, types = [], same
-    for form, tiles in _TILES.items():
-        types = {**same, "X": "i8" if form == W8A8 else "bf16"}
+    names = [name for name in SCHEMES if name not in ("int8-g64", "int8-g128")]  # as int8-g32
+    forms = [Form("bf16"), *(scheme_form(SCHEMES[name]) for name in names)]
+    made = []
+    for form in forms:
+        macros = {**same, **form_macros(form), **piece_macro(form, 16)}
+        if form.rounds_input:
+            macros["X"] = "i8"
+        tiles = TILES[kind_of(form)]
         for split, (_, tile) in ((1, tiles[1]), (1, tiles[-2]), (0, tiles[-1])):
-            defines = {**types, "FORM": form, **tile.defines(), "SPLIT": split}
-            if form == INT8_GROUP:
-                defines["GROUP"] = 32
+            defines = {**macros, **tile.defines(), "SPLIT": split}
             made.append(Variant("gemm_mma", defines, least=80))
+        macros = {**macros, "X": "i8" if form.rounds_input else "float", "OUT": "float", "TM": 8}
+        macros.pop("PIECE", None)
+        made.append(Variant("gemm_simt", macros))
+    made.append(Variant("gemm_simt", {**made[-1].defines, "TM": 2}))
     half = dict.fromkeys(same, "f16")
-    tile = _TILES[INT8][-1][1]
-    made.append(Variant("gemm_mma", {**half, "FORM": INT8, **tile.defines(), "SPLIT": 0}, least=80))
-    for form in range(6):
-        types = {**same, "X": "i8" if form == W8A8 else "float", "OUT": "float", "FORM": form}
-        made.append(Variant("gemm_simt", {**types, "W": "bf16", "TM": 8}))
-    made.append(Variant("gemm_simt", {**types, "W": "bf16", "TM": 2}))
+    for scheme in ("int8", "q4_1"):
+        form = scheme_form(SCHEMES[scheme])
+        tile = TILES[kind_of(form)][-1][1]
+        odd = {"PIECE": 2} if form.group else {}
+        defines = {**half, **form_macros(form), **odd, **tile.defines(), "SPLIT": 0}
+        made.append(Variant("gemm_mma", defines, least=80))
     return [*made, Variant("gemm_int8", {"X": "float"}), Variant("gemm_int8", {"X": "bf16"})]
 
 

@@ -25,6 +25,8 @@ from boostr.backends.cupy.products.gemv_plan import (  # isort: skip
 )  # fmt: skip
 from boostr.backends.cupy.products.stored import Stored, Weight
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.quant.forms import Form, scheme_form
+from boostr.quant.scheme import SCHEMES
 
 ACTIVATIONS = {"silu": "SILU", "gelu": "GELU", "gelu_tanh": "GELU_TANH"}
 
@@ -64,9 +66,8 @@ def _launch(
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
         family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
-        dependent=backend.early,
-        FORM=w.name, GROUP=w.group or 32, KEEP=plan.keep(int(defines["ROWS"]), w.K),
-        **plan.limits(w, units, teams), **plan.defines(w.name, item), **defines,
+        dependent=backend.early, KEEP=plan.keep(int(defines["ROWS"]), w.K),
+        **plan.limits(w, units, teams), **plan.defines(w.form, item, w.piece), **defines,
     )  # fmt: skip
 
 
@@ -78,10 +79,10 @@ def _c_type(array: Array | None) -> str:
     return "float" if array is None else C_TYPES[array.dtype]
 
 
-def _alike(plan: Plan, *arrays: Array | None) -> Plan:
-    """The plan, slow if one of the arrays that are read 16 bytes at a time is not aligned."""
+def _alike(plan: Plan, weights: tuple[Stored, ...], *arrays: Array | None) -> Plan:
+    """The plan, slow if a weight or an array that is read 16 bytes at a time is not aligned."""
     off = any(a is not None and a.data.ptr % 16 for a in arrays)
-    return replace(plan, slow=True) if off else plan
+    return replace(plan, slow=True) if off or not all(w.aligned for w in weights) else plan
 
 
 # -- the products -----------------------------------------------------------------------------
@@ -99,11 +100,10 @@ def gemv(
     if out is None:
         out = backend.empty((M, w.N), np.dtype(out_dtype or x.dtype))
     plan = plan or choose(backend, w, rows, w.N, x.dtype.itemsize)
-    plan = _alike(plan, x, norm and norm.weight)
+    plan = _alike(plan, (w,), x, norm and norm.weight)
     shared = shared_bytes(backend, plan, w, rows, x.dtype.itemsize)
     args = [
-        x, w.rows, w.scales, bias, residual, out, norm and norm.weight, M, w.N, K, w.row_bytes,
-        *_floats(norm),
+        x, *w.planes, bias, residual, out, norm and norm.weight, M, w.N, K, *_floats(norm),
     ]  # fmt: skip
     _launch(
         backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared,
@@ -147,15 +147,15 @@ def norm_gated_gemv(
     """
     M, K = x.shape
     g, u, rows = Stored.of(gate, backend), Stored.of(up, backend), padded_rows(M)
-    if (g.name, g.group, g.N, g.K) != (u.name, u.group, u.N, u.K):
+    if (g.form, g.N, g.K) != (u.form, u.N, u.K):
         raise ValueError(f"norm_gated_gemv: gate and up are not stored alike: {gate!r}, {up!r}")
     out = backend.empty((M, g.N), x.dtype)
     plan = plan or choose(backend, g, rows, 2 * g.N, x.dtype.itemsize, (4, 2))
-    plan = _alike(plan, x, u.rows, norm and norm.weight)
+    plan = _alike(plan, (g, u), x, norm and norm.weight)
     shared = shared_bytes(backend, plan, g, rows, x.dtype.itemsize)
     args = [
-        x, g.rows, g.scales, gate_bias, u.rows, u.scales, up_bias, out, norm and norm.weight, M,
-        g.N, K, g.row_bytes, *_floats(norm),
+        x, *g.planes, gate_bias, *u.planes, up_bias, out, norm and norm.weight, M, g.N, K,
+        *_floats(norm),
     ]  # fmt: skip
     units = -(-g.N // (plan.unit_rows // 2))
     _launch(
@@ -183,22 +183,21 @@ def qkv_rope_write(
     KH, D = k_cache.shape[2:]
     q, k, v = (Stored.of(w, backend) for w in weights)
     for other in (k, v):
-        if (q.name, q.group, q.K) != (other.name, other.group, other.K):
+        if (q.form, q.K) != (other.form, other.K):
             raise ValueError(f"qkv_rope_write: weights are not stored alike: {weights!r}")
     H, rows = q.N // D, padded_rows(M)
     out = backend.empty((M, H, D), x.dtype)
     heads = H + 2 * KH
     plan = plan or _qkv_plan(backend, q, rows, heads, D, x.dtype.itemsize, head_norm is not None)
-    plan = _alike(plan, x, k.rows, v.rows, norm and norm.weight)
+    plan = _alike(plan, (q, k, v), x, norm and norm.weight)
     values = rows * (D // plan.cluster) * 4 if head_norm else 0
     shared = shared_bytes(backend, plan, q, rows, x.dtype.itemsize, values)
     bias = next((b for b in biases if b is not None), None)
     args = [
-        x, q.rows, q.scales, biases[0], k.rows, k.scales, biases[1], v.rows, v.scales, biases[2],
+        x, *q.planes, biases[0], *k.planes, biases[1], *v.planes, biases[2],
         out, k_cache, v_cache, norm and norm.weight, head_norm and head_norm.q,
         head_norm and head_norm.k, rope.cos, rope.sin, rope.rows, slots, H, KH, D,
-        rope.cos.shape[1], M, K, q.row_bytes, *_floats(norm),
-        float(head_norm.eps if head_norm else 0),
+        rope.cos.shape[1], M, K, *_floats(norm), float(head_norm.eps if head_norm else 0),
     ]  # fmt: skip
     pairs = D // 2 // plan.cluster if head_norm else heads * (D // 2)
     _launch(
@@ -231,12 +230,11 @@ def _qkv_plan(
 
 # -- what the compile gate builds -------------------------------------------------------------
 def _variant(
-    family: str, form: str, rows: int = 1, least: int = 75, **defines: int | str
+    family: str, form: Form, rows: int = 1, least: int = 75, **defines: int | str
 ) -> Variant:
-    x = {"F32": "float", "F16": "f16"}.get(form, "bf16")
-    plan = Plan(fetch=1 if least >= 80 else 0, packed=rows > 2 and form != "F32")
+    x = {"f32": "float", "f16": "f16"}.get(form.codes, "bf16")
+    plan = Plan(fetch=1 if least >= 80 else 0, packed=rows > 2 and form.codes != "f32")
     both = {
-        "FORM": form,
         "ROWS": rows,
         "X_T": x,
         "INPUT": "RMS_NORM",
@@ -246,16 +244,27 @@ def _variant(
     return Variant(family, both, least)
 
 
+def _form(scheme: str) -> Form:
+    return scheme_form(SCHEMES[scheme])
+
+
+BF16, F16 = Form("bf16"), Form("f16")
 VARIANTS = [
-    *(_variant("gemv", form, least=80) for form in ("F32", "INT8_GROUP", "Q4_1", "W8A8")),
-    _variant("gemv", "BF16", 8, 80),
-    _variant("gemv", "INT8", 8, 80),
-    _variant("gemv", "Q8_0"),
-    _variant("gemv", "BF16", least=80, KSPLIT=4, OUT_T="float"),
-    _variant("gemv", "BF16", INPUT="PLAIN", SLOW=1),
-    _variant("gemv_gated", "BF16", least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
-    _variant("gemv_gated", "F16", ACT="GELU_TANH"),
-    _variant("gemv_qkv", "INT8", least=80),
-    _variant("gemv_qkv", "F16", INTERLEAVED=1, QK_NORM=1),
-    replace(_variant("gemv_qkv", "BF16", least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
-]  # fmt: skip
+    _variant("gemv", Form("f32"), least=80),
+    *(_variant("gemv", _form(s), least=80) for s in ("int8-g32", "w8a8", "q4_0", "q4_1", "q6_k")),
+    *(_variant("gemv", _form(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
+    *(_variant("gemv", _form(s), least=80, X_T="float", DIGITS=0) for s in ("q4_1", "q6_k")),
+    _variant("gemv", BF16, 8, 80),
+    _variant("gemv", _form("q8_0"), least=80, PIECE=2),
+    _variant("gemv", _form("q6_k")),
+    _variant("gemv", _form("q6_k"), SLOW=1, DIGITS=0),
+    _variant("gemv", BF16, least=80, KSPLIT=4, OUT_T="float"),
+    _variant("gemv", BF16, INPUT="PLAIN", SLOW=1),
+    _variant("gemv_gated", BF16, least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
+    _variant("gemv_gated", F16, ACT="GELU_TANH"),
+    _variant("gemv_gated", _form("q4_1"), 4, 80),
+    _variant("gemv_qkv", _form("int8"), least=80),
+    _variant("gemv_qkv", _form("q4_1"), least=80),
+    _variant("gemv_qkv", F16, INTERLEAVED=1, QK_NORM=1),
+    replace(_variant("gemv_qkv", BF16, least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
+]

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.cupy.products.stored import Q4_1, Q8_0, Stored, Weight
-from boostr.quant.scheme import QuantizedTensor
-from boostr.tensor import Tensor
+from boostr.backends.cupy.products.stored import SCALE_BYTES, Stored, Weight, form_macros
+from boostr.quant.forms import Form, form_of
 
 Array = Any
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
-CHUNK = {  # form: (inputs, bytes) that a lane decodes at a time
-    "F32": (4, 16), "F16": (8, 16), "BF16": (8, 16), "INT8": (16, 16), "INT8_GROUP": (16, 16),
-    "W8A8": (16, 16), "Q8_0": (32, 34), "Q4_1": (32, 20),
+# by codes: inputs that a lane decodes at a time, and their bytes in all planes of codes
+CHUNK = {
+    "f32": (4, 16), "f16": (8, 16), "bf16": (8, 16), "c8": (16, 16), "c4": (32, 16), "c6": (32, 24),
 }  # fmt: skip
 
 
@@ -49,25 +48,38 @@ class Plan:
     def unit_rows(self) -> int:
         return 32 // self.lanes * self.per_lane
 
-    def ring_bytes(self, form: str, group: int) -> int:
+    def depth(self, form: Form) -> int:
+        """Inputs of a row in a stage."""
+        return CHUNK[form.codes][0] * self.lanes * self.unroll
+
+    def ring_bytes(self, form: Form) -> int:
         if self.slow:
             return 0
-        inputs, size = CHUNK[form]
-        chunks = self.lanes * self.unroll
-        slot = chunks * size + (16 if form in ("Q8_0", "Q4_1") else 0)
-        scales = chunks * inputs // group if form == "INT8_GROUP" else 0
-        stage = self.unit_rows * slot + _up(self.unit_rows * scales * 4, 16)
+        stage = self.unit_rows * self.lanes * self.unroll * CHUNK[form.codes][1]
+        for slot in self.small_slots(form):
+            stage += _up(self.unit_rows * slot, 16)
         return self.warps * self.stages * stage
 
-    def digits(self, form: str, item: int) -> bool:
-        """Whether x is kept in shared memory as two digits a value."""
-        return item == 2 and not self.slow and form in ("INT8", "INT8_GROUP", "Q8_0", "Q4_1")
+    def small_slots(self, form: Form) -> tuple[int, int, int]:
+        """Bytes of a row's scales, super-scales and offsets in a stage."""
+        groups = self.depth(form) // form.group if form.group else 0
+        supers = self.depth(form) // form.super if form.super else 0
+        return groups * SCALE_BYTES[form.scale], 4 * supers, 2 * groups * form.offsets
 
-    def x_bytes(self, form: str, rows: int, K: int, item: int) -> int:
-        values = rows * _up(K, self.lanes * CHUNK[form][0])
+    def piece(self, form: Form, row_piece: int) -> int:
+        """Bytes in which scales and offsets are copied, if rows of them allow `row_piece`."""
+        scales, _, offsets = self.small_slots(form)
+        return math.gcd(row_piece, scales, offsets)
+
+    def digits(self, form: Form, item: int) -> bool:
+        """Whether x is kept in shared memory as two digits a value."""
+        return item == 2 and not self.slow and not form.is_float and not form.rounds_input
+
+    def x_bytes(self, form: Form, rows: int, K: int, item: int) -> int:
+        stride = _up(K, self.lanes * CHUNK[form.codes][0])
         if self.digits(form, item):
-            return values * 9 // 4
-        return _up(values * (1 if form == "W8A8" else item if self.packed else 4), 16)
+            return rows * (2 * stride + stride // 4 * _block_floats(form))
+        return _up(rows * stride * (1 if form.rounds_input else item if self.packed else 4), 16)
 
     def partial_bytes(self, rows: int) -> int:
         return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
@@ -79,7 +91,7 @@ class Plan:
 
     def limits(self, w: Stored, units: int, teams: int) -> dict[str, int | str]:
         """What is known of the loops when `teams` teams share `units` units."""
-        depth = CHUNK[w.name][0] * self.lanes * self.unroll
+        depth = self.depth(w.form)
         stages = -(-w.K // (depth * self.ksplit))
         single = units <= teams
         return {
@@ -87,15 +99,23 @@ class Plan:
             "FILLED": int(single and stages <= self.stages),
         }  # fmt: skip
 
-    def defines(self, form: str, item: int) -> dict[str, int | str]:
+    def defines(self, form: Form, item: int, row_piece: int = 16) -> dict[str, int | str]:
+        """row_piece: see `Stored.piece`."""
         digits = self.digits(form, item)
         found: dict[str, int | str] = {
-            "DIGITS": int(digits),
+            **form_macros(form), "DIGITS": int(digits),
             "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
             "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
             "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),
         }  # fmt: skip
+        if form.group:
+            found["PIECE"] = self.piece(form, row_piece)
         return found
+
+
+def _block_floats(form: Form) -> int:
+    """Floats beside 16 inputs in digits: a scale, and a sum if something is added to codes."""
+    return 2 if form.zero or form.offsets else 1
 
 
 def _up(n: int, multiple: int) -> int:
@@ -122,19 +142,17 @@ class Layout(NamedTuple):
     """What a plan depends on of a weight; see `Stored`.
 
     Attributes:
-        form: its name.   fast: its rows can be copied 16 bytes at a time.
+        fast: its rows can be copied 16 bytes at a time.
     """
 
-    form: str
-    group: int
+    form: Form
     K: int
     row_bytes: int
     fast: bool
 
     @classmethod
     def of(cls, w: Stored) -> Layout:
-        whole = w.form in (Q8_0, Q4_1) or w.row_bytes % 16 == 0
-        return cls(w.name, w.group, w.K, w.row_bytes, whole and w.rows.data.ptr % 16 == 0)
+        return cls(w.form, w.K, w.row_bytes, w.aligned)
 
 
 def choose(
@@ -151,7 +169,7 @@ def _choose(
 ) -> Plan:
     """The cheapest of all ways to share the rows out, by how many warps have nothing to do."""
     plan, best = _base(caps, w, rows, item), 1e9
-    chunks = -(-w.K // CHUNK[w.form][0])
+    chunks = -(-w.K // CHUNK[w.form.codes][0])
     small = count * w.row_bytes <= _SMALL * caps.sms
     for lanes, per_lane, warps, ksplit in _CUTS:
         if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
@@ -185,7 +203,7 @@ def choose_for_block(
 
 def _base(caps: Any, w: Layout, rows: int, item: int) -> Plan:
     large = rows > 2 or 4 * rows * w.K > _X_BYTES
-    packed = large and item == 2 and w.form not in ("F32", "W8A8")
+    packed = large and item == 2 and w.form.codes != "f32" and not w.form.rounds_input
     fetch = 1 if caps.compute_capability >= 80 else 0
     return Plan(fetch=fetch, packed=packed, slow=not w.fast)
 
@@ -204,8 +222,8 @@ def _deepened(
     caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, ring: int = _RING
 ) -> Plan:  # fmt: skip
     """The plan with stages of about _STAGE bytes, as many as are useful and fit."""
-    inputs, size = CHUNK[w.form]
-    least = max(1, w.group // (inputs * plan.lanes)) if w.form == "INT8_GROUP" else 1
+    inputs, size = CHUNK[w.form.codes]
+    least = max(1, max(w.form.group, w.form.super) // (inputs * plan.lanes))
     most = max(least, _STAGE // (32 * size * plan.per_lane))
     chunks = -(-w.K // inputs)
 
@@ -215,10 +233,11 @@ def _deepened(
         stages = -(-chunks // (depth * plan.ksplit))
         return chunks % (depth * plan.ksplit) != 0, chunks % depth != 0, stages
 
-    unroll = min((n for n in (1, 2, 3, 4, 6) if least <= n <= most), key=waste, default=least)
+    whole = (n for n in (1, 2, 3, 4, 6) if n <= most and n % least == 0)
+    unroll = min(whole, key=waste, default=least)
     plan = replace(plan, unroll=unroll)
     steps = -(-chunks // (plan.lanes * plan.ksplit))  # of a warp in a row
-    stage = replace(plan, stages=1).ring_bytes(w.form, w.group)
+    stage = replace(plan, stages=1).ring_bytes(w.form)
     left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
     units = -(-count // plan.unit_rows)
     passes = -(-units * plan.ksplit // (caps.sms * plan.warps))
@@ -228,7 +247,7 @@ def _deepened(
 
 def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
     """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
-    need = plan.ring_bytes(w.name, w.group) + plan.x_bytes(w.name, rows, w.K, item)
+    need = plan.ring_bytes(w.form) + plan.x_bytes(w.form, rows, w.K, item)
     need += plan.partial_bytes(rows) + more
     if need > backend.caps.shared_bytes - 1024:
         raise ValueError(f"gemv: {rows} rows of {w.K} values need {need} bytes of shared memory")
@@ -238,11 +257,12 @@ def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more
 def shared_refusal(backend: Any, weight: Weight, rows: int, dtype: Any) -> str | None:
     """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
     K, item = weight.shape[1], np.dtype(dtype).itemsize
-    if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
-        item = 1
-    elif isinstance(weight, QuantizedTensor) and item == 2:
-        item = 9 / 4
-    elif item == 4 or (isinstance(weight, Tensor) and weight.dtype == dtypes.float32):
+    form = form_of(weight)
+    if form is None or form.codes == "f32":
         item = 4
+    elif form.rounds_input:
+        item = 1
+    elif not form.is_float and item == 2:
+        item = 2 + _block_floats(form) / 4
     need = padded_rows(rows) * (K + 1024) * item + (48 << 10)
     return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"

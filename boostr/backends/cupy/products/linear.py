@@ -3,10 +3,11 @@
 | x, weight | more than 8 rows |
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
-| f16 or bf16, int8 (per row or group) | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
-| any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in these two |
+| f16 or bf16, int8, Q8_0, Q4_0 | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
+| f16 or bf16, other codes: Q4_1, Q6_K | `gemm_mma.cu` |
+| any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
-| all else: f32 x, GGUF blocks, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
+| all else: f32 x, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.products import blas, gemm, gemm_sm90
-from boostr.backends.cupy.products.stored import FLOAT, Stored, Weight
-from boostr.quant.scheme import QuantizedTensor
+from boostr.backends.cupy.products.stored import NO_PLANES, Stored, Weight, form_refusal
+from boostr.quant.forms import form_of
 from boostr.tensor import Tensor
 
 _TYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
@@ -36,20 +37,14 @@ def _supports(
     residual: Tensor | None,
     dtype: np.dtype | None = None,
 ) -> str | None:
-    floats = [t for t in (x, bias, residual) if t is not None]
-    floats += [weight] if isinstance(weight, Tensor) else []
-    for part in floats:
+    for part in (t for t in (x, bias, residual) if t is not None):
         if part.dtype not in _TYPES:
             return f"dtype {part.dtype} is none of float32, float16, bfloat16"
     if dtype is not None and dtype not in _TYPES:
         return f"result dtype {dtype} is none of float32, float16, bfloat16"
-    if isinstance(weight, QuantizedTensor):
-        for name, part in weight.parts.items():
-            if name == "scales" and part.dtype != dtypes.float32:
-                return f"scales are {part.dtype}, not float32"
     if weight.shape[1] == 0:
         return "K is 0"
-    return None
+    return form_refusal(form_of(weight))
 
 
 def _linear(
@@ -96,7 +91,7 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
     if _blas_takes(backend, x, w, residual, out):
         if bias is not None and bias.dtype != out.dtype:
             bias = backend.cast(bias, out.dtype)  # no finer than the result
-        blas.linear(backend, x, w.rows, out, bias, residual)
+        blas.linear(backend, x, w.codes, out, bias, residual)
     elif gemm.tensor_cores_take(backend, x, [w]) is None:
         gemm.mma(backend, x, [w], [bias], residual, out)
     else:
@@ -115,7 +110,7 @@ def _on_tensor_cores(
     M = x.shape[0]
     if gemm_sm90.hopper_takes(backend, weights[0], M):
         gemm_sm90.hopper(backend, x, weights, biases, residual, out, early=early)
-    elif weights[0].form != FLOAT or M <= _SKINNY:
+    elif not weights[0].form.is_float or M <= _SKINNY:
         gemm.mma(backend, x, weights, biases, residual, out, early=early)
     else:
         return False
@@ -123,7 +118,11 @@ def _on_tensor_cores(
 
 
 def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> bool:
-    if w.form != FLOAT or w.rows.dtype != x.dtype or out.dtype not in (x.dtype, dtypes.float32):
+    if (
+        not w.form.is_float
+        or w.codes.dtype != x.dtype
+        or out.dtype not in (x.dtype, dtypes.float32)
+    ):
         return False
     if x.dtype == dtypes.bfloat16 and backend.caps.compute_capability < 80:
         return False
@@ -149,9 +148,10 @@ def segments_gemm(
     if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, backend.early):
         return out
     if _adjacent(stored) and all(b is None for b in biases):
-        whole = Stored(FLOAT, 0, _Joined(stored), None, out.shape[1], x.shape[1])
+        planes = (_Joined(stored), *NO_PLANES[1:])
+        whole = Stored(stored[0].form, planes, out.shape[1], x.shape[1])
         if _blas_takes(backend, x, whole, None, out):
-            blas.linear(backend, x, whole.rows, out)
+            blas.linear(backend, x, whole.codes, out)
             return out
     start = 0
     for w, bias in zip(stored, biases, strict=True):
@@ -163,9 +163,9 @@ def segments_gemm(
 def _adjacent(weights: list[Stored]) -> bool:
     """Whether float weights of one type lie one behind the other."""
     return all(
-        a.form == b.form == FLOAT
-        and a.rows.dtype == b.rows.dtype
-        and b.rows.data.ptr == a.rows.data.ptr + a.rows.nbytes
+        a.form == b.form
+        and a.form.is_float
+        and b.codes.data.ptr == a.codes.data.ptr + a.codes.nbytes
         for a, b in itertools.pairwise(weights)
     )
 
@@ -174,7 +174,7 @@ class _Joined:
     """Adjacent weights seen as one array: what `blas.linear` asks of one."""
 
     def __init__(self, weights: list[Stored]) -> None:
-        first = weights[0].rows
+        first = weights[0].codes
         self.data, self.dtype, self.itemsize = first.data, first.dtype, first.itemsize
         self.shape = (sum(w.N for w in weights), weights[0].K)
         self.strides = first.strides

@@ -8,10 +8,12 @@ import numpy as np
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
-from boostr.backends.cupy.rows.embedding import decode_run, packed_parts, packed_supports
+from boostr.backends.cupy.products.stored import Stored, form_macros
+from boostr.backends.cupy.rows.embedding import packed_supports
 from boostr.backends.cupy.rows.rows import power_of_two, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.forms import scheme_form
+from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
 
@@ -26,23 +28,21 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     backend.launch(
         "quant", "quantize", (-(-N * G * lanes // 256),), (256,),
         [source, values, scales, np.int64(N * G), K, G, group], dependent=True,
-        FORM=-1, W="float", X=backend.c_type(w.dtype), RUN=run, LANES=lanes,
+        X=backend.c_type(w.dtype), RUN=run, LANES=lanes,
     )  # fmt: skip
     return Tensor.wrap(values, backend), Tensor.wrap(scales, backend)
 
 
 def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     backend: Any = w.backend
-    macros, table, scales, G, shift = packed_parts(w)
-    N, K = w.shape
-    out = backend.empty((N, K), dtype)
+    flat = Stored.of(w, backend)
+    out = backend.empty(w.shape, dtype)
     if out.size:
-        run = decode_run(macros["FORM"], table, K)
-        chunks = -(-K // (256 * run))
+        run = 8 if flat.in_eights else 1
+        chunks = -(-flat.K // (256 * run))
         backend.launch(
-            "quant", "dequantize", (N * chunks,), (256,),
-            [table, scales, out, K, G, shift, chunks], dependent=True,
-            O=backend.c_type(dtype), RUN=run, **macros,
+            "quant", "dequantize", (flat.N * chunks,), (256,), [*flat.planes, out, flat.K, chunks],
+            dependent=True, O=backend.c_type(dtype), RUN=run, **form_macros(flat.form),
         )  # fmt: skip
     return Tensor.wrap(out, backend)
 
@@ -54,15 +54,16 @@ KERNELS = {
 
 VARIANTS = [
     *(
-        Variant("quant", {"FORM": -1, "W": "float", "X": x, "RUN": run, "LANES": lanes})
+        Variant("quant", {"X": x, "RUN": run, "LANES": lanes})
         for x, run, lanes in (
             ("bf16", 8, 8), ("bf16", 8, 256), ("float", 4, 32), ("float", 1, 256), ("f16", 1, 32),
         )
     ),
     *(
-        Variant("quant", {"FORM": form, "W": "float", "O": out, "RUN": run})
-        for form, out, run in (
-            (1, "float", 8), (1, "bf16", 1), (2, "bf16", 8), (3, "f16", 8),
+        Variant("quant", {**form_macros(scheme_form(SCHEMES[scheme])), "O": out, "RUN": run})
+        for scheme, out, run in (
+            ("int8-g32", "float", 8), ("int8", "bf16", 1), ("q8_0", "bf16", 8), ("q4_0", "f16", 8),
+            ("q4_1", "f16", 8), ("q6_k", "float", 8), ("q6_k", "float", 1),
         )
     ),
 ]  # fmt: skip

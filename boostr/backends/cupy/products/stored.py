@@ -2,55 +2,119 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any, NamedTuple
 
-from boostr import dtypes
+from boostr.quant.forms import Form, form_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Weight = Tensor | QuantizedTensor
 
-FLOAT, INT8, INT8_GROUP, W8A8, Q8_0, Q4_1 = range(6)  # FORM of `gemm_*.cu`
-_BLOCKS = {"q8_0": Q8_0, "q4_1": Q4_1}
-_FLOATS = {dtypes.float32: "F32", dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
-_NAMES = {
-    INT8: "INT8", INT8_GROUP: "INT8_GROUP", W8A8: "W8A8", Q8_0: "Q8_0", Q4_1: "Q4_1",
-}  # fmt: skip
+PLANES = ("codes", "high", "scales", "supers", "offsets")  # `Planes` of weights.cuh, in its order
+_CODES = ("f32", "f16", "bf16", "c8", "c4", "c6")  # that weights.cuh decodes
+NO_PLANES = (None,) * len(PLANES)
+SCALE_BYTES = {"": 0, "f32": 4, "f16": 2, "i8": 1}
+_SCALES = {"f32": "float", "f16": "f16", "i8": "i8"}  # and the scales, as CUDA calls them
 
 
 class Stored(NamedTuple):
     """The arrays of a weight [N, K]; they are constant while a program lives.
 
     Attributes:
-        form: FLOAT, INT8 (a scale for each row), INT8_GROUP, W8A8, Q8_0 or Q4_1.
-        group: inputs that share a scale; 0: all of a row, or there are no scales.
-        rows: dense [N, K], or blocks of GGUF [N, bytes].   scales: float32 [N, groups] or None.
+        form: how its elements lie.   planes: its arrays in the order of PLANES, dense, 2-D; None
+            where the form has none.   N: of a stack [X, N, K] all its rows.
     """
 
-    form: int
-    group: int
-    rows: Any
-    scales: Any
+    form: Form
+    planes: tuple[Any, ...]
     N: int
     K: int
 
     @classmethod
     def of(cls, weight: Weight, backend: Any) -> Stored:
-        N, K = weight.shape
-        if isinstance(weight, Tensor):
-            return cls(FLOAT, 0, backend.dense(weight.data), None, N, K)
-        scheme, parts = weight.scheme, weight.parts
-        if scheme.is_block:
-            return cls(_BLOCKS[scheme.name], 32, backend.dense(parts["blocks"].data), None, N, K)
-        form = W8A8 if scheme.activations_int8 else INT8_GROUP if scheme.group_size else INT8
-        rows, scales = (backend.dense(parts[name].data) for name in ("values", "scales"))
-        return cls(form, scheme.group_size, rows, scales, N, K)
+        """Of a weight whose form `form_refusal` lets through."""
+        *lead, K = weight.shape
+        form = form_of(weight)
+        if form is None:
+            raise ValueError(f"expected a weight of floats or a known scheme, got {weight!r}")
+        parts = {"codes": weight} if isinstance(weight, Tensor) else weight.parts
+        planes = tuple(
+            backend.dense(parts[name].data) if name in parts else None for name in PLANES
+        )
+        if len(lead) != 1:
+            planes = tuple(p if p is None else p.reshape(-1, p.shape[-1]) for p in planes)
+        return cls(form, planes, math.prod(lead), K)
 
     @property
-    def name(self) -> str:
-        """FORM of the GEMVs (`weights.cuh`), where each float type has its own."""
-        return _FLOATS[self.rows.dtype] if self.form == FLOAT else _NAMES[self.form]
+    def codes(self) -> Any:
+        """Floats of the weight's own dtype, or its packed codes."""
+        return self.planes[0]
 
     @property
     def row_bytes(self) -> int:
-        return self.rows.shape[1] * self.rows.itemsize
+        """Bytes of a row of codes."""
+        return self.codes.shape[1] * self.codes.itemsize
+
+    @property
+    def piece(self) -> int:
+        """Bytes, 1 to 16, in which rows of scales and of offsets can be copied."""
+        return min((_unit(p) for p in self.planes[2::2] if p is not None), default=16)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether rows of codes begin at multiples of 16 bytes, and those of other planes at
+        multiples of what their length is a multiple of."""
+        return self.row_bytes % 16 == 0 and all(
+            p is None or p.data.ptr % _unit(p) == 0 for p in self.planes
+        )
+
+    @property
+    def in_eights(self) -> bool:
+        """Whether `eight` of weights.cuh can read it."""
+        codes, high, *_ = self.planes
+        least = 8 if codes.itemsize == 1 else 16
+        whole = high is None or high.data.ptr % 8 == 0
+        return self.K % 8 == 0 and codes.data.ptr % least == 0 and whole
+
+
+def _unit(plane: Any) -> int:
+    """The largest of 1, 2, 4, 8 and 16 bytes that the length of a row is a multiple of."""
+    nbytes = plane.shape[1] * plane.itemsize
+    return min(16, nbytes & -nbytes)
+
+
+@cache
+def form_refusal(form: Form | None) -> str | None:
+    """Why `shaders/cuda/products/weights.cuh` cannot decode a form; None if it can."""
+    if form is None:
+        return "weights of this dtype"
+    if form.codes not in _CODES:
+        return f"codes {form.codes} of the weight"
+    if form.is_float:
+        return None
+    if form.scale not in _SCALES:
+        return f"scales {form.scale} of the weight"
+    if form.codes == "c8" and form.zero:
+        return "signed codes with a zero"
+    if form.group % 16 or form.super % 32 or (form.super and form.super % max(form.group, 1)):
+        return f"groups of {form.group} and {form.super} inputs"
+    if form.offsets and not form.group:
+        return "offsets of whole rows"
+    if form.rounds_input and form != Form("c8", scale="f32", rounds_input=True):
+        return "a rounded input with codes other than bytes under row scales"
+    return None
+
+
+@cache
+def form_macros(form: Form) -> dict[str, Any]:
+    """The macros of weights.cuh; those at their default are left out."""
+    every = {
+        "ZERO": form.zero, "GROUP": form.group, "SUPER": form.super, "OFFSETS": int(form.offsets),
+        "ROUNDS": int(form.rounds_input),
+    }  # fmt: skip
+    found: dict[str, Any] = {name: value for name, value in every.items() if value}
+    if form.scale not in ("", "f32"):
+        found["SCALE_T"] = _SCALES[form.scale]
+    return {"CODES": form.codes.upper(), **found}
