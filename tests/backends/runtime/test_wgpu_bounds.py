@@ -44,6 +44,7 @@ def test_tables_beyond_a_binding(E, rng):
     with strict_wgpu(binding_bytes=4096) as backend:
         got = embedding(*tensors(backend, ids, w)).numpy()
         np.testing.assert_array_equal(got, w[ids])
+    with strict_wgpu(binding_bytes=16384) as backend:
         for scheme in ("int8-g32", *BLOCKS):
             table, want = draw(backend, rng, scheme, 200, 256)
             got = embedding(Tensor(ids // 3, backend=backend), table, "float32").numpy()
