@@ -112,10 +112,11 @@ def test_an_op_needs_a_tensor(twice):
 
 def test_tensors_are_found_inside_lists_and_weights():
     a, b = two(2), two(2)
-    blocks = Tensor(np.zeros((1, 34), np.uint8), backend="numpy")
-    weight = QuantizedTensor(SCHEMES["q8_0"], (1, 32), {"blocks": blocks})
+    codes = Tensor(np.zeros((1, 32), np.int8), backend="numpy")
+    scales = Tensor(np.zeros((1, 1), np.float16), backend="numpy")
+    weight = QuantizedTensor(SCHEMES["q8_0"], (1, 32), {"codes": codes, "scales": scales})
     found = list(dispatch.tensors_in((a, [b, (a, 3)], weight, None)))
-    assert [id(t) for t in found] == [id(t) for t in (a, b, a, blocks)]
+    assert [id(t) for t in found] == [id(t) for t in (a, b, a, codes, scales)]
 
 
 def test_repr(twice):
