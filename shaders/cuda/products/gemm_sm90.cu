@@ -23,6 +23,7 @@
 #define ROWS (64 * GROUPS)
 #define BK (ROUNDS ? 128 : 64)
 #define W_ROW (IS_FLOAT ? 2 * BK : NIBBLES ? BK / 2 : BK)  // bytes of a row in a stage
+#define CODE_AT(k) (NIBBLES ? (k) / 2 : (k))                    // element of a row that has input k
 #define LD_TILE (ROWS + 4)
 #define W_STAGE (ROWS * W_ROW)
 #define X_STAGE (TOKENS * 128)
@@ -357,7 +358,7 @@ DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begi
   if (!early) pdl_wait();
   for (int i = 0; i < ahead; ++i) {
     mbarrier_expect(ring.full + i * 8, STAGE_BYTES);
-    tma_load_2d(ring.stages + i * STAGE_BYTES, w.map, ring.full + i * 8, k_of(i), w.first);
+    tma_load_2d(ring.stages + i * STAGE_BYTES, w.map, ring.full + i * 8, CODE_AT(k_of(i)), w.first);
   }
   if (early) pdl_wait();
   for (int i = 0; i < ahead; ++i)
@@ -367,7 +368,7 @@ DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, int begi
     const u32 stage = ring.stages + s * STAGE_BYTES, full = ring.full + s * 8;
     mbarrier_wait(ring.empty + s * 8, (i / STAGES & 1) ^ 1);
     mbarrier_expect(full, STAGE_BYTES);
-    tma_load_2d(stage, w.map, full, k_of(i), w.first);
+    tma_load_2d(stage, w.map, full, CODE_AT(k_of(i)), w.first);
     tma_load_2d(stage + W_STAGE, x, full, k_of(i), token0);
   }
 }
