@@ -89,6 +89,10 @@ class Backend(ABC):
     @abstractmethod
     def full(self, shape: Shape, value: float | int | bool, dtype: np.dtype) -> Array: ...
 
+    def room(self, shape: Shape, dtype: np.dtype) -> Array:
+        """An array for a weight that is to be filled."""
+        return self.full(shape, 0, dtype)
+
     @abstractmethod
     def arange(self, start: float, stop: float, step: float, dtype: np.dtype) -> Array: ...
 

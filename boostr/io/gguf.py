@@ -17,6 +17,7 @@ import numpy as np
 from boostr.dtypes import bfloat16
 from boostr.errors import ModelFileError
 from boostr.io.mapping import map_file, refuse_foreign, view_bytes
+from boostr.quant.gguf import BLOCK_TYPES
 
 MAX_STRING = 64 * 1024 * 1024  # bytes
 MAX_ALIGNMENT = 1024 * 1024
@@ -45,7 +46,6 @@ PLAIN_TYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": bfloat16,
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
 }  # fmt: skip
-BLOCK_TYPES = ("Q8_0", "Q4_1")  # blocks that boostr computes with; see boostr/ops/linear.py
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {

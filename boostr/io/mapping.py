@@ -65,3 +65,19 @@ def view_bytes(
         raw = raw.copy()
         raw.flags.writeable = False
     return raw.view(dtype).reshape(shape)
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the memory that a view of a map takes: pages that are asked for again are read
+    again. Of what is no view of a map, nothing."""
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if size > 0:
+        owner.madvise(mmap.MADV_DONTNEED, first, size)

@@ -16,8 +16,9 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
+from boostr.io.mapping import release
 from boostr.nn.module import Weight
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.ops.blocks import read_blocks
 from boostr.tensor import Tensor
 
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
@@ -46,16 +47,16 @@ class LazyWeight(ABC):
         """The elements at the crossings of `indices`; a view of the file where that is possible."""
 
     def weight(self, backend: Backend) -> Weight:
-        """All of it in its stored form; on the numpy backend without a copy if it lies in a row.
+        """All of it in its stored form, blocks laid out anew; on the numpy backend numbers are not
+        copied if they lie in a row.
 
         Raises:
             ModelFileError: a dtype that boostr does not compute with.
         """
         array = np.ascontiguousarray(self.read(whole(self.shape)))
         if self.kind is not None:
-            scheme = SCHEMES[self.kind.lower()]
-            parts = {"blocks": Tensor(array, backend=backend)}
-            return QuantizedTensor(scheme, self.shape, parts)  # type: ignore[arg-type]
+            rows = array.reshape(-1, array.shape[-1])
+            return read_blocks(self.kind, rows, self.shape, backend, release)
         if array.dtype not in FLOATS:
             raise ModelFileError(
                 f"{self.path}: tensor {' + '.join(self.sources)} is {array.dtype}; boostr reads "

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boostr.ops import blocks as op
 from boostr.ops.quant import dequantize
 from boostr.quant.gguf import BLOCK_TYPES, blocks, planes
 from boostr.quant.pack import pack_codes, unpack_codes
-from boostr.quant.scheme import SCHEMES
 
 KINDS = tuple(BLOCK_TYPES)
 
@@ -34,7 +34,7 @@ def test_any_bytes_come_back(kind, data):
 def test_parts_are_the_scheme_s(kind, rng):
     block, N, G = BLOCK_TYPES[kind], 3, 2
     raw = rng.integers(0, 256, (N, G * block.nbytes)).astype(np.uint8)
-    scheme, K = SCHEMES[block.scheme], G * block.size
+    scheme, K = block.scheme, G * block.size
     want = {n: ((N, p.columns(K)), p.dtype) for n, p in scheme.parts.items()}
     got = planes(kind, raw)
     assert {name: (part.shape, part.dtype) for name, part in got.items()} == want
@@ -44,7 +44,7 @@ def test_parts_are_the_scheme_s(kind, rng):
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoded_as_the_gguf_package_does(kind, backend, rng):
     """Bit for bit: products with scales are exact, and an offset is added in float32 by both."""
-    scheme = BLOCK_TYPES[kind].scheme
+    scheme = BLOCK_TYPES[kind].scheme.name
     raw = packed.draw_blocks(rng, scheme, 20, 1024)
     want = gguf.dequantize(raw, gguf.GGMLQuantizationType[kind])
     got = dequantize(packed.packed(backend, scheme, raw, 1024)).numpy()
@@ -62,3 +62,26 @@ def test_codes_lie_where_the_descriptor_says(bits, rng):
         if bits == 6:
             got = got | (parts["high"][:, 8 * group + i % 8] >> 2 * (i // 8) & 3) << 4
         np.testing.assert_array_equal(got, codes[:, k])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("band", [1 << 24, 3000])
+def test_read_blocks(kind, band, backend, rng, monkeypatch):
+    """Whole and in bands, on every backend; rows that begin at any address."""
+    monkeypatch.setattr(op, "_BAND", band)
+    monkeypatch.setattr(op, "_COMPOSITE_BAND", band)
+    block = BLOCK_TYPES[kind]
+    drawn = packed.draw_blocks(rng, block.scheme.name, 24, 512)
+    rows = np.append(np.uint8(0), drawn)[1:].reshape(drawn.shape)
+    w = op.read_blocks(kind, rows, (2, 12, 512), backend)
+    assert w.backend is backend and w.shape == (2, 12, 512) and w.scheme is block.scheme
+    for name, want in planes(kind, rows).items():
+        got = w.parts[name].numpy()
+        np.testing.assert_array_equal(got.view(np.uint8), want.reshape(got.shape).view(np.uint8))
+
+
+def test_read_blocks_of_one_row(backend, rng):
+    raw = rng.integers(0, 256, (1, 3 * 34)).astype(np.uint8)
+    assert op.read_blocks("Q8_0", raw, (96,), backend).parts["codes"].shape == (96,)
+    empty = op.read_blocks("Q8_0", raw[:0], (0, 96), backend)
+    assert empty.shape == (0, 96)

@@ -19,7 +19,7 @@ _MODULES = {
         "rows.embedding": ("embedding",),
         "attention.cache": ("slot_mapping", "kv_write", "advance"),
         "attention.attention": ("varlen_attention", "paged_attention"),
-        "products.quant": ("quantize", "dequantize"),
+        "products.quant": ("quantize", "dequantize", "read_blocks"),
         "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens"),
     }.items()
     for op in ops

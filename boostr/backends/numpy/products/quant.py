@@ -10,6 +10,7 @@ from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.products.planes import place, stored_form, why_not
+from boostr.quant.gguf import BLOCK_TYPES
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -49,7 +50,34 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     return made if dtype == out.dtype else made.to(dtype)
 
 
+_REPACK = {"Q6_K": "repack.q6_k"}  # types of which not all is copied
+
+
+def _read_blocks_supports(rows: Tensor, kind: str, places: list[Tensor]) -> str | None:
+    if not all(x.data.flags.c_contiguous for x in (rows, *places)):
+        return "the blocks or their places are not dense"
+    known = BLOCK_TYPES[kind].read is None or kind in _REPACK
+    return None if known else f"no kernel reads blocks of {kind}"
+
+
+def _read_blocks(rows: Tensor, kind: str, places: list[Tensor]) -> None:
+    backend: NumpyBackend = rows.backend  # type: ignore[assignment]
+    block, (N, width) = BLOCK_TYPES[kind], rows.shape
+    p = [0] * layout.REPACK_PARAMS
+    for name, place in zip(block.scheme.parts, places, strict=True):
+        at = layout.PLANES[name]
+        p[at], p[at + 1] = address(place.data), place.data.strides[0]
+    p[layout.BLOCKS], p[layout.BLOCK_ROW_BYTES] = address(rows.data), width
+    p[layout.BLOCK_COUNT] = width // block.nbytes
+    constants = {} if kind in _REPACK else {"nbytes": block.nbytes, "parts": block.fields}
+    backend.launch(
+        _REPACK.get(kind, "repack.fields"), p, items=N, grain=max(1, 65536 // max(width, 1)),
+        reads=[rows.data], writes=[place.data for place in places], **constants,
+    )  # fmt: skip
+
+
 KERNELS = {
     "quantize": Kernel(_quantize, _quantize_supports),
+    "read_blocks": Kernel(_read_blocks, _read_blocks_supports),
     "dequantize": Kernel(_dequantize, _dequantize_supports),
 }

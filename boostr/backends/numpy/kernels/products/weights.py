@@ -64,12 +64,17 @@ def plane_names(form) -> tuple[str, ...]:
 
 
 def plane_rows(form, count: int):
-    """An intrinsic rows(params, first, last): where `count` rows from `first` on lie.
+    """`rows_at` of the planes of a form."""
+    return rows_at([layout.PLANES[name] for name in plane_names(form)], count)
+
+
+def rows_at(slots, count: int):
+    """An intrinsic rows(params, first, last): where `count` rows from `first` on lie, in planes
+    whose place is at these words of the parameters.
 
     Gives the addresses of all planes of one row, then those of the next. Rows past `last` are read
     as the last one.
     """
-    slots = [layout.PLANES[name] for name in plane_names(form)]
     result = types.UniTuple(types.int64, count * len(slots))
 
     def op(typingctx, params, first, last):

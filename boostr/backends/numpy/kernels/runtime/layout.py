@@ -37,6 +37,11 @@ IDS, TABLE_ROWS, OUT, WIDTH = range(PLANE_WORDS, 14)
 TABLE_PARAMS = 14
 
 
+# the parameters of `repack`: GGUF blocks, bytes from one row of them to the next, blocks in a row
+BLOCKS, BLOCK_ROW_BYTES, BLOCK_COUNT = range(PLANE_WORDS, 13)
+REPACK_PARAMS = 13
+
+
 def digit_record(lanes: int) -> int:
     """Bytes of one step of split x, LANES * 8 elements, for `gemv_digits.gemv`."""
     return 9 * 4 * lanes

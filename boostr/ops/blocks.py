@@ -1,0 +1,70 @@
+"""Blocks of a GGUF file as the planes that products read (`boostr/quant/gguf.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from boostr import backends, dispatch
+from boostr.backends.base import Backend
+from boostr.dispatch import Op
+from boostr.quant.gguf import BLOCK_TYPES, planes
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
+
+_BAND = 1 << 24  # bytes of blocks that are read at a time
+_COMPOSITE_BAND = 1 << 20  # the same without a kernel, where numpy needs several times as much
+
+
+def read_blocks(
+    kind: str,
+    rows: np.ndarray,
+    shape: tuple[int, ...],
+    backend: Backend,
+    done: Callable[[np.ndarray], None] = lambda rows: None,
+) -> QuantizedTensor:
+    """A weight of GGUF's blocks, laid out anew without loss.
+
+    Args:
+        kind: GGUF's type, such as "Q4_0".   rows: uint8 [N, bytes], as they lie in the file.
+        shape: [..., K] of the weight, where N is all but K multiplied.
+        done: is given the rows that are read, band by band.
+    The host holds a band of rows at a time, besides the weight itself if `backend` is numpy.
+    """
+    scheme, host = BLOCK_TYPES[kind].scheme, backends.get("numpy")
+    sizes = [((len(rows), part.columns(shape[-1])), part.dtype) for part in scheme.parts.values()]
+    parts = [Tensor.wrap(backend.room(size, dtype), backend) for size, dtype in sizes]
+    band = max(_BAND // max(rows.shape[1], 1), 1)
+    for start in range(0, len(rows), band):
+        few = rows[start : start + band]
+        places = [part[start : start + band] for part in parts]
+        if backend is host:
+            _read_blocks(Tensor(few, backend=host), kind, places)
+        else:
+            _through_host(few, kind, places, host)
+        done(few)
+    if len(shape) != 2:
+        parts = [part.reshape(*shape[:-1], part.shape[1]) for part in parts]
+    return QuantizedTensor(scheme, shape, dict(zip(scheme.parts, parts, strict=True)))
+
+
+def _through_host(rows: np.ndarray, kind: str, places: list[Tensor], host: Backend) -> None:
+    made = [Tensor.wrap(host.room(place.shape, place.dtype), host) for place in places]
+    with dispatch.strict(False):  # which is about the device's kernels
+        _read_blocks(Tensor(rows, backend=host), kind, made)
+    for place, part in zip(places, made, strict=True):
+        place.assign(part.numpy())
+
+
+def _composite(rows: Tensor, kind: str, places: list[Tensor]) -> None:
+    """Fills the parts of rows uint8 [N, bytes], in the order of their scheme."""
+    data = rows.numpy()
+    band = max(_COMPOSITE_BAND // max(data.shape[1], 1), 1)
+    for start in range(0, len(data), band):
+        found = planes(kind, data[start : start + band])
+        for place, part in zip(places, found.values(), strict=True):
+            place[start : start + band].assign(part)
+
+
+_read_blocks = Op("read_blocks", _composite)
