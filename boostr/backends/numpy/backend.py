@@ -16,7 +16,7 @@ from boostr import env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, KernelClock
 from boostr.backends.numpy.kernel_table import find_kernel
-from boostr.backends.numpy.runtime import jit, threads
+from boostr.backends.numpy.runtime import jit, slabs, threads
 from boostr.errors import BackendError
 from boostr.program import Program
 
@@ -87,6 +87,10 @@ class NumpyBackend(ArrayBackend):
         if recorder is not None:
             return recorder.arena.empty(shape, np.dtype(dtype))
         return np.empty(shape, dtype)
+
+    def room(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """`empty` for weights, which last."""
+        return self.empty(shape, dtype) if self.recorder is not None else slabs.take(shape, dtype)
 
     def dense(self, x: Array) -> Array:
         """x with its elements in row-major order: itself, or a copy."""

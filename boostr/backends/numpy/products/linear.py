@@ -63,7 +63,7 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
     M, N, K = sizes
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
     kernel, constants = "linear.gemv", {"form": form, "columns": columns}
-    route = "int8" if rounds else "gemv_digits" if _takes_digits(form, K) else None
+    route = "int8" if rounds else "gemv_digits" if _takes_digits(form, columns, K) else None
     if route is not None:
         packed = _pack(backend, p, route, M, K, reads[0])
         p[layout.PACKED], reads = address(packed), [*reads, packed]
@@ -73,11 +73,15 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
     backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
 
 
-def _takes_digits(form: Form, K: int) -> bool:
-    """Whether `gemv_digits.py` has the form, and K fills a step of it."""
+# rows of x up to which integer products are faster than decoding the weights once for all rows
+_DIGIT_ROWS = {"c4": 2, "c6": 4}
+
+
+def _takes_digits(form: Form, rows: int, K: int) -> bool:
+    """Whether `gemv_digits.py` has the form, K fills a step of it, and it is the faster way."""
     step = 8 * jit.target().lanes
-    fits = form.codes in ("c4", "c6") and form.group and form.super % step == 0
-    return bool(fits) and step <= K
+    fits = form.group > 0 and form.super % step == 0 and step <= K
+    return fits and rows <= _DIGIT_ROWS.get(form.codes, 0)
 
 
 def _digit_bytes(M: int, K: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     backend: NumpyBackend = w.backend  # type: ignore[assignment]
     source = backend.dense(w.data)
     N, K = w.shape
-    values, scales = backend.empty((N, K), "int8"), backend.empty((N, -(-K // group)))
+    values, scales = backend.room((N, K), "int8"), backend.room((N, -(-K // group)))
     params = [*map(address, (source, values, scales)), K, group]
     backend.launch(
         "quant.quantize", params, items=N, grain=8, reads=[source], writes=[values, scales],

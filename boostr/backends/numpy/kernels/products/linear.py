@@ -7,13 +7,16 @@ accumulating in rows * columns vectors of f32, which are added up at the end of 
 
 from boostr.backends.numpy.kernels.products.weights import (
     BLOCK,
+    SPAN,
     block_bytes,
     contract,
     decoder,
+    has_spans,
     has_tail,
     load_block,
     load_block_n,
     plane_rows,
+    span_contractor,
 )
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import f32, prefetch, put, spread, stack
@@ -49,6 +52,8 @@ def gemv(form, columns: int, rows: int = 0):
     whole, partial = decoder(form)
     rows_of, tails = plane_rows(form, rows), has_tail(form)
     step = block_bytes(form) * rows
+    spans = has_spans(form) and columns <= 2
+    contract_span, span_step = span_contractor(form), SPAN * step
     row_scale, tile = not form.is_float and not form.group, rows * columns
 
     def kernel(params, start, stop):
@@ -60,7 +65,13 @@ def gemv(form, columns: int, rows: int = 0):
             ws = rows_of(params, n, stop - 1)
             acc = fill(tile, 0.0)
             ahead = ws[0] + distance
-            for b in range(blocks):
+            scaled = 0
+            if spans:
+                for b in range(0, blocks - SPAN + 1, SPAN):
+                    prefetch(ahead + b * step, span_step, 3)
+                    acc = contract_span(ws, xs, b, acc)
+                scaled = blocks // SPAN * SPAN
+            for b in range(scaled, blocks):
                 if distance:
                     prefetch(ahead + b * step, step, 3)
                 acc = contract(whole(ws, b), load_block(xs, b), acc)
