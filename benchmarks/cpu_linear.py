@@ -10,20 +10,23 @@ the best of both columns is what to compare.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 
 import numpy as np
 
-from boostr import env
+from boostr import dtypes, env
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.runtime import jit, threads
+from boostr.backends.numpy.products.linear import takes_digits
+from boostr.backends.numpy.runtime import jit, slabs, threads
+from boostr.quant.forms import Form, scheme_form
+from boostr.quant.scheme import SCHEMES
 
 # (out, in) of SmolLM2-135M: q and o, k and v, gate and up, down, head
 SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576))
 PRODUCTS = ((512, 1536, 576), (512, 576, 1536), (512, 576, 576), (2048, 2048, 2048))
-BLOCK_BYTES = {"f32": 128, "bf16": 64, "f16": 64, "i8": 32, "i8g": 32, "q8_0": 34, "q4_1": 20,
-               "w8a8": 32}  # fmt: skip
+FLOATS = {"f32": np.dtype("f4"), "bf16": dtypes.bfloat16, "f16": np.dtype("f2")}
 ROTATION = 128 << 20
 DEPTH = 576  # of a panel; what the backend uses
 
@@ -47,66 +50,73 @@ def bytes_read():
     return jit.from_function(kernel)
 
 
-def random_rows(rng, form: str, N: int, K: int) -> np.ndarray:
-    """Random stored weights uint8 [N, row_bytes] whose floats are ordinary numbers."""
-    rows = rng.integers(0, 256, (N, K // 32 * BLOCK_BYTES[form]), dtype=np.uint8)
-    if form == "f32":
-        rows.view(np.float32)[:] = rng.standard_normal((N, K), np.float32)
-    elif form in ("bf16", "f16"):
-        # sign and mantissa stay random, the exponent becomes that of numbers near 0.5
-        rows[:, 1::2] = rows[:, 1::2] & 0x83 | (0x3C if form == "bf16" else 0x38)
-    elif form in ("q8_0", "q4_1"):
-        blocks = rows.reshape(N, -1, BLOCK_BYTES[form])
-        blocks[:, :, 1] = 0x20
-        if form == "q4_1":
-            blocks[:, :, 3] = 0xA0
-    return rows
+class Weight:
+    """Random planes of a form whose floats are ordinary numbers."""
+
+    def __init__(self, rng, name: str, N: int, K: int):
+        if name in FLOATS:
+            self.form = Form(name)
+            parts = {"codes": rng.standard_normal((N, K), np.float32).astype(FLOATS[name])}
+        else:
+            self.form = dataclasses.replace(scheme_form(SCHEMES[name]), rounds_input=False)
+            parts = {n: _random(rng, (N, p.columns(K)), p.dtype)
+                     for n, p in SCHEMES[name].parts.items()}  # fmt: skip
+        self.planes = {part: slabs.take(x.shape, x.dtype) for part, x in parts.items()}
+        for part, x in parts.items():
+            self.planes[part][:] = x
+        self.nbytes = sum(x.nbytes for x in parts.values())
+
+
+def _random(rng, shape, dtype):
+    if dtype.kind == "f":
+        return (rng.random(shape, np.float32) * 0.01).astype(dtype)
+    return rng.integers(0, 256, shape, np.uint8).view(dtype)
 
 
 class Operands:
-    """x, y, scales and scratch that all products of a run share."""
+    """x, y and scratch that all products of a run share."""
 
     def __init__(self, rng, M: int, N: int, K: int):
         self.x = rng.standard_normal((M, K), np.float32)
         self.y = np.zeros((M, N), np.float32)
-        self.scales = np.full(N * max(1, K // 64), 0.01, np.float32)
         rows = jit.target().tile[0]
         self.scratch = threads.aligned((-(-M // rows) * rows * (K + 32) * 4 + (K + 64) * 64) // 8)
 
-    def params(self, form: str, rows: np.ndarray) -> np.ndarray:
+    def params(self, weight: Weight) -> np.ndarray:
         p = np.zeros(layout.LINEAR_PARAMS, np.int64)
-        (M, K), N = self.x.shape, len(rows)
-        p[[layout.X, layout.LDX, layout.W]] = self.x.ctypes.data, K, rows.ctypes.data
-        p[[layout.ROW_BYTES, layout.SCALES]] = rows.shape[1], self.scales.ctypes.data
-        p[[layout.SCALES_PER_ROW, layout.SHIFT]] = (K // 64 if form == "i8g" else 1), 1
+        M, K = self.x.shape
+        for name, plane in weight.planes.items():
+            at = layout.PLANES[name]
+            p[at : at + 2] = plane.ctypes.data, plane.strides[0]
+        p[[layout.X, layout.LDX]] = self.x.ctypes.data, K
         p[[layout.Y, layout.LDY, layout.M]] = self.y.ctypes.data, self.y.shape[1], M
-        p[[layout.N, layout.K, layout.PACKED]] = N, K, self.scratch.ctypes.data
+        p[[layout.N, layout.K, layout.PACKED]] = self.y.shape[1], K, self.scratch.ctypes.data
         return p
 
 
-def few_rows(calls: threads.Calls, form: str, p: np.ndarray) -> None:
+def few_rows(calls: threads.Calls, name: str, form: Form, p: np.ndarray) -> None:
     """Adds the calls of one product with up to 8 rows of x."""
     M, N, K = (int(p[i]) for i in (layout.M, layout.N, layout.K))
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    if form == "q4_1" and columns <= 4:
+    if takes_digits(form, columns, K):
         step = jit.target().lanes // 4
         items = M * -(-K // 32 // step) * step
-        calls.add(jit.kernel("digits.split"), p, items, 8)
-        calls.add(jit.kernel("digits.gemv", columns=columns), p, N, 16)
-    elif form == "w8a8":
+        calls.add(jit.kernel("gemv_digits.split"), p, items, 8)
+        calls.add(jit.kernel("gemv_digits.gemv", form=form, columns=columns), p, N, 16)
+    elif name == "w8a8":
         calls.add(jit.kernel("int8.quantize_rows"), p, M, 1)
         calls.add(jit.kernel("int8.gemv", columns=columns), p, N, 16)
     else:
         calls.add(jit.kernel("linear.gemv", form=form, columns=columns), p, N, 16)
 
 
-def many_rows(calls: threads.Calls, form: str, p: np.ndarray) -> None:
+def many_rows(calls: threads.Calls, name: str, form: Form, p: np.ndarray) -> None:
     """Adds the calls of one product with many rows of x."""
     rows, vectors = jit.target().tile
     tiles = -(-int(p[layout.M]) // rows)
     panels = -(-int(p[layout.N]) // (vectors * jit.target().lanes))
     p[layout.TILES_PER_ITEM] = tiles
-    if form == "w8a8":
+    if name == "w8a8":
         pack, product = jit.kernel("int8_gemm.pack"), jit.kernel("int8_gemm.product", depth=2048)
     else:
         pack, product = jit.kernel("gemm.pack"), jit.kernel("gemm.gemm", form=form, depth=DEPTH)
@@ -132,13 +142,13 @@ def decode(pool, forms, M: int, rounds: int) -> None:
     print(f"{'weights':8} {'shape':>12} {'read':>14} {'kernel':>14} {'share':>6}")
     for form in forms:
         for N, K in SHAPES:
-            size = N * (K // 32) * BLOCK_BYTES[form]
+            weights = [Weight(rng, form, N, K)]
+            size, operands = weights[0].nbytes, Operands(rng, M, N, K)
             copies = max(1, ROTATION // size)
-            operands = Operands(rng, M, N, K)
-            weights = [random_rows(rng, form, N, K) for _ in range(copies)]
+            weights += [Weight(rng, form, N, K) for _ in range(copies - 1)]
             calls = threads.Calls()
-            for rows in weights:
-                few_rows(calls, form, operands.params(form, rows))
+            for weight in weights:
+                few_rows(calls, form, weight.form, operands.params(weight))
             records = calls.freeze().records
             read, run = [], []
             for _ in range(rounds + 1):
@@ -161,10 +171,9 @@ def products(pool, forms, rounds: int) -> None:
         operands = Operands(rng, M, N, K)
         plain = rng.standard_normal((N, K), np.float32)
         for form in forms:
-            rows = random_rows(rng, form, N, K)
-            p = operands.params(form, rows)
+            weight = Weight(rng, form, N, K)
             calls = threads.Calls()
-            many_rows(calls, form, p)
+            many_rows(calls, form, weight.form, operands.params(weight))
             records = calls.freeze().records
             blas, run = [], []
             for _ in range(4 * rounds + 1):
@@ -183,20 +192,20 @@ def products(pool, forms, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--forms", default="f32,bf16,f16,i8,i8g,q8_0,q4_1,w8a8")
+    parser.add_argument("--forms", default=",".join((*FLOATS, *SCHEMES)))
     parser.add_argument("--threads", type=int, default=env.num_threads())
     parser.add_argument("--rows", default="1,4", help="rows of x of the first table, up to 8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-gemm", action="store_true")
     options = parser.parse_args()
     forms = options.forms.split(",")
-    if unknown := [form for form in forms if form not in BLOCK_BYTES]:
-        parser.error(f"unknown weights {unknown}; known: {', '.join(BLOCK_BYTES)}")
+    if unknown := [form for form in forms if form not in (*FLOATS, *SCHEMES)]:
+        parser.error(f"unknown weights {unknown}; known: {', '.join((*FLOATS, *SCHEMES))}")
     pool = threads.Pool(options.threads)
     for M in (int(text) for text in options.rows.split(",")):
         decode(pool, forms, M, options.rounds)
     if not options.skip_gemm:
-        if not jit.target().int8_dot:  # there the backend takes the kernel of form i8
+        if not jit.target().int8_dot:  # there the backend takes the kernel of int8
             forms = [form for form in forms if form != "w8a8"]
         products(pool, forms, options.rounds)
     if jit.compiled:

@@ -63,7 +63,7 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
     M, N, K = sizes
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
     kernel, constants = "linear.gemv", {"form": form, "columns": columns}
-    route = "int8" if rounds else "gemv_digits" if _takes_digits(form, columns, K) else None
+    route = "int8" if rounds else "gemv_digits" if takes_digits(form, columns, K) else None
     if route is not None:
         packed = _pack(backend, p, route, M, K, reads[0])
         p[layout.PACKED], reads = address(packed), [*reads, packed]
@@ -77,7 +77,7 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
 _DIGIT_ROWS = {"c4": 2, "c6": 4}
 
 
-def _takes_digits(form: Form, rows: int, K: int) -> bool:
+def takes_digits(form: Form, rows: int, K: int) -> bool:
     """Whether `gemv_digits.py` has the form, K fills a step of it, and it is the faster way."""
     step = 8 * jit.target().lanes
     fits = form.group > 0 and form.super % step == 0 and step <= K
