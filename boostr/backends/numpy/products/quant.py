@@ -64,15 +64,15 @@ def _read_blocks(rows: Tensor, kind: str, places: list[Tensor]) -> None:
     backend: NumpyBackend = rows.backend  # type: ignore[assignment]
     block, (N, width) = BLOCK_TYPES[kind], rows.shape
     p = [0] * layout.REPACK_PARAMS
-    for name, place in zip(block.scheme.parts, places, strict=True):
+    for name, plane in zip(block.scheme.parts, places, strict=True):
         at = layout.PLANES[name]
-        p[at], p[at + 1] = address(place.data), place.data.strides[0]
+        p[at], p[at + 1] = address(plane.data), plane.data.strides[0]
     p[layout.BLOCKS], p[layout.BLOCK_ROW_BYTES] = address(rows.data), width
     p[layout.BLOCK_COUNT] = width // block.nbytes
     constants = {} if kind in _REPACK else {"nbytes": block.nbytes, "parts": block.fields}
     backend.launch(
         _REPACK.get(kind, "repack.fields"), p, items=N, grain=max(1, 65536 // max(width, 1)),
-        reads=[rows.data], writes=[place.data for place in places], **constants,
+        reads=[rows.data], writes=[plane.data for plane in places], **constants,
     )  # fmt: skip
 
 
