@@ -19,6 +19,7 @@ from boostr.errors import ModelFileError
 from boostr.io.mapping import release
 from boostr.nn.module import Weight
 from boostr.ops.blocks import read_blocks
+from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
