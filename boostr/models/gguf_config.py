@@ -9,7 +9,7 @@ import numpy as np
 
 from boostr.errors import ModelFileError
 from boostr.io.gguf_split import GGUFSource
-from boostr.models.gguf import architecture_of
+from boostr.models.gguf import Architecture, architecture_of
 
 # key after "<architecture>." -> config.json
 _KEYS = {
@@ -39,13 +39,11 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
         value = _value(file, key)
         if value is not None:
             config[name] = value
-    if "sliding_window" not in row.keys.values() and _value(file, "attention.sliding_window"):
-        raise ModelFileError(
-            f"{file.path}: a sliding window in a GGUF file of {row.model_type} is not supported"
-        )
+    _refuse_other_attention(file, row)
     config.setdefault("rope_theta", 10000.0)  # llama.cpp's, whatever the family's is
-    if "token_embd.weight" in tensors:
-        config["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    table = tensors.get("token_embd.weight")
+    if table is not None and len(table.shape) == 2:
+        config["vocab_size"] = table.shape[0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config["eos_token_id"] = file.metadata.get("tokenizer.ggml.eos_token_id")
     names = ("attn_q.bias", "attn_qkv.bias")
@@ -55,6 +53,18 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
     config |= _partial_rope(file, config)
     config["rope_scaling"] = _rope_scaling(file)
     return config
+
+
+def _refuse_other_attention(file: GGUFSource, row: Architecture) -> None:
+    if "sliding_window" not in row.keys.values() and _value(file, "attention.sliding_window"):
+        raise ModelFileError(
+            f"{file.path}: a sliding window in a GGUF file of {row.model_type} is not supported"
+        )
+    if _value(file, "attention.causal") is False:
+        raise ModelFileError(
+            f"{file.path}: {row.model_type} with attention.causal false, in both directions, is "
+            "not supported"
+        )
 
 
 def _value(file: GGUFSource, key: str) -> int | float | bool | None:

@@ -110,6 +110,7 @@ def test_the_factor_on_attention_multiplies(name, tmp_path):
     [
         ({"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor must be 1, got 0.5"),
         ({"attention.sliding_window": 8}, "sliding window"),
+        ({"attention.causal": False}, "attention.causal false"),
         ({"rope.scaling.type": "su"}, "rope scaling 'su' in GGUF; known: none, linear"),
         ({"rope.scaling.type": "longrope"}, "expected a vector rope_factors_long.weight"),
         ({"block_count": "two"}, "block_count must be one number, got 'two'"),
