@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from boostr.errors import ModelFileError
-from boostr.io.gguf import GGML_TYPES, PLAIN_TYPES, GGUFTensor
+from boostr.io.gguf import PLAIN_TYPES, GGUFTensor
 from boostr.io.gguf_split import GGUFSource
 from boostr.models import plan
 from boostr.models.config import DecoderConfig
 from boostr.models.lazy import Indices, LazyWeight, Stored, pick
 from boostr.models.plan import LoadPlan
+from boostr.quant.gguf import BLOCK_TYPES
 
 Config = dict[str, Any]
 
@@ -138,6 +139,8 @@ def _weight(path: str, tensor: GGUFTensor) -> LazyWeight:
 class Blocks(LazyWeight):
     """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`."""
 
+    kind: str
+
     def __init__(self, path: str, tensor: GGUFTensor) -> None:
         self.path, self.sources, self.shape = path, (tensor.name,), tensor.shape
         self.kind, self._tensor = tensor.type, tensor
@@ -147,7 +150,7 @@ class Blocks(LazyWeight):
             )
 
     def read(self, indices: Indices) -> np.ndarray:
-        _, inputs, nbytes = next(row for row in GGML_TYPES.values() if row[0] == self.kind)
+        inputs, nbytes = BLOCK_TYPES[self.kind].size, BLOCK_TYPES[self.kind].nbytes
         columns = indices[-1]
         if (
             not isinstance(columns, range)
@@ -159,6 +162,6 @@ class Blocks(LazyWeight):
                 f"{self.path}: tensor {self._tensor.name!r} is {self.kind}; its columns can be cut "
                 f"at multiples of {inputs}, got {columns}"
             )
-        data = self._tensor.data.reshape(*self.shape[:-1], -1)
+        data = self._tensor.data.reshape(*self.shape[:-1], self.shape[-1] // inputs * nbytes)
         span = range(columns.start // inputs * nbytes, -(-columns.stop // inputs) * nbytes)
         return pick(data, (*indices[:-1], span))

@@ -163,14 +163,9 @@ def _share(layers: Sequence[Module], whole: Weight) -> None:
     """Give linear layers their rows of one weight, as views."""
     start = 0
     for layer in layers:
-        rows = slice(start, start + layer.weight.shape[0])  # type: ignore[attr-defined]
-        start = rows.stop
-        if isinstance(whole, Tensor):
-            layer.weight = whole[rows]  # type: ignore[attr-defined]
-        else:
-            shape = (rows.stop - rows.start, whole.shape[1])
-            parts = {name: part[rows] for name, part in whole.parts.items()}
-            layer.weight = QuantizedTensor(whole.scheme, shape, parts)  # type: ignore[attr-defined]
+        stop = start + layer.weight.shape[0]  # type: ignore[attr-defined]
+        rows = whole[start:stop] if isinstance(whole, Tensor) else whole.rows(start, stop)
+        layer.weight, start = rows, stop  # type: ignore[attr-defined]
 
 
 def _join(layers: Sequence[Module]) -> None:

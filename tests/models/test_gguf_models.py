@@ -130,7 +130,7 @@ def test_what_is_not_known_is_refused(metadata, message, tmp_path):
         load_module(gguf_files.convert(folder, tmp_path / "m.gguf", metadata=metadata))
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize("name", ["llama/tied", "qwen2/tied"])
 def test_q_k_and_v_in_one_tensor(name, kind, tmp_path):
     """Blocks are cut between rows: packed or apart, the numbers are the same."""
