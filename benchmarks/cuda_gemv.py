@@ -3,8 +3,8 @@
     python benchmarks/cuda_gemv.py [--rows 1] [--forms bfloat16,int8] [--no-torch]
 
 Each shape runs over as many matrices as fill three L2 caches, in a CUDA graph; random data. Beside
-us: torch's `F.linear` in bf16, also in a graph. "floor" is the share of 3.0 TB/s, what a copy
-reaches, in bytes of weights.
+us: torch's `F.linear` in bf16, also in a graph. "floor" is the share of a copy's speed,
+in bytes of weights.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cuda_timing import COPY_BYTES, graph_time_us, rotation, table, terabytes, torch_graph_time_us
+from cuda_timing import copy_bytes, graph_time_us, rotation, table, terabytes, torch_graph_time_us
 
 from boostr import Tensor, backends
 from boostr.backends.cupy.products import gemv
@@ -92,7 +92,7 @@ def main() -> None:
         for form in forms:
             us, nbytes = measure_ours(backend, form, options.rows, N, K)
             speed = terabytes(nbytes, us)
-            row.append(f"{us:.1f}, {speed:.2f}, {1e12 * speed / COPY_BYTES:.0%}")
+            row.append(f"{us:.1f}, {speed:.2f}, {1e12 * speed / copy_bytes():.0%}")
             if form == forms[0]:
                 first = us
         if peer is not None:

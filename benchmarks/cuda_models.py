@@ -4,10 +4,10 @@
         [--quantize int8] [--peer none|eager|compile] [--repetitions 5] [--kernels]
 
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
-(weights and cache) at 3.0 TB/s. batch: the same for 32 sequences. prefill: 4096 tokens. The peer is
-transformers in bf16 on the same GPU, in the same run: "eager" or a static cache with torch.compile
-(whose compilation takes about a minute a model and is not timed). `--kernels` prints where a step's
-time goes. Rates are tokens per second, medians.
+(weights and cache) at a copy's speed. batch: the same for 32 sequences. prefill: 4096 tokens. The
+peer is transformers in bf16 on the same GPU, in the same run: "eager" or a static cache with
+torch.compile (whose compilation takes about a minute a model and is not timed). `--kernels` prints
+where a step's time goes. Rates are tokens per second, medians.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def measure(name: str, options: argparse.Namespace, quantize: str | None) -> lis
     for test, batch in (("decode", 1), ("batch", BATCH)):
         if test in tests:
             rate, decoder = decode_rate(runner, batch, options.repetitions)
-            bound = batch * cuda_timing.COPY_BYTES / step_bytes(runner, batch, PROMPT + NEW // 2)
+            bound = batch * cuda_timing.copy_bytes() / step_bytes(runner, batch, PROMPT + NEW // 2)
             ours[test] = rate, bound
             if options.kernels:
                 print(f"{name} {quantize or options.dtype} {test}: {len(decoder.calls())} own "

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 # One H100 80GB HBM3 (132 SMs, CUDA 13, driver 580), measured
-COPY_BYTES = 3.0e12  # bytes read + written by a copy, per second
-READ_BYTES = 3.11e12  # read only
 BF16_FLOPS = 798e12  # dense products, the best of cuBLAS with its clocks
 L2_BYTES = 50e6
 
 Call = Callable[[], Any]
+
+
+@cache
+def copy_bytes() -> float:
+    """Bytes read and written by a copy on this GPU, per second: the floor of what moves memory."""
+    from boostr import backends
+
+    return max(backends.get("cupy").memory_bandwidth() or 0.0 for _ in range(4))
 
 
 def rotation(bytes_each: float, least: int = 2, factor: float = 3.0) -> int:

@@ -5,8 +5,8 @@
 `ours` is the whole op (its splits and their combination), `partials` its first kernel alone, as the
 fused decode step uses it, `blocks of 16` the op over a cache in small blocks. All run as programs
 over caches in turn, which exceed the L2 cache together unless they are many. The floor is the bytes
-of keys and values at 3.0 TB/s, and 2 us of a dispatch. With --torch the same GPU also runs torch's
-`scaled_dot_product_attention` (its flash kernel, in a CUDA graph) on contiguous caches.
+of keys and values at a copy's speed, and 2 us of a dispatch. With --torch the same GPU also runs
+torch's `scaled_dot_product_attention` (its flash kernel, in a CUDA graph) on contiguous caches.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def flash(case: Case) -> float:
 def row(case: Case, with_torch: bool) -> list[Any]:
     whole, first = ours(case, inputs(case))
     paged, _ = ours(case, inputs(case, block=16))
-    floor = case.nbytes / timing.COPY_BYTES * 1e6 + timing.DISPATCH_US
+    floor = case.nbytes / timing.copy_bytes() * 1e6 + timing.DISPATCH_US
     peer = [flash(case)] if with_torch else []
     timing.backend().release_memory()
     return [case.name, whole, first, paged, floor, floor / whole, *peer]

@@ -4,7 +4,7 @@
         [--shapes 4096x4096,...] [--tiles 256x256x4x2,...]
 
 Each call reads another matrix and depends on the one before it, so the time has everything that a
-kernel costs inside a step. "floor" is the share of 3.0 TB/s (what a copy reaches on an H100) in
+kernel costs inside a step. "floor" is the share of a copy's speed in
 bytes of weights. `gated` rows are norm, gate, up and their product in one kernel. `--tiles`
 compares ways to cut the work (`gemv_plan.Tile`: threads, team, rows, unroll) with ours.
 """
@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wgpu_timing import COPY_BYTES, Call, backend, rotation, table, terabytes, time_us
+from wgpu_timing import Call, backend, copy_bytes, rotation, table, terabytes, time_us
 
 from boostr import Tensor, dtypes
 from boostr.backends.wgpu.products import gemv
@@ -148,7 +148,7 @@ def main() -> None:
                 rate = terabytes(size, micro)
                 name = f"{N}×{K} {kind}".strip()
                 cut = [] if len(tiles) == 1 else [str(tile) if tile else "our choice"]
-                rows.append([form, name, *cut, micro, rate, rate * 1e12 / COPY_BYTES])
+                rows.append([form, name, *cut, micro, rate, rate * 1e12 / copy_bytes()])
     head = ["weights", "shape", *([] if len(tiles) == 1 else ["tile"]), "µs", "TB/s", "floor"]
     print(table(head, rows))
 

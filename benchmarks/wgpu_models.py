@@ -5,11 +5,12 @@
         [--kernels]
 
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
-(weights and cache) at 3.0 TB/s. "host" is the CPU time of a step on the thread that generates,
-"threads" of those that encode and submit commands ahead, "GPU" what its commands take by the GPU's
-clock, all in microseconds. prefill: 512 tokens. The peer is the program that LLAMA_BENCH names, a
-build of llama.cpp for Vulkan (F16 and Q8_0, random weights, flash attention); without it, figures
-of build 11434 on an H100 are shown, whose 8B has a tied head. Rates are tokens per second, medians.
+(weights and cache) at a copy's speed. "host" is the CPU time of a step on the thread that
+generates, "threads" of those that encode and submit commands ahead, "GPU" what its commands take by
+the GPU's clock, all in microseconds. prefill: 512 tokens. The peer is the program that LLAMA_BENCH
+names, a build of llama.cpp for Vulkan (F16 and Q8_0, random weights, flash attention); without it,
+figures of build 11434 are shown on an H100, where they were recorded, whose 8B has a tied head.
+Rates are tokens per second, medians.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, list[float], list[s
 def peer_rates(name: str, form: str) -> tuple[float, float]:
     """llama.cpp's tokens per second: (prefill, decode)."""
     if "LLAMA_BENCH" not in os.environ:
-        return RECORDED.get((name, form), (float("nan"), float("nan")))
+        none = float("nan"), float("nan")
+        return RECORDED.get((name, form), none) if wgpu_timing.is_recorded() else none
     import peers
     import random_gguf
 
@@ -172,7 +174,7 @@ def measure(name: str, form: str, options: argparse.Namespace) -> list[list[Any]
     peers = peer_rates(name, form)
     if "decode" in options.tests:
         rate, micro, names = decode(runner, options.repetitions)
-        bound = wgpu_timing.COPY_BYTES / step_bytes(runner, 1, PROMPT + NEW // 2)
+        bound = wgpu_timing.copy_bytes() / step_bytes(runner, 1, PROMPT + NEW // 2)
         rows.append(
             [name, form, "decode", rate, bound, rate / bound, peers[1], rate / peers[1], *micro,
              len(names)]

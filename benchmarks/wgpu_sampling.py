@@ -3,8 +3,8 @@
     BOOSTR_BACKEND=wgpu python benchmarks/wgpu_sampling.py [--columns 49152,128256] [--torch]
 
 Logits like a language model's: a bulk, and some tokens far above it. The floor is one read of them
-at 3.0 TB/s, and 2 us of a dispatch. With --torch the same GPU also runs, through CUDA, the chain of
-transformers' warpers (temperature, top-k, top-p by sorting) and `torch.multinomial`.
+at a copy's speed, and 2 us of a dispatch. With --torch the same GPU also runs, through CUDA, the
+chain of transformers' warpers (temperature, top-k, top-p by sorting) and `torch.multinomial`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def rows(V: int, with_torch: bool) -> Iterator[list[Any]]:
     for B in BATCHES:
         values = draw_logits(B, V)
         x = Tensor(values, backend=timing.backend())
-        floor = values.nbytes / timing.COPY_BYTES * 1e6 + timing.DISPATCH_US
+        floor = values.nbytes / timing.copy_bytes() * 1e6 + timing.DISPATCH_US
         for name, setting in {"argmax": None, **SETTINGS}.items():
             if setting is None:
                 mine = timing.time_us([partial(core.argmax, x, -1)] * _CALLS)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from boostr import backends, env
 from boostr.program import capture
 
-# One H100 80GB HBM3 through Vulkan (driver 580), measured
-COPY_BYTES = 3.0e12  # bytes read + written by a copy, per second
+RECORDED_ON = "H100"  # the GPU of figures that are written down here and in the benchmarks
 F32_FLOPS = 67e12  # on the vector units, by the data sheet
-DISPATCH_US = 2.0  # of GPU time for a kernel that does nothing
+DISPATCH_US = 2.0  # of GPU time for a kernel that does nothing, there
 L2_BYTES = 50e6
 WARM_SECONDS = 0.3
 
@@ -28,6 +28,17 @@ def backend() -> Any:
     """The wgpu backend that BOOSTR_BACKEND names, else the one on the best GPU."""
     chosen = env.BACKEND.text()
     return backends.get(chosen if chosen.partition(":")[0] == "wgpu" else "wgpu")
+
+
+@cache
+def copy_bytes() -> float:
+    """Bytes read and written by a copy on this GPU, per second: the floor of what moves memory."""
+    return max(backend().memory_bandwidth() for _ in range(3))
+
+
+def is_recorded() -> bool:
+    """Whether this GPU is the one that recorded figures are of; on others they say nothing."""
+    return RECORDED_ON in backend().caps.name
 
 
 def rotation(bytes_each: float, least: int = 2, factor: float = 3.0) -> int:
