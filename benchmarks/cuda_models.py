@@ -25,7 +25,7 @@ from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_byt
 
 from boostr import backends, dtypes
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.models.weights import WeightSource, load_parameters
 from boostr.quant.scheme import QuantizedTensor
@@ -72,7 +72,7 @@ def random_runner(config: dict[str, Any], quantize: str | None, dtype: np.dtype)
     return Runner(module, backend)
 
 
-def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, Decoder]:
+def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, DecodeLoop]:
     """Tokens per second of all sequences together."""
     vocab = runner.module.config.vocab_size
     cache = runner.new_cache(batch, PROMPT + NEW + 8)
@@ -81,7 +81,7 @@ def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, De
     seconds = []
     for _ in range(repetitions):
         sampler = Sampler(runner.backend, [SamplingOptions()] * batch, [[]] * batch, vocab)
-        decoder = Decoder(
+        decoder = DecodeLoop(
             runner, cache, sampler, rows, [1] * batch, [PROMPT] * batch, NEW + 1,
             runner.backend.run_ahead,
         )  # fmt: skip

@@ -34,7 +34,7 @@ from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_byt
 
 from boostr import dtypes
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.models.weights import WeightSource, load_parameters
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
@@ -132,7 +132,7 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, list[float], list[s
     spent = []
     for _ in range(repetitions):
         sampler = Sampler(backend, [SamplingOptions()], [[]], vocab)
-        decoder = Decoder(runner, cache, sampler, [0], [1], [PROMPT], NEW + 1, backend.run_ahead)
+        decoder = DecodeLoop(runner, cache, sampler, [0], [1], [PROMPT], NEW + 1, backend.run_ahead)
         decoder.step()
         start = [clock() for clock in clocks]
         for _ in range(NEW):

@@ -20,7 +20,7 @@ from boostr.bench.resources import PeakMemory, read_bandwidth
 from boostr.engine.kv_cache import KVCache
 from boostr.engine.model import LanguageModel
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder
+from boostr.engine.runner import DecodeLoop
 from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
 from boostr.operands import LowRank
@@ -221,33 +221,33 @@ class _Case:
 
     def _steps(self, count: int) -> tuple[float, float]:
         """Seconds of `count` steps, and of the step before them that is captured."""
-        decoder = self._decoder(count + 1, self._runner.backend.run_ahead)
+        loop = self._loop(count + 1, self._runner.backend.run_ahead)
         start = time.perf_counter()
-        decoder.step()
+        loop.step()
         captured = time.perf_counter()
         for _ in range(count):
-            decoder.step()
+            loop.step()
         return time.perf_counter() - captured, captured - start
 
     def _step_cost(self, count: int) -> StepCost | None:
         timed = self._runner.backend.timed_kernels()
         if timed is None:
             return None
-        decoder = self._decoder(count + 1, 0)
-        decoder.step()
+        loop = self._loop(count + 1, 0)
+        loop.step()
         with timed as clock:
             start = time.perf_counter()
             for _ in range(count):
-                decoder.step()
+                loop.step()
             seconds = (time.perf_counter() - start) / count
-        calls = decoder.calls()
+        calls = loop.calls()
         in_numpy = sum(call.startswith("numpy ") for call in calls)
         return StepCost(seconds, seconds - clock.seconds / count, len(calls) - in_numpy, in_numpy)
 
-    def _decoder(self, steps: int, run_ahead: int) -> Decoder:
+    def _loop(self, steps: int, run_ahead: int) -> DecodeLoop:
         B = self._batch
         ids = [tokens[self._depth] for tokens in self._tokens]
-        return Decoder(
+        return DecodeLoop(
             self._runner, self._at_depth(), self._sampler(), range(B), ids, [self._depth] * B,
             steps, run_ahead,
         )  # fmt: skip

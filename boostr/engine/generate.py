@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from boostr.engine.kv_cache import KVCache
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.engine.sequence import Piece, Timings, TokenLogprobs
 from boostr.engine.sequence import Sequence as Generation
@@ -64,7 +64,7 @@ def generate(
     while active:
         sampler = sampler.select([living.index(s) for s in active], [len(s.output) for s in active])
         living = active
-        decoder = Decoder(
+        loop = DecodeLoop(
             runner,
             cache,
             sampler,
@@ -75,7 +75,7 @@ def generate(
             _run_ahead(runner, sampler, active),
         )
         while len(active) == len(living):
-            chosen, logits = decoder.step()
+            chosen, logits = loop.step()
             clock.decoded += len(active)
             yield from _deliver(living, chosen, logits, clock)
             active = [s for s in living if s.finish_reason is None]

@@ -24,7 +24,7 @@ _NLL_CHUNK = 128  # of these all logits are made
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Part:
     """Tokens [start, stop) of the prompt in cache row `row`."""
 
     row: int
@@ -80,7 +80,7 @@ class Runner:
         total = 0.0
         for start in range(0, len(ids) - 1, _NLL_CHUNK):
             stop = min(start + _NLL_CHUNK, len(ids) - 1)
-            hidden = self._forward(cache, [_Piece(0, start, stop)], {0: ids})
+            hidden = self._forward(cache, [_Part(0, start, stop)], {0: ids})
             with autograd.no_grad():
                 targets = self.tensor(ids[start + 1 : stop + 1])
                 logits = self.module.head(hidden)
@@ -100,34 +100,34 @@ class Runner:
         spans = [(row, start, len(p)) for row, start, p in zip(rows, starts, prompts, strict=True)]
         by_row = dict(zip(rows, prompts, strict=True))
         last: dict[int, Tensor] = {}
-        for pieces in _passes(spans, cache.chunk):
-            hidden = self._forward(cache, pieces, by_row)
-            ends = np.cumsum([p.stop - p.start for p in pieces])
-            for piece, end in zip(pieces, ends, strict=True):
-                if piece.stop == len(by_row[piece.row]):
+        for parts in _passes(spans, cache.chunk):
+            hidden = self._forward(cache, parts, by_row)
+            ends = np.cumsum([p.stop - p.start for p in parts])
+            for part, end in zip(parts, ends, strict=True):
+                if part.stop == len(by_row[part.row]):
                     row = hidden[int(end) - 1 : int(end)]
-                    last[piece.row] = Tensor.wrap(self.backend.copy(row.data), self.backend)
+                    last[part.row] = Tensor.wrap(self.backend.copy(row.data), self.backend)
         with autograd.no_grad():
             return self.module.head(ops.core.concat([last[row] for row in rows]))
 
-    def _forward(self, cache: KVCache, pieces: Sequence[_Piece], prompts: dict) -> Tensor:
-        """Hidden states [T, E] of packed pieces, which go into the cache.
+    def _forward(self, cache: KVCache, parts: Sequence[_Part], prompts: dict) -> Tensor:
+        """Hidden states [T, E] of packed parts, which go into the cache.
 
         They may be overwritten by the next forward pass on this cache.
         """
-        program = self._chunk_program(cache, pieces)
+        program = self._chunk_program(cache, parts)
         if program is not None:
-            piece = pieces[0]
-            ids = np.asarray(prompts[piece.row][piece.start : piece.stop])
-            return program.run(piece.row, ids, piece.start)
-        ids = np.concatenate([prompts[p.row][p.start : p.stop] for p in pieces])
-        positions = np.concatenate([np.arange(p.start, p.stop) for p in pieces])
-        counts = [p.stop - p.start for p in pieces]
-        owners = self.tensor(np.repeat(np.arange(len(pieces)), counts))
-        tables = [self.tensor(t) for t in cache.block_tables([p.row for p in pieces])]
+            part = parts[0]
+            ids = np.asarray(prompts[part.row][part.start : part.stop])
+            return program.run(part.row, ids, part.start)
+        ids = np.concatenate([prompts[p.row][p.start : p.stop] for p in parts])
+        positions = np.concatenate([np.arange(p.start, p.stop) for p in parts])
+        counts = [p.stop - p.start for p in parts]
+        owners = self.tensor(np.repeat(np.arange(len(parts)), counts))
+        tables = [self.tensor(t) for t in cache.block_tables([p.row for p in parts])]
         places = self.tensor(positions)
-        lens = self.tensor([p.stop for p in pieces])
-        whole = [len(prompts[p.row]) for p in pieces]
+        lens = self.tensor([p.stop for p in parts])
+        whole = [len(prompts[p.row]) for p in parts]
         batch = Batch(
             self.tensor(ids),
             places,
@@ -138,10 +138,10 @@ class Runner:
         with autograd.no_grad():
             return self.module.hidden(batch)
 
-    def _chunk_program(self, cache: KVCache, pieces: Sequence[_Piece]) -> ChunkProgram | None:
+    def _chunk_program(self, cache: KVCache, parts: Sequence[_Part]) -> ChunkProgram | None:
         """The program for whole chunks on this cache; the first of them runs without."""
-        size = pieces[0].stop - pieces[0].start
-        alone = len(pieces) == 1 and size == cache.chunk
+        size = parts[0].stop - parts[0].start
+        alone = len(parts) == 1 and size == cache.chunk
         if not (self.backend.records_prefill and alone) or self.rotary.depends_on_length:
             return None
         if size not in cache.programs:
@@ -152,20 +152,20 @@ class Runner:
         return cache.programs[size]
 
 
-def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[_Piece]]:
+def _passes(spans: Sequence[tuple[int, int, int]], chunk: int) -> Iterator[list[_Part]]:
     """Spans (row, start, stop) cut so that each forward pass has at most `chunk` tokens."""
-    pieces: list[_Piece] = []
+    parts: list[_Part] = []
     room = chunk
     for row, start, stop in spans:
         while start < stop:
             take = min(room, stop - start)
-            pieces.append(_Piece(row, start, start + take))
+            parts.append(_Part(row, start, start + take))
             start, room = start + take, room - take
             if room == 0:
-                yield pieces
-                pieces, room = [], chunk
-    if pieces:
-        yield pieces
+                yield parts
+                parts, room = [], chunk
+    if parts:
+        yield parts
 
 
 class _Step:
@@ -204,7 +204,7 @@ class _Step:
         return chosen, logits
 
 
-class Decoder:
+class DecodeLoop:
     """One token more for each of B sequences at a time: a program over state on the device.
 
     The device may be some steps ahead of what has been read; these change nothing but cache rows

@@ -13,7 +13,7 @@ from boostr.io.gguf import PLAIN_TYPES, GGUFTensor
 from boostr.io.gguf_split import GGUFSource
 from boostr.models import plan
 from boostr.models.config import DecoderConfig
-from boostr.models.lazy import Indices, LazyWeight, Stored, pick
+from boostr.models.lazy import FromFile, Indices, LazyWeight, pick
 from boostr.models.plan import LoadPlan
 from boostr.quant.gguf import BLOCK_TYPES
 
@@ -132,7 +132,7 @@ def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
 
 def _weight(path: str, tensor: GGUFTensor) -> LazyWeight:
     if tensor.type in PLAIN_TYPES:
-        return Stored(path, tensor.name, tensor.shape, lambda: tensor.data)
+        return FromFile(path, tensor.name, tensor.shape, lambda: tensor.data)
     return Blocks(path, tensor)
 
 

@@ -89,7 +89,7 @@ def row_axis(shape: Sequence[int]) -> int:
     return max(len(shape) - 2, 0)
 
 
-class Stored(LazyWeight):
+class FromFile(LazyWeight):
     """A tensor of the checkpoint; `get` gives it as a view of the file."""
 
     def __init__(

@@ -11,7 +11,7 @@ from boostr import dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import SafetensorsSource
-from boostr.models.lazy import Expected, LazyWeight, Stored, whole_of
+from boostr.models.lazy import Expected, FromFile, LazyWeight, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
@@ -93,7 +93,7 @@ def _labelled(name: str, sources: tuple[str, ...]) -> str:
 def stored_weights(files: SafetensorsSource, path: str) -> dict[str, LazyWeight]:
     """The tensors of a safetensors checkpoint under their names in it."""
     return {
-        name: Stored(path, name, files.shape(name), partial(files.tensor, name))
+        name: FromFile(path, name, files.shape(name), partial(files.tensor, name))
         for name in files.names
     }
 

@@ -10,7 +10,7 @@ from draws import every
 import boostr
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.quant.scheme import QUANTIZABLE
 
@@ -47,7 +47,7 @@ def decode(made: Runner, batch: int, steps: int, run_ahead: int = 0, options=Non
     rows = range(batch)
     first = sampler.choose(made.prefill(cache, rows, given)).numpy().tolist()
     lengths = [len(p) for p in given]
-    decoder = Decoder(made, cache, sampler, rows, first, lengths, steps - 1, run_ahead)
+    decoder = DecodeLoop(made, cache, sampler, rows, first, lengths, steps - 1, run_ahead)
     ids, logits = [first], None
     for _ in range(steps - 1):
         chosen, logits = decoder.step()
@@ -107,7 +107,7 @@ def test_a_cache_that_is_full_is_refused(gpu, tmp_path):
     cache = made.new_cache(1, 4)
     sampler = Sampler(gpu, [SamplingOptions()], [[1]], made.module.config.vocab_size)
     made.prefill(cache, [0], [[1, 2]])
-    decoder = Decoder(made, cache, sampler, [0], [3], [2], run_ahead=2)
+    decoder = DecodeLoop(made, cache, sampler, [0], [3], [2], run_ahead=2)
     decoder.step()
     decoder.step()
     with pytest.raises(boostr.errors.BackendError, match="no room"):

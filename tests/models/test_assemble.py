@@ -9,7 +9,7 @@ from boostr import backends, ops
 from boostr.errors import ModelFileError
 from boostr.models import plan
 from boostr.models.assemble import assemble
-from boostr.models.lazy import Held, Stored, whole
+from boostr.models.lazy import FromFile, Held, whole
 from boostr.models.plan import LoadPlan
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
@@ -67,7 +67,7 @@ def checkpoint(packed):
         "layers.0.proj.scales": packed.parts[PARTS[1]].numpy().T,
         "norm.scales": np.ones(3, np.float32),
     }
-    return arrays, {n: Stored("tiny", n, a.shape, lambda a=a: a) for n, a in arrays.items()}
+    return arrays, {n: FromFile("tiny", n, a.shape, lambda a=a: a) for n, a in arrays.items()}
 
 
 def test_parts_become_one_weight(packed):

@@ -7,7 +7,7 @@ import pytest
 
 from boostr.errors import ModelFileError
 from boostr.models import lazy, plan
-from boostr.models.lazy import Stored, whole
+from boostr.models.lazy import FromFile, whole
 from boostr.models.plan import LoadPlan
 
 Q, K, V = (f"layers.{{i}}.{part}_proj" for part in "qkv")
@@ -20,7 +20,7 @@ def numbers(*shape):
 def checkpoint(**tensors):
     """Weights in numpy as those of a checkpoint; `__` in a name is a dot."""
     named = {name.replace("__", "."): array for name, array in tensors.items()}
-    return {n: Stored("tiny", n, a.shape, lambda a=a: a) for n, a in named.items()}
+    return {n: FromFile("tiny", n, a.shape, lambda a=a: a) for n, a in named.items()}
 
 
 def arrays(weights):
@@ -192,7 +192,7 @@ def test_tied_weights_are_compared_to_the_last_row(row, band, monkeypatch):
 @pytest.mark.parametrize("join", ["stack", "rows"])
 def test_what_becomes_one_weight_must_be_of_one_dtype(join):
     arrays_ = {"x.0.w": numbers(4, 2), "x.1.w": numbers(4, 2).astype(np.float16)}
-    stored = {n: Stored("tiny", n, a.shape, lambda a=a: a) for n, a in arrays_.items()}
+    stored = {n: FromFile("tiny", n, a.shape, lambda a=a: a) for n, a in arrays_.items()}
     if join == "stack":
         weights = LoadPlan((plan.stack("x.{e}.w", "x.w"),)).load(stored).weights
     else:
