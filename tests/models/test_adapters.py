@@ -10,7 +10,7 @@ from boostr import Tensor, autograd, dtypes, nn, ops
 from boostr.dispatch import strict
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
@@ -60,7 +60,7 @@ def decoded(runner, prompts, steps):
     sampler = Sampler(runner.backend, [SamplingOptions()] * len(prompts), prompts, V)
     logits = [runner.prefill(cache, range(len(prompts)), prompts).numpy()]
     first = logits[0].argmax(1).tolist()
-    decoder = Decoder(runner, cache, sampler, range(len(prompts)), first, [*map(len, prompts)])
+    decoder = DecodeLoop(runner, cache, sampler, range(len(prompts)), first, [*map(len, prompts)])
     logits += [decoder.step()[1].numpy().copy() for _ in range(steps - 1)]
     return np.stack(logits)
 

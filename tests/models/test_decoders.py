@@ -14,7 +14,7 @@ from boostr.engine import prefill as prefill_module
 from boostr.engine import runner as runner_module
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import Decoder, Runner
+from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.program import capture
 
@@ -48,7 +48,7 @@ def greedy(runner, prompts, count):
     sampler = Sampler(runner.backend, options, prompts, runner.module.config.vocab_size)
     rows = range(len(prompts))
     ids = [sampler.choose(runner.prefill(cache, rows, prompts)).numpy().tolist()]
-    decoder = Decoder(runner, cache, sampler, rows, ids[0], [len(p) for p in prompts])
+    decoder = DecodeLoop(runner, cache, sampler, rows, ids[0], [len(p) for p in prompts])
     while len(ids) < count:
         ids.append(decoder.step()[0].tolist())
     return np.array(ids).T.tolist()
@@ -117,7 +117,7 @@ def test_decoding_step_by_step_equals_prefill(case, backend, tmp_path):
     cache = runner.new_cache(1, len(prompt) + 24)
     sampler = Sampler(backend, [SamplingOptions()], [prompt], runner.module.config.vocab_size)
     first = int(sampler.choose(runner.prefill(cache, [0], [prompt])).numpy()[0])
-    decoder = Decoder(runner, cache, sampler, [0], [first], [len(prompt)])
+    decoder = DecodeLoop(runner, cache, sampler, [0], [first], [len(prompt)])
     sequence, steps = [*prompt, first], []
     for _ in range(20):
         ids, logits = decoder.step()
@@ -197,7 +197,7 @@ def test_a_cache_is_freed_without_the_garbage_collector(monkeypatch, tmp_path):
         runner.prefill(cache, [0], [list(range(1, 13))])
         assert cache.programs[4] is not None
         sampler = Sampler(backend, [SamplingOptions()], [[1]], runner.module.config.vocab_size)
-        decoder = Decoder(runner, cache, sampler, [0], [1], [12])
+        decoder = DecodeLoop(runner, cache, sampler, [0], [1], [12])
         decoder.step()
         gone = weakref.ref(cache)
         del cache, decoder, sampler
