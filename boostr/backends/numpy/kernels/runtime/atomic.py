@@ -3,11 +3,8 @@
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.runtime.memory import Pointer
 from boostr.backends.numpy.kernels.runtime.simd import I32, I64, call, intrinsic, signature
 from boostr.backends.numpy.runtime import jit
-
-WORD = Pointer("i64")
 
 
 def _word(builder, pointer, index):

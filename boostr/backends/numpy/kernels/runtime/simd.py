@@ -263,8 +263,6 @@ to_i32 = elementwise(1, lambda b, a: b.fptosi(a, _retype(b, a, I32)), "f32 -> i3
                      _as(types.int32))  # fmt: skip
 to_f32 = elementwise(1, lambda b, a: b.sitofp(a, _retype(b, a, F32)), "i32 -> f32",
                      _as(types.float32))  # fmt: skip
-bits_f32 = elementwise(1, lambda b, a: b.bitcast(a, _retype(b, a, F32)), "bits of i32 read as f32",
-                       _as(types.float32))  # fmt: skip
 bits_i32 = elementwise(1, lambda b, a: b.bitcast(a, _retype(b, a, I32)), "bits of f32 read as i32",
                        _as(types.int32))  # fmt: skip
 
