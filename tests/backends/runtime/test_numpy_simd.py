@@ -65,7 +65,9 @@ def test_decoded(form):
     }[form]
     y = np.full(x.size + 1, 7.0, np.float32)
     run(copier(getattr(memory, form)), x, y)
-    np.testing.assert_array_equal(y[:-1], x.astype(np.float32))
+    with np.errstate(invalid="ignore"):  # numpy on aarch64 warns of signalling nans
+        reference = x.astype(np.float32)
+    np.testing.assert_array_equal(y[:-1], reference)
     assert y[-1] == 7.0
 
 
