@@ -6,7 +6,8 @@ A family is a class of this protocol in a file named after its `model_type`, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,11 @@ from boostr.nn.states import State
 from boostr.operands import LowRank
 from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
+
+
+def last_of(states: Iterator[Tensor]) -> Tensor:
+    """The last of some hidden states; no other stays in memory."""
+    return deque(states, maxlen=1)[0]
 
 
 class ModelConfig(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from boostr import nn, ops
 from boostr.errors import ModelFileError, OptionError
 from boostr.models import plan
+from boostr.models.base import last_of
 from boostr.models.config import RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn import fusion
@@ -176,14 +177,18 @@ class Model(nn.Module):
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Last hidden states [T, E] of packed texts."""
-        return self.hidden_states(batch)[-1]
+        return last_of(self._states(batch))
 
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embeddings and after each layer."""
-        states = [self.embeddings(batch)]
+        return list(self._states(batch))
+
+    def _states(self, batch: nn.Batch) -> Iterator[Tensor]:
+        x = self.embeddings(batch)
+        yield x
         for layer in self.encoder.layer:
-            states.append(layer(states[-1], batch))
-        return states
+            x = layer(x, batch)
+            yield x
 
     def head(self, hidden: Tensor) -> Tensor:
         """Refused: what `capabilities` does not name."""

@@ -3,13 +3,14 @@ whose layers are of another form set `block`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from boostr import nn
 from boostr.models import plan
+from boostr.models.base import last_of
 from boostr.models.config import DecoderConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn import fusion
@@ -28,12 +29,13 @@ class Decoder(nn.Module):
         self.layers = [block(E, i, spec) for i, spec in enumerate(config.layers)]
         self.norm = nn.Norm(E, config.head.norm)
 
-    def __call__(self, batch: nn.Batch) -> list[Tensor]:
-        """Hidden states after the embedding and after each layer."""
-        states = [self.embed_tokens(batch.ids) if batch.embeddings is None else batch.embeddings]
+    def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
+        """Hidden states after the embedding and after each layer, none of them kept."""
+        x = self.embed_tokens(batch.ids) if batch.embeddings is None else batch.embeddings
+        yield x
         for layer in self.layers:
-            states.append(layer(states[-1], batch))
-        return states
+            x = layer(x, batch)
+            yield x
 
 
 class CausalLM(nn.Module):
@@ -77,12 +79,12 @@ class CausalLM(nn.Module):
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Hidden states [T, E] of packed tokens before the final norm."""
-        return self.model(batch)[-1]
+        return last_of(self.model(batch))
 
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""
-        *states, last = self.model(batch)
-        return [*states, self.model.norm(last)]
+        *states, end = self.model(batch)
+        return [*states, self.model.norm(end)]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""

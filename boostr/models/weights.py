@@ -131,11 +131,11 @@ def load_parameters(
             whole = _formed(stored.weight(backend), place.role, dtype, packs)
             _share([places[n][0] for n in group], whole)
             continue
-        weight = _formed(source.weight(name, backend), place.role, dtype, packs)
-        if isinstance(owner, Embedding):
+        weight = source.weight(name, backend)
+        if isinstance(owner, Embedding):  # before it is packed: activations are as in the file
             held = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
-            owner.dtype = backend.activation_dtype(held)
-        setattr(owner, attribute, weight)
+            owner.dtype = backend.activation_dtype(dtype or held)
+        setattr(owner, attribute, _formed(weight, place.role, dtype, packs))
         if backend.joins_weights and name == group[-1] and len(group) > 1:
             _join([places[n][0] for n in group])
 

@@ -8,6 +8,7 @@ import cases
 import numpy as np
 import pytest
 
+from boostr import backends
 from boostr.engine.load import load_module
 from boostr.errors import DTypeError, ModelFileError, OptionError
 from boostr.io.safetensors import open_safetensors, save
@@ -192,3 +193,13 @@ def test_layer_norms_of_the_first_years(edit):
 
     want = arrays(load_module(edit("bert/mlm", lambda t, c: None)))
     assert_same(arrays(load_module(edit("bert/mlm", change))), want)
+
+
+def test_packed_embeddings_keep_the_activations_of_the_file(tmp_path, monkeypatch):
+    """They were float32 then, and on a GPU all products ran on its slow units."""
+    backend = backends.get("numpy")
+    monkeypatch.setattr(type(backend), "activation_dtype", lambda self, stored: stored)
+    folder = cases.checkpoint(BY_NAME["llama/bf16"], tmp_path)
+    for packed in (False, True):
+        module = load_module(folder, backend=backend, quantize="int8", quantize_embeddings=packed)
+        assert module.activation_dtype == "bfloat16"

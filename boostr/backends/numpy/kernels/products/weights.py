@@ -34,7 +34,7 @@ from boostr.backends.numpy.runtime import jit
 BLOCK = 32
 VECTORS = BLOCK // LANES
 STORED = {"f32": (F32, 4), "f16": (I16, 2), "bf16": (I16, 2), "c8": (I8, 1), "i8": (I8, 1)}
-_DECODED = {"c8": "i8"}  # what `memory.decode` calls them
+_DECODED: dict[str, str] = {"c8": "i8"}  # what `memory.decode` calls them
 _BYTES = {"f32": 128, "f16": 64, "bf16": 64, "c8": 32, "c4": 16, "c6": 16}  # codes of a block
 _VF, _VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 
@@ -121,7 +121,7 @@ def at(builder, address, offset, llvm):
 # ---------------------------------------------------------------- codes
 
 
-def _flat(builder, codes, address, count):
+def _flat(builder, codes: str, address, count):
     """A block of elements that lie one after the other; `count` of them exist, None: all do."""
     element, size = STORED[codes]
     kind = ir.VectorType(element, LANES)
