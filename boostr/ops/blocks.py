@@ -38,7 +38,7 @@ def read_blocks(
     band = max(_BAND // max(rows.shape[1], 1), 1)
     for start in range(0, len(rows), band):
         few = rows[start : start + band]
-        places = [part[start : start + band] for part in parts]
+        places = parts if len(few) == len(rows) else [p[start : start + band] for p in parts]
         if backend is host:
             _read_blocks(Tensor(few, backend=host), kind, places)
         else:

@@ -4,6 +4,7 @@ language. CUDA and WGSL sources get the numbers as `#define`s and constants of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from boostr import dtypes
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 # what one element is: floats, signed bytes, nibbles, nibbles with a plane of two bits more
 CODES = {"f32": 0, "f16": 1, "bf16": 2, "c8": 3, "c4": 4, "c6": 5}
-_FLOATS = {dtypes.float32: "f32", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ def form_of(weight: Tensor | QuantizedTensor) -> Form | None:
     """The form of a weight; None for a dtype that no product reads (float64, integers)."""
     if isinstance(weight, QuantizedTensor):
         return scheme_form(weight.scheme)
-    name = _FLOATS.get(weight.dtype)
-    return None if name is None else Form(name)
+    return _FLOATS.get(weight.dtype)
 
 
+_FLOATS = {dtypes.float32: Form("f32"), dtypes.float16: Form("f16"), dtypes.bfloat16: Form("bf16")}
+
+
+@cache
 def scheme_form(scheme: Scheme) -> Form:
     """The form of every weight of a scheme."""
     names = {dtypes.float32: "f32", dtypes.float16: "f16", dtypes.int8: "i8"}

@@ -25,6 +25,7 @@ import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,7 +87,7 @@ class Scheme:
     activations_int8: bool = False
     multiple: int = 1
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Part]:
         """The planes of a weight, in the order in which a kernel takes them."""
         if self.bits == 8:
@@ -102,7 +103,7 @@ class Scheme:
             found["offsets"] = Part(dtypes.float16, self.group_size)
         return found
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """Inputs at whose multiples a row can be cut into columns."""
         return math.lcm(*(part.unit or 1 for part in self.parts.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -21,8 +22,12 @@ _SCALES = ("f32", "f16", "i8")
 def why_not(weight: Weight) -> str | None:
     """Why the kernels do not read a weight's form; None if they do."""
     form = form_of(weight)
-    if form is None:
-        return f"no kernel reads {weight!r}"
+    return f"no kernel reads {weight!r}" if form is None else _unknown(form)
+
+
+@cache
+def _unknown(form: Form) -> str | None:
+    """Why the kernels do not know a form; None if they do."""
     if form.codes not in _CODES:
         return f"no kernel reads codes of form {form.codes!r}, only {', '.join(_CODES)}"
     if form.is_float:
@@ -41,7 +46,7 @@ def stored_form(weight: Weight) -> Form:
     form = form_of(weight)
     if form is None:
         raise TypeError(f"no kernel reads {weight!r}; `why_not` says so")
-    return replace(form, rounds_input=False)
+    return replace(form, rounds_input=False) if form.rounds_input else form
 
 
 def place(weight: Weight, backend: NumpyBackend) -> tuple[list[int], list[np.ndarray]]:
@@ -52,8 +57,10 @@ def place(weight: Weight, backend: NumpyBackend) -> tuple[list[int], list[np.nda
     parts = {"codes": weight} if isinstance(weight, Tensor) else weight.parts
     words, arrays = [0] * layout.PLANE_WORDS, []
     for name, part in parts.items():
-        x = backend.reshape(part.data, (math.prod(part.shape[:-1]), part.shape[-1]))
-        if x.strides[-1] != x.itemsize or (x.shape[-1] == 1 and not x.flags.c_contiguous):
+        x = part.data
+        if x.ndim != 2:
+            x = backend.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        if not x.flags.c_contiguous and (x.strides[1] != x.itemsize or x.shape[1] == 1):
             x = backend.dense(x)
         at = layout.PLANES[name]
         words[at], words[at + 1] = address(x), x.strides[0]
