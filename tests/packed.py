@@ -13,7 +13,7 @@ from draws import normal
 from boostr import Tensor
 from boostr.backends import Backend
 from boostr.quant.gguf import BLOCK_TYPES, planes
-from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor
+from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor, Scheme
 
 # schemes that GGUF blocks are read as, and what blocks mean
 BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -63,8 +63,15 @@ def tensor(
     backend: str | Backend, scheme: str, shape: tuple[int, ...], parts: dict[str, np.ndarray]
 ) -> QuantizedTensor:
     """A weight of these parts."""
+    return tensor_of(backend, SCHEMES[scheme], shape, parts)
+
+
+def tensor_of(
+    backend: str | Backend, scheme: Scheme, shape: tuple[int, ...], parts: dict[str, np.ndarray]
+) -> QuantizedTensor:
+    """A weight of these parts of any scheme."""
     tensors = {name: Tensor(part, backend=backend) for name, part in parts.items()}
-    return QuantizedTensor(SCHEMES[scheme], shape, tensors)
+    return QuantizedTensor(scheme, shape, tensors)
 
 
 def draw(
