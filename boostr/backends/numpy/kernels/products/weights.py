@@ -33,8 +33,7 @@ from boostr.backends.numpy.runtime import jit
 
 BLOCK = 32
 VECTORS = BLOCK // LANES
-STORED = {"f32": (F32, 4), "f16": (I16, 2), "bf16": (I16, 2), "c8": (I8, 1), "i8": (I8, 1)}
-_DECODED: dict[str, str] = {"c8": "i8"}  # what `memory.decode` calls them
+STORED = {"f32": (F32, 4), "f16": (I16, 2), "bf16": (I16, 2), "i8": (I8, 1)}
 _BYTES = {"f32": 128, "f16": 64, "bf16": 64, "c8": 32, "c4": 16, "c6": 16}  # codes of a block
 _VF, _VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 
@@ -123,7 +122,8 @@ def at(builder, address, offset, llvm):
 
 def _flat(builder, codes: str, address, count):
     """A block of elements that lie one after the other; `count` of them exist, None: all do."""
-    element, size = STORED[codes]
+    stored = "i8" if codes == "c8" else codes
+    element, size = STORED[stored]
     kind = ir.VectorType(element, LANES)
     vectors = []
     for v in range(VECTORS):
@@ -131,9 +131,7 @@ def _flat(builder, codes: str, address, count):
         mask = None
         if count is not None:
             mask = _count_mask(builder, builder.sub(count, I64(v * LANES)), LANES)
-        vectors.append(
-            decode(builder, _read(builder, where, kind, mask), _DECODED.get(codes, codes))
-        )
+        vectors.append(decode(builder, _read(builder, where, kind, mask), stored))
     return vectors
 
 
