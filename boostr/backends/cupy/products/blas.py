@@ -15,13 +15,16 @@ import ctypes.util
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from boostr import dtypes
 from boostr.errors import BackendError
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 _WORKSPACE_BYTES = 32 << 20  # what NVIDIA advises for Hopper
 _MAJORS = (12, 13)  # versions whose enumerations are the ones below
@@ -194,7 +197,7 @@ def _layout(operand: Operand, batch: int) -> ctypes.c_void_p:
 class Blas:
     """cuBLASLt on one device: its handle, workspace and plans."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: CupyBackend) -> None:
         backend.stream_pointer()  # makes the device current
         self._handle = ctypes.c_void_p()
         _check(library().cublasLtCreate(ctypes.byref(self._handle)), "start")
@@ -245,7 +248,7 @@ class Blas:
 _STARTED: WeakKeyDictionary[Any, Blas] = WeakKeyDictionary()
 
 
-def prepare(backend: Any) -> Blas:
+def prepare(backend: CupyBackend) -> Blas:
     """The library for this backend's device; started on the first call, best before a capture."""
     found = _STARTED.get(backend)
     if found is None:
@@ -258,7 +261,7 @@ def _alignment(pointer: int) -> int:
 
 
 def linear(
-    backend: Any, x: Any, weight: Any, out: Any, bias: Any = None, residual: Any = None
+    backend: CupyBackend, x: Any, weight: Any, out: Any, bias: Any = None, residual: Any = None
 ) -> None:
     """out = x weightᵀ + bias + residual on 2-D arrays whose rows are dense (any row stride).
 
@@ -294,7 +297,7 @@ def linear(
 
 
 # -- a @ b with broadcast leading axes ---------------------------------------------------------
-def matmul(backend: Any, a: Any, b: Any) -> Any:
+def matmul(backend: CupyBackend, a: Any, b: Any) -> Any:
     """[..., M, K] @ [..., K, N] of one float dtype; summed in float32, float64 in float64."""
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
@@ -327,7 +330,7 @@ def matmul(backend: Any, a: Any, b: Any) -> Any:
     return out
 
 
-def _strided(backend: Any, x: Any) -> Any:
+def _strided(backend: CupyBackend, x: Any) -> Any:
     """x, or a copy, with its rows or its columns dense and no matrix overlapping itself."""
     rows, columns = x.shape[-2:]
     down, across = (s // x.itemsize for s in x.strides[-2:])

@@ -6,7 +6,7 @@ one product for all weights that read the same input, and one kernel for what fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +20,19 @@ from boostr.backends.cupy.rows import rope as ropes
 from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
 
 def _few(x: Tensor, *weights: Any) -> bool:
     """Whether a GEMV takes these rows."""
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     return len(x) <= linear.FEW and all(
         gemv.shared_refusal(backend, w, len(x), x.dtype) is None for w in weights
     )
 
 
-def _dense(backend: Any, *tensors: Tensor | None) -> list[Any]:
+def _dense(backend: CupyBackend, *tensors: Tensor | None) -> list[Any]:
     return [None if t is None else backend.dense(t.data) for t in tensors]
 
 
@@ -46,7 +49,7 @@ def _supports_products(x: Tensor, weights: list[Any], biases: list[Any]) -> str 
     return "no rows" if x.shape[0] == 0 else None
 
 
-def _norm(backend: Any, norm: Norm | None) -> gemv.Norm | None:
+def _norm(backend: CupyBackend, norm: Norm | None) -> gemv.Norm | None:
     """The norm as the GEMVs take it."""
     if norm is None:
         return None
@@ -83,7 +86,7 @@ def _inputs(
     x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
     q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own))
     eps, flat = 0.0 if own.q is None else own.q.eps, _dense(backend, *biases)
@@ -156,7 +159,7 @@ def _products_supports(
 def _products(
     x: Tensor, norm: Norm | None, weights: list, biases: list, act: str | None, dtype: np.dtype
 ) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     flat = _dense(backend, *biases)
     if act is None:
         y = gemv.gemv(

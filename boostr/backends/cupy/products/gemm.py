@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +16,9 @@ from boostr.backends.cupy.products.stored import NO_PLANES, SCALE_BYTES, Stored,
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 _COUNTERS = 4096  # tiles of a product whose K is shared out
 
@@ -93,7 +96,7 @@ def aligned(*arrays: Any, to: int = 16) -> bool:
     )
 
 
-def tensor_cores_take(backend: Any, x: Any, weights: list[Stored]) -> str | None:
+def tensor_cores_take(backend: CupyBackend, x: Any, weights: list[Stored]) -> str | None:
     """None if `mma` can multiply x [M, K] by these weights, else why not."""
     if backend.caps.compute_capability < 80:
         return "needs sm_80"
@@ -115,7 +118,7 @@ def tensor_cores_take(backend: Any, x: Any, weights: list[Stored]) -> str | None
     return None
 
 
-def pick_tile(backend: Any, form: Form, M: int) -> Tile:
+def pick_tile(backend: CupyBackend, form: Form, M: int) -> Tile:
     """The tile for a product of M tokens, with as many stages as a block's shared memory holds."""
     tiles = TILES[kind_of(form)]
     at = next(i for i, (most, _) in enumerate(tiles) if most >= M)
@@ -127,7 +130,7 @@ def pick_tile(backend: Any, form: Form, M: int) -> Tile:
     return tiles[0][1]
 
 
-def pick_shares(backend: Any, tile: Tile, form: Form, tiles: int, K: int) -> int:
+def pick_shares(backend: CupyBackend, tile: Tile, form: Form, tiles: int, K: int) -> int:
     """Into how many parts K is cut, so that few tiles still fill the GPU."""
     steps = -(-K // (64 if form.is_float else _DEPTH))
     per_sm = min(233472 // (tile.shared_bytes(form) + 1024), 2048 // tile.threads, 4)
@@ -138,7 +141,7 @@ def pick_shares(backend: Any, tile: Tile, form: Form, tiles: int, K: int) -> int
 _counters: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def prepare(backend: Any) -> Any:
+def prepare(backend: CupyBackend) -> Any:
     """The counters of `gemm_mma.cu`: zero between launches. Made on the first call."""
     found = _counters.get(backend)
     if found is None:
@@ -147,7 +150,7 @@ def prepare(backend: Any) -> Any:
 
 
 def mma(
-    backend: Any,
+    backend: CupyBackend,
     x: Any,
     weights: list[Stored],
     biases: list[Any],
@@ -202,7 +205,7 @@ def piece_macro(form: Form, row_piece: int) -> dict[str, int]:
 
 
 def type_macros(
-    backend: Any, x: Any, w: Stored, out: Any, bias: Any, residual: Any
+    backend: CupyBackend, x: Any, w: Stored, out: Any, bias: Any, residual: Any
 ) -> dict[str, Any]:
     """Macros that the matrix products have in common."""
     name = backend.c_type
@@ -220,7 +223,7 @@ def in_fours(*arrays: Any) -> bool:
     return all(a is None or aligned(a, to=4 * a.itemsize) for a in arrays)
 
 
-def simt(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
+def simt(backend: CupyBackend, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
     """out [M, N] = x [M, K] · w on ordinary arithmetic units; any form, shape and alignment."""
     M, K = x.shape
     x_scales = None
@@ -238,7 +241,7 @@ def simt(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) ->
     )  # fmt: skip
 
 
-def quantize_rows(backend: Any, x: Any) -> tuple[Any, Any]:
+def quantize_rows(backend: CupyBackend, x: Any) -> tuple[Any, Any]:
     """(int8 [M, K rounded up to 16], float32 [M]): rows of x rounded by their own absmax / 127."""
     M, K = x.shape
     width = -(-K // 16) * 16

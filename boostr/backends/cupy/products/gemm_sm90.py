@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.backends.cupy.runtime.tensor_map import tensor_map
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ _FEW = {"float": (72, 2), "rows": (36, 4), "rounds": (52, 2)}
 FEW_TOKENS = 64
 
 
-def pick_warpgroups(backend: Any, form: Form, rows: list[int], M: int, K: int) -> Warpgroups:
+def pick_warpgroups(
+    backend: CupyBackend, form: Form, rows: list[int], M: int, K: int
+) -> Warpgroups:
     """For weights of so many rows each and M tokens."""
     kind, rounds = kind_of(form), form.rounds_input
     sms, steps = backend.caps.sms, -(-K // (128 if rounds else 64))
@@ -65,7 +70,7 @@ def pick_warpgroups(backend: Any, form: Form, rows: list[int], M: int, K: int) -
     return Warpgroups(groups, tokens, stages, max(1, min(8, blocks // tiles, steps // least)))
 
 
-def hopper_takes(backend: Any, w: Stored, M: int) -> bool:
+def hopper_takes(backend: CupyBackend, w: Stored, M: int) -> bool:
     """Whether `hopper` should multiply arguments that `tensor_cores_take`."""
     form = w.form
     simple = form.codes in ("c8", "c4") and not (form.offsets or form.super)
@@ -74,7 +79,7 @@ def hopper_takes(backend: Any, w: Stored, M: int) -> bool:
 
 
 def hopper(
-    backend: Any,
+    backend: CupyBackend,
     x: Any,
     weights: list[Stored],
     biases: list[Any],

@@ -16,7 +16,7 @@ device arrays:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from boostr.backends.cupy.products.stored import Stored, Weight
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 ACTIVATIONS = {"silu": "SILU", "gelu": "GELU", "gelu_tanh": "GELU_TANH"}
 
@@ -57,7 +60,7 @@ class HeadNorm(NamedTuple):
 
 
 def _launch(
-    backend: Any, family: str, plan: Plan, w: Stored, units: int, args: list, shared: int,
+    backend: CupyBackend, family: str, plan: Plan, w: Stored, units: int, args: list, shared: int,
     blocks: int = 0, **defines: int | str,
 ) -> None:  # fmt: skip
     """`units` units of rows for all blocks, or for each of `blocks` blocks."""
@@ -87,7 +90,7 @@ def _alike(plan: Plan, weights: tuple[Stored, ...], *arrays: Array | None) -> Pl
 
 # -- the products -----------------------------------------------------------------------------
 def gemv(
-    backend: Any, x: Array, weight: Weight, bias: Array | None = None,
+    backend: CupyBackend, x: Array, weight: Weight, bias: Array | None = None,
     residual: Array | None = None, out_dtype: Any = None, *, plan: Plan | None = None,
     norm: Norm | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
@@ -115,7 +118,7 @@ def gemv(
 
 
 def _halves(
-    backend: Any, x: Array, weight: Weight, bias: Array | None, residual: Array | None,
+    backend: CupyBackend, x: Array, weight: Weight, bias: Array | None, residual: Array | None,
     out_dtype: Any, norm: Norm | None, out: Array | None,
 ) -> Array:  # fmt: skip
     """As gemv, half of the rows after the other: for rows that do not fit shared memory at once."""
@@ -130,7 +133,7 @@ def _halves(
 
 
 def norm_gemv(
-    backend: Any, x: Array, norm: Norm, weight: Weight, *, bias: Array | None = None,
+    backend: CupyBackend, x: Array, norm: Norm, weight: Weight, *, bias: Array | None = None,
     residual: Array | None = None, out_dtype: Any = None, plan: Plan | None = None,
 ) -> Array:  # fmt: skip
     """rms_norm(x) weightᵀ + bias + residual; the head's logits with out_dtype float32."""
@@ -138,7 +141,8 @@ def norm_gemv(
 
 
 def norm_gated_gemv(
-    backend: Any, x: Array, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
+    backend: CupyBackend,
+    x: Array, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
     gate_bias: Array | None = None, up_bias: Array | None = None, plan: Plan | None = None,
 ) -> Array:  # fmt: skip
     """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
@@ -167,7 +171,7 @@ def norm_gated_gemv(
 
 
 def qkv_rope_write(
-    backend: Any, x: Array, norm: Norm | None, weights: tuple[Weight, Weight, Weight],
+    backend: CupyBackend, x: Array, norm: Norm | None, weights: tuple[Weight, Weight, Weight],
     rope: Rope, k_cache: Array, v_cache: Array, slots: Array, *, head_norm: HeadNorm | None = None,
     biases: tuple[Array | None, Array | None, Array | None] = (None, None, None),
     plan: Plan | None = None,
@@ -212,7 +216,7 @@ def qkv_rope_write(
 
 
 def _qkv_plan(
-    backend: Any, q: Stored, rows: int, heads: int, D: int, item: int, normed: bool
+    backend: CupyBackend, q: Stored, rows: int, heads: int, D: int, item: int, normed: bool
 ) -> Plan:
     """As `choose`; with head norms the pairs of a head are shared out to a cluster of blocks."""
     if not normed:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.products.stored import SCALE_BYTES, Stored, Weight, form_macros
 from boostr.quant.forms import Form, form_of
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 Array = Any
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
@@ -156,7 +159,7 @@ class Layout(NamedTuple):
 
 
 def choose(
-    backend: Any, w: Stored, rows: int, count: int, item: int,
+    backend: CupyBackend, w: Stored, rows: int, count: int, item: int,
     per_lanes: tuple[int, ...] = (4, 2, 1),
 ) -> Plan:  # fmt: skip
     """The plan for `count` rows of a weight. item: bytes of an x value; per_lanes: see `Plan`."""
@@ -190,7 +193,7 @@ def _choose(
 
 
 def choose_for_block(
-    backend: Any, w: Stored, rows: int, count: int, item: int, cluster: int
+    backend: CupyBackend, w: Stored, rows: int, count: int, item: int, cluster: int
 ) -> Plan:
     """The plan where each block has `count` rows of its own, in pairs, and no others."""
     caps, layout = backend.caps, Layout.of(w)
@@ -245,7 +248,9 @@ def _deepened(
     return replace(plan, stages=max(1, min(10, min(ring, left - 8192) // max(stage, 1), useful)))
 
 
-def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more: int = 0) -> int:
+def shared_bytes(
+    backend: CupyBackend, plan: Plan, w: Stored, rows: int, item: int, more: int = 0
+) -> int:
     """Bytes of shared memory of a launch; raises ValueError if the device has not so much."""
     need = plan.ring_bytes(w.form) + plan.x_bytes(w.form, rows, w.K, item)
     need += plan.partial_bytes(rows) + more
@@ -254,7 +259,7 @@ def shared_bytes(backend: Any, plan: Plan, w: Stored, rows: int, item: int, more
     return need
 
 
-def shared_refusal(backend: Any, weight: Weight, rows: int, dtype: Any) -> str | None:
+def shared_refusal(backend: CupyBackend, weight: Weight, rows: int, dtype: Any) -> str | None:
     """Why the rows of x do not fit the shared memory beside a small ring; None if they do."""
     K, item = weight.shape[1], np.dtype(dtype).itemsize
     form = form_of(weight)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from boostr.backends.cupy.products import blas, gemm, gemm_sm90
 from boostr.backends.cupy.products.stored import NO_PLANES, Stored, Weight, form_refusal
 from boostr.quant.forms import form_of
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 _TYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 FEW = 8  # rows of x that the GEMV takes
@@ -54,7 +57,7 @@ def _linear(
     residual: Tensor | None,
     dtype: np.dtype | None = None,
 ) -> Tensor:
-    backend: Any = x.backend
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape
     lead = x.shape[:-1]
     M = math.prod(lead)
@@ -74,14 +77,14 @@ def _linear(
     return Tensor.wrap(y.reshape(*lead, N), backend)
 
 
-def _rows(backend: Any, x: Any, M: int, K: int) -> Any:
+def _rows(backend: CupyBackend, x: Any, M: int, K: int) -> Any:
     """x as [M, K] with dense rows; a 2-D view keeps its row stride."""
     if x.ndim == 2 and x.strides[1] == x.itemsize and x.strides[0] >= K * x.itemsize:
         return x
     return backend.dense(x).reshape(M, K)
 
 
-def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
+def product(backend: CupyBackend, x: Any, w: Stored, bias: Any, residual: Any, out: Any) -> None:
     """out [M, N] = x [M, K] wᵀ + bias + residual by whatever is fastest for these arguments.
 
     x and out may have any row stride; residual shares out's.
@@ -99,7 +102,7 @@ def product(backend: Any, x: Any, w: Stored, bias: Any, residual: Any, out: Any)
 
 
 def _on_tensor_cores(
-    backend: Any, x: Any, weights: list[Stored], biases: list[Any], residual: Any, out: Any,
+    backend: CupyBackend, x: Any, weights: list[Stored], biases: list[Any], residual: Any, out: Any,
     early: bool,
 ) -> bool:  # fmt: skip
     """Multiply by all weights at once if our tensor-core kernels take them and are the fastest."""
@@ -117,7 +120,7 @@ def _on_tensor_cores(
     return True
 
 
-def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> bool:
+def _blas_takes(backend: CupyBackend, x: Any, w: Stored, residual: Any, out: Any) -> bool:
     if (
         not w.form.is_float
         or w.codes.dtype != x.dtype
@@ -130,7 +133,7 @@ def _blas_takes(backend: Any, x: Any, w: Stored, residual: Any, out: Any) -> boo
 
 
 def segments_gemm(
-    backend: Any,
+    backend: CupyBackend,
     x: Any,
     weights: list[Weight],
     biases: list[Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from boostr.quant.forms import scheme_form
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
 
 def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    backend: Any = w.backend
+    backend: CupyBackend = w.backend  # type: ignore[assignment]
     source = backend.dense(w.data)
     N, K = w.shape
     G = -(-K // group)
@@ -34,7 +37,7 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
-    backend: Any = w.backend
+    backend: CupyBackend = w.backend  # type: ignore[assignment]
     flat = Stored.of(w, backend)
     out = backend.empty(w.shape, dtype)
     if out.size:

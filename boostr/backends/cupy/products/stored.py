@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from boostr.quant.forms import Form, form_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
 
 Weight = Tensor | QuantizedTensor
 
@@ -33,7 +36,7 @@ class Stored(NamedTuple):
     K: int
 
     @classmethod
-    def of(cls, weight: Weight, backend: Any) -> Stored:
+    def of(cls, weight: Weight, backend: CupyBackend) -> Stored:
         """Of a weight whose form `form_refusal` lets through."""
         *lead, K = weight.shape
         form = form_of(weight)

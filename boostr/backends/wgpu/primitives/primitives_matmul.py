@@ -24,7 +24,7 @@ class Products(Launcher):
         if dtypes.is_float(a.dtype):
             from boostr.backends.wgpu.products import gemm
 
-            return gemm.matmul(self, a, b)
+            return gemm.matmul(self, a, b)  # type: ignore[arg-type]  (a part of WgpuBackend)
         return product(self, a, b)
 
 

@@ -8,7 +8,7 @@ end, between the kernels of the ops that surround it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from boostr.backends.wgpu.rows import activation
 from boostr.backends.wgpu.rows import norm as norms
 from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 
@@ -35,13 +38,14 @@ def _stored_as(weight: Any) -> Any:
 
 def _rows(x: Tensor, weights: Any, biases: Any, few: bool = True) -> str | None:
     """Why GEMVs, or without `few` one product, do not take these rows; None if they do."""
-    most = linear.few(x.backend)
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
+    most = linear.few(backend)
     if len(x) == 0 or (few and len(x) > most):
         return f"{len(x)} rows are not in 1..{most}"
     if len(x) > most:
         if any(b is not None for b in biases):
             return "biases of several weights"
-        if linear.joined(x.backend, weights) is None:
+        if linear.joined(backend, weights) is None:
             return "the weights do not lie end to end"
     for weight, bias in zip(weights, biases, strict=True):
         reason = linear.KERNELS["linear"].supports(x, weight, bias, None, x.dtype)
@@ -79,7 +83,7 @@ def _inputs_supports(
         return "heads without rope"
     if own.q is not None and any(b is not None for b in biases):
         return "biases come before norms of heads"
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     most = backend.caps.binding_bytes
     if any(w.nbytes > most for w in weights):
         return f"a weight has more bytes than a binding, {most}"
@@ -99,7 +103,8 @@ def _inputs(
     x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
-    backend, head_norm, kept = x.backend, None, None
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
+    head_norm, kept = None, None
     if own.q is not None and own.k is not None:
         head_norm = gemv_qkv.Norms(own.q.weight.data, own.k.weight.data, own.q.eps)
     if cache is not None:
@@ -123,11 +128,12 @@ def _inputs(
 
 def _normed_product(x: Tensor, norm: Norm | None, weights: Any) -> Any:
     """rms_norm(x), or x, times weights that lie end to end."""
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     h = x
     if norm is not None:
         h = norms.KERNELS["rms_norm"].run(x, norm.weight, norm.eps, norm.offset)
-    whole: Any = linear.joined(x.backend, weights)
-    return gemm.linear(x.backend, h.data, whole, None, None, x.dtype)
+    whole: Any = linear.joined(backend, weights)
+    return gemm.linear(backend, h.data, whole, None, None, x.dtype)
 
 
 # -- attention and its output projection ---------------------------------------------------------
@@ -147,7 +153,7 @@ def _attend(
     q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
     bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    backend: Any = q.backend
+    backend: WgpuBackend = q.backend  # type: ignore[assignment]
     Dv = cache.values.shape[3]
     kept = (cache.keys, cache.values)
     splits = 0
@@ -187,18 +193,19 @@ def _products_supports(
 def _products(
     x: Tensor, norm: Norm | None, weights: list, biases: list, act: str | None, dtype: np.dtype
 ) -> Tensor:
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     first, flat = _first(norm), [_data(b) for b in biases]
     if act is None:
-        y = gemv.gemv(x.backend, x.data, weights[0], flat[0], None, dtype, norm=first)
-    elif len(x) > linear.few(x.backend):
-        both = Tensor.wrap(_normed_product(x, norm, weights), x.backend)
+        y = gemv.gemv(backend, x.data, weights[0], flat[0], None, dtype, norm=first)
+    elif len(x) > linear.few(backend):
+        both = Tensor.wrap(_normed_product(x, norm, weights), backend)
         F = weights[0].shape[0]
         return activation.gated(both[:, :F], both[:, F:], act)
     else:
         y = gemv.norm_gated_gemv(
-            x.backend, x.data, first, *weights, act=act, gate_bias=flat[0], up_bias=flat[1]
+            backend, x.data, first, *weights, act=act, gate_bias=flat[0], up_bias=flat[1]
         )
-    return Tensor.wrap(y, x.backend)
+    return Tensor.wrap(y, backend)
 
 
 KERNELS = {

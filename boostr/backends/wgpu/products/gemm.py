@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 
 def supports(
     x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None,
@@ -46,7 +49,7 @@ def supports(
 
 
 def linear(
-    backend: Any, x: Any, weight: Weight, bias: Any = None, residual: Any = None,
+    backend: WgpuBackend, x: Any, weight: Weight, bias: Any = None, residual: Any = None,
     dtype: Any = None, plan: Plan | None = None,
 ) -> GpuArray:  # fmt: skip
     """x [..., K] times weight [N, K] transposed, plus bias [N] and residual [..., N].
@@ -76,7 +79,11 @@ def linear(
 
 
 def segments(
-    backend: Any, x: GpuArray, weights: Sequence[Weight], biases: Sequence[Any], dtype: Any = None
+    backend: WgpuBackend,
+    x: GpuArray,
+    weights: Sequence[Weight],
+    biases: Sequence[Any],
+    dtype: Any = None,
 ) -> GpuArray:
     """x [M, K] times weights [N_i, K] side by side: [M, sum of N_i].
 
@@ -116,7 +123,7 @@ def _adjacent(tensors: Sequence[Tensor], count: int) -> Tensor | None:
     return Tensor.wrap(arrays[0].view(shape=shape), tensors[0].backend)
 
 
-def matmul(backend: Any, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArray:
+def matmul(backend: WgpuBackend, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArray:
     """a [..., M, K] @ b [..., K, N], leading axes broadcast, of any strides; f32 sums.
 
     a and b may be of two float types; `dtype` of the result: a's by default.
@@ -150,7 +157,7 @@ def matmul(backend: Any, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArra
     return out
 
 
-def _flat(backend: Any, x: GpuArray, lead: tuple[int, ...]) -> Operand:
+def _flat(backend: WgpuBackend, x: GpuArray, lead: tuple[int, ...]) -> Operand:
     """x's matrices as [batches, rows, inputs], its leading axes broadcast to `lead`."""
     *_, rows, inputs = x.shape
     own = (0,) * (len(lead) - x.ndim + 2) + tuple(
@@ -167,7 +174,7 @@ def _flat(backend: Any, x: GpuArray, lead: tuple[int, ...]) -> Operand:
 
 
 def _bands(
-    backend: Any, x: Operand, w: Operand, ends: Ends, out: GpuArray, plan: Plan | None
+    backend: WgpuBackend, x: Operand, w: Operand, ends: Ends, out: GpuArray, plan: Plan | None
 ) -> None:
     """One product, in as many parts as the windows of bindings ask for."""
     most, (M, N) = backend.caps.binding_bytes, out.shape
@@ -188,7 +195,13 @@ def _bands(
 
 
 def _columns(
-    backend: Any, x: Operand, w: Operand, columns: int, ends: Ends, y: GpuArray, plan: Plan | None
+    backend: WgpuBackend,
+    x: Operand,
+    w: Operand,
+    columns: int,
+    ends: Ends,
+    y: GpuArray,
+    plan: Plan | None,
 ) -> None:
     """y [1, M, N] in bands of the weight's rows, each in one dispatch."""
     N, wide = y.shape[-1], y
@@ -203,7 +216,7 @@ def _columns(
         backend.assign(y, wide)
 
 
-def _contracted(backend: Any, x: Operand, w: Operand, out: GpuArray) -> None:
+def _contracted(backend: WgpuBackend, x: Operand, w: Operand, out: GpuArray) -> None:
     """A product whose inputs are shared out, since lines across do not fit a binding."""
     most, K = backend.caps.binding_bytes, x.inputs
     widest = max(s.line * s.array.dtype.itemsize for s in (x, w) if s.across)
@@ -218,7 +231,7 @@ def _contracted(backend: Any, x: Operand, w: Operand, out: GpuArray) -> None:
 
 
 def _launch(
-    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
+    backend: WgpuBackend, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
     plan: Plan | None, guard: GpuArray | None = None,
 ) -> None:  # fmt: skip
     """Columns `column` to `column + N` of y [batches, M, all columns], whose windows all fit."""

@@ -4,12 +4,15 @@ of a launch."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from boostr import dtypes
 from boostr.backends.wgpu.products.gemm_operands import Operand
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Ends:
         parts = (("BIAS", self.bias), ("RESIDUAL", self.residual))
         return {k: wgsl.name_of(a.dtype) if apply and a is not None else "" for k, a in parts}
 
-    def offsets(self, backend: Any) -> tuple[int, int, int]:
+    def offsets(self, backend: WgpuBackend) -> tuple[int, int, int]:
         """Of x_scale, bias and residual, as the shaders' parameters want them."""
         x_scale, bias, residual = (
             0 if a is None else backend.offset(a) for a in (self.x_scale, self.bias, self.residual)
@@ -62,13 +65,18 @@ def _window(array: GpuArray | None, skip: int, shape: tuple[int, ...]) -> GpuArr
 
 
 def finish(
-    backend: Any, part: GpuArray, ends: Ends, y: GpuArray, splits: int, w_scales: GpuArray | None
+    backend: WgpuBackend,
+    part: GpuArray,
+    ends: Ends,
+    y: GpuArray,
+    splits: int,
+    w_scales: GpuArray | None,
 ) -> None:
     """y [..., M, N] from `splits` slabs of sums, f32, or int32 that are yet to be scaled by both
     sides' scales (w_scales: f32 [N])."""
     integers = part.dtype == dtypes.int32
     scales = [a for a in (w_scales, ends.x_scale) if a is not None] if integers else []
-    w_scale = backend.offset(w_scales) if scales else 0
+    w_scale = backend.offset(w_scales) if integers and w_scales is not None else 0
     offsets, at = ends.offsets(backend), backend.offset(y)
     whole = (y.shape[-1] | at | offsets[1] | offsets[2]) % 4 == 0
     backend.launch(
@@ -80,7 +88,7 @@ def finish(
 
 
 def parameters(
-    backend: Any, x: Operand, w: Operand, load: int, ends: Ends, y: GpuArray,
+    backend: WgpuBackend, x: Operand, w: Operand, load: int, ends: Ends, y: GpuArray,
     sizes: tuple[int, int, int, int, int],
 ) -> tuple[int, ...]:  # fmt: skip
     """`struct Params` of gemm_head.wgsl.

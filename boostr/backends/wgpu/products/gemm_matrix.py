@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle
 from itertools import product as each
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.quant.forms import Form
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
 _CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
@@ -98,7 +101,7 @@ def shape(caps: Caps, integers: bool) -> tuple[int, int, int] | None:
     return None
 
 
-def takes(backend: Any, x: Operand, w: Operand, y: GpuArray) -> str | None:
+def takes(backend: WgpuBackend, x: Operand, w: Operand, y: GpuArray) -> str | None:
     """None if tensor cores can make y = x · wᵀ exactly enough, else why not."""
     caps, integers = backend.caps, x.form.rounds_input
     if shape(caps, integers) is None or caps.subgroup_min != caps.subgroup_max:
@@ -117,7 +120,7 @@ def takes(backend: Any, x: Operand, w: Operand, y: GpuArray) -> str | None:
 
 
 def product(
-    backend: Any, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
+    backend: WgpuBackend, x: Operand, w: Operand, ends: Ends, y: GpuArray, N: int, column: int,
     again: Callable[[GpuArray], None], plan: MatrixPlan | None = None,
 ) -> None:  # fmt: skip
     """Columns `column` to `column + N` of y [1, M, all] by tensor cores.
@@ -152,7 +155,7 @@ def product(
 
 
 def _launch(
-    backend: Any, x: Operand, w: Operand, ends: Ends, part: GpuArray, tile: MatrixTile,
+    backend: WgpuBackend, x: Operand, w: Operand, ends: Ends, part: GpuArray, tile: MatrixTile,
     sizes: tuple[int, int, int, int, int], flag: GpuArray | None,
 ) -> None:  # fmt: skip
     M, N, share, splits, column = sizes
@@ -173,7 +176,7 @@ def _launch(
     )  # fmt: skip
 
 
-def _halves(backend: Any, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
+def _halves(backend: WgpuBackend, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
     """Rows of x in f16, what to multiply them by, and a 0."""
     M, K = x.rows, x.inputs
     if x.array.offset % 4 or x.line % 4:

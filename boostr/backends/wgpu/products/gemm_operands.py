@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boostr import dtypes
 from boostr.backends.wgpu.products import planes
@@ -12,6 +12,9 @@ from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.quant.forms import Form
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 INTEGERS = Form("c8", scale="f32", rounds_input=True)  # int8, multiplied as integers
@@ -38,7 +41,7 @@ class Operand:
     more: Planes = ()
 
     @classmethod
-    def of_weight(cls, weight: Weight, backend: Any) -> Operand:
+    def of_weight(cls, weight: Weight, backend: WgpuBackend) -> Operand:
         """A weight [N, K] in any form that `linear` takes."""
         N, K = weight.shape
         if isinstance(weight, Tensor):
@@ -48,7 +51,7 @@ class Operand:
         return cls(codes, form, N, K, codes.shape[1], more=tuple(more))
 
     @classmethod
-    def of_matrix(cls, backend: Any, x: GpuArray) -> Operand:
+    def of_matrix(cls, backend: WgpuBackend, x: GpuArray) -> Operand:
         """Floats [rows, inputs] or [batches, rows, inputs] of any strides; copied only where
         neither axis is dense."""
         *lead, rows, inputs = x.shape
@@ -116,7 +119,7 @@ class Operand:
         known = {"X": self.name} if side == "X" else {"FORM": self.form}
         return {**known, f"{side}_WHOLE": self.whole(), f"{side}_ACROSS": self.across}
 
-    def bases(self, backend: Any, load: int = 1) -> list[int]:
+    def bases(self, backend: WgpuBackend, load: int = 1) -> list[int]:
         """Where the planes begin: codes in loads of that many bytes; all else in elements."""
         each = load if self.in_planes else self.array.dtype.itemsize
         return planes.bases(backend, self.form, self.reads(), each)

@@ -11,7 +11,7 @@ binding may be:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,13 +34,16 @@ from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 MOST_ROWS = 8  # of x that one launch takes
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
 # -- the products --------------------------------------------------------------------------------
 def gemv(
-    backend: Any, x: GpuArray, weight: Weight, bias: GpuArray | None = None,
+    backend: WgpuBackend, x: GpuArray, weight: Weight, bias: GpuArray | None = None,
     residual: GpuArray | None = None, out_dtype: Any = None, *, norm: Norm | None = None,
     tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
@@ -53,7 +56,8 @@ def gemv(
 
 
 def combine_gemv(
-    backend: Any, partials: GpuArray, weight: Weight, *, dtype: Any, bias: GpuArray | None = None,
+    backend: WgpuBackend,
+    partials: GpuArray, weight: Weight, *, dtype: Any, bias: GpuArray | None = None,
     residual: GpuArray | None = None, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
     """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual, in `dtype`.
@@ -78,7 +82,7 @@ def combine_refusal(weight: Weight, head_dim: int) -> str | None:
 
 
 def product(
-    backend: Any, given: Input, weights: list[Stored], bound: list[GpuArray],
+    backend: WgpuBackend, given: Input, weights: list[Stored], bound: list[GpuArray],
     bias: GpuArray | None, residual: GpuArray | None, out_dtype: np.dtype, tile: Tile | None,
     values: dict[str, Any],
 ) -> GpuArray:  # fmt: skip
@@ -113,7 +117,8 @@ def product(
 
 
 def norm_gated_gemv(
-    backend: Any, x: GpuArray, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
+    backend: WgpuBackend,
+    x: GpuArray, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
     gate_bias: GpuArray | None = None, up_bias: GpuArray | None = None, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
     """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.

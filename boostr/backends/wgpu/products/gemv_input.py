@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from boostr.backends.wgpu.products.gemv_plan import Stored, Tile
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.wgsl import name_of
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 QUANTIZE_THREADS = 256
 
@@ -35,7 +38,7 @@ class Input(NamedTuple):
     values: dict[str, Any]
 
 
-def prepared(backend: Any, x: GpuArray, w: Stored, norm: Norm | None) -> Input:
+def prepared(backend: WgpuBackend, x: GpuArray, w: Stored, norm: Norm | None) -> Input:
     """x contiguous and on a 16-byte border; rounded to int8 (and normed before) where w asks."""
     M, K = x.shape
     if w.form.rounds_input:
@@ -47,13 +50,13 @@ def prepared(backend: Any, x: GpuArray, w: Stored, norm: Norm | None) -> Input:
     return Input(x, M, None, norm, w.slow, {"X": name_of(x.dtype), "XS": K})
 
 
-def aligned(backend: Any, x: GpuArray) -> GpuArray:
+def aligned(backend: WgpuBackend, x: GpuArray) -> GpuArray:
     x = backend.dense(x)
     return backend.copy(x) if backend.offset(x) * x.dtype.itemsize % 16 else x
 
 
 def quantized_rows(
-    backend: Any, x: GpuArray, norm: Norm | None = None
+    backend: WgpuBackend, x: GpuArray, norm: Norm | None = None
 ) -> tuple[GpuArray, GpuArray]:
     """(int8 [M, K rounded up to 16], zeros behind K; float32 [M]): rows of x or rms_norm(x) by
     their absmax / 127."""
@@ -78,16 +81,16 @@ def common_values(w: Stored, given: Input, tile: Tile, M: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def base(backend: Any, array: GpuArray | None, size: int = 1) -> int:
+def base(backend: WgpuBackend, array: GpuArray | None, size: int = 1) -> int:
     """Where an array begins, in units of `size` elements."""
     return 0 if array is None else backend.offset(array) // size
 
 
-def x_base(backend: Any, given: Input) -> int:
+def x_base(backend: WgpuBackend, given: Input) -> int:
     return base(backend, given.x, 1 if given.slow else 16 // given.x.dtype.itemsize)
 
 
-def norm_base(backend: Any, given: Input) -> int:
+def norm_base(backend: WgpuBackend, given: Input) -> int:
     return 0 if given.norm is None else base(backend, given.norm.weight, 1 if given.slow else 4)
 
 

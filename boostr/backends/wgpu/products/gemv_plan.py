@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from boostr.backends.wgpu.products import planes as stored_planes
 from boostr.backends.wgpu.products.planes import Planes, Weight, cut, planes_of, stored_form
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.quant.forms import Form
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _ROW_BYTES = 16  # of a load
 _CHUNK = {"c8": 16, "c6": 32, "c4": 32}  # inputs that a thread takes at a time; 8 floats
@@ -34,12 +37,12 @@ class Stored(NamedTuple):
         """Pieces of a row that are dealt out to threads."""
         return self.K if self.slow else self.K // _CHUNK.get(self.form.codes, 8)
 
-    def bases(self, backend: Any) -> list[int]:
+    def bases(self, backend: WgpuBackend) -> list[int]:
         """Where the planes begin, as kernels count."""
         load = self.planes[0].dtype.itemsize if self.slow else _ROW_BYTES
         return stored_planes.bases(backend, self.form, self.planes, load)
 
-    def parts(self, backend: Any) -> Iterator[tuple[int, Stored]]:
+    def parts(self, backend: WgpuBackend) -> Iterator[tuple[int, Stored]]:
         """(first row, those rows) in pieces that a binding can hold, of even length."""
         width = max(p.nbytes for p in self.planes) // max(self.N, 1)
         most = backend.caps.binding_bytes // max(width, 1)
@@ -52,7 +55,7 @@ class Stored(NamedTuple):
             yield first, self._replace(planes=cut(self.planes, first, count), N=count)
 
 
-def stored(backend: Any, weight: Weight, off: bool = False) -> Stored:
+def stored(backend: WgpuBackend, weight: Weight, off: bool = False) -> Stored:
     """How a weight lies in memory; `off`: rows of x do not begin at 16 bytes."""
     form, planes, (N, K) = stored_form(weight), planes_of(backend, weight), weight.shape
     begin = planes[0].offset * planes[0].dtype.itemsize  # windows begin at multiples of 256 bytes
@@ -60,7 +63,7 @@ def stored(backend: Any, weight: Weight, off: bool = False) -> Stored:
     return Stored(form, planes, N, K, slow)
 
 
-def joined(backend: Any, weights: list[Stored]) -> Stored | None:
+def joined(backend: WgpuBackend, weights: list[Stored]) -> Stored | None:
     """Weights that lie end to end in one buffer, as one; None if they do not."""
     first, N = weights[0], sum(w.N for w in weights)
     if len({(w.form, w.K) for w in weights}) > 1:

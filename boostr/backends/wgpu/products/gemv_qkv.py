@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from boostr.backends.wgpu.products.gemv import (
     BF16,
@@ -43,6 +43,9 @@ from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.quant.forms import Form
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 _HEAD_THREADS = 32
 
@@ -106,13 +109,20 @@ class _Places(NamedTuple):
     def reads(self) -> list[GpuArray]:
         return present(self.cos, self.sin, self.rows, self.slots)
 
-    def bases(self, backend: Any) -> list[int]:
+    def bases(self, backend: WgpuBackend) -> list[int]:
         arrays = (self.cos, self.sin, self.rows, self.slots, self.k, self.v)
         return [base(backend, a) for a in arrays]
 
 
 def _places(
-    backend: Any, M: int, H: int, KH: int, D: int, dtype: Any, rope: Rope, cache: Cache | None
+    backend: WgpuBackend,
+    M: int,
+    H: int,
+    KH: int,
+    D: int,
+    dtype: Any,
+    rope: Rope,
+    cache: Cache | None,
 ) -> _Places:
     q = backend.empty((M, H, D), dtype)
     cos, sin, rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
@@ -124,7 +134,7 @@ def _places(
 
 
 def qkv_rope(
-    backend: Any, x: GpuArray, norm: Norm | None, weights: Sequence[Weight], rope: Rope,
+    backend: WgpuBackend, x: GpuArray, norm: Norm | None, weights: Sequence[Weight], rope: Rope,
     head_dim: int, *, cache: Cache | None = None, biases: Sequence[GpuArray | None] = (None,) * 3,
     head_norm: Norms | None = None, tile: Tile | None = None,
 ) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
@@ -152,7 +162,7 @@ def qkv_rope(
 
 
 def _qkv(
-    backend: Any, given: Input, weights: list[Stored], to: _Places,
+    backend: WgpuBackend, given: Input, weights: list[Stored], to: _Places,
     biases: list[GpuArray | None], tile: Tile | None,
 ) -> None:  # fmt: skip
     """The product and all behind it in one kernel, for each part of the weight."""
@@ -180,7 +190,7 @@ def _qkv(
 
 
 def heads_rope(
-    backend: Any, heads: GpuArray, H: int, KH: int, rope: Rope, norm: Norms | None = None,
+    backend: WgpuBackend, heads: GpuArray, H: int, KH: int, rope: Rope, norm: Norms | None = None,
     cache: Cache | None = None,
 ) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
     """q, k, v as `qkv_rope` returns them, of heads [M, (H + 2 KH) D] as a product made them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from boostr.backends.wgpu.products import gemm, gemv
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 Weight = Tensor | QuantizedTensor
 _FEW_ON_SOFTWARE = 2  # compiling kernels for more takes a CPU minutes
 
 
-def few(backend: Any) -> int:
+def few(backend: WgpuBackend) -> int:
     """The most rows of x that the GEMV takes."""
     return _FEW_ON_SOFTWARE if backend.caps.kind == "software" else gemv.MOST_ROWS
 
@@ -26,7 +29,7 @@ def _linear(
     x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None,
     dtype: np.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    backend: Any = x.backend
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape
     lead, rows = x.shape[:-1], math.prod(x.shape[:-1])
     wanted = x.dtype if dtype is None else dtype
@@ -43,7 +46,7 @@ def _linear(
     return Tensor.wrap(backend.reshape(y, (*lead, N)), backend)
 
 
-def joined(backend: Any, weights: Sequence[Weight]) -> Weight | None:
+def joined(backend: WgpuBackend, weights: Sequence[Weight]) -> Weight | None:
     """Weights that are stored alike and lie end to end in one buffer, as one; None if not so."""
     first, K = weights[0], weights[0].shape[1]
     if len({w.dtype if isinstance(w, Tensor) else w.scheme for w in weights}) > 1:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING
 
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.quant.forms import Form, form_of, scheme_form
 from boostr.quant.scheme import PACK, SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
 
 Weight = Tensor | QuantizedTensor
 Planes = tuple[GpuArray, ...]
@@ -56,7 +59,7 @@ def stored_form(weight: Weight) -> Form:
     return form
 
 
-def planes_of(backend: Any, weight: Weight) -> Planes:
+def planes_of(backend: WgpuBackend, weight: Weight) -> Planes:
     """The planes of a weight [N, K], rows without gaps, as far on their borders as loads need."""
     if isinstance(weight, Tensor):
         return (_rows(backend, weight.data, 1),)
@@ -70,7 +73,7 @@ def planes_of(backend: Any, weight: Weight) -> Planes:
     )
 
 
-def _rows(backend: Any, array: GpuArray, border: int) -> GpuArray:
+def _rows(backend: WgpuBackend, array: GpuArray, border: int) -> GpuArray:
     """The array with dense rows; a single row may have any stride. border: bytes it begins at."""
     dense = backend.dense(array)
     if dense.offset * dense.dtype.itemsize % border:
@@ -86,7 +89,7 @@ def cut(planes: Planes, first: int, count: int) -> Planes:
     )
 
 
-def bases(backend: Any, form: Form, planes: Planes, load: int) -> list[int]:
+def bases(backend: WgpuBackend, form: Form, planes: Planes, load: int) -> list[int]:
     """Where planes begin in what is bound: codes (or floats) in loads of that many bytes, high bits
     in loads of 8 at most, the others in elements."""
     loads = chain((load, min(load, 8)) if form.codes == "c6" else (load,), repeat(None))

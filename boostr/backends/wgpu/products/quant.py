@@ -4,7 +4,7 @@ rows in order are a packed weight read back."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
+if TYPE_CHECKING:
+    from boostr.backends.wgpu.backend import WgpuBackend
+
 
 def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    backend: Any = w.backend
+    backend: WgpuBackend = w.backend  # type: ignore[assignment]
     source = backend.dense(w.data)
     N, K = w.shape
     values, scales = backend.empty((N, K), "int8"), backend.empty((N, -(-K // group)), "float32")
@@ -29,7 +32,7 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return Tensor.wrap(values, backend), Tensor.wrap(scales, backend)
 
 
-def _quantize_part(backend: Any, group: int, w: Any, values: Any, scales: Any) -> None:
+def _quantize_part(backend: WgpuBackend, group: int, w: Any, values: Any, scales: Any) -> None:
     K, G = w.shape[1], scales.shape[1]
     team = min(256, power_of_two(-(-min(group, K) // 4)))
     # outputs begin where their pieces of whole words do
@@ -48,13 +51,13 @@ def _quantize_part(backend: Any, group: int, w: Any, values: Any, scales: Any) -
             backend.assign(wanted, made)
 
 
-def _from_start(backend: Any, x: Any) -> Any:
+def _from_start(backend: WgpuBackend, x: Any) -> Any:
     """x, or an array like it that begins where its binding does."""
     return x if backend.offset(x) == 0 else backend.empty(x.shape, x.dtype)
 
 
 def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
-    backend: Any = w.backend
+    backend: WgpuBackend = w.backend  # type: ignore[assignment]
     *lead, K = w.shape
     rows = math.prod(lead)
     flat = QuantizedTensor(
