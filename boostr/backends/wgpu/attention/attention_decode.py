@@ -1,8 +1,7 @@
 """Attention of few queries per sequence over a paged cache: partials over the keys, then combined.
 
-The grid depends on shapes alone: lengths are read on the device (`attention_decode.wgsl`), so that
-a captured step serves every length. The splits are joined by `combine`, or by the kernel that reads
-the result, which then includes `attention_decode_parts.wgsl`.
+The grid depends on shapes alone: `attention_decode.wgsl` reads lengths, and a captured step serves
+all. Splits are joined by `combine`, or by who reads them (`attention_decode_parts.wgsl`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
 from boostr.options import AttentionOptions
@@ -21,7 +21,6 @@ from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
-    from boostr.backends.wgpu.runtime.device import Caps
 
 FEW = 8  # queries per sequence, on average, up to which this is the way
 MAX_DIM = 256
@@ -374,8 +373,6 @@ def _variant(
     small: bool = False, **rest: Any,
 ) -> Variant:  # fmt: skip
     """The class of calls with 4 kv heads, on a device as little as WebGPU promises, or a GPU."""
-    from boostr.backends.wgpu.runtime.device import Caps
-
     caps = Caps("", "", "", kind="software" if small else "discrete")
     if subgroups:
         caps = replace(caps, subgroup_min=4 if small else 32, subgroup_max=32)
