@@ -50,8 +50,7 @@ def load(
 
     Args:
         model: a Hugging Face folder, a `.gguf` file, `org/name`, `hf://org/name@revision`; None is
-            the
-            default model, SmolLM2-135M-Instruct.
+            the default model, SmolLM2-135M-Instruct.
         backend: "numpy", "wgpu", "cupy", "auto"; default BOOSTR_BACKEND.
         dtype: convert weights to "float32", "float16" or "bfloat16"; default as stored.
         quantize: "int8", "int8-g32", "int8-g64", "int8-g128" or "w8a8" for the linear layers.

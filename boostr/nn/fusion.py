@@ -16,8 +16,8 @@ from boostr import dtypes, ops
 from boostr.dispatch import Op
 from boostr.errors import OptionError, ShapeError
 from boostr.operands import Cache, HeadNorms, Norm, Rope
-from boostr.ops.attention import AttentionOptions, attention_options
 from boostr.ops.linear import Weight
+from boostr.options import AttentionOptions, attention_options
 from boostr.tensor import Tensor
 
 # `hidden_act` of a config -> the activation's name here

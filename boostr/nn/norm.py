@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boostr import ops
+from boostr.nn import fusion
 from boostr.nn.module import Module, Parameter
 from boostr.nn.specs import NormSpec
 from boostr.operands import Norm as NormOperand
@@ -20,10 +20,7 @@ class Norm(Module):
         self._spec = spec
 
     def __call__(self, x: Tensor) -> Tensor:
-        spec = self._spec
-        if spec.kind == "layer":
-            return ops.layer_norm(x, self.weight, self.bias, eps=spec.eps)
-        return ops.rms_norm(x, self.weight, eps=spec.eps, weight_offset=spec.offset)
+        return fusion.normed(x, self.operand)
 
     @property
     def operand(self) -> NormOperand:

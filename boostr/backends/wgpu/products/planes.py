@@ -1,4 +1,4 @@
-"""A weight as kernels bind it: its form and its planes, which `shaders/wgsl/planes.wgsl` reads."""
+"""A weight as kernels bind it: form and planes, which `shaders/wgsl/products/planes.wgsl` reads."""
 
 from __future__ import annotations
 
