@@ -22,7 +22,7 @@ _MISSING = object()
 
 
 class RawConfig:
-    """A config.json with typed access. What keys mean that no family reads, `io/settings.py` says."""
+    """A config.json with typed access. Of keys that no family reads `io/settings.py` says more."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         nested = raw.get("text_config")
