@@ -22,6 +22,7 @@ uint64 = np.dtype(np.uint64)
 bool_ = np.dtype(np.bool_)
 
 FLOATS = (float64, float32, float16, bfloat16, float8_e4m3, float8_e5m2)
+MODEL_FLOATS = (float32, float16, bfloat16)  # of weights, activations and caches
 LOW_PRECISION = (float16, bfloat16, float8_e4m3, float8_e5m2)
 
 _ALIASES = {

@@ -11,21 +11,16 @@ from boostr import dtypes
 from boostr.operands import HeadNorms, Norm
 from boostr.tensor import Tensor
 
-FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
-
 
 def floats(*args: Any, **options: Any) -> str | None:
     """Kernels that take float tensors of 32 and 16 bits; integers pass."""
-    for x in args:
-        if isinstance(x, Tensor) and x.dtype.kind not in "iub" and x.dtype not in FLOATS:
-            return f"dtype {x.dtype} is not float32, float16 or bfloat16"
-    return None
+    return only_floats(*(x for x in args if isinstance(x, Tensor) and x.dtype.kind not in "iub"))
 
 
 def only_floats(*tensors: Tensor) -> str | None:
     """The same, without integers."""
     for x in tensors:
-        if x.dtype not in FLOATS:
+        if x.dtype not in dtypes.MODEL_FLOATS:
             return f"dtype {x.dtype} is not float32, float16 or bfloat16"
     return None
 

@@ -27,7 +27,6 @@ from boostr.models.weights import CheckpointWeights, load_parameters, stored_wei
 from boostr.nn.module import Module
 from boostr.quant.scheme import parse_scheme
 
-_LOADABLE = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
     "quantize": (str, type(None)), "quantize_embeddings": (bool,), "revision": (str, type(None)),
@@ -131,8 +130,8 @@ def _weight_dtype(dtype: Any):
     if text is None:
         return None
     wanted = dtypes.parse(text)
-    if wanted not in _LOADABLE:
-        names = ", ".join(str(d) for d in _LOADABLE)
+    if wanted not in dtypes.MODEL_FLOATS:
+        names = ", ".join(str(d) for d in dtypes.MODEL_FLOATS)
         raise DTypeError(f"load: dtype must be one of {names}, got {wanted}")
     return wanted
 

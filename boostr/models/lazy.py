@@ -25,7 +25,6 @@ from boostr.tensor import Tensor
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
 Indices = tuple[Index, ...]  # one for each axis
 _BAND = 16 * 2**20  # bytes
-FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)  # that boostr computes with
 
 
 class LazyWeight(ABC):
@@ -58,10 +57,10 @@ class LazyWeight(ABC):
         if self.kind is not None:
             rows = array.reshape(-1, array.shape[-1])
             return read_blocks(self.kind, rows, self.shape, backend, release)
-        if array.dtype not in FLOATS:
+        if array.dtype not in dtypes.MODEL_FLOATS:
             raise ModelFileError(
                 f"{self.path}: tensor {' + '.join(self.sources)} is {array.dtype}; boostr reads "
-                f"{', '.join(str(d) for d in FLOATS)}"
+                f"{', '.join(str(d) for d in dtypes.MODEL_FLOATS)}"
             )
         return Tensor(array, backend=backend)
 

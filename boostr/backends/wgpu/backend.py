@@ -29,7 +29,6 @@ from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
 VARIANTS = [Variant("device", {"COPY": copy}) for copy in (False, True)]
-_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _PROBE_BYTES = 1 << 28
 _WARM_SECONDS = 0.4  # until a GPU that was idle has its clocks up
 _POOLED = 1 << 20  # bytes; larger uploads (weights) lie in blocks of their own size
@@ -205,7 +204,7 @@ class WgpuBackend(Primitives):
         return x if x.contiguous else self.copy(x)
 
     def activation_dtype(self, stored: np.dtype) -> np.dtype:
-        return stored if stored in _FLOATS else dtypes.float32
+        return stored if stored in dtypes.MODEL_FLOATS else dtypes.float32
 
     # -- kernels and programs --------------------------------------------------------------------
     def kernel(self, op: str) -> Kernel | str:

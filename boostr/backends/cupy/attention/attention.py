@@ -299,8 +299,7 @@ def _specialist(
 
 
 def _supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
-    floats = dtypes.float32, dtypes.float16, dtypes.bfloat16
-    if q.dtype not in floats or k.dtype not in floats:
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
         return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
     if v.shape[-1] > MAX_V_WIDTH:
         return f"values of width {v.shape[-1]} are more than {MAX_V_WIDTH}"

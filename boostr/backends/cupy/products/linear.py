@@ -28,7 +28,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
-_TYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 FEW = 8  # rows of x that the GEMV takes
 _SKINNY = 16  # rows up to which `gemm_mma` reads 16-bit weights as fast as cuBLASLt
 
@@ -41,9 +40,9 @@ def _supports(
     dtype: np.dtype | None = None,
 ) -> str | None:
     for part in (t for t in (x, bias, residual) if t is not None):
-        if part.dtype not in _TYPES:
+        if part.dtype not in dtypes.MODEL_FLOATS:
             return f"dtype {part.dtype} is none of float32, float16, bfloat16"
-    if dtype is not None and dtype not in _TYPES:
+    if dtype is not None and dtype not in dtypes.MODEL_FLOATS:
         return f"result dtype {dtype} is none of float32, float16, bfloat16"
     if weight.shape[1] == 0:
         return "K is 0"

@@ -14,7 +14,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
-_LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _TARGETS = {dtypes.int32: "int", dtypes.int64: "i64"}
 
 
@@ -37,7 +36,7 @@ def _rows(backend: CupyBackend, x: Any) -> tuple[Any, int]:
 
 
 def _supports(logits: Tensor, targets: Tensor) -> str | None:
-    if logits.dtype not in _LOGITS:
+    if logits.dtype not in dtypes.MODEL_FLOATS:
         return f"logits are {logits.dtype}, not float32, float16 or bfloat16"
     if targets.dtype not in _TARGETS:
         return f"targets are {targets.dtype}, not int32 or int64"

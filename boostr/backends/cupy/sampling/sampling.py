@@ -14,7 +14,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
-_LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _THREADS = 1024
 _MOST = 1 << 18  # columns that `sample` takes
 
@@ -42,7 +41,7 @@ def _defines(backend: CupyBackend, x: Tensor, rows: int, V: int) -> dict[str, An
 
 
 def _dtype_reason(x: Tensor) -> str | None:
-    if x.dtype not in _LOGITS:
+    if x.dtype not in dtypes.MODEL_FLOATS:
         return f"it is {x.dtype}, not float32, float16 or bfloat16"
     return None
 

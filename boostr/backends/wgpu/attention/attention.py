@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.runtime.array import GpuArray
 
 MAX_WIDTH = 256
-_FLOATS = dtypes.float32, dtypes.float16, dtypes.bfloat16
 
 
 # -- tiles -----------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def attend_into(
 # -- routing ---------------------------------------------------------------------------------------
 def supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
     """Why the tiled kernel cannot take these, or None."""
-    if q.dtype not in _FLOATS or k.dtype not in _FLOATS:
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
         return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
     D, DV = q.shape[2], v.shape[-1]
     if max(D, DV) > MAX_WIDTH:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FEW = 8  # queries per sequence, on average, up to which this is the way
 MAX_DIM = 256
 _FAMILY = "attention_decode"
-_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _FAR = 1 << 29  # a window side beyond every position
 _MOST_GROUPS = 65535  # of a grid, in each direction
 # workgroups that fill a device, by its kind: the most for which keys are split
@@ -188,7 +187,7 @@ def supports(
     """None if these arguments are for this kernel, else why not."""
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     B = kv_lens.size
-    if q.dtype not in _FLOATS or k_cache.dtype not in _FLOATS:
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k_cache)):
         return f"dtypes {q.dtype}, {k_cache.dtype} not in float32, float16, bfloat16"
     if max(q.shape[2], v_cache.shape[3]) > MAX_DIM or not min(q.shape[2], v_cache.shape[3]):
         return f"head_dim {q.shape[2]}, {v_cache.shape[3]} is not in 1..{MAX_DIM}"

@@ -25,8 +25,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
-_FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
-
 
 def _data(x: Tensor | None) -> Any:
     return None if x is None else x.data
@@ -94,7 +92,7 @@ def _inputs_supports(
         if table.dtype != dtypes.float32:
             return f"{name} is {table.dtype}, not float32"
     kept = () if cache is None else (cache.keys, cache.values)
-    if len({c.dtype for c in kept}) > 1 or any(c.dtype not in _FLOATS for c in kept):
+    if len({c.dtype for c in kept}) > 1 or any(c.dtype not in dtypes.MODEL_FLOATS for c in kept):
         return "the caches are of two types, or of integers"
     return gemv_qkv.qkv_refusal(2 * rope.cos.shape[1], head_dim, *(c.data for c in kept))
 

@@ -13,7 +13,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu.products import gemm_matrix
 from boostr.backends.wgpu.products.gemm_ends import Ends, finish, parameters
-from boostr.backends.wgpu.products.gemm_operands import FLOATS, INTEGERS, Operand
+from boostr.backends.wgpu.products.gemm_operands import INTEGERS, Operand
 from boostr.backends.wgpu.products.gemm_plan import (
     DIRECT,
     LARGE,
@@ -41,9 +41,9 @@ def supports(
 ) -> str | None:  # fmt: skip
     """None if `linear` multiplies these, else why not."""
     for part in (t for t in (x, bias, residual) if t is not None):
-        if part.dtype not in FLOATS:
+        if part.dtype not in dtypes.MODEL_FLOATS:
             return f"dtype {part.dtype} is none of float32, float16, bfloat16"
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and dtype not in dtypes.MODEL_FLOATS:
         return f"result dtype {dtype} is none of float32, float16, bfloat16"
     return refusal(weight) if weight.shape[1] else "K is 0"
 

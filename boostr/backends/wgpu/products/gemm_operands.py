@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from boostr import dtypes
 from boostr.backends.wgpu.products import planes
 from boostr.backends.wgpu.products.planes import PACKED, Planes, Weight
 from boostr.backends.wgpu.runtime import wgsl
@@ -16,7 +15,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
-FLOATS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 INTEGERS = Form("c8", scale="f32", rounds_input=True)  # int8, multiplied as integers
 
 

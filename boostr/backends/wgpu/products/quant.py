@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boostr import dtypes
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.products.planes import refusal
@@ -68,7 +69,7 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
 
 
 def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
-    if dtype not in refusals.FLOATS:
+    if dtype not in dtypes.MODEL_FLOATS:
         return f"dtype {dtype} of the result"
     return refusal(w) if w.shape[-1] else "the weight has no inputs"
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.refusals import FLOATS
 from boostr.backends.wgpu.products.planes import (
     FORMS,
     PACKED,
@@ -34,7 +34,7 @@ _FEW = 64  # tokens of an id beyond which many workgroups add its rows up, as in
 def _supports(ids: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
     if ids.dtype not in NAMES or ids.dtype.kind not in "iu":
         return f"ids are {ids.dtype}"
-    if dtype not in FLOATS:
+    if dtype not in dtypes.MODEL_FLOATS:
         return f"dtype {dtype} of the result"
     return refusal(weight)
 
@@ -86,7 +86,7 @@ def _backward_supports(g: Tensor, ids: Tensor, rows: int, dtype: np.dtype) -> st
     if ids.dtype not in NAMES or ids.dtype.kind not in "iu":
         return f"ids are {ids.dtype}"
     for name, each in (("gradient", g.dtype), ("table", dtype)):
-        if each not in FLOATS:
+        if each not in dtypes.MODEL_FLOATS:
             return f"dtype {each} of the {name}"
     if g.nbytes > g.backend.caps.binding_bytes:  # type: ignore[attr-defined]
         return f"the gradient's {g.nbytes} bytes are more than a binding holds"

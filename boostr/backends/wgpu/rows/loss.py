@@ -8,7 +8,6 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.refusals import FLOATS
 from boostr.backends.wgpu.rows.rows import parts, power_of_two, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import NAMES
@@ -29,7 +28,7 @@ def _rows(backend: WgpuBackend, x: Any) -> tuple[Any, int]:
 
 
 def _supports(logits: Tensor, targets: Tensor, ignore_index: int) -> str | None:
-    if logits.dtype not in FLOATS:
+    if logits.dtype not in dtypes.MODEL_FLOATS:
         return f"logits are {logits.dtype}, not float32, float16 or bfloat16"
     if targets.dtype not in NAMES or targets.dtype.kind not in "iu":
         return f"targets are {targets.dtype}"

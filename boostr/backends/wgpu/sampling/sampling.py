@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
     from boostr.backends.wgpu.runtime.device import Caps
 
-_LOGITS = (dtypes.float32, dtypes.float16, dtypes.bfloat16)
 _MOST = 1 << 18  # columns that `sample` takes
 _PIECE = 1 << 12  # columns that a workgroup reads faster than a second kernel starts
 _PIECES = 64  # of a wider row, at most
@@ -26,7 +25,7 @@ _SIZES = ((1024, 512, 1024), (512, 512, 1024), (256, 512, 512), (128, 256, 256))
 
 def _reason(x: Tensor, *others: Any) -> str | None:
     """Why the kernels do not take these logits and what comes with them."""
-    if x.dtype not in _LOGITS:
+    if x.dtype not in dtypes.MODEL_FLOATS:
         return f"it is {x.dtype}, not float32, float16 or bfloat16"
     most = x.backend.caps.binding_bytes  # type: ignore[attr-defined]
     for one in (x, *(o for o in others if isinstance(o, Tensor))):
