@@ -11,6 +11,7 @@ from boostr.operands import LowRank
 from boostr.ops import core
 from boostr.ops.norm import wide
 from boostr.ops.quant import dequantize, quantize_rows
+from boostr.quant.forms import W8A8, scheme_form
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -67,7 +68,7 @@ def _composite(
         return _adapted(x, weight, bias, residual, dtype)
     h = wide(x).reshape(-1, x.shape[-1])
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
-        y = _w8a8(h, weight)
+        y = _rounded(h, weight)
     else:
         y = _decoded(h, weight)
     if bias is not None:
@@ -112,8 +113,11 @@ def _float(weight: Plain) -> Tensor:
     return dequantize(weight) if isinstance(weight, QuantizedTensor) else weight
 
 
-def _w8a8(h: Tensor, weight: QuantizedTensor) -> Tensor:
+def _rounded(h: Tensor, weight: QuantizedTensor) -> Tensor:
+    """The product of h rounded to int8 by a scale a row; of integers where the weight is so too."""
     values, scales = quantize_rows(h)
+    if scheme_form(weight.scheme) != W8A8:
+        return _decoded(core.cast(values, h.dtype), weight) * scales
     exact = core.cast(values, dtypes.int32) @ core.cast(weight.parts["codes"], dtypes.int32).T
     return core.cast(exact, h.dtype) * scales * weight.parts["scales"].reshape(1, -1)
 

@@ -42,6 +42,9 @@ class Form:
         return not self.scale
 
 
+W8A8 = Form("c8", scale="f32", rounds_input=True)  # whose products are sums of integers
+
+
 def form_of(weight: Tensor | QuantizedTensor) -> Form | None:
     """The form of a weight; None for a dtype that no product reads (float64, integers)."""
     if isinstance(weight, QuantizedTensor):

@@ -2,6 +2,7 @@
 composites do, and both mean the same sum."""
 
 import numpy as np
+import oracles
 import pytest
 from draws import normal
 from packed import tensor_of
@@ -27,6 +28,11 @@ TOYS = (
     Scheme("int6-g32", 32, bits=6, zero=32, scale=F16, multiple=32),
     Scheme("int6-g16-offsets", 16, bits=6, has_offsets=True, multiple=32),
     Scheme("int6-row", 0, bits=6, zero=32, multiple=32),
+)
+ROUNDED = (
+    Scheme("w8a8-g32", 32, activations_int8=True),
+    Scheme("w4a8", 0, bits=4, zero=8, multiple=32, activations_int8=True),
+    Scheme("w4a8-g64", 64, bits=4, zero=8, scale=F16, multiple=64, activations_int8=True),
 )
 # whole steps of all kernels; and a last one that ends within a step, at the end of a group of 64
 CASES = [(scheme, K) for K in (768, 832) for scheme in TOYS if K % scheme.multiple == 0]
@@ -76,3 +82,16 @@ def test_a_row_of_the_table(scheme, K, backend, rng):
         x = normal(rng, (T, K))
         got = linear(Tensor(x, backend=backend), w).numpy()
         assert_close(got, x @ truth.T, dtype="float32", reduce=K, scale=rms(x) * rms(truth))
+
+
+@pytest.mark.parametrize("scheme", ROUNDED, ids=lambda scheme: scheme.name)
+def test_a_row_that_rounds_inputs(scheme, backend, rng):
+    """Kernels know it under one scale a row; under others they must not pass for knowing it."""
+    parts = drawn(rng, scheme, 21, 768)
+    w, truth = tensor_of(backend, scheme, (21, 768), parts), meaning(scheme, parts, 768)
+    for T in (1, 3, 20):
+        x = normal(rng, (T, 768))
+        q, scale = oracles.quantize_int8(x)
+        got = linear(Tensor(x, backend=backend), w).numpy()
+        want = (q * scale.astype(np.float64)) @ truth.T
+        assert_close(got, want, dtype="float32", reduce=768, scale=rms(x) * rms(truth))

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from boostr.quant.forms import Form, form_of
+from boostr.quant.forms import W8A8, Form, form_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -105,7 +105,7 @@ def form_refusal(form: Form | None) -> str | None:
         return f"groups of {form.group} and {form.super} inputs"
     if form.offsets and not form.group:
         return "offsets of whole rows"
-    if form.rounds_input and form != Form("c8", scale="f32", rounds_input=True):
+    if form.rounds_input and form != W8A8:
         return "a rounded input with codes other than bytes under row scales"
     return None
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.quant.forms import Form, form_of
+from boostr.quant.forms import W8A8, Form, form_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -38,7 +38,10 @@ def _unknown(form: Form) -> str | None:
         return "one scale a row must be float32, without super-scales and offsets"
     if form.group % 32 and form.group != 16:
         return f"groups of {form.group} inputs; kernels know 16 and multiples of 32"
-    return f"super-scales of {form.super} inputs" if form.super % 32 else None
+    if form.super % 32:
+        return f"super-scales of {form.super} inputs"
+    rounds = form.rounds_input and form != W8A8
+    return "a rounded input with weights other than bytes under row scales" if rounds else None
 
 
 def stored_form(weight: Weight) -> Form:

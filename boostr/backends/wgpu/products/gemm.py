@@ -13,7 +13,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.wgpu.products import gemm_matrix
 from boostr.backends.wgpu.products.gemm_ends import Ends, finish, parameters
-from boostr.backends.wgpu.products.gemm_operands import INTEGERS, Operand
+from boostr.backends.wgpu.products.gemm_operands import Operand
 from boostr.backends.wgpu.products.gemm_plan import (
     DIRECT,
     LARGE,
@@ -28,6 +28,7 @@ from boostr.backends.wgpu.products.gemv_input import quantized_rows
 from boostr.backends.wgpu.products.planes import Weight, refusal
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
+from boostr.quant.forms import W8A8
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -70,7 +71,7 @@ def linear(
         bias, residual = (None if a is None else backend.dense(a) for a in (bias, residual))
         if w.form.rounds_input:
             x, x_scale = quantized_rows(backend, x)
-            left = Operand(x, INTEGERS, M, K, x.shape[1])
+            left = Operand(x, W8A8, M, K, x.shape[1])
             ends = Ends(bias, residual, x_scale)
         else:
             left, ends = Operand.of_matrix(backend, x), Ends(bias, residual)

@@ -14,13 +14,13 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.wgpu.products.gemm_ends import Ends, finish, parameters
-from boostr.backends.wgpu.products.gemm_operands import INTEGERS, Operand
+from boostr.backends.wgpu.products.gemm_operands import Operand
 from boostr.backends.wgpu.products.planes import FORMS
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
-from boostr.quant.forms import Form
+from boostr.quant.forms import W8A8, Form
 
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
@@ -210,7 +210,7 @@ VARIANTS = [
         "BIAS": "f32", "RESIDUAL": "f16"}, _NEEDS),
     *(
         Variant("gemm_matrix", {
-            **_COMMON, "X": "words", "FORM": INTEGERS, "MK": 32, "X_SCALED": False, "SPLIT": split,
+            **_COMMON, "X": "words", "FORM": W8A8, "MK": 32, "X_SCALED": False, "SPLIT": split,
             "OUT": out, **LARGE.values(True)}, _NEEDS)
         for split, out in ((False, "bf16"), (True, "i32"))
     ),

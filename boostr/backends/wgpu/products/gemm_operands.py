@@ -15,8 +15,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
-INTEGERS = Form("c8", scale="f32", rounds_input=True)  # int8, multiplied as integers
-
 
 @dataclass(frozen=True)
 class Operand:

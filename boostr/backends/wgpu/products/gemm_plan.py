@@ -8,11 +8,10 @@ from functools import lru_cache
 from itertools import product as each
 from typing import Any
 
-from boostr.backends.wgpu.products.gemm_operands import INTEGERS
 from boostr.backends.wgpu.products.planes import FORMS, PACKED
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
-from boostr.quant.forms import Form
+from boostr.quant.forms import W8A8, Form
 
 _CORES = {"discrete": 132, "integrated": 16, "software": 1}  # an H100's; WebGPU names no number
 _MULTIPLIES = 128  # of a core in a clock
@@ -121,8 +120,8 @@ VARIANTS = [
         _variant(form=form, tile=TILES[3], SPLIT=True, **_ODD)
         for form in _FORMS if form.codes not in PACKED
     ),
-    *(_variant("words", INTEGERS, tile, OUT="bf16", BIAS="f32") for tile in (TWICE, DIRECT)),
-    _variant("words", INTEGERS, TILES[2], OUT="i32", SPLIT=True, **_ODD),
+    *(_variant("words", W8A8, tile, OUT="bf16", BIAS="f32") for tile in (TWICE, DIRECT)),
+    _variant("words", W8A8, TILES[2], OUT="i32", SPLIT=True, **_ODD),
     *(_variant(tile=tile, RESIDUAL="f32") for tile in (*TILES, WIDE)),
     *(
         _variant("bf16", _BF16, tile, X_ACROSS=x, W_ACROSS=w, X_WHOLE=x, W_WHOLE=not x)
