@@ -90,6 +90,9 @@ def main() -> None:
         row: list = [f"{N}x{K}"]
         peer = None if options.no_torch else measure_torch(options.rows, N, K)
         for form in forms:
+            if form in SCHEMES and K % SCHEMES[form].multiple:
+                row.append("")
+                continue
             us, nbytes = measure_ours(backend, form, options.rows, N, K)
             speed = terabytes(nbytes, us)
             row.append(f"{us:.1f}, {speed:.2f}, {1e12 * speed / copy_bytes():.0%}")
