@@ -196,30 +196,33 @@ def rope_config(
 
 def _rope_parameters(config: RawConfig, layer_type: str | None) -> Mapping[str, Any]:
     newer, older = (config.raw.get(n) or {} for n in ("rope_parameters", "rope_scaling"))
-    parameters = older or newer  # both: extended by hand; as in transformers the older name wins
-    if isinstance(older, Mapping) and older and isinstance(newer, Mapping):
-        kept = {k: newer[k] for k in ("rope_theta", "partial_rotary_factor") if k in newer}
-        parameters = kept | dict(older)
-    if not isinstance(parameters, Mapping):
-        raise ModelFileError(
-            f"{config.source}: rope parameters must be a table, got {parameters!r}"
-        )
-    kinds = {k: p for k, p in parameters.items() if isinstance(p, Mapping)}
-    if not kinds:
-        return parameters
-    if layer_type is not None:
-        if layer_type not in kinds:
+    for parameters in (newer, older):
+        if not isinstance(parameters, Mapping):
             raise ModelFileError(
-                f"{config.source}: rope_parameters must have {layer_type!r}, got {list(kinds)}"
+                f"{config.source}: rope parameters must be a table, got {parameters!r}"
             )
-        return kinds[layer_type]
-    first, *others = kinds.values()
+    if layer_type is not None:
+        if not isinstance(newer.get(layer_type), Mapping):
+            raise ModelFileError(
+                f"{config.source}: rope_parameters must have {layer_type!r}, got {list(newer)}"
+            )
+        scaling = older.get(layer_type, older if layer_type == "full_attention" else {})
+        return _extended(newer[layer_type], scaling)
+    parameters = _extended(newer, older)
+    first, *others = [p for p in parameters.values() if isinstance(p, Mapping)] or [parameters]
     if any(p != first for p in others):
         raise ModelFileError(
             f"{config.source}: rope parameters that differ by layer type are not known for "
             f"model_type {config.raw.get('model_type')!r}"
         )
     return first
+
+
+def _extended(newer: Mapping[str, Any], older: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of both spellings, where somebody extended the newer by hand: the older one wins, as in
+    transformers."""
+    kept = {k: newer[k] for k in ("rope_theta", "partial_rotary_factor") if k in newer}
+    return {**kept, **older} if older else newer
 
 
 def layer_types(config: RawConfig, default: Sequence[str]) -> tuple[str, ...]:

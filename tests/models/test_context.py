@@ -57,3 +57,19 @@ def test_both_spellings_of_rope() -> None:
     for empty in (None, {}):
         rope = config(rope_parameters=newer, rope_scaling=empty).ropes["full"]
         assert (rope.rope_type, rope.theta) == ("default", 5000.0)
+
+
+def test_both_spellings_where_layers_have_ropes_of_their_own() -> None:
+    """rope_scaling is of the full layers; source: Gemma3TextConfig of transformers 5.23."""
+    raw = {
+        "model_type": "gemma3_text", "hidden_size": 16, "num_hidden_layers": 6, "head_dim": 8,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+        "rope_scaling": {"type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    ropes = family("gemma3_text", "t").read_config(RawConfig(raw, "t")).ropes  # type: ignore
+    full, local = ropes["full"], ropes["local"]
+    assert (full.rope_type, full.theta, full.number("factor")) == ("linear", 5000.0, 8.0)
+    assert (local.rope_type, local.theta) == ("default", 300.0)
