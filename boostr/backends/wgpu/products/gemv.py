@@ -1,8 +1,8 @@
 """Products of 1..8 rows with a weight in its stored form, and what a decode step does around them.
 
-`shaders/wgsl/gemv*.wgsl` say what is computed. All functions take and return device arrays;
-`weight` is a Tensor [N, K] or a QuantizedTensor, and is bound in parts where it is larger than a
-binding may be:
+`shaders/wgsl/products/gemv*.wgsl` say what is computed. All functions take and return device
+arrays; `weight` is a Tensor [N, K] or a QuantizedTensor, and is bound in parts where it is larger
+than a binding may be:
 
     gemv(backend, x [M, K], weight, bias=, residual=, out_dtype=, norm=) -> [M, N]
     combine_gemv(backend, partials, weight, dtype=, ...) -> [M, N]

@@ -1,4 +1,4 @@
-"""Launches of shaders/wgsl/sampling*.wgsl: draws, argmax, penalties, random bits."""
+"""Launches of shaders/wgsl/sampling/*.wgsl: draws, argmax, penalties, random bits."""
 
 from __future__ import annotations
 
