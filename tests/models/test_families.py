@@ -108,9 +108,7 @@ def test_hidden_states(name, tmp_path):
     logits = states[-1].astype(np.float64) @ owner.weight.numpy().astype(np.float64).T
     cap = module.config.head.softcap
     logits = logits if cap is None else cap * np.tanh(logits / cap)
-    want = cases.expected(BY_NAME[name])
     np.testing.assert_allclose(runner.logits(ids).numpy(), logits, rtol=1e-3, atol=2e-4)
-    assert np.isfinite(want["logits"]).all()
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

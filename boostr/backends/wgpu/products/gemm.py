@@ -4,7 +4,6 @@ adapters, tiny products) and `gemm_finish.wgsl`; `gemm_matrix.py` has those on t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ from boostr.backends.wgpu.products.planes import Weight, refusal
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
 from boostr.quant.forms import W8A8
-from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -77,51 +75,6 @@ def linear(
             left, ends = Operand.of_matrix(backend, x), Ends(bias, residual)
         _bands(backend, left, w, ends, out, plan)
     return out.view(shape=(*lead, N), strides=contiguous_strides((*lead, N)))
-
-
-def segments(
-    backend: WgpuBackend,
-    x: GpuArray,
-    weights: Sequence[Weight],
-    biases: Sequence[Any],
-    dtype: Any = None,
-) -> GpuArray:
-    """x [M, K] times weights [N_i, K] side by side: [M, sum of N_i].
-
-    Weights that lie one behind the other in memory are multiplied as one.
-
-    Args:
-        biases: an array or tensor [N_i], or None, for each weight.
-    """
-    whole = joined(weights) if all(b is None for b in biases) else None
-    if whole is not None:
-        return linear(backend, x, whole, dtype=dtype)
-    pairs = zip(weights, biases, strict=True)
-    return backend.concat([linear(backend, x, w, b, dtype=dtype) for w, b in pairs], 1)
-
-
-def joined(weights: Sequence[Weight]) -> Weight | None:
-    """Weights of one form that lie one behind the other in memory, as one; None if they do not."""
-    shape = (sum(w.shape[0] for w in weights), weights[0].shape[1])
-    first = weights[0]
-    if isinstance(first, Tensor):
-        return _adjacent([w for w in weights if isinstance(w, Tensor)], len(weights))
-    packed = [w for w in weights if isinstance(w, QuantizedTensor) and w.scheme == first.scheme]
-    parts = {name: _adjacent([w.parts[name] for w in packed], len(weights)) for name in first.parts}
-    whole = {name: part for name, part in parts.items() if part is not None}
-    return QuantizedTensor(first.scheme, shape, whole) if len(whole) == len(parts) else None
-
-
-def _adjacent(tensors: Sequence[Tensor], count: int) -> Tensor | None:
-    arrays = [t.data for t in tensors]
-    if len(arrays) < count or not all(a.contiguous for a in arrays):
-        return None
-    for one, other in pairwise(arrays):
-        together = one.buffer is other.buffer and one.dtype == other.dtype
-        if not together or other.offset != one.offset + one.size:
-            return None
-    shape = (sum(len(a) for a in arrays), *arrays[0].shape[1:])
-    return Tensor.wrap(arrays[0].view(shape=shape), tensors[0].backend)
 
 
 def matmul(backend: WgpuBackend, a: GpuArray, b: GpuArray, dtype: Any = None) -> GpuArray:
@@ -285,7 +238,4 @@ def _launch(
         finish(backend, part, ends, y, splits, w.row_scales)
 
 
-__all__ = [
-    "DIRECT", "LARGE", "TILES", "Plan", "Tile", "choose", "joined", "linear", "matmul", "segments",
-    "supports",
-]  # fmt: skip
+__all__ = ["DIRECT", "LARGE", "TILES", "Plan", "Tile", "choose", "linear", "matmul", "supports"]
