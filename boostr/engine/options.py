@@ -12,15 +12,16 @@ import numpy as np
 from boostr.errors import OptionError
 
 Bounds = tuple[float, float, bool, bool]  # least, most, whole number, whether the least is out
+_MOST_INT, _MOST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)  # of what devices are given
 _BOUNDS: dict[str, Bounds] = {
     "max_tokens": (1, math.inf, True, False),
-    "temperature": (0, math.inf, False, False),
-    "top_k": (0, math.inf, True, False),
+    "temperature": (0, _MOST_FLOAT, False, False),
+    "top_k": (0, _MOST_INT, True, False),
     "top_p": (0, 1, False, True),
     "min_p": (0, 1, False, False),
-    "repetition_penalty": (0, math.inf, False, True),
-    "presence_penalty": (-math.inf, math.inf, False, False),
-    "frequency_penalty": (-math.inf, math.inf, False, False),
+    "repetition_penalty": (0, _MOST_FLOAT, False, True),
+    "presence_penalty": (-_MOST_FLOAT, _MOST_FLOAT, False, False),
+    "frequency_penalty": (-_MOST_FLOAT, _MOST_FLOAT, False, False),
     "seed": (0, 2**63 - 1, True, False),
     "logprobs": (0, 20, True, False),
 }
@@ -123,7 +124,7 @@ def _biases(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, Mapping):
         raise OptionError(f"logit_bias must map token ids to numbers, got {value!r:.80}")
-    ids, free = (0, math.inf, True, False), (-math.inf, math.inf, False, False)
+    ids, free = (0, math.inf, True, False), (-_MOST_FLOAT, _MOST_FLOAT, False, False)
     return {
         int(number("logit_bias: a token id", token, ids)): float(
             number(f"logit_bias: the bias of token {token}", bias, free)

@@ -21,6 +21,8 @@ from boostr.errors import OptionError
         ("stop", {"a": 1}), ("ignore_eos", 1), ("ignore_eos", None), ("temperature", None),
         ("max_tokens", None), ("max_tokens", np.float32(3)), ("max_tokens", np.array([3])),
         ("top_p", np.nan), ("seed", "7"), ("logprobs", True),
+        ("top_k", 2**31), ("temperature", 1e39), ("repetition_penalty", 1e39),
+        ("presence_penalty", -1e39), ("frequency_penalty", 1e39), ("logit_bias", {1: -1e39}),
     ],
 )  # fmt: skip
 def test_out_of_range(name, value):
