@@ -23,7 +23,7 @@ class RopeConfig:
 
     Attributes:
         rotary_dim: R, the dimensions of a head that are rotated (even).
-        theta: base of the frequencies, theta^(-2i/R).
+        theta: base of the frequencies, theta^(-2i/R), above 0.
         max_positions: the model's context in tokens.
         rope_type: one of ROPE_TYPES.
         parameters: the scaling's own numbers under their Hugging Face names, and
@@ -43,6 +43,9 @@ class RopeConfig:
             )
         if self.rotary_dim % 2:
             raise OptionError(f"rope: the rotated dimensions must be even, got {self.rotary_dim}")
+        for name, value in {"theta": self.theta, "factor": self.number("factor", 1.0)}.items():
+            if not 0 < value < math.inf:
+                raise OptionError(f"rope: {name} must be above 0 and finite, got {value}")
 
     @property
     def original_positions(self) -> int:
@@ -72,7 +75,10 @@ class RopeConfig:
             value = default
         if value is None:
             raise OptionError(f"rope: scaling {self.rope_type!r} needs the parameter {name!r}")
-        return float(value)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise OptionError(f"rope: {name} must be a number, got {value!r:.80}") from None
 
 
 def frequencies(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:

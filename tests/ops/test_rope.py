@@ -1,5 +1,7 @@
 """rope against the oracle, and its tables for every scaling type."""
 
+import math
+
 import numpy as np
 import oracles
 import pytest
@@ -128,6 +130,12 @@ def test_refuses_configs():
         RopeConfig(16, rope_type="su")
     with refused(OptionError, "rope", "even", "15"):
         RopeConfig(15)
+    for theta in (0.0, -1.0, math.nan, math.inf):
+        with refused(OptionError, "rope", "theta must be above 0"):
+            RopeConfig(16, theta)
+    for factor, message in ((0, "factor must be above 0"), ("big", "factor must be a number")):
+        with refused(OptionError, "rope", message):
+            RopeConfig(16, rope_type="linear", parameters={"factor": factor})
     with refused(OptionError, "rope", "'linear'", "'factor'"):
         frequencies(RopeConfig(16, rope_type="linear"), 4)
     with refused(OptionError, "rope", "'llama3'", "'low_freq_factor'"):
