@@ -17,6 +17,11 @@ from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 
 SHARD_BYTES = 5_000_000_000  # as transformers
+# keys that GGUF's reader adds: what a folder has, and what lies otherwise where it is another value
+_GGUF_ONLY = {
+    "rope_layout": ("split-half", "q and k lie in another order"),
+    "norm_offset": (1.0, "norm weights are larger by 1"),  # Gemma: others read them so in silence
+}
 
 
 def save_folder(
@@ -43,10 +48,11 @@ def save_folder(
     config = module.config  # type: ignore[attr-defined]
     if (folder / SINGLE).exists() or (folder / INDEX).exists():
         raise ModelFileError(f"{folder}: there are weights in this folder already; take another")
-    if config.extra.get("rope_layout", "split-half") != "split-half":
+    other = [what for key, (own, what) in _GGUF_ONLY.items() if config.extra.get(key, own) != own]
+    if other:
         raise ModelFileError(
-            f"{folder}: this model came from a GGUF file, whose q and k lie in another order than "
-            "in a Hugging Face folder; it cannot be saved as one"
+            f"{folder}: this model came from a GGUF file, whose {' and '.join(other)} than in a "
+            "Hugging Face folder; it cannot be saved as one"
         )
     chosen = module.load_plan(config) if plan is None else plan  # type: ignore[attr-defined]
     stored = chosen.save(_held(module))

@@ -72,8 +72,13 @@ def test_packed_weights_have_no_form_in_a_folder(tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_llama_of_gguf_cannot_be_a_folder(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/untied"], tmp_path)
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("llama/untied", "q and k lie in another order"), ("gemma3_text/odd", "norm weights are")],
+)
+def test_what_lies_otherwise_in_gguf_cannot_be_a_folder(name, what, tmp_path):
+    """Other readers of the folder would compute something else, in silence."""
+    folder = cases.checkpoint(BY_NAME[name], tmp_path)
     module = load_module(gguf_files.convert(folder, tmp_path / "m.gguf"), backend="numpy")
-    with pytest.raises(ModelFileError, match="came from a GGUF file"):
+    with pytest.raises(ModelFileError, match=f"came from a GGUF file, whose {what}"):
         save_folder(module, tmp_path / "saved")
