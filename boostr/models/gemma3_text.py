@@ -43,7 +43,7 @@ class CausalLM(decoder.CausalLM):
             full, mixer=replace(mixer, window=config.size("sliding_window"), rope="local")
         )
         kinds = {"full_attention": full, "sliding_attention": local}
-        softcap = config.get("final_logit_softcapping", float, None)
+        softcap = config.get("final_logit_softcapping", float, None) or None  # 0 is off, as in GGUF
         return read.decoder_config(
             config,
             [kinds[kind] for kind in read.layer_types(config, _pattern(config))],

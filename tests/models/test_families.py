@@ -90,6 +90,13 @@ def test_gemmas_layers_are_five_local_ones_to_a_full_one():
     assert len({id(spec) for spec in config.layers}) == 2
 
 
+def test_a_softcap_of_0_is_none():
+    """As llama.cpp reads it; 0 · tanh(x / 0) would make all logits 0, and every token 0."""
+    raw = config_of("gemma3_text/odd")
+    assert read({**raw, "final_logit_softcapping": 12.0}).head.softcap == 12
+    assert read({**raw, "final_logit_softcapping": 0.0}).head.softcap is None
+
+
 def test_what_gemma_does_not_do_is_refused():
     raw = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
     with pytest.raises(ModelFileError, match="use_bidirectional_attention"):
