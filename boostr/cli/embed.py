@@ -31,8 +31,9 @@ def command(
 ) -> None:
     """Print the vectors of one or more TEXTs as a JSON list of lists.
 
-    One "-" reads texts from stdin, one a line. MODEL must be an encoder, such as a
-    sentence-transformers folder. --json gives an object with the model beside the vectors.
+    One "-" reads texts from stdin, one a line. MODEL must be given, an encoder such as a
+    sentence-transformers folder; the default model has no vectors. --json gives an object
+    with the model beside the vectors.
     """
     if choice.model is None:
         raise click.UsageError("-m is missing: the default model writes text, it has no vectors")

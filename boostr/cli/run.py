@@ -71,6 +71,8 @@ def command(
         )
     if prompt == "-":
         prompt = read_stdin()
+        if not prompt:
+            raise OptionError("stdin is empty: expected the prompt there")
     model, load_seconds = choice.load_decoder()
     request = _request(model, prompt, None if raw else chat, system, prefill)
     if as_json:

@@ -52,8 +52,10 @@ class _JsonFile(click.ParamType):
             found = read_json_file(Path(value))
         except BoostrError as error:
             self.fail(str(error), param, ctx)
+        if found is None:
+            self.fail(f"{value}: no such file, or an empty one", param, ctx)
         if not isinstance(found, list):
-            self.fail(f"{value}: expected a JSON list", param, ctx)
+            self.fail(f"{value}: expected a JSON list, got a {type(found).__name__}", param, ctx)
         return found
 
 
@@ -109,7 +111,11 @@ def _check_dtype(value: str) -> None:
     from boostr.dtypes import bfloat16, float16, float32, parse
     from boostr.errors import DTypeError
 
-    if parse(value) not in (float32, float16, bfloat16):
+    try:
+        known = parse(value) in (float32, float16, bfloat16)
+    except DTypeError:  # its message lists dtypes that weights cannot have
+        known = False
+    if not known:
         raise DTypeError(f"must be float32, float16 or bfloat16, got {value!r}")
 
 

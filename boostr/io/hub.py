@@ -149,7 +149,7 @@ def _parse(model: str | Path, revision: str | None) -> _Reference:
     looks_local = isinstance(model, Path) or text.startswith((".", "/", "~"))
     if not match or looks_local:
         raise ModelFileError(
-            f"{model}: no such file or folder, and not a model on the hub (org/name, "
+            f"{model}: no such file or folder, and not how a model on the hub is named (org/name, "
             "org/name@revision or org/name:file.gguf)"
         )
     if revision and match["revision"] and revision != match["revision"]:

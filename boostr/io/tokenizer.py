@@ -178,7 +178,8 @@ class Tokenizer:
         that are None are left out, and reasoning is found under each of its names.
 
         Raises:
-            TokenizerError: no template, an unknown name, or the template failed or refused.
+            TokenizerError: no template, an unknown name, `tools` that the default template never
+                mentions, or the template failed or refused.
         """
         from boostr.io.chat_template import normalized, render, render_unfinished
 
@@ -190,6 +191,11 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.source}: no chat template {template!r} (it has: {known}); give plain text, "
                 "or on the command line --raw"
+            )
+        if tools and template == "default" and "tools" not in templates[template]:
+            raise TokenizerError(
+                f"{self.source}: its chat template takes no tools: the model was not taught to "
+                "call functions; describe them in a message, or take another model"
             )
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
             raise TokenizerError(

@@ -147,3 +147,12 @@ def test_settings_of_the_environment_that_are_wrong(process, tiny: str) -> None:
     for name, value in (("BOOSTR_BACKEND", "tpu"), ("BOOSTR_DTYPE", "int3")):
         result = process("run", "-m", tiny, "hi", env={name: value})
         assert result.code == 1 and value in result.err and result.out == ""
+
+
+def test_an_empty_stdin_is_no_prompt(boostr, folder: Path) -> None:
+    refused(boostr("run", "-m", str(folder), "-", stdin="\n"), "stdin is empty")
+
+
+def test_a_dtype_that_is_none_names_those_of_weights(boostr, folder: Path) -> None:
+    result = boostr("run", "-m", str(folder), "hi", "--dtype", "fp8")
+    assert result.exit_code == 2 and "must be float32, float16 or bfloat16" in result.stderr

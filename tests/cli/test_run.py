@@ -150,6 +150,8 @@ def test_what_no_template_takes(boostr, tiny: str, tmp_path) -> None:
         ("--raw", "--template-arg", "a=1"),
     ):  # fmt: skip
         assert boostr("run", "-m", tiny, "hi", *more).exit_code == 2
+    missing = boostr("run", "-m", tiny, "hi", "--tools", str(tmp_path / "no.json"))
+    assert "no.json: no such file, or an empty one" in missing.stderr
     bare = str(make_tiny(tmp_path / "bare", None))
     result = boostr("run", "-m", bare, "hi", "--prefill", "x")
     assert result.exit_code == 1 and "no chat template, which --system, --prefill" in result.stderr

@@ -74,7 +74,7 @@ def test_other_local_files(tmp_path: Path, data: bytes, message: str) -> None:
     ],
 )
 def test_what_is_neither_a_path_nor_an_id(model: str | Path) -> None:
-    with pytest.raises(ModelFileError, match="no such file or folder, and not a model on the hub"):
+    with pytest.raises(ModelFileError, match="no such file or folder, and not how"):
         resolve(model)
 
 

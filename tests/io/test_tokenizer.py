@@ -184,6 +184,14 @@ def test_gguf_named_chat_templates(metadata: dict[str, Any]) -> None:
         ours.apply_chat_template(messages, template="rag")
 
 
+def test_tools_for_a_template_that_takes_none(metadata: dict[str, Any]) -> None:
+    ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": "a"})
+    messages = [{"role": "user", "content": "x"}]
+    with pytest.raises(TokenizerError, match="its chat template takes no tools"):
+        ours.apply_chat_template(messages, tools=[{"name": "f"}])
+    assert ours.apply_chat_template(messages, tools=[]) == "a"
+
+
 def test_without_a_chat_template(metadata: dict[str, Any]) -> None:
     with pytest.raises(TokenizerError, match=r"it has: none.*--raw"):
         Tokenizer.from_gguf(metadata).apply_chat_template([{"role": "user", "content": "x"}])
