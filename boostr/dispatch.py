@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from boostr import autograd, env
+from boostr import autograd, backends, env
 from boostr.backends.base import Backend
 from boostr.errors import BackendError, FallbackError
 from boostr.operands import LowRank
@@ -145,11 +145,15 @@ def strict(enabled: bool = True) -> Iterator[None]:
         _strict.reset(token)
 
 
-def coverage(backend: Backend) -> dict[str, str | None]:
-    """For every op: None if `backend` has a kernel for it, else why it runs the composite."""
+def coverage(backend: str | Backend | None = None) -> dict[str, str | None]:
+    """For every op: None if `backend` has a kernel for it, else why it runs the composite.
+
+    `backend` is a name ("numpy", "cupy:1"), an opened backend, or None for the default.
+    """
     import boostr.nn.fusion  # noqa: F401  (ops register when they are imported, all by this)
 
-    found = {name: backend.kernel(name) for name in sorted(OPS)}
+    opened = backends.get(backend)
+    found = {name: opened.kernel(name) for name in sorted(OPS)}
     return {name: kernel if isinstance(kernel, str) else None for name, kernel in found.items()}
 
 

@@ -78,6 +78,7 @@ def test_primitives_are_never_a_fallback(monkeypatch, numpy):
 
 def test_coverage(twice, numpy):
     found = coverage(numpy)
+    assert coverage("numpy") == found
     assert set(found) == set(OPS) and list(found) == sorted(found)
     assert found["test_twice"] is None
     families = {

@@ -29,5 +29,9 @@ def test_import_time():
     assert min(float(python(TIMED)) for _ in range(5)) < LIMIT
 
 
+def test_lazy_names_are_listed():
+    assert python("import boostr; print({'load', 'SamplingOptions'} <= {*dir(boostr)})") == "True"
+
+
 def test_version():
     assert python("import boostr; print(boostr.__version__)").count(".") == 2

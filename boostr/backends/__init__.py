@@ -60,6 +60,6 @@ def _open(text: str) -> Backend:
         near = difflib.get_close_matches(name, _MODULES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise BackendError(
-            f"no backend {name!r} in this version; there is {', '.join(_MODULES)}{hint}"
+            f"no backend {name!r} in this version; there is {', '.join(_MODULES)} and auto{hint}"
         )
     return importlib.import_module(_MODULES[name]).open_backend(selector)

@@ -274,7 +274,7 @@ def _obtain(name: str, constants: tuple) -> int:
         loaded += 1
         return address
     if compiled == 0:
-        kernel_files.say(f"compiling CPU kernels for {target().cpu} (first run only) ...")
+        kernel_files.say(f"compiling CPU kernels for {target().cpu} (kept for later runs) ...")
     started = time.perf_counter()
     body = _object(_function(name, constants), f"{name} {dict(constants)}", symbol)
     seconds = time.perf_counter() - started
