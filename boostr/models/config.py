@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,6 +47,10 @@ class RawConfig:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ModelFileError(
                 f"{self.source}: config {name!r} must be {kind.__name__}, got {value!r}"
+            )
+        if kind is float and not 0 <= value < math.inf:  # Python's json reads NaN and Infinity
+            raise ModelFileError(
+                f"{self.source}: config {name!r} must be finite and 0 or more, got {value}"
             )
         return value
 

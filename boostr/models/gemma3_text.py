@@ -33,9 +33,11 @@ class CausalLM(decoder.CausalLM):
             raise ModelFileError(f"{config.source}: use_bidirectional_attention is not supported")
         norm = read.rms_norm(config, offset=config.get("norm_offset", float))
         bias = config.get("attention_bias", bool, False)
+        scalar = config.get("query_pre_attn_scalar", float)
+        if not scalar:
+            raise ModelFileError(f"{config.source}: query_pre_attn_scalar must be above 0, got 0")
         mixer = read.attention(
-            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm,
-            scale=config.get("query_pre_attn_scalar", float) ** -0.5,
+            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, scale=scalar**-0.5,
         )  # fmt: skip
         mlp = read.mlp(config, act=config.get("hidden_activation", str))
         full = LayerSpec(mixer, mlp, LayerNorms(norm, norm, norm, norm))
@@ -72,7 +74,7 @@ def _pattern(config: RawConfig) -> list[str]:
 def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
     """Full layers have the config's scaling, local ones none."""
     positions = config.size("max_position_embeddings")
-    if "sliding_attention" in (config.raw.get("rope_parameters") or {}):
+    if "sliding_attention" in config.get("rope_parameters", dict, {}):
         local = read.rope_config(
             config, head_dim, positions, theta=1e4, layer_type="sliding_attention"
         )

@@ -97,6 +97,19 @@ def test_a_softcap_of_0_is_none():
     assert read({**raw, "final_logit_softcapping": 0.0}).head.softcap is None
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama/odd", "rms_norm_eps", -1.0), ("llama/odd", "partial_rotary_factor", np.nan),
+        ("olmo2/odd", "partial_rotary_factor", np.inf), ("gpt_neox/serial", "layer_norm_eps", -1),
+        ("gemma3_text/odd", "query_pre_attn_scalar", 0), ("gemma3_text/odd", "rope_parameters", 1),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_model_has_are_refused_by_name(name, key, value):
+    with pytest.raises(ModelFileError, match=key):
+        read({**config_of(name), key: value})
+
+
 def test_what_gemma_does_not_do_is_refused():
     raw = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
     with pytest.raises(ModelFileError, match="use_bidirectional_attention"):
