@@ -18,7 +18,8 @@ from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_object, read_settings
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_gguf import has_tokenizer
-from boostr.models import family_of, is_encoder
+from boostr.models import family_of
+from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf import gguf_plan, gguf_weights
 from boostr.models.gguf_config import hf_config
@@ -105,22 +106,22 @@ def _folder_config(folder: Path) -> RawConfig:
     return RawConfig(read_object(path, required=True), str(path))
 
 
-def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Module:
+def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Model:
     refuse_quantized(config.raw, config.source)
     separate = weights / "hf_quant_config.json"  # ModelOpt's
     refuse_quantized(read_object(separate), str(separate))
     module = _empty_module(config)
     with open_safetensors(weights) as files:
         stored = stored_weights(files, str(weights))
-        plan = module.load_plan(module.config)  # type: ignore[attr-defined]
+        plan = module.load_plan(module.config)
         load_parameters(module, CheckpointWeights(stored, str(weights), plan), backend, **options)
     return module
 
 
-def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Module:
+def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
     path = str(file.path)
     module = _empty_module(RawConfig(hf_config(file), path))
-    plan = gguf_plan(module.config)  # type: ignore[attr-defined]
+    plan = gguf_plan(module.config)
     load_parameters(module, CheckpointWeights(gguf_weights(file), path, plan), backend, **options)
     return module
 
@@ -143,41 +144,40 @@ def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> Languag
         if has_tokenizer(file.metadata):
             tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
-    return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)  # type: ignore
+    return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)
 
 
 def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     folder = transformer_folder(found.path)
     config = _folder_config(folder)
-    model_type = config.get("model_type", str)
     module = _folder_module(config, folder, backend, options)
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
     _check_vocabulary(module, tokenizer)
-    if is_encoder(model_type) or (found.path / "modules.json").is_file():
+    if GENERATES not in module.capabilities or (found.path / "modules.json").is_file():
         sentence = Sentence.from_folder(found.path)
         if sentence.lower_case and tokenizer is not None:
             tokenizer.lower_case()
-        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)  # type: ignore
+        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)
     generation = read_settings(folder / "generation_config.json")
     ends = RawConfig({"eos_token_id": generation.get("eos_token_id")}, generation.source)
     eos = ends.ids("eos_token_id") or config.ids("eos_token_id")
-    return LanguageModel(module, tokenizer, backend, found.source, eos)  # type: ignore[arg-type]
+    return LanguageModel(module, tokenizer, backend, found.source, eos)
 
 
-def _empty_module(config: RawConfig) -> Module:
+def _empty_module(config: RawConfig) -> Model:
     """The module that a config describes, its weights still to be loaded."""
     made = family_of(config)
-    return made(made.read_config(config))  # type: ignore[attr-defined]
+    return made(made.read_config(config))  # type: ignore[call-arg]
 
 
-def _check_vocabulary(module: Module, tokenizer: Tokenizer | None) -> None:
+def _check_vocabulary(module: Model, tokenizer: Tokenizer | None) -> None:
     """Every id that the tokenizer makes of ordinary text must have a row in the embedding.
 
     Added tokens may lie beyond it (a pad token, say, that a fine-tune never used): only a text that
     spells one out has its id, and is then refused.
     """
-    rows = module.config.vocab_size  # type: ignore[attr-defined]
+    rows = module.config.vocab_size
     if tokenizer is None or tokenizer.vocab_size <= rows:
         return
     spare = tokenizer.inner.get_added_tokens_decoder()

@@ -18,7 +18,7 @@ from boostr.engine.sequence import Completion, Piece, TokenLogprobs, Usage
 from boostr.engine.sequence import Sequence as Generation
 from boostr.errors import OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer, required
-from boostr.models.base import Model, ModelConfig
+from boostr.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LanguageModel:
         eos_ids: Sequence[int] = (),
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
-        self.config: ModelConfig = module.config
+        self.config = module.config
         self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids if tokenizer else ())
         self.runner = Runner(module, backend)
 

@@ -11,23 +11,24 @@ from types import ModuleType
 
 from boostr.errors import ModelFileError
 from boostr.io.settings import TABLES, Settings
+from boostr.models.base import Model
 from boostr.models.config import RawConfig
 
-# model_type -> (module of boostr.models, class, what it is)
+# model_type -> (module of boostr.models, class)
 FAMILIES = {
-    "gemma3_text": ("gemma3_text", "CausalLM", "decoder"),
-    "gpt_neox": ("gpt_neox", "CausalLM", "decoder"),
-    "llama": ("llama", "CausalLM", "decoder"),
-    "mistral": ("mistral", "CausalLM", "decoder"),
-    "olmo2": ("olmo2", "CausalLM", "decoder"),
-    "qwen2": ("qwen2", "CausalLM", "decoder"),
-    "qwen3": ("qwen3", "CausalLM", "decoder"),
-    "bert": ("bert", "Model", "encoder"),
+    "gemma3_text": ("gemma3_text", "CausalLM"),
+    "gpt_neox": ("gpt_neox", "CausalLM"),
+    "llama": ("llama", "CausalLM"),
+    "mistral": ("mistral", "CausalLM"),
+    "olmo2": ("olmo2", "CausalLM"),
+    "qwen2": ("qwen2", "CausalLM"),
+    "qwen3": ("qwen3", "CausalLM"),
+    "bert": ("bert", "Model"),
 }
 
 
-def family(model_type: str, source: str) -> type:
-    """The class of a model_type, which is a `nn.Module` with `read_config`."""
+def family(model_type: str, source: str) -> type[Model]:
+    """The class of a model_type."""
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=1)
         hint = f" (nearest: {near[0]!r})" if near else ""
@@ -35,11 +36,11 @@ def family(model_type: str, source: str) -> type:
             f"{source}: unknown architecture, model_type {model_type!r}{hint}; boostr has "
             f"{', '.join(FAMILIES)}. How one is added: docs/adding.md"
         )
-    module, name, _ = FAMILIES[model_type]
+    module, name = FAMILIES[model_type]
     return getattr(_module(module), name)
 
 
-def family_of(config: RawConfig) -> type:
+def family_of(config: RawConfig) -> type[Model]:
     """The class for a config, no key of which asks for what no family has.
 
     Raises:
@@ -47,11 +48,6 @@ def family_of(config: RawConfig) -> type:
     """
     Settings(config.raw, config.source, TABLES["config.json"])
     return family(config.get("model_type", str), config.source)
-
-
-def is_encoder(model_type: str) -> bool:
-    """Whether a family gives embeddings rather than text."""
-    return FAMILIES[model_type][2] == "encoder"
 
 
 def _module(name: str) -> ModuleType:

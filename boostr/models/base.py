@@ -1,23 +1,28 @@
-"""What the engine asks of a model, and nothing else of it: it imports no family.
+"""Model: what the engine asks of a family, and nothing else of it. The engine imports no family.
 
-A family is a class of this protocol in a file named after its `model_type`, and a row of
-`boostr.models.FAMILIES`.
+A family is a subclass in a file named after its `model_type`, and a row of `models.FAMILIES`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from boostr.nn.batch import Batch
-from boostr.nn.module import Weight
+from boostr.nn.module import Module
 from boostr.nn.states import State
-from boostr.operands import LowRank
 from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.models.config import RawConfig
+    from boostr.models.plan import LoadPlan
+
+GENERATES = "generate"
 
 
 def last_of(states: Iterator[Tensor]) -> Tensor:
@@ -25,55 +30,48 @@ def last_of(states: Iterator[Tensor]) -> Tensor:
     return deque(states, maxlen=1)[0]
 
 
-class ModelConfig(Protocol):
-    """What every config says, under Hugging Face's names."""
-
-    @property
-    def model_type(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def max_position_embeddings(self) -> int: ...
-
-
-class Model(Protocol):
+class Model(Module):
     """A module that turns packed tokens into hidden states.
 
     Attributes:
-        config: its sizes.   capabilities: what it is for: "generate", "embed".
+        config: its sizes under Hugging Face's names, of which the engine reads model_type,
+            vocab_size, hidden_size and max_position_embeddings.
+        capabilities: what it is for: "generate", "embed".
         ropes: the tables of cosines and sines that `hidden` wants in the batch, by name.
     """
 
+    capabilities: ClassVar[frozenset[str]]
     config: Any
-    capabilities: frozenset[str]
     ropes: Mapping[str, RopeConfig]
 
+    @staticmethod
+    @abstractmethod
+    def read_config(config: RawConfig) -> Any:
+        """What the constructor takes, from a config.json, with the family's own defaults."""
+
+    @staticmethod
+    @abstractmethod
+    def load_plan(config: Any) -> LoadPlan:
+        """From the names and tensors of the family's checkpoints to its parameters."""
+
     @property
+    @abstractmethod
     def activation_dtype(self) -> np.dtype:
         """Of hidden states, and of what layers keep."""
-        ...
 
+    @abstractmethod
     def states(self) -> Sequence[Sequence[State]]:
         """What each layer keeps of a sequence from one forward pass to the next."""
-        ...
 
+    @abstractmethod
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [T, E] of packed tokens, as `head` takes them."""
-        ...
 
+    @abstractmethod
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """After the embedding, after each layer, the last after the final norm: L + 1 of [T, E].
         transformers' convention of `output_hidden_states`."""
-        ...
 
+    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [N, V] of hidden states [N, E]."""
-        ...
-
-    def weights(self) -> dict[str, Weight | LowRank]:
-        """Parameters by name."""
-        ...
+        """Logits float32 [N, V] of hidden states [N, E]; of those that "generate"."""

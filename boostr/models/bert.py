@@ -10,14 +10,12 @@ import numpy as np
 
 from boostr import nn, ops
 from boostr.errors import ModelFileError, OptionError
-from boostr.models import plan
-from boostr.models.base import last_of
+from boostr.models import base, plan
 from boostr.models.config import RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn import fusion
 from boostr.nn.specs import NormSpec
 from boostr.nn.states import State
-from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
 
 
@@ -125,14 +123,14 @@ class Encoder(nn.Module):
         self.layer = [Layer(config) for _ in range(config.num_hidden_layers)]
 
 
-class Model(nn.Module):
+class Model(base.Model):
     """Hidden states; the pooler and pre-training heads of a checkpoint are not part of it."""
 
     capabilities = frozenset({"embed"})
 
     def __init__(self, config: BertConfig) -> None:
         self.config = config
-        self.ropes: dict[str, RopeConfig] = {}
+        self.ropes = {}
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
 
@@ -177,7 +175,7 @@ class Model(nn.Module):
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Last hidden states [T, E] of packed texts."""
-        return last_of(self._states(batch))
+        return base.last_of(self._states(batch))
 
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embeddings and after each layer."""

@@ -3,20 +3,19 @@ whose layers are of another form set `block`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from boostr import nn
 from boostr.models import plan
-from boostr.models.base import last_of
+from boostr.models.base import GENERATES, Model, last_of
 from boostr.models.config import DecoderConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn import fusion
 from boostr.nn.states import State
 from boostr.ops import core
-from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
 
 
@@ -38,24 +37,20 @@ class Decoder(nn.Module):
             yield x
 
 
-class CausalLM(nn.Module):
+class CausalLM(Model):
     """A decoder and the head that turns its hidden states into logits."""
 
-    capabilities = frozenset({"generate"})
+    capabilities = frozenset({GENERATES})
     block: Callable[..., Any] = nn.Block
 
     def __init__(self, config: DecoderConfig) -> None:
-        self.config = config
+        self.config, self.ropes = config, config.ropes
         self.model = Decoder(config, type(self).block)
         head = config.head
         self.lm_head = None
         if not head.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, head.bias)
             self.lm_head.weight = nn.Parameter((config.vocab_size, config.hidden_size), "head")
-
-    @property
-    def ropes(self) -> Mapping[str, RopeConfig]:
-        return self.config.ropes
 
     @property
     def activation_dtype(self) -> np.dtype:
