@@ -136,7 +136,7 @@ struct Input {
     const int at = place(4 * q);
     *(u32*)(row + at) = high;
     *(u32*)(row + stride + at) = low;
-    float* block = (float*)(row + 2 * stride) + at / 16 * BLOCK_FLOATS;
+    float* block = (float*)(row + 2 * stride + at / 4 * BLOCK_FLOATS);  // of the first of 16
     const float scale = top * (1.f / 32512.f);
     if ((q & 3) == 0) block[0] = scale;
     if (SUMMED) {  // of what the digits say, so that zero and offset meet the same values

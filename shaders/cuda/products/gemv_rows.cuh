@@ -269,7 +269,7 @@ DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[P
       const i8* own = row + m * x_pitch(stride);
       const int k = at + j * LANES;
       const uint4 h = *(const uint4*)(own + k), l = *(const uint4*)(own + stride + k);
-      const float* block = (const float*)(own + 2 * stride) + k / 16 * BLOCK_FLOATS;
+      const float* block = (const float*)(own + 2 * stride + k / 4 * BLOCK_FLOATS);  // 16 | k
       const float2 both = SUMMED ? *(const float2*)block : make_float2(*block, 0.f);
       const u32 high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
 #pragma unroll
