@@ -104,7 +104,9 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
 
-    def interrupt(self) -> None:
+    def interrupt(self, at_prompt: bool = False) -> None:
+        """Ctrl-C; at the prompt as late as a person's, since readline prints it before it waits."""
+        time.sleep(0.5 if at_prompt else 0)
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> int:
@@ -126,10 +128,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny: str) -> None:
     terminal.type("/reset\n")
     terminal.expect("starts anew")
     terminal.expect("> ")
-    terminal.interrupt()
+    terminal.interrupt(at_prompt=True)
     terminal.expect("once more")
     terminal.expect("> ")
-    terminal.interrupt()
+    terminal.interrupt(at_prompt=True)
     assert terminal.close() == 130
 
 
