@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops import core
-from boostr.quant.scheme import QuantizedTensor, parse_scheme
+from boostr.quant.scheme import FIELDS, QuantizedTensor, parse_scheme
 from boostr.tensor import Tensor
 
 
@@ -61,19 +63,57 @@ def _quantize_composite(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize_composite(w: QuantizedTensor, dtype) -> Tensor:
-    """w = scale · (code - zero) + offset: what every scheme means."""
-    parts, K = w.parts, w.shape[-1]
-    codes = core.cast(parts["codes"] if w.scheme.bits == 8 else _unpacked(w), dtypes.float32)
-    if w.scheme.zero:
-        codes = codes - w.scheme.zero
-    scales = core.cast(parts["scales"], dtypes.float32)
-    if "supers" in parts:
-        scales = scales * _spread(parts["supers"], w.scheme.super_size // w.scheme.group_size)
-    values = codes * _spread(scales, w.scheme.group_size, K)
+    """w = scale · (number - zero) + offset: what every scheme means."""
+    scheme, parts, K = w.scheme, w.parts, w.shape[-1]
+    numbers = _numbers(w)
+    if scheme.zero:
+        numbers = numbers - scheme.zero
+    if "zeros" in parts:
+        zeros = core.cast(parts["zeros"], dtypes.float32)
+        numbers = numbers - _spread(zeros, scheme.group_size, K)
+    values = numbers * _spread(_scales(w), scheme.group_size, K)
     if "offsets" in parts:
-        offsets = core.cast(parts["offsets"], dtypes.float32)
-        values = values + _spread(offsets, w.scheme.group_size, K)
+        values = values + _spread(_offsets(w), scheme.group_size, K)
     return core.cast(values, dtype)
+
+
+def _numbers(w: QuantizedTensor) -> Tensor:
+    """What the codes stand for, float32 in w's shape."""
+    codes, values = w.parts["codes"], w.scheme.values
+    if w.scheme.bits < 8:
+        codes = _unpacked(w)
+    return core.cast(codes, dtypes.float32) if not values else _looked_up(codes, values)
+
+
+def _scales(w: QuantizedTensor) -> Tensor:
+    """factor · scale · super-scale of each group, float32 [..., G]."""
+    scheme, scales = w.scheme, w.parts["scales"]
+    if scheme.scale in ("e8m0", "e4m3"):
+        scales = _looked_up(scales, scheme.scale)
+    scales = core.cast(scales, dtypes.float32)
+    if scheme.factor != 1.0:
+        scales = scales * scheme.factor
+    return scales * _above(w, "supers") if "supers" in w.parts else scales
+
+
+def _offsets(w: QuantizedTensor) -> Tensor:
+    offsets = core.cast(w.parts["offsets"], dtypes.float32)
+    return offsets * _above(w, "floors") if "floors" in w.parts else offsets
+
+
+def _above(w: QuantizedTensor, name: str) -> Tensor:
+    """A part that has a number for super_size inputs, for each group: [..., G]."""
+    scheme, G = w.scheme, w.parts["scales"].shape[-1]
+    return _spread(w.parts[name], scheme.super_size // scheme.group_size, G)
+
+
+def _looked_up(codes: Tensor, values: tuple[float, ...] | str) -> Tensor:
+    """The numbers, float32, that codes uint8 stand for."""
+    if isinstance(values, str):
+        values = _BYTES[values]
+    table = Tensor(np.array(values, np.float32), backend=codes.backend)
+    flat = core.cast(codes.reshape(-1), dtypes.int32)
+    return core.take(table, flat).reshape(*codes.shape)
 
 
 def _spread(scales: Tensor, group: int, K: int | None = None) -> Tensor:
@@ -87,9 +127,10 @@ def _spread(scales: Tensor, group: int, K: int | None = None) -> Tensor:
 
 def _unpacked(w: QuantizedTensor) -> Tensor:
     """Codes uint8 of fewer than 8 bits, one an element, in w's shape."""
-    codes = _plane(w.parts["codes"], 4)
-    if "high" in w.parts:
-        codes = codes | (_plane(w.parts["high"], w.scheme.bits - 4) << 4)
+    low, *high = FIELDS[w.scheme.bits]
+    codes = _plane(w.parts["codes"], low)
+    if high:
+        codes = codes | (_plane(w.parts["high"], high[0]) << low)
     return codes.reshape(*w.shape)
 
 
@@ -101,5 +142,10 @@ def _plane(plane: Tensor, bits: int) -> Tensor:
     return core.concat(fields, 1) & (1 << bits) - 1
 
 
+_every_byte = np.arange(256, dtype=np.uint8)
+_BYTES = {  # the 256 numbers of an 8-bit float
+    "e4m3": tuple(_every_byte.view(dtypes.float8_e4m3).astype(np.float32).tolist()),
+    "e8m0": (*np.ldexp(1.0, np.arange(255) - 127).tolist(), float("nan")),
+}
 _quantize = Op("quantize", _quantize_composite)
 _dequantize = Op("dequantize", _dequantize_composite)

@@ -13,8 +13,10 @@ from boostr.quant.scheme import QuantizedTensor, Scheme
 if TYPE_CHECKING:
     from boostr.tensor import Tensor
 
-# what one element is: floats, signed bytes, nibbles, nibbles with a plane of two bits more
-CODES = {"f32": 0, "f16": 1, "bf16": 2, "c8": 3, "c4": 4, "c6": 5}
+# what one element is: floats; signed bytes; fields of bits in one plane or two; 8-bit floats
+CODES = {
+    "f32": 0, "f16": 1, "bf16": 2, "c8": 3, "c4": 4, "c6": 5, "c5": 6, "c3": 7, "c2": 8, "e4m3": 9,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,12 @@ class Form:
     """All that a kernel must know of a weight's form to be compiled for it.
 
     Attributes:
-        codes: a key of CODES.   zero: subtracted from a code.
+        codes: a key of CODES.   zero: subtracted from a code's number.
+        table: the numbers that codes stand for; () for the codes themselves.
         group: inputs that share a scale; 0 a row, or no scales at all (floats).
-        scale: dtype of the scales: "f32", "f16", "i8" (times super-scales), "" for floats.
-        super: inputs that share a super-scale; 0 none.   offsets: whether groups have offsets.
+        scale: a key of `scheme.SCALES`, "" for floats.   factor: a power of two, in all scales.
+        super: inputs that share a super-scale; 0 none.
+        offsets: a key of `scheme.OFFSETS`; "" none.
         rounds_input: whether the product rounds its input to int8 too.
     """
 
@@ -34,8 +38,10 @@ class Form:
     group: int = 0
     scale: str = ""
     super: int = 0
-    offsets: bool = False
+    offsets: str = ""
     rounds_input: bool = False
+    table: tuple[float, ...] = ()
+    factor: float = 1.0
 
     @property
     def is_float(self) -> bool:
@@ -58,14 +64,15 @@ _FLOATS = {dtypes.float32: Form("f32"), dtypes.float16: Form("f16"), dtypes.bflo
 @cache
 def scheme_form(scheme: Scheme) -> Form:
     """The form of every weight of a scheme."""
-    names = {dtypes.float32: "f32", dtypes.float16: "f16", dtypes.int8: "i8"}
-    scale = names.get(scheme.scale, scheme.scale.name)  # one that no kernel knows, refused by name
+    values = scheme.values
     return Form(
-        f"c{scheme.bits}",
-        scheme.zero,
-        scheme.group_size,
-        scale,
-        scheme.super_size,
-        scheme.has_offsets,
-        scheme.activations_int8,
+        codes=values if isinstance(values, str) else f"c{scheme.bits}",
+        zero=scheme.zero,
+        group=scheme.group_size,
+        scale=scheme.scale,
+        super=scheme.super_size,
+        offsets=scheme.offsets,
+        rounds_input=scheme.activations_int8,
+        table=() if isinstance(values, str) else values,
+        factor=scheme.factor,
     )

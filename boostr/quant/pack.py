@@ -6,23 +6,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from boostr.quant.scheme import PACK
+from boostr.quant.scheme import FIELDS, PACK
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
-    """The planes `codes` (and `high`) of uint8 codes [N, K], K a multiple of 32."""
+    """The planes `codes` (and `high`) of uint8 codes [N, K] of 2 to 6 bits, K a multiple of 32."""
     N, K = codes.shape
     groups = codes.reshape(N, K // PACK, PACK)
-    parts = {"codes": _packed(groups & 15, 4)}
-    if bits > 4:
-        parts["high"] = _packed(groups >> 4, bits - 4)
+    low, *high = FIELDS[bits]
+    parts = {"codes": _packed(groups & (1 << low) - 1, low)}
+    if high:
+        parts["high"] = _packed(groups >> low, high[0])
     return parts
 
 
 def unpack_codes(parts: Mapping[str, np.ndarray], bits: int) -> np.ndarray:
     """The codes uint8 [N, K] that `pack_codes` packed."""
-    codes = _unpacked(parts["codes"], 4)
-    return codes | _unpacked(parts["high"], bits - 4) << 4 if bits > 4 else codes
+    low, *high = FIELDS[bits]
+    codes = _unpacked(parts["codes"], low)
+    return codes | _unpacked(parts["high"], high[0]) << low if high else codes
 
 
 def _packed(groups: np.ndarray, bits: int) -> np.ndarray:

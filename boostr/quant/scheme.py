@@ -1,22 +1,29 @@
 """Schemes of quantized weights as data, and the tensor that carries one: planes plus a shape.
 
-Every scheme is the same sum, w[n, k] = scale[n, g] · (code[n, k] - zero) + offset[n, g], where g is
-the group that input k is in. What differs is a row of `SCHEMES`: how wide codes are, how many
-inputs share a scale, whether scales have a second level, whether there are offsets. The parts lie
-apart ("planes"), row-major, so that a kernel reads whole words of each:
+Every scheme is the same sum, w[n, k] = s[n, g] · (v(code[n, k]) - zero) + o[n, g], where g is the
+group that input k is in and s = factor · scale. What differs is a row of `SCHEMES`: how wide codes
+are, what number a code stands for, how many inputs share a scale, whether scales have a second
+level, whether there are offsets. The parts lie apart ("planes"), row-major, so that a kernel reads
+whole words of each:
 
-    codes    8 bits: int8 [N, K]. Fewer: the low 4 bits, uint8 [N, K/2]; 16 bytes for every 32
-             inputs, byte i with input i in its low nibble and input i + 16 in its high one.
-    high     the bits above 4 of 6-bit codes, uint8 [N, K/4]; 8 bytes for every 32 inputs, byte i
-             with input i + 8·t in its bits 2t and 2t + 1. The word that has them for inputs
-             4m .. 4m+3 of nibble word m is word m % 2, shifted by 2·(m // 2); for 16 inputs later
-             by 4 more.
-    scales   float32, float16, or int8 under `supers`; [N, G], G = ceil(K / group), 1 for a row.
-    supers   float32 [N, K / 256]: what int8 scales of that many inputs are multiplied by.
-    offsets  float16 [N, G].
+    codes    8 bits: int8 [N, K], or uint8 where they are floats (e4m3). Fewer: the low 4 bits (of
+             codes of 3 bits 2), uint8; a field of b bits takes 4·b bytes for every 32 inputs, byte
+             i with inputs i, i + 4·b, i + 8·b, ... from its low bits up. So nibbles are 16 bytes,
+             byte i with input i in its low nibble and input i + 16 in its high one.
+    high     the bits above those, laid out alike: 2 bits of 6-bit codes, 1 bit of 5 and of 3.
+             Of pairs, the word that has them for inputs 4m .. 4m+3 of nibble word m is word m % 2,
+             shifted by 2·(m // 2); for 16 inputs later by 4 more. Single bits are one word for 32
+             inputs; those of inputs 4m .. 4m+3 are its bytes' bits m.
+    scales   see SCALES; [N, G], G = ceil(K / group), 1 for a row.
+    supers   float32 [N, ceil(K / super)]: what the scales of that many inputs are multiplied by.
+    offsets  float32, float16 or bfloat16 [N, G], added as they are; or uint8 under `floors`.
+    floors   float32 [N, ceil(K / super)]: what the uint8 offsets are multiplied by.
+    zeros    int8 [N, G], in place of offsets: subtracted from codes, as `zero` is.
 
 Products with a scale are exact in float32 (at most 24 bits), so the order of operations does not
-matter and decoding is bit for bit what the format means. Expert stacks have one axis more in front.
+matter and decoding is bit for bit what the format means; with floats that have a scale, or a scale
+with a super-scale that is no power of two, it is one rounding of each product, in this order:
+(code · (scale · super)). Expert stacks have one axis more in front.
 """
 
 from __future__ import annotations
@@ -63,16 +70,34 @@ class Part:
         return math.lcm(self.inputs, self.pack)
 
 
+# how scales are stored, and the dtype of their part: int8 ones have super-scales, e8m0 is
+# 2^(byte - 127), e4m3 the 8-bit float without infinities
+SCALES = {
+    "f32": dtypes.float32, "f16": dtypes.float16, "bf16": dtypes.bfloat16, "i8": dtypes.int8,
+    "e8m0": dtypes.uint8, "e4m3": dtypes.uint8,
+}  # fmt: skip
+# how offsets are stored: added, times `floors` (u8), or subtracted from codes (zeros)
+OFFSETS = {
+    "f32": dtypes.float32, "f16": dtypes.float16, "bf16": dtypes.bfloat16, "u8": dtypes.uint8,
+    "zeros": dtypes.int8,
+}  # fmt: skip
+FIELDS = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of codes, and of high
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One way to store a weight; see the module for what the parts mean.
 
     Attributes:
-        name: as a user writes it.
+        name: for messages; a user writes those of QUANTIZABLE.
         group_size: inputs that share a scale; 0 is a whole row.
-        bits: of a code: 8 (signed), 6 or 4 (unsigned).   zero: subtracted from a code.
-        scale: dtype of the scales.   super_size: inputs that share a super-scale; 0 has none.
-        has_offsets: whether every group has one.
+        bits: of a code, a key of FIELDS; those of 8 are signed, the others not.
+        zero: subtracted from a code's number.
+        values: the numbers that codes stand for, () for the codes themselves; "e4m3" for codes of 8
+            bits that are floats.
+        scale: a key of SCALES.   factor: a power of two, in all scales.
+        super_size: inputs that share a super-scale; 0 has none.
+        offsets: a key of OFFSETS, "" for none.
         activations_int8: whether `linear` also rounds its input to int8, one scale for each token.
         multiple: what the number of inputs must be a multiple of.
     """
@@ -81,26 +106,32 @@ class Scheme:
     group_size: int = 0
     bits: int = 8
     zero: int = 0
-    scale: np.dtype = dtypes.float32
+    values: tuple[float, ...] | str = ()
+    scale: str = "f32"
+    factor: float = 1.0
     super_size: int = 0
-    has_offsets: bool = False
+    offsets: str = ""
     activations_int8: bool = False
     multiple: int = 1
 
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The planes of a weight, in the order in which a kernel takes them."""
+        low, *high = FIELDS[self.bits]
         if self.bits == 8:
-            found = {"codes": Part(dtypes.int8, 1)}
+            found = {"codes": Part(dtypes.uint8 if self.values else dtypes.int8, 1)}
         else:
-            found = {"codes": Part(dtypes.uint8, 2, PACK)}
-        if self.bits == 6:
-            found["high"] = Part(dtypes.uint8, 4, PACK)
-        found["scales"] = Part(self.scale, self.group_size)
+            found = {"codes": Part(dtypes.uint8, 8 // low, PACK)}
+        if high:
+            found["high"] = Part(dtypes.uint8, 8 // high[0], PACK)
+        found["scales"] = Part(SCALES[self.scale], self.group_size)
         if self.super_size:
             found["supers"] = Part(dtypes.float32, self.super_size)
-        if self.has_offsets:
-            found["offsets"] = Part(dtypes.float16, self.group_size)
+        if self.offsets:
+            name = "zeros" if self.offsets == "zeros" else "offsets"
+            found[name] = Part(OFFSETS[self.offsets], self.group_size)
+        if self.offsets == "u8":
+            found["floors"] = Part(dtypes.float32, self.super_size)
         return found
 
     @cached_property
@@ -109,7 +140,6 @@ class Scheme:
         return math.lcm(*(part.unit or 1 for part in self.parts.values()))
 
 
-_F16, _I8 = dtypes.float16, dtypes.int8
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
@@ -118,10 +148,10 @@ SCHEMES = {
         Scheme("int8-g64", 64),
         Scheme("int8-g128", 128),
         Scheme("w8a8", activations_int8=True),
-        Scheme("q8_0", 32, scale=_F16, multiple=32),
-        Scheme("q4_0", 32, bits=4, zero=8, scale=_F16, multiple=32),
-        Scheme("q4_1", 32, bits=4, scale=_F16, has_offsets=True, multiple=32),
-        Scheme("q6_k", 16, bits=6, zero=32, scale=_I8, super_size=256, multiple=256),
+        Scheme("q8_0", 32, scale="f16", multiple=32),
+        Scheme("q4_0", 32, bits=4, zero=8, scale="f16", multiple=32),
+        Scheme("q4_1", 32, bits=4, scale="f16", offsets="f16", multiple=32),
+        Scheme("q6_k", 16, bits=6, zero=32, scale="i8", super_size=256, multiple=256),
     )
 }
 QUANTIZABLE = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")

@@ -150,7 +150,7 @@ def test_plans_keep_within_a_device(wgpu):
 def test_a_scheme_without_a_decoder_is_refused_by_name(wgpu, rng, scheme, why):
     """Then its meaning in Python runs, in products, tables and dequantize alike."""
     q, s = oracles.quantize_int8(normal(rng, (20, 48)), scheme.group_size)
-    s = s.astype(scheme.scale)
+    s = s.astype(scheme.parts["scales"].dtype)
     truth = oracles.dequantize_int8(q, s, scheme.group_size)
     parts = {"codes": Tensor(q, backend=wgpu), "scales": Tensor(s, backend=wgpu)}
     w, x = QuantizedTensor(scheme, (20, 48), parts), normal(rng, (9, 48))

@@ -65,7 +65,7 @@ _DEPTH = 128  # codes of a row in a stage
 def small_bytes(form: Form) -> tuple[int, int, int]:
     """Bytes of a row's scales, super-scales and offsets in a stage."""
     groups = _DEPTH // form.group if form.group else 0
-    return groups * SCALE_BYTES[form.scale], 4 if form.super else 0, 2 * groups * form.offsets
+    return groups * SCALE_BYTES[form.scale], 4 if form.super else 0, 2 * groups * bool(form.offsets)
 
 
 # (most tokens, tile); the last serves all larger products

@@ -67,7 +67,7 @@ class Plan:
         """Bytes of a row's scales, super-scales and offsets in a stage."""
         groups = self.depth(form) // form.group if form.group else 0
         supers = self.depth(form) // form.super if form.super else 0
-        return groups * SCALE_BYTES[form.scale], 4 * supers, 2 * groups * form.offsets
+        return groups * SCALE_BYTES[form.scale], 4 * supers, 2 * groups * bool(form.offsets)
 
     def piece(self, form: Form, row_piece: int) -> int:
         """Bytes in which scales and offsets are copied, if rows of them allow `row_piece`."""

@@ -97,6 +97,12 @@ def form_refusal(form: Form | None) -> str | None:
         return f"codes {form.codes} of the weight"
     if form.is_float:
         return None
+    if form.table or form.factor != 1.0:
+        return "codes that stand for other numbers"
+    if form.offsets not in ("", "f16"):
+        return f"offsets {form.offsets} of the weight"
+    if (form.scale == "i8") != (form.super > 0):
+        return f"scales {form.scale} under super-scales of {form.super} inputs"
     if form.scale not in _SCALES:
         return f"scales {form.scale} of the weight"
     if form.codes == "c8" and form.zero:
@@ -114,8 +120,8 @@ def form_refusal(form: Form | None) -> str | None:
 def form_macros(form: Form) -> dict[str, Any]:
     """The macros of weights.cuh; those at their default are left out."""
     every = {
-        "ZERO": form.zero, "GROUP": form.group, "SUPER": form.super, "OFFSETS": int(form.offsets),
-        "ROUNDS": int(form.rounds_input),
+        "ZERO": form.zero, "GROUP": form.group, "SUPER": form.super,
+        "OFFSETS": int(form.offsets != ""), "ROUNDS": int(form.rounds_input),
     }  # fmt: skip
     found: dict[str, Any] = {name: value for name, value in every.items() if value}
     if form.scale not in ("", "f32"):

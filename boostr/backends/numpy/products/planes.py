@@ -32,6 +32,10 @@ def _unknown(form: Form) -> str | None:
         return f"no kernel reads codes of form {form.codes!r}, only {', '.join(_CODES)}"
     if form.is_float:
         return None
+    if form.table or form.factor != 1.0:
+        return "no kernel reads codes that stand for other numbers"
+    if form.offsets not in ("", "f16"):
+        return f"no kernel reads offsets of {form.offsets!r}"
     if form.scale not in _SCALES:
         return f"no kernel reads scales of {form.scale!r}"
     if not form.group and (form.scale != "f32" or form.super or form.offsets):

@@ -33,6 +33,10 @@ def form_refusal(form: Form) -> str | None:
     """The same of a form of codes."""
     if form.codes not in _CODES:
         return f"there is no decoder of {form.codes} codes"
+    if form.table or form.factor != 1.0:
+        return "codes stand for other numbers"
+    if form.offsets not in ("", "f16"):
+        return f"offsets are {form.offsets}"
     if form.scale not in ("f32", "f16", "i8") or (form.scale == "i8") != (form.super > 0):
         return f"scales are {form.scale}, super-scales of {form.super} inputs"
     if form.group == 0:
