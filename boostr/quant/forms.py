@@ -47,6 +47,13 @@ class Form:
     def is_float(self) -> bool:
         return not self.scale
 
+    @property
+    def row_scaled(self) -> bool:
+        """Whether codes have one float32 scale for a row and no more, which the end of a product
+        can multiply by."""
+        plain = self.factor == 1.0 and not (self.group or self.super or self.offsets)
+        return self.scale == "f32" and plain
+
 
 W8A8 = Form("c8", scale="f32", rounds_input=True)  # whose products are sums of integers
 

@@ -135,6 +135,7 @@ fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
   if (flag[0] == 0u) { return; }
 # endif
 {{ poison("t", THREADS) }}
+{{ o.open_table("t") }}
   let split = id.z % p.splits;
   let batch = id.z / p.splits;
   let x_first = id.x * {{BM}}u;

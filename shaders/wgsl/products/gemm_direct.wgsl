@@ -43,9 +43,11 @@ fn dot4(a: vec4<{{SHARED}}>, b: vec4<{{SHARED}}>) -> {{RESULT}} {
 @compute @workgroup_size(64)
 fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) t: u32) {
+{{ poison("t", 64) }}
 # if GUARD
   if (flag[0] == 0u) { return; }
 # endif
+{{ o.open_table("t") }}
   let split = id.z % p.splits;
   let batch = id.z / p.splits;
   let x_at = id.x * 32u + t / 8u * 4u;

@@ -23,8 +23,8 @@
 # set STRIP = WN // 4 + 1
 # set SCALED_ROWS = INTEGERS or X_SCALED
 # set IN_PLANES = planes.BITS and not INTEGERS
-# set SCALED_COLUMNS = planes.BITS and not planes.GROUP
-# set GUARDED = FORM.codes == "bf16" or planes.GROUP
+# set SCALED_COLUMNS = FORM.row_scaled
+# set GUARDED = FORM.codes == "bf16" or planes.GROUPED or FORM.table
 # set W_UP = 128.0 if GUARDED else 1.0
 # set X_UNITS = BM * BK // EACH // THREADS
 # set W_UNITS = BN * BK // EACH // THREADS
@@ -83,13 +83,18 @@ fn pack8(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
 # if IN_PLANES
 fn w_load(row: u32, k: u32) -> Raw { return w_raw(row, k); }
 fn w_pack(raw: Raw, row: u32, k: u32) -> vec4<u32> {
-  let b = bytes(raw.q, {{ "raw.h, " if planes.BITS == 6 }}k);
-#   if planes.GROUP
+  let b = {{ planes.bytes_of("raw", "k") }};
+#   if planes.GROUPED
   let scale = vec4<f32>(w_scale(raw, row, k) * {{ W_UP }});
+#     if planes.ZEROS
+  let zero = vec4<f32>(w_offset(raw, row, k));
+  return pack8((codes(b.x) - zero) * scale, (codes(b.y) - zero) * scale);
+#     else
   let offset = vec4<f32>({{ "w_offset(raw, row, k) * %f" % W_UP if FORM.offsets }});
   return pack8(fma(codes(b.x), scale, offset), fma(codes(b.y), scale, offset));
+#     endif
 #   else
-  return pack8(codes(b.x), codes(b.y));
+  return pack8(codes(b.x){{ " * %.1f" % W_UP if GUARDED }}, codes(b.y){{ " * %.1f" % W_UP if GUARDED }});
 #   endif
 }
 # else
@@ -156,6 +161,7 @@ fn w_pack(raw: Raw, row: u32, k: u32) -> vec4<u32> {
 fn gemm(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t: u32,
         @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
 {{ poison("t", THREADS) }}
+{{ planes.open_table("t") }}
   let m0 = id.x * {{BM}}u;
   let n0 = id.y * {{BN}}u;
   var k = id.z * p.steps * {{BK}}u;

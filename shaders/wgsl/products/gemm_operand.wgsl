@@ -10,7 +10,8 @@
 # set IN_PLANES = planes.BITS and not FORM.rounds_input
 # set PLANES = planes.PLANES
 # set bases = planes.bases
-# set SCALED_COLUMNS = planes.BITS and not planes.GROUP
+# set open_table = planes.open_table
+# set SCALED_COLUMNS = FORM.row_scaled
 
 # macro raw_type(form, whole)
 {%- if form == "words" -%} vec4<u32>

@@ -16,7 +16,8 @@
 # set CHUNK = 1 if SLOW else {0: 8, 8: 16}.get(planes.BITS, 32)
 # set CHUNKS = K // CHUNK
 // A chunk has SPANS groups of inputs, or is a part of one; a span is PARTS times 16 inputs.
-# set GROUP = planes.GROUP
+# set GROUP = FORM.group
+# set GROUPED = planes.GROUPED
 # set SPANS = [CHUNK // GROUP, 1] | max if GROUP else 1
 # set PARTS = CHUNK // 16 // SPANS
 # set PLANES = planes.PLANES
@@ -129,17 +130,17 @@ fn times(w: Chunk, x: Input, sum: i32) -> i32 {
 # else
 // With x of 16 bits codes stay larger by LIFT, which is taken off by way of the sum of x: it costs
 // sums 2 to 4 of their 24 bits.
-#   set LIFTED = X != "f32"
+#   set LIFT = planes.LIFT if X != "f32" else 0
 struct Chunk {
-  q: vec4<u32>,
-#   if planes.BITS == 6
-  h: vec2<u32>,
+  q: {{ planes.vector([4, planes.LOW] | min) }},
+#   if planes.HIGH
+  h: {{ planes.vector(planes.HIGH) }},
 #   endif
-#   for i in range(SPANS) if GROUP
+#   for i in range(SPANS) if GROUPED
   scale{{ i }}: f32, {{ "offset%d: f32," % i if FORM.offsets }}
 #   endfor
 }
-#   set as_float = "lifted" if LIFTED else "codes"
+#   set as_float = "lifted" if LIFT else "codes"
 fn sixteen(b: vec4<u32>, x0: Eight, x1: Eight, sum: f32) -> f32 {
   let s = add4({{ as_float }}(b.y), x0.b, add4({{ as_float }}(b.x), x0.a, sum));
   return add4({{ as_float }}(b.w), x1.b, add4({{ as_float }}(b.z), x1.a, s));
@@ -148,26 +149,28 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 {
   var y = sum;
 #   for i in range(SPANS)
   {
-#     if LIFTED or FORM.offsets
+#     if LIFT or FORM.offsets
     var ones = 0.0;
 #       for e in range(2 * PARTS)
     ones = total8(x.e{{ 2 * PARTS * i + e }}, ones);
 #       endfor
 #     endif
-    var s = {{ "0.0" if GROUP else "y" }};
-#     if LIFTED
-    s = fma({{ -planes.LIFT }}, ones, s);
+    var s = {{ "0.0" if GROUPED else "y" }};
+#     if planes.ZEROS
+    s = fma({{ "%.1f" % -LIFT }} - w.offset{{ i }}, ones, s);
+#     elif LIFT
+    s = fma({{ -LIFT }}, ones, s);
 #     endif
 #     for part in range(PARTS * i, PARTS * (i + 1))
-    s = sixteen(bytes(w.q, {{ "w.h, " if planes.BITS == 6 }}{{ 16 * part }}u),
+    s = sixteen({{ planes.bytes_of("w", "%du" % (16 * part)) }},
                 x.e{{ 2 * part }}, x.e{{ 2 * part + 1 }}, s);
 #     endfor
-#     if GROUP
+#     if GROUPED
     y = fma(w.scale{{ i }}, s, y);
 #     else
     y = s;
 #     endif
-#     if FORM.offsets
+#     if FORM.offsets and not planes.ZEROS
     y = fma(w.offset{{ i }}, ones, y);
 #     endif
   }
@@ -226,8 +229,8 @@ fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
   return raw.q;
 #     else
   return Chunk(
-    raw.q, {{ "raw.h," if planes.BITS == 6 }}
-#       for i in range(SPANS) if GROUP
+    raw.q, {{ "raw.h," if planes.HIGH }}
+#       for i in range(SPANS) if GROUPED
 #         set at = "(raw, row, c * %du + %du)" % (CHUNK, i * GROUP)
     {{ name }}_scale{{ at }}, {{ "%s_offset%s," % (name, at) if FORM.offsets }}
 #       endfor
@@ -237,8 +240,8 @@ fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
 }
 // What a finished sum of a row is multiplied by.
 fn {{ name }}_scale_of(row: u32) -> f32 {
-#   if planes.BITS and not GROUP
-  return {{ name }}_scales[p.{{ name }}_scales_base + row];
+#   if FORM.row_scaled
+  return {{ name }}_row_scale(row);
 #   else
   return 1.0;
 #   endif
@@ -381,6 +384,7 @@ fn main(
 #   endif
 ) {
   {{ poison("thread", THREADS) }}
+{{ planes.open_table("thread") }}
   let group = flat_workgroup(workgroup_id, num_workgroups);
   let team = group * {{ TEAMS }}u + thread / {{ TEAM }}u;
 # endmacro

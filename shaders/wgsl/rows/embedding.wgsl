@@ -23,7 +23,7 @@ struct Params {
 {{ planes.planes(1, "table", "(p.length * %du)" % RUN, 1 if RUN > 1 else 0) }}
 // What is left to multiply with: the scale of the row.
 fn factor(row: u32) -> f32 {
-  return {{ "1.0" if planes.GROUP else "table_scales[p.table_scales_base + row]" }};
+  return {{ "1.0" if planes.GROUPED else "table_row_scale(row)" }};
 }
 # else
 {{ read_runs(1, "table", FORM.codes) if RUN > 1 else read(1, "table", FORM.codes) }}
@@ -49,6 +49,8 @@ fn decode(row: u32, run: u32) -> Run { return table_run(p.table_base + row * p.l
 @compute @workgroup_size(256)
 fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
+{{ poison("thread", 256) }}
+{{ planes.open_table("thread") }}
   let i = flat_workgroup(group, groups) * 256u + thread;
   let t = i / p.length;
   if (t >= p.tokens) { return; }

@@ -25,6 +25,7 @@ from backends.products.test_gpu_gemv import (
     weight,
 )
 from draws import normal
+from ops.test_schemes import ROUNDED, TOYS
 from strict_wgpu import BARE, strict_wgpu
 from tolerance import rms
 
@@ -32,6 +33,8 @@ from boostr import Tensor, dtypes
 from boostr.backends.wgpu.products import gemv, gemv_qkv
 from boostr.backends.wgpu.products.gemv_input import quantized_rows
 from boostr.backends.wgpu.products.gemv_plan import Tile
+from boostr.backends.wgpu.products.planes import form_refusal
+from boostr.quant.forms import scheme_form
 from boostr.quant.pack import pack_codes
 from boostr.quant.scheme import SCHEMES
 
@@ -43,6 +46,12 @@ LARGE = Tile(256, 64, 4, 2)
 def backend():
     with strict_wgpu() as found:
         yield found
+
+
+def test_what_kernels_decode():
+    """All kinds of forms (`test_schemes.py` has what they mean), and not what falls between."""
+    refused = [s.name for s in (*TOYS, *ROUNDED) if form_refusal(scheme_form(s))]
+    assert refused == ["int8-g8", *(s.name for s in ROUNDED)]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def takes(backend: WgpuBackend, x: Operand, w: Operand, y: GpuArray) -> str | No
         return "no matrices of 16 x 16 in subgroups of one size"
     if not integers and (x.name not in ("f16", "bf16") or w.name == "f32"):
         return "float32 has no matrices"
-    if w.form.group and y.dtype == dtypes.float32:
+    if not (w.form.is_float or w.form.row_scaled) and y.dtype == dtypes.float32:
         return "a float32 result of scaled weights needs float32 products"
     unit = 16 if integers else 8
     if x.across or w.across or x.batch or w.batch or y.shape[0] != 1:
@@ -133,7 +133,7 @@ def product(
     room = min(backend.caps.binding_bytes // (4 * M * width), 16)
     plan = plan or choose(backend.caps, M, N, K, room, integers)
     # numbers that can lie beyond f16: the product is made again if one does
-    guarded = w.name == "bf16" or w.form.group > 0
+    guarded = w.name == "bf16" or not (w.form.is_float or (w.form.row_scaled and not w.form.table))
     places = (x.array.offset, x.line)
     flag = None
     scaled = ends

@@ -69,7 +69,7 @@ class Operand:
     @property
     def row_scales(self) -> GpuArray | None:
         """f32 [rows] of codes that have one scale for a row."""
-        return None if self.form.is_float or self.form.group else self.more[0]
+        return self.more[-1] if self.form.row_scaled else None
 
     def whole(self) -> bool:
         """Whether lines begin and end at whole vectors of the shader's loads."""

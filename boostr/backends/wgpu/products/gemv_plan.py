@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
 _ROW_BYTES = 16  # of a load
-_CHUNK = {"c8": 16, "c6": 32, "c4": 32}  # inputs that a thread takes at a time; 8 floats
+# inputs that a thread takes at a time; 8 floats
+_CHUNK = {"c8": 16, "e4m3": 16} | dict.fromkeys(stored_planes.PACKED, 32)
 
 
 class Stored(NamedTuple):

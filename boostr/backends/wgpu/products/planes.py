@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain, repeat
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from boostr.backends.wgpu.runtime.array import GpuArray
-from boostr.quant.forms import Form, form_of, scheme_form
-from boostr.quant.scheme import PACK, SCHEMES, QuantizedTensor
+from boostr.quant.forms import W8A8, Form, form_of, scheme_form
+from boostr.quant.scheme import FIELDS, PACK, SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 Weight = Tensor | QuantizedTensor
 Planes = tuple[GpuArray, ...]
-PACKED = ("c6", "c4")  # codes that lie 32 inputs together
-_CODES = ("c8", *PACKED)  # that there are decoders for
+PACKED = tuple(f"c{bits}" for bits in FIELDS if bits < 8)  # codes that lie 32 inputs together
 _TOGETHER = 16  # inputs that a kernel decodes with one scale
 
 
@@ -31,28 +30,30 @@ def refusal(weight: Weight) -> str | None:
 
 def form_refusal(form: Form) -> str | None:
     """The same of a form of codes."""
-    if form.codes not in _CODES:
-        return f"there is no decoder of {form.codes} codes"
-    if form.table or form.factor != 1.0:
-        return "codes stand for other numbers"
-    if form.offsets not in ("", "f16"):
-        return f"offsets are {form.offsets}"
-    if form.scale not in ("f32", "f16", "i8") or (form.scale == "i8") != (form.super > 0):
-        return f"scales are {form.scale}, super-scales of {form.super} inputs"
-    if form.group == 0:
-        plain = form.codes == "c8" and form.scale == "f32" and not (form.zero or form.offsets)
-        return None if plain else "a row has one scale, and codes are not int8 or have offsets"
-    # a load of packed codes has two groups of 16, whose scales then lie in one word
-    short = form.scale == "i8" and not form.offsets and form.group == _TOGETHER
-    if form.group % (_TOGETHER if form.codes == "c8" or short else PACK) or form.super % form.group:
+    if form.rounds_input and form != W8A8:
+        return "inputs are rounded, and codes are not int8 with one scale a row"
+    # a load of packed codes may have two groups of 16
+    packed = form.codes in PACKED and form.group != _TOGETHER
+    if form.group % (PACK if packed else _TOGETHER):
+        return f"groups are of {form.group} inputs"
+    if form.super and (form.super % PACK or not form.group or form.super % form.group):
         return f"groups are of {form.group} inputs, super-groups of {form.super}"
-    return "inputs are rounded, and scales are of groups" if form.rounds_input else None
+    return None
 
 
-# every form that there may be, for the compile gate
-FORMS = (Form("f32"), Form("f16"), Form("bf16"), *(
-    form for form in dict.fromkeys(map(scheme_form, SCHEMES.values())) if not form_refusal(form)
-))  # fmt: skip
+_INTEGERS = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
+             69.0, 89.0, 113.0)  # fmt: skip
+# for the compile gate: every form of SCHEMES, and of all others one for each snippet
+FORMS = tuple(dict.fromkeys((
+    Form("f32"), Form("f16"), Form("bf16"), *map(scheme_form, SCHEMES.values()),
+    Form("c8", -128, 64, "bf16", offsets="bf16"), Form("c8", 0, 128, "f16", offsets="zeros"),
+    Form("c8", 0, 0, "f16"), Form("e4m3", 0, 0, "f32"), Form("e4m3", 0, 32, "e8m0"),
+    Form("c6", 0, 16, "f32", offsets="f16"), Form("c5", 0, 32, "i8", 256, "u8"),
+    Form("c4", 8, 0, "f32"), Form("c4", 0, 16, "e4m3", 256, table=_INTEGERS, factor=0.5),
+    Form("c4", 0, 32, "i8", 256, "u8"), Form("c3", 4, 16, "i8", 256),
+    Form("c3", 0, 32, "f16", offsets="zeros"), Form("c3", 0, 16, "f32", table=_INTEGERS[:8]),
+    Form("c2", 0, 16, "i8", 256, "u8"), Form("c2", 1, 64, "f16", offsets="f32"),
+)))  # fmt: skip
 
 
 def stored_form(weight: Weight) -> Form:
@@ -67,11 +68,12 @@ def planes_of(backend: WgpuBackend, weight: Weight) -> Planes:
     """The planes of a weight [N, K], rows without gaps, as far on their borders as loads need."""
     if isinstance(weight, Tensor):
         return (_rows(backend, weight.data, 1),)
-    scheme, borders = weight.scheme, {"high": 8}
+    scheme, borders = weight.scheme, {}
     if scheme.bits < 8:
-        borders["codes"] = 16
-    if scheme.super_size:  # a word may have the scales of two groups of a load
-        borders["scales"] = 4
+        fields = zip(("codes", "high"), FIELDS[scheme.bits], strict=False)
+        borders = {name: 4 * bits for name, bits in fields}
+        if scheme.group_size == _TOGETHER:  # a word has both scales of a load
+            borders |= {"scales": 4, "offsets": 4, "zeros": 4}
     return tuple(
         _rows(backend, weight.parts[name].data, borders.get(name, 1)) for name in scheme.parts
     )
@@ -94,10 +96,11 @@ def cut(planes: Planes, first: int, count: int) -> Planes:
 
 
 def bases(backend: WgpuBackend, form: Form, planes: Planes, load: int) -> list[int]:
-    """Where planes begin in what is bound: codes (or floats) in loads of that many bytes, high bits
-    in loads of 8 at most, the others in elements."""
-    loads = chain((load, min(load, 8)) if form.codes == "c6" else (load,), repeat(None))
+    """Where planes begin in what is bound: codes (or floats) in loads of that many bytes, packed
+    ones of what they take for 32 inputs at most; the others in elements."""
+    fields = FIELDS[int(form.codes[1:])] if form.codes in PACKED else ()
+    loads = [min(load, 4 * bits) for bits in fields] or [load]
     return [
         backend.offset(p) * p.dtype.itemsize // (size or p.dtype.itemsize)
-        for p, size in zip(planes, loads, strict=False)
+        for p, size in zip_longest(planes, loads)
     ]
