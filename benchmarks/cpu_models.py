@@ -40,7 +40,8 @@ DECODE = "tg128"
 ROWS = (
     Row("decode, Q8_0", "SmolLM2-135M-Q8_0.gguf", (), DECODE, ("llama.cpp", "Q8_0"), 1.5, 2.2),
     Row("decode, int8 per channel", "smollm2-bf16",
-        ("--quantize", "int8", "--quantize-embeddings"), DECODE, ("llama.cpp", "Q8_0"), 1.6, 2.3),
+        ("--quantize", "int8", "--quantize-embeddings", "int8"), DECODE, ("llama.cpp", "Q8_0"),
+        1.6, 2.3),
     Row("decode, int8, bf16 head", "smollm2-bf16",
         ("--quantize", "int8"), DECODE, ("llama.cpp", "Q8_0"), 1.6, 2.3),
     Row("decode, bf16", "smollm2-bf16", (), DECODE, ("llama.cpp", "F16"), 1.2, 1.6),

@@ -20,11 +20,13 @@ from boostr.tensor import zeros as zeros
 if TYPE_CHECKING:
     from boostr.engine.load import load as load
     from boostr.engine.options import SamplingOptions as SamplingOptions
+    from boostr.engine.perplexity import perplexity as perplexity
 
 # Names whose modules need more than numpy, opened on first use.
 _LAZY = {
     "load": "boostr.engine.load",
     "SamplingOptions": "boostr.engine.options",
+    "perplexity": "boostr.engine.perplexity",
 }
 
 

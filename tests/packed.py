@@ -13,7 +13,7 @@ from draws import normal
 from boostr import Tensor
 from boostr.backends import Backend
 from boostr.quant.gguf import BLOCK_TYPES, planes
-from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor, Scheme
+from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
 
 # schemes that GGUF blocks are read as, and what blocks mean
 BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -24,7 +24,8 @@ BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 HALVES = {"q8_0": [(0, 0.05)], "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)],
            "q6_k": [(208, 5e-4)]}  # fmt: skip
-FORMS = (*QUANTIZABLE, *BLOCKS)
+INT8 = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
+FORMS = (*INT8, *BLOCKS)
 
 
 def group_of(scheme: str) -> int | None:

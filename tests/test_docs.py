@@ -114,6 +114,7 @@ def test_commands_run(page, with_cache, tmp_path):
 
     (tmp_path / "MiniLM").symlink_to(real_models.minilm())
     (tmp_path / "model.gguf").symlink_to(real_models.smollm2())
+    (tmp_path / "book.txt").symlink_to(ROOT / "tests" / "data" / "lcet10.txt")
     for line in commands(page):
         line = re.sub(r"(^|\| )boostr ", rf"\1{sys.executable} -m boostr ", line)
         run = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)

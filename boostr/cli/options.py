@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boostr.cli.types import ASSIGNMENT, BACKEND, DTYPE, JSON_FILE, SCHEME, TEXT
+from boostr.cli.types import ASSIGNMENT, BACKEND, DTYPE, JSON_FILE, SCHEME, TABLE_SCHEME, TEXT
 from boostr.engine.options import SamplingOptions
 from boostr.errors import BoostrError, OptionError
 
@@ -30,7 +30,7 @@ class ModelChoice:
     backend: str | None = None
     dtype: str | None = None
     quantize: str | None = None
-    quantize_embeddings: bool = False
+    quantize_embeddings: str | None = None
     revision: str | None = None
     offline: bool = False
     verbose: bool = False
@@ -45,13 +45,15 @@ class ModelChoice:
         """The model, and the seconds that loading took."""
         from boostr.engine.load import load
 
+        self._say_what_tables_become()
+        tables = False if self.quantize_embeddings == "none" else self.quantize_embeddings
         start = time.perf_counter()
         model = load(
             self.model,
             backend=self.backend,
             dtype=self.dtype,
             quantize=self.quantize,
-            quantize_embeddings=self.quantize_embeddings,
+            quantize_embeddings=tables,
             revision=self.revision,
             offline=self.offline or None,
             progress=True,
@@ -65,6 +67,17 @@ class ModelChoice:
                 err=True,
             )
         return model, seconds
+
+    def _say_what_tables_become(self) -> None:
+        """Where that is another scheme than was asked for, and nobody asked for it."""
+        from boostr.quant.scheme import embedding_scheme
+
+        tables = embedding_scheme(self.quantize)
+        if tables is not None and self.quantize_embeddings is None:
+            click.echo(
+                f"embedding and head become {tables} (--quantize-embeddings none keeps them)",
+                err=True,
+            )
 
     def load_decoder(self) -> tuple[LanguageModel, float]:
         """As `load`, for verbs that generate text."""
@@ -125,9 +138,13 @@ _dtype = click.option(
 _quantize = [
     click.option(
         "--quantize", type=SCHEME, metavar="SCHEME",
-        help="int8, int8-g32, int8-g64, int8-g128 or w8a8 for the linear layers.",
+        help="For the linear layers: int8, int8-g32, -g64, -g128, w8a8, int4-g32, -g64, -g128, nf4 "
+        "or fp8.",
     ),
-    click.option("--quantize-embeddings", is_flag=True, help="Also the embedding and the head."),
+    click.option(
+        "--quantize-embeddings", type=TABLE_SCHEME, metavar="SCHEME",
+        help="For embedding and head; none keeps them. [default: none, with 4 bits int8-g32]",
+    ),
 ]  # fmt: skip
 _source = [
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
@@ -135,8 +152,10 @@ _source = [
 ]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-model_choice = packed(
-    "choice", ModelChoice, [_model, _backend, _dtype, *_quantize, *_source, _verbose]
+_loading = [_backend, _dtype, *_quantize, *_source, _verbose]
+model_choice = packed("choice", ModelChoice, [_model, *_loading])
+model_argument = packed(  # for verbs whose subject is the model, not a prompt
+    "choice", ModelChoice, [click.argument("model", required=False), *_loading]
 )
 template_choice = packed(
     "template",

@@ -125,9 +125,15 @@ def _check_scheme(value: str) -> None:
     parse_scheme(value)
 
 
+def _check_table_scheme(value: str) -> None:
+    if value != "none":
+        _check_scheme(value)
+
+
 TEXT = _Text()
 JSON_FILE = _JsonFile()
 ASSIGNMENT = _Assignment()
 BACKEND = _Checked("backend", _check_backend)
 DTYPE = _Checked("dtype", _check_dtype)
 SCHEME = _Checked("scheme", _check_scheme)
+TABLE_SCHEME = _Checked("scheme", _check_table_scheme)

@@ -26,12 +26,12 @@ from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
-from boostr.quant.scheme import parse_scheme
+from boostr.quant.scheme import embedding_scheme, parse_scheme
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
-    "quantize": (str, type(None)), "quantize_embeddings": (bool,), "revision": (str, type(None)),
-    "offline": (bool, type(None)), "progress": (bool,),
+    "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
+    "revision": (str, type(None)), "offline": (bool, type(None)), "progress": (bool,),
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def load(
     backend: str | Backend | None = None,
     dtype: Any = None,
     quantize: str | None = None,
-    quantize_embeddings: bool = False,
+    quantize_embeddings: str | bool | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
@@ -53,8 +53,10 @@ def load(
             the default model, SmolLM2-135M-Instruct.
         backend: "numpy", "wgpu", "cupy", "auto"; default BOOSTR_BACKEND.
         dtype: convert weights to "float32", "float16" or "bfloat16"; default as stored.
-        quantize: "int8", "int8-g32", "int8-g64", "int8-g128" or "w8a8" for the linear layers.
-        quantize_embeddings: also the embedding and the head.
+        quantize: a scheme for the linear layers: "int8", "int8-g32|g64|g128", "w8a8",
+            "int4-g32|g64|g128", "nf4" or "fp8" (see `ops.quantize`).
+        quantize_embeddings: a scheme for embedding and head, True for that of the linear layers,
+            False to keep them; None keeps them under 8 bits and makes them int8-g32 under 4.
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
     Returns:
@@ -68,6 +70,7 @@ def load(
     wanted = _weight_dtype(dtype)
     if quantize is not None:
         parse_scheme(quantize)
+    embedding_scheme(quantize, quantize_embeddings)
     chosen = backends.get(backend)
     found = (
         resolve_default(offline=offline, progress=progress)
@@ -86,7 +89,7 @@ def load(
 
 def load_module(
     path: str | Path, *, backend: str | Backend | None = None, dtype: Any = None,
-    quantize: str | None = None, quantize_embeddings: bool = False,
+    quantize: str | None = None, quantize_embeddings: str | bool | None = None,
 ) -> Module:  # fmt: skip
     """The model of a Hugging Face folder or GGUF file, no tokenizer; options as in `load`."""
     path = Path(path)

@@ -246,7 +246,7 @@ class LanguageModel:
         context = self.config.max_position_embeddings
         if not 2 <= len(ids) <= context:
             raise OptionError(f"score: expected 2 to {context} tokens, got {len(ids)}")
-        return Score(self.runner.nll(ids), len(ids) - 1)
+        return Score(float(self.runner.losses(ids).sum(dtype=np.float64)), len(ids) - 1)
 
     def embed(self, texts: Sequence[str], **arguments: Any) -> np.ndarray:
         """Refused: a decoder has no sentence embeddings of its own."""

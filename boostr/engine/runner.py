@@ -20,7 +20,7 @@ from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
 
-_NLL_CHUNK = 128  # of these all logits are made
+_HEAD_ROWS = 128  # tokens whose logits are made at once, where all are
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,28 @@ class Runner:
         with autograd.no_grad():
             return self.module.hidden_states(self.packed([ids]))
 
-    def nll(self, ids: Sequence[int]) -> float:
-        """Sum of -log p of tokens 1.. of a sequence, each given those before it.
+    def losses(
+        self, ids: Sequence[int], first: int = 0, cache: KVCache | None = None
+    ) -> np.ndarray:
+        """-log p of tokens first + 1 .. of a sequence, each given all before it: float32.
 
-        Runs in chunks over a cache, so that never more than a chunk's logits are in memory.
+        Runs in chunks over a cache (whose row 0 is overwritten), and never has the logits of more
+        than _HEAD_ROWS tokens in memory.
         """
-        cache = self.new_cache(1, len(ids))
-        total = 0.0
-        for start in range(0, len(ids) - 1, _NLL_CHUNK):
-            stop = min(start + _NLL_CHUNK, len(ids) - 1)
+        end = len(ids) - 1
+        if cache is None:
+            cache = self.new_cache(1, len(ids))
+        found = []
+        for start in range(0, end, cache.chunk):
+            stop = min(start + cache.chunk, end)
             hidden = self._forward(cache, [_Part(0, start, stop)], {0: ids})
-            with autograd.no_grad():
-                targets = self.tensor(ids[start + 1 : stop + 1])
-                logits = self.module.head(hidden)
-                total += ops.cross_entropy(logits, targets, reduction="sum").item()
-        return total
+            for at in range(max(start, first), stop, _HEAD_ROWS):
+                to = min(at + _HEAD_ROWS, stop)
+                targets = self.tensor(ids[at + 1 : to + 1])
+                with autograd.no_grad():
+                    logits = self.module.head(hidden[at - start : to - start])
+                    found.append(ops.cross_entropy(logits, targets, reduction="none").numpy())
+        return np.concatenate(found)
 
     def prefill(
         self, cache: KVCache, rows: Sequence[int], prompts: Sequence[Sequence[int]],

@@ -9,13 +9,13 @@ import numpy as np
 
 from boostr import dtypes, ops
 from boostr.backends.base import Backend
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, NumericsError, ShapeError
 from boostr.io.safetensors import SafetensorsSource
 from boostr.models.lazy import Expected, FromFile, LazyWeight, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
-from boostr.quant.scheme import QuantizedTensor
+from boostr.quant.scheme import QuantizedTensor, embedding_scheme
 from boostr.tensor import Tensor
 
 
@@ -105,14 +105,14 @@ def load_parameters(
     *,
     dtype: np.dtype | None = None,
     quantize: str | None = None,
-    quantize_embeddings: bool = False,
+    quantize_embeddings: str | bool | None = None,
 ) -> None:
     """Set every parameter of `module`, one tensor in memory at a time.
 
     Args:
         dtype: convert matrices to this float dtype; None keeps the stored one.
-        quantize: scheme for the weights of linear layers (`ops.quantize`); embedding and head stay
-            as they are unless `quantize_embeddings`.
+        quantize: scheme for the weights of linear layers (`ops.quantize`).
+        quantize_embeddings: scheme for embedding and head; see `embedding_scheme`.
     Raises:
         ModelFileError: one error with all names that are missing, unexpected or misshapen, and all
             that conflict.
@@ -120,7 +120,8 @@ def load_parameters(
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     _check_names(places, source)
     groups = _adjacent(module, places)
-    packs = None if quantize is None else (quantize, quantize_embeddings)
+    tables = embedding_scheme(quantize, quantize_embeddings)
+    packs = {"linear": quantize, "embedding": tables, "head": tables}
     for name, (owner, attribute) in places.items():
         place = getattr(owner, attribute)
         if not isinstance(place, Parameter):  # set as a part of the group before it
@@ -128,14 +129,14 @@ def load_parameters(
         group = groups.get(name, [name])
         stored = source.end_to_end(group) if len(group) > 1 else None
         if stored is not None:
-            whole = _formed(stored.weight(backend), place.role, dtype, packs)
+            whole = _formed(source.label(name), stored.weight(backend), place.role, dtype, packs)
             _share([places[n][0] for n in group], whole)
             continue
         weight = source.weight(name, backend)
         if isinstance(owner, Embedding):  # before it is packed: activations are as in the file
             held = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
             owner.dtype = backend.activation_dtype(dtype or held)
-        setattr(owner, attribute, _formed(weight, place.role, dtype, packs))
+        setattr(owner, attribute, _formed(source.label(name), weight, place.role, dtype, packs))
         if backend.joins_weights and name == group[-1] and len(group) > 1:
             _join([places[n][0] for n in group])
 
@@ -148,15 +149,18 @@ def _adjacent(module: Module, places: dict) -> dict[str, list[str]]:
 
 
 def _formed(
-    weight: Weight, role: str, dtype: np.dtype | None, packs: tuple[str, bool] | None
+    name: str, weight: Weight, role: str, dtype: np.dtype | None, packs: Mapping[str, str | None]
 ) -> Weight:
-    """A weight as the model wants it; `packs` is the scheme, and whether embeddings have it too."""
+    """A weight as the model wants it; `packs` has the schemes of roles."""
     if role == "vector":
         return _dequantized(weight).to("float32")
-    weight = _converted(weight, dtype)
-    if packs is None or (role in ("embedding", "head") and not packs[1]):
+    weight, scheme = _converted(weight, dtype), packs[role]
+    if scheme is None:
         return weight
-    return ops.quantize(_dequantized(weight), packs[0])
+    try:
+        return ops.quantize(_dequantized(weight), scheme)
+    except (NumericsError, ShapeError) as error:
+        raise ModelFileError(f"{name}: {error}") from None
 
 
 def _share(layers: Sequence[Module], whole: Weight) -> None:

@@ -6,25 +6,41 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.dispatch import Op
-from boostr.errors import DTypeError, ShapeError
+from boostr.errors import DTypeError, NumericsError, ShapeError
 from boostr.ops import core
-from boostr.quant.scheme import FIELDS, QuantizedTensor, parse_scheme
-from boostr.tensor import Tensor
+from boostr.quant.scheme import FIELDS, PACK, QuantizedTensor, Scheme, parse_scheme
+from boostr.tensor import Tensor, full
 
 
 def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
-    """Round a weight to int8: scale = absmax / 127 of each row or group, values = rint(w / scale).
+    """Round a weight to the nearest numbers that a scheme has; at most scale / 2 away (nf4 and fp8:
+    half of the distance between two of their numbers).
 
     Args:
-        w: [N, K] float.   scheme: "int8" (a scale for each row), "int8-g32|g64|g128" (for each
-            group of inputs; the last may be short), "w8a8" (as int8; `linear` rounds its input
-            too).
+        w: [N, K] float.
+        scheme: "int8" (a scale for each row, absmax / 127), "int8-g32|g64|g128" (for each group of
+            inputs; the last may be short), "w8a8" (as int8; `linear` rounds its input too),
+            "int4-g32|g64|g128" (codes -8..7 as compressed-tensors has them: absmax / 7.5, rounded
+            up to bf16), "nf4" (bitsandbytes': absmax of 64 inputs), "fp8" (e4m3, absmax / 448 of
+            a row).
+    Raises:
+        ShapeError: K is no multiple of 32 (int4) or 64 (nf4).   NumericsError: nan or infinite w.
     """
     chosen = parse_scheme(scheme)
     if w.ndim != 2 or not dtypes.is_float(w.dtype):
         raise ShapeError(f"quantize: w must be a float [N, K], got {w.dtype}{list(w.shape)}")
     N, K = w.shape
-    codes, scales = _quantize(w, chosen.group_size or max(K, 1))
+    if K % chosen.multiple:
+        raise ShapeError(
+            f"quantize: {scheme} needs a multiple of {chosen.multiple} inputs, got {K}; int8 and "
+            "int8-g32 take any number"
+        )
+    _check_finite(w)
+    group = chosen.group_size or max(K, 1)
+    if chosen.bits == 8 and not chosen.values:
+        codes, scales = _quantize(w, group)
+    else:
+        codes, scales = _quantize_codes(w, group, chosen)
     return QuantizedTensor(chosen, (N, K), {"codes": codes, "scales": scales})
 
 
@@ -45,21 +61,86 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return values.reshape(x.shape), scales.reshape(*x.shape[:-1], 1)
 
 
+def _check_finite(w: Tensor) -> None:
+    """By the bits of the numbers: devices may take comparisons with nan for whatever they like."""
+    bits = core.bitcast(core.cast(w, dtypes.float32), dtypes.int32) & 0x7FFFFFFF
+    if w.size and core.max(bits).item() >= 0x7F800000:
+        raise NumericsError("quantize: w has elements that are nan or infinite")
+
+
 def _quantize_composite(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    groups, top = _groups(w, group)
+    scales = top / 127
+    codes = core.round(groups / _divisor(scales))
+    codes = core.minimum(core.maximum(codes, -127.0), 127.0)
+    return _ungrouped(core.cast(codes, dtypes.int8), w.shape[1]), scales.squeeze(2)
+
+
+def _quantize_codes_composite(w: Tensor, group: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """(codes, scales) of 4-bit schemes and of 8-bit floats."""
+    groups, top = _groups(w, group)
+    if not scheme.values:
+        scales = _bf16_above(top / 7.5)
+        numbers = core.round(groups / _divisor(core.cast(scales, dtypes.float32)))
+        codes = core.minimum(core.maximum(numbers, -8.0), 7.0) + 8
+    elif scheme.values == "e4m3":
+        scales = top / 448
+        numbers = groups / _divisor(scales)
+        codes = _rank(core.abs(numbers), _E4M3_ABOVE)
+        codes = core.where(numbers < 0, codes + 128, codes)
+    else:
+        scales = top
+        codes = _rank(groups / _divisor(top), _midpoints(np.array(scheme.values, np.float32)))
+    codes = _ungrouped(core.cast(codes, dtypes.uint8), w.shape[1])
+    return codes if scheme.bits == 8 else _packed(codes), scales.squeeze(2)
+
+
+def _groups(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """(w as float32 [N, G, group], zeros behind its end; the largest magnitudes [N, G, 1])."""
     N, K = w.shape
+    G = -(-K // group)
     h = core.cast(w, dtypes.float32)
-    groups = [h[:, start : start + group] for start in range(0, K, group)]
-    values, scales = [], []
-    for part in groups:
-        scale = core.max(core.abs(part), 1, keepdims=True) / 127
-        rounded = core.round(part / core.where(scale > 0, scale, 1.0))
-        clipped = core.minimum(core.maximum(rounded, -127.0), 127.0)
-        values.append(core.cast(clipped, dtypes.int8))
-        scales.append(scale)
-    if not groups:
-        empty = h.reshape(N, 0)
-        return core.cast(empty, dtypes.int8), empty
-    return core.concat(values, 1), core.concat(scales, 1)
+    if G * group != K:
+        h = core.concat([h, full((N, G * group - K), 0.0, backend=w.backend)], 1)
+    groups = h.reshape(N, G, group)
+    return groups, core.max(core.abs(groups), 2, keepdims=True)
+
+
+def _ungrouped(codes: Tensor, K: int) -> Tensor:
+    N, G, group = codes.shape
+    return core.contiguous(codes.reshape(N, G * group)[:, :K])
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    """A group of zeros has scale 0; its codes are those of 0."""
+    return core.where(scales > 0, scales, 1.0)
+
+
+def _bf16_above(x: Tensor) -> Tensor:
+    """The least bfloat16 that is not below x >= 0: no quotient by it is above the one by x."""
+    bits = core.bitcast(x, dtypes.int32)
+    up = core.bitcast((bits + 0xFFFF) & ~0xFFFF, dtypes.float32)
+    return core.cast(up, dtypes.bfloat16)
+
+
+def _rank(x: Tensor, thresholds: np.ndarray) -> Tensor:
+    """How many of 2^b - 1 ascending thresholds are below each x, int32: a search in b steps."""
+    table = Tensor(thresholds.astype(np.float32), backend=x.backend)
+    flat = x.reshape(-1)
+    found = core.cast(flat * 0, dtypes.int32)
+    step = (len(thresholds) + 1) // 2
+    while step:
+        above = flat > core.take(table, found + (step - 1))
+        found = found + core.cast(above, dtypes.int32) * step
+        step //= 2
+    return found.reshape(*x.shape)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """Codes [N, K] of 4 bits, two a byte: of 32 inputs i in the low half and i + 16 in the high."""
+    N, K = codes.shape
+    halves = codes.reshape(N, K // PACK, 2, PACK // 2)
+    return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(N, K // 2)
 
 
 def _dequantize_composite(w: QuantizedTensor, dtype) -> Tensor:
@@ -147,5 +228,20 @@ _BYTES = {  # the 256 numbers of an 8-bit float
     "e4m3": tuple(_every_byte.view(dtypes.float8_e4m3).astype(np.float32).tolist()),
     "e8m0": (*np.ldexp(1.0, np.arange(255) - 127).tolist(), float("nan")),
 }
+
+
+def _midpoints(numbers: np.ndarray) -> np.ndarray:
+    return (numbers[1:] + numbers[:-1]) / 2
+
+
+def _e4m3_above() -> np.ndarray:
+    """Above which magnitude is each next one of 8-bit floats the nearest; ties go to even codes."""
+    between = _midpoints(np.array(_BYTES["e4m3"][:127], np.float32))
+    between[1::2] = np.nextafter(between[1::2], np.float32(0))
+    return np.append(between, np.float32(np.inf))
+
+
+_E4M3_ABOVE = _e4m3_above()
 _quantize = Op("quantize", _quantize_composite)
+_quantize_codes = Op("quantize_codes", _quantize_codes_composite)
 _dequantize = Op("dequantize", _dequantize_composite)

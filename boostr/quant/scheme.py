@@ -140,6 +140,13 @@ class Scheme:
         return math.lcm(*(part.unit or 1 for part in self.parts.values()))
 
 
+# the quantiles of a normal distribution, of bitsandbytes. Source: QLoRA, Dettmers et al. 2023
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
@@ -148,13 +155,21 @@ SCHEMES = {
         Scheme("int8-g64", 64),
         Scheme("int8-g128", 128),
         Scheme("w8a8", activations_int8=True),
+        Scheme("int4-g32", 32, bits=4, zero=8, scale="bf16", multiple=PACK),
+        Scheme("int4-g64", 64, bits=4, zero=8, scale="bf16", multiple=PACK),
+        Scheme("int4-g128", 128, bits=4, zero=8, scale="bf16", multiple=PACK),
+        Scheme("nf4", 64, bits=4, values=NF4, multiple=64),
+        Scheme("fp8", values="e4m3"),
         Scheme("q8_0", 32, scale="f16", multiple=32),
         Scheme("q4_0", 32, bits=4, zero=8, scale="f16", multiple=32),
         Scheme("q4_1", 32, bits=4, scale="f16", offsets="f16", multiple=32),
         Scheme("q6_k", 16, bits=6, zero=32, scale="i8", super_size=256, multiple=256),
     )
 }
-QUANTIZABLE = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
+QUANTIZABLE = (
+    "int8", "int8-g32", "int8-g64", "int8-g128", "w8a8", "int4-g32", "int4-g64", "int4-g128", "nf4",
+    "fp8",
+)  # fmt: skip
 
 
 def parse_scheme(name: str) -> Scheme:
@@ -166,6 +181,21 @@ def parse_scheme(name: str) -> Scheme:
             f"quantize: unknown scheme {name!r}; known: {', '.join(QUANTIZABLE)}{hint}"
         )
     return SCHEMES[name]
+
+
+def embedding_scheme(scheme: str | None, wanted: str | bool | None = None) -> str | None:
+    """What embedding and head become where the linear layers become `scheme`; None: nothing.
+
+    Args:
+        wanted: a scheme, True for `scheme` itself, False for nothing; None leaves them as stored
+            under schemes of 8 bits and makes them int8-g32 under those of fewer, since a head that
+            stays wide is then most of what a small model reads for a token.
+    """
+    if wanted is None:
+        return "int8-g32" if scheme is not None and parse_scheme(scheme).bits < 8 else None
+    if scheme is None and wanted:
+        raise OptionError("quantize_embeddings needs quantize, the scheme of the linear layers")
+    return (scheme if wanted else None) if isinstance(wanted, bool) else parse_scheme(wanted).name
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import pytest
 import real_models
 from conftest import on_hardware, open_backend, skip_large
 from draws import every
+from packed import INT8
 
 import boostr
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
-from boostr.quant.scheme import QUANTIZABLE
 
 BY_NAME = {case["name"]: case for case in cases.CASES}
 FEW = [("float32", None), ("bfloat16", None), ("float16", "int8"), ("bfloat16", "int8-g32"),
@@ -67,7 +67,7 @@ def test_decode_equals_the_full_forward_pass(name, batch, gpu, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scheme"), every(FEW, ("float32", "bfloat16", "float16"), (None, *QUANTIZABLE))
+    ("dtype", "scheme"), every(FEW, ("float32", "bfloat16", "float16"), (None, *INT8))
 )
 def test_every_form_of_weights_decodes_as_it_prefills(dtype, scheme, gpu, tmp_path):
     made = runner("llama/untied", tmp_path, gpu, dtype=dtype, quantize=scheme)

@@ -83,7 +83,7 @@ def test_stop_is_repeatable_and_not_in_the_answer(boostr, tiny: str) -> None:
 @pytest.mark.parametrize("scheme", ["int8", "int8-g32", "w8a8"])
 def test_quantize(boostr, tiny: str, scheme: str) -> None:
     args = ("run", "-m", tiny, "hi", "--max-tokens", "2", "--quantize", scheme)
-    result = boostr(*args, "--quantize-embeddings", "-v")
+    result = boostr(*args, "--quantize-embeddings", scheme, "-v")
     assert result.exit_code == 0 and "MB of weights on numpy" in result.stderr
 
 
@@ -105,7 +105,7 @@ def test_options_out_of_range_exit_2_and_are_named(boostr, option: str, value: s
 
 @pytest.mark.parametrize(
     "args",
-    [("--raw", "--system", "x"), ("--revision", "main"), ("--quantize-embeddings",)],
+    [("--raw", "--system", "x"), ("--revision", "main"), ("--quantize-embeddings", "int8")],
 )
 def test_options_that_do_not_go_together_exit_2(boostr, args: tuple[str, ...]) -> None:
     result = boostr("run", "hi", *args)

@@ -145,7 +145,7 @@ def test_a_special_token_may_be_a_stop(model) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("model", 3), ("model", b"x"), ("model", ["x"]), ("backend", 3), ("quantize", True),
-     ("revision", 1), ("offline", "yes"), ("progress", None), ("quantize_embeddings", 1)],
+     ("revision", 1), ("offline", "yes"), ("progress", None), ("quantize_embeddings", 3)],
 )  # fmt: skip
 def test_arguments_of_load(name: str, value) -> None:
     with pytest.raises(

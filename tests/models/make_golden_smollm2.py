@@ -13,7 +13,8 @@ golden.json: `generate`: name, messages (or null: raw), prompt, prompt_ids, top_
 (8 largest at the last prompt position), generated_ids (64, argmax, EOS not honoured), text, gaps
 (top-1 to top-2 distance of each step: a flip where the gap is below the rounding noise, about
 1e-3, is legitimate), min_gap, eos_at (first EOS in generated_ids, or null). `score`: text, ids,
-nll of ids[1:] given what precedes each, their sum and mean.
+nll of ids[1:] given what precedes each, their sum and mean. `perplexity`: of the first CHUNKS
+chunks of 512 tokens of tests/data/lcet10.txt by llama-perplexity's protocol, after each of them.
 """
 
 import json
@@ -22,11 +23,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
 
 OUT = Path(__file__).parent / "data" / "smollm2" / "golden.json"
+TEXT = Path(__file__).parents[1] / "data" / "lcet10.txt"
+CHUNKS = 2
 GREEDY = 64
 LONG = """\
 The history of the lighthouse begins long before electricity. In the ancient world, sailors looked
@@ -108,6 +112,14 @@ def score(model, ids):
     }
 
 
+def perplexity(model, tokenizer):
+    """After each chunk, of the tokens in the second halves; the vocabulary adds no BOS."""
+    ids = tokenizer.encode(TEXT.read_bytes().decode(), add_special_tokens=False).ids
+    chunks = [score(model, ids[512 * i : 512 * i + 512])["nll"][256:] for i in range(CHUNKS)]
+    running = [float(np.exp(np.mean(np.concatenate(chunks[: i + 1])))) for i in range(CHUNKS)]
+    return {"file": TEXT.name, "context": 512, "running": running}
+
+
 def run(model, tokenizer, template, folder, name, prompt):
     messages = prompt if isinstance(prompt, list) else None
     if messages:
@@ -146,11 +158,14 @@ def main(folder):
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
         "generate": rows,
         "score": {"text": SCORE, "ids": score_ids} | score(model, score_ids),
+        "perplexity": perplexity(model, tokenizer),
     }
     print("score", len(score_ids), golden["score"]["nll_mean"])
     OUT.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(golden, ensure_ascii=False)
-    OUT.write_text(lines.replace('{"name"', '\n{"name"').replace('"score"', '\n"score"') + "\n")
+    for start in ('{"name"', '"score"', '"perplexity"'):
+        lines = lines.replace(start, f"\n{start}")
+    OUT.write_text(lines + "\n")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,13 @@ def test_score(model):
     assert abs(score.nll - golden["nll_sum"]) <= 1e-4 * golden["nll_sum"]
 
 
+def test_perplexity(model):
+    golden = GOLDEN["perplexity"]
+    text = (real_models.DATA.parents[1] / "data" / golden["file"]).read_bytes().decode()
+    found = boostr.perplexity(model, text, chunks=len(golden["running"]))
+    np.testing.assert_allclose(found.running, golden["running"], rtol=3e-5)
+
+
 def test_batch_equals_each_alone(model):
     prompts = [r["prompt_ids"] for r in RUNS]
     for completion, run in zip(

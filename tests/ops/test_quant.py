@@ -5,18 +5,18 @@ import oracles
 import packed
 import pytest
 from draws import normal, refused, strided
-from packed import BLOCKS, draw, fitted, group_of, stack
+from packed import BLOCKS, INT8, draw, fitted, group_of, stack
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
-from boostr.errors import DTypeError, OptionError, ShapeError
+from boostr.errors import DTypeError, NumericsError, OptionError, ShapeError
 from boostr.ops.quant import dequantize, quantize, quantize_rows
-from boostr.quant.scheme import QUANTIZABLE, SCHEMES, QuantizedTensor, parse_scheme
+from boostr.quant.scheme import NF4, SCHEMES, QuantizedTensor, parse_scheme
 
 SHAPES = [(3, 128), (2, 100), (1, 7), (4, 65), (0, 32), (2, 0)]
 
 
-@pytest.mark.parametrize("scheme", QUANTIZABLE)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_quantize(shape, scheme, backend, dtype, rng):
     w = normal(rng, shape, dtype)
@@ -30,7 +30,7 @@ def test_quantize(shape, scheme, backend, dtype, rng):
     np.testing.assert_array_equal(got.parts["scales"].numpy(), scale)
 
 
-@pytest.mark.parametrize("scheme", QUANTIZABLE)
+@pytest.mark.parametrize("scheme", INT8)
 def test_dequantize(scheme, backend, rng):
     w = normal(rng, (3, 100))
     got = dequantize(quantize(Tensor(w, backend=backend), scheme))
@@ -40,6 +40,67 @@ def test_dequantize(scheme, backend, rng):
     assert np.all(
         np.abs(want - w) <= np.repeat(scale, group_of(scheme) or 100, 1)[:, :100] * 0.5001
     )
+
+
+NARROW = ("int4-g32", "int4-g64", "int4-g128", "nf4", "fp8")
+
+
+def steps(scheme, w, scales):
+    """Half of the distance between two numbers of a scheme around each w, float64."""
+    group = group_of(scheme) or w.shape[1]
+    s = np.repeat(scales.astype(np.float64), group, 1)[:, : w.shape[1]]
+    if scheme.startswith("int4"):
+        return s / 2
+    x = w / np.where(s > 0, s, 1)
+    if scheme == "fp8":  # 3 bits of fraction, 2^-6 the smallest normal number
+        return s * np.ldexp(0.5, np.frexp(np.maximum(np.abs(x), 2.0**-6))[1] - 4)
+    gaps = np.diff(NF4)
+    return s * gaps[np.clip(np.searchsorted(NF4, x, "right") - 1, 0, 14)] / 2
+
+
+@pytest.mark.parametrize("scheme", NARROW)
+@pytest.mark.parametrize("shape", [(3, 128), (2, 192), (5, 576), (0, 64)], ids=str)
+def test_no_number_is_nearer(scheme, shape, backend, dtype, rng):
+    """|w - q(w)| is at most half of a step; zeros stay zeros."""
+    w = normal(rng, shape, dtype, 0.05)
+    if len(w):
+        w[0, :64], w[1] = 0, w[1] * w.dtype.type(2**-9)
+    got = quantize(Tensor(w, backend=backend), scheme)
+    w = w.astype(np.float64)
+    error = np.abs(dequantize(got).numpy().astype(np.float64) - w)
+    scales = got.parts["scales"].numpy()
+    assert np.all(error <= steps(scheme, w, scales) * 1.00001 + 1e-12)
+    if len(w):
+        assert np.all(error[0, :64] == 0)
+        peak = {"nf4": 1, "fp8": 448}.get(scheme, 7.5)
+        top = np.abs(w).max(1) if scheme == "fp8" else np.abs(w[:, :32]).max(1)
+        assert np.all(scales[:, 0] * np.float64(peak) >= top * 0.999999)
+
+
+def test_fp8_is_the_cast_to_it(backend, rng):
+    """Codes are those of a correctly rounded cast, ties to even and subnormals among them."""
+    x = np.concatenate([np.arange(1, 449) / 512, np.arange(1, 449) / 16, [448, -448, -0.01]])
+    w = np.stack([x, -x]).astype(np.float32)
+    codes = quantize(Tensor(w, backend=backend), "fp8").parts["codes"].numpy()
+    np.testing.assert_array_equal(codes, w.astype(dtypes.float8_e4m3).view(np.uint8))
+
+
+def test_int4_ends(backend):
+    """Both ends are half a step away: -8 has a code of its own, +8 has not."""
+    w = np.zeros((1, 32), np.float32)
+    w[0, :4] = [7.5, -7.5, 0.5, 1.5]
+    got = quantize(Tensor(w, backend=backend), "int4-g32")
+    assert got.parts["scales"].to("float32").tolist() == [[1.0]]
+    assert dequantize(got).numpy()[0, :5].tolist() == [7.0, -8.0, 0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32", "nf4", "fp8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused(scheme, bad, backend, rng):
+    w = normal(rng, (3, 64))
+    w[1, 17] = bad
+    with refused(NumericsError, "quantize", "nan or infinite"):
+        quantize(Tensor(w, backend=backend), scheme)
 
 
 def test_zero_and_extreme_rows(backend):
@@ -105,6 +166,10 @@ def test_refuses(rng):
         quantize(w[0], "int8")
     with refused(ShapeError, "quantize", "float", "int32"):
         quantize(w.to("int32"), "int8")
+    with refused(
+        ShapeError, "quantize", "int4-g128", "multiple of 32", "got 33", "int8-g32 take any"
+    ):
+        quantize(Tensor(normal(rng, (2, 33)), backend="numpy"), "int4-g128")
     with refused(DTypeError, "dequantize", "float", "int8"):
         dequantize(quantize(w, "int8"), "int8")
     q = quantize(w, "int8").parts

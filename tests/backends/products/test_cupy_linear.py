@@ -8,13 +8,12 @@ import pytest
 from backends.products.test_gpu_linear import FLOATS, PAIRS, check_matmul
 from draws import normal, tensors
 from ops.linear_cases import FORMS, close, product, weight
-from packed import BLOCKS, fitted
+from packed import BLOCKS, INT8, fitted
 
 from boostr import Tensor
 from boostr.backends.cupy.products import gemm, gemm_sm90
 from boostr.backends.cupy.products.linear import segments_gemm
 from boostr.backends.cupy.products.stored import Stored
-from boostr.quant.scheme import QUANTIZABLE
 
 
 def test_every_tile(cupy_backend, rng):
@@ -34,7 +33,7 @@ def test_every_tile(cupy_backend, rng):
             close(out, product(x, w, truth), x, truth, "bfloat16")
 
 
-@pytest.mark.parametrize("form", ("float", *QUANTIZABLE, "q8_0", "q4_0"))
+@pytest.mark.parametrize("form", ("float", *INT8, "q8_0", "q4_0"))
 @pytest.mark.parametrize(
     "plan", [(2, 32, 5, 4), (1, 8, 8, 8), (1, 16, 4, 3), (2, 64, 4, 1), (2, 128, 4, 2)], ids=str
 )

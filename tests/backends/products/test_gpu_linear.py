@@ -7,12 +7,11 @@ import oracles
 import pytest
 from draws import every, normal, tensors, view
 from ops.linear_cases import FORMS, close, product, turned, weight
-from packed import fitted
+from packed import INT8, fitted
 from tolerance import assert_close
 
 from boostr import Tensor, capture
 from boostr.ops.linear import linear
-from boostr.quant.scheme import QUANTIZABLE
 
 FLOATS = ("float32", "float16", "bfloat16")
 # rows around the tiles of 16, 32, 64 and 128; columns off every tile
@@ -44,7 +43,7 @@ def test_forms(gpu, rng, form, dtype, shape):
 @pytest.mark.parametrize(("dtype", "form"), every(
     [("float32", "float"), ("float32", "int8-g32"), ("float32", "w8a8"), ("bfloat16", "float"),
      ("bfloat16", "int8"), ("bfloat16", "int8-g32"), ("bfloat16", "w8a8")],
-    FLOATS, ("float", *QUANTIZABLE),
+    FLOATS, ("float", *INT8),
 ))  # fmt: skip
 @pytest.mark.parametrize("shape", ODD, ids=str)
 def test_odd_sizes(gpu, rng, form, dtype, shape):

@@ -259,7 +259,7 @@ def quantize_rows(backend: CupyBackend, x: Any) -> tuple[Any, Any]:
 
 def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
-    names = [name for name in SCHEMES if name not in ("int8-g64", "int8-g128")]  # as int8-g32
+    names = ("int8", "int8-g32", "w8a8", "q8_0", "q4_0", "q4_1", "q6_k")
     forms = [Form("bf16"), *(scheme_form(SCHEMES[name]) for name in names)]
     made = []
     for form in forms:

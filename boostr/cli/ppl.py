@@ -1,0 +1,83 @@
+"""`boostr ppl`: the perplexity of a text."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from boostr.cli.options import ModelChoice, as_json, model_argument
+from boostr.cli.output import print_json
+from boostr.errors import OptionError
+
+
+@click.command("ppl")
+@model_argument
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False, allow_dash=True), required=True,
+    metavar="FILE", help='UTF-8, taken as it is; "-" is stdin.',
+)  # fmt: skip
+@click.option(
+    "--context", type=click.IntRange(4), default=512, show_default=True, metavar="N",
+    help="Tokens of a chunk.",
+)  # fmt: skip
+@click.option("--chunks", type=click.IntRange(1), metavar="N", help="The first N. [default: all]")
+@as_json
+def command(
+    choice: ModelChoice, text: str, context: int, chunks: int | None, as_json: bool
+) -> None:
+    """Measure the perplexity of a text under MODEL: lower is better.
+
+    The protocol is llama-perplexity's, so that the numbers can be compared: chunks of --context
+    tokens, of which the second half counts. MODEL is a folder, .gguf file or org/name.
+    """
+    from tqdm import tqdm
+
+    from boostr.engine.perplexity import perplexity
+
+    words = _read(text)
+    model, load_seconds = choice.load_decoder()
+    start = time.perf_counter()
+    with tqdm(desc="ppl", unit="chunk", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, count: int, value: float) -> None:
+            bar.total = count
+            bar.set_postfix_str(f"{value:.4f}", refresh=False)
+            bar.update()
+
+        found = perplexity(model, words, context=context, chunks=chunks, progress=show)
+    seconds = time.perf_counter() - start
+    if not as_json:
+        click.echo(
+            f"perplexity {found.value:.4f} ± {found.error:.4f} ({found.chunks} chunks of {context} "
+            f"tokens, {found.token_count} of them count)"
+        )
+        return
+    print_json(
+        {
+            "model": model.source,
+            "backend": model.backend.device,
+            "quantize": choice.quantize,
+            "weight_bytes": model.weight_bytes,
+            "perplexity": found.value,
+            "error": found.error,
+            "token_count": found.token_count,
+            "chunks": found.chunks,
+            "context": context,
+            "running": list(found.running),
+            "timings": {"load_seconds": load_seconds, "ppl_seconds": seconds},
+        }
+    )
+
+
+def _read(path: str) -> str:
+    """The text of a file without translation of its line ends, which would be another text."""
+    with click.open_file(path, "rb") as file:
+        data: bytes = file.read()  # type: ignore[assignment]
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{path}: not valid UTF-8: byte {error.start} is {data[error.start]:#x}"
+        ) from None
