@@ -2,8 +2,9 @@
 // W [N, K] in its stored form (boostr/quant/scheme.py); see gemv_rows.wgsl for threads and values.
 // Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual, y.
 // A word of 16-bit results is two rows of W, so p.out_N is even unless there is one row of x.
-// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), XS (of a rounded x), PARTS_S,
-//   PARTS_DV (combine).
+// With ACT y = act(h Wᵀ + bias) · residual: a gate, whose other half is stored otherwise.
+// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), ACT ("silu", "gelu", "gelu_tanh", or ""), XS (of
+//   a rounded x), PARTS_S, PARTS_DV (combine).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
   M: u32, N: u32, first: u32, out_N: u32, x_base: u32, {{ g.bases("w") }}
@@ -32,10 +33,15 @@ struct Params {
 {{ write(b.n, "y", OUT) }}
 {{ parameters(b.n + 1) }}
 
+# if ACT
+# include "gemv_activation.wgsl"
+# endif
 # set ITEMS = g.TEAMS * M * R // 2
 // Two neighbouring results: their row of x, team, first sum and first row of W; what their sums are
-// multiplied by, and what is added.
-struct Item { m: u32, own: u32, i: u32, n: u32, factor: vec2<f32>, rest: vec2<f32> }
+// multiplied by, the bias, the residual.
+struct Item {
+  m: u32, own: u32, i: u32, n: u32, factor: vec2<f32>, bias: vec2<f32>, residual: vec2<f32>,
+}
 fn item_of(group: u32, item: u32) -> Item {
   let pair = item % {{ R // 2 }}u;
   let m = item / {{ R // 2 }}u % {{ M }}u;
@@ -47,15 +53,16 @@ fn item_of(group: u32, item: u32) -> Item {
 # if g.ROUNDED
   factor *= x_scales[p.x_scales_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }}];
 # endif
-  var rest = vec2<f32>();
+  var bias = vec2<f32>();
 # if BIAS
-  rest += vec2<f32>(bias_at(p.bias_base + p.first + n0), bias_at(p.bias_base + p.first + n1));
+  bias += vec2<f32>(bias_at(p.bias_base + p.first + n0), bias_at(p.bias_base + p.first + n1));
 # endif
+  var residual = vec2<f32>();
 # if RESIDUAL
   let at = p.residual_base + {{ "min(m, p.M - 1u)" if M > 1 else "0u" }} * p.out_N + p.first;
-  rest += vec2<f32>(residual_at(at + n0), residual_at(at + n1));
+  residual += vec2<f32>(residual_at(at + n0), residual_at(at + n1));
 # endif
-  return Item(m, own, 2u * pair * {{ M }}u + m, n, factor, rest);
+  return Item(m, own, 2u * pair * {{ M }}u + m, n, factor, bias, residual);
 }
 fn finish(it: Item, shares: u32) {
   if (it.m >= p.M || it.n >= p.N) { return; }
@@ -63,7 +70,12 @@ fn finish(it: Item, shares: u32) {
 # if NORM
   y *= inverse_rms(it.own, it.m, shares);
 # endif
-  y = fma(y, it.factor, it.rest);
+# if ACT
+  y = fma(y, it.factor, it.bias);
+  y = vec2<f32>(activated(y.x), activated(y.y)) * it.residual;
+# else
+  y = fma(y, it.factor, it.bias + it.residual);
+# endif
   let at = it.m * p.out_N + p.first + it.n;
 # if OUT == "f32"
   y_put(at, y.x);

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from backends.products.test_gpu_gemv import weight
 from draws import normal
 from strict_wgpu import strict_wgpu
 from tolerance import assert_close, rms
@@ -110,6 +111,58 @@ def test_gated(backend, rng, T, activation):
     arguments = [on(normal(rng, (T, E))), norm_of(normal(rng, (E,))), weights(gate, up)]
     for got, want in both(backend, "products", [*arguments, [None] * 2], activation=activation):
         assert_close(got, want, dtype="float32", reduce=E, scale=rms(want) / np.sqrt(E) * 4)
+
+
+# stored otherwise than the others: v as in half of the layers of a Q4_K_M, a gate of a UD file
+MIXED = ("q4_0", "q4_0", "q8_0"), ("q6_k", "float32", "q4_1"), ("bfloat16", "int8", "int8")
+
+
+@pytest.mark.parametrize("head_norms", (False, True))
+@pytest.mark.parametrize("forms", MIXED, ids="-".join)
+def test_attention_inputs_of_mixed_forms(backend, rng, forms, head_norms):
+    T, E = T_FEW, 256
+    stored = [
+        weight("numpy", rng, form, n * D, E)[0] for form, n in zip(forms, (H, KH, KH), strict=True)
+    ]
+    own = [norm_of(normal(rng, (D,))) for _ in range(2 * head_norms)]
+    cos, sin = normal(rng, (40, D // 2)), normal(rng, (40, D // 2))
+    rows, slots = np.arange(T, dtype=np.int32) + 3, np.arange(T, dtype=np.int32)[::-1].copy()
+    tables = lambda place: Rope(*(on(a)(place) for a in (cos, sin, rows)))  # noqa: E731
+    to = cache_of(
+        *(normal(rng, (3, 8, KH, D)) for _ in range(2)), slots, slots[None, :1], slots[:1]
+    )
+    norms = lambda place: HeadNorms(*(n(place) for n in own))  # noqa: E731
+    parts = lambda place: [w.to(place) for w in stored]  # noqa: E731
+    arguments = [on(normal(rng, (T, E))), norm_of(normal(rng, (E,))), parts, [None] * 3, norms]
+    for got, want in both(backend, "attention_inputs", [*arguments, tables, to], head_dim=D):
+        assert_close(got, want, dtype="float32", reduce=E, scale=rms(want) / np.sqrt(E) * 4)
+
+
+@pytest.mark.parametrize("activation", ("silu", "gelu"))
+@pytest.mark.parametrize(
+    "forms", (("q6_k", "q4_1"), ("float32", "q8_0"), ("w8a8", "q8_0")), ids="-".join
+)
+def test_gated_of_mixed_forms(backend, rng, forms, activation):
+    E = 256
+    stored = [weight("numpy", rng, form, F, E)[0] for form in forms]
+    arguments = [on(normal(rng, (T_FEW, E))), norm_of(normal(rng, (E,)))]
+    bias = on(normal(rng, (F,)))
+    arguments += [lambda place: [w.to(place) for w in stored], lambda place: [None, bias(place)]]
+    for got, want in both(backend, "products", arguments, activation=activation):
+        # an input on the border of two integers may go to either
+        dtype = "bfloat16" if "w8a8" in forms else "float32"
+        assert_close(got, want, dtype=dtype, reduce=E, scale=rms(want) / np.sqrt(E) * 4)
+
+
+def test_more_arrays_than_a_gpu_binds(rng):
+    """Dawn takes 16: what does not fit falls apart into its parts."""
+    with strict_wgpu(bindings=9, strict=False) as backend:
+        gate, up = (weight(backend, rng, "q6_k", F, 256)[0] for _ in range(2))
+        x = on(normal(rng, (T_FEW, 256)))(backend)
+        reason = backend.kernel("products").supports(
+            x, None, [gate, up], [None] * 2, "silu", x.dtype
+        )
+        assert reason == "11 arrays at once, the GPU binds 9"
 
 
 def test_head(backend, rng):

@@ -17,6 +17,7 @@ from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.attention import attention_decode
 from boostr.backends.wgpu.products import gemm, gemv, gemv_qkv, linear
+from boostr.backends.wgpu.products.planes import stored_form
 from boostr.backends.wgpu.rows import activation
 from boostr.backends.wgpu.rows import norm as norms
 from boostr.operands import Cache, HeadNorms, Norm, Rope
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 def _data(x: Tensor | None) -> Any:
     return None if x is None else x.data
-
-
-def _stored_as(weight: Any) -> Any:
-    return weight.dtype if isinstance(weight, Tensor) else weight.scheme
 
 
 def _rows(x: Tensor, weights: Any, biases: Any, few: bool = True) -> str | None:
@@ -49,9 +46,18 @@ def _rows(x: Tensor, weights: Any, biases: Any, few: bool = True) -> str | None:
         reason = linear.KERNELS["linear"].supports(x, weight, bias, None, x.dtype)
         if reason is not None:
             return reason
-    if len({_stored_as(w) for w in weights}) > 1:
-        return "the weights are not stored alike"
     return None
+
+
+def _too_many(backend: WgpuBackend, arrays: int) -> str | None:
+    """Why one kernel does not take so many arrays; None if it does."""
+    most = backend.caps.bindings
+    return None if arrays <= most else f"{arrays} arrays at once, the GPU binds {most}"
+
+
+def _planes(weight: Any) -> int:
+    """The arrays that a weight is bound as."""
+    return 1 if isinstance(weight, Tensor) else len(weight.parts)
 
 
 def _norm_before(norm: Norm | None) -> str | None:
@@ -85,6 +91,13 @@ def _inputs_supports(
     most = backend.caps.binding_bytes
     if any(w.nbytes > most for w in weights):
         return f"a weight has more bytes than a binding, {most}"
+    forms = {stored_form(w) for w in weights}
+    if len(forms) > 1 and any(form.rounds_input for form in forms):
+        return "only some of the weights round their input"
+    given = sum(b is not None for b in biases)  # beside them x, norm, rope, slots, q, k and v
+    reason = _too_many(backend, max(map(_planes, weights)) + given + 9)
+    if reason is not None:
+        return reason
     kinds = {None if b is None else b.dtype for b in biases}
     if len(kinds) > 1:
         return "the biases are of several types, or only some are there"
@@ -185,7 +198,9 @@ def _products_supports(
         )
     if len(weights) != 2 or act not in gemv.ACTIVATIONS or dtype != x.dtype:
         return f"{len(weights)} products with the activation {act!r}"
-    return _rows(x, weights, biases, few=False)
+    given = sum(b is not None for b in biases)  # beside them x, norm and the result
+    arrays = sum(map(_planes, weights)) + given + 3
+    return _rows(x, weights, biases, few=False) or _too_many(x.backend, arrays)  # type: ignore[arg-type]
 
 
 def _products(

@@ -27,7 +27,7 @@ from boostr.backends.wgpu.products.gemv_input import (
     x_base,
 )
 from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, choose, padded_rows, stored
-from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight
+from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight, stored_form
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
@@ -45,14 +45,17 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 def gemv(
     backend: WgpuBackend, x: GpuArray, weight: Weight, bias: GpuArray | None = None,
     residual: GpuArray | None = None, out_dtype: Any = None, *, norm: Norm | None = None,
-    tile: Tile | None = None,
+    act: str = "", tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
-    """x Wᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of rms_norm(x)."""
+    """x Wᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of rms_norm(x).
+
+    act: one of ACTIVATIONS, for act(x Wᵀ + bias) · residual.
+    """
     w = stored(backend, weight, off=x.shape[1] % 8 != 0)
     given = prepared(backend, x, w, norm)
     out = np.dtype(out_dtype or x.dtype)
     bound = [given.x, *present(given.scales)]
-    return product(backend, given, [w], bound, bias, residual, out, tile, {})
+    return product(backend, given, [w], bound, bias, residual, out, tile, {"ACT": act})
 
 
 def combine_gemv(
@@ -86,23 +89,24 @@ def product(
     bias: GpuArray | None, residual: GpuArray | None, out_dtype: np.dtype, tile: Tile | None,
     values: dict[str, Any],
 ) -> GpuArray:  # fmt: skip
-    """x times weights that are stored alike, side by side: [M, sum of their N]."""
+    """x times weights side by side: [M, sum of their N]."""
     M, N = given.M, sum(w.N for w in weights)
     # words of 16-bit results would straddle rows of an odd length, or weights
     odd = any(w.N % 2 for w in weights) and (M > 1 or len(weights) > 1)
     made = np.dtype(np.float32) if odd else out_dtype
     out = backend.empty((M, N), made)
     rows = padded_rows(M)
-    tile = tile or choose(backend.caps, weights[0]._replace(N=N), rows)
     bias = None if bias is None else backend.dense(bias)
     residual = None if residual is None else backend.dense(residual)
     values = {
-        **common_values(weights[0], given, tile, rows), **values, "OUT": name_of(made),
-        "BIAS": name_or_none(bias), "RESIDUAL": name_or_none(residual),
+        "ACT": "", **values, "OUT": name_of(made), "BIAS": name_or_none(bias),
+        "RESIDUAL": name_or_none(residual),
     }  # fmt: skip
     norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
     before = 0
     for w in weights:
+        cut = tile or choose(backend.caps, w._replace(N=N), rows)
+        known = {**common_values(w, given, cut, rows), **values}
         for first, part in w.parts(backend):
             params = [
                 M, part.N, before + first, N, x_base(backend, given),
@@ -110,8 +114,8 @@ def product(
                 norm_base(backend, given), base(backend, given.scales), float(eps),
             ]  # fmt: skip
             reads = [*bound, *part.planes, *present(norm, bias, residual)]
-            grid = -(-part.N // tile.group)
-            backend.launch("gemv", "main", grid, reads, [out], params, **values)
+            grid = -(-part.N // cut.group)
+            backend.launch("gemv", "main", grid, reads, [out], params, **known)
         before += w.N
     return out if made == out_dtype else backend.cast(out, out_dtype)
 
@@ -123,8 +127,11 @@ def norm_gated_gemv(
 ) -> GpuArray:  # fmt: skip
     """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
 
-    act: one of ACTIVATIONS. gate and up [F, K] must be stored alike.
+    act: one of ACTIVATIONS. gate and up [F, K] that are not stored alike take two kernels.
     """
+    if stored_form(gate) != stored_form(up):
+        upper = gemv(backend, x, up, up_bias, None, np.float32, norm=norm, tile=tile)
+        return gemv(backend, x, gate, gate_bias, upper, x.dtype, norm=norm, act=act, tile=tile)
     off = x.shape[1] % 8 != 0
     g, u = stored(backend, gate, off), stored(backend, up, off)
     g, u = g._replace(slow=g.slow or u.slow), u._replace(slow=g.slow or u.slow)
@@ -173,7 +180,7 @@ def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: A
         "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
     }  # fmt: skip
     own = {
-        "gemv": {"RESIDUAL": x},
+        "gemv": {"RESIDUAL": x, "ACT": ""},
         "gemv_gated": {"UP_BIAS": "", "ACT": "silu"},
         "gemv_qkv": {
             "H": 3, "KH": 1, "D": 16, "ROT": 16, "INTERLEAVED": False, "CACHE": x, "SLOTS": True,
@@ -192,6 +199,7 @@ VARIANTS = [
     *(variant("gemv", form, 1, LARGE) for form in FORMS),
     *(variant("gemv", form, 2, KNOWN, X="f32", OUT="f32") for form in FORMS),
     *(variant("gemv", form, 2, **ODD) for form in FORMS if form.codes not in PACKED),
+    variant("gemv", BF16, 1, LARGE, BIAS="f32", RESIDUAL="f32", ACT="gelu"),
     variant("gemv", BF16, 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
     variant("gemv", INT8, 1, LARGE, X="f16", OUT="f16", BIAS="f16"),
     variant("gemv", BF16, 1, LARGE, **_COMBINED),

@@ -141,15 +141,18 @@ def qkv_rope(
     """q, k, v of rms_norm(x), q and k turned: q [M, H, D]; k and v [M, KH, D], or the caches.
 
     Args:
-        x: [M, K], few rows.   weights: of q [H D, K], k and v [KH D, K], stored alike.
+        x: [M, K], few rows.   weights: of q [H D, K], k and v [KH D, K]; those that are
+            stored alike and lie end to end take one kernel.
         biases: of q, k and v, of one dtype; all or none, and none with `head_norm`.
     """
     off = x.shape[1] % 8 != 0
     each = [stored(backend, w, off) for w in weights]
     if any(w.slow for w in each):
         each = [w._replace(slow=True) for w in each]
-    whole = joined(backend, each)
-    parts = each if whole is None else [whole]
+    parts = each[:1]
+    for w in each[1:]:
+        whole = joined(backend, [parts[-1], w])
+        parts[-1:] = [parts[-1], w] if whole is None else [whole]
     given = prepared(backend, x, each[0], norm)
     H, KH = each[0].N // head_dim, each[1].N // head_dim
     if head_norm is not None:
@@ -167,25 +170,23 @@ def _qkv(
 ) -> None:  # fmt: skip
     """The product and all behind it in one kernel, for each part of the weight."""
     M, D, rows = given.M, to.q.shape[2], padded_rows(given.M)
-    total = weights[0]._replace(N=sum(w.N for w in weights))
-    tile = tile or choose(backend.caps, total, rows, least=4)
-    values = {
-        **common_values(weights[0], given, tile, rows), **to.values(),
-        "BIAS": name_or_none(biases[0]),
-    }  # fmt: skip
+    total = sum(w.N for w in weights)
+    values = {**to.values(), "BIAS": name_or_none(biases[0])}
     norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
     head = 0
     for w in weights:
+        cut = tile or choose(backend.caps, w._replace(N=total), rows, least=4)
+        known = {**common_values(w, given, cut, rows), **values}
         params = [
             M, w.N // D, head, x_base(backend, given), *w.bases(backend),
             *(base(backend, b) for b in biases), norm_base(backend, given),
             base(backend, given.scales), *to.bases(backend), float(eps),
         ]  # fmt: skip
         reads = [*present(given.x, given.scales), *w.planes, *present(norm, *biases)]
-        grid = -(-w.N // tile.group)
         backend.launch(
-            "gemv_qkv", "main", grid, [*reads, *to.reads()], [to.q, to.k, to.v], params, **values
-        )
+            "gemv_qkv", "main", -(-w.N // cut.group), [*reads, *to.reads()], [to.q, to.k, to.v],
+            params, **known,
+        )  # fmt: skip
         head += w.N // D
 
 

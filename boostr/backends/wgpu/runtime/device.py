@@ -19,6 +19,7 @@ class Caps:
         kind: "discrete", "integrated" or "software".
         subgroup_min, subgroup_max: lanes; 0 without subgroups.
         dot4: whether dot4I8Packed and its kin exist.
+        bindings: the most arrays that a kernel can see.
         immediate_bytes: of parameters without a buffer; 0 where there are none.
         binding_bytes: the largest part of a buffer that a kernel can see.
         workgroup_bytes: of shared memory.   workgroups: the most in one dimension of a grid.
@@ -35,6 +36,7 @@ class Caps:
     subgroup_min: int = 0
     subgroup_max: int = 0
     dot4: bool = False
+    bindings: int = 16
     immediate_bytes: int = 0
     f32_atomics: bool = False
     timestamps: bool = False
@@ -85,6 +87,7 @@ def _caps(provider: Provider, adapter: Any, device: Any, immediates: int) -> Cap
         provider=provider.name, kind=adapters.kind(adapter), f16="shader-f16" in has,
         subgroup_min=lanes[0], subgroup_max=lanes[1],
         dot4=True,  # a language feature of both; emulated where the hardware has none
+        bindings=limits["max-storage-buffers-per-shader-stage"],
         immediate_bytes=immediates, f32_atomics="shader-float32-atomic" in has,
         timestamps="timestamp-query" in has,
         binding_bytes=min(limits["max-storage-buffer-binding-size"], _MOST_BINDING) // 16 * 16,

@@ -1,0 +1,21 @@
+// The activation of a gate, for gemv.wgsl and gemv_gated.wgsl. Value: ACT ("silu", "gelu", "gelu_tanh").
+# if ACT == "gelu"
+// Abramowitz and Stegun 7.1.26 for |z| (error 1.5e-7), odd in z.
+fn erf(z: f32) -> f32 {
+  let t = 1.0 / fma(0.3275911, abs(z), 1.0);
+  let q = t * fma(t, fma(t, fma(t, fma(t, 1.061405429, -1.453152027), 1.421413741), -0.284496736),
+                  0.254829592);
+  return sign(z) * (1.0 - q * exp(-z * z));
+}
+# endif
+fn activated(z: f32) -> f32 {
+# if ACT == "silu"
+  return z / (1.0 + exp(-z));
+# elif ACT == "gelu"
+  return 0.5 * z * (1.0 + erf(z * 0.7071067811865476));
+# else
+  // tanh(t) = 1 - 2 / (exp(2t) + 1); its argument is held where exp has not overflowed
+  let t = clamp(0.7978845608028654 * fma(0.044715 * z * z, z, z), -15.0, 15.0);
+  return z * (1.0 - 1.0 / (exp(2.0 * t) + 1.0));
+# endif
+}
