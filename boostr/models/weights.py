@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from boostr.models.lazy import Expected, FromFile, LazyWeight, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
-from boostr.quant.scheme import QuantizedTensor, embedding_scheme
+from boostr.quant.scheme import QuantizedTensor, Scheme, embedding_scheme
 from boostr.tensor import Tensor
 
 
@@ -173,23 +175,26 @@ def _share(layers: Sequence[Module], whole: Weight) -> None:
 
 
 def _join(layers: Sequence[Module]) -> None:
-    """Put the weights of some linear layers end to end in memory, if their form is the same."""
-    weights: list[Weight] = [layer.weight for layer in layers]  # type: ignore[attr-defined]
-    first = weights[0]
-    if isinstance(first, Tensor):
-        if any(not isinstance(w, Tensor) or w.dtype != first.dtype for w in weights):
-            return
-        joined = _end_to_end(weights)  # type: ignore[arg-type]
-    else:
-        if any(not isinstance(w, QuantizedTensor) or w.scheme != first.scheme for w in weights):
-            return
-        parts = {n: _end_to_end([w.parts[n] for w in weights]) for n in first.parts}  # type: ignore
-        joined = [
-            QuantizedTensor(first.scheme, w.shape, {n: part[i] for n, part in parts.items()})  # type: ignore
-            for i, w in enumerate(weights)
-        ]
-    for layer, weight in zip(layers, joined, strict=True):
-        layer.weight = weight  # type: ignore[attr-defined]
+    """Put weights of linear layers end to end in memory, as far as neighbours are stored alike."""
+    for alike, run in groupby(layers, lambda layer: _stored_as(layer.weight)):  # type: ignore[attr-defined]
+        some = list(run)
+        weights: list[Any] = [layer.weight for layer in some]  # type: ignore[attr-defined]
+        if len(some) == 1:
+            continue
+        if isinstance(alike, Scheme):
+            parts = {n: _end_to_end([w.parts[n] for w in weights]) for n in alike.parts}
+            joined: list[Any] = [
+                QuantizedTensor(alike, w.shape, {n: part[i] for n, part in parts.items()})
+                for i, w in enumerate(weights)
+            ]
+        else:
+            joined = _end_to_end(weights)
+        for layer, weight in zip(some, joined, strict=True):
+            layer.weight = weight  # type: ignore[attr-defined]
+
+
+def _stored_as(weight: Weight) -> Scheme | np.dtype:
+    return weight.scheme if isinstance(weight, QuantizedTensor) else weight.dtype
 
 
 def _end_to_end(tensors: Sequence[Tensor]) -> list[Tensor]:

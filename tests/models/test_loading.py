@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import cases
 import numpy as np
 import pytest
+from packed import draw
 
 from boostr import backends
 from boostr.engine.load import load_module
 from boostr.errors import DTypeError, ModelFileError, OptionError
 from boostr.io.safetensors import open_safetensors, save
+from boostr.models.weights import _join
+from boostr.ops.quant import dequantize
 
 BY_NAME = {c["name"]: c for c in cases.CASES}
 
@@ -200,6 +205,22 @@ def test_packed_embeddings_keep_the_activations_of_the_file(tmp_path, monkeypatc
     backend = backends.get("numpy")
     monkeypatch.setattr(type(backend), "activation_dtype", lambda self, stored: stored)
     folder = cases.checkpoint(BY_NAME["llama/bf16"], tmp_path)
-    for packed in (False, True):
-        module = load_module(folder, backend=backend, quantize="int8", quantize_embeddings=packed)
+    for embeddings in (False, True):
+        module = load_module(
+            folder, backend=backend, quantize="int8", quantize_embeddings=embeddings
+        )
         assert module.activation_dtype == "bfloat16"
+
+
+def test_weights_of_one_input_lie_end_to_end_as_far_as_they_are_stored_alike(rng):
+    """q and k of a file whose v is of another type, such as a Q4_K_M."""
+    drawn = [draw("numpy", rng, form, N, 64) for form, N in
+             (("q4_0", 8), ("q4_0", 4), ("q8_0", 4))]  # fmt: skip
+    layers: Any = [SimpleNamespace(weight=w) for w, _ in drawn]
+    _join(layers)
+    q, k, v = (layer.weight for layer in layers)
+    for name, part in q.parts.items():
+        assert part.data.ctypes.data + part.data.nbytes == k.parts[name].data.ctypes.data
+    assert v is drawn[2][0]
+    for w, (_, truth) in zip((q, k, v), drawn, strict=True):
+        np.testing.assert_array_equal(dequantize(w).numpy(), truth.astype(np.float32))
