@@ -81,6 +81,8 @@ def takes_digits(form: Form, rows: int, K: int) -> bool:
     """Whether `gemv_digits.py` has the form, K fills a step of it, and it is the faster way."""
     step = 8 * jit.target().lanes
     fits = form.group > 0 and form.super % step == 0 and step <= K
+    fits &= not form.table and form.factor == 1.0 and form.offsets in ("", "f16")
+    fits &= form.scale in ("f32", "f16", "i8") and (not form.super or K % form.super == 0)
     return fits and rows <= _DIGIT_ROWS.get(form.codes, 0)
 
 

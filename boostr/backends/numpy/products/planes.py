@@ -15,8 +15,6 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Weight = Tensor | QuantizedTensor
-_CODES = ("f32", "f16", "bf16", "c8", "c4", "c6")  # what `kernels/products/weights.py` reads
-_SCALES = ("f32", "f16", "i8")
 
 
 def why_not(weight: Weight) -> str | None:
@@ -28,22 +26,10 @@ def why_not(weight: Weight) -> str | None:
 @cache
 def _unknown(form: Form) -> str | None:
     """Why the kernels do not know a form; None if they do."""
-    if form.codes not in _CODES:
-        return f"no kernel reads codes of form {form.codes!r}, only {', '.join(_CODES)}"
-    if form.is_float:
-        return None
-    if form.table or form.factor != 1.0:
-        return "no kernel reads codes that stand for other numbers"
-    if form.offsets not in ("", "f16"):
-        return f"no kernel reads offsets of {form.offsets!r}"
-    if form.scale not in _SCALES:
-        return f"no kernel reads scales of {form.scale!r}"
-    if not form.group and (form.scale != "f32" or form.super or form.offsets):
-        return "one scale a row must be float32, without super-scales and offsets"
     if form.group % 32 and form.group != 16:
         return f"groups of {form.group} inputs; kernels know 16 and multiples of 32"
     if form.super % 32:
-        return f"super-scales of {form.super} inputs"
+        return f"super-scales of {form.super} inputs; kernels know multiples of 32"
     rounds = form.rounds_input and form != W8A8
     return "a rounded input with weights other than bytes under row scales" if rounds else None
 

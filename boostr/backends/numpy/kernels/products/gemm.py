@@ -8,16 +8,17 @@ tile spread, and MR * NR / LANES fused multiply-adds done. The scheme is that of
 Geijn (2008).
 """
 
+from boostr.backends.numpy.kernels.products.codes import has_tail
 from boostr.backends.numpy.kernels.products.tiles import (
     BLOCK,
     COLUMN_VECTORS,
     MR,
     NR,
-    block_transposer,
     outer,
     pack_block,
+    transpose_block,
 )
-from boostr.backends.numpy.kernels.products.weights import has_tail, plane_rows
+from boostr.backends.numpy.kernels.products.weights import decoder, plane_rows, scales_last
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
@@ -33,6 +34,7 @@ from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, inline
 X, LDX, SCALES, Y, LDY = layout.X, layout.LDX, layout.SCALES, layout.Y, layout.LDY
 M, N, K, BIAS, RESIDUAL = layout.M, layout.N, layout.K, layout.BIAS, layout.RESIDUAL
 LDR, PACKED, TILES_PER_ITEM = layout.LDR, layout.PACKED, layout.TILES_PER_ITEM
+SOME = 4  # blocks of a row that are decoded before its neighbour's, and then transposed
 
 
 @inline
@@ -80,37 +82,57 @@ def _write(params, result, t, n, k, row_scale):
             store_n(y, n + j, value, count)
 
 
+def panel_decoder(form):
+    """decode(params, panel, some, n, k, here): `here` columns from k on of NR rows from n on, into
+    panel [here rounded up to 32, NR]; `some` has room for SOME blocks of LANES rows."""
+    whole, partial = decoder(form)
+    rows_of, tails = plane_rows(form, 1), has_tail(form)
+    stride = SOME * BLOCK * 4
+
+    @inline
+    def decode_blocks(params, some, n, first, here):
+        """`here` inputs from block `first` on of LANES rows from n on, each row in turn."""
+        for i in range(LANES):
+            planes, target = rows_of(params, n + i, params[N] - 1), f32(some + i * stride)
+            for b in range(here // BLOCK):
+                put(target + b * BLOCK, whole(planes, first + b))
+            if tails and here % BLOCK != 0:
+                last = here // BLOCK
+                put(target + last * BLOCK, partial(planes, first + last, here % BLOCK))
+
+    @inline
+    def decode_panel(params, panel, some, n, k, here):
+        for v in range(COLUMN_VECTORS):
+            target = panel + v * LANES * 4
+            for done in range(0, here, SOME * BLOCK):
+                count = min(here - done, SOME * BLOCK)
+                decode_blocks(params, some, n + v * LANES, (k + done) // BLOCK, count)
+                for b in range((count + BLOCK - 1) // BLOCK):
+                    transpose_block(target, some + b * BLOCK * 4, stride)
+                    target += BLOCK * NR * 4
+
+    return decode_panel
+
+
 def gemm(form, depth: int):
     """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
 
     `depth` is KC, a multiple of 32.
     """
-    whole, partial = block_transposer(form, False), block_transposer(form, True)
-    rows_of, tails = plane_rows(form, LANES), has_tail(form)
-    row_scale, panel_floats = not form.is_float and not form.group, depth * NR
+    decode_panel, row_scale = panel_decoder(form), scales_last(form)
+    panel_floats, some_floats = depth * NR, LANES * SOME * BLOCK
     tile, tile_floats = MR * COLUMN_VECTORS, MR * NR
-
-    @inline
-    def decode_panel(params, panel, n, k, here):
-        for v in range(COLUMN_VECTORS):
-            rows = rows_of(params, n + v * LANES, params[N] - 1)
-            target = panel + v * LANES * 4
-            for b in range(here // BLOCK):
-                whole(target, rows, k // BLOCK + b, 0)
-                target += BLOCK * NR * 4
-            if tails and here % BLOCK != 0:
-                partial(target, rows, (k + here) // BLOCK, here % BLOCK)
 
     def kernel(params, start, stop):
         length, per_item = params[K], params[TILES_PER_ITEM]
         tiles = (params[M] + MR - 1) // MR
         groups = (tiles + per_item - 1) // per_item
-        panel, result = stack(panel_floats), f32(stack(tile_floats))
+        panel, some, result = stack(panel_floats), stack(some_floats), f32(stack(tile_floats))
         for item in range(start, stop):
             n, first = item // groups * NR, item % groups * per_item
             for k in range(0, max(length, 1), depth):
                 here = min(depth, length - k)
-                decode_panel(params, panel, n, k, here)
+                decode_panel(params, panel, some, n, k, here)
                 for t in range(first, min(first + per_item, tiles)):
                     a, b = params[PACKED] + (t * padded(length) + k) * MR * 4, panel
                     acc = fill(tile, 0.0)

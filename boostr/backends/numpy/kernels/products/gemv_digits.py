@@ -25,13 +25,9 @@ Limits: K >= 32 STEP; groups of 16 or a multiple of 32; super-scales of a multip
 from llvmlite import ir
 from numba import types
 
+from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, VECTORS
 from boostr.backends.numpy.kernels.products.linear import AHEAD, finish
 from boostr.backends.numpy.kernels.products.weights import (
-    BLOCK,
-    STORED,
-    VECTORS,
-    at,
-    constant,
     load_block,
     number,
     plane_names,
@@ -39,7 +35,15 @@ from boostr.backends.numpy.kernels.products.weights import (
     split_rows,
 )
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import decode, f32, prefetch, put, spread, stack
+from boostr.backends.numpy.kernels.runtime.memory import (
+    at,
+    decode,
+    f32,
+    prefetch,
+    put,
+    spread,
+    stack,
+)
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I8,
@@ -49,6 +53,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
     absolute,
     call,
+    constant,
     fill,
     intrinsic,
     maximum,
@@ -80,7 +85,7 @@ def store_digits(typingctx, record, block, values):
 
     def codegen(context, builder, sig, args):
         base = builder.add(args[0], builder.mul(args[1], I64(16)))
-        narrow, half, eight = ir.VectorType(I8, LANES), constant(128), constant(8)
+        narrow, half, eight = ir.VectorType(I8, LANES), constant(128, _VI), constant(8, _VI)
         for v in range(VECTORS):
             value = builder.extract_value(args[2], v)
             side, within = divmod(v * LANES, 16)
@@ -252,7 +257,7 @@ class _Record:
 
     def __init__(self, builder, form, address):
         self.builder, self.address, self.loaded = builder, address, {}
-        self.bits = constant(_centre(form).bit_length() - 1)
+        self.bits = constant(_centre(form).bit_length() - 1, _VI)
 
     def part(self, kind, offset):
         if offset not in self.loaded:
@@ -267,10 +272,10 @@ class _Record:
 
     def product(self, codes, halves):
         """sum(v (q - c)) of each lane, as f32."""
-        builder, total = self.builder, constant(0)
+        builder, total = self.builder, constant(0, _VI)
         for digit in range(3):
             if digit:
-                total = builder.shl(total, constant(8))
+                total = builder.shl(total, constant(8, _VI))
             for half in halves:
                 digits = self.part(_VB, (2 * digit + half) * BYTES)
                 total = _dot(builder, total, codes[half], digits)

@@ -15,8 +15,8 @@ is the same product for many rows, up to f32 rounding of the sum; for processors
 from llvmlite import ir
 from numba import float32, float64, types
 
+from boostr.backends.numpy.kernels.products.codes import BLOCK
 from boostr.backends.numpy.kernels.products.linear import AHEAD, finish
-from boostr.backends.numpy.kernels.products.weights import BLOCK
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     _count_mask,

@@ -5,17 +5,16 @@ a block of 32 elements of `rows` rows and multiplies it with the same block of a
 accumulating in rows * columns vectors of f32, which are added up at the end of the row.
 """
 
+from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, has_tail
 from boostr.backends.numpy.kernels.products.weights import (
-    BLOCK,
     SPAN,
-    block_bytes,
     contract,
     decoder,
     has_spans,
-    has_tail,
     load_block,
     load_block_n,
     plane_rows,
+    scales_last,
     span_contractor,
 )
 from boostr.backends.numpy.kernels.runtime import layout
@@ -54,7 +53,7 @@ def gemv(form, columns: int, rows: int = 0):
     step = block_bytes(form) * rows
     spans = has_spans(form) and columns <= 2
     contract_span, span_step = span_contractor(form), SPAN * step
-    row_scale, tile = not form.is_float and not form.group, rows * columns
+    row_scale, tile = scales_last(form), rows * columns
 
     def kernel(params, start, stop):
         length, count = params[K], params[M]

@@ -7,14 +7,15 @@ of them, and blocks in a row. Blocks may lie at any address.
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.products.weights import at, constant, rows_at
+from boostr.backends.numpy.kernels.products.weights import rows_at
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import decode, f32
+from boostr.backends.numpy.kernels.runtime.memory import at, decode, f32
 from boostr.backends.numpy.kernels.runtime.simd import (
     I8,
     I16,
     I32,
     I64,
+    constant,
     intrinsic,
     signature,
     splat,

@@ -3,8 +3,8 @@
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.products.weights import BLOCK, VECTORS, block_vectors, split_rows
-from boostr.backends.numpy.kernels.runtime.memory import _read
+from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS
+from boostr.backends.numpy.kernels.runtime.memory import _read, at
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I32,
@@ -69,32 +69,20 @@ def outer(typingctx, a, b, acc):
     return signature(acc, a, b, acc), codegen
 
 
-def block_transposer(form, masked: bool):
-    """An intrinsic that decodes block `block` of LANES rows of w into a panel, transposed.
+@intrinsic
+def transpose_block(typingctx, panel, source, stride):
+    """LANES rows of 32: element k of row i, at source + i * stride, to panel[k * NR + i]."""
 
-    op(panel, rows, block, count) writes element k of row i to panel[k * NR + i] for the 32 elements
-    of the block; `rows` is what `plane_rows` gives; `masked`: only `count` of them exist, zeros are
-    written for the others.
-    """
+    def codegen(context, builder, sig, values):
+        target, start, step = values
+        rows = [builder.add(start, builder.mul(step, I64(i))) for i in range(LANES)]
+        for v in range(VECTORS):
+            vectors = [builder.load(at(builder, row, v * LANES * 4, _VF), align=4) for row in rows]
+            for i, column in enumerate(transpose(builder, vectors)):
+                _store(builder, column, target, (v * LANES + i) * NR * 4)
+        return context.get_dummy_value()
 
-    def op(typingctx, panel, rows, block, count):
-        def codegen(context, builder, sig, values):
-            target, row_tuple, index, valid = values
-            limit = valid if masked else None
-            decoded = [
-                block_vectors(builder, form, row, index, limit)
-                for row in split_rows(builder, form, row_tuple)
-            ]
-            for v in range(VECTORS):
-                columns = transpose(builder, [vectors[v] for vectors in decoded])
-                for i, column in enumerate(columns):
-                    _store(builder, column, target, (v * LANES + i) * NR * 4)
-            return context.get_dummy_value()
-
-        number = types.int64
-        return signature(types.none, number, rows, number, number), codegen
-
-    return intrinsic(op)
+    return signature(types.none, panel, source, stride), codegen
 
 
 @intrinsic
@@ -138,4 +126,4 @@ def pack_block(typingctx, target, rows, k, count):
     return signature(types.none, types.int64, rows, types.int64, types.int64), codegen
 
 
-__all__ = ["BLOCK", "COLUMN_VECTORS", "MR", "NR", "block_transposer", "f32x", "outer", "pack_block"]
+__all__ = ["BLOCK", "COLUMN_VECTORS", "MR", "NR", "f32x", "outer", "pack_block", "transpose_block"]

@@ -2,63 +2,73 @@
 
 A weight is planes, and a `Form` says which and how elements lie in them (`boostr/quant`):
 
-    w[n, k] = scale[n, g] * (code[n, k] - zero) + offset[n, g]
+    w[n, k] = scale[n, g] * (number(code[n, k]) - zero - zeros[n, g]) + offset[n, g]
 
-Codes are read by one function for each width (`_CODES`), scales and offsets by one more; GEMV,
-GEMM, embedding and dequantizing use them through `block_vectors`. A row is known by the addresses
-of its planes. A block is VECTORS = 32 / LANES vectors. Planes may lie at any address.
+`codes.py` reads codes, `_group` the rest; GEMV, GEMM, embedding and dequantizing use them through
+`block_vectors`. A row is known by the addresses of its planes. A block is VECTORS = 32 / LANES
+vectors. Planes may lie at any address.
 
-Scales of a whole row (group 0) are left to the caller, who multiplies once at the end of the row.
+Each operation rounds once, in the order in which `ops/quant.py` has them: the kernels' fast-math
+flags would let LLVM fuse or reorder them, and bits would differ from what the format means.
+
+Plain scales of a whole row are left to the caller, who multiplies once at the end of the row.
 """
+
+from typing import NamedTuple
 
 from llvmlite import ir
 from numba import types
 
+from boostr.backends.numpy.kernels.products.codes import (
+    BLOCK,
+    STORED,
+    VECTORS,
+    elements,
+    fields,
+    indices,
+    lookup,
+    numbers,
+    table_of,
+)
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, decode
+from boostr.backends.numpy.kernels.runtime.memory import at, decode
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
-    I8,
-    I16,
     I32,
     I64,
     LANES,
     call,
+    constant,
     f32x,
     intrinsic,
     signature,
     splat,
 )
-from boostr.backends.numpy.runtime import jit
 
-BLOCK = 32
-VECTORS = BLOCK // LANES
-STORED = {"f32": (F32, 4), "f16": (I16, 2), "bf16": (I16, 2), "i8": (I8, 1)}
-_BYTES = {"f32": 128, "f16": 64, "bf16": 64, "c8": 32, "c4": 16, "c6": 16}  # codes of a block
-_VF, _VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+_VF = ir.VectorType(F32, LANES)
+_ONCE = ("nsz",)  # flags that leave an operation as it is written
 
 
-def block_bytes(form) -> int:
-    """Bytes of the codes of one block, without what other planes have of it."""
-    return _BYTES[form.codes]
-
-
-def has_tail(form) -> bool:
-    """Whether a row may end within a block: codes of less than a byte are packed in whole ones."""
-    return form.codes not in ("c4", "c6")
+def scales_last(form) -> bool:
+    """Whether all that a row's weights have is one f32 scale, with which its products' sum can be
+    multiplied."""
+    plain = form.scale == "f32" and form.factor == 1.0 and form.offsets in ("", "zeros")
+    return plain and not form.group and not form.super
 
 
 def plane_names(form) -> tuple[str, ...]:
     """The planes of a form that are read for each block."""
     names = ["codes"]
-    if form.codes == "c6":
+    if len(fields(form)) == 2:
         names.append("high")
-    if form.group:
+    if not form.is_float and not scales_last(form):
         names.append("scales")
     if form.super:
         names.append("supers")
     if form.offsets:
-        names.append("offsets")
+        names.append("zeros" if form.offsets == "zeros" else "offsets")
+    if form.offsets == "u8":
+        names.append("floors")
     return tuple(names)
 
 
@@ -106,152 +116,111 @@ def split_rows(builder, form, rows):
     ]
 
 
-def constant(value, kind=_VI):
-    """A vector whose elements all are `value`, or are those of a list."""
-    return ir.Constant(kind, list(value) if isinstance(value, list) else [value] * kind.count)
-
-
-def at(builder, address, offset, llvm):
-    """The typed pointer to `offset` bytes (a number or a value) after an address."""
-    offset = I64(offset) if isinstance(offset, int) else offset
-    return builder.inttoptr(builder.add(address, offset), ir.PointerType(llvm))
-
-
-# ---------------------------------------------------------------- codes
-
-
-def _flat(builder, codes: str, address, count):
-    """A block of elements that lie one after the other; `count` of them exist, None: all do."""
-    stored = "i8" if codes == "c8" else codes
-    element, size = STORED[stored]
-    kind = ir.VectorType(element, LANES)
-    vectors = []
-    for v in range(VECTORS):
-        where = at(builder, address, v * LANES * size, kind)
-        mask = None
-        if count is not None:
-            mask = _count_mask(builder, builder.sub(count, I64(v * LANES)), LANES)
-        vectors.append(decode(builder, _read(builder, where, kind, mask), stored))
-    return vectors
-
-
-def _wide(builder, address, offset, count, order=None):
-    """`count` bytes as i32, not sign-extended; `order` picks them for the lanes."""
-    kind = ir.VectorType(I8, count)
-    raw = builder.load(at(builder, address, offset, kind), align=1)
-    if order is not None:
-        raw = builder.shuffle_vector(raw, raw, ir.Constant(ir.VectorType(I32, LANES), order))
-    return builder.zext(raw, _VI)
-
-
-def _nibbles(builder, address):
-    """Byte i of a block's 16 has input i in its low nibble and input i + 16 in its high one.
-
-    The vectors of the low nibbles still have the high ones above them.
-    """
-    parts = [_wide(builder, address, v * LANES, LANES) for v in range(VECTORS // 2)]
-    return parts + [builder.lshr(part, constant(4)) for part in parts]
-
-
-def _pairs(builder, address):
-    """Byte i of a block's 8 has input i + 8 t in its bits 2 t and 2 t + 1; here at bits 4 and 5."""
-    vectors = []
-    for v in range(VECTORS):
-        inputs = [v * LANES + lane for lane in range(LANES)]
-        shifts = [2 * (i // 8) for i in inputs]
-        wide = _wide(builder, address, 0, 8, [i % 8 for i in inputs])
-        pair = builder.and_(builder.lshr(wide, constant(shifts)), constant(3))
-        vectors.append(builder.shl(pair, constant(4)))
-    return vectors
-
-
-def _code_floats(builder, form, row, block, count):
-    """A block's codes less `zero`, as f32; floats as they are."""
-    address = builder.add(row["codes"], builder.mul(block, I64(block_bytes(form))))
-    if has_tail(form):
-        return _less_zero(builder, form, _flat(builder, form.codes, address, count))
-    numbers = [builder.and_(part, constant(15)) for part in _nibbles(builder, address)]
-    if form.codes == "c6":
-        pairs = _pairs(builder, builder.add(row["high"], builder.mul(block, I64(8))))
-        numbers = [builder.or_(*both) for both in zip(numbers, pairs, strict=True)]
-    return _less_zero(builder, form, [builder.sitofp(part, _VF) for part in numbers])
-
-
-def _less_zero(builder, form, vectors):
-    if not form.zero:
-        return vectors
-    return [builder.fsub(vector, constant(float(form.zero), _VF)) for vector in vectors]
-
-
-def _looked_up(builder, form, row, block, scale, offset):
-    """Nibbles of one scale with AVX-512: all 16 weights that the block can have, then one lookup
-    for 16 inputs, which reads only the low 4 bits."""
-    table = constant([float(i - form.zero) for i in range(LANES)], _VF)
-    table = scaled(builder, table, scale, offset)
-    address = builder.add(row["codes"], builder.mul(block, I64(block_bytes(form))))
-    name = "llvm.x86.avx512.permvar.sf.512"
-    return [call(builder, name, _VF, [table, part]) for part in _nibbles(builder, address)]
-
-
 # ---------------------------------------------------------------- scales and offsets
 
 
+class Group(NamedTuple):
+    """What inputs that share a scale have in common, in all lanes; None for what there is not."""
+
+    scale: ir.Value | None = None
+    zero: ir.Value | None = None
+    offset: ir.Value | None = None
+
+    def of(self, builder, values):
+        """scale * (values - zero) + offset."""
+        if self.zero is not None:
+            values = builder.fsub(values, self.zero, flags=_ONCE)
+        if self.scale is not None:
+            values = builder.fmul(values, self.scale, flags=_ONCE)
+        if self.offset is not None:
+            values = builder.fadd(values, self.offset, flags=_ONCE)
+        return values
+
+
 def number(builder, address, index, kind):
-    """Element `index` of a plane of f32, f16 or i8, in all lanes."""
+    """Element `index` of a plane of a kind of `STORED`, in all lanes."""
     llvm, size = STORED[kind]
     raw = builder.load(at(builder, address, builder.mul(index, I64(size)), llvm), align=1)
     return decode(builder, splat(builder, raw, LANES), kind)
 
 
-def scaled(builder, values, scale, offset):
-    """scale * values + offset; None for what there is not."""
-    if offset is not None:
-        return _fma(builder, values, scale, offset)
-    return values if scale is None else builder.fmul(values, scale)
-
-
-def _block_scales(builder, form, row, block):
-    """(scale, offset) of each vector of a block, None for what there is not."""
-    if not form.group:
-        return [(None, None)] * VECTORS
+def _groups(builder, form, row, block, count):
+    """The `Group` of each vector of a block."""
+    size = form.group or BLOCK
     found = {}
     for v in range(VECTORS):
-        part = v * LANES // form.group  # of the block, where several groups lie in one
+        part = v * LANES // size  # of the block, where several groups lie in one
         if part not in found:
-            found[part] = _group_scale(builder, form, row, block, part)
-    return [found[v * LANES // form.group] for v in range(VECTORS)]
+            found[part] = _group(builder, form, row, block, part, count)
+    return [found[v * LANES // size] for v in range(VECTORS)]
 
 
-def _group_scale(builder, form, row, block, part):
-    """(scale, offset) of group `part` of a block, or of the group that the block is in."""
-    if form.group < BLOCK:
-        index = builder.add(builder.mul(block, I64(BLOCK // form.group)), I64(part))
-    else:
-        index = builder.udiv(block, I64(form.group // BLOCK))
-    scale = number(builder, row["scales"], index, form.scale)
-    if form.super:
-        above = builder.udiv(block, I64(form.super // BLOCK))
-        scale = builder.fmul(scale, number(builder, row["supers"], above, "f32"))
-    return scale, number(builder, row["offsets"], index, "f16") if form.offsets else None
+def _group(builder, form, row, block, part, count):
+    """Group `part` of a block, or that which the block is in."""
+    if form.is_float:
+        return Group()
+    index = _group_index(builder, form, block, part, count)
+    above = builder.udiv(block, I64(form.super // BLOCK)) if form.super else None
+    scale = None
+    if not scales_last(form):
+        scale = number(builder, row["scales"], index, form.scale)
+        if form.factor != 1.0:
+            scale = builder.fmul(scale, constant(form.factor, _VF), flags=_ONCE)
+        if form.super:
+            scale = _times(builder, scale, row["supers"], above)
+    if form.offsets == "zeros":
+        return Group(scale, number(builder, row["zeros"], index, "i8"))
+    if not form.offsets:
+        return Group(scale)
+    offset = number(builder, row["offsets"], index, form.offsets)
+    if form.offsets == "u8":
+        offset = _times(builder, offset, row["floors"], above)
+    return Group(scale, None, offset)
+
+
+def _times(builder, value, plane, index):
+    return builder.fmul(value, number(builder, plane, index, "f32"), flags=_ONCE)
+
+
+def _group_index(builder, form, block, part, count):
+    """The number of a group in its row."""
+    if not form.group:
+        return I64(0)
+    if form.group >= BLOCK:
+        return builder.udiv(block, I64(form.group // BLOCK))
+    within = I64(part)
+    if count is not None:  # a group past the end of the row has no scale
+        exists = builder.icmp_signed(">", count, I64(part * form.group))
+        within = builder.select(exists, within, I64(0))
+    return builder.add(builder.mul(block, I64(BLOCK // form.group)), within)
 
 
 # ---------------------------------------------------------------- a block
 
 
 def block_vectors(builder, form, row, block, count=None):
-    """The VECTORS LLVM vectors of one block of a row, {plane: address}."""
-    scales = _block_scales(builder, form, row, block)
-    if form.codes == "c4" and form.group >= BLOCK and jit.target().has("avx512f"):
-        return _looked_up(builder, form, row, block, *scales[0])
-    vectors = _code_floats(builder, form, row, block, count)
-    return [scaled(builder, v, *pair) for v, pair in zip(vectors, scales, strict=True)]
+    """The VECTORS LLVM vectors of one block of a row, {plane: address}.
+
+    Of a block of which `count` elements exist, what follows them is finite if its group is.
+    """
+    groups = _groups(builder, form, row, block, count)
+    packed = sum(fields(form))
+    if packed and 1 << packed <= LANES and form.group % BLOCK == 0:
+        # all weights that the block can have, as often as there is room for, then lookups
+        table = constant(table_of(form) * (LANES >> packed), _VF)
+        if form.zero:
+            table = builder.fsub(table, constant(float(form.zero), _VF))
+        table = groups[0].of(builder, table)
+        return [lookup(builder, table, part) for part in indices(builder, form, row, block)]
+    codes = numbers(builder, form, row, block, count)
+    return [group.of(builder, part) for part, group in zip(codes, groups, strict=True)]
 
 
 def decoder(form):
     """Intrinsics (whole, partial) that decode block `block` of R rows.
 
     whole(rows, block) and partial(rows, block, count) give R * VECTORS vectors, row by row; `rows`
-    is what `plane_rows` gives, `count` < 32 the number of elements that exist (zeros after them).
+    is what `plane_rows` gives, `count` < 32 the number of elements that exist.
     """
 
     def make(rows, block, count=None):
@@ -288,7 +257,7 @@ def _columns(rows, block, count=None):
         out = []
         for i in range(len(rows)):
             address = builder.add(builder.extract_value(values[0], i), offset)
-            out += _flat(builder, "f32", address, tail)
+            out += elements(builder, "f32", address, tail)
         return context.make_tuple(builder, result, out)
 
     tail_type = () if count is None else (types.int64,)
@@ -334,8 +303,12 @@ SPAN = 4  # blocks
 
 def has_spans(form) -> bool:
     """Whether `span_contractor` has the form."""
-    plain = form.codes == "c8" and not form.super and not form.offsets
-    return plain and (form.group in (32, 64) or (form.group > 0 and form.group % 128 == 0))
+    plain = form.codes == "c8" and not (form.zero or form.super or form.offsets)
+    return (
+        plain
+        and form.factor == 1.0
+        and (form.group in (32, 64) or (form.group > 0 and form.group % 128 == 0))
+    )
 
 
 def span_contractor(form):
@@ -354,12 +327,12 @@ def span_contractor(form):
             offset = builder.mul(values[2], I64(BLOCK * 4))
             xs = [builder.add(builder.extract_value(values[1], m), offset) for m in range(columns)]
             blocks = range(0, SPAN * BLOCK * 4, BLOCK * 4)
-            xs = [[_flat(builder, "f32", builder.add(a, I64(at_)), None) for at_ in blocks]
+            xs = [[elements(builder, "f32", builder.add(a, I64(at_)), None) for at_ in blocks]
                   for a in xs]  # fmt: skip
             for r, row in enumerate(split_rows(builder, form, values[0])):
                 scales = _span_scales(builder, form, row, values[2])
                 codes = [
-                    _code_floats(builder, form, row, builder.add(values[2], I64(b)), None)
+                    numbers(builder, form, row, builder.add(values[2], I64(b)), None)
                     for b in range(SPAN)
                 ]
                 for m in range(columns):
@@ -393,7 +366,8 @@ def _span_scales(builder, form, row, block):
     llvm, size = STORED[form.scale]
     where = at(builder, row["scales"], builder.mul(index, I64(size)), ir.VectorType(llvm, groups))
     values = decode(builder, builder.load(where, align=1), form.scale)
-    return [builder.shuffle_vector(values, values, constant(g)) for g in range(groups)]
+    lanes = ir.VectorType(I32, LANES)
+    return [builder.shuffle_vector(values, values, constant(g, lanes)) for g in range(groups)]
 
 
 def _fma(builder, a, b, c):

@@ -2,7 +2,8 @@
 
 from numba import int64
 
-from boostr.backends.numpy.kernels.products.weights import BLOCK, decoder, has_tail, plane_rows
+from boostr.backends.numpy.kernels.products.codes import BLOCK, has_tail
+from boostr.backends.numpy.kernels.products.weights import decoder, plane_rows, scales_last
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import f32, i32, i64, put, stack
 from boostr.backends.numpy.kernels.runtime.simd import inline, mul
@@ -15,7 +16,7 @@ def row_decoder(form):
     """decode(params, row, y): one row of WIDTH elements as f32."""
     whole, partial = decoder(form)
     rows_of, tails = plane_rows(form, 1), has_tail(form)
-    row_scale = not form.is_float and not form.group
+    row_scale = scales_last(form)
 
     @inline
     def decode(params, row, y):

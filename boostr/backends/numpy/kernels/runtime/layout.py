@@ -23,23 +23,26 @@ ASLEEP, WOKEN, SEEN = 0, 1, 2
 
 # Where kernels find a weight: for each plane that its form has the address and the bytes from one
 # row to the next (see `boostr.quant.scheme`; floats are `codes` too).
-CODES, HIGH, SCALES, SUPERS, OFFSETS = range(0, 10, 2)
-PLANES = {"codes": CODES, "high": HIGH, "scales": SCALES, "supers": SUPERS, "offsets": OFFSETS}
-PLANE_WORDS = 10  # kernels' own parameters follow
+CODES, HIGH, SCALES, SUPERS, OFFSETS, FLOORS, ZEROS = range(0, 14, 2)
+PLANES = {
+    "codes": CODES, "high": HIGH, "scales": SCALES, "supers": SUPERS,
+    "offsets": OFFSETS, "floors": FLOORS, "zeros": ZEROS,
+}  # fmt: skip
+PLANE_WORDS = 14  # kernels' own parameters follow
 
 # the parameters of the linear kernels; strides of x, y and the residual in elements, addresses of
 # things that are absent 0
-X, LDX, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(PLANE_WORDS, 22)
-LINEAR_PARAMS = 22
+X, LDX, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(PLANE_WORDS, 26)
+LINEAR_PARAMS = 26
 
 # the parameters of `embedding.gather` and of `quant.dequantize`
-IDS, TABLE_ROWS, OUT, WIDTH = range(PLANE_WORDS, 14)
-TABLE_PARAMS = 14
+IDS, TABLE_ROWS, OUT, WIDTH = range(PLANE_WORDS, 18)
+TABLE_PARAMS = 18
 
 
 # the parameters of `repack`: GGUF blocks, bytes from one row of them to the next, blocks in a row
-BLOCKS, BLOCK_ROW_BYTES, BLOCK_COUNT = range(PLANE_WORDS, 13)
-REPACK_PARAMS = 13
+BLOCKS, BLOCK_ROW_BYTES, BLOCK_COUNT = range(PLANE_WORDS, 17)
+REPACK_PARAMS = 17
 
 
 def digit_record(lanes: int) -> int:

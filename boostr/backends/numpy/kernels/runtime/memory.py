@@ -7,6 +7,7 @@ pointer); `load_n(p, i, n)` reads only the first n <= LANES and puts zeros after
 `store_n` write. `p + n` is the pointer n elements on. A tuple of pointers loads a tuple of vectors.
 """
 
+import math
 import operator
 
 from llvmlite import ir
@@ -22,6 +23,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
     AbstractTemplate,
     call,
+    constant,
     f32x,
     i32x,
     infer_global,
@@ -86,6 +88,12 @@ def _locate(builder, base, index, size, llvm):
     return builder.inttoptr(builder.add(base, builder.mul(index, I64(size))), ir.PointerType(llvm))
 
 
+def at(builder, address, offset, llvm):
+    """The typed pointer to `offset` bytes (a number or a value) after an address."""
+    offset = I64(offset) if isinstance(offset, int) else offset
+    return builder.inttoptr(builder.add(address, offset), ir.PointerType(llvm))
+
+
 # ---------------------------------------------------------------- decoding
 
 
@@ -107,6 +115,29 @@ def _half_bits(builder, bits):
     return builder.bitcast(builder.or_(magnitude, sign), kind)
 
 
+def _e8m0(builder, raw):
+    """2**(raw - 127): the exponent of an f32, but for the two ends, 2**-127 and NaN."""
+    kind = ir.VectorType(I32, raw.type.count)
+    bits = builder.zext(raw, kind)
+    next_ = builder.and_(builder.add(bits, constant(1, kind)), constant(255, kind))
+    end = builder.icmp_unsigned("<=", next_, constant(1, kind))
+    exponent = builder.shl(bits, constant(23, kind))
+    half = builder.or_(exponent, constant(1 << 22, kind))
+    return builder.bitcast(builder.select(end, half, exponent), ir.VectorType(F32, kind.count))
+
+
+def _e4m3(builder, raw):
+    """An f16 of the same bits has an exponent that is 8 less; all ones are NaN, not a number."""
+    kind = ir.VectorType(I16, raw.type.count)
+    wide = builder.zext(raw, kind)
+    size = builder.shl(builder.and_(wide, constant(0x7F, kind)), constant(7, kind))
+    sign = builder.shl(builder.and_(wide, constant(0x80, kind)), constant(8, kind))
+    value = decode(builder, builder.or_(size, sign), "f16")
+    nan = builder.icmp_unsigned("==", size, constant(0x7F << 7, kind))
+    value = builder.fmul(value, constant(256.0, value.type))
+    return builder.select(nan, constant(math.nan, value.type), value)
+
+
 def decode(builder, raw, form: str):
     """A vector of stored elements as f32 (i32 for form i32)."""
     if form in ("f32", "i32"):
@@ -120,7 +151,12 @@ def decode(builder, raw, form: str):
         if jit.target().converts_f16:
             return builder.fpext(builder.bitcast(raw, ir.VectorType(F16, wide.count)), kind)
         return _half_bits(builder, builder.zext(raw, wide))
+    if form in _BYTE_FLOATS:
+        return _BYTE_FLOATS[form](builder, raw)
     return builder.sitofp((builder.sext if form == "i8" else builder.zext)(raw, wide), kind)
+
+
+_BYTE_FLOATS = {"e8m0": _e8m0, "e4m3": _e4m3}
 
 
 def _decode_item(builder, raw, form: str):

@@ -71,6 +71,11 @@ def splat(builder, value, lanes):
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
 
+def constant(value, kind):
+    """A vector of this type whose elements all are `value`, or are those of a list."""
+    return ir.Constant(kind, list(value) if isinstance(value, list) else [value] * kind.count)
+
+
 def call(builder, name, result, args):
     """A call of the LLVM intrinsic `name`, declared on first use."""
     module = builder.module
