@@ -109,7 +109,7 @@ codes = rng.integers(0, 16, (6, 128)).astype(np.uint8)
 scales = rng.standard_normal((6, 2)).astype(np.float16)
 parts = {**pack_codes(codes, 4), "scales": scales}
 parts = {name: Tensor(part, backend="numpy") for name, part in parts.items()}
-weight = QuantizedTensor(SCHEMES["int4-g64"], (6, 128), parts)
+weight = QuantizedTensor(SCHEMES["int4-f16"], (6, 128), parts)
 truth = (codes - 8.0) * np.repeat(scales.astype(np.float64), 64, 1)
 x = rng.standard_normal((3, 128)).astype(np.float32)
 with strict():  # 4-bit codes have kernels: no code is written for a scheme
