@@ -17,7 +17,7 @@ from typing import Any
 from boostr import autograd, backends, env
 from boostr.backends.base import Backend
 from boostr.errors import BackendError, FallbackError
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -63,9 +63,9 @@ class Op:
             outputs = self.composite(*args, **options)
         else:
             backend = common_backend(self.name, inputs)
-            adapted = _has_adapter(args)
-            run = self._find(backend, adapted, args, options)
-            parts = run is self.composite and (self.vjp is None or adapted)
+            apart = _taken_apart(args)
+            run = self._find(backend, apart, args, options)
+            parts = run is self.composite and (self.vjp is None or apart is not None)
             if parts or not autograd.is_enabled():
                 return run(*args, **options)  # its parts are recorded, or nothing is
             with autograd.no_grad():
@@ -73,13 +73,13 @@ class Op:
         return autograd.record(self, inputs, args, options, outputs)
 
     def _find(
-        self, backend: Backend, adapted: bool, args: tuple, options: dict
+        self, backend: Backend, form: str | None, args: tuple, options: dict
     ) -> Callable[..., Any]:
         kernel = backend.kernel(self.name)
         if isinstance(kernel, str):
             reason, apart = kernel, self.fusion
-        elif adapted:
-            reason, apart = "a weight has a low-rank adapter", True
+        elif form is not None:
+            reason, apart = form, True
         else:
             reason, apart = kernel.supports(*args, **options), self.fusion
             if reason is None:
@@ -107,12 +107,18 @@ def tensors_in(args: Any) -> Iterator[Tensor]:
             yield from tensors_in(arg)
 
 
-def _has_adapter(args: Any) -> bool:
-    """Whether a weight among the arguments has a form that products take apart: its parts go
-    through the same ops, and strict mode checks these."""
-    return any(
-        isinstance(arg, LowRank) or (isinstance(arg, list) and _has_adapter(arg)) for arg in args
-    )
+def _taken_apart(args: Any) -> str | None:
+    """What form a weight among the arguments has that products take apart, if one has: its parts
+    go through the same ops, and strict mode checks these."""
+    for arg in args:
+        if isinstance(arg, LowRank):
+            return "a weight has a low-rank adapter"
+        if isinstance(arg, Ordered):
+            return "a weight has its inputs in another order (desc_act)"
+        form = _taken_apart(arg) if isinstance(arg, list) else None
+        if form is not None:
+            return form
+    return None
 
 
 def common_backend(op: str, inputs: list[Tensor]) -> Backend:

@@ -57,6 +57,35 @@ class Cache(NamedTuple):
     kv_lens: Tensor
 
 
+class Ordered(NamedTuple):
+    """A weight whose inputs are sorted, so that those that share a scale lie together (GPTQ's
+    desc_act): column j is that of input order[j]. A form like any other, as LowRank.
+
+    Attributes:
+        base: [N, K].   order: int32 [K], each input once.
+    """
+
+    base: QuantizedTensor
+    order: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes + self.order.nbytes
+
+    @property
+    def size(self) -> int:
+        """Weights as numbers."""
+        return self.base.size
+
+    def rows(self, start: int, stop: int) -> Ordered:
+        """Outputs [start, stop), as views."""
+        return Ordered(self.base.rows(start, stop), self.order)
+
+
 class LowRank(NamedTuple):
     """A weight with an adapter over it: base + scale · up · down. A form like any other: products
     and embeddings take it wherever they take its base.
@@ -66,7 +95,7 @@ class LowRank(NamedTuple):
     Source: Hu et al. 2021, LoRA.
     """
 
-    base: Tensor | QuantizedTensor
+    base: Tensor | QuantizedTensor | Ordered
     down: Tensor
     up: Tensor
     scale: float = 1.0

@@ -23,7 +23,7 @@ from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop
 from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 
 EXCLUDED = (
@@ -287,6 +287,7 @@ def _stored_form(model: LanguageModel) -> str:
     totals: dict[str, int] = {}
     for weight in model.module.weights().values():
         stored = weight.base if isinstance(weight, LowRank) else weight
+        stored = stored.base if isinstance(stored, Ordered) else stored
         packed = isinstance(stored, QuantizedTensor)
         form = stored.scheme.name if packed else str(stored.dtype)
         totals[form] = totals.get(form, 0) + weight.nbytes

@@ -18,7 +18,7 @@ from boostr.io.tokenizer_gguf import check_kind, has_tokenizer
 from boostr.models import family_of
 from boostr.models.config import RawConfig
 from boostr.models.gguf_config import hf_config
-from boostr.models.quantized import quantization_method, refuse_quantized
+from boostr.models.quantized import method_of, quantization_method
 
 _INDICES = ("BOOL", "I64", "I32", "I16")  # types of buffers and masks, which are no parameters
 # what is shown of a config: name -> key after "<architecture>." in GGUF metadata
@@ -190,7 +190,7 @@ def _refusal(config: RawConfig, raw: dict[str, Any]) -> str | None:
     if not raw:
         return "no config.json beside the tensors"
     try:
-        refuse_quantized(raw, config.source)
+        method_of(raw, config.source)
         _read_config(config)
     except BoostrError as error:
         return _short(error, Path(config.source))

@@ -23,7 +23,7 @@ from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf import gguf_plan, gguf_weights
 from boostr.models.gguf_config import hf_config
-from boostr.models.quantized import refuse_quantized
+from boostr.models.quantized import method_in, quantized_plan
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
 from boostr.quant.scheme import embedding_scheme, parse_scheme
@@ -110,13 +110,11 @@ def _folder_config(folder: Path) -> RawConfig:
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Model:
-    refuse_quantized(config.raw, config.source)
-    separate = weights / "hf_quant_config.json"  # ModelOpt's
-    refuse_quantized(read_object(separate), str(separate))
+    method = method_in(weights, config.raw)
     module = _empty_module(config)
+    plan = quantized_plan(method) + module.load_plan(module.config)
     with open_safetensors(weights) as files:
         stored = stored_weights(files, str(weights))
-        plan = module.load_plan(module.config)
         load_parameters(module, CheckpointWeights(stored, str(weights), plan), backend, **options)
     return module
 

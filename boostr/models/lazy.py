@@ -19,7 +19,6 @@ from boostr.errors import ModelFileError
 from boostr.io.mapping import release
 from boostr.nn.module import Weight
 from boostr.ops.blocks import read_blocks
-from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Index = range | np.ndarray  # what is taken along one axis: evenly spaced, or any
@@ -89,15 +88,25 @@ def row_axis(shape: Sequence[int]) -> int:
 
 
 class FromFile(LazyWeight):
-    """A tensor of the checkpoint; `get` gives it as a view of the file."""
+    """A tensor of the checkpoint; `array` gives all of it as a view of the file."""
 
     def __init__(
-        self, path: str, name: str, shape: tuple[int, ...], get: Callable[[], np.ndarray]
+        self, path: str, name: str, shape: tuple[int, ...], array: Callable[[], np.ndarray]
     ) -> None:
-        self.path, self.sources, self.shape, self._get = path, (name,), shape, get
+        self.path, self.sources, self.shape, self.array = path, (name,), shape, array
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"tensor {self.sources[0]!r}"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its elements."""
+        return self.array().dtype
 
     def read(self, indices: Indices) -> np.ndarray:
-        return pick(self._get(), indices)
+        return pick(self.array(), indices)
 
 
 class Held(LazyWeight):
@@ -108,8 +117,8 @@ class Held(LazyWeight):
         self.shape = tuple(value.shape)
 
     def read(self, indices: Indices) -> np.ndarray:
-        if isinstance(self.value, QuantizedTensor):
-            raise ModelFileError(f"{self.sources[0]} is packed as {self.value.scheme.name}")
+        if not isinstance(self.value, np.ndarray | Tensor):
+            raise ModelFileError(f"{self.sources[0]} is packed, and has no form in this checkpoint")
         array = self.value if isinstance(self.value, np.ndarray) else self.value.numpy()
         return pick(array, indices)
 
@@ -131,13 +140,13 @@ class Cut(LazyWeight):
 
     def __init__(self, inner: LazyWeight, indices: Indices) -> None:
         if isinstance(inner, Cut):
-            inner, indices = inner.inner, _composed(inner.indices, indices)
+            inner, indices = inner.inner, composed(inner.indices, indices)
         self.inner, self.indices = inner, indices
         self.path, self.sources, self.kind = inner.path, inner.sources, inner.kind
         self.shape = tuple(len(index) for index in indices)
 
     def read(self, indices: Indices) -> np.ndarray:
-        return self.inner.read(_composed(self.indices, indices))
+        return self.inner.read(composed(self.indices, indices))
 
 
 def whole_of(parts: Sequence[LazyWeight]) -> LazyWeight | None:
@@ -271,7 +280,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step))
 
 
-def _composed(outer: Indices, inner: Indices) -> Indices:
+def composed(outer: Indices, inner: Indices) -> Indices:
     """What `inner` takes of what `outer` takes."""
     out: list[Index] = []
     for taken, index in zip(outer, inner, strict=True):

@@ -1,35 +1,93 @@
-"""Checkpoints that are quantized already: which method, and that this version does not read it."""
+"""Checkpoints that are quantized already: which method a config names, and the rules for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from boostr.errors import ModelFileError
+import numpy as np
+
+from boostr import dtypes
+from boostr.errors import DTypeError, ModelFileError
+from boostr.io.settings import read_object
+from boostr.models import plan
+from boostr.models.assemble import assemble
+from boostr.models.plan import LoadPlan
+from boostr.quant.formats.compressed_tensors import CompressedTensors
+from boostr.quant.formats.layout import Method
+from boostr.quant.formats.mlx import MLX
+from boostr.quant.formats.table import Table
+
+METHODS = {"compressed-tensors": CompressedTensors, "mlx": MLX}
+# where a config says it: transformers' key, an old one of compressed-tensors, that of MLX and of
+# ModelOpt, which has it in a file of its own
+KEYS = ("quantization_config", "compression_config", "quantization")
+_CACHE_SCALES = (".q_scale", ".k_scale", ".v_scale")  # of attention in 8 bits
 
 
 def quantization_method(raw: Mapping[str, Any]) -> str | None:
     """The method that a config.json names, such as "gptq"; None for plain weights.
 
-    `quantization_config` is transformers' key, `compression_config` an old one of
-    compressed-tensors; MLX writes `quantization` with bits and group size alone, and ModelOpt, in
-    a file of its own, `quantization` with `quant_algo`.
+    MLX writes bits and group size alone, ModelOpt's own file `quant_algo`.
     """
-    for key in ("quantization_config", "compression_config", "quantization"):
+    found = _table(raw)
+    if found is None:
+        return None
+    key, table = found
+    named = table.get("quant_method") or table.get("quant_algo")
+    return str(named) if named else "mlx" if "group_size" in table else f"unnamed ({key})"
+
+
+def method_of(raw: Mapping[str, Any], source: str) -> Method | None:
+    """How the weights of a config.json are quantized; None if they are plain.
+
+    Raises:
+        ModelFileError: a method, or an option of it, that boostr does not read; no weight has been.
+    """
+    name, found = quantization_method(raw), _table(raw)
+    if name is None or found is None:
+        return None
+    if name not in METHODS:
+        raise ModelFileError(
+            f"{source}: the weights are quantized by the method {name!r}, which boostr does not "
+            f"read; it reads {', '.join(METHODS)}, safetensors of float32, float16 and bfloat16, "
+            "and GGUF files. Take the model that this one was made from (and quantize="
+            '"int8" to pack it), or a GGUF of it'
+        )
+    key, table = found
+    return METHODS[name](Table(table, f"{source}: {key}"), _float_dtype(raw))
+
+
+def method_in(folder: Path, raw: Mapping[str, Any]) -> Method | None:
+    """As `method_of`, of a folder with this config.json: ModelOpt may say it in a file beside."""
+    separate = folder / "hf_quant_config.json"
+    said = _table(raw) or not separate.is_file()
+    source = folder / "config.json" if said else separate
+    return method_of(raw if said else {**raw, **read_object(separate)}, str(source))
+
+
+def quantized_plan(method: Method | None) -> LoadPlan:
+    """The rules that make packed weights of a checkpoint's tensors, under its own names: what comes
+    before a family's plan. Empty for plain weights."""
+    if method is None:
+        return LoadPlan()
+    return LoadPlan((assemble(method), plan.leftover(suffixes=_CACHE_SCALES)))
+
+
+def _table(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """(key, table) of a config that says how weights are quantized."""
+    for key in KEYS:
         table = raw.get(key)
-        if not isinstance(table, Mapping) or not table:
-            continue
-        named = table.get("quant_method") or table.get("quant_algo")
-        return str(named) if named else "mlx" if "group_size" in table else f"unnamed ({key})"
+        if isinstance(table, Mapping) and table:
+            return key, table
     return None
 
 
-def refuse_quantized(raw: Mapping[str, Any], source: str) -> None:
-    """Raises ModelFileError, before any weight is read, if a config names a method."""
-    method = quantization_method(raw)
-    if method is not None:
-        raise ModelFileError(
-            f"{source}: the weights are quantized by the method {method!r}, which boostr does not "
-            "read; it reads safetensors of float32, float16 and bfloat16, and GGUF files. Take the "
-            'model that this one was made from (and quantize="int8" to pack it), or a GGUF of it'
-        )
+def _float_dtype(raw: Mapping[str, Any]) -> np.dtype:
+    """The dtype that the weights had before."""
+    try:
+        dtype = dtypes.parse(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    except DTypeError:
+        return dtypes.float32
+    return dtype if dtype in dtypes.MODEL_FLOATS else dtypes.float32

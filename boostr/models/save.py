@@ -12,8 +12,9 @@ from boostr.errors import ModelFileError
 from boostr.io.safetensors import INDEX, SINGLE, save
 from boostr.models.lazy import Held, LazyWeight, whole
 from boostr.models.plan import LoadPlan
+from boostr.models.quantized import KEYS, method_of, quantized_plan
 from boostr.nn.module import Module
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 
 SHARD_BYTES = 5_000_000_000  # as transformers
@@ -55,10 +56,13 @@ def save_folder(
             "Hugging Face folder; it cannot be saved as one"
         )
     chosen = module.load_plan(config) if plan is None else plan  # type: ignore[attr-defined]
+    packed = any(isinstance(weight, QuantizedTensor) for weight in module.weights().values())
+    said = {k: v for k, v in config.extra.items() if packed or k not in KEYS}
+    chosen = quantized_plan(method_of(said, "this model")) + chosen
     stored = chosen.save(_held(module))
     _check_unpacked(module, stored)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(config.extra), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
     _write(folder, stored, shard_bytes)
 
 
@@ -68,6 +72,11 @@ def _held(module: Module) -> dict[str, LazyWeight]:
     for name, weight in module.weights().items():
         if isinstance(weight, LowRank):
             raise ModelFileError(f"{name} has an adapter over it; a folder holds merged weights")
+        if isinstance(weight, Ordered):
+            raise ModelFileError(
+                f"{name} has its inputs in another order (desc_act), which is not written; load "
+                "the model with dtype= to save it"
+            )
         held[name] = Held(name, weight)
     return held
 

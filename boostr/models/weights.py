@@ -17,6 +17,7 @@ from boostr.models.lazy import Expected, FromFile, LazyWeight, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
+from boostr.operands import Ordered
 from boostr.quant.scheme import QuantizedTensor, Scheme, embedding_scheme
 from boostr.tensor import Tensor
 
@@ -193,7 +194,9 @@ def _join(layers: Sequence[Module]) -> None:
             layer.weight = weight  # type: ignore[attr-defined]
 
 
-def _stored_as(weight: Weight) -> Scheme | np.dtype:
+def _stored_as(weight: Weight) -> Scheme | np.dtype | int:
+    if isinstance(weight, Ordered):
+        return id(weight)  # alike none: each has an order of its own
     return weight.scheme if isinstance(weight, QuantizedTensor) else weight.dtype
 
 
@@ -205,7 +208,7 @@ def _end_to_end(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _dequantized(weight: Weight) -> Tensor:
-    return ops.dequantize(weight) if isinstance(weight, QuantizedTensor) else weight
+    return weight if isinstance(weight, Tensor) else ops.dequantize(weight)
 
 
 def _converted(weight: Weight, dtype: np.dtype | None) -> Weight:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-Weight = Tensor | QuantizedTensor  # as a checkpoint has it; an adapter may come over it
+Weight = Tensor | QuantizedTensor | Ordered  # as a checkpoint has it; an adapter may come over it
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Module:
                 for index, item in enumerate(value):
                     if isinstance(item, Module):
                         yield from item.parameters(f"{path}.{index}.")
-            elif isinstance(value, Parameter | Tensor | QuantizedTensor | LowRank):
+            elif isinstance(value, Parameter | Tensor | QuantizedTensor | Ordered | LowRank):
                 yield path, self, attribute
 
     def adjacent_weights(self, prefix: str = "") -> Iterator[tuple[str, list[Module]]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from boostr import dtypes
 from boostr.dispatch import Op, common_backend, tensors_in
 from boostr.errors import DTypeError, ShapeError
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.ops import core
 from boostr.ops.linear import Weight
-from boostr.ops.quant import dequantize
+from boostr.ops.quant import dequantize, in_place
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -41,6 +41,8 @@ def _composite(ids: Tensor, weight: Weight, dtype) -> Tensor:
     if isinstance(weight, LowRank):
         low = embedding(ids, weight.up, weight.down.dtype) @ weight.down
         return embedding(ids, weight.base, dtype) + core.cast(low * weight.scale, dtype)
+    if isinstance(weight, Ordered):
+        return in_place(embedding(ids, weight.base, dtype), weight.order)
     if isinstance(weight, Tensor):
         return core.cast(core.take(weight, ids), dtype)
     parts = {name: core.take(part, ids) for name, part in weight.parts.items()}

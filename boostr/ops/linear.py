@@ -7,7 +7,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
-from boostr.operands import LowRank
+from boostr.operands import LowRank, Ordered
 from boostr.ops import core
 from boostr.ops.norm import wide
 from boostr.ops.quant import dequantize, quantize_rows
@@ -16,7 +16,7 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 Plain = Tensor | QuantizedTensor
-Weight = Plain | LowRank
+Weight = Plain | Ordered | LowRank
 _CHUNK = 1 << 22  # weights decoded at a time by the composite, which bounds its memory to 16 MiB
 
 
@@ -31,9 +31,9 @@ def linear(
 
     Args:
         x: [..., K] float.   weight: [N, K], a float tensor of any width, a QuantizedTensor, or
-            either under a LowRank adapter; it is decoded inside the product and x keeps its
-            precision, except under "w8a8", where each row of x is rounded to int8 by its own scale
-            and the products are summed in int32.
+            one with its inputs Ordered, or any under a LowRank adapter; it is decoded inside the
+            product and x keeps its precision, except under "w8a8", where each row of x is rounded
+            to int8 by its own scale and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
         dtype: of the result; default x's.
     Returns:
@@ -66,6 +66,8 @@ def _composite(
 ) -> Tensor:
     if isinstance(weight, LowRank):
         return _adapted(x, weight, bias, residual, dtype)
+    if isinstance(weight, Ordered):
+        return linear(core.take(x, weight.order, -1), weight.base, bias, residual, dtype)
     h = wide(x).reshape(-1, x.shape[-1])
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         y = _rounded(h, weight)

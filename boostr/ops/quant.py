@@ -7,6 +7,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, NumericsError, ShapeError
+from boostr.operands import Ordered
 from boostr.ops import core
 from boostr.quant.scheme import FIELDS, PACK, QuantizedTensor, Scheme, parse_scheme
 from boostr.tensor import Tensor, full
@@ -44,12 +45,20 @@ def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
     return QuantizedTensor(chosen, (N, K), {"codes": codes, "scales": scales})
 
 
-def dequantize(w: QuantizedTensor, dtype: object = "float32") -> Tensor:
+def dequantize(w: QuantizedTensor | Ordered, dtype: object = "float32") -> Tensor:
     """The weight (of its own shape) as floats of `dtype` (float32, float16 or bfloat16)."""
+    if isinstance(w, Ordered):
+        return in_place(dequantize(w.base, dtype), w.order)
     wanted = dtypes.parse(dtype)
     if not dtypes.is_float(wanted):
         raise DTypeError(f"dequantize: dtype must be a float, got {wanted}")
     return _dequantize(w, wanted)
+
+
+def in_place(columns: Tensor, order: Tensor) -> Tensor:
+    """[..., K] whose column j is that of input order[j], with all columns in their own places."""
+    places = Tensor(np.argsort(order.numpy()).astype(np.int32), backend=order.backend)
+    return core.take(columns, places, -1)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,53 +5,46 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boostr import backends, ops
+from boostr import backends, dtypes, ops
 from boostr.errors import ModelFileError
 from boostr.models import plan
 from boostr.models.assemble import assemble
 from boostr.models.lazy import FromFile, Held, whole
 from boostr.models.plan import LoadPlan
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.quant.formats.fields import EACH, Axis, Field
+from boostr.quant.formats.layout import Layout
+from boostr.quant.scheme import SCHEMES
 from boostr.tensor import Tensor
 
 GROUP = 32
-PARTS = tuple(ops.quantize(Tensor(np.ones((2, GROUP), np.float32)), "int8-g32").parts)
 
 
 class Turned:
     """A method as GPTQ's: codes int8 [K, N] and scales [G, N], both the other way round."""
 
+    name = "turned"
+    marks = ("qweight",)
     parts = ("qweight", "scales")
 
-    def shape(self, parts):
-        return parts["qweight"].shape[::-1]
+    def layout(self, module, tensors):
+        K, N = tensors["qweight"].shape
+        return self._layout(N, K)
 
-    def cut(self, parts, axis, index):
-        scales = index
-        if axis == 1:
-            if index.start % GROUP or index.stop % GROUP:
-                raise ModelFileError(f"columns can be cut at multiples of {GROUP}, got {index}")
-            scales = range(index.start // GROUP, index.stop // GROUP)
-        return {
-            "qweight": parts["qweight"].take(1 - axis, index),
-            "scales": parts["scales"].take(1 - axis, scales),
-        }
+    def _layout(self, N, K):
+        codes = Field("qweight", EACH, EACH, (dtypes.int8,), turned=True)
+        scales = Field("scales", EACH, Axis(GROUP), (dtypes.float32,), turned=True)
+        fields = {"codes": codes, "scales": scales}
+        return Layout((N, K), SCHEMES["int8-g32"], fields, stored=lambda numbers: numbers)
 
-    def weight(self, parts, backend):
-        arrays = [parts[p].read(whole(parts[p].shape)).T.copy() for p in self.parts]
-        made = {n: Tensor(a, backend=backend) for n, a in zip(PARTS, arrays, strict=True)}
-        return QuantizedTensor(SCHEMES["int8-g32"], arrays[0].shape, made)
-
-    def store(self, weight):
-        if weight.scheme.name != "int8-g32":
-            return None
-        arrays = (weight.parts[name].numpy().T for name in PARTS)
-        return dict(zip(self.parts, arrays, strict=True))
+    def written(self, module, weight):
+        return self._layout(*weight.shape).written(weight)
 
 
 PLAN = LoadPlan((
-    assemble("layers.{i}.{path}", Turned()),
+    assemble(Turned()),
     plan.rows("layers.{i}.qkv", [("layers.{i}.q", 4), ("layers.{i}.k", 2)]),
+    plan.heads("layers.{i}.heads", 2, [("layers.{i}.hq", 2), ("layers.{i}.hk", 1)]),
+    plan.interleaved("layers.{i}.both", ["layers.{i}.gate", "layers.{i}.up"]),
 ))  # fmt: skip
 
 
@@ -63,8 +56,8 @@ def packed():
 
 def checkpoint(packed):
     arrays = {
-        "layers.0.proj.qweight": packed.parts[PARTS[0]].numpy().T,
-        "layers.0.proj.scales": packed.parts[PARTS[1]].numpy().T,
+        "layers.0.proj.qweight": packed.parts["codes"].numpy().T,
+        "layers.0.proj.scales": packed.parts["scales"].numpy().T,
         "norm.scales": np.ones(3, np.float32),
     }
     return arrays, {n: FromFile("tiny", n, a.shape, lambda a=a: a) for n, a in arrays.items()}
@@ -91,12 +84,19 @@ def test_rows_and_columns_are_cut_in_the_parts(packed):
         weight.columns(0, 16)
 
 
-def test_other_rules_cut_packed_weights(packed):
-    stored = checkpoint(packed)[1]
-    stored = {n.replace("proj", "qkv"): weight for n, weight in stored.items()}
+@pytest.mark.parametrize(
+    ("stored_as", "parts"),
+    [
+        ("qkv", {"q": [0, 1, 2, 3], "k": [4, 5]}),
+        ("heads", {"hq": [0, 1, 3, 4], "hk": [2, 5]}),
+        ("both", {"gate": [0, 2, 4], "up": [1, 3, 5]}),
+    ],
+)
+def test_other_rules_cut_packed_weights(stored_as, parts, packed):
+    stored = {n.replace("proj", stored_as): w for n, w in checkpoint(packed)[1].items()}
     naming = PLAN.load(stored)
     want = ops.dequantize(packed).numpy()
-    for name, rows in (("q", slice(0, 4)), ("k", slice(4, 6))):
+    for name, rows in parts.items():
         got = naming.weights[f"layers.0.{name}.weight"].weight(backends.get("numpy"))
         assert np.array_equal(ops.dequantize(got).numpy(), want[rows])  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ def test_a_part_that_is_missing_is_a_problem(packed):
     stored = checkpoint(packed)[1]
     del stored["layers.0.proj.scales"]
     naming = PLAN.load(stored)
-    assert naming.problems == ["layers.0.proj: has qweight, but not scales"]
+    assert naming.problems == ["layers.0.proj (turned): scales missing"]
 
 
 def test_packed_weights_are_not_turned(packed):
