@@ -288,8 +288,7 @@ def _stored_form(model: LanguageModel) -> str:
     for weight in model.module.weights().values():
         stored = weight.base if isinstance(weight, LowRank) else weight
         stored = stored.base if isinstance(stored, Ordered) else stored
-        packed = isinstance(stored, QuantizedTensor)
-        form = stored.scheme.name if packed else str(stored.dtype)
+        form = stored.scheme.name if isinstance(stored, QuantizedTensor) else str(stored.dtype)
         totals[form] = totals.get(form, 0) + weight.nbytes
     return max(totals, key=totals.__getitem__)
 

@@ -72,7 +72,7 @@ def test_parts_become_one_weight(packed):
     weight = naming.weights["layers.0.proj.weight"]
     assert weight.shape == (6, 96)
     got = weight.weight(backends.get("numpy"))
-    assert np.array_equal(ops.dequantize(got).numpy(), ops.dequantize(packed).numpy())
+    assert np.array_equal(ops.dequantize(got).numpy(), ops.dequantize(packed).numpy())  # type: ignore[arg-type]
 
 
 def test_rows_and_columns_are_cut_in_the_parts(packed):

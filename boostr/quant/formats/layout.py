@@ -119,9 +119,12 @@ class Method(Protocol):
         parts: what all tensors of a packed weight may end with.
     """
 
-    name: str
-    marks: tuple[str, ...]
-    parts: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def marks(self) -> tuple[str, ...]: ...
+    @property
+    def parts(self) -> tuple[str, ...]: ...
 
     def layout(self, module: str, tensors: Tensors) -> Layout:
         """How the weight of a module lies in its tensors; their headers and small ones are read.
