@@ -35,6 +35,9 @@ BACKEND = Variable(
 DTYPE = Variable(
     "BOOSTR_DTYPE", "", "dtype that weights are converted to at load; empty keeps the stored one."
 )
+KV_DTYPE = Variable(
+    "BOOSTR_KV_DTYPE", "", "how keys and values are kept: int8 or int4; empty keeps them as floats."
+)
 NUM_THREADS = Variable(
     "BOOSTR_NUM_THREADS", "0", "threads of the numpy backend's kernels; 0 is one for each core."
 )
@@ -71,6 +74,7 @@ REQUIRE = Variable(
 VARIABLES = (
     BACKEND,
     DTYPE,
+    KV_DTYPE,
     NUM_THREADS,
     CACHE,
     STRICT,

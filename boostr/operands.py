@@ -3,7 +3,9 @@ gradient tape see the tensors inside; nothing here computes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+from boostr.quant.kv import KVForm, kv_form_of
 
 if TYPE_CHECKING:
     from boostr.quant.scheme import QuantizedTensor
@@ -42,16 +44,46 @@ class Rope(NamedTuple):
     layout: str = "split-half"
 
 
+class PackedKV(NamedTuple):
+    """Keys or values of a cache in a packed form; `boostr/quant/kv.py` says what the planes are."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def form(self) -> KVForm:
+        return kv_form_of(self.codes.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[NB, bs, K, D], of the numbers that are kept."""
+        *lead, width = self.codes.shape
+        return (*lead, width * 8 // self.form.bits)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+
+KV = Union["Tensor", PackedKV]  # what keeps keys or values, [NB, bs, K, D]
+
+
+def planes_of(kept: KV) -> tuple[Tensor, ...]:
+    """The tensors that keys or values are kept in."""
+    return kept if isinstance(kept, PackedKV) else (kept,)
+
+
 class Cache(NamedTuple):
     """Where the keys and values of one layer are kept, and where new tokens of it go.
 
     Attributes:
-        keys, values: [NB, bs, K, D] and [NB, bs, K, Dv].   slots: int32 [T], negative: not written.
+        keys, values: [NB, bs, K, D] and [NB, bs, K, Dv], floats or packed, alike.
+        slots: int32 [T], negative: not written.
         block_table: int32 [B, max_blocks].   kv_lens: int32 [B], the new tokens included.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: KV
+    values: KV
     slots: Tensor
     block_table: Tensor
     kv_lens: Tensor

@@ -32,7 +32,7 @@ def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: object) 
     folder.mkdir(parents=True, exist_ok=True)
     raw = {**CONFIG, **changes}
     (folder / "config.json").write_text(json.dumps(raw))
-    config = RawConfig({**CONFIG, "model_type": "llama"}, "tiny")
+    config = RawConfig({**raw, "model_type": "llama"}, "tiny")
     made = family("llama", "tiny")
     rng = np.random.default_rng(7)
     weights = {}

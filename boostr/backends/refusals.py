@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from boostr import dtypes
-from boostr.operands import HeadNorms, Norm
+from boostr.operands import KV, HeadNorms, Norm, PackedKV
 from boostr.tensor import Tensor
 
 
@@ -48,7 +48,14 @@ def quantize(w: Tensor, group: int) -> str | None:
     return only_floats(w) if w.shape[1] else "the weight has no inputs"
 
 
-def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> str | None:
+def packed_kv(kept: KV) -> str | None:
+    """Kernels that read or write keys and values as floats."""
+    return f"a cache of {kept.form.name}" if isinstance(kept, PackedKV) else None
+
+
+def kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> str | None:
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return packed_kv(k_cache) or packed_kv(v_cache)
     if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
         return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
     return only_floats(k, k_cache)

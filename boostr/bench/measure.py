@@ -109,6 +109,7 @@ class Report:
         peak_bytes: resident memory above the start, with loading (on a GPU: its memory taken); None
             if the system does not say.
         compiled_kernels: in this run; if not 0, the compiler is in peak_bytes.
+        kv_dtype: of keys and values in the cache.   kv_token_bytes: of both, of a token.
         read_bandwidth: bytes/s, read by the CPU or copied by the GPU; None where not measured.
     """
 
@@ -118,6 +119,8 @@ class Report:
     parameters: int
     weight_bytes: int
     step_weight_bytes: int
+    kv_dtype: str
+    kv_token_bytes: int
     backend: str
     threads: int
     load_seconds: float
@@ -153,6 +156,7 @@ def bench(
         rows.append(measure(prompt or generate, workload.repetitions))
         if on_row is not None:
             on_row(rows[-1])
+    form = model.runner.kv_form
     backend, threads = model.backend, env.num_threads()
     on_device = backend.used_memory()
     peak = memory.above_start() if on_device is None else on_device
@@ -163,6 +167,8 @@ def bench(
         parameters=model.parameter_count,
         weight_bytes=model.weight_bytes,
         step_weight_bytes=_step_weight_bytes(model),
+        kv_dtype=form.name if form else str(model.module.activation_dtype),
+        kv_token_bytes=model.runner.kv_token_bytes,
         backend=backend.device,
         threads=threads,
         load_seconds=load_seconds,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boostr import env
-from boostr.cli.options import ModelChoice, as_json, model_choice
+from boostr.cli.options import ModelChoice, as_json, decoder_choice
 from boostr.cli.output import human_bytes, human_count, print_json
 from boostr.cli.types import Counts
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@model_choice
+@decoder_choice
 @click.option(
     "-p",
     "prompt",
@@ -125,6 +125,8 @@ def _flat(report: Report, row: Row) -> dict[str, Any]:
         "weights": report.weights,
         "parameters": report.parameters,
         "weight_bytes": report.weight_bytes,
+        "kv_dtype": report.kv_dtype,
+        "kv_bytes_per_token": report.kv_token_bytes,
         "backend": report.backend,
         "threads": report.threads,
         "test": row.test,
@@ -174,6 +176,7 @@ def _print_markdown(report: Report) -> None:
             f"peak memory, loading and running: {human_bytes(report.peak_bytes)} above the start, "
             f"{above / 2**20:+.1f} MiB to the weights{_with_compiler(report)}"
         )
+    click.echo(f"cache: {report.kv_token_bytes} bytes a token, {report.kv_dtype}")
     for row in report.rows:
         for line in _details(report, row):
             click.echo(f"{row.test}: {line}")

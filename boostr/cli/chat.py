@@ -13,7 +13,7 @@ from boostr.cli.interrupts import StopOnInterrupt
 from boostr.cli.options import (
     ModelChoice,
     TemplateChoice,
-    model_choice,
+    decoder_choice,
     sampling_options,
     template_choice,
 )
@@ -30,7 +30,7 @@ Ctrl-C stops an answer; twice at the prompt it leaves."""
 
 
 @click.command("chat")
-@model_choice
+@decoder_choice
 @sampling_options
 @click.option("--system", type=TEXT, metavar="TEXT", help="System prompt; /system changes it.")
 @template_choice

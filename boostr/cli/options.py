@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boostr.cli.types import ASSIGNMENT, BACKEND, DTYPE, JSON_FILE, SCHEME, TABLE_SCHEME, TEXT
+from boostr.cli.types import (
+    ASSIGNMENT,
+    BACKEND,
+    DTYPE,
+    JSON_FILE,
+    KV_FORM,
+    SCHEME,
+    TABLE_SCHEME,
+    TEXT,
+)
 from boostr.engine.options import SamplingOptions
 from boostr.errors import BoostrError, OptionError
 
@@ -31,6 +40,7 @@ class ModelChoice:
     dtype: str | None = None
     quantize: str | None = None
     quantize_embeddings: str | None = None
+    kv_dtype: str | None = None
     revision: str | None = None
     offline: bool = False
     verbose: bool = False
@@ -54,6 +64,7 @@ class ModelChoice:
             dtype=self.dtype,
             quantize=self.quantize,
             quantize_embeddings=tables,
+            kv_dtype=self.kv_dtype,
             revision=self.revision,
             offline=self.offline or None,
             progress=True,
@@ -146,6 +157,10 @@ _quantize = [
         help="For embedding and head; none keeps them. [default: none, with 4 bits int8-g32]",
     ),
 ]  # fmt: skip
+_kv_dtype = click.option(
+    "--kv-dtype", type=KV_FORM, metavar="NAME",
+    help="Keep keys and values as int8 or int4. [default: floats]",
+)  # fmt: skip
 _source = [
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
     click.option("--offline", is_flag=True, help="Use the cache only, never the network."),
@@ -155,8 +170,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 _loading = [_backend, _dtype, *_quantize, *_source, _verbose]
 model_choice = packed("choice", ModelChoice, [_model, *_loading])
 model_argument = packed(  # for verbs whose subject is the model, not a prompt
-    "choice", ModelChoice, [click.argument("model", required=False), *_loading]
+    "choice", ModelChoice, [click.argument("model", required=False), _kv_dtype, *_loading]
 )
+decoder_choice = packed("choice", ModelChoice, [_model, _kv_dtype, *_loading])
 template_choice = packed(
     "template",
     TemplateChoice,

@@ -18,7 +18,7 @@ from boostr.cli.options import (
     ModelChoice,
     TemplateChoice,
     as_json,
-    model_choice,
+    decoder_choice,
     sampling_options,
     template_choice,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("prompt", type=TEXT)
-@model_choice
+@decoder_choice
 @sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
 @click.option(

@@ -130,6 +130,12 @@ def _check_table_scheme(value: str) -> None:
         _check_scheme(value)
 
 
+def _check_kv_form(value: str) -> None:
+    from boostr.quant.kv import parse_kv_form
+
+    parse_kv_form(value)
+
+
 TEXT = _Text()
 JSON_FILE = _JsonFile()
 ASSIGNMENT = _Assignment()
@@ -137,3 +143,4 @@ BACKEND = _Checked("backend", _check_backend)
 DTYPE = _Checked("dtype", _check_dtype)
 SCHEME = _Checked("scheme", _check_scheme)
 TABLE_SCHEME = _Checked("scheme", _check_table_scheme)
+KV_FORM = _Checked("kv_dtype", _check_kv_form)

@@ -4,7 +4,8 @@ The layers' states say what they keep; those with one window form a group. A lay
 everything keeps `capacity` positions of each sequence; one with a sliding window keeps a ring of
 window + chunk positions, in which old ones are overwritten.
 Both are block tables over [NB, bs, K, D] (see `ops.paged_attention`): here one block for each
-sequence, in a paged cache many small ones that sequences share.
+sequence, in a paged cache many small ones that sequences share. Packed keys and values have planes
+that are blocked alike.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from boostr import ops
 from boostr.backends.base import Backend
 from boostr.errors import BackendError
 from boostr.nn.states import Paged, State
-from boostr.operands import Cache
-from boostr.tensor import Tensor, zeros
+from boostr.operands import KV, Cache, planes_of
+from boostr.ops.cache import new_kv
+from boostr.quant.kv import KVForm
+from boostr.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class _Group:
     """Layers of one window: keys [N, capacity, K, D] and values of each."""
 
     capacity: int
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
+    keys: dict[int, KV]
+    values: dict[int, KV]
 
 
 class KVCache:
@@ -37,7 +40,7 @@ class KVCache:
 
     Args:
         chunk: most tokens of one sequence that a single forward pass writes.
-        dtype: of keys and values.
+        dtype: of keys and values.   packed: the form that they have instead; None: they are floats.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class KVCache:
         length: int,
         chunk: int,
         dtype: np.dtype,
+        packed: KVForm | None = None,
     ) -> None:
         self.sequences, self.length, self.chunk, self.backend = sequences, length, chunk, backend
-        self.dtype = dtype
+        self.dtype, self.packed = dtype, packed
         self.programs: dict[int, Any] = {}  # recorded over this memory; see `Runner`
         self._states = states
         paged = _paged(states)
@@ -63,19 +67,21 @@ class KVCache:
         capacity = self.length if window is None else min(self.length, window + self.chunk)
         rows = (self.sequences, capacity)
 
-        def made(width: str) -> dict[int, Tensor]:
+        def made(width: str) -> dict[int, KV]:
             return {
-                i: zeros(
-                    (*rows, s.kv_heads, getattr(s, width)), s.dtype or self.dtype, self.backend
+                i: new_kv(
+                    (*rows, s.kv_heads, getattr(s, width)), self.packed or s.dtype or self.dtype,
+                    self.backend,
                 )
                 for i, s in layers.items()
-            }
+            }  # fmt: skip
 
         try:
             keys, values = made("head_dim"), made("v_head_dim")
         except MemoryError:
             tokens = self.sequences * capacity
-            size = tokens * sum(s.bytes_per_token(self.dtype) for s in layers.values())
+            each = (s.bytes_per_token(self.dtype, self.packed) for s in layers.values())
+            size = tokens * sum(each)
             raise BackendError(
                 f"the KV cache for {self.sequences} sequences of {self.length} tokens needs "
                 f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens or the batch"
@@ -93,14 +99,17 @@ class KVCache:
             return None
         if length <= self.length:
             return self
-        larger = KVCache(self._states, self.backend, self.sequences, length, self.chunk, self.dtype)
+        larger = KVCache(
+            self._states, self.backend, self.sequences, length, self.chunk, self.dtype, self.packed
+        )
         for old, new in zip(self._groups, larger._groups, strict=True):
             if old.capacity < written and old.capacity != new.capacity:
                 return None
             rows = min(keep if old.capacity >= written else old.capacity, old.capacity)
             for source, target in ((old.keys, new.keys), (old.values, new.values)):
-                for layer, tensor in source.items():
-                    target[layer][:, :rows].assign(tensor[:, :rows])
+                for layer, kept in source.items():
+                    for new, plane in zip(planes_of(target[layer]), planes_of(kept), strict=True):
+                        new[:, :rows].assign(plane[:, :rows])
         return larger
 
     @property

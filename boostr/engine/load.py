@@ -11,7 +11,7 @@ from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.inputs import of_types
 from boostr.engine.model import LanguageModel
 from boostr.engine.sentence import Sentence, transformer_folder
-from boostr.errors import DTypeError, ModelFileError, OutOfMemoryError
+from boostr.errors import DTypeError, ModelFileError, OptionError, OutOfMemoryError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
@@ -26,11 +26,13 @@ from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import method_in, quantized_plan
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
+from boostr.quant.kv import KVForm, parse_kv_form
 from boostr.quant.scheme import embedding_scheme, parse_scheme
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
     "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
+    "kv_dtype": (str, type(None)),
     "revision": (str, type(None)), "offline": (bool, type(None)), "progress": (bool,),
 }  # fmt: skip
 
@@ -42,6 +44,7 @@ def load(
     dtype: Any = None,
     quantize: str | None = None,
     quantize_embeddings: str | bool | None = None,
+    kv_dtype: str | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
@@ -57,6 +60,8 @@ def load(
             "int4-g32|g64|g128", "nf4" or "fp8" (see `ops.quantize`).
         quantize_embeddings: a scheme for embedding and head, True for that of the linear layers,
             False to keep them; None keeps them under 8 bits and makes them int8-g32 under 4.
+        kv_dtype: "int8" or "int4": how keys and values are kept; default BOOSTR_KV_DTYPE, else as
+            floats.
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
     Returns:
@@ -68,6 +73,8 @@ def load(
     """
     of_types("load", _TYPES, locals())
     wanted = _weight_dtype(dtype)
+    kv_name = kv_dtype or env.KV_DTYPE.text() or None
+    kv_form = None if kv_name is None else parse_kv_form(kv_name)
     if quantize is not None:
         parse_scheme(quantize)
     embedding_scheme(quantize, quantize_embeddings)
@@ -80,7 +87,12 @@ def load(
     options = {"dtype": wanted, "quantize": quantize, "quantize_embeddings": quantize_embeddings}
     read = _load_gguf if found.kind == "gguf" else _load_folder
     try:
-        return read(found, chosen, options)
+        made = read(found, chosen, options, kv_form)
+        if kv_dtype is not None and not isinstance(made, LanguageModel):
+            raise OptionError(
+                f"kv_dtype: {found.source} is an encoder, which keeps no keys and values"
+            )
+        return made
     except OutOfMemoryError as error:
         failure = str(error)
     chosen.release_memory()  # what was loaded is free now that the error's frames are gone
@@ -138,17 +150,22 @@ def _weight_dtype(dtype: Any):
     return wanted
 
 
-def _load_gguf(found: ResolvedModel, backend: Backend, options: dict) -> LanguageModel:
+def _load_gguf(
+    found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
+) -> LanguageModel:
     with open_gguf(found.path) as file:
         module = _gguf_module(file, backend, options)
         tokenizer = None
         if has_tokenizer(file.metadata):
             tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
     _check_vocabulary(module, tokenizer)
-    return LanguageModel(module, tokenizer, backend, found.source, module.config.eos_token_ids)
+    eos = module.config.eos_token_ids
+    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
 
-def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
+def _load_folder(
+    found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
+) -> LanguageModel | EmbeddingModel:
     folder = transformer_folder(found.path)
     config = _folder_config(folder)
     module = _folder_module(config, folder, backend, options)
@@ -163,7 +180,7 @@ def _load_folder(found: ResolvedModel, backend: Backend, options: dict):
     generation = read_settings(folder / "generation_config.json")
     ends = RawConfig({"eos_token_id": generation.get("eos_token_id")}, generation.source)
     eos = ends.ids("eos_token_id") or config.ids("eos_token_id")
-    return LanguageModel(module, tokenizer, backend, found.source, eos)
+    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
 
 def _empty_module(config: RawConfig) -> Model:

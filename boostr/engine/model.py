@@ -19,6 +19,7 @@ from boostr.engine.sequence import Sequence as Generation
 from boostr.errors import OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
+from boostr.quant.kv import KVForm
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class LanguageModel:
         backend: Backend,
         source: str,
         eos_ids: Sequence[int] = (),
+        kv_form: KVForm | None = None,
     ) -> None:
         self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
         self.config = module.config
         self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids if tokenizer else ())
-        self.runner = Runner(module, backend)
+        self.runner = Runner(module, backend, kv_form)
 
     # -- generation ------------------------------------------------------------------------------
     def generate(

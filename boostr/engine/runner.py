@@ -17,7 +17,9 @@ from boostr.engine.sampler import Sampler
 from boostr.errors import BackendError
 from boostr.models.base import Model
 from boostr.nn.batch import Batch
+from boostr.nn.states import Paged
 from boostr.program import Program, capture
+from boostr.quant.kv import KVForm
 from boostr.tensor import Tensor
 
 _HEAD_ROWS = 128  # tokens whose logits are made at once, where all are
@@ -33,10 +35,21 @@ class _Part:
 
 
 class Runner:
-    """A model on its backend, with its rope tables."""
+    """A model on its backend, with its rope tables.
 
-    def __init__(self, module: Model, backend: Backend) -> None:
-        self.module, self.backend = module, backend
+    Args:
+        kv_form: how caches keep keys and values; None: as floats of the activations' dtype.
+    Attributes:
+        kv_token_bytes: what all layers keep of a token.
+    Raises:
+        OptionError: heads that the form cannot hold.
+    """
+
+    def __init__(self, module: Model, backend: Backend, kv_form: KVForm | None = None) -> None:
+        self.module, self.backend, self.kv_form = module, backend, kv_form
+        states = [s for kept in module.states() for s in kept if isinstance(s, Paged)]
+        activations = module.activation_dtype
+        self.kv_token_bytes = sum(s.bytes_per_token(activations, kv_form) for s in states)
         self.rotary = Rotary(module.ropes, backend)
 
     def tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
@@ -47,7 +60,8 @@ class Runner:
         """A cache for prompts that `prefill` processes."""
         chunk = min(self.backend.prefill_chunk, length)
         dtype = self.module.activation_dtype
-        return KVCache(self.module.states(), self.backend, sequences, length, chunk, dtype)
+        states = self.module.states()
+        return KVCache(states, self.backend, sequences, length, chunk, dtype, self.kv_form)
 
     def packed(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Whole sequences end to end, without a cache."""

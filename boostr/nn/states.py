@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boostr import dtypes
+from boostr.quant.kv import KVForm
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Paged:
 
     Attributes:
         window: how many tokens back these are read; None: all.
-        dtype: of both; None: that of the activations.
+        dtype: of both where they are not packed; None: that of the activations.
     """
 
     kv_heads: int
@@ -28,9 +29,12 @@ class Paged:
     window: int | None = None
     dtype: np.dtype | None = None
 
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        width = self.kv_heads * (self.head_dim + self.v_head_dim)
-        return width * (self.dtype or activations).itemsize
+    def bytes_per_token(self, activations: np.dtype, packed: KVForm | None = None) -> int:
+        if packed is None:
+            rows = (self.head_dim + self.v_head_dim) * (self.dtype or activations).itemsize
+        else:
+            rows = packed.nbytes(self.head_dim) + packed.nbytes(self.v_head_dim)
+        return self.kv_heads * rows
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from boostr import dtypes
 from boostr.dispatch import Op, common_backend
 from boostr.errors import DTypeError, OptionError, ShapeError
+from boostr.operands import KV, PackedKV, planes_of
 from boostr.ops import core
+from boostr.ops.cache import unpacked_rows
 from boostr.ops.norm import wide
 from boostr.options import AttentionOptions, attention_options
 from boostr.tensor import Tensor, arange, full
@@ -73,8 +75,8 @@ def varlen_attention(
 
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: KV,
+    v_cache: KV,
     cu_seqlens_q: Tensor,
     block_table: Tensor,
     kv_lens: Tensor,
@@ -94,7 +96,8 @@ def paged_attention(
     keys.
 
     Args:
-        q: [Tq, H, D].   k_cache, v_cache: [NB, bs, K, D].   cu_seqlens_q: int32 [B+1].
+        q: [Tq, H, D].   k_cache, v_cache: [NB, bs, K, D], floats or packed, alike.
+        cu_seqlens_q: int32 [B+1].
         block_table: int32 [B, max_blocks].   kv_lens: int32 [B], keys of each sequence, the new
             ones included.   The options are those of `varlen_attention`.
     Returns:
@@ -122,9 +125,9 @@ def paged_attention(
 
 
 # -- validation ----------------------------------------------------------------------------------
-def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, ndim: int) -> None:
-    common_backend(op, [q, k, v])
-    if q.ndim != 3 or k.ndim != ndim or v.ndim != ndim or k.shape[:-1] != v.shape[:-1]:
+def _check_heads(op: str, q: Tensor, k: KV, v: KV, ndim: int) -> None:
+    common_backend(op, [q, *planes_of(k), *planes_of(v)])
+    if q.ndim != 3 or len(k.shape) != ndim or len(v.shape) != ndim or k.shape[:-1] != v.shape[:-1]:
         rest = "[Tk, K, D]" if ndim == 3 else "[NB, bs, K, D]"
         raise ShapeError(
             f"{op}: expected q [Tq, H, D] and k, v {rest}, got {list(q.shape)}, {list(k.shape)}, "
@@ -135,10 +138,13 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, ndim: int) -> None:
     H, K = q.shape[1], k.shape[-2]
     if K == 0 or H % K:
         raise ShapeError(f"{op}: H must be divisible by K, got H = {H}, K = {K}")
-    if not dtypes.is_float(q.dtype) or not dtypes.is_float(k.dtype) or k.dtype != v.dtype:
+    packed = isinstance(k, PackedKV)
+    kinds: list = [x.form.name if isinstance(x, PackedKV) else x.dtype for x in (k, v)]
+    alike = packed == isinstance(v, PackedKV) and kinds[0] == kinds[1]
+    if not alike or not all(dtypes.is_float(d) for d in (q.dtype, *([] if packed else kinds))):
         raise DTypeError(
             f"{op}: expected float q and k, v of one float dtype, "
-            f"got {q.dtype}, {k.dtype}, {v.dtype}"
+            f"got {q.dtype}, {kinds[0]}, {kinds[1]}"
         )
 
 
@@ -275,6 +281,12 @@ def _varlen_composite(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, options
     return _attend(q, k, v, queries, keys, alibi, sinks, options)
 
 
+def _taken(cache: KV, blocks: Tensor) -> Tensor:
+    """Those blocks of a cache, as floats."""
+    taken = [core.take(plane, blocks, 0) for plane in planes_of(cache)]
+    return unpacked_rows(PackedKV(*taken)) if isinstance(cache, PackedKV) else taken[0]
+
+
 def _paged_composite(
     q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
 ):
@@ -283,8 +295,7 @@ def _paged_composite(
     capacity = columns * bs
     blocks = core.maximum(block_table, 0).flatten()
     k, v = (
-        core.take(c, blocks, 0).reshape(B * capacity, c.shape[2], c.shape[3])
-        for c in (k_cache, v_cache)
+        _taken(c, blocks).reshape(B * capacity, c.shape[2], c.shape[3]) for c in (k_cache, v_cache)
     )
     # The newest position below kv_len that falls on each row of the ring; negative: never written.
     row = arange(capacity, backend=q.backend)

@@ -119,3 +119,12 @@ def test_resources() -> None:
     block = np.ones(32 << 20, np.uint8)
     peak = meter.above_start()
     assert peak is None or peak > 0.9 * block.nbytes
+
+
+def test_keys_and_values_have_a_size(boostr, tiny: str) -> None:
+    bytes_of = {}
+    for options in ((), ("--kv-dtype", "int8")):
+        row = json.loads(boostr("bench", "-m", tiny, *SMALL, "--json", *options).stdout)[0]
+        bytes_of[row["kv_dtype"]] = row["kv_bytes_per_token"]
+    assert bytes_of == {"float32": 2 * 2 * 8 * 4, "int8": 2 * 2 * (8 + 4)}
+    assert boostr("bench", "-m", tiny, *SMALL, "--kv-dtype", "int3").exit_code == 2

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention_decode, attention_sm90
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -298,7 +300,9 @@ def _specialist(
     return None
 
 
-def _supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
+def _supports(q: Tensor, k: KV, v: KV, *rest: Any) -> str | None:
+    if isinstance(k, PackedKV) or isinstance(v, PackedKV):
+        return refusals.packed_kv(k)
     if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
         return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
     if v.shape[-1] > MAX_V_WIDTH:

@@ -11,6 +11,7 @@ from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.rows.rows import has_dense_rows, power_of_two, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
     return Tensor.wrap(slots, backend)
 
 
-def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
+def _kv_supports(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor):
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return refusals.packed_kv(k_cache)
     if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
         return "a cache is not dense"
     return refusals.kv_write(k, v, k_cache, v_cache, slots)

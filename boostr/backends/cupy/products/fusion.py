@@ -17,7 +17,7 @@ from boostr.backends.cupy.products import gemv, linear
 from boostr.backends.cupy.rows import activation
 from boostr.backends.cupy.rows import norm as norms
 from boostr.backends.cupy.rows import rope as ropes
-from boostr.operands import Cache, HeadNorms, Norm, Rope
+from boostr.operands import Cache, HeadNorms, Norm, PackedKV, Rope
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def _inputs_supports(
         return "the weights are not stored alike"
     if rope is None:
         return "heads without rope"
+    if cache is not None and isinstance(cache.keys, PackedKV):
+        return refusals.packed_kv(cache.keys)
     heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
     return ropes.KERNELS["rope"].supports(heads, rope.cos, rope.sin, rope.rows, rope.layout)
 
@@ -90,19 +92,19 @@ def _inputs(
     cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
     q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own))
     eps, flat = 0.0 if own.q is None else own.q.eps, _dense(backend, *biases)
-    if cache is not None and _few(x, *weights) and cache.keys.dtype == x.dtype:
+    kept: Any = (None,) * 3 if cache is None else (cache.keys, cache.values, cache.slots)
+    if cache is not None and _few(x, *weights) and kept[0].dtype == x.dtype:
         q = gemv.qkv_rope_write(
             backend, backend.dense(x.data), _norm(backend, norm),
             (weights[0], weights[1], weights[2]),
             gemv.Rope(cos, sin, rows, rope.layout == "interleaved"),
-            cache.keys.data, cache.values.data, cache.slots.data,
+            *(t.data for t in kept),
             head_norm=gemv.HeadNorm(q_norm, k_norm, eps) if own.q else None,
             biases=(flat[0], flat[1], flat[2]),
         )  # fmt: skip
         return Tensor.wrap(q, backend)
     qkv = linear.segments_gemm(backend, _normed(x, norm), weights, flat, x.dtype)
     heads, kv_heads = (w.shape[0] // head_dim for w in weights[:2])
-    kept = (None,) * 3 if cache is None else (cache.keys, cache.values, cache.slots)
     k_cache, v_cache, slots = (None if t is None else t.data for t in kept)
     made = ropes.rope_write(
         backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, rope.layout,

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.rows.rows import not_float32, rows
 from boostr.backends.numpy.runtime import jit, threads
+from boostr.operands import PackedKV
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
@@ -117,6 +119,8 @@ def _blocks(call: _Call) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _supports(q, k, v, *rest) -> str | None:
+    if isinstance(k, PackedKV):
+        return refusals.packed_kv(k)
     widest = max(q.shape[2], v.shape[-1])
     if widest > at.MAX_WIDTH:
         return f"head_dim {widest} is more than {at.MAX_WIDTH}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.rows.rows import not_float32, rows
+from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
 
 
@@ -19,7 +21,9 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
     return Tensor.wrap(slots, backend)
 
 
-def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
+def _kv_supports(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor):
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return refusals.packed_kv(k_cache)
     if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
         return "a cache is not dense"
     return not_float32(k, v, k_cache, v_cache)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.attention import attention_decode, attention_matrix
 from boostr.backends.wgpu.attention.attention_plan import (
@@ -28,6 +29,7 @@ from boostr.backends.wgpu.attention.attention_plan import (
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
+from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -218,8 +220,10 @@ def attend_into(
 
 
 # -- routing ---------------------------------------------------------------------------------------
-def supports(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
+def supports(q: Tensor, k: KV, v: KV, *rest: Any) -> str | None:
     """Why the tiled kernel cannot take these, or None."""
+    if isinstance(k, PackedKV) or isinstance(v, PackedKV):
+        return refusals.packed_kv(k)
     if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
         return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
     D, DV = q.shape[2], v.shape[-1]

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends import refusals
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
+from boostr.operands import KV, PackedKV
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
@@ -181,10 +183,12 @@ def _capacity(block_table: Any, bs: int, T: int, options: AttentionOptions) -> i
 
 
 def supports(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor, block_table: Tensor,
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
 ) -> str | None:  # fmt: skip
     """None if these arguments are for this kernel, else why not."""
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return refusals.packed_kv(k_cache)
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     B = kv_lens.size
     if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k_cache)):

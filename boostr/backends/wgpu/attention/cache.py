@@ -9,6 +9,7 @@ from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.rows.rows import has_dense_rows, row_stride, type_of
 from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
     return Tensor.wrap(slots, backend)
 
 
-def _kv_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
+def _kv_supports(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor):
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return refusals.packed_kv(k_cache)
     most = k.backend.caps.binding_bytes  # type: ignore[attr-defined]
     if max(t.nbytes for t in (k, v, k_cache, v_cache)) > most:
         return f"a tensor is larger than the {most} bytes of a binding"

@@ -20,7 +20,7 @@ from boostr.backends.wgpu.products import gemm, gemv, gemv_qkv, linear
 from boostr.backends.wgpu.products.planes import stored_form
 from boostr.backends.wgpu.rows import activation
 from boostr.backends.wgpu.rows import norm as norms
-from boostr.operands import Cache, HeadNorms, Norm, Rope
+from boostr.operands import Cache, HeadNorms, Norm, PackedKV, Rope
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def _inputs_supports(
     for name, table in (("cos", rope.cos), ("sin", rope.sin)):
         if table.dtype != dtypes.float32:
             return f"{name} is {table.dtype}, not float32"
-    kept = () if cache is None else (cache.keys, cache.values)
+    if cache is not None and isinstance(cache.keys, PackedKV):
+        return refusals.packed_kv(cache.keys)
+    kept: Any = () if cache is None else (cache.keys, cache.values)
     if len({c.dtype for c in kept}) > 1 or any(c.dtype not in dtypes.MODEL_FLOATS for c in kept):
         return "the caches are of two types, or of integers"
     return gemv_qkv.qkv_refusal(2 * rope.cos.shape[1], head_dim, *(c.data for c in kept))
@@ -119,7 +121,8 @@ def _inputs(
     if own.q is not None and own.k is not None:
         head_norm = gemv_qkv.Norms(own.q.weight.data, own.k.weight.data, own.q.eps)
     if cache is not None:
-        kept = gemv_qkv.Cache(cache.keys.data, cache.values.data, cache.slots.data)
+        planes: Any = (cache.keys, cache.values, cache.slots)
+        kept = gemv_qkv.Cache(*(t.data for t in planes))
     tables = gemv_qkv.Rope(
         rope.cos.data, rope.sin.data, rope.rows.data, rope.layout == "interleaved"
     )
@@ -166,7 +169,7 @@ def _attend(
 ) -> Tensor:  # fmt: skip
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     Dv = cache.values.shape[3]
-    kept = (cache.keys, cache.values)
+    kept: tuple[Any, Any] = (cache.keys, cache.values)
     splits = 0
     if sinks is None:
         splits = attention_decode.left_to_reader(q, *kept, cache.block_table, options)
