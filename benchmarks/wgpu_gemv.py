@@ -32,6 +32,7 @@ SHAPES = (
     ("gated", 1536, 576), ("", 576, 1536), ("", 960, 576), ("", 576, 576),
     ("", 128256, 4096), ("", 128256, 2048), ("", 49152, 576),
 )  # fmt: skip
+FORMS = "bfloat16," + ",".join(SCHEMES)
 _POOL_BYTES = 1 << 30
 _LEAST_CALLS = 24
 
@@ -84,7 +85,7 @@ class Weights:
             if name in ("codes", "high"):
                 parts[name] = self._take(shape, part.dtype)
             else:
-                size = 1 if part.dtype.kind == "i" else 2e-4
+                size = 1 if part.dtype.kind in "iu" else 2e-4
                 parts[name] = Tensor(np.full(shape, size, part.dtype), backend=self.backend)
         return QuantizedTensor(scheme, (N, K), parts)
 
@@ -130,7 +131,7 @@ def parse_tile(text: str) -> Tile:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_0,q4_1,q6_k,w8a8")
+    parser.add_argument("--forms", default=FORMS)
     parser.add_argument("--shapes", default="", help="such as 4096x4096,gatedx8192x2048")
     parser.add_argument("--tiles", default="")
     options = parser.parse_args()

@@ -14,8 +14,9 @@ from boostr.backends.wgpu.runtime.kernels import Pipelines
 
 # what a GPU has that offers no more than WebGPU promises
 BARE = {
-    "f16": False, "subgroup_min": 0, "subgroup_max": 0, "dot4": False, "immediate_bytes": 0,
-    "f32_atomics": False, "workgroup_bytes": 16384, "workgroup_threads": 256, "matrices": (),
+    "f16": False, "subgroup_min": 0, "subgroup_max": 0, "dot4": False, "dot4_native": False,
+    "immediate_bytes": 0, "f32_atomics": False, "workgroup_bytes": 16384, "workgroup_threads": 256,
+    "matrices": (),
 }  # fmt: skip
 _pipelines: dict[Any, Pipelines] = {}
 

@@ -24,6 +24,8 @@
 # set bases = planes.bases
 # set TEAMS = THREADS // TEAM
 # set SUM = "i32" if ROUNDED else "f32"
+# set DIGITS = (caps.dot4_native and planes.BITS and not (SLOW or ROUNDED or planes.LOOKED_UP)
+                and X != "f32")
 # set SUMS = R * M + (M if NORM else 0)
 # set SUBGROUPS = caps.subgroup_max > 0
 # set LEAST = [TEAM, (LANES or caps.subgroup_min) if SUBGROUPS else 1]|min
@@ -97,6 +99,71 @@ fn scaled(x: Input, g: Input) -> Input {
 fn total8(x: Eight, sum: f32) -> f32 {
   return sum + dot(x.a, vec4<f32>(1.0)) + dot(x.b, vec4<f32>(1.0));
 }
+#   if DIGITS
+// A chunk of x as whole numbers q = 256 high + low, both signed bytes: x = scale · q within 2^-17 of
+// the chunk's largest. Of these and codes instructions make sums of four products, exactly.
+struct Digits {
+  scale: f32, {% for i in range(SPANS) %}ones{{ i }}: i32, {% endfor %}
+  {% for i in range(CHUNK // 16) %}low{{ i }}: vec4<u32>, high{{ i }}: vec4<u32>, {% endfor %}
+}
+fn most8(x: Eight) -> f32 {
+  let most = max(abs(x.a), abs(x.b));
+  return max(max(most.x, most.y), max(most.z, most.w));
+}
+// q + 128 in the low 16 bits of each, as the number that is added has no other bits there.
+fn whole(x: vec4<f32>, up: f32) -> vec4<u32> {
+  return bitcast<vec4<u32>>(fma(x, vec4<f32>(up), vec4<f32>(12583040.0)));
+}
+fn either(q: vec4<u32>) -> u32 { return q.x | q.y | q.z | q.w; }
+// The low and the high bytes of four.
+fn split(q: vec4<u32>) -> vec2<u32> {
+  let even = (q.x & 0xffffu) | (q.z << 16u);
+  let odd = (q.y & 0xffffu) | (q.w << 16u);
+  let low = (even & 0x00ff00ffu) | ((odd << 8u) & 0xff00ff00u);
+  return vec2<u32>(low ^ 0x80808080u, ((even >> 8u) & 0x00ff00ffu) | (odd & 0xff00ff00u));
+}
+fn ones(low: vec4<u32>, high: vec4<u32>) -> i32 {
+  return four_dots(low, vec4<u32>(0x01010101u)) + 256 * four_dots(high, vec4<u32>(0x01010101u));
+}
+fn four_dots(a: vec4<u32>, b: vec4<u32>) -> i32 {
+  return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y)
+       + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
+}
+fn digits(x: Input) -> Digits {
+  var most = most8(x.e0);
+#     for i in range(1, CHUNK // 8)
+  most = max(most, most8(x.e{{ i }}));
+#     endfor
+  let up = select(0.0, 32639.0 / most, most > 1e-30);
+  var all = 0u;
+#     for i in range(CHUNK // 16)
+  let a{{ i }} = whole(x.e{{ 2 * i }}.a, up);
+  let b{{ i }} = whole(x.e{{ 2 * i }}.b, up);
+  let c{{ i }} = whole(x.e{{ 2 * i + 1 }}.a, up);
+  let d{{ i }} = whole(x.e{{ 2 * i + 1 }}.b, up);
+  all |= either(a{{ i }}) | either(b{{ i }}) | either(c{{ i }}) | either(d{{ i }});
+  let ab{{ i }} = vec4<u32>(split(a{{ i }}), split(b{{ i }}));
+  let cd{{ i }} = vec4<u32>(split(c{{ i }}), split(d{{ i }}));
+  let low{{ i }} = vec4<u32>(ab{{ i }}.xz, cd{{ i }}.xz);
+  let high{{ i }} = vec4<u32>(ab{{ i }}.yw, cd{{ i }}.yw);
+#     endfor
+  // a nan of x, which `max` may drop, has this bit, and no number has
+  let scale = select(most / 32639.0, bitcast<f32>(all | 0x7fc00000u), (all & 0x04000000u) != 0u);
+  return Digits(
+    scale,
+#     for i in range(SPANS)
+#       if FORM.zero or FORM.offsets
+    {% for j in range(PARTS * i, PARTS * (i + 1)) %}
+      {{- " + " if not loop.first }}ones(low{{ j }}, high{{ j }}){% endfor %},
+#       else
+    0,
+#       endif
+#     endfor
+    {% for i in range(CHUNK // 16) %}low{{ i }}, high{{ i }}, {% endfor %}
+
+  );
+}
+#   endif
 # endif
 
 // -- weights: a chunk of one row, and its product with one of x ----------------------------------
@@ -130,7 +197,7 @@ fn times(w: Chunk, x: Input, sum: i32) -> i32 {
 # else
 // With x of 16 bits codes stay larger by LIFT, which is taken off by way of the sum of x: it costs
 // sums 2 to 4 of their 24 bits.
-#   set LIFT = planes.LIFT if X != "f32" else 0
+#   set LIFT = 0 if DIGITS or X == "f32" else planes.LIFT
 struct Chunk {
   q: {{ planes.vector([4, planes.LOW] | min) }},
 #   if planes.HIGH
@@ -140,7 +207,33 @@ struct Chunk {
   scale{{ i }}: f32, {{ "offset%d: f32," % i if FORM.offsets }}
 #   endfor
 }
-#   set as_float = "lifted" if LIFT else "codes"
+#   if DIGITS
+fn times(w: Chunk, x: Digits, sum: f32) -> f32 {
+  var y = sum;
+#     for i in range(SPANS)
+  {
+    var low = 0;
+    var high = 0;
+#       for part in range(PARTS * i, PARTS * (i + 1))
+    let b{{ part }} = {{ planes.bytes_of("w", "%du" % (16 * part)) }}
+        {{- " & vec4<u32>(0x%08xu)" % ((2 ** planes.BITS - 1) * 0x01010101) if planes.BITS < 8 }};
+    low += four_dots(b{{ part }}, x.low{{ part }});
+    high += four_dots(b{{ part }}, x.high{{ part }});
+#       endfor
+    var s = f32(256 * high + low{{ " - %d * x.ones%d" % (FORM.zero, i) if FORM.zero }});
+#       if planes.ZEROS
+    s = fma(-w.offset{{ i }}, f32(x.ones{{ i }}), s);
+#       endif
+    y = fma({{ "w.scale%d * x.scale" % i if GROUPED else "x.scale" }}, s, y);
+#       if FORM.offsets and not planes.ZEROS
+    y = fma(w.offset{{ i }} * x.scale, f32(x.ones{{ i }}), y);
+#       endif
+  }
+#     endfor
+  return y;
+}
+#   else
+#     set as_float = "lifted" if LIFT else "codes"
 fn sixteen(b: vec4<u32>, x0: Eight, x1: Eight, sum: f32) -> f32 {
   let s = add4({{ as_float }}(b.y), x0.b, add4({{ as_float }}(b.x), x0.a, sum));
   return add4({{ as_float }}(b.w), x1.b, add4({{ as_float }}(b.z), x1.a, s));
@@ -177,6 +270,7 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 {
 #   endfor
   return y;
 }
+#   endif
 # endif
 
 // -- the sums of a team's threads meet in shared memory ------------------------------------------
@@ -268,6 +362,7 @@ fn gains(c: u32) -> Input {
 // Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. What
 // `meanwhile` says is done while the weights are on their way.
 # macro batch(names, steps, edge, meanwhile="")
+#   set ready = "digits" if DIGITS else ""
   {
 #   for u in range(steps)
 #     set last = edge and u == steps - 1
@@ -295,9 +390,9 @@ fn gains(c: u32) -> Input {
 #       endif
 #       if NORM
     sum{{ R * M + m }} += squares(x{{ u }}_{{ m }});
-    let h{{ u }}_{{ m }} = scaled(x{{ u }}_{{ m }}, g{{ u }});
+    let h{{ u }}_{{ m }} = {{ ready }}(scaled(x{{ u }}_{{ m }}, g{{ u }}));
 #       else
-    let h{{ u }}_{{ m }} = x{{ u }}_{{ m }};
+    let h{{ u }}_{{ m }} = {{ ready }}(x{{ u }}_{{ m }});
 #       endif
 #       for r in range(R)
     sum{{ r * M + m }} = times(w{{ u }}_{{ r }}, h{{ u }}_{{ m }}, sum{{ r * M + m }});

@@ -22,11 +22,17 @@ from boostr.errors import BackendError
 
 BIG = Caps(
     "big", "any", "any", matrices=(("f16", "f32", 16, 16, 16),), f16=True,
-    subgroup_min=32, subgroup_max=32, dot4=True, immediate_bytes=128, f32_atomics=True,
-    workgroup_bytes=49152, workgroup_threads=1024,
+    subgroup_min=32, subgroup_max=32, dot4=True, dot4_native=True, immediate_bytes=128,
+    f32_atomics=True, workgroup_bytes=49152, workgroup_threads=1024,
 )  # fmt: skip
 SOFTWARE = replace(
-    BIG, name="software", kind="software", subgroup_min=4, subgroup_max=128, workgroup_bytes=32768
+    BIG,
+    name="software",
+    kind="software",
+    dot4_native=False,
+    subgroup_min=4,
+    subgroup_max=128,
+    workgroup_bytes=32768,
 )
 LEAST = replace(BIG, name="least", **BARE)
 FEATURES = ("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix")

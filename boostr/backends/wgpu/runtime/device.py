@@ -19,6 +19,7 @@ class Caps:
         kind: "discrete", "integrated" or "software".
         subgroup_min, subgroup_max: lanes; 0 without subgroups.
         dot4: whether dot4I8Packed and its kin exist.
+        dot4_native: whether they are instructions, as far as a vendor's name tells.
         bindings: the most arrays that a kernel can see.
         immediate_bytes: of parameters without a buffer; 0 where there are none.
         binding_bytes: the largest part of a buffer that a kernel can see.
@@ -36,6 +37,7 @@ class Caps:
     subgroup_min: int = 0
     subgroup_max: int = 0
     dot4: bool = False
+    dot4_native: bool = False
     bindings: int = 16
     immediate_bytes: int = 0
     f32_atomics: bool = False
@@ -63,6 +65,7 @@ _LIMITS = (
     "max-storage-buffers-per-shader-stage",
 )  # fmt: skip
 _MOST_IMMEDIATES = 128  # bytes: 32 parameters
+_WITH_DOT4 = ("nvidia", "amd", "intel")
 _MOST_BINDING = 0x7FFFFFF0  # a kernel's indices are 32 bits wide
 
 
@@ -88,6 +91,7 @@ def _caps(provider: Provider, adapter: Any, device: Any, immediates: int) -> Cap
         subgroup_min=lanes[0], subgroup_max=lanes[1],
         dot4=True,  # a language feature of both; emulated where the hardware has none
         bindings=limits["max-storage-buffers-per-shader-stage"],
+        dot4_native=any(name in info["vendor"].lower() for name in _WITH_DOT4),
         immediate_bytes=immediates, f32_atomics="shader-float32-atomic" in has,
         timestamps="timestamp-query" in has,
         binding_bytes=min(limits["max-storage-buffer-binding-size"], _MOST_BINDING) // 16 * 16,
