@@ -1,8 +1,8 @@
 """Whole models on a WebGPU device, random weights of real shapes, beside llama.cpp's Vulkan one.
 
     BOOSTR_BACKEND=wgpu LLAMA_BENCH=llama-bench python benchmarks/wgpu_models.py
-        [--models 135M,1B,8B] [--weights bf16,int8] [--tests decode,prefill] [--repetitions 5]
-        [--kernels]
+        [--models 135M,1B,8B] [--weights bf16,int8,int4-g128/int8]
+        [--tests decode,prefill] [--repetitions 5] [--kernels]
 
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
 (weights and cache) at a copy's speed. "host" is the CPU time of a step on the thread that
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 from boostr.models.weights import WeightSource, load_parameters
-from boostr.quant.scheme import SCHEMES, QuantizedTensor
+from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
 from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL = 128, 128, 512
@@ -52,7 +53,8 @@ RECORDED = {
 class RandomWeights(WeightSource):
     """A checkpoint of random numbers: one block is uploaded, and copied on the device.
 
-    form: a float dtype, or a scheme.
+    form: a float dtype, or a scheme; or A/B, two of them: B for embedding and head and, where A has
+        super-scales, for v and down in every other layer, as in a Q4_K_M.
     """
 
     path = "random"
@@ -61,15 +63,8 @@ class RandomWeights(WeightSource):
         self._shapes = {
             name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
         }
-        self._scheme = SCHEMES.get(form)
-        self._dtype = self._scheme.parts["codes"].dtype if self._scheme else dtypes.parse(form)
-        size = min(1 << 22, max(np.prod(s) for s in self._shapes.values()))
-        rng, self._backend = np.random.default_rng(0), backend
-        if self._scheme:
-            block = rng.integers(0, 256, size, np.uint8).view(self._dtype)
-        else:
-            block = rng.standard_normal(size, np.float32).astype(self._dtype)
-        self._block = backend.from_numpy(block)
+        self._forms, self._backend = form.split("/"), backend
+        self._blocks: dict[str, Any] = {}
 
     @property
     def names(self) -> Iterator[str]:
@@ -79,38 +74,58 @@ class RandomWeights(WeightSource):
         return self._shapes[name]
 
     def weight(self, name: str, backend: Any) -> Tensor | QuantizedTensor:
-        shape = self._shapes[name]
+        shape, form = self._shapes[name], self._form(name)
         if len(shape) == 1:
             return Tensor(np.ones(shape, np.float32), backend=backend)
-        scheme = self._scheme
-        if scheme is None:
-            return self._filled(shape)
-        N, K = shape
-        scale = K**-0.5 * 3.5 / 2**scheme.bits  # rows of length 1, about
-        sizes = {"scales": 1 if scheme.super_size else scale, "supers": scale,
-                 "offsets": -scale * 2 ** (scheme.bits - 1)}  # fmt: skip
-        parts = {}
-        for part_name, part in scheme.parts.items():
+        scheme = SCHEMES.get(form)
+        if scheme is None:  # rows of length 1, about
+            made = self._filled(form, shape, dtypes.parse(form))
+            return (made * float(shape[1] ** -0.5)).to(made.dtype)
+        (N, K), parts = shape, {}
+        for name, part in scheme.parts.items():
             wide = (N, part.columns(K))
-            if part_name in sizes:
-                full = np.full(wide, sizes[part_name], part.dtype)
-                parts[part_name] = Tensor(full, backend=backend)
+            if name in ("codes", "high"):
+                parts[name] = self._filled(form, wide, part.dtype)
             else:
-                parts[part_name] = self._filled(wide)
+                full = np.full(wide, _usual(scheme, name, K), part.dtype)
+                parts[name] = Tensor(full, backend=backend)
         return QuantizedTensor(scheme, (N, K), parts)
 
-    def _filled(self, shape: tuple[int, ...]) -> Tensor:
-        """The block over and over; rows of other lengths than its own are all different."""
-        backend, block, size = self._backend, self._block, int(np.prod(shape))
-        made = backend.empty(shape, self._dtype)
+    def _form(self, name: str) -> str:
+        first, *other = self._forms
+        found = re.search(r"layers\.(\d+)\..*(v_proj|down_proj)", name)
+        if not other:
+            return first
+        wide = found and int(found[1]) % 2 and SCHEMES[first].super_size
+        table = "embed_tokens" in name or "lm_head" in name
+        return other[0] if table or wide else first
+
+    def _filled(self, form: str, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A block over and over; rows of other lengths than its own are all different."""
+        backend, size = self._backend, int(np.prod(shape))
+        if form not in self._blocks:
+            rng, most = np.random.default_rng(0), 1 << 22
+            if form in SCHEMES:  # above 126 e4m3 has its nan
+                block = rng.integers(0, 127, most, np.uint8).view(dtype)
+            else:
+                block = rng.standard_normal(most, np.float32).astype(dtype)
+            self._blocks[form] = backend.from_numpy(block)
+        block, made = self._blocks[form], backend.empty(shape, dtype)
         for at in range(0, size, block.size):
             count = min(block.size, size - at)
             part = made.view(shape=(count,), strides=(1,), offset=at)
             backend.assign(part, block.view(shape=(count,), strides=(1,)))
-        if self._scheme is None:  # rows of length 1, about
-            scaled = Tensor.wrap(made, backend) * float(shape[1] ** -0.5)
-            return scaled.to(self._dtype)
         return Tensor.wrap(made, backend)
+
+
+def _usual(scheme: Scheme, part: str, K: int) -> float:
+    """A number of that part with which rows are of length 1, about."""
+    scale = K**-0.5 * 3.5 / 2**scheme.bits
+    if part == "scales" and scheme.scale in ("e8m0", "e4m3"):  # 2^-8 and 1
+        return 119 if scheme.scale == "e8m0" else 0x38
+    if part == "offsets" and scheme.offsets != "u8":
+        return -scale * 2 ** (scheme.bits - 1)
+    return 1 if scheme.parts[part].dtype.kind in "iu" else scale
 
 
 def random_runner(config: dict[str, Any], form: str) -> Runner:
@@ -152,7 +167,7 @@ def peer_rates(name: str, form: str) -> tuple[float, float]:
     import peers
     import random_gguf
 
-    kind = {"bf16": "F16", "int8": "Q8_0"}.get(form, form.upper())
+    kind = {"bf16": "F16", "int8": "Q8_0"}.get(form, form.partition("/")[0].upper())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}-{kind}.gguf"
         random_gguf.write(name, kind, path)
