@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from boostr.engine.load import load as load
     from boostr.engine.options import SamplingOptions as SamplingOptions
     from boostr.engine.perplexity import perplexity as perplexity
+    from boostr.engine.quantize import quantize as quantize
 
 # Names whose modules need more than numpy, opened on first use.
 _LAZY = {
     "load": "boostr.engine.load",
     "SamplingOptions": "boostr.engine.options",
     "perplexity": "boostr.engine.perplexity",
+    "quantize": "boostr.engine.quantize",
 }
 
 

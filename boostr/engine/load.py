@@ -111,19 +111,19 @@ def load_module(
         "quantize_embeddings": quantize_embeddings,
     }
     if path.is_dir():
-        return _folder_module(_folder_config(path), path, backends.get(backend), options)
+        return _folder_module(folder_config(path), path, backends.get(backend), options)
     with open_gguf(path) as file:
         return _gguf_module(file, backends.get(backend), options)
 
 
-def _folder_config(folder: Path) -> RawConfig:
+def folder_config(folder: Path) -> RawConfig:
     path = folder / "config.json"
     return RawConfig(read_object(path, required=True), str(path))
 
 
 def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Model:
     method = method_in(weights, config.raw)
-    module = _empty_module(config)
+    module = empty_module(config)
     plan = quantized_plan(method) + module.load_plan(module.config)
     with open_safetensors(weights) as files:
         stored = stored_weights(files, str(weights))
@@ -133,7 +133,7 @@ def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: 
 
 def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
     path = str(file.path)
-    module = _empty_module(RawConfig(hf_config(file), path))
+    module = empty_module(RawConfig(hf_config(file), path))
     plan = gguf_plan(module.config)
     load_parameters(module, CheckpointWeights(gguf_weights(file), path, plan), backend, **options)
     return module
@@ -167,7 +167,7 @@ def _load_folder(
     found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
 ) -> LanguageModel | EmbeddingModel:
     folder = transformer_folder(found.path)
-    config = _folder_config(folder)
+    config = folder_config(folder)
     module = _folder_module(config, folder, backend, options)
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
@@ -183,7 +183,7 @@ def _load_folder(
     return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
 
-def _empty_module(config: RawConfig) -> Model:
+def empty_module(config: RawConfig) -> Model:
     """The module that a config describes, its weights still to be loaded."""
     made = family_of(config)
     return made(made.read_config(config))  # type: ignore[call-arg]

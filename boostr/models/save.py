@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,8 @@ def save_folder(
     _check_unpacked(module, stored)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
-    _write(folder, stored, shard_bytes)
+    tensors = ((name, weight.read(whole(weight.shape))) for name, weight in stored.items())
+    write_shards(folder, tensors, shard_bytes)
 
 
 def _held(module: Module) -> dict[str, LazyWeight]:
@@ -92,10 +93,11 @@ def _check_unpacked(module: Module, stored: Mapping[str, LazyWeight]) -> None:
             )
 
 
-def _write(folder: Path, stored: Mapping[str, LazyWeight], limit: int) -> None:
+def write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
+    """Write tensors as model.safetensors, or as shards with an index; one shard is in memory."""
     written: list[list[str]] = []
     total = 0
-    for shard in _shards(stored, limit):
+    for shard in _shards(tensors, shard_bytes):
         total += sum(array.nbytes for array in shard.values())
         save(folder / _temporary(len(written)), shard, {"format": "pt"})
         written.append(list(shard))
@@ -116,12 +118,13 @@ def _temporary(number: int) -> str:
     return f"shard-{number}.tmp"
 
 
-def _shards(stored: Mapping[str, LazyWeight], limit: int) -> Iterator[dict[str, np.ndarray]]:
+def _shards(
+    tensors: Iterable[tuple[str, np.ndarray]], limit: int
+) -> Iterator[dict[str, np.ndarray]]:
     """The tensors in groups of at most `limit` bytes, but at least one."""
     shard: dict[str, np.ndarray] = {}
     size = 0
-    for name, weight in stored.items():
-        array = weight.read(whole(weight.shape))
+    for name, array in tensors:
         if shard and size + array.nbytes > limit:
             yield shard
             shard, size = {}, 0

@@ -76,6 +76,10 @@ class CheckpointWeights(WeightSource):
     def weight(self, name: str, backend: Backend) -> Weight:
         return self._weights[name].weight(backend)
 
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The names in the checkpoint that a weight is made of."""
+        return self._weights[name].sources
+
     def end_to_end(self, names: Sequence[str]) -> LazyWeight | None:
         return whole_of([self._weights[name] for name in names])
 
@@ -121,7 +125,7 @@ def load_parameters(
             that conflict.
     """
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
-    _check_names(places, source)
+    check_names(places, source)
     groups = _adjacent(module, places)
     tables = embedding_scheme(quantize, quantize_embeddings)
     packs = {"linear": quantize, "embedding": tables, "head": tables}
@@ -215,7 +219,7 @@ def _converted(weight: Weight, dtype: np.dtype | None) -> Weight:
     return weight if dtype is None else _dequantized(weight).to(dtype)
 
 
-def _check_names(places: dict, source: WeightSource) -> None:
+def check_names(places: dict, source: WeightSource) -> None:
     """Every parameter in its shape, and nothing else; or one error with all that does not fit."""
     present = set(source.names)
     wanted = {n: getattr(owner, attribute).shape for n, (owner, attribute) in places.items()}

@@ -9,11 +9,11 @@ from boostr.dispatch import Op
 from boostr.errors import DTypeError, NumericsError, ShapeError
 from boostr.operands import Ordered
 from boostr.ops import core
-from boostr.quant.scheme import FIELDS, PACK, QuantizedTensor, Scheme, parse_scheme
+from boostr.quant.scheme import FIELDS, OFFSETS, PACK, QuantizedTensor, Scheme, parse_scheme
 from boostr.tensor import Tensor, full
 
 
-def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
+def quantize(w: Tensor, scheme: str | Scheme) -> QuantizedTensor:
     """Round a weight to the nearest numbers that a scheme has; at most scale / 2 away (nf4 and fp8:
     half of the distance between two of their numbers).
 
@@ -23,26 +23,25 @@ def quantize(w: Tensor, scheme: str) -> QuantizedTensor:
             inputs; the last may be short), "w8a8" (as int8; `linear` rounds its input too),
             "int4-g32|g64|g128" (codes -8..7 as compressed-tensors has them: absmax / 7.5, rounded
             up to bf16), "nf4" (bitsandbytes': absmax of 64 inputs), "fp8" (e4m3, absmax / 448 of
-            a row).
+            a row); or `affine_scheme(bits, group)`, as MLX quantizes.
     Raises:
         ShapeError: K is no multiple of 32 (int4) or 64 (nf4).   NumericsError: nan or infinite w.
     """
-    chosen = parse_scheme(scheme)
+    chosen = scheme if isinstance(scheme, Scheme) else parse_scheme(scheme)
     if w.ndim != 2 or not dtypes.is_float(w.dtype):
         raise ShapeError(f"quantize: w must be a float [N, K], got {w.dtype}{list(w.shape)}")
     N, K = w.shape
     if K % chosen.multiple:
         raise ShapeError(
-            f"quantize: {scheme} needs a multiple of {chosen.multiple} inputs, got {K}; int8 and "
-            "int8-g32 take any number"
+            f"quantize: {chosen.name} needs a multiple of {chosen.multiple} inputs, got {K}; int8 "
+            "and int8-g32 take any number"
         )
     _check_finite(w)
     group = chosen.group_size or max(K, 1)
-    if chosen.bits == 8 and not chosen.values:
-        codes, scales = _quantize(w, group)
-    else:
-        codes, scales = _quantize_codes(w, group, chosen)
-    return QuantizedTensor(chosen, (N, K), {"codes": codes, "scales": scales})
+    plain = chosen.bits == 8 and not (chosen.values or chosen.offsets)
+    planes = _quantize(w, group) if plain else _quantize_codes(w, group, chosen)
+    parts = dict(zip(chosen.parts, planes, strict=True))
+    return QuantizedTensor(chosen, (N, K), parts)
 
 
 def dequantize(w: QuantizedTensor | Ordered, dtype: object = "float32") -> Tensor:
@@ -85,23 +84,36 @@ def _quantize_composite(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return _ungrouped(core.cast(codes, dtypes.int8), w.shape[1]), scales.squeeze(2)
 
 
-def _quantize_codes_composite(w: Tensor, group: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """(codes, scales) of 4-bit schemes and of 8-bit floats."""
+def _quantize_codes_composite(w: Tensor, group: int, scheme: Scheme) -> tuple[Tensor, ...]:
+    """The parts of all schemes but plain int8, in their order."""
     groups, top = _groups(w, group)
-    if not scheme.values:
-        scales = _bf16_above(top / 7.5)
+    if scheme.offsets:
+        codes, scales, *offsets = _affine(groups, scheme)
+    elif not scheme.values:
+        scales, offsets = _rounded_up(top / 7.5, dtypes.bfloat16), []
         numbers = core.round(groups / _divisor(core.cast(scales, dtypes.float32)))
         codes = core.minimum(core.maximum(numbers, -8.0), 7.0) + 8
     elif scheme.values == "e4m3":
-        scales = top / 448
+        scales, offsets = top / 448, []
         numbers = groups / _divisor(scales)
         codes = _rank(core.abs(numbers), _E4M3_ABOVE)
         codes = core.where(numbers < 0, codes + 128, codes)
     else:
-        scales = top
+        scales, offsets = top, []
         codes = _rank(groups / _divisor(top), _midpoints(np.array(scheme.values, np.float32)))
-    codes = _ungrouped(core.cast(codes, dtypes.uint8), w.shape[1])
-    return codes if scheme.bits == 8 else _packed(codes), scales.squeeze(2)
+    codes = _ungrouped(core.cast(codes, scheme.parts["codes"].dtype), w.shape[1])
+    planes = _packed(codes, scheme) if scheme.bits < 8 else [codes]
+    return (*planes, *(part.squeeze(2) for part in (scales, *offsets)))
+
+
+def _affine(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes from the least number of a group, in equal steps to its greatest."""
+    last, stored = (1 << scheme.bits) - 1, OFFSETS[scheme.offsets]
+    offsets = core.cast(core.min(groups, 2, keepdims=True), stored)
+    numbers = groups - core.cast(offsets, dtypes.float32)
+    scales = _rounded_up(core.maximum(core.max(numbers, 2, keepdims=True), 0.0) / last, stored)
+    codes = core.round(numbers / _divisor(core.cast(scales, dtypes.float32)))
+    return core.minimum(core.maximum(codes, 0.0), float(last)) + scheme.zero, scales, offsets
 
 
 def _groups(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -125,11 +137,11 @@ def _divisor(scales: Tensor) -> Tensor:
     return core.where(scales > 0, scales, 1.0)
 
 
-def _bf16_above(x: Tensor) -> Tensor:
-    """The least bfloat16 that is not below x >= 0: no quotient by it is above the one by x."""
-    bits = core.bitcast(x, dtypes.int32)
-    up = core.bitcast((bits + 0xFFFF) & ~0xFFFF, dtypes.float32)
-    return core.cast(up, dtypes.bfloat16)
+def _rounded_up(x: Tensor, dtype: np.dtype) -> Tensor:
+    """A number of `dtype` just above x >= 0, or x: no quotient by it is larger than that by x."""
+    near = core.cast(x, dtype)
+    above = core.cast(x * (1 + dtypes.eps(dtype)), dtype)
+    return core.where(core.cast(near, dtypes.float32) < x, above, near)
 
 
 def _rank(x: Tensor, thresholds: np.ndarray) -> Tensor:
@@ -145,11 +157,20 @@ def _rank(x: Tensor, thresholds: np.ndarray) -> Tensor:
     return found.reshape(*x.shape)
 
 
-def _packed(codes: Tensor) -> Tensor:
-    """Codes [N, K] of 4 bits, two a byte: of 32 inputs i in the low half and i + 16 in the high."""
+def _packed(codes: Tensor, scheme: Scheme) -> list[Tensor]:
+    """The planes of codes uint8 [N, K]; see `quant/scheme.py`."""
+    low, *high = FIELDS[scheme.bits]
+    return [_fields(codes & (1 << low) - 1, low), *(_fields(codes >> low, bits) for bits in high)]
+
+
+def _fields(codes: Tensor, bits: int) -> Tensor:
+    """The inverse of `_plane`, of [N, K]."""
     N, K = codes.shape
-    halves = codes.reshape(N, K // PACK, 2, PACK // 2)
-    return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(N, K // 2)
+    groups = codes.reshape(N * K // PACK, 8 // bits, 4 * bits)
+    plane = groups[:, 0]
+    for place in range(1, 8 // bits):
+        plane = plane | (groups[:, place] << bits * place)
+    return plane.reshape(N, K * bits // 8)
 
 
 def _dequantize_composite(w: QuantizedTensor, dtype) -> Tensor:

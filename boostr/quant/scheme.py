@@ -183,6 +183,14 @@ def parse_scheme(name: str) -> Scheme:
     return SCHEMES[name]
 
 
+def affine_scheme(bits: int, group_size: int, floats: str = "bf16") -> Scheme:
+    """Codes of `bits` from the least number of a group to its greatest, as MLX has them; `floats`
+    is the kind of scales and offsets."""
+    zero = -128 if bits == 8 else 0  # codes of 8 bits are signed
+    name, multiple = f"int{bits}-g{group_size}-offsets", 1 if bits == 8 else PACK
+    return Scheme(name, group_size, bits, zero, scale=floats, offsets=floats, multiple=multiple)
+
+
 def embedding_scheme(scheme: str | None, wanted: str | bool | None = None) -> str | None:
     """What embedding and head become where the linear layers become `scheme`; None: nothing.
 
@@ -193,8 +201,8 @@ def embedding_scheme(scheme: str | None, wanted: str | bool | None = None) -> st
     """
     if wanted is None:
         return "int8-g32" if scheme is not None and parse_scheme(scheme).bits < 8 else None
-    if scheme is None and wanted:
-        raise OptionError("quantize_embeddings needs quantize, the scheme of the linear layers")
+    if scheme is None and wanted is True:
+        raise OptionError("quantize_embeddings=True needs quantize, the scheme that it repeats")
     return (scheme if wanted else None) if isinstance(wanted, bool) else parse_scheme(wanted).name
 
 

@@ -11,7 +11,7 @@ from tolerance import assert_close
 from boostr import Tensor, dtypes
 from boostr.errors import DTypeError, NumericsError, OptionError, ShapeError
 from boostr.ops.quant import dequantize, quantize, quantize_rows
-from boostr.quant.scheme import NF4, SCHEMES, QuantizedTensor, parse_scheme
+from boostr.quant.scheme import NF4, SCHEMES, QuantizedTensor, affine_scheme, parse_scheme
 
 SHAPES = [(3, 128), (2, 100), (1, 7), (4, 65), (0, 32), (2, 0)]
 
@@ -83,6 +83,23 @@ def test_fp8_is_the_cast_to_it(backend, rng):
     w = np.stack([x, -x]).astype(np.float32)
     codes = quantize(Tensor(w, backend=backend), "fp8").parts["codes"].numpy()
     np.testing.assert_array_equal(codes, w.astype(dtypes.float8_e4m3).view(np.uint8))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("floats", ["f32", "f16", "bf16"])
+def test_affine(bits, floats, backend, rng):
+    """Steps from the least number to the greatest: groups of one number are exact in float32."""
+    w = normal(rng, (4, 192), "float32", 0.05) + np.float32(0.02)
+    w[1], w[2, :64], w[3] = 0.3, 0, -np.abs(w[3])
+    got = quantize(Tensor(w, backend=backend), affine_scheme(bits, 64, floats))
+    error = np.abs(dequantize(got).numpy().astype(np.float64) - w)
+    eps = dtypes.eps(got.parts["scales"].dtype)
+    scales = got.parts["scales"].to("float32").numpy()
+    spread = np.abs(w).reshape(4, 3, 64).max(2)
+    assert np.all(error <= np.repeat(scales / 2 * 1.0001 + spread * eps, 64, 1))
+    assert np.all(error[2, :64] == 0)
+    if floats == "f32":
+        assert np.all(error[1] == 0)
 
 
 def test_int4_ends(backend):

@@ -1,0 +1,76 @@
+"""`boostr quantize`: a smaller copy of a model."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from boostr.cli.options import as_json
+from boostr.cli.output import human_bytes, print_json
+from boostr.cli.types import BACKEND
+
+
+@click.command("quantize")
+@click.argument("model", required=False)
+@click.option("-o", "--out", required=True, metavar="OUT", help="What to make; must not exist.")
+@click.option(
+    "--scheme", required=True, metavar="SCHEME",
+    help="int8, int8-g32, -g64, -g128, w8a8, int4-g32, -g64, -g128, fp8 (compressed-tensors), nf4 "
+    "(bitsandbytes), mlx:4, mlx:4-g32, mlx:8 ...",
+)  # fmt: skip
+@click.option(
+    "--quantize-embeddings", metavar="SCHEME",
+    help='For embedding and head; "none" keeps them, "same" is SCHEME. [default: none, with 4 bits '
+    "8 bits where the format can]",
+)  # fmt: skip
+@click.option("--backend", type=BACKEND, metavar="NAME", help="What rounds. [BOOSTR_BACKEND]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")
+@click.option("--offline", is_flag=True, help="Use the cache only, never the network.")
+@as_json
+def command(
+    model: str | None, out: str, scheme: str, quantize_embeddings: str | None,
+    backend: str | None, revision: str | None, offline: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write a quantized copy of MODEL, a folder of float weights or org/name, to OUT.
+
+    Tokenizer, chat template and settings are carried over. Nothing is at OUT until all of it is.
+    """
+    from tqdm import tqdm
+
+    from boostr.engine.quantize import quantize
+
+    tables = {"none": False, "same": True}.get(quantize_embeddings or "", quantize_embeddings)
+    start = time.perf_counter()
+    with tqdm(desc="quantize", unit="tensor", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, count: int, name: str) -> None:
+            bar.total = count
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        found = quantize(
+            model, out, scheme, quantize_embeddings=tables, backend=backend, revision=revision,
+            offline=offline or None, progress=show,
+        )  # fmt: skip
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(
+            {
+                "path": str(found.path),
+                "scheme": scheme,
+                "weight_bytes": found.weight_bytes,
+                "source_bytes": found.source_bytes,
+                "schemes": dict(found.schemes),
+                "tables": dict(found.tables),
+                "seconds": seconds,
+            }
+        )
+        return
+    counts = ", ".join(f"{count} {name}" for name, count in found.schemes.items())
+    tables = ", ".join(f"{role} {name}" for role, name in found.tables.items())
+    click.echo(
+        f"{found.path}: {human_bytes(found.weight_bytes)} of {human_bytes(found.source_bytes)} "
+        f"({counts}; {tables}) in {seconds:.1f} s"
+    )

@@ -1,0 +1,286 @@
+"""quantize: a checkpoint as a smaller one that other programs read too, a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boostr import backends, ops
+from boostr.backends.base import Backend
+from boostr.engine.inputs import of_types
+from boostr.engine.load import empty_module, folder_config
+from boostr.engine.sentence import transformer_folder
+from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
+from boostr.io.hub import ResolvedModel, resolve, resolve_default
+from boostr.io.mapping import release
+from boostr.io.safetensors import INDEX, open_safetensors
+from boostr.models.base import Model
+from boostr.models.lazy import LazyWeight, whole
+from boostr.models.quantized import method_in, method_of
+from boostr.models.save import write_shards
+from boostr.models.weights import CheckpointWeights, check_names, stored_weights
+from boostr.quant.formats.layout import Method, scale_name
+from boostr.quant.recipes import Modules, Recipe, recipe
+from boostr.quant.scheme import QuantizedTensor, Scheme
+from boostr.tensor import Tensor
+
+SHARD_BYTES = 1_000_000_000  # in memory until it is written
+_BAND_BYTES = 64 * 2**20  # of float32 rows that are rounded at once
+_AS_STORED = "as stored"
+# what is not carried over: weights in any form, their indices, and code
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".py")
+_INDICES = (INDEX, "pytorch_model.bin.index.json")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote.
+
+    Attributes:
+        path: the folder.   weight_bytes, source_bytes: of all tensors, now and before.
+        schemes: name of a scheme, or "as stored" -> how many weights [N, K] have it.
+        tables: what "embedding" has, and "head" if it is of its own, in the same words.
+    """
+
+    path: Path
+    weight_bytes: int
+    source_bytes: int
+    schemes: Mapping[str, int]
+    tables: Mapping[str, str]
+
+
+def quantize(
+    model: str | Path | None,
+    out: str | Path,
+    scheme: str,
+    *,
+    quantize_embeddings: str | bool | None = None,
+    backend: str | Backend | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Write a quantized copy of a model: config, tokenizer, template and all else carried over.
+
+    A tensor is read, rounded in bands of rows and written; one shard (1 GB) and one packed tensor
+    are in memory at most. Nothing is at `out` until all is.
+
+    Args:
+        model: as in `load`: a Hugging Face folder of float weights.
+        out: the folder to make; it must not exist.
+        scheme: "int8", "int8-g32|g64|g128", "w8a8", "int4-g32|g64|g128", "fp8" (a folder of
+            compressed-tensors), "nf4" (of bitsandbytes), "mlx:4" (of mlx-lm: 2, 3, 4, 5, 6 or 8
+            bits, "mlx:4-g32" for groups of 32).
+        quantize_embeddings: as in `load`. compressed-tensors packs a head of its own alone, and
+            bitsandbytes neither; an embedding that is the head too then stays as it is.
+        backend: what rounds.
+        progress: called after each tensor: (tensors done, of how many, name).
+    Raises:
+        OptionError: a scheme that there is not, or an `out` that exists.
+        ModelFileError: a model that is quantized already, or a tensor that the scheme cannot hold.
+    """
+    of_types("quantize", _TYPES, locals())
+    out = Path(out)
+    if out.exists():
+        raise OptionError(f"quantize: {out} exists already; take another name, or remove it")
+    chosen = backends.get(backend)
+    found = (
+        resolve_default(offline=offline)
+        if model is None
+        else resolve(model, revision=revision, offline=offline)
+    )
+    inner = _float_folder(found)
+    config = folder_config(inner)
+    with open_safetensors(inner) as files, _beside(out) as made:
+        source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
+        plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
+        _carry_over(found.path, made, inner / "config.json")
+        gained = plan.config(source.modules)
+        folder = made / inner.relative_to(found.path)
+        text = json.dumps(dict(config.raw) | gained, indent=2) + "\n"
+        (folder / "config.json").write_text(text)
+        method = method_of(dict(config.raw) | gained, scheme)
+        if method is None:
+            raise ModelFileError(f"{scheme}: its config names no method")
+        source.check(plan)
+        writer = _Writer(source, plan, method, chosen, progress)
+        write_shards(folder, writer.tensors(), SHARD_BYTES)
+        return writer.summary(out)
+
+
+def _float_folder(found: ResolvedModel) -> Path:
+    """Where the config and weights of a model lie, of which some can be quantized."""
+    if found.kind == "gguf":
+        raise ModelFileError(
+            f"{found.source}: a GGUF file is quantized already, or lies as llama.cpp wants it; "
+            "take the folder that it was made from, or make one: boostr convert"
+        )
+    inner = transformer_folder(found.path)
+    config = folder_config(inner)
+    method = method_in(inner, config.raw)
+    if method is not None:
+        raise ModelFileError(
+            f"{config.source}: the weights are quantized already, by {method.name}; take the model "
+            "that this one was made from"
+        )
+    return inner
+
+
+class _Source:
+    """A plain checkpoint: its tensors, and what the model's family takes each for.
+
+    Attributes:
+        weights: by their names in the checkpoint.   roles: of those that the model has: "linear",
+            "embedding", "head" or "vector".   dtype: of its linear weights.
+    """
+
+    def __init__(self, module: Model, weights: dict[str, LazyWeight], path: str) -> None:
+        plan = module.load_plan(module.config)
+        places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
+        source = CheckpointWeights(weights, path, plan)
+        check_names(places, source)
+        self.weights, self.roles = weights, dict[str, str]()
+        for name, (owner, attribute) in places.items():
+            for stored in source.sources(name):
+                self.roles[stored] = getattr(owner, attribute).role
+        # a tied head has no tensor, but is a module that configs must leave alone
+        head = plan.checkpoint_names({"lm_head.weight": (1, 1)})["lm_head.weight"]
+        self._heads = tuple(name.removesuffix(".weight") for name in head)
+        linear = next(name for name, role in self.roles.items() if role == "linear")
+        self.dtype = np.dtype(weights[linear].read((range(1), range(1))).dtype)
+
+    def check(self, plan: Recipe) -> None:
+        """Raises ModelFileError, before any weight is read, if a scheme cannot hold one."""
+        for name, weight in self.weights.items():
+            scheme = plan.schemes.get(self.roles.get(name, ""))
+            if scheme is None:
+                continue
+            if len(weight.shape) != 2 or not name.endswith(".weight"):
+                raise ModelFileError(
+                    f"{weight.path}: {name} {list(weight.shape)}: only matrices NAME.weight can be "
+                    f"written as {scheme.name}"
+                )
+            multiple = math.lcm(scheme.multiple, scheme.group_size or 1)
+            if weight.shape[1] % multiple:
+                raise ModelFileError(
+                    f"{weight.path}: {name} has {weight.shape[1]} inputs, and {scheme.name} is "
+                    f"written in multiples of {multiple}; take smaller groups, or int8"
+                )
+
+    @property
+    def modules(self) -> Modules:
+        """All modules that have a matrix, by what becomes of it."""
+        named: dict[str, list[str]] = {"embedding": [], "head": [], "": [*self._heads]}
+        for name, weight in self.weights.items():
+            module, role = name.removesuffix(".weight"), self.roles.get(name, "")
+            if module != name and len(weight.shape) == 2 and role in named:
+                named[role].append(module)
+        left = [name for name in named[""] if name not in named["head"]]
+        return Modules(named["embedding"], named["head"], left)
+
+
+class _Writer:
+    """The tensors of the new checkpoint, in the order of the old one."""
+
+    def __init__(
+        self, source: _Source, plan: Recipe, method: Method, backend: Backend,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self._source, self._plan, self._method = source, plan, method
+        self._backend, self._progress = backend, progress
+        self._schemes: Counter[str] = Counter()
+        self._tables: dict[str, str] = {}
+        self._before = self._after = 0
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of all."""
+        weights = self._source.weights
+        for number, (name, weight) in enumerate(weights.items()):
+            for part, array in self._made(name, weight).items():
+                self._after += array.nbytes
+                yield part, array
+            if self._progress is not None:
+                self._progress(number + 1, len(weights), name)
+
+    def _made(self, name: str, weight: LazyWeight) -> Mapping[str, np.ndarray]:
+        """What becomes of a tensor."""
+        role = self._source.roles.get(name, "")
+        scheme = self._plan.schemes.get(role)
+        if len(weight.shape) == 2:
+            said = _AS_STORED if scheme is None else scheme.name
+            self._schemes[said] += 1
+            if role in ("embedding", "head"):
+                self._tables[role] = said
+        if scheme is None:
+            array = weight.read(whole(weight.shape))
+            self._before += array.nbytes
+            return {name: array}
+        module = name.removesuffix(".weight")
+        parts = self._method.written(module, self._packed(name, weight, scheme))
+        if parts is None:
+            raise ModelFileError(f"{name}: {self._method.name} has no form for {scheme.name}")
+        return {f"{module}.{part}": array for part, array in parts.items()}
+
+    def _packed(self, name: str, weight: LazyWeight, scheme: Scheme) -> QuantizedTensor:
+        """The weight on the host, rounded in bands of rows."""
+        N, K = weight.shape
+        step = max(1, _BAND_BYTES // (4 * K))
+        bands = []
+        for start in range(0, N, step):
+            array = weight.read((range(start, min(start + step, N)), range(K)))
+            self._before += array.nbytes
+            try:
+                bands.append(ops.quantize(Tensor(array, backend=self._backend), scheme).to("numpy"))
+            except (NumericsError, ShapeError) as error:
+                raise ModelFileError(f"{weight.path}: {name}: {error}") from None
+            release(array)
+        host = backends.get("numpy")
+        planes = {p: np.concatenate([b.parts[p].numpy() for b in bands]) for p in scheme.parts}
+        parts = {name: Tensor(plane, backend=host) for name, plane in planes.items()}
+        return QuantizedTensor(scheme, (N, K), parts)
+
+    def summary(self, out: Path) -> Quantized:
+        """What has been written, once all is."""
+        schemes, tables = dict(self._schemes), dict(self._tables)
+        return Quantized(out, self._after, self._before, schemes, tables)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` if all goes well, and of which else nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        made = Path(scratch) / out.name
+        made.mkdir()
+        yield made
+        made.rename(out)
+
+
+def _carry_over(source: Path, target: Path, config: Path) -> None:
+    """The files of a model but for weights, code and its config, which is written anew; links
+    become what they point to."""
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        anew = path == config or path.name in _INDICES or path.suffix in _LEFT
+        if hidden or anew or not path.is_file():
+            continue
+        (target / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / inside)
+
+
+_TYPES = {
+    "model": (str, Path, type(None)), "out": (str, Path), "scheme": (str,),
+    "quantize_embeddings": (str, bool, type(None)), "backend": (str, Backend, type(None)),
+    "revision": (str, type(None)), "offline": (bool, type(None)),
+}  # fmt: skip
