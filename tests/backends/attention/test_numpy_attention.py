@@ -2,11 +2,14 @@
 
 import numpy as np
 import oracles
+import oracles_kv
 import pytest
 from draws import normal, tensors
 from ops.attention_cases import CASES, SMALL, Case, close, draw
 
 from boostr import Tensor, backends, capture, dispatch, ops
+from boostr.operands import PackedKV
+from boostr.quant.kv import KV_FORMS
 
 pytest.importorskip("numba")
 from boostr.backends.numpy.runtime import threads
@@ -92,6 +95,25 @@ def test_paged(case, size, numpy_backend, rng):
 def test_decode_rows(D, H, K, numpy_backend, rng):
     case = Case("rows", (1, 1, 1, 1), (1, 33, 200, 64), H=H, K=K, D=D, options={"causal": True})
     run_paged(numpy_backend, rng, case, 16)
+
+
+@pytest.mark.parametrize("form", KV_FORMS)
+@pytest.mark.parametrize("case", [
+    Case("rows", (1, 1, 1, 1), (1, 33, 200, 64), H=8, K=2, D=96, options={"causal": True}),
+    Case("blocks", (67, 5, 130), (131, 64, 190), H=6, K=3, D=64, Dv=32, options={"causal": True}),
+], ids=lambda c: c.name)  # fmt: skip
+def test_packed(case, form, numpy_backend, rng):
+    """In blocks of a few tokens; the columns that no sequence needs have no block."""
+    q, k, v = draw(rng, case, "float32")
+    k_cache, v_cache, table, lens = paged(rng, k, v, case, 5, 41)
+    planes = [oracles_kv.packed(c, form) for c in (k_cache, v_cache)]
+    table[:, 40] = -1
+    x, *rest = tensors(numpy_backend, q, case.cu_seqlens_q, table, lens)
+    caches = (PackedKV(*tensors(numpy_backend, *p)) for p in planes)
+    got = ops.paged_attention(x, *caches, *rest)
+    truth = [oracles_kv.numbers(*p) for p in planes]
+    want = oracles.paged_attention(q, *truth, case.cu_seqlens_q, table, lens, **case.options)
+    close(got, want, q, k, v, "float32", case.options)
 
 
 @pytest.mark.parametrize("len_q", ((1, 1), (30, 40)), ids=("rows", "blocks"))

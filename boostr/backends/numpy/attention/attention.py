@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.rows.rows import not_float32, rows
 from boostr.backends.numpy.runtime import jit, threads
-from boostr.operands import PackedKV
+from boostr.operands import KV, PackedKV
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
@@ -20,9 +19,10 @@ from boostr.tensor import Tensor
 class _Call:
     """Parameters and arrays of one launch, filled in by name."""
 
-    def __init__(self, q: Tensor, v: Tensor, options: AttentionOptions) -> None:
+    def __init__(self, q: Tensor, v: KV, options: AttentionOptions) -> None:
+        self.kv = v.form.name if isinstance(v, PackedKV) else "float"
         self.backend: NumpyBackend = q.backend  # type: ignore[assignment]
-        self.words = [0] * (at.SPLITS + 1)
+        self.words = [0] * at.ATTENTION_PARAMS
         self.reads: list[np.ndarray] = []
         data, _, stride = rows(self.backend, q.data)
         self.array(at.Q, data)
@@ -66,13 +66,16 @@ def _paged_call(q, k_cache, v_cache, cu_q, block_table, kv_lens, alibi, sinks, o
     NB, bs, K, D = k_cache.shape
     B, columns = block_table.shape
     call.tensors({
-        at.KEYS: k_cache, at.VALUES: v_cache, at.CU_Q: cu_q, at.TABLE: block_table,
-        at.KV_LENS: kv_lens, at.ALIBI: alibi, at.SINKS: sinks,
+        at.CU_Q: cu_q, at.TABLE: block_table, at.KV_LENS: kv_lens, at.ALIBI: alibi, at.SINKS: sinks,
     })  # fmt: skip
-    call.set({
-        at.K_STRIDE: K * D, at.V_STRIDE: K * v_cache.shape[3], at.BLOCK_SIZE: bs, at.BLOCKS: NB,
-        at.COLUMNS: columns, at.SEGMENTS: B,
-    })  # fmt: skip
+    call.set({at.BLOCK_SIZE: bs, at.BLOCKS: NB, at.COLUMNS: columns, at.SEGMENTS: B})
+    if isinstance(k_cache, PackedKV):
+        planes = (at.K_CODES, at.K_SCALES, at.V_CODES, at.V_SCALES)
+        call.tensors(dict(zip(planes, (*k_cache, *v_cache), strict=True)))
+        call.set({at.K_STRIDE: 1, at.V_STRIDE: 1})
+    else:
+        call.tensors({at.KEYS: k_cache, at.VALUES: v_cache})
+        call.set({at.K_STRIDE: 4 * K * D, at.V_STRIDE: 4 * K * v_cache.shape[3]})
     return call
 
 
@@ -91,11 +94,11 @@ def _decode(call: _Call) -> tuple[np.ndarray, np.ndarray]:
     items = T * splits
     out, lse = call.outputs()
     if splits == 1:
-        call.launch("attention_decode.decode", items, out, lse)
+        call.launch("attention_decode.decode", items, out, lse, kv=call.kv)
         return out, lse
     call.words[at.SPLITS] = splits
     parts, logs = call.outputs(splits)
-    call.launch("attention_decode.decode", items, parts, logs)
+    call.launch("attention_decode.decode", items, parts, logs, kv=call.kv)
     params = [*map(address, (parts, logs, out, lse)), splits, Dv]
     call.backend.launch(
         "attention_decode.combine", params, items=T * H, grain=4, reads=[parts, logs],
@@ -114,17 +117,15 @@ def _blocks(call: _Call) -> tuple[np.ndarray, np.ndarray]:
     out, lse = call.outputs()
     if T:
         D, Dv = words[at.WIDTH], words[at.V_WIDTH]
-        call.launch("attention.attention", blocks * K, out, lse, D=D, Dv=Dv)
+        call.launch("attention.attention", blocks * K, out, lse, D=D, Dv=Dv, kv=call.kv)
     return out, lse
 
 
 def _supports(q, k, v, *rest) -> str | None:
-    if isinstance(k, PackedKV):
-        return refusals.packed_kv(k)
     widest = max(q.shape[2], v.shape[-1])
     if widest > at.MAX_WIDTH:
         return f"head_dim {widest} is more than {at.MAX_WIDTH}"
-    return not_float32(q, k, v)
+    return not_float32(q) if isinstance(k, PackedKV) else not_float32(q, k, v)
 
 
 def _varlen(q, k, v, cu_q, cu_k, alibi, sinks, options) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ def _varlen(q, k, v, cu_q, cu_k, alibi, sinks, options) -> tuple[Tensor, Tensor]
     (keys, _, k_stride), (values, _, v_stride) = (rows(call.backend, x.data) for x in (k, v))
     call.array(at.KEYS, keys)
     call.array(at.VALUES, values)
-    call.set({at.K_STRIDE: k_stride, at.V_STRIDE: v_stride, at.SEGMENTS: cu_q.size - 1})
+    call.set({at.K_STRIDE: 4 * k_stride, at.V_STRIDE: 4 * v_stride, at.SEGMENTS: cu_q.size - 1})
     call.tensors({at.CU_Q: cu_q, at.CU_K: cu_k, at.ALIBI: alibi, at.SINKS: sinks})
     out, lse = _blocks(call)
     return Tensor.wrap(out, call.backend), Tensor.wrap(lse, call.backend)

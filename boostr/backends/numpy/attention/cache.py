@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.rows.rows import not_float32, rows
-from boostr.operands import KV, PackedKV
+from boostr.operands import KV, PackedKV, planes_of
 from boostr.tensor import Tensor
 
 
@@ -22,24 +21,26 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
 
 
 def _kv_supports(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor):
-    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
-        return refusals.packed_kv(k_cache)
-    if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
+    kept = (*planes_of(k_cache), *planes_of(v_cache))
+    if not all(plane.data.flags.c_contiguous for plane in kept):
         return "a cache is not dense"
-    return not_float32(k, v, k_cache, v_cache)
+    return not_float32(k, v, *(() if isinstance(k_cache, PackedKV) else kept))
 
 
-def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def _kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> None:
     backend: NumpyBackend = k.backend  # type: ignore[assignment]
     (keys, _, k_stride), (values, _, v_stride) = (rows(backend, x.data) for x in (k, v))
     index = backend.dense(slots.data)
-    NB, bs, K, D = k_cache.shape
-    params = [address(keys), k_stride, address(values), v_stride]
-    params += [*map(address, (k_cache.data, v_cache.data, index))]
-    params += [K * D, K * v_cache.shape[3], NB * bs]
+    kept = [plane.data for plane in (*planes_of(k_cache), *planes_of(v_cache))]
+    (NB, bs, K, D), Dv = k_cache.shape, v_cache.shape[3]
+    new = [address(keys), k_stride, address(values), v_stride]
+    packed = isinstance(k_cache, PackedKV)
+    sizes = [K, D, Dv] if packed else [K * D, K * Dv]
+    constants = {"kv": k_cache.form.name} if packed else {}
     backend.launch(
-        "cache.kv_write", params, items=slots.size, grain=16, reads=[keys, values, index],
-        writes=[k_cache.data, v_cache.data],
+        "cache.kv_pack" if packed else "cache.kv_write",
+        [*new, *map(address, (*kept, index)), *sizes, NB * bs], items=slots.size, grain=16,
+        reads=[keys, values, index], writes=kept, **constants,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from boostr.backends.numpy.kernels.attention.attention_keys import (
     list_keys,
     shift_of,
 )
+from boostr.backends.numpy.kernels.attention.packed import reader, room_of
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
@@ -109,13 +110,13 @@ def _load_queries(params, row0, row1, kv, start, shift, qt, per_row, D):
 
 
 @inline
-def _multiply(qt, keys, kv, n, s, D):
-    """s [3, TILE, LANES] = k qᵀ for n keys, KEYS at a time; kv head `kv`."""
+def _multiply(qt, keys, first, n, s, D):
+    """s [3, TILE, LANES] = k qᵀ for n keys, KEYS at a time; the head begins at element `first`."""
     for j in range(0, n, KEYS):
         rows = pointers(keys, j, KEYS)
         a, b, c = fill(KEYS, 0.0), fill(KEYS, 0.0), fill(KEYS, 0.0)
         for d in range(D):
-            k = spread_at(rows, kv * D + d)
+            k = spread_at(rows, first + d)
             x = _three(qt, d * ROWS, LANES)
             a, b, c = fma(k, x[0], a), fma(k, x[1], b), fma(k, x[2], c)
         put(s + j * LANES, a)
@@ -163,7 +164,7 @@ def _weigh(s, n, top, total):
 
 
 @inline
-def _add_values(o, values, kv, n, s, decay, Dv):
+def _add_values(o, values, first, n, s, decay, Dv):
     """o [3, Dv, LANES] = o * decay + vᵀ p, KEYS of Dv at a time."""
     plane = Dv * LANES
     for d in range(0, Dv - Dv % KEYS, KEYS):
@@ -172,7 +173,7 @@ def _add_values(o, values, kv, n, s, decay, Dv):
         b = mul(load_run(o, plane + at_d, KEYS), decay[1])
         c = mul(load_run(o, 2 * plane + at_d, KEYS), decay[2])
         for j in range(n):
-            v = spread_run(f32(values[j]), kv * Dv + d, KEYS)
+            v = spread_run(f32(values[j]), first + d, KEYS)
             p = _three(s, j * LANES, PLANE)
             a, b, c = fma(v, p[0], a), fma(v, p[1], b), fma(v, p[2], c)
         put(o + at_d, a)
@@ -181,7 +182,7 @@ def _add_values(o, values, kv, n, s, decay, Dv):
     for d in range(Dv - Dv % KEYS, Dv):
         one = mul(_three(o, d * LANES, plane), decay)
         for j in range(n):
-            one = fma(_three(s, j * LANES, PLANE), f32(values[j])[kv * Dv + d], one)
+            one = fma(_three(s, j * LANES, PLANE), f32(values[j])[first + d], one)
         for i in range(3):
             store(o, i * plane + d * LANES, one[i])
 
@@ -224,14 +225,19 @@ def _plain(params, first, last, lowest, highest):
     return params[LEFT] < 0 or highest - first <= params[LEFT]
 
 
-def attention(D: int, Dv: int):
-    """Parameters as in `layout_ops.py`; SPLITS is the number of blocks, taken last to first."""
+def attention(D: int, Dv: int, kv: str):
+    """Parameters as in `layout_ops.py`; SPLITS is the number of blocks, taken last to first.
+
+    kv: "float" or the form that keys and values have.
+    """
     queries, sums = D * ROWS, Dv * ROWS
+    tile, wide = reader(kv, TILE), room_of(kv, TILE, D + Dv)
 
     def kernel(params, start, stop):
         qt, o, s = f32(stack(queries)), f32(stack(sums)), f32(stack(SCORES))
         per_row, lse = f32(stack(PER_ROW)), f32(stack(ROWS))
         keys, values, where = i64(stack(LIST)), i64(stack(LIST)), i64(stack(LIST))
+        floats = stack(wide)
         K = params[KV_HEADS]
         G = params[HEADS] // K
         if start == 0:
@@ -256,11 +262,12 @@ def attention(D: int, Dv: int):
                 n = list_keys(params, b, low, last, keys, values, where)
                 for j in range(n, (n + KEYS - 1) // KEYS * KEYS):
                     keys[j] = keys[0]
-                _multiply(qt, keys, kv, n, s, D)
+                k_rows, v_rows, k_first, v_first = tile(params, keys, values, n, kv, floats)
+                _multiply(qt, k_rows, k_first, n, s, D)
                 if not _plain(params, low, last - 1, lowest, highest):
                     _adjust(params, s, where, n, per_row)
                 top, total, decay = _weigh(s, n, top, total)
-                _add_values(o, values, kv, n, s, decay, Dv)
+                _add_values(o, v_rows, v_first, n, s, decay, Dv)
                 low += TILE
             _normalise(o, lse, top, total, Dv)
             _finish(params, o, lse, row0, row1, kv, begin, Dv)

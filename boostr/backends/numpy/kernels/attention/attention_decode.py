@@ -18,6 +18,7 @@ from boostr.backends.numpy.kernels.attention.attention_keys import (
     segment_of,
     shift_of,
 )
+from boostr.backends.numpy.kernels.attention.packed import reader, room_of
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
@@ -50,6 +51,7 @@ from boostr.backends.numpy.kernels.runtime.vmath import exp, reduce_add, reduce_
 HEADS, KV_HEADS, LSE, OUT, Q, Q_STRIDE = at.HEADS, at.KV_HEADS, at.LSE, at.OUT, at.Q, at.Q_STRIDE
 SCALE, SOFTCAP, ALIBI, SINKS, SPLITS = at.SCALE, at.SOFTCAP, at.ALIBI, at.SINKS, at.SPLITS
 WIDTH, V_WIDTH, MAX_HEADS, CU_Q = at.WIDTH, at.V_WIDTH, at.MAX_HEADS, at.CU_Q
+K_CODES, V_CODES = at.K_CODES, at.V_CODES
 TILE = 32
 ROOM = 12 * TILE  # two lists of keys, values and positions: 2 * 3 * TILE int64, in floats
 MINUS_INF = float("-inf")
@@ -148,11 +150,13 @@ def _end(params, out, lse, tops, totals):
 
 
 @inline
-def _ask(table, first, last, size):
-    """Prefetches `size` bytes at each address first..last of a table into L2."""
+def _ask(table, first, last, codes, count):
+    """Prefetches rows first..last of a table into L2: `count` floats at each address, or bytes of
+    `codes` at each number (of int4 half of them, and the next row's)."""
+    step, size = (count, count) if codes != 0 else (1, 4 * count)
     for j in range(first, last):
         for offset in range(0, size, 64):
-            prefetch(table[j] + offset, 64, 2)
+            prefetch(codes + table[j] * step + offset, 64, 2)
 
 
 @inline
@@ -168,8 +172,10 @@ def _part(params, t, split, b):
     return position, low, min(high, low + size)
 
 
-def decode():
-    """Parameters as in `layout_ops.py`."""
+def decode(kv: str):
+    """Parameters as in `layout_ops.py`; kv: "float" or the form that keys and values have."""
+    tile = reader(kv, TILE)
+    wide = room_of(kv, TILE, 2 * at.MAX_WIDTH)
 
     def kernel(params, start, stop):
         H, K, splits, Dv = params[HEADS], params[KV_HEADS], params[SPLITS], params[V_WIDTH]
@@ -177,6 +183,7 @@ def decode():
         room = i64(stack(ROOM))
         scores, places = f32(stack(TILE)), f32(stack(TILE))
         tops, totals = f32(stack(MAX_HEADS)), f32(stack(MAX_HEADS))
+        floats = stack(wide)
         for item in range(start, stop):
             split, t = item % splits, item // splits
             out, lse = f32(params[OUT]) + (t * H * splits + split) * Dv, f32(params[LSE])
@@ -198,19 +205,21 @@ def decode():
                     places[j] = float32(keys[2 * TILE + j])
                 for h in range(H):
                     first, last = h * more // H, (h + 1) * more // H
-                    _ask(ask, first, last, K * D * 4)
-                    _ask(ask + TILE, first, last, K * Dv * 4)
+                    _ask(ask, first, last, params[K_CODES], K * D)
+                    _ask(ask + TILE, first, last, params[V_CODES], K * Dv)
                     if n > 0:
                         q = f32(params[Q]) + (t * params[Q_STRIDE] + h * D)
-                        kv = h // G
-                        top = _scores(params, q, h, kv * D, keys, places, position, n, scores)
+                        if h % G == 0:
+                            mine = tile(params, keys, keys + TILE, n, h // G, floats)
+                        k_rows, v_rows, k_first, v_first = mine
+                        top = _scores(params, q, h, k_first, k_rows, places, position, n, scores)
                         top = max(tops[h], top)
                         if top > MINUS_INF:
                             decay = exp(tops[h] - top)
                             tops[h] = top
                             totals[h] = totals[h] * decay + _weights(scores, n, top)
                             row = out + h * splits * Dv
-                            _add_values(row, keys + TILE, kv * Dv, scores, n, decay, Dv)
+                            _add_values(row, v_rows, v_first, scores, n, decay, Dv)
                 keys, n = ask, more
             _end(params, out, lse, tops, totals)
 

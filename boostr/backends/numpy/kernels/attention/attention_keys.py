@@ -68,7 +68,7 @@ def last_key(params, count, position):
 
 @inline
 def list_keys(params, b, first, last, keys, values, places):
-    """Addresses of keys first..last of segment b and of their values, and their positions.
+    """Addresses (or numbers) of keys first..last of segment b, of their values, their positions.
 
     Keys in no block (a negative entry of the table) are left out. Returns how many there are.
     """
@@ -89,12 +89,12 @@ def list_keys(params, b, first, last, keys, values, places):
         else:
             row = i32(params[CU_K])[b] + position
         if row >= 0:
-            key = params[KEYS] + row * params[K_STRIDE] * 4
-            value = params[VALUES] + row * params[V_STRIDE] * 4
+            key = params[KEYS] + row * params[K_STRIDE]
+            value = params[VALUES] + row * params[V_STRIDE]
             for j in range(run):
                 keys[n], values[n], places[n] = key, value, position + j
-                key += params[K_STRIDE] * 4
-                value += params[V_STRIDE] * 4
+                key += params[K_STRIDE]
+                value += params[V_STRIDE]
                 n += 1
         position += run
     return n

@@ -1,5 +1,6 @@
 """Slots of tokens in a paged cache, and writing keys and values to them; one token an item."""
 
+from boostr.backends.numpy.kernels.attention.packed import WRITERS
 from boostr.backends.numpy.kernels.runtime.memory import f32, i32, load, load_n, store, store_n
 from boostr.backends.numpy.kernels.runtime.simd import LANES, inline
 
@@ -41,6 +42,24 @@ def kv_write():
             if slot >= 0 and slot < params[9]:
                 _copy(f32(params[0]) + t * params[1], f32(params[4]) + slot * wide_k, wide_k)
                 _copy(f32(params[2]) + t * params[3], f32(params[5]) + slot * wide_v, wide_v)
+
+    return kernel
+
+
+def kv_pack(kv: str):
+    """params: k, stride, v, stride, the planes of both caches (codes, scales), slots, K, D, Dv,
+    slots of the caches; kv: their form."""
+    write = WRITERS[kv]
+
+    def kernel(params, start, stop):
+        slots, K, D, Dv = i32(params[8]), params[9], params[10], params[11]
+        for t in range(start, stop):
+            slot = slots[t]
+            if slot >= 0 and slot < params[12]:
+                k, v = f32(params[0]) + t * params[1], f32(params[2]) + t * params[3]
+                for h in range(K):
+                    write(k + h * D, params[4], params[5], slot * K + h, D)
+                    write(v + h * Dv, params[6], params[7], slot * K + h, Dv)
 
     return kernel
 
