@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from boostr import Tensor, dispatch, ops
+from boostr import Tensor, dispatch, dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import FallbackError
+from boostr.quant.pack import unpack_codes
+from boostr.quant.scheme import FIELDS, QuantizedTensor, affine_scheme, parse_scheme
 
+PLAIN = ("int8", "int4-g32", "fp8")  # beside codes of every width with scales and offsets
 TOLERANCE = 1e-4  # of values around 1, sums of at most 96 products in float32
 
 
@@ -29,6 +32,49 @@ def check_arithmetic(backend: Backend) -> Iterator[tuple[str, str, str]]:
             continue
         status = "PASS" if error <= TOLERANCE else "FAIL"  # also for a NaN
         yield title, status, f"largest error {error:.1e} (at most {TOLERANCE:g}), {how}"
+    yield _widths(backend)
+
+
+def _widths(backend: Backend) -> tuple[str, str, str]:
+    """Weights of every width of codes, read back and multiplied by."""
+    errors: dict[str, float] = {}
+    composites = []
+    for scheme in (*(affine_scheme(bits, 32, "f16") for bits in FIELDS), *map(parse_scheme, PLAIN)):
+        rng = np.random.default_rng(scheme.bits)
+        x, w = rng.standard_normal((2, 96)).astype(np.float32), rng.standard_normal((64, 96)) / 10
+        try:
+            packed = ops.quantize(Tensor(w.astype(np.float32), backend=backend), scheme)
+            truth, tensor = _meaning(packed), Tensor(x, backend=backend)
+            (got, how), (y, _) = (
+                _with_kernel(lambda w=packed: ops.dequantize(w)),
+                _with_kernel(lambda w=packed, x=tensor: ops.linear(x, w)),
+            )
+            wrong = (got.numpy() - truth, y.numpy() - x.astype(np.float64) @ truth.T)
+        except Exception as failure:
+            return "weights", "FAIL", f"{scheme.name}: {type(failure).__name__}: {failure}"
+        errors[scheme.name] = max(float(np.abs(difference).max()) for difference in wrong)
+        composites += [scheme.name] * (how == "composite")
+    name, largest = max(errors.items(), key=lambda item: (np.isnan(item[1]), item[1]))
+    status = "PASS" if largest <= TOLERANCE else "FAIL"
+    how = f"composite: {', '.join(composites)}" if composites else "native"
+    return "weights", status, (
+        f"{len(errors)} forms of 2 to 8 bits, largest error {largest:.1e} ({name}; at most "
+        f"{TOLERANCE:g}), {how}"
+    )  # fmt: skip
+
+
+def _meaning(w: QuantizedTensor) -> np.ndarray:
+    """The numbers of a weight [N, K] in float64: scale · (number - zero) + offset."""
+    scheme, parts = w.scheme, {name: part.numpy() for name, part in w.parts.items()}
+    codes = parts["codes"] if scheme.bits == 8 else unpack_codes(parts, scheme.bits)
+    numbers = codes.view(dtypes.float8_e4m3) if scheme.values == "e4m3" else codes
+    group = scheme.group_size or w.shape[1]
+    scales, *offsets = (
+        np.repeat(parts[name].astype(np.float64), group, 1)[:, : w.shape[1]]
+        for name in ("scales", "offsets")
+        if name in parts
+    )
+    return scales * (numbers.astype(np.float64) - scheme.zero) + (offsets[0] if offsets else 0)
 
 
 def _with_kernel(run: Callable[[], Tensor]) -> tuple[Tensor, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boostr.cli.forms import INDICES, WeightRow, weights_of_folder, weights_of_gguf
 from boostr.engine.sentence import transformer_folder
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf_split import GGUFSource, open_gguf
@@ -20,7 +21,6 @@ from boostr.models.config import RawConfig
 from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import method_of, quantization_method
 
-_INDICES = ("BOOL", "I64", "I32", "I16")  # types of buffers and masks, which are no parameters
 # what is shown of a config: name -> key after "<architecture>." in GGUF metadata
 _SIZES = {
     "num_hidden_layers": "block_count",
@@ -53,6 +53,7 @@ class Summary:
         refusal: why this version of boostr cannot run it, None if it can.
         file_bytes: of all files that hold tensors.   sizes: from the config, Hugging Face's names.
         quantization: method that the config names, or None.
+        weights: the tensors again, as boostr would hold them: packed ones whole.
     """
 
     source: str
@@ -68,11 +69,14 @@ class Summary:
     chat_template: bool
     quantization: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    weights: list[WeightRow] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
-        """Numbers in the tensors, without those that are indices or masks."""
-        return sum(row.count for row in self.tensors if row.type not in _INDICES)
+        """Numbers in the weights, without those that are indices or masks."""
+        if self.weights:
+            return sum(row.count for row in self.weights)
+        return sum(row.count for row in self.tensors if row.type not in INDICES)
 
     @property
     def weight_bytes(self) -> int:
@@ -136,6 +140,7 @@ def _gguf(found: ResolvedModel) -> Summary:
             vocabulary=None if tokens is None else len(tokens),
             chat_template="tokenizer.chat_template" in data,
             sizes=_wholes(sizes),
+            weights=weights_of_gguf(file),
         )
 
 
@@ -159,13 +164,14 @@ def _safetensors(found: ResolvedModel) -> Summary:
     config = RawConfig(raw, str(folder / "config.json"))
     with open_safetensors(folder if path.is_dir() else path) as files:
         rows, shards = [_row(files, name) for name in files.names], files.paths
+        weights, unfit = weights_of_folder(files, raw, folder)
     kind, vocabulary = _tokenizer(folder) if path.is_dir() else (None, None)
     return Summary(
         source=found.source,
         path=str(path),
         format=f"safetensors, {len(shards)} {'file' if len(shards) == 1 else 'shards'}",
         architecture=_text(config.raw.get("model_type")),
-        refusal=wrong or _refusal(config, raw),
+        refusal=wrong or _refusal(config, raw) or unfit,
         file_bytes=sum(shard.stat().st_size for shard in shards),
         tensors=rows,
         context=_whole(config.raw.get("max_position_embeddings")),
@@ -174,6 +180,7 @@ def _safetensors(found: ResolvedModel) -> Summary:
         chat_template=path.is_dir() and _has_template(folder),
         quantization=quantization_method(raw),
         sizes=_wholes({name: config.raw.get(name) for name in _SIZES}),
+        weights=weights,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boostr.cli.forms import FormRow, forms_of
 from boostr.cli.options import as_json
 from boostr.cli.output import human_bytes, human_count, print_json
 
@@ -38,14 +39,16 @@ def command(model: str | None, revision: str | None, tensors: bool, as_json: boo
 def _object(summary: Summary, tensors: bool) -> dict[str, Any]:
     values = asdict(summary)
     rows = values.pop("tensors")
+    weights = [{k: v for k, v in row.items() if k != "scheme"} for row in values.pop("weights")]
     values |= {
         "runs": summary.refusal is None,
         "parameters": summary.parameters,
         "weight_bytes": summary.weight_bytes,
         "types": summary.types,
+        "forms": [asdict(row) | {"bits": row.bits} for row in forms_of(summary.weights)],
         "tensor_count": len(rows),
     }
-    return values | ({"tensors": rows} if tensors else {})
+    return values | ({"tensors": rows, "weights": weights} if tensors else {})
 
 
 def _print(summary: Summary, tensors: bool) -> None:
@@ -74,7 +77,33 @@ def _print(summary: Summary, tensors: bool) -> None:
             f"{kind:8} {total['tensors']:8} {human_count(total['parameters']):>12} "
             f"{human_bytes(total['bytes']):>12}"
         )
+    _print_forms(forms_of(summary.weights))
     if tensors:
+        held = {row.name: row.form for row in summary.weights}
         click.echo()
         for row in summary.tensors:
-            click.echo(f"{row.name}  {row.type}  {list(row.shape)}  {human_bytes(row.nbytes)}")
+            form = f"  held as {held[row.name]}" if row.name in held else ""
+            size = human_bytes(row.nbytes)
+            click.echo(f"{row.name}  {row.type}  {list(row.shape)}  {size}{form}")
+
+
+def _print_forms(forms: list[FormRow]) -> None:
+    """What matrices are held as, and who computes with them; "composite" is slow, and right."""
+    if not forms:
+        return
+    names = list(forms[0].kernels)
+    width = max(len("held as"), *(len(row.form) for row in forms))
+    title = f"{'held as':{width}} {'matrices':>8} {'bits each':>9} {'memory':>10}"
+    click.echo(f"\n{title}  {'  '.join(f'{name:9}' for name in names)}".rstrip())
+    for row in forms:
+        runs = "  ".join(f"{_run(row.kernels[name]):9}" for name in names)
+        line = f"{row.form:{width}} {row.weights:8} {row.bits:9.2f} {human_bytes(row.nbytes):>10}"
+        click.echo(f"{line}  {runs}".rstrip())
+    for row in forms:
+        for name, reason in row.kernels.items():
+            if reason is not None:
+                click.echo(f"{row.form} on {name}: {reason}")
+
+
+def _run(reason: str | None) -> str:
+    return "kernels" if reason is None else "composite"

@@ -24,7 +24,7 @@ def test_a_machine_that_is_well(boostr) -> None:
     done = report(result)
     assert result.exit_code == 0 and json.loads(result.stdout)["ok"]
     assert {"boostr", "packages", "cpu", "memory", "cache", "hub", "numpy"} <= set(done)
-    for title in ("matmul", "int8 linear", "attention"):
+    for title in ("matmul", "int8 linear", "attention", "weights"):
         check = done[f"numpy {title}"]
         assert check["status"] == "PASS" and "largest error" in check["detail"]
     assert "offline" in done["hub"]["detail"]
@@ -147,3 +147,12 @@ def test_a_hub_that_does_not_answer_is_a_warning_within_seconds(
     hub = report(boostr("doctor", "--json"))["hub"]
     forever.set()
     assert hub["status"] == "WARN" and "no answer in 0.05 s" in hub["detail"]
+
+
+def test_a_width_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    meaning = arithmetic._meaning
+    monkeypatch.setattr(
+        arithmetic, "_meaning", lambda w: meaning(w) + (0.01 if w.scheme.bits == 3 else 0)
+    )
+    title, status, detail = list(arithmetic.check_arithmetic(backends.get("numpy")))[-1]
+    assert (title, status) == ("weights", "FAIL") and "int3-g32-offsets" in detail

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf_files import convert
 from tiny_model import make_tiny, make_tiny_encoder
 
-from boostr import load
+from boostr import load, quantize
 from boostr.io.safetensors import save
 
 
@@ -145,3 +145,29 @@ def test_not_on_this_machine(boostr, tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = boostr("inspect", "org/name", "--revision", "v1")
     assert result.exit_code == 1 and "boostr pull org/name" in result.stderr
     assert boostr("inspect", "--revision", "v1").exit_code == 2
+
+
+def test_forms_of_gguf_and_of_packed_folders(boostr, tmp_path: Path) -> None:
+    """How matrices are held, in bits a number with their scales, and who has kernels for it."""
+    import real_models
+
+    forms = {row["form"]: row for row in described(boostr, str(real_models.smollm2()))["forms"]}
+    assert set(forms) == {"q4_1", "q8_0"} and forms["q4_1"]["weights"] == 210
+    assert (forms["q4_1"]["bits"], forms["q8_0"]["bits"]) == (5.0, 8.5)
+    assert forms["q8_0"]["kernels"] == {"cupy": None, "wgpu": None, "numpy": None}
+    source = make_tiny(tmp_path / "src")
+    made = str(quantize(source, tmp_path / "made", "int8", backend="numpy").path)
+    done = described(boostr, made, "--tensors")
+    assert done["runs"] and done["parameters"] == described(boostr, str(source))["parameters"]
+    forms = {row["form"]: row for row in done["forms"]}
+    assert forms["int8"]["weights"] == 7 and 8 < forms["int8"]["bits"] < 9.1
+    held = {row["name"]: row for row in done["weights"]}
+    loaded = load(made, backend="numpy").module.weights()
+    assert set(held) == set(loaded)
+    assert all(held[name]["nbytes"] == weight.nbytes for name, weight in loaded.items())
+    text = boostr("inspect", made, "--tensors").stdout
+    assert "held as" in text and "q_proj.weight_packed  I32  [32, 8]" in text
+    weights = {"model.layers.0.mlp.up_proj.weight_packed": np.zeros((44, 8), np.int32)}
+    save(Path(made) / "model.safetensors", weights)
+    broken = described(boostr, made)
+    assert not broken["runs"] and "weight_shape missing" in broken["refusal"]

@@ -20,11 +20,11 @@ Weight = Tensor | QuantizedTensor
 def why_not(weight: Weight) -> str | None:
     """Why the kernels do not read a weight's form; None if they do."""
     form = form_of(weight)
-    return f"no kernel reads {weight!r}" if form is None else _unknown(form)
+    return f"no kernel reads {weight!r}" if form is None else form_refusal(form)
 
 
 @cache
-def _unknown(form: Form) -> str | None:
+def form_refusal(form: Form) -> str | None:
     """Why the kernels do not know a form; None if they do."""
     if form.group % 32 and form.group != 16:
         return f"groups of {form.group} inputs; kernels know 16 and multiples of 32"
