@@ -1,5 +1,6 @@
 """What GGUF's blocks mean: plain float64 numpy that imports nothing of ours (see `oracles.py`)."""
 
+import gguf
 import numpy as np
 
 F64 = np.float64
@@ -48,3 +49,28 @@ def q6_k(raw):
         high = b[..., 128 + 32 * half + at] >> 2 * j & 3
         w[..., i] = d * scales[..., i // 16] * ((low | high << 4) - F64(32))
     return w.reshape(len(raw), -1)
+
+
+def q1_0(raw):
+    """GGML Q1_0, uint8 [N, 18 n] -> [N, 128 n]: f16 d, 16 bytes; w = d where the bit is 1, else -d.
+
+    Bit j of byte i is that of element 8 i + j. dequantize_row_q1_0 of ggml-quants.c
+    """
+    b = np.asarray(raw).reshape(len(raw), -1, 18)
+    bits = np.unpackbits(b[..., 2:], axis=-1, bitorder="little")
+    return (_halves(b, 0) * np.where(bits, F64(1), F64(-1))).reshape(len(raw), -1)
+
+
+def q2_0(raw):
+    """GGML Q2_0, uint8 [N, 18 n] -> [N, 64 n]: f16 d, 16 bytes; w = d (q - 1), q two bits.
+
+    Element i is in bits 2 (i % 4) and the next one of byte i // 4. dequantize_row_q2_0
+    """
+    b = np.asarray(raw).reshape(len(raw), -1, 18)
+    q = np.stack([b[..., 2 + i // 4] >> 2 * (i % 4) & 3 for i in range(64)], -1)
+    return (_halves(b, 0) * (q - F64(1))).reshape(len(raw), -1)
+
+
+def by_package(kind):
+    """What the gguf package makes of a type: float32, exact but for one sum with an offset."""
+    return lambda raw: gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]).astype(F64)

@@ -15,15 +15,28 @@ from boostr.backends import Backend
 from boostr.quant.gguf import BLOCK_TYPES, planes
 from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
 
-# schemes that GGUF blocks are read as, and what blocks mean
+# schemes that GGUF blocks are read as, and what blocks mean: those that all kernels read,
 BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "q8_0": oracles_gguf.q8_0,
     "q4_0": oracles_gguf.q4_0,
     "q4_1": oracles_gguf.q4_1,
     "q6_k": oracles_gguf.q6_k,
 }
-HALVES = {"q8_0": [(0, 0.05)], "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)],
-           "q6_k": [(208, 5e-4)]}  # fmt: skip
+# and all: the others are decoded by the gguf package, which does not know two of them
+TYPES = {kind.lower(): oracles_gguf.by_package(kind) for kind in BLOCK_TYPES} | {
+    **BLOCKS,
+    "q1_0": oracles_gguf.q1_0,
+    "q2_0": oracles_gguf.q2_0,
+}
+# where in a block float16 numbers are, and how large usual ones
+HALVES = {name: [(0, 0.05)] for name in TYPES} | {
+    "q4_0": [(0, 0.3)], "q4_1": [(0, 0.05), (2, 0.05)], "q5_1": [(0, 0.05), (2, 0.05)],
+    "q2_k": [(80, 5e-3), (82, 5e-3)], "q3_k": [(108, 1e-3)], "q4_k": [(0, 5e-4), (2, 5e-4)],
+    "q5_k": [(0, 5e-4), (2, 5e-4)], "q6_k": [(208, 5e-4)], "iq4_xs": [(0, 5e-4)],
+    "tq1_0": [(52, 0.05)], "tq2_0": [(64, 0.05)], "iq1_m": [], "mxfp4": [], "nvfp4": [],
+}  # fmt: skip
+# where bytes are that are not any: exponents, and 8-bit floats that have no sign and are no NaN
+_BYTES = {"mxfp4": (0, 1, 119, 126), "nvfp4": (0, 4, 0, 0x7F)}
 INT8 = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
 FORMS = (*INT8, *BLOCKS)
 
@@ -41,18 +54,30 @@ def fitted(form: str, K: int) -> int:
 def draw_blocks(rng: np.random.Generator, scheme: str, N: int, K: int) -> np.ndarray:
     """GGUF blocks uint8 [N, bytes] of random codes.
 
-    Their f16 numbers are of both signs and of a usual size (`HALVES`: where, how large), but for
-    some that are subnormal and some that are zero.
+    Their f16 numbers are of both signs and of a usual size (`HALVES`), but for some that are
+    subnormal and some that are zero.
     """
     block = BLOCK_TYPES[scheme.upper()]
     raw = rng.integers(0, 256, (N, K // block.size, block.nbytes)).astype(np.uint8)
     for at, scale in HALVES[scheme]:
-        d = normal(rng, (N, K // block.size, 1), "float16", scale)
-        rare = rng.integers(0, 16, d.shape)
-        d[rare == 0] = 0
-        d[rare == 1] *= np.float16(2**-14)
-        raw[:, :, at : at + 2] = d.view(np.uint8)
+        raw[:, :, at : at + 2] = _halves(rng, N, K // block.size, scale).view(np.uint8)
+    if scheme in _BYTES:
+        at, count, least, end = _BYTES[scheme]
+        raw[:, :, at : at + count] = rng.integers(least, end, (N, K // block.size, count))
+    if scheme == "iq1_m":  # a nibble of d in each of four words
+        d = _halves(rng, N, K // block.size, 0.01).view(np.uint16)
+        words = raw[:, :, 48:].copy().view(np.uint16) & 0xFFF
+        words |= (d >> np.array([0, 4, 8, 12], np.uint16)) << 12
+        raw[:, :, 48:] = words.view(np.uint8)
     return raw.reshape(N, -1)
+
+
+def _halves(rng: np.random.Generator, N: int, G: int, scale: float) -> np.ndarray:
+    d = normal(rng, (N, G, 1), "float16", scale)
+    rare = rng.integers(0, 16, d.shape)
+    d[rare == 0] = 0
+    d[rare == 1] *= np.float16(2**-14)
+    return d
 
 
 def packed(backend: str | Backend, scheme: str, raw: np.ndarray, K: int) -> QuantizedTensor:
@@ -84,9 +109,9 @@ def draw(
     scale: float = 1.0,
 ) -> tuple[QuantizedTensor, np.ndarray]:
     """(a weight [N, K] of the scheme, its values in float64); `scale` is that of int8 weights."""
-    if scheme in BLOCKS:
+    if scheme in TYPES:
         raw = draw_blocks(rng, scheme, N, K)
-        return packed(backend, scheme, raw, K), BLOCKS[scheme](raw)
+        return packed(backend, scheme, raw, K), TYPES[scheme](raw)
     q, s = oracles.quantize_int8(normal(rng, (N, K), scale=scale), group_of(scheme))
     w = tensor(backend, scheme, (N, K), {"codes": q, "scales": s})
     return w, oracles.dequantize_int8(q, s, group_of(scheme))

@@ -36,7 +36,7 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4),
     27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
+    41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 REMOVED_TYPES = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4",
@@ -89,8 +89,7 @@ class GGUFTensor:
         if self.type not in PLAIN_TYPES and self.type not in BLOCK_TYPES:
             raise ModelFileError(
                 f"{self._file.path}: tensor {self.name!r} is {self.type}; boostr reads F32, F16, "
-                f"BF16, {', '.join(BLOCK_TYPES)}. Take a file of one of these types, or convert: "
-                "llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0"
+                f"BF16, {', '.join(BLOCK_TYPES)}. Take a file of one of these types"
             )
 
 

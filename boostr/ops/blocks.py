@@ -1,4 +1,4 @@
-"""Blocks of a GGUF file as the planes that products read (`boostr/quant/gguf.py`)."""
+"""Blocks of a GGUF file as the planes that products read (`boostr/quant/gguf/`)."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -147,6 +147,25 @@ NF4 = (
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
+
+# what codes of GGUF's types stand for; a sign is the top bit where they come from grids
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled: under factor 0.5
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_IQ3_S = (1, 3, 5, 7, 9, 11, 13, 15)
+_IQ3_XXS = (4, 12, 20, 28, 36, 44, 52, 62)
+_IQ2 = (8, 25, 43, 0)
+_IQ1 = (-7, 1, 9, 0, -9, -1, 7, 0)  # 8 times -1, 0, 1, and a delta of 1 or, under the sign, -1
+
+
+def _signed(values: tuple[float, ...]) -> tuple[float, ...]:
+    return (*values, *(-value for value in values))
+
+
+def _super(name: str, group: int, bits: int, **changes: Any) -> Scheme:
+    """GGUF's superblocks: int8 scales under one of 256 inputs."""
+    return Scheme(name, group, bits, scale="i8", super_size=256, multiple=256, **changes)
+
+
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
@@ -163,7 +182,30 @@ SCHEMES = {
         Scheme("q8_0", 32, scale="f16", multiple=32),
         Scheme("q4_0", 32, bits=4, zero=8, scale="f16", multiple=32),
         Scheme("q4_1", 32, bits=4, scale="f16", offsets="f16", multiple=32),
-        Scheme("q6_k", 16, bits=6, zero=32, scale="i8", super_size=256, multiple=256),
+        Scheme("q5_0", 32, bits=5, zero=16, scale="f16", multiple=32),
+        Scheme("q5_1", 32, bits=5, scale="f16", offsets="f16", multiple=32),
+        _super("q2_k", 16, 2, offsets="u8"),
+        _super("q3_k", 16, 3, zero=4),
+        _super("q4_k", 32, 4, offsets="u8"),
+        _super("q5_k", 32, 5, offsets="u8"),
+        _super("q6_k", 16, 6, zero=32),
+        Scheme("iq4_nl", 32, bits=4, values=_IQ4, scale="f16", multiple=32),
+        _super("iq4_xs", 32, 4, values=_IQ4),
+        _super("iq3_s", 32, 4, values=_signed(_IQ3_S)),
+        _super("iq3_xxs", 32, 4, values=_signed(_IQ3_XXS)),
+        _super("iq2_s", 16, 3, values=_signed(_IQ2)),
+        _super("iq2_xs", 16, 3, values=_signed(_IQ2)),
+        _super("iq2_xxs", 32, 3, values=_signed(_IQ2)),
+        _super("iq1_s", 32, 3, values=_IQ1),
+        _super("iq1_m", 16, 3, values=_IQ1),
+        Scheme("mxfp4", 32, bits=4, values=_E2M1, scale="e8m0", factor=0.5, multiple=32),
+        Scheme(
+            "nvfp4", 16, bits=4, values=_E2M1, scale="e4m3", factor=0.5, super_size=256, multiple=64
+        ),
+        Scheme("tq1_0", 256, bits=2, zero=1, scale="f16", multiple=256),
+        Scheme("tq2_0", 256, bits=2, zero=1, scale="f16", multiple=256),
+        Scheme("q1_0", 128, bits=2, zero=1, scale="f16", multiple=128),
+        Scheme("q2_0", 64, bits=2, zero=1, scale="f16", multiple=64),
     )
 }
 QUANTIZABLE = (

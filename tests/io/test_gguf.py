@@ -100,7 +100,7 @@ def written(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
         writer.add_tensor(name, tensor)
     brain = np.array([[1.0, -2.5]], ml_dtypes.bfloat16)
     writer.add_tensor("bf16", brain.view(np.uint8), raw_dtype=GGMLQuantizationType.BF16)
-    for kind, size in (("Q8_0", 34), ("Q4_1", 20), ("Q4_K", 144)):
+    for kind, size in (("Q8_0", 34), ("Q4_1", 20), ("Q8_K", 292)):
         blocks = np.arange(3 * 2 * size, dtype=np.uint8).reshape(3, 2 * size)
         writer.add_tensor(kind, blocks, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -136,11 +136,11 @@ def test_tensors(written: tuple[Path, dict[str, np.ndarray]]) -> None:
             assert tensor.shape == (3, 64) and tensor.nbytes == 6 * size
             expected = np.arange(6 * size, dtype=np.uint8).reshape(3, 2 * size)
             np.testing.assert_array_equal(tensor.data, expected)
-        assert file.tensors["Q4_K"].shape == (3, 256 * 2)  # known well enough to be listed
+        assert file.tensors["Q8_K"].shape == (3, 256 * 2)  # known well enough to be listed
         with pytest.raises(
-            ModelFileError, match="'Q4_K' is Q4_K; boostr reads F32, F16, BF16, Q8_0"
+            ModelFileError, match="'Q8_K' is Q8_K; boostr reads F32, F16, BF16, Q8_0"
         ):
-            file.tensors["Q4_K"].data  # noqa: B018
+            file.tensors["Q8_K"].data  # noqa: B018
 
 
 def test_views_are_no_copies_and_outlive_the_file(written: tuple[Path, Any]) -> None:
@@ -157,7 +157,7 @@ def test_views_are_no_copies_and_outlive_the_file(written: tuple[Path, Any]) -> 
 def test_agrees_with_the_gguf_package(written: tuple[Path, Any]) -> None:
     with GGUFFile(written[0]) as file:
         ours = {
-            name: (t.type, t.shape, t.nbytes, t.data.tobytes() if t.type != "Q4_K" else None)
+            name: (t.type, t.shape, t.nbytes, t.data.tobytes() if t.type != "Q8_K" else None)
             for name, t in file.tensors.items()
         }
     theirs = {
@@ -165,7 +165,7 @@ def test_agrees_with_the_gguf_package(written: tuple[Path, Any]) -> None:
             t.tensor_type.name,
             tuple(t.shape.tolist()[::-1]),
             t.n_bytes,
-            t.data.tobytes() if t.tensor_type.name != "Q4_K" else None,
+            t.data.tobytes() if t.tensor_type.name != "Q8_K" else None,
         )
         for t in GGUFReader(written[0]).tensors
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
-from packed import BLOCKS, draw_blocks
+from packed import TYPES, draw_blocks
 
 from boostr import backends, ops
 from boostr.io.gguf import GGUFFile
 from boostr.models.gguf import gguf_weights
 
 N, K = 7, 512
-kinds = pytest.mark.parametrize("scheme", BLOCKS)
+kinds = pytest.mark.parametrize("scheme", [name for name in TYPES if name != "q2_0"])
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def written(tmp_path):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        values = BLOCKS[scheme](raw).reshape(*lead, N, K)
+        values = TYPES[scheme](raw).reshape(*lead, N, K)
         return gguf_weights(GGUFFile(tmp_path / "x.gguf"))["w"], values
 
     return make

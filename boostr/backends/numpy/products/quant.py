@@ -56,7 +56,7 @@ _REPACK = {"Q6_K": "repack.q6_k"}  # types of which not all is copied
 def _read_blocks_supports(rows: Tensor, kind: str, places: list[Tensor]) -> str | None:
     if not all(x.data.flags.c_contiguous for x in (rows, *places)):
         return "the blocks or their places are not dense"
-    known = BLOCK_TYPES[kind].read is None or kind in _REPACK
+    known = BLOCK_TYPES[kind].copied or kind in _REPACK
     return None if known else f"no kernel reads blocks of {kind}"
 
 

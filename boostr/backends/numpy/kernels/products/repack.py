@@ -1,4 +1,4 @@
-"""Blocks of GGUF as planes (`boostr/quant/gguf.py` says what they are); a row is an item.
+"""Blocks of GGUF as planes (`boostr/quant/gguf/` says what they are); a row is an item.
 
 params: where the planes begin (`layout.PLANES`), then the address of the blocks, the bytes of a row
 of them, and blocks in a row. Blocks may lie at any address.
