@@ -31,7 +31,7 @@ DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
     for (int i = 0; i < 4; ++i) {
       if (i >= count) break;
       if (ROUNDS) v[i] *= e.x_scales[token];
-      if (ROW_SCALE) v[i] *= to_float(e.scales[row + i]);
+      if (ROW_SCALE) v[i] *= full_scale(e.scales[row + i], 1.f);
       if (e.bias) v[i] += to_float(e.bias[row + i]);
       if (e.residual) v[i] += four ? r[i] : to_float(e.residual[to + i]);
     }

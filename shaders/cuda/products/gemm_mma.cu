@@ -16,15 +16,17 @@
 // of weight row through a ring of STAGES buffers filled by cp.async.
 // A sum does not care about the order of k, so lane 4g + t takes 8 consecutive k of every 32 (16 of
 // every 64 bytes under ROUNDS) where mma's layout would have it take 2 + 2 of every 16: fragments of
-// x and w are then one wide shared load each. Of NIBBLES it takes 4 of every 16, which are in one
-// word for both steps, and so groups may be as small as a step. 16-byte chunks are swizzled by row
-// against bank conflicts.
+// x and w are then one wide shared load each. Of codes of fewer than 8 bits it takes 4 of every 16,
+// which are in the same words for both steps, and so groups may be as small as a step. 16-byte
+// chunks are swizzled by row against bank conflicts.
 //
-// Macros: those of weights.cuh (GROUP up to 128, of C8 at least 32), X (c type of x), OUT, BIAS,
-// RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT, STAGES, SPLIT (1: gridDim.y > 1), PIECE (bytes in
-// which scales and offsets are copied). Needs sm_80; 16-byte aligned rows of x, codes and pairs.
+// Macros: those of weights.cuh (GROUP of codes of 8 bits at least 32), X (c type of x), OUT, BIAS,
+// RESIDUAL (c types), WARPS_R, WARPS_T, MT, NT, STAGES, SPLIT (1: gridDim.y > 1), HIGH_PIECE and
+// PIECE (bytes in which high bits, and scales and offsets, are copied). Needs sm_80; 16-byte aligned
+// rows of x and codes.
 #include "prelude.cuh"
 #include "weights.cuh"
+#include "gemm_terms.cuh"
 
 #if ROUNDS
 typedef i8 x_t;
@@ -36,30 +38,36 @@ typedef float acc_t;
 #ifndef PIECE
 #define PIECE 16
 #endif
+#ifndef HIGH_PIECE
+#define HIGH_PIECE 16
+#endif
 #define CODED (!IS_FLOAT && !ROUNDS)      // codes are converted to x's type
+#define TERMS (TABLE_FLOATS ? 2 : 1)      // 16-bit floats that make a number
 #define ROWS (WARPS_R * MT * 16)
 #define TOKENS (WARPS_T * NT * 8)
 #define THREADS (WARPS_R * WARPS_T * 32)
 #define X_BYTES (ROUNDS ? 1 : 2)          // of one element of x
 #define BK (IS_FLOAT ? 64 : 128)          // elements of k in a stage
-#define W_CHUNKS (NIBBLES ? 4 : 8)        // 16-byte chunks of a row's codes in a stage
+#define W_CHUNKS (LOW_BITS ? LOW_BITS : 8)  // 16-byte chunks of a row's codes in a stage
 #define X_CHUNKS (BK * X_BYTES / 16)      // and of a token: 8 or 16
-#define SCALES (GROUP ? BK / (GROUP ? GROUP : 1) : 0)  // of a row in a stage
-#define STEP_SCALES (GROUP == 16 ? 2 : 1)  // of a row in 32 k
+#define HIGH_ROW (CODED ? 16 * HIGH_BITS : 0)  // bytes of a row's high bits
+#define SCALES (GROUP == 0 ? 0 : GROUP > BK ? 1 : BK / (GROUP ? GROUP : 1))  // of a row
+#define STEP_SCALES (GROUP == 16 ? 2 : 1)  // and in 32 k
 #define W_STAGE (ROWS * W_CHUNKS * 16)
-#define HIGH_STAGE (PAIRS ? ROWS * 32 : 0)
 #define X_STAGE (TOKENS * X_CHUNKS * 16)
 #define SCALE_ROW (SCALES * (int)sizeof(SCALE_T))
-#define OFFSET_ROW (OFFSETS ? SCALES * 2 : 0)
+#define OFFSET_ROW (OFFSETS ? SCALES * (int)sizeof(OFFSET_T) : 0)
 // where a stage's parts begin after its codes
-#define HIGH_AT W_STAGE
-#define X_AT (HIGH_AT + HIGH_STAGE)
-#define SCALES_AT (X_AT + X_STAGE)
+#define X_AT W_STAGE
+#define HIGH_AT (X_AT + X_STAGE)
+#define SCALES_AT (HIGH_AT + ROWS * HIGH_ROW)
 #define SUPERS_AT (SCALES_AT + ROWS * SCALE_ROW)
-#define OFFSETS_AT (SUPERS_AT + (SUPER ? ROWS * 4 : 0))
-#define STAGE_BYTES (OFFSETS_AT + ROWS * OFFSET_ROW)
-static_assert(GROUP == 0 || (BK % GROUP_INPUTS == 0 && GROUP >= (NIBBLES ? 16 : 32)), "GROUP");
-static_assert(SUPER_INPUTS % BK == 0 && SCALE_ROW % PIECE == 0 && OFFSET_ROW % PIECE == 0, "PIECE");
+#define FLOORS_AT (SUPERS_AT + (SUPER ? ROWS * 4 : 0))
+#define OFFSETS_AT (FLOORS_AT + (FLOORS ? ROWS * 4 : 0))
+#define STAGE_BYTES ((OFFSETS_AT + ROWS * OFFSET_ROW + 15) / 16 * 16)
+static_assert(GROUP == 0 || GROUP >= (LOW_BITS ? 16 : 32), "GROUP");
+static_assert(SUPER_INPUTS % BK == 0 && HIGH_ROW % HIGH_PIECE == 0, "SUPER, HIGH_PIECE");
+static_assert(SCALE_ROW % PIECE == 0 && OFFSET_ROW % PIECE == 0, "PIECE");
 // how many blocks of k the compiler may interleave without running out of registers
 #define UNROLL (IS_FLOAT || MT * NT < 8 ? 4 : GROUP == 0 && MT * NT <= 16 ? 2 : 1)
 #define LD_TILE (ROWS + 4)                // floats of a token in the epilogue's tile
@@ -118,17 +126,16 @@ DEVICE void mma(int* c, const u32* a, const u32* b, i8) {
 
 // -- where things lie in a stage ------------------------------------------------------------------
 DEVICE u32 w_offset(int row, int chunk) {
-  const int turn = NIBBLES ? row >> 1 & 3 : CODED ? (row & 3) << 1 : (row & 1) << 2;
+  const int turn = W_CHUNKS == 2   ? row >> 2 & 1
+                   : W_CHUNKS == 4 ? row >> 1 & 3
+                   : CODED         ? (row & 3) << 1
+                                   : (row & 1) << 2;
   return row * (W_CHUNKS * 16) + ((chunk ^ turn) << 4);
 }
 DEVICE u32 x_offset(int token, int chunk) {
   const int half = chunk >> 3;  // 128 bytes of every token, then the next 128
-  const int turn = NIBBLES ? (token & 3) << 1 : (token & 1) << 2;
+  const int turn = LOW_BITS ? (token & 3) << 1 : (token & 1) << 2;
   return half * (TOKENS * 128) + token * 128 + (((chunk & 7) ^ turn) << 4);
-}
-
-DEVICE u32 high_offset(int row, int chunk) {
-  return HIGH_AT + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4);
 }
 
 struct Weight {
@@ -169,14 +176,16 @@ DEVICE void load_small(u32 to, const void* plane, int left, int row_bytes, int b
 DEVICE void load_w(u32 stage, const Weight& w, int k0, int K) {
   load_codes<W_CHUNKS>(w.at.codes, w.left, code_bytes(K), code_bytes(k0),
                        [&](int row, int chunk) { return stage + w_offset(row, chunk); });
-  if (PAIRS)
-    load_codes<2>(w.at.high, w.left, K / 4, k0 / 4,
-                  [&](int row, int chunk) { return stage + high_offset(row, chunk); });
-  const int groups = groups_of(K), group = k0 / GROUP_INPUTS, size = sizeof(SCALE_T);
-  load_small<SCALE_ROW, PIECE>(stage + SCALES_AT, w.at.scales, w.left, groups * size, group * size);
-  load_small<SUPER ? 4 : 0, 4>(stage + SUPERS_AT, w.at.supers, w.left, K / SUPER_INPUTS * 4,
-                               k0 / SUPER_INPUTS * 4);
-  load_small<OFFSET_ROW, PIECE>(stage + OFFSETS_AT, w.at.offsets, w.left, groups * 2, group * 2);
+  const int groups = groups_of(K), group = k0 / GROUP_INPUTS;
+  const int supers = supers_of(K) * 4, super = k0 / SUPER_INPUTS * 4;
+  load_small<HIGH_ROW, HIGH_PIECE>(stage + HIGH_AT, w.at.high, w.left, high_bytes(K),
+                                   high_bytes(k0));
+  load_small<SCALE_ROW, PIECE>(stage + SCALES_AT, w.at.scales, w.left,
+                               groups * (int)sizeof(SCALE_T), group * (int)sizeof(SCALE_T));
+  load_small<SUPER ? 4 : 0, 4>(stage + SUPERS_AT, w.at.supers, w.left, supers, super);
+  load_small<FLOORS ? 4 : 0, 4>(stage + FLOORS_AT, w.at.floors, w.left, supers, super);
+  load_small<OFFSET_ROW, PIECE>(stage + OFFSETS_AT, w.at.offsets, w.left,
+                                groups * (int)sizeof(OFFSET_T), group * (int)sizeof(OFFSET_T));
 }
 
 DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) {
@@ -196,53 +205,85 @@ DEVICE void load_x(u32 stage, const x_t* x, i64 ldx, int tokens, int k0, int K) 
 // Of x: b0 and b1 of the first step, then of the second.
 DEVICE uint4 x_fragments(u32 stage, int token, int b, int t) {
   const u32 xs = stage + X_AT;
-  if (!NIBBLES) return shared16(xs + x_offset(token, b * 4 + t));
+  if (!LOW_BITS) return shared16(xs + x_offset(token, b * 4 + t));
   const uint2 first = shared8(xs + x_offset(token, b * 4 + (t >> 1)) + (t & 1) * 8);
   const uint2 second = shared8(xs + x_offset(token, b * 4 + 2 + (t >> 1)) + (t & 1) * 8);
   return make_uint4(first.x, first.y, second.x, second.y);
 }
 // The four codes of a row that this lane takes in each step.
 DEVICE uint2 step_codes(u32 stage, int row, int b, int t) {
-  if (!NIBBLES) return shared8(stage + w_offset(row, b * 2 + (t >> 1)) + (t & 1) * 8);
-  const u32 nibbles = shared4(stage + w_offset(row, b) + t * 4);
-  const u32 pairs = PAIRS ? shared4(stage + high_offset(row, b >> 1) + (b & 1) * 8 + (t & 1) * 4) : 0;
-  return make_uint2(four_codes(nibbles, pairs, t), four_codes(nibbles, pairs, t + 4));
-}
-// The A fragments of both steps, rows `row` and row + 8.
-DEVICE void w_fragments(u32 stage, int row, int b, int t, u32 (&a)[2][4]) {
-#if CODED
-  const uint2 low = step_codes(stage, row, b, t), high = step_codes(stage, row + 8, b, t);
-  a[0][0] = two_halves<0>(low.x, X()), a[0][2] = two_halves<2>(low.x, X());
-  a[0][1] = two_halves<0>(high.x, X()), a[0][3] = two_halves<2>(high.x, X());
-  a[1][0] = two_halves<0>(low.y, X()), a[1][2] = two_halves<2>(low.y, X());
-  a[1][1] = two_halves<0>(high.y, X()), a[1][3] = two_halves<2>(high.y, X());
+#if LOW_BITS
+  const int at = b * 4 * LOW_BITS + t % LOW_BITS * 4;  // 32 codes are LOW_BITS words
+  const u32 low = shared4(stage + w_offset(row, at / 16) + at % 16);
+  u32 high = 0;
+#if HIGH_BITS
+  high = shared4(stage + HIGH_AT + row * HIGH_ROW + b * 4 * HIGH_BITS + t % HIGH_BITS * 4);
+#endif
+  return make_uint2(four_codes(low, high, t), four_codes(low, high, t + 4));
 #else
-  const uint4 low = shared16(stage + w_offset(row, b * 4 + t));
-  const uint4 high = shared16(stage + w_offset(row + 8, b * 4 + t));
-  a[0][0] = low.x; a[0][1] = high.x; a[0][2] = low.y; a[0][3] = high.y;
-  a[1][0] = low.z; a[1][1] = high.z; a[1][2] = low.w; a[1][3] = high.w;
+  const uint2 v = shared8(stage + w_offset(row, b * 2 + (t >> 1)) + (t & 1) * 8);
+  return make_uint2(four_codes(v.x, 0, 0), four_codes(v.y, 0, 0));
 #endif
 }
-
-#if GROUP
-// Of block b in a row: its scale, or one of each step.
+// Of block b in a row: its scale and offset or zero, or one of each step.
 struct Affine {
   float scale[STEP_SCALES], offset[STEP_SCALES];
 
+  template <typename T> static DEVICE T number(u32 at) {
+    return *(const T*)__cvta_shared_to_generic(at);
+  }
   DEVICE void load(u32 stage, int row, int b) {
 #pragma unroll
     for (int i = 0; i < STEP_SCALES; ++i) {
       const int at = row * SCALES + b * 32 / GROUP_INPUTS + i;
-      const u32 p = stage + SCALES_AT + at * (int)sizeof(SCALE_T);
-      scale[i] = to_float(*(const SCALE_T*)__cvta_shared_to_generic(p));
-      if (SUPER)
-        scale[i] *= *(const float*)__cvta_shared_to_generic(stage + SUPERS_AT + row * 4);
-      if (OFFSETS)
-        offset[i] = to_float(*(const f16*)__cvta_shared_to_generic(stage + OFFSETS_AT + at * 2));
+      const float super = SUPER ? number<float>(stage + SUPERS_AT + row * 4) : 1.f;
+      scale[i] = full_scale(number<SCALE_T>(stage + SCALES_AT + at * (int)sizeof(SCALE_T)), super);
+      if (OFFSETS) {
+        const OFFSET_T own = number<OFFSET_T>(stage + OFFSETS_AT + at * (int)sizeof(OFFSET_T));
+        const float floor = FLOORS ? number<float>(stage + FLOORS_AT + row * 4) : 1.f;
+        offset[i] = ZEROS ? to_float(own) : full_offset(own, floor, 1.f);
+      }
     }
   }
+  DEVICE float zero(int step) const { return ZEROS ? offset[step * (STEP_SCALES - 1)] : 0.f; }
 };
 
+#if CODED
+// Four codes as what lane and row `half` have of a step's fragments.
+DEVICE void terms(u32 codes, float zero, int half, u32 (*a)[4]) {
+#if TABLE_FLOATS
+  two_terms<0>(codes, a[0][half], a[1][half]);
+  two_terms<2>(codes, a[0][half + 2], a[1][half + 2]);
+#else
+  const u32 zeros = pack2<X>(zero, zero);
+  const u32 low = two_halves<0>(codes, X()), high = two_halves<2>(codes, X());
+  a[0][half] = ZEROS ? less(low, zeros, X()) : low;
+  a[0][half + 2] = ZEROS ? less(high, zeros, X()) : high;
+#endif
+}
+#endif
+
+// The A fragments of both steps, rows `row` and row + 8, of which low and high tell the zeros.
+DEVICE void w_fragments(u32 stage, int row, int b, int t, const Affine& low, const Affine& high,
+                        u32 (&a)[2 * TERMS][4]) {
+#if CODED
+  const uint2 first = step_codes(stage, row, b, t), second = step_codes(stage, row + 8, b, t);
+  terms(first.x, low.zero(0), 0, a), terms(second.x, high.zero(0), 1, a);
+  terms(first.y, low.zero(1), 0, a + TERMS), terms(second.y, high.zero(1), 1, a + TERMS);
+#else
+  const uint4 first = shared16(stage + w_offset(row, b * 4 + t));
+  const uint4 second = shared16(stage + w_offset(row + 8, b * 4 + t));
+  a[0][0] = first.x; a[0][1] = second.x; a[0][2] = first.y; a[0][3] = second.y;
+  a[1][0] = first.z; a[1][1] = second.z; a[1][2] = first.w; a[1][3] = second.w;
+#endif
+}
+// c += a step of w times x.
+DEVICE void multiply(acc_t (&c)[4], const u32 (*a)[4], const u32 (&b)[2]) {
+#pragma unroll
+  for (int i = 0; i < TERMS; ++i) mma(c, a[i], b, x_t());
+}
+
+#if GROUP
 // The sums of a block for rows g and g + 8 are scaled and added; x_sum: of two tokens.
 DEVICE void add_scaled(acc_t (&acc)[4], const float (&sum)[4], const Affine& low,
                        const Affine& high, const float (&x_sum)[STEP_SCALES][2], int i) {
@@ -250,7 +291,7 @@ DEVICE void add_scaled(acc_t (&acc)[4], const float (&sum)[4], const Affine& low
   acc[1] += low.scale[i] * sum[1];
   acc[2] += high.scale[i] * sum[2];
   acc[3] += high.scale[i] * sum[3];
-  if (OFFSETS) {
+  if (OFFSETS && !ZEROS) {
     acc[0] += low.offset[i] * x_sum[i][0];
     acc[1] += low.offset[i] * x_sum[i][1];
     acc[2] += high.offset[i] * x_sum[i][0];
@@ -282,31 +323,28 @@ DEVICE void products(u32 stage, acc_t (&acc)[MT][NT][4], int row0, int token0) {
 #if GROUP
     float x_sum[NT][STEP_SCALES][2];
 #pragma unroll
-    for (int n = 0; n < (OFFSETS ? NT : 0); ++n) sum_tokens(xv[n], x_sum[n]);
+    for (int n = 0; n < (OFFSETS && !ZEROS ? NT : 0); ++n) sum_tokens(xv[n], x_sum[n]);
 #endif
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
       const int row = row0 + m * 16 + g;
-      u32 a[2][4];
-      w_fragments(stage, row, b, t, a);
-#if GROUP
+      u32 a[2 * TERMS][4];
       Affine low, high;
-      low.load(stage, row, b);
-      high.load(stage, row + 8, b);
-#endif
+      if (GROUP) low.load(stage, row, b), high.load(stage, row + 8, b);
+      w_fragments(stage, row, b, t, low, high, a);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const u32 b0[2] = {xv[n].x, xv[n].y}, b1[2] = {xv[n].z, xv[n].w};
 #if GROUP
         float sum[STEP_SCALES][4] = {};
-        mma(sum[0], a[0], b0, x_t());
-        mma(sum[STEP_SCALES - 1], a[1], b1, x_t());
+        multiply(sum[0], a, b0);
+        multiply(sum[STEP_SCALES - 1], a + TERMS, b1);
 #pragma unroll
         for (int i = 0; i < STEP_SCALES; ++i)
           add_scaled(acc[m][n], sum[i], low, high, x_sum[n], i);
 #else
-        mma(acc[m][n], a[0], b0, x_t());
-        mma(acc[m][n], a[1], b1, x_t());
+        multiply(acc[m][n], a, b0);
+        multiply(acc[m][n], a + TERMS, b1);
 #endif
       }
     }

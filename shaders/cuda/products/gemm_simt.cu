@@ -74,10 +74,7 @@ DEVICE void load_w(const Planes& w, int n, int N, int k, int K, bool wide, value
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = k + i < K ? one(row, k + i) : 0.f;
   }
-  if (GROUP == 0) return;
-  const float scale = scale_at(row, k), offset = OFFSETS ? offset_at(row, k) : 0.f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = OFFSETS ? fmaf(v[i], scale, offset) : v[i] * scale;
+  if (GROUP) affine(row, k, v);
 #endif
 }
 

@@ -8,10 +8,11 @@
 // stages are asked for before `pdl_wait`: weights are constant, so they arrive while the kernel
 // before this one still runs. KSPLIT warps, a team, share a unit: they take its stages in turn.
 //
-// A stage is the planes of a unit's rows one after the other: codes, pairs, scales, super-scales,
-// offsets. Each lane copies the codes that it will read itself (FETCH 1, cp.async; FETCH 0, plain
-// loads for sm_75), so no barrier is needed; scales are copied by the lanes of a row together, in
-// pieces of PIECE bytes. (Bulk copies completed by an mbarrier, on sm_90, were not faster.)
+// A stage is the planes of a unit's rows one after the other: codes, high bits, scales, supers,
+// offsets, floors. Each lane copies the codes that it will read itself (FETCH 1, cp.async; FETCH 0,
+// plain loads for sm_75), so no barrier is needed; the others are copied by the lanes of a row
+// together, in pieces of HIGH_PIECE bytes, and PIECE of scales and offsets. (Bulk copies completed
+// by an mbarrier, on sm_90, were not faster.)
 // SLOW: element by element from global memory, for rows that are not 16-byte aligned.
 //
 // DIGITS (weights of codes, x of 16 bits): x is kept in block floating point, 16 values with one
@@ -23,9 +24,13 @@
 // (rows end with a stage), SINGLE (a team has one unit at most), FILLED (its stages fit the ring).
 //
 // Macros: those of weights.cuh, X_T (x's type), PACKED (x in shared memory keeps X_T, else it is
-// f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW, PIECE.
+// f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW, PIECE,
+// HIGH_PIECE.
 #ifndef PIECE
 #define PIECE 16
+#endif
+#ifndef HIGH_PIECE
+#define HIGH_PIECE 16
 #endif
 #ifndef SLOW
 #define SLOW 0
@@ -68,23 +73,27 @@ const int STEP = LANES * Chunk::ELEMENTS;  // inputs of a row that its lanes dec
 const int DEPTH = STEP * UNROLL;           // inputs of a row in a stage
 const int CHUNKS = LANES * UNROLL;         // of a row in a stage
 const bool GROUPED = GROUP != 0, SUMMED = DIGITS && (ZERO || OFFSETS);
+const bool TOGETHER = GROUPED || HIGH_BITS;  // whether lanes read what others copied
 // bytes of a row in a stage, plane by plane
 const int SLOT = CHUNKS * Chunk::BYTES, HIGH_SLOT = CHUNKS * Chunk::HIGH_BYTES;
 const int SCALES = GROUPED ? DEPTH / GROUP_INPUTS : 0, SUPERS = SUPER ? DEPTH / SUPER_INPUTS : 0;
 const int SCALE_SLOT = SCALES * (int)sizeof(SCALE_T), SUPER_SLOT = SUPERS * 4;
-const int OFFSET_SLOT = OFFSETS ? SCALES * 2 : 0;
+const int OFFSET_SLOT = OFFSETS ? SCALES * (int)sizeof(OFFSET_T) : 0;
+const int FLOOR_SLOT = FLOORS ? SUPER_SLOT : 0;
 // where the planes of a unit begin in a stage
 const int HIGH_AT = UNIT_ROWS * SLOT, SCALES_AT = HIGH_AT + UNIT_ROWS * HIGH_SLOT;
 const int SUPERS_AT = SCALES_AT + (UNIT_ROWS * SCALE_SLOT + 15) / 16 * 16;
 const int OFFSETS_AT = SUPERS_AT + (UNIT_ROWS * SUPER_SLOT + 15) / 16 * 16;
-const int STAGE_BYTES = OFFSETS_AT + (UNIT_ROWS * OFFSET_SLOT + 15) / 16 * 16;
+const int FLOORS_AT = OFFSETS_AT + (UNIT_ROWS * OFFSET_SLOT + 15) / 16 * 16;
+const int STAGE_BYTES = FLOORS_AT + (UNIT_ROWS * FLOOR_SLOT + 15) / 16 * 16;
 const int RING_BYTES = SLOW ? 0 : BLOCK_WARPS * STAGES * STAGE_BYTES;
 const int PARTIAL_BYTES = KSPLIT > 1 ? 2 * BLOCK_WARPS * UNIT_ROWS * ROWS * 4 : 0;
 const int V = 16 / sizeof(Xs);       // values of x in a 16-byte read
 const int SUMS = ROWS <= 2 ? 2 : 1;  // accumulators of a row in a lane
 static_assert(!GROUPED || SCALES * GROUP == DEPTH, "a stage holds whole groups");
 static_assert(SUPERS * SUPER == (SUPER ? DEPTH : 0), "a stage holds whole super-groups");
-static_assert(SCALE_SLOT % PIECE == 0 && OFFSET_SLOT % PIECE == 0, "a stage holds whole pieces");
+static_assert(SCALE_SLOT % PIECE == 0 && OFFSET_SLOT % PIECE == 0 && HIGH_SLOT % HIGH_PIECE == 0,
+              "a stage holds whole pieces");
 
 // Where x[k] lies in its row in shared memory: so that the 16-byte reads of LANES lanes follow each
 // other without bank conflicts.
@@ -183,13 +192,15 @@ template <class Job> struct Stream {
       for (int r = 0; r < PER_LANE; r++) {
         const int n = r * LANE_ROWS + lane_row;
         ask_plane<SLOT, 16>(to + n * SLOT, row[r].codes, code_bytes(K));
-        ask_plane<HIGH_SLOT, 8>(to + HIGH_AT + n * HIGH_SLOT, row[r].high, K / 4);
+        ask_plane<HIGH_SLOT, HIGH_PIECE>(to + HIGH_AT + n * HIGH_SLOT, row[r].high,
+                                         high_bytes(K));
         ask_plane<SCALE_SLOT, PIECE>(to + SCALES_AT + n * SCALE_SLOT, row[r].scales,
                                      groups_of(K) * (int)sizeof(SCALE_T));
         ask_plane<SUPER_SLOT, 4>(to + SUPERS_AT + n * SUPER_SLOT, row[r].supers,
-                                 K / SUPER_INPUTS * 4);
+                                 supers_of(K) * 4);
         ask_plane<OFFSET_SLOT, PIECE>(to + OFFSETS_AT + n * OFFSET_SLOT, row[r].offsets,
-                                      groups_of(K) * 2);
+                                      groups_of(K) * (int)sizeof(OFFSET_T));
+        ask_plane<FLOOR_SLOT, 4>(to + FLOORS_AT + n * FLOOR_SLOT, row[r].floors, supers_of(K) * 4);
       }
       step += KSPLIT;
       if (step >= steps) {
@@ -251,9 +262,12 @@ struct Affine {
 #pragma unroll
     for (int i = 0; i < (GROUPED ? Chunk::SCALES : 0); i++) {
       const int k = chunk * Chunk::ELEMENTS, g = k / GROUP_INPUTS + i;
-      scale[i] = to_float(((const SCALE_T*)(stage + SCALES_AT))[n * SCALES + g]);
-      if (SUPER) scale[i] *= ((const float*)(stage + SUPERS_AT))[n * SUPERS + k / SUPER_INPUTS];
-      if (OFFSETS) offset[i] = to_float(((const f16*)(stage + OFFSETS_AT))[n * SCALES + g]);
+      const int super = n * SUPERS + k / SUPER_INPUTS;
+      scale[i] = full_scale(((const SCALE_T*)(stage + SCALES_AT))[n * SCALES + g],
+                            SUPER ? ((const float*)(stage + SUPERS_AT))[super] : 1.f);
+      if (!OFFSETS) continue;
+      offset[i] = full_offset(((const OFFSET_T*)(stage + OFFSETS_AT))[n * SCALES + g],
+                              FLOORS ? ((const float*)(stage + FLOORS_AT))[super] : 1.f, scale[i]);
     }
   }
 };
@@ -385,16 +399,15 @@ DEVICE void multiply_slow(const Job& job, int unit, int lane, int lane_row, int 
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const Planes row = job.at(unit, lane_row, r);
-      float w = one(row, k);
-      if (GROUPED) w *= scale_at(row, k);
-      if (OFFSETS) w += offset_at(row, k);
+      float w[1] = {one(row, k)};
+      if (GROUPED) affine(row, k, w);
 #pragma unroll
       for (int m = 0; m < ROWS; m++) {
         Sum& sum = sums.at[r][m][0];
 #if ROUNDS
-        sum += (int)w * (int)x[m * stride + k];
+        sum += (int)w[0] * (int)x[m * stride + k];
 #else
-        sum = fmaf(w, to_float(x[m * stride + k]), sum);
+        sum = fmaf(w[0], to_float(x[m * stride + k]), sum);
 #endif
       }
     }
@@ -478,12 +491,12 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
       for (int step = part; step < stream.steps; step += KSPLIT) {
         const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
         copies_wait();
-        if (GROUPED) __syncwarp();
+        if (TOGETHER) __syncwarp();
         if (WHOLE || (step + 1) * DEPTH <= K)
           multiply_stage<false>(stream, step, stage, x, stride, sums);
         else
           multiply_stage<true>(stream, step, stage, x, stride, sums);
-        if (GROUPED) __syncwarp();
+        if (TOGETHER) __syncwarp();
         if (FILLED) copies_commit();
         else stream.ask();
         if (++slot == STAGES) slot = 0;

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ops.test_schemes import TOYS
 
 from boostr import shaders
-from boostr.backends.cupy.products.gemv_plan import Plan
+from boostr.backends.cupy.products.gemv_plan import CHUNK, Plan
 from boostr.backends.cupy.products.stored import form_macros, form_refusal
 from boostr.quant.forms import CODES, Form, scheme_form
 from boostr.quant.scheme import SCHEMES
@@ -14,7 +15,12 @@ from boostr.quant.scheme import SCHEMES
 Q4_0 = scheme_form(SCHEMES["q4_0"])
 
 
-@pytest.mark.parametrize("form", [Form("bf16"), *map(scheme_form, SCHEMES.values())], ids=str)
+TOY_FORMS = [scheme_form(scheme) for scheme in TOYS if scheme.group_size != 8]
+
+
+@pytest.mark.parametrize(
+    "form", [Form("bf16"), *map(scheme_form, SCHEMES.values()), *TOY_FORMS], ids=str
+)
 def test_every_form_is_decoded(form):
     assert form_refusal(form) is None
     assert form_macros(form)["CODES"] == form.codes.upper()
@@ -24,11 +30,15 @@ def test_every_form_is_decoded(form):
     ("form", "reason"),
     [
         (None, "dtype"),
-        (replace(Q4_0, codes="c3"), "codes c3"),
-        (scheme_form(replace(SCHEMES["q4_0"], scale=np.dtype("uint8"))), "scales uint8"),
+        (replace(Q4_0, codes="c6", zero=0, table=(1.0, 2.0)), "a table of numbers for codes c6"),
+        (replace(Q4_0, table=(1.0, 2.0)), "with a zero"),
+        (replace(Q4_0, codes="c8"), "a zero of 8 with codes c8"),
+        (replace(Q4_0, zero=-1), "a zero of -1 with codes c4"),
         (replace(Q4_0, group=24), "groups of 24"),
-        (replace(Q4_0, group=0, offsets=True), "offsets of whole rows"),
-        (replace(Q4_0, codes="c8"), "signed codes with a zero"),
+        (replace(Q4_0, group=8), "groups of 8"),
+        (replace(Q4_0, super=48), "groups of 32 and 48"),
+        (replace(Q4_0, group=0, super=256), "super-scales of 256 inputs over groups of 0"),
+        (replace(Q4_0, group=0, offsets="f16"), "offsets of whole rows"),
         (replace(Q4_0, rounds_input=True), "rounded input"),
     ],
 )
@@ -44,12 +54,28 @@ def test_forms_are_numbered_once():
     assert macros == {"CODES": "C6", "ZERO": 32, "GROUP": 16, "SCALE_T": "i8", "SUPER": 256}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tables_are_words_of_bytes():
+    """Of integers 16 bytes; of floats the first bytes of all 16, then the second, ..."""
+    nibbles = replace(Q4_0, zero=0, table=tuple(float(n) for n in range(-8, 8)))
+    words = [int(word[:-1], 16) for word in form_macros(nibbles)["TABLE"].split(",")]
+    assert np.array(words, "<u4").view(np.int8).tolist() == list(range(-8, 8))
+    floats = tuple(np.linspace(-1, 1, 16, dtype=np.float32).tolist())
+    macros = form_macros(replace(nibbles, table=floats))
+    words = [int(word[:-1], 16) for word in macros["TABLE"].split(",")]
+    planes = np.array(words, "<u4").view(np.uint8).reshape(4, 16)
+    assert macros["TABLE_FLOATS"] == 1
+    assert np.ascontiguousarray(planes.T).view("<f4").ravel().tolist() == list(floats)
+
+
+@pytest.mark.parametrize("form", [*map(scheme_form, SCHEMES.values()), *TOY_FORMS], ids=str)
 @pytest.mark.parametrize("lanes", [8, 16, 32])
-def test_pieces_end_with_stages_and_rows(scheme, lanes):
-    """What is copied at once divides the scales of a stage, and those of a row."""
-    form, plan = scheme_form(SCHEMES[scheme]), Plan(lanes=lanes, unroll=1)
-    for row_piece in (2, 4, 16) if form.group else ():
-        piece = plan.piece(form, row_piece)
-        scales, _, offsets = plan.small_slots(form)
-        assert row_piece % piece == scales % piece == offsets % piece == 0
+def test_pieces_end_with_stages_and_rows(form, lanes):
+    """What is copied at once divides the planes of a stage, and those of a row."""
+    plan = Plan(lanes=lanes, unroll=1)
+    for unit in (4, 16):
+        pieces = plan.pieces(form, (unit, unit))
+        scales, _, offsets, _ = plan.small_slots(form)
+        high = lanes * (CHUNK[form.codes][1] - 16)
+        assert ("PIECE" in pieces, "HIGH_PIECE" in pieces) == (form.group > 0, high > 0)
+        for name, *wholes in (("PIECE", scales, offsets), ("HIGH_PIECE", high)):
+            assert all(n % pieces.get(name, 1) == 0 for n in (unit, *wholes))

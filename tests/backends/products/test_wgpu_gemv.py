@@ -107,6 +107,34 @@ def test_bare(rng, form):
         check_product(bare, rng, form, "bfloat16", 1, 21, 96, norm=True)
 
 
+@pytest.mark.parametrize("form", ("int8", "q8_0", "q4_0", "q4_1", "q6_k"))
+def test_two_bytes_of_x(rng, form):
+    """As on GPUs whose dot products of bytes are instructions; blocks of x of every size."""
+    with strict_wgpu(dot4_native=True) as backend:
+        check_product(backend, rng, form, "bfloat16", 2, 21, 160, norm=True)
+        K = packed.fitted(form, 160)
+        w, values = weight(backend, rng, form, 21, K)
+        sizes = np.exp2(rng.integers(-30, 30, (1, K // 32, 1)))
+        x = (normal(rng, (1, K // 32, 32)) * sizes).astype(BF16)
+        x[0, 1] = 0
+        largest = np.abs(x.astype("f8")).max(-1, keepdims=True) + 0 * x.astype("f8")
+        x = x.reshape(1, K)
+        y = backend.to_numpy(gemv.gemv(backend, up(backend, x), w, out_dtype=np.float32))
+        bound = largest.reshape(1, K) @ np.abs(values).T * 2.0**-16
+        assert (np.abs(y - x.astype("f8") @ values.T) <= bound).all()
+
+
+def test_a_nan_of_x_is_not_lost(rng):
+    """The largest of numbers of which one is nan may be any."""
+    with strict_wgpu(dot4_native=True) as backend:
+        w, _ = weight(backend, rng, "q4_0", 21, 96)
+        for bad in (np.nan, np.inf):
+            x = normal(rng, (1, 96), "bfloat16")
+            x[0, 40] = bad
+            y = backend.to_numpy(gemv.gemv(backend, up(backend, x), w, out_dtype=np.float32))
+            assert not np.isfinite(y).any()
+
+
 def test_weights_larger_than_a_binding(rng):
     with strict_wgpu(binding_bytes=16384) as small:
         for form in ("bfloat16", "int8", "q8_0", "w8a8", "q4_1", "q6_k"):

@@ -12,10 +12,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.cupy.products.stored import NO_PLANES, SCALE_BYTES, Stored, form_macros
+from boostr.backends.cupy.products.stored import (
+    NO_PLANES,
+    OFFSET_BYTES,
+    SCALE_BYTES,
+    SNIPPETS,
+    Stored,
+    form_macros,
+    of_integers,
+    table_words,
+)
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.quant.forms import Form, scheme_form
-from boostr.quant.scheme import SCHEMES
+from boostr.quant.scheme import FIELDS, SCHEMES
 
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
@@ -48,8 +57,8 @@ class Tile:
     def shared_bytes(self, form: Form) -> int:
         """Of a block: the ring, or the tile of results that takes its place."""
         wide_x = not form.is_float and not form.rounds_input
-        weights = {"c4": 64, "c6": 96}.get(form.codes, 128) + sum(small_bytes(form))
-        stage = self.rows * weights + self.tokens * (256 if wide_x else 128)
+        stage = self.rows * (128 if not wide_x else sum(stage_bytes(form)))
+        stage = -(-stage // 16) * 16 + self.tokens * (256 if wide_x else 128)
         return max(stage * self.stages, self.tokens * (self.rows + 4) * 4)
 
     def defines(self) -> dict[str, int | str]:
@@ -60,12 +69,18 @@ class Tile:
 
 
 _DEPTH = 128  # codes of a row in a stage
+_PACKED = ("c6", "c5", "c4", "c3", "c2")  # codes of fewer than 8 bits
 
 
-def small_bytes(form: Form) -> tuple[int, int, int]:
-    """Bytes of a row's scales, super-scales and offsets in a stage."""
-    groups = _DEPTH // form.group if form.group else 0
-    return groups * SCALE_BYTES[form.scale], 4 if form.super else 0, 2 * groups * bool(form.offsets)
+def stage_bytes(form: Form) -> tuple[int, ...]:
+    """Bytes of a row in a stage: codes, high bits, scales, offsets, super-scales and floors."""
+    low, *high = FIELDS[int(form.codes[1])] if form.codes in _PACKED else (8,)
+    groups = max(1, _DEPTH // form.group) if form.group else 0
+    supers = (4 if form.super else 0, 4 if form.offsets == "u8" else 0)
+    return (
+        16 * low, 16 * sum(high), groups * SCALE_BYTES[form.scale],
+        groups * OFFSET_BYTES[form.offsets], *supers,
+    )  # fmt: skip
 
 
 # (most tokens, tile); the last serves all larger products
@@ -97,25 +112,28 @@ def aligned(*arrays: Any, to: int = 16) -> bool:
 
 
 def tensor_cores_take(backend: CupyBackend, x: Any, weights: list[Stored]) -> str | None:
-    """None if `mma` can multiply x [M, K] by these weights, else why not."""
+    """None if there is a product of x [M, K] by these weights on tensor cores, else why not."""
     if backend.caps.compute_capability < 80:
         return "needs sm_80"
     first = weights[0]
     if any((w.form, w.codes.dtype) != (first.form, first.codes.dtype) for w in weights):
         return "weights of several forms"
-    form, rounds = first.form, first.form.rounds_input
-    least = 32 if form.codes == "c8" else 16
-    if form.group and (form.group < least or _DEPTH % form.group):
-        return f"groups of {form.group} inputs"
-    if form.super % _DEPTH:
-        return f"super-scales of {form.super} inputs"
+    rounds = first.form.rounds_input
     if not rounds and x.dtype not in (dtypes.bfloat16, dtypes.float16):
         return f"x is {x.dtype}"
-    if form.is_float and first.codes.dtype != x.dtype:
+    if first.form.is_float and first.codes.dtype != x.dtype:
         return "weights of another float type"
-    if not (rounds or aligned(x)) or not all(aligned(*w.planes[:2]) and w.aligned for w in weights):
+    if not (rounds or aligned(x)) or not all(aligned(w.codes) and w.aligned for w in weights):
         return "rows off 16 bytes"
     return None
+
+
+def mma_refusal(form: Form) -> str | None:
+    """Why `mma` cannot multiply by weights that `tensor_cores_take`; None if it can."""
+    least = 16 if form.codes in _PACKED else 32
+    if form.group and form.group < least:
+        return f"groups of {form.group} inputs"
+    return f"super-scales of {form.super} inputs" if form.super % _DEPTH else None
 
 
 def pick_tile(backend: CupyBackend, form: Form, M: int) -> Tile:
@@ -193,15 +211,18 @@ def mma(
         ],
         shared_bytes=tile.shared_bytes(first.form), dependent=True,
         **type_macros(backend, x, first, out, given[0] if given else None, residual),
-        **tile.defines(), **piece_macro(first.form, min(w.piece for w in weights)),
-        SPLIT=int(shares > 1),
+        **tile.defines(), **piece_macros(first.form, [w.pieces for w in weights]),
+        **term_macros(first.form, x.dtype), SPLIT=int(shares > 1),
     )  # fmt: skip
 
 
-def piece_macro(form: Form, row_piece: int) -> dict[str, int]:
-    """PIECE of gemm_mma.cu, if rows of scales and offsets allow `row_piece`."""
-    scales, _, offsets = small_bytes(form)
-    return {"PIECE": math.gcd(row_piece, scales, offsets)} if form.group else {}
+def piece_macros(form: Form, rows: list[tuple[int, int]]) -> dict[str, int]:
+    """HIGH_PIECE and PIECE of gemm_mma.cu, if rows of the planes allow `rows`; see `Stored`."""
+    _, high, scales, offsets, *_ = stage_bytes(form)
+    found = (
+        {"PIECE": math.gcd(scales, offsets, *(small for _, small in rows))} if form.group else {}
+    )
+    return {**found, "HIGH_PIECE": math.gcd(high, *(size for size, _ in rows))} if high else found
 
 
 def type_macros(
@@ -216,6 +237,17 @@ def type_macros(
         "BIAS": own if bias is None else name(bias.dtype),
         "RESIDUAL": own if residual is None else name(residual.dtype),
     }  # fmt: skip
+
+
+def term_macros(form: Form, x: np.dtype) -> dict[str, str]:
+    """TABLE of `two_terms` in gemm_terms.cuh, for numbers with more bits than x's type has."""
+    if not form.table or of_integers(form):
+        return {}
+    numbers = np.zeros(16, np.float32)
+    numbers[: len(form.table)] = form.table
+    near = numbers.astype(x)
+    rest = (numbers - near.astype(np.float32)).astype(x)
+    return {"TABLE": table_words(np.stack([near, rest], 1).view(np.uint32)[:, 0])}
 
 
 def in_fours(*arrays: Any) -> bool:
@@ -259,20 +291,23 @@ def quantize_rows(backend: CupyBackend, x: Any) -> tuple[Any, Any]:
 
 def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
-    names = ("int8", "int8-g32", "w8a8", "q8_0", "q4_0", "q4_1", "q6_k")
+    names = ("int8", "int8-g32", "w8a8", "q4_1", "q6_k")
     forms = [Form("bf16"), *(scheme_form(SCHEMES[name]) for name in names)]
     made = []
-    for form in forms:
-        macros = {**same, **form_macros(form), **piece_macro(form, 16)}
-        if form.rounds_input:
-            macros["X"] = "i8"
+    for form in (*forms, *SNIPPETS.values()):
+        macros = {
+            **same, **form_macros(form), **piece_macros(form, [(16, 16)]),
+            **term_macros(form, dtypes.bfloat16), "X": "i8" if form.rounds_input else "bf16",
+        }  # fmt: skip
         tiles = TILES[kind_of(form)]
-        for split, (_, tile) in ((1, tiles[1]), (1, tiles[-2]), (0, tiles[-1])):
-            defines = {**macros, **tile.defines(), "SPLIT": split}
-            made.append(Variant("gemm_mma", defines, least=80))
-        macros = {**macros, "X": "i8" if form.rounds_input else "float", "OUT": "float", "TM": 8}
-        macros.pop("PIECE", None)
-        made.append(Variant("gemm_simt", macros))
+        every = ((1, tiles[1]), (1, tiles[-2]), (0, tiles[-1]))
+        for split, (_, tile) in every if form in forms else every[-1:]:
+            made.append(Variant("gemm_mma", {**macros, **tile.defines(), "SPLIT": split}, least=80))
+    for form in forms:
+        floats = {**dict.fromkeys(same, "float"), "TM": 8} | (
+            {"X": "i8"} if form.rounds_input else {}
+        )
+        made.append(Variant("gemm_simt", {**form_macros(form), **floats}))
     made.append(Variant("gemm_simt", {**made[-1].defines, "TM": 2}))
     half = dict.fromkeys(same, "f16")
     for scheme in ("int8", "q4_1"):

@@ -23,7 +23,7 @@ import numpy as np
 from boostr.backends.cupy.products.gemv_plan import (  # isort: skip
     C_TYPES, Array, Plan, choose, choose_for_block, padded_rows, shared_bytes, shared_refusal,
 )  # fmt: skip
-from boostr.backends.cupy.products.stored import Stored, Weight
+from boostr.backends.cupy.products.stored import SNIPPETS, Stored, Weight
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES
@@ -70,7 +70,7 @@ def _launch(
     backend.launch(
         family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
         dependent=backend.early, KEEP=plan.keep(int(defines["ROWS"]), w.K),
-        **plan.limits(w, units, teams), **plan.defines(w.form, item, w.piece), **defines,
+        **plan.limits(w, units, teams), **plan.defines(w.form, item, w.pieces), **defines,
     )  # fmt: skip
 
 
@@ -257,6 +257,7 @@ VARIANTS = [
     _variant("gemv", Form("f32"), least=80),
     *(_variant("gemv", _form(s), least=80) for s in ("int8-g32", "w8a8", "q4_0", "q4_1", "q6_k")),
     *(_variant("gemv", _form(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
+    *(_variant("gemv", form, least=80) for form in SNIPPETS.values()),
     *(_variant("gemv", _form(s), least=80, X_T="float", DIGITS=0) for s in ("q4_1", "q6_k")),
     _variant("gemv", BF16, 8, 80),
     _variant("gemv", _form("q8_0"), least=80, PIECE=2),

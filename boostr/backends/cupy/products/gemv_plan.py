@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.cupy.products.stored import SCALE_BYTES, Stored, Weight, form_macros
+
+from boostr.backends.cupy.products.stored import (  # isort: skip
+    OFFSET_BYTES, SCALE_BYTES, Stored, Weight, form_macros, of_integers,
+)  # fmt: skip
 from boostr.quant.forms import Form, form_of
 
 if TYPE_CHECKING:
@@ -20,7 +23,8 @@ Array = Any
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 # by codes: inputs that a lane decodes at a time, and their bytes in all planes of codes
 CHUNK = {
-    "f32": (4, 16), "f16": (8, 16), "bf16": (8, 16), "c8": (16, 16), "c4": (32, 16), "c6": (32, 24),
+    "f32": (4, 16), "f16": (8, 16), "bf16": (8, 16), "c8": (16, 16), "e4m3": (16, 16),
+    "c6": (32, 24), "c5": (32, 20), "c4": (32, 16), "c3": (64, 24), "c2": (64, 16),
 }  # fmt: skip
 
 
@@ -63,20 +67,28 @@ class Plan:
             stage += _up(self.unit_rows * slot, 16)
         return self.warps * self.stages * stage
 
-    def small_slots(self, form: Form) -> tuple[int, int, int]:
-        """Bytes of a row's scales, super-scales and offsets in a stage."""
+    def small_slots(self, form: Form) -> tuple[int, int, int, int]:
+        """Bytes of a row's scales, super-scales, offsets and floors in a stage."""
         groups = self.depth(form) // form.group if form.group else 0
-        supers = self.depth(form) // form.super if form.super else 0
-        return groups * SCALE_BYTES[form.scale], 4 * supers, 2 * groups * bool(form.offsets)
+        supers = 4 * (self.depth(form) // form.super) if form.super else 0
+        return (
+            groups * SCALE_BYTES[form.scale], supers, groups * OFFSET_BYTES[form.offsets],
+            supers * (form.offsets == "u8"),
+        )  # fmt: skip
 
-    def piece(self, form: Form, row_piece: int) -> int:
-        """Bytes in which scales and offsets are copied, if rows of them allow `row_piece`."""
-        scales, _, offsets = self.small_slots(form)
-        return math.gcd(row_piece, scales, offsets)
+    def pieces(self, form: Form, of_rows: tuple[int, int]) -> dict[str, int]:
+        """Bytes in which planes are copied, if rows allow `of_rows`; see `Stored.pieces`."""
+        high, small = of_rows
+        scales, _, offsets, _ = self.small_slots(form)
+        found = {"PIECE": math.gcd(small, scales, offsets)} if form.group else {}
+        size = CHUNK[form.codes][1]
+        if size > 16:
+            found["HIGH_PIECE"] = math.gcd(high, self.lanes * self.unroll * (size - 16))
+        return found
 
     def digits(self, form: Form, item: int) -> bool:
         """Whether x is kept in shared memory as two digits a value."""
-        return item == 2 and not self.slow and not form.is_float and not form.rounds_input
+        return item == 2 and not self.slow and of_integers(form) and not form.rounds_input
 
     def x_bytes(self, form: Form, rows: int, K: int, item: int) -> int:
         stride = _up(K, self.lanes * CHUNK[form.codes][0])
@@ -102,18 +114,17 @@ class Plan:
             "FILLED": int(single and stages <= self.stages),
         }  # fmt: skip
 
-    def defines(self, form: Form, item: int, row_piece: int = 16) -> dict[str, int | str]:
-        """row_piece: see `Stored.piece`."""
+    def defines(
+        self, form: Form, item: int, of_rows: tuple[int, int] = (16, 16)
+    ) -> dict[str, int | str]:
+        """of_rows: see `Stored.pieces`."""
         digits = self.digits(form, item)
-        found: dict[str, int | str] = {
-            **form_macros(form), "DIGITS": int(digits),
+        return {
+            **form_macros(form), **self.pieces(form, of_rows), "DIGITS": int(digits),
             "LANES": self.lanes, "PER_LANE": self.per_lane, "UNROLL": self.unroll,
             "STAGES": self.stages, "KSPLIT": self.ksplit, "BLOCK_WARPS": self.warps,
             "FETCH": self.fetch, "PACKED": int(self.packed and not digits), "SLOW": int(self.slow),
         }  # fmt: skip
-        if form.group:
-            found["PIECE"] = self.piece(form, row_piece)
-        return found
 
 
 def _block_floats(form: Form) -> int:
@@ -267,7 +278,7 @@ def shared_refusal(backend: CupyBackend, weight: Weight, rows: int, dtype: Any) 
         item = 4
     elif form.rounds_input:
         item = 1
-    elif not form.is_float and item == 2:
+    elif of_integers(form) and item == 2:
         item = 2 + _block_floats(form) / 4
     need = padded_rows(rows) * (K + 1024) * item + (48 << 10)
     return None if need <= backend.caps.shared_bytes else f"{rows} rows of {K} values do not fit"

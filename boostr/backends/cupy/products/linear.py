@@ -3,8 +3,7 @@
 | x, weight | more than 8 rows |
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
-| f16 or bf16, int8, Q8_0, Q4_0 | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
-| f16 or bf16, other codes: Q4_1, Q6_K | `gemm_mma.cu` |
+| f16 or bf16, codes | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
@@ -94,7 +93,7 @@ def product(backend: CupyBackend, x: Any, w: Stored, bias: Any, residual: Any, o
         if bias is not None and bias.dtype != out.dtype:
             bias = backend.cast(bias, out.dtype)  # no finer than the result
         blas.linear(backend, x, w.codes, out, bias, residual)
-    elif gemm.tensor_cores_take(backend, x, [w]) is None:
+    elif gemm.tensor_cores_take(backend, x, [w]) is None and gemm.mma_refusal(w.form) is None:
         gemm.mma(backend, x, [w], [bias], residual, out)
     else:
         gemm.simt(backend, x, w, bias, residual, out)
@@ -112,7 +111,9 @@ def _on_tensor_cores(
     M = x.shape[0]
     if gemm_sm90.hopper_takes(backend, weights[0], M):
         gemm_sm90.hopper(backend, x, weights, biases, residual, out, early=early)
-    elif not weights[0].form.is_float or M <= _SKINNY:
+    elif gemm.mma_refusal(weights[0].form) is None and (
+        not weights[0].form.is_float or M <= _SKINNY
+    ):
         gemm.mma(backend, x, weights, biases, residual, out, early=early)
     else:
         return False

@@ -8,7 +8,7 @@ import numpy as np
 
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
-from boostr.backends.cupy.products.stored import Stored, form_macros
+from boostr.backends.cupy.products.stored import SNIPPETS, Stored, form_macros
 from boostr.backends.cupy.rows.embedding import packed_supports
 from boostr.backends.cupy.rows.rows import power_of_two, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
@@ -68,5 +68,9 @@ VARIANTS = [
             ("int8-g32", "float", 8), ("int8", "bf16", 1), ("q8_0", "bf16", 8), ("q4_0", "f16", 8),
             ("q4_1", "f16", 8), ("q6_k", "float", 8), ("q6_k", "float", 1),
         )
+    ),
+    *(
+        Variant("quant", {**form_macros(form), "O": "bf16", "RUN": 8 if form.offsets else 1})
+        for form in SNIPPETS.values()
     ),
 ]  # fmt: skip

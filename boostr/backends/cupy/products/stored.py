@@ -6,6 +6,8 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from boostr.quant.forms import W8A8, Form, form_of
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
 
 Weight = Tensor | QuantizedTensor
 
-PLANES = ("codes", "high", "scales", "supers", "offsets")  # `Planes` of weights.cuh, in its order
-_CODES = ("f32", "f16", "bf16", "c8", "c4", "c6")  # that weights.cuh decodes
+# `Planes` of weights.cuh, in its order; zeros are where offsets would be
+PLANES = ("codes", "high", "scales", "supers", "offsets", "floors")
 NO_PLANES = (None,) * len(PLANES)
-SCALE_BYTES = {"": 0, "f32": 4, "f16": 2, "i8": 1}
-_SCALES = {"f32": "float", "f16": "f16", "i8": "i8"}  # and the scales, as CUDA calls them
+# by name, of scales and of offsets: bytes of one, and their type in CUDA
+SCALE_BYTES = {"": 0, "f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e8m0": 1, "e4m3": 1}
+OFFSET_BYTES = {"": 0, "f32": 4, "f16": 2, "bf16": 2, "u8": 1, "zeros": 1}
+_TYPES = {"f32": "float", "zeros": "i8"}  # others are called so there too
 
 
 class Stored(NamedTuple):
@@ -43,8 +47,9 @@ class Stored(NamedTuple):
         if form is None:
             raise ValueError(f"expected a weight of floats or a known scheme, got {weight!r}")
         parts = {"codes": weight} if isinstance(weight, Tensor) else weight.parts
+        found = {"offsets" if n == "zeros" else n: part for n, part in parts.items()}
         planes = tuple(
-            backend.dense(parts[name].data) if name in parts else None for name in PLANES
+            backend.dense(found[name].data) if name in found else None for name in PLANES
         )
         if len(lead) != 1:
             planes = tuple(p if p is None else p.reshape(-1, p.shape[-1]) for p in planes)
@@ -61,9 +66,10 @@ class Stored(NamedTuple):
         return self.codes.shape[1] * self.codes.itemsize
 
     @property
-    def piece(self) -> int:
-        """Bytes, 1 to 16, in which rows of scales and of offsets can be copied."""
-        return min((_unit(p) for p in self.planes[2::2] if p is not None), default=16)
+    def pieces(self) -> tuple[int, int]:
+        """Bytes, up to 16, in which rows of high bits, and of scales and offsets, can be copied."""
+        units = [16 if p is None else _unit(p) for p in self.planes]
+        return units[1], min(units[2], units[4])
 
     @property
     def aligned(self) -> bool:
@@ -78,7 +84,7 @@ class Stored(NamedTuple):
         """Whether `eight` of weights.cuh can read it."""
         codes, high, *_ = self.planes
         least = 8 if codes.itemsize == 1 else 16
-        whole = high is None or high.data.ptr % 8 == 0
+        whole = high is None or high.data.ptr % (8 if self.form.codes == "c6" else 4) == 0
         return self.K % 8 == 0 and codes.data.ptr % least == 0 and whole
 
 
@@ -93,22 +99,19 @@ def form_refusal(form: Form | None) -> str | None:
     """Why `shaders/cuda/products/weights.cuh` cannot decode a form; None if it can."""
     if form is None:
         return "weights of this dtype"
-    if form.codes not in _CODES:
-        return f"codes {form.codes} of the weight"
     if form.is_float:
         return None
-    if form.table or form.factor != 1.0:
-        return "codes that stand for other numbers"
-    if form.offsets not in ("", "f16"):
-        return f"offsets {form.offsets} of the weight"
-    if (form.scale == "i8") != (form.super > 0):
-        return f"scales {form.scale} under super-scales of {form.super} inputs"
-    if form.scale not in _SCALES:
-        return f"scales {form.scale} of the weight"
-    if form.codes == "c8" and form.zero:
-        return "signed codes with a zero"
-    if form.group % 16 or form.super % 32 or (form.super and form.super % max(form.group, 1)):
+    if form.table and form.codes not in ("c4", "c3", "c2"):
+        return f"a table of numbers for codes {form.codes}"
+    if (form.codes == "e4m3" or form.table) and form.zero:
+        return "codes that stand for other numbers, with a zero"
+    if form.zero not in ((0, -128) if form.codes == "c8" else range(129)):
+        return f"a zero of {form.zero} with codes {form.codes}"
+    odd = form.group & form.group - 1 or form.super & form.super - 1
+    if odd or 0 < form.group < 16 or 0 < form.super < 64 or max(form.group, form.super) > 256:
         return f"groups of {form.group} and {form.super} inputs"
+    if form.super and not 0 < form.group <= form.super:
+        return f"super-scales of {form.super} inputs over groups of {form.group}"
     if form.offsets and not form.group:
         return "offsets of whole rows"
     if form.rounds_input and form != W8A8:
@@ -117,13 +120,48 @@ def form_refusal(form: Form | None) -> str | None:
 
 
 @cache
+def of_integers(form: Form) -> bool:
+    """Whether what codes stand for, before the zero, are signed or unsigned bytes."""
+    whole = all(v == int(v) and -128 <= v <= 127 for v in form.table)
+    return whole and form.codes != "e4m3" and not form.is_float
+
+
+@cache
 def form_macros(form: Form) -> dict[str, Any]:
     """The macros of weights.cuh; those at their default are left out."""
     every = {
         "ZERO": form.zero, "GROUP": form.group, "SUPER": form.super,
-        "OFFSETS": int(form.offsets != ""), "ROUNDS": int(form.rounds_input),
+        "FLOORS": int(form.offsets == "u8"), "ZEROS": int(form.offsets == "zeros"),
+        "ROUNDS": int(form.rounds_input),
     }  # fmt: skip
     found: dict[str, Any] = {name: value for name, value in every.items() if value}
     if form.scale not in ("", "f32"):
-        found["SCALE_T"] = _SCALES[form.scale]
+        found["SCALE_T"] = _TYPES.get(form.scale, form.scale)
+    if form.offsets:
+        found["OFFSET_T"] = _TYPES.get(form.offsets, form.offsets)
+    if form.factor != 1.0:
+        found["FACTOR"] = f"{form.factor!r}f"
+    if form.table:
+        numbers = np.zeros(16, np.int8 if of_integers(form) else np.float32)
+        numbers[: len(form.table)] = form.table
+        found |= {"TABLE": table_words(numbers), "TABLE_FLOATS": int(not of_integers(form))}
     return {"CODES": form.codes.upper(), **found}
+
+
+def table_words(numbers: np.ndarray) -> str:
+    """A table of 16 numbers of 8 or 32 bits as `looked_up` of weights.cuh reads it."""
+    by_byte = numbers.view(np.uint8).reshape(16, -1).T  # first bytes, then second, ...
+    return ",".join(f"{word:#x}u" for word in np.ascontiguousarray(by_byte).view("<u4").ravel())
+
+
+# forms that between them have every branch of weights.cuh, for the compile gate
+SNIPPETS = {
+    "e4m3": Form("e4m3", group=32, scale="e8m0"),
+    "c8": Form("c8", zero=-128, group=64, scale="bf16", offsets="bf16"),
+    "c5": Form("c5", group=32, scale="i8", super=256, offsets="u8"),
+    "c3": Form("c3", group=32, scale="f16", offsets="zeros"),
+    "c3-table": Form("c3", group=16, scale="i8", super=256, table=(-3.0, -1.0, 1.0, 3.0)),
+    "c2": Form("c2", group=16, scale="i8", super=256, offsets="u8"),
+    "c4-table": Form("c4", group=16, scale="e4m3", super=256, table=(0.0, 12.0), factor=0.5),
+    "c4-floats": Form("c4", group=64, scale="f32", table=(0.25, 1.0)),
+}

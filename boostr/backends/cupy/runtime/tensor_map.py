@@ -10,7 +10,10 @@ from typing import Any
 from boostr.backends.cupy.runtime import driver
 
 _TYPES = {"int8": 0, "uint8": 0, "float16": 6, "bfloat16": 9}  # CUtensorMapDataType
-_SWIZZLES, _PROMOTION_256 = {32: 1, 64: 2, 128: 3}, 3  # CUtensorMapSwizzle, CUtensorMapL2promotion
+_SWIZZLES, _PROMOTION_256 = (
+    {16: 0, 32: 1, 64: 2, 128: 3},
+    3,
+)  # CUtensorMapSwizzle, CUtensorMapL2promotion
 _BYTES = 128
 
 
@@ -20,7 +23,7 @@ def tensor_map(array: Any, box: Sequence[int], swizzle: int = 128) -> bytes:
     Args:
         array: last axis contiguous; address and other strides multiples of 16 bytes (`mappable`).
         box: elements of each axis of `array`, outermost first; the last is `swizzle` bytes.
-        swizzle: 128, 64 or 32.
+        swizzle: 128, 64, 32, or 16 for none.
     Returns:
         128 bytes, for a `const __grid_constant__ TensorMap` parameter. Elements out of bounds read
         as zero.

@@ -6,8 +6,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from boostr.backends.wgpu.runtime.array import GpuArray
-from boostr.quant.forms import W8A8, Form, form_of, scheme_form
-from boostr.quant.scheme import FIELDS, PACK, SCHEMES, QuantizedTensor
+from boostr.quant.forms import W8A8, Form, form_of
+from boostr.quant.scheme import FIELDS, PACK, QuantizedTensor
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -43,17 +43,19 @@ def form_refusal(form: Form) -> str | None:
 
 _INTEGERS = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
              69.0, 89.0, 113.0)  # fmt: skip
-# for the compile gate: every form of SCHEMES, and of all others one for each snippet
-FORMS = tuple(dict.fromkeys((
-    Form("f32"), Form("f16"), Form("bf16"), *map(scheme_form, SCHEMES.values()),
+# for the compile gate, not all that there are: each snippet of planes.wgsl, alone or beside others
+FORMS = (
+    Form("f32"), Form("f16"), Form("bf16"), W8A8, Form("c8", scale="f32"),
+    Form("c8", group=64, scale="f32"), Form("c8", group=32, scale="f16"),
     Form("c8", -128, 64, "bf16", offsets="bf16"), Form("c8", 0, 128, "f16", offsets="zeros"),
-    Form("c8", 0, 0, "f16"), Form("e4m3", 0, 0, "f32"), Form("e4m3", 0, 32, "e8m0"),
-    Form("c6", 0, 16, "f32", offsets="f16"), Form("c5", 0, 32, "i8", 256, "u8"),
-    Form("c4", 8, 0, "f32"), Form("c4", 0, 16, "e4m3", 256, table=_INTEGERS, factor=0.5),
-    Form("c4", 0, 32, "i8", 256, "u8"), Form("c3", 4, 16, "i8", 256),
-    Form("c3", 0, 32, "f16", offsets="zeros"), Form("c3", 0, 16, "f32", table=_INTEGERS[:8]),
-    Form("c2", 0, 16, "i8", 256, "u8"), Form("c2", 1, 64, "f16", offsets="f32"),
-)))  # fmt: skip
+    Form("c8", scale="f16"), Form("e4m3", scale="f32"), Form("e4m3", 0, 32, "e8m0"),
+    Form("c6", 32, 16, "i8", 256), Form("c6", 0, 16, "f32", offsets="f16"),
+    Form("c5", 0, 32, "i8", 256, "u8"), Form("c4", 8, scale="f32"), Form("c4", 8, 32, "f16"),
+    Form("c4", 0, 32, "i8", 256, "u8"), Form("c4", 8, 128, "bf16", offsets="f32"),
+    Form("c4", 0, 16, "e4m3", 256, table=_INTEGERS, factor=0.5),
+    Form("c4", 0, 64, "f32", table=_INTEGERS), Form("c3", 0, 32, "f16", offsets="zeros"),
+    Form("c3", 0, 16, "i8", 256, table=_INTEGERS[:8]), Form("c2", 0, 16, "i8", 256, "u8"),
+)  # fmt: skip
 
 
 def stored_form(weight: Weight) -> Form:
