@@ -120,8 +120,9 @@ _GROUPS = 264  # workgroups that a discrete GPU should have to do
 def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
 
-    Measured on an H100: a row is best read at once by as many threads as it has chunks, up to 512
-    of floats, else 256; and workgroups of one team beat larger ones where there are few rows.
+    Measured on an H100 (packed codes on an H200): a row is best read at once by as many threads as
+    it has chunks, up to 512 of floats, else 256; and workgroups of one team beat larger ones where
+    there are few rows.
     """
     if not caps.subgroup_max or caps.kind == "software":
         return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
@@ -138,9 +139,11 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     if least < each and _GROUPS * each > w.N:
         each = least
     steps = -(-w.chunks // team)
-    # what is done once for a chunk of x weighs more with int8
+    # what is done once for a chunk of x weighs more with few bytes of weights
     if rows == 1 and w.N >= 8192 and w.form.codes == "c8" and team <= 128 and steps == 1:
         each = 8
+    if rows == 1 and w.form.codes in stored_planes.PACKED and w.N >= 4096:
+        each = 16 if w.N >= 8192 or steps > 1 else 8
     most = 16 // (each * rows)
     if steps > most and (rows > 1 or each != 4):
         most //= 2
