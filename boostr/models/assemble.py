@@ -93,10 +93,12 @@ class Assembled(LazyWeight):
         if axis == 0:
             rows = composed((self._rows,), (index,))[0]
             return Assembled(self.tensors, self.layout, rows, self._columns)
+        if self.layout.floats is not None:
+            return super().take(axis, index)
+        if isinstance(index, range) and index == range(self.shape[1]):
+            return self
         columns = composed((self._columns,), (index,))[0]
         unit, K = self.layout.scheme.unit, self.layout.shape[1]
-        if self.layout.floats is not None or columns == range(K):
-            return super().take(axis, index)
         if self.layout.order is not None:
             raise ModelFileError(
                 f"{self.path}: {self.sources[0]}: its inputs are sorted by group (desc_act), so "
@@ -157,6 +159,9 @@ class _Assemble:
                 made = Assembled(tensors, layout)
             except ModelFileError as error:
                 naming.problems.append(f"{module} ({self.method.name}): {error}")
+            bias = naming.weights.get(f"{module}.bias")
+            if bias is not None:  # AutoGPTQ writes one for models that have none
+                bias.is_optional = True
             naming.put(f"{module}.weight", made)
 
     def _packed_modules(self, naming: Naming) -> list[str]:

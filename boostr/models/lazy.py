@@ -34,12 +34,14 @@ class LazyWeight(ABC):
         sources: the names in the checkpoint that it is made of.
         path: of the checkpoint, for messages.
         kind: None if `read` gives numbers; else the type of GGUF's blocks, whose bytes it gives.
+        is_optional: whether a model that has no place for it is right without it, if it is 0.
     """
 
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     path: str
     kind: str | None = None
+    is_optional: bool = False
 
     @abstractmethod
     def read(self, indices: Indices) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,30 @@ from boostr import dtypes
 from boostr.errors import DTypeError, ModelFileError
 from boostr.io.settings import read_object
 from boostr.models import plan
-from boostr.models.assemble import assemble
+from boostr.models.assemble import Assembled, assemble
+from boostr.models.lazy import FromFile, LazyWeight
 from boostr.models.plan import LoadPlan
+from boostr.quant.formats.awq import AWQ
+from boostr.quant.formats.bitsandbytes import BitsAndBytes
 from boostr.quant.formats.compressed_tensors import CompressedTensors
+from boostr.quant.formats.fp8 import FP8
+from boostr.quant.formats.gptq import GPTQ, auto_round
 from boostr.quant.formats.layout import Method
 from boostr.quant.formats.mlx import MLX
+from boostr.quant.formats.modelopt import ModelOpt
 from boostr.quant.formats.table import Table
 
-METHODS = {"compressed-tensors": CompressedTensors, "mlx": MLX}
+METHODS: dict[str, Callable[[Table, np.dtype], Method]] = {
+    "compressed-tensors": CompressedTensors,
+    "gptq": GPTQ,
+    "auto-round": auto_round,
+    "awq": AWQ,
+    "bitsandbytes": BitsAndBytes,
+    "mlx": MLX,
+    "fp8": FP8,
+    "fbgemm_fp8": FP8,
+    "modelopt": ModelOpt,
+}
 # where a config says it: transformers' key, an old one of compressed-tensors, that of MLX and of
 # ModelOpt, which has it in a file of its own
 KEYS = ("quantization_config", "compression_config", "quantization")
@@ -48,15 +65,16 @@ def method_of(raw: Mapping[str, Any], source: str) -> Method | None:
     name, found = quantization_method(raw), _table(raw)
     if name is None or found is None:
         return None
-    if name not in METHODS:
+    key, table = found
+    read = ModelOpt if table.get("quant_algo") else METHODS.get(name)
+    if read is None:
         raise ModelFileError(
             f"{source}: the weights are quantized by the method {name!r}, which boostr does not "
             f"read; it reads {', '.join(METHODS)}, safetensors of float32, float16 and bfloat16, "
             "and GGUF files. Take the model that this one was made from (and quantize="
             '"int8" to pack it), or a GGUF of it'
         )
-    key, table = found
-    return METHODS[name](Table(table, f"{source}: {key}"), _float_dtype(raw))
+    return read(Table(table, f"{source}: {key}"), _float_dtype(raw))
 
 
 def method_in(folder: Path, raw: Mapping[str, Any]) -> Method | None:
@@ -73,6 +91,39 @@ def quantized_plan(method: Method | None) -> LoadPlan:
     if method is None:
         return LoadPlan()
     return LoadPlan((assemble(method), plan.leftover(suffixes=_CACHE_SCALES)))
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """A weight of a checkpoint as it is kept: `form` is a scheme's name or a dtype, `bits` how many
+    it takes for a number. `decoded`: it is packed in the checkpoint, and kept as floats because
+    kernels have no form for its groups."""
+
+    name: str
+    shape: tuple[int, ...]
+    form: str
+    bits: float
+    decoded: bool = False
+
+
+def stored_forms(
+    rules: LoadPlan, stored: Mapping[str, LazyWeight]
+) -> tuple[list[StoredForm], list[str]]:
+    """(the weights of a checkpoint by its names, what does not fit a line each), from headers and
+    small tensors; `rules` are those of `quantized_plan`."""
+    naming = rules.load(stored)
+    found = []
+    for name, weight in naming.weights.items():
+        if isinstance(weight, Assembled) and weight.layout.floats is None:
+            scheme, K = weight.layout.scheme, weight.shape[1]
+            bits = sum(8 * p.dtype.itemsize * p.columns(K) for p in scheme.parts.values()) / K
+            found.append(StoredForm(name, weight.shape, scheme.name, bits))
+        elif isinstance(weight, Assembled | FromFile):
+            dtype = weight.layout.floats if isinstance(weight, Assembled) else weight.dtype
+            decoded = isinstance(weight, Assembled)
+            bits = 8 * np.dtype(dtype).itemsize
+            found.append(StoredForm(name, weight.shape, str(dtype), bits, decoded))
+    return found, naming.problems
 
 
 def _table(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:

@@ -13,7 +13,7 @@ from boostr import dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError, NumericsError, ShapeError
 from boostr.io.safetensors import SafetensorsSource
-from boostr.models.lazy import Expected, FromFile, LazyWeight, whole_of
+from boostr.models.lazy import Expected, FromFile, LazyWeight, whole, whole_of
 from boostr.models.plan import LoadPlan
 from boostr.nn.linear import Embedding
 from boostr.nn.module import Module, Parameter, Weight
@@ -47,6 +47,10 @@ class WeightSource:
     def end_to_end(self, names: Sequence[str]) -> LazyWeight | None:
         """The one tensor whose rows are these weights in this order, if the source has one."""
         return None
+
+    def is_inert(self, name: str) -> bool:
+        """Whether a model without a place for this weight is right without it."""
+        return False
 
     def label(self, name: str) -> str:
         """A name that is there, as messages should say it."""
@@ -82,6 +86,10 @@ class CheckpointWeights(WeightSource):
 
     def end_to_end(self, names: Sequence[str]) -> LazyWeight | None:
         return whole_of([self._weights[name] for name in names])
+
+    def is_inert(self, name: str) -> bool:
+        weight = self._weights[name]
+        return weight.is_optional and not np.any(weight.read(whole(weight.shape)))
 
     def label(self, name: str) -> str:
         weight = self._weights.get(name)
@@ -232,7 +240,9 @@ def check_names(places: dict, source: WeightSource) -> None:
     expected = source.expected(wanted) if missing else {}
     kinds = {
         "missing": [expected[name] for name in missing],
-        "unexpected": sorted(source.label(n) for n in present - set(wanted)),
+        "unexpected": sorted(
+            source.label(n) for n in present - set(wanted) if not source.is_inert(n)
+        ),
         "misshapen": misshapen,
         "conflicting": list(source.problems),
     }

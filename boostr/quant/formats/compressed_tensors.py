@@ -5,6 +5,7 @@ Source: github.com/vllm-project/compressed-tensors (its formats and Quantization
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from boostr.quant.formats.fields import (
     spaced,
 )
 from boostr.quant.formats.layout import Integers, Layout, Numbers, Tensors, narrows, scale_name
-from boostr.quant.formats.table import Table, block_of, matches
+from boostr.quant.formats.table import Table, block_of, expression
 from boostr.quant.scheme import QuantizedTensor
 
 _FORMATS = (
@@ -39,11 +40,12 @@ class Group:
     """A group of the config: which modules, and how their weights are stored.
 
     Attributes:
-        targets: names, "re:" and expressions, or classes of modules.
+        targets: names and classes of modules.   expressions: of names.
         rows, columns: what shares a scale.   rounds_input: whether activations are int8 by token.
     """
 
     targets: tuple[str, ...]
+    expressions: tuple[re.Pattern[str], ...]
     format: str
     bits: int
     kind: str
@@ -52,15 +54,13 @@ class Group:
     columns: Axis
     rounds_input: bool
 
-    def fit(self, module: str, source: str) -> int:
-        """How well it names a module: 0 not at all, 3 by its name."""
-        fits = [0]
-        for target in self.targets:
-            if target.startswith("re:"):
-                fits.append(2 * matches(target[3:], module, source))
-            else:
-                fits.append(3 if target == module else target[:1].isupper())  # a class: Linear
-        return max(fits)
+    def fit(self, module: str) -> int:
+        """How well it names a module: 3 by its name, 2 by an expression, 1 by a class, 0 not."""
+        if module in self.targets:
+            return 3
+        if any(expression.match(module) for expression in self.expressions):
+            return 2
+        return int(any(target[:1].isupper() for target in self.targets))  # such as "Linear"
 
 
 class CompressedTensors:
@@ -80,7 +80,7 @@ class CompressedTensors:
         if sparsity.values:
             sparsity.one_of("format", ("dense",))
         config.refuse("transform_config")
-        self.source, self.dtype = config.source, dtype
+        self.dtype = dtype
         groups = config.table("config_groups")
         self.groups = [_group(groups.table(name), default) for name in groups.values]
 
@@ -98,7 +98,7 @@ class CompressedTensors:
         made = _integers(group, shape, scale_name(scale.dtype), packing, self.dtype)
         if "weight_g_idx" not in tensors:
             return made
-        return made.ordered(tensors["weight_g_idx"])
+        return made.ordered(tensors["weight_g_idx"], group.columns.group)
 
     def written(self, module: str, weight: QuantizedTensor) -> Numbers | None:
         group, (N, K) = self._group_of(module), weight.shape
@@ -112,7 +112,7 @@ class CompressedTensors:
         return _integers(group, (N, K), scale, packing, self.dtype).written(weight)
 
     def _group_of(self, module: str) -> Group:
-        fits = [(group.fit(module, self.source), -i) for i, group in enumerate(self.groups)]
+        fits = [(group.fit(module), -i) for i, group in enumerate(self.groups)]
         best, place = max(fits, default=(0, 0))
         if not best:
             raise ModelFileError(f"no config group has {module!r} among its targets")
@@ -143,7 +143,10 @@ def _group(table: Table, default: str) -> Group:
         inputs.one_of("num_bits", (8,), 8)
         rounds = bool(inputs.values.get("dynamic")) and kind == "int"
     symmetric = weights.get("symmetric", bool, True)
-    return Group(table.names("targets"), name, bits, kind, symmetric, rows, columns, rounds)
+    targets = table.names("targets")
+    found = tuple(expression(t[3:], table.source) for t in targets if t.startswith("re:"))
+    names = tuple(target for target in targets if not target.startswith("re:"))
+    return Group(names, found, name, bits, kind, symmetric, rows, columns, rounds)
 
 
 def _shape(tensors: Tensors) -> tuple[int, int]:

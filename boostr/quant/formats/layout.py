@@ -33,6 +33,7 @@ class Layout:
         loaded: from the numbers in the tensors to those of the scheme.
         stored: back again; None if the weight cannot be written in this layout.
         extra: tensors that are written as they are; reading is done with them.
+        made: what is read in place of tensors of the checkpoint, by their names.
         order: int32 [K]: the inputs in the order in which groups share scales, None for their own.
         floats: the dtype that it is decoded to, where kernels have no form for the scheme.
     """
@@ -43,6 +44,7 @@ class Layout:
     loaded: Callable[[Numbers], Numbers] = _same
     stored: Callable[[Numbers], Numbers] | None = None
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    made: Tensors = field(default_factory=dict)
     order: np.ndarray | None = None
     floats: np.dtype | None = None
 
@@ -53,7 +55,7 @@ class Layout:
             raise ModelFileError(f"{' and '.join(absent)} missing")
         N, K = self.shape
         for f in self.fields.values():
-            tensor = tensors[f.name]
+            tensor = self.made.get(f.name, tensors[f.name])
             if tensor.dtype not in f.dtypes:
                 names = " or ".join(map(str, f.dtypes))
                 raise ModelFileError(f"{f.name}: expected {names}, got {tensor.dtype}")
@@ -71,11 +73,10 @@ class Layout:
         Raises:
             ModelFileError: a number that is NaN or infinite, by its tensor's name.
         """
-        numbers = {}
-        for plane, f in self.fields.items():
-            found = f.read(tensors[f.name], rows, columns, used)
-            numbers[plane] = found
-        numbers = self.loaded(numbers)
+        tensors = {**tensors, **self.made}
+        numbers = self.loaded({
+            plane: f.read(tensors[f.name], rows, columns, used) for plane, f in self.fields.items()
+        })  # fmt: skip
         for plane, f in self.fields.items():
             if not _is_finite(numbers[plane], self._kind(plane)):
                 raise ModelFileError(f"{tensors[f.name].name} has numbers that are not finite")
@@ -99,9 +100,9 @@ class Layout:
         made = {f.name: f.written(numbers[plane]) for plane, f in self.fields.items()}
         return {**made, **self.extra}
 
-    def ordered(self, g_idx: Stored) -> Layout:
-        """This layout, where input k belongs to group g_idx[k] (GPTQ's desc_act)."""
-        return replace(self, order=_input_order(g_idx, self.scheme.group_size, self.shape[1]))
+    def ordered(self, g_idx: Stored, group: int) -> Layout:
+        """This layout, where input k belongs to group g_idx[k] of so many (GPTQ's desc_act)."""
+        return replace(self, order=_input_order(g_idx, group, self.shape[1]))
 
     def _kind(self, plane: str) -> str:
         """What bytes of a plane are, where they are floats."""
@@ -259,6 +260,36 @@ class Integers:
             out |= {n: out[n][:, :1] for n in out if n != "codes"}
         out["scales"] = out["scales"].astype(SCALES[self.scale])
         return out
+
+
+def integers(
+    ints: Integers, N: int, fields: Mapping[str, Field], tensors: Tensors, floats: np.dtype,
+    *, less_one: bool = False, symmetric: bool = False,
+) -> Layout:  # fmt: skip
+    """The layout of integers with zeros, which is that without them where all are 2^(bits-1).
+
+    Args:
+        less_one: whether zeros are stored less 1, modulo 2^bits.
+        symmetric: whether the config says that all zeros are 2^(bits-1). Then they say themselves
+            how they are stored: files that claim to store them less 1, and do not, are about.
+    """
+    K, middle, mask = ints.K, 1 << ints.bits - 1, (1 << ints.bits) - 1
+    made = Layout((N, K), ints.scheme, fields, floats=None if ints.is_kept else floats)
+    made.check(tensors)
+    found = fields["zeros"]
+    zeros = found.read(tensors[found.name], range(N), range(K), lambda used: None)
+    add = int(less_one)
+    if symmetric and (zeros == zeros[0, 0]).all() and middle - int(zeros[0, 0]) in (0, 1):
+        add = middle - int(zeros[0, 0])
+    if (zeros + np.uint8(add) & mask == middle).all():
+        ints = replace(ints, offsets="")
+        fields = {plane: f for plane, f in fields.items() if plane != "zeros"}
+        return replace(made, scheme=ints.scheme, fields=fields, loaded=ints.loaded)
+
+    def loaded(numbers: Numbers) -> Numbers:
+        return ints.loaded({**numbers, "zeros": numbers["zeros"] + np.uint8(add) & mask})
+
+    return replace(made, loaded=loaded)
 
 
 def shifted(numbers: np.ndarray, by: int) -> np.ndarray:

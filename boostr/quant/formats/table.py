@@ -54,12 +54,12 @@ class Table:
         return tuple(found)
 
 
-def matches(expression: str, name: str, source: str) -> bool:
-    """Whether a name begins with what a config's regular expression matches."""
+def expression(text: str, source: str) -> re.Pattern[str]:
+    """A regular expression that stands in a config."""
     try:
-        return re.match(expression, name) is not None
+        return re.compile(text)
     except re.error as error:
-        raise ModelFileError(f"{source}: {expression!r:.80} is no expression: {error}") from None
+        raise ModelFileError(f"{source}: {text!r:.80} is no expression: {error}") from None
 
 
 def block_of(table: Table, key: str) -> tuple[int, int]:
