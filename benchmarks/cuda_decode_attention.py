@@ -21,7 +21,11 @@ import numpy as np
 
 from boostr import Tensor, backends, dtypes
 from boostr.backends.cupy.attention import attention_decode as decode
+from boostr.operands import KV
+from boostr.ops.cache import kv_write, new_kv
 from boostr.options import AttentionOptions
+from boostr.quant.kv import KV_FORMS
+from boostr.tensor import arange
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,14 @@ class Case:
     D: int = 128
     dtype: str = "bfloat16"
     capacity: int = 0
+    packed: str = ""  # the form of keys and values; torch's have `dtype`
 
     @property
     def nbytes(self) -> int:
-        return 2 * self.B * self.context * self.K * self.D * dtypes.parse(self.dtype).itemsize
+        row = self.D * dtypes.parse(self.dtype).itemsize
+        if self.packed:
+            row = KV_FORMS[self.packed].nbytes(self.D)
+        return 2 * self.B * self.context * self.K * row
 
     @property
     def copies(self) -> int:
@@ -59,6 +67,12 @@ CASES = [
     Case("1B 8k b1", 1, 8192, 32, 8, 64),
     Case("MHA 4k b4", 4, 4096, 32, 32, 128),
     Case("256 wide 8k b4", 4, 8192, 8, 4, 256),
+    Case("8B 32k b1 int8", 1, 32768, packed="int8"),
+    Case("8B 32k b8 int8", 8, 32768, packed="int8"),
+    Case("8B 1k b32 int8", 32, 1024, packed="int8"),
+    Case("8B 4k b1 int8", 1, 4096, packed="int8"),
+    Case("135M 2k b1 int8", 1, 2048, 9, 3, 64, packed="int8"),
+    Case("1B 8k b1 int8", 1, 8192, 32, 8, 64, packed="int8"),
     Case("f32 135M 2k b1", 1, 2048, 9, 3, 64, "float32"),
     Case("f32 8k b2", 2, 8192, 32, 8, 128, "float32"),
 ]
@@ -84,9 +98,17 @@ def inputs(case: Case, backend: Any, block: int = 0) -> list[tuple[Any, ...]]:
         Tensor.wrap(table, backend),
         Tensor(np.full(case.B, case.context, np.int32), backend=backend),
     ]
+
+    def kept() -> KV:
+        if not case.packed:
+            return random(*shape)
+        cache = new_kv(shape, KV_FORMS[case.packed], backend)
+        rows = random(*shape).reshape(-1, case.K, case.D)
+        kv_write(rows, rows, cache, cache, arange(len(rows), backend=backend))
+        return cache
+
     return [
-        (random(case.B, case.H, case.D), random(*shape), random(*shape), *rest, None)
-        for _ in range(case.copies)
+        (random(case.B, case.H, case.D), kept(), kept(), *rest, None) for _ in range(case.copies)
     ]
 
 

@@ -36,6 +36,19 @@ def packed(x, form):
     return (codes[..., :16] | codes[..., 16:] << 4).reshape(*x.shape[:-1], -1), scales
 
 
+def drawn(rng, shape, form):
+    """(codes, scales) of random rows [..., D] whose numbers, about 1 large, have 8 bits or fewer:
+    as bfloat16 or float16 they are what they were."""
+    *lead, D = shape
+    if form == "int8":
+        codes = rng.integers(-127, 128, shape).astype(np.int8)
+        return codes, 2.0 ** rng.integers(-8, -5, (*lead, 1)).astype(np.float32)
+    codes = rng.integers(0, 256, (*lead, D // 2)).astype(np.uint8)
+    scale = 2.0 ** rng.integers(-4, -1, (*lead, D // 32, 1))
+    pairs = np.concatenate([scale, -scale * rng.integers(0, 16, scale.shape)], -1)
+    return codes, _bf16(pairs.reshape(*lead, -1))
+
+
 def check_rounded(got, x, form):
     """Planes that a backend made of rows x: scales as they must be, numbers to half a step."""
     codes, scales = got

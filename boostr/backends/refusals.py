@@ -55,7 +55,7 @@ def packed_kv(kept: KV) -> str | None:
 
 def kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> str | None:
     if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
-        return packed_kv(k_cache) or packed_kv(v_cache)
+        return only_floats(k, v) or (f"k is {k.dtype}, v {v.dtype}" if k.dtype != v.dtype else None)
     if k.dtype != v.dtype or k_cache.dtype != v_cache.dtype:
         return f"k and v differ: {k.dtype}, {v.dtype}, caches {k_cache.dtype}, {v_cache.dtype}"
     return only_floats(k, k_cache)

@@ -24,7 +24,9 @@ from boostr.backends.cupy.runtime.kernels import Kernels
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 from boostr.program import Program
 
-_C_TYPES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+_C_TYPES = {
+    dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16", dtypes.int8: "i8",
+}  # fmt: skip
 _PROBE_BYTES = 1 << 29
 _UNKNOWN = (dtypes.float8_e4m3, dtypes.float8_e5m2)  # CuPy has no such arrays
 
@@ -150,7 +152,7 @@ class CupyBackend(ArrayBackend):
     def activation_dtype(self, stored: np.dtype) -> np.dtype:
         if stored == dtypes.bfloat16 and self.caps.compute_capability < 80:
             return dtypes.float32  # Turing's tensor cores and arithmetic know no bf16
-        return stored if stored in _C_TYPES else dtypes.float32
+        return stored if stored in dtypes.MODEL_FLOATS else dtypes.float32
 
     def empty(self, shape: Shape, dtype: Any = np.float32) -> Array:
         """Uninitialised memory; inside a capture it belongs to the program."""
@@ -202,7 +204,7 @@ class CupyBackend(ArrayBackend):
         return self._found[op]
 
     def c_type(self, dtype: np.dtype) -> str:
-        """The name in `prelude.cuh` of float32, float16 or bfloat16."""
+        """The name in `prelude.cuh` of float32, float16, bfloat16 or int8."""
         return _C_TYPES[dtype]
 
     def stream_pointer(self) -> int:

@@ -19,6 +19,8 @@
 // EARLY 1: the program writes neither lengths nor tables, and of the cache only the rows of its
 // queries' own positions; so all else is read before the kernels ahead have ended.
 // MMA 1: m16n8k16 tensor cores, 16-bit q and caches of one type, sm_80. MMA 0: any types, f32 FMA.
+// PACKED 1: caches are int8 codes with a scale f32 [rows, K] for each row: scale score = k_scale
+// q.codes, and weights of values are multiplied by v_scale; MMA then wants bf16 q and dims % 16 == 0.
 // Macros: Q_TYPE, CACHE_TYPE, HEAD_DIM, V_DIM; SOFTCAP, ALIBI 0 | 1; BLOCKS on a multiprocessor, at
 // least; those above.
 // Limits: dims <= 256; VEC 1 needs 16-byte aligned rows; MMA and VEC 1 need dims in 16-byte pieces.
@@ -35,12 +37,15 @@ constexpr int K_WIDTH = round_up(HEAD_DIM, MMA ? 16 : 8 * PIECE);
 constexpr int V_WIDTH = round_up(V_DIM, MMA ? 16 : 32);
 constexpr int K_PITCH = K_WIDTH + PIECE;  // 16 bytes more: ldmatrix without bank conflicts
 constexpr int V_PITCH = V_WIDTH + PIECE;
-constexpr int STAGE = KEYS * (K_PITCH + V_PITCH);  // elements
+constexpr int ROWS_OF_STAGE = KEYS * (K_PITCH + V_PITCH);
+constexpr int STAGE = ROWS_OF_STAGE + (PACKED ? 2 * KEYS * 4 : 0);  // elements; scales: of k, of v
+constexpr int Q_PITCH = K_WIDTH + 16 / sizeof(QT);  // MMA
 constexpr int SUM_PITCH = V_WIDTH + 8;             // of a row of merged sums, floats
 
 struct Call {
   const QT* q;
   const CT *k, *v;
+  const float *k_scales, *v_scales;
   const int *cu, *table, *lens;
   const float* alibi;
   float *partial, *ms;
@@ -69,7 +74,7 @@ struct Shared {
   RowInfo* rows;   // [ROWS]
   float2* stats;   // [N_WARPS][ROWS]: m in log2 units, sum
   u32* masks;      // of this warp [STAGES]: which keys of the unit are there
-  void* q;         // MMA: CT [ROWS][K_PITCH]; else float [ROWS][K_WIDTH]
+  void* q;         // MMA: QT [ROWS][Q_PITCH]; else float [ROWS][K_WIDTH]
   float* p;        // of this warp, MMA 0: [KEYS][ROWS]
   float* scale;    // [ROWS], FINISH: of the merged sums
 };
@@ -181,15 +186,37 @@ DEVICE int lookup(const Call& a, const Sequence& s, int b, int u, int end) {
   return block < 0 ? -1 : block * a.bs + offset;
 }
 
+// The scales of a unit, zeros where there is no row.
+DEVICE void load_scales(CT* to, const float* from, const Call& a, int kv, int row) {
+#if PACKED
+  const int lane = threadIdx.x & 31;
+  if (lane >= KEYS) return;
+  const float* source = from + (i64)max(row, 0) * (a.H / a.G) + kv;
+  float* target = (float*)to + lane;
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :: "r"(shared_address(target)), "l"(source), "r"(row >= 0 ? 4 : 0) : "memory");
+#else
+  *target = row >= 0 ? *source : 0.f;
+#endif
+#endif
+}
+
 // Start loading a unit into a stage of the ring: two groups, keys and values.
 DEVICE void issue(const Call& a, const Shared& sh, int kv, int stage, int row) {
   u32 mask = __ballot_sync(FULL_MASK, row >= 0);
   if ((threadIdx.x & 31) == 0) sh.masks[stage] = KEYS == 32 ? mask : mask & ((1u << KEYS) - 1);
   CT* to = sh.ring + stage * STAGE;
-  if (mask) load_rows<HEAD_DIM, K_WIDTH, K_PITCH>(to, a.k + kv * a.k_head, a.k_row, row);
+  if (mask) {
+    load_rows<HEAD_DIM, K_WIDTH, K_PITCH>(to, a.k + kv * a.k_head, a.k_row, row);
+    load_scales(to + ROWS_OF_STAGE, a.k_scales, a, kv, row);
+  }
   cp_async_commit();
   to += KEYS * K_PITCH;
-  if (mask) load_rows<V_DIM, V_WIDTH, V_PITCH>(to, a.v + kv * a.v_head, a.v_row, row);
+  if (mask) {
+    load_rows<V_DIM, V_WIDTH, V_PITCH>(to, a.v + kv * a.v_head, a.v_row, row);
+    load_scales(to + KEYS * V_PITCH + KEYS * 4, a.v_scales, a, kv, row);
+  }
   cp_async_commit();
 }
 
@@ -240,8 +267,13 @@ DEVICE void load_queries(const Call& a, const Shared& sh, const Sequence& s, int
       x = load_vec<QT, STEP>(a.q + (s.first + query) * a.q_row +
                              (kv * G + R - query * G) * a.q_head + d);
     }
-#if MMA
-    store_vec<QT, STEP>((QT*)sh.q + r * K_PITCH + d, x);
+#if MMA && PACKED
+    // of 16 numbers lane t of a fragment has 4t .. 4t + 3, a word of codes: first 0 and 2 of these
+    QT* to = (QT*)sh.q + r * Q_PITCH + d / 16 * 16 + d % 16 / 2;
+#pragma unroll
+    for (int e = 0; e < STEP; e++) to[e / 4 * 2 + e % 4 / 2 + e % 2 * 8] = x.at[e];
+#elif MMA
+    store_vec<QT, STEP>((QT*)sh.q + r * Q_PITCH + d, x);
 #else
 #pragma unroll
     for (int e = 0; e < STEP; e++) ((float*)sh.q)[r * K_WIDTH + d + e] = x[e];
@@ -336,9 +368,9 @@ DEVICE void run(const Call& a, const Shared& sh, const Sequence& s, int b, int s
 }
 
 extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_partials(
-    const QT* q, const CT* k, const CT* v, const int* cu_seqlens_q, const int* block_table,
-    const int* kv_lens, const float* alibi, float* partial_out, float* partial_ms,
-    const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
+    const QT* q, const CT* k, const CT* v, const float* k_scales, const float* v_scales,
+    const int* cu_seqlens_q, const int* block_table, const int* kv_lens, const float* alibi,
+    float* partial_out, float* partial_ms, const float* sinks, QT* out, float* lse, u32* counters, i64 q_row, i64 q_head, i64 k_head,
     i64 v_head, u32 k_row, u32 v_row, int T, int H, int G, int B, int bs, int bs_shift,
     int columns, int capacity, int S, int grain_shift, int alone, int left, int right,
     int bottom_right, float scale, float softcap) {
@@ -347,11 +379,11 @@ extern "C" __global__ void __launch_bounds__(N_WARPS * 32, BLOCKS) attention_par
   __shared__ float2 stats[N_WARPS * ROWS];
   __shared__ float scales[ROWS];
   __shared__ u32 masks[N_WARPS * STAGES];
-  __shared__ __align__(16) QT query[MMA ? ROWS * K_PITCH : 1];
+  __shared__ __align__(16) QT query[MMA ? ROWS * Q_PITCH : 1];
   __shared__ __align__(16) float wide_query[MMA ? 1 : ROWS * K_WIDTH];
   __shared__ __align__(16) float weights[MMA ? 1 : N_WARPS * KEYS * ROWS];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  Call a = {q, k, v, cu_seqlens_q, block_table, kv_lens, alibi, partial_out, partial_ms,
+  Call a = {q, k, v, k_scales, v_scales, cu_seqlens_q, block_table, kv_lens, alibi, partial_out, partial_ms,
             sinks, out, lse, counters, q_row, q_head, k_head, v_head, k_row, v_row, T, H, G, B,
             bs, bs_shift, columns, capacity, S, grain_shift, left, right, bottom_right, scale,
             softcap};

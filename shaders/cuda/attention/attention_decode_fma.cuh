@@ -43,8 +43,9 @@ struct Sums {
         }
     }
     __syncwarp();  // the weights of the last unit have been read
+    const float* scales = (const float*)(keys + ROWS_OF_STAGE);  // PACKED
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) softmax(a, sh, r, p0, mask, full, s[r]);
+    for (int r = 0; r < ROWS; r++) softmax(a, sh, r, p0, mask, full, s[r], scales);
     const CT* v = values();
 #pragma unroll 4
     for (int key = 0; key < KEYS; key++) {
@@ -53,7 +54,7 @@ struct Sums {
       for (int i = 0; i < NV; i += VW) {
         Vec<CT, VW> piece = load_vec<CT, VW>(v + key * V_PITCH + i * 32 + lane * VW);
 #pragma unroll
-        for (int e = 0; e < VW; e++) x[i + e] = piece[e];
+        for (int e = 0; e < VW; e++) x[i + e] = PACKED ? piece[e] * scales[KEYS + key] : piece[e];
       }
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
@@ -65,7 +66,7 @@ struct Sums {
   }
 
   DEVICE void softmax(const Call& a, const Shared& sh, int r, int p0, u32 mask, bool full,
-                      float (&s)[PER]) {
+                      float (&s)[PER], const float* scales) {
     int lane = threadIdx.x & 31, mine = lane >> 3;
     float high = top[r];
 #pragma unroll
@@ -73,6 +74,7 @@ struct Sums {
 #pragma unroll
       for (int d = 4; d; d >>= 1) s[j] += __shfl_xor_sync(FULL_MASK, s[j], d);
       int key = mine + 4 * j;
+      if (PACKED) s[j] *= scales[key];
       s[j] = score(a, sh, s[j], r, p0 + key, full, mask >> key & 1);
       high = fmaxf(high, s[j]);
     }

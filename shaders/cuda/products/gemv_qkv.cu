@@ -1,6 +1,6 @@
 // The attention block's first half for the T = 1..8 tokens of a decode step, in one kernel:
 //   h = RMS norm of x (or x);  q, k, v = h w^T (+ bias);  q, k = RMS norm of each head (QK_NORM);
-//   q, k = rope(q, k);  q -> [T, H, D], k and v -> slot slots[t] of the caches [NB, bs, KH, D].
+//   q, k = rope(q, k);  q -> [T, H, D], k and v -> slot slots[t] (without slots t) of the caches [NB, bs, KH, D].
 // Weights q_w [H D, E], k_w, v_w [KH D, E] in one stored form; cos, sin f32 [S, R/2], R <= D even,
 // rows int32 [T] picks their row; a negative slot is not written.
 // A lane has the two rows of a head that rope turns together (PER_LANE is 2): pair p < R/2 is
@@ -94,7 +94,7 @@ struct Heads : Input {
   }
   DEVICE void load_turn(Place at, int t) {
     c = 1.f, s = 0.f;
-    if (at.head >= heads) slot = slots[t];
+    if (at.head >= heads) slot = slots ? slots[t] : t;
     if (at.head < heads + kv_heads && at.i < half) {
       const i64 from = (i64)positions[t] * half + at.i;
       c = cos[from], s = sin[from];

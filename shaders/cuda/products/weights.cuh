@@ -81,7 +81,6 @@ const int GROUP_INPUTS = GROUP ? GROUP : 1 << 30, SUPER_INPUTS = SUPER ? SUPER :
 // -- scales and offsets ---------------------------------------------------------------------------
 struct e8m0 { u8 byte; };  // 2^(byte - 127); 255, a NaN, is not expected
 struct e4m3 { u8 byte; };  // sign, 4 bits of exponent, 3 of fraction; NaNs are not expected
-DEVICE float to_float(i8 x) { return (float)x; }
 DEVICE float to_float(u8 x) { return (float)x; }
 DEVICE float to_float(e8m0 x) { return __uint_as_float(x.byte ? x.byte << 23 : 1 << 22); }
 DEVICE float to_float(e4m3 x) {

@@ -23,6 +23,7 @@ typedef float f32;
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(f16 x) { return __half2float(x); }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
+DEVICE float to_float(i8 x) { return x; }
 
 template <typename T> DEVICE T from_float(float x);
 template <> DEVICE float from_float<float>(float x) { return x; }

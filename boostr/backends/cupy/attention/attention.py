@@ -2,6 +2,7 @@
 
 In order: split keys for few queries (`attention_decode`), the Hopper kernel (`attention_sm90`),
 `shaders/cuda/attention/attention.cu` (tensor cores, 16-bit), `attention_simt.cu` (everything else).
+Packed keys and values are read by the first of these (int8) or become floats for the others.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention_decode, attention_sm90
+from boostr.backends.cupy.attention.cache import unpack
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.operands import KV, PackedKV
 from boostr.tensor import Tensor
@@ -301,10 +302,10 @@ def _specialist(
 
 
 def _supports(q: Tensor, k: KV, v: KV, *rest: Any) -> str | None:
-    if isinstance(k, PackedKV) or isinstance(v, PackedKV):
-        return refusals.packed_kv(k)
-    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
-        return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
+    floats = [t for t in (q, k) if not isinstance(t, PackedKV)]
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in floats):
+        names = " and ".join(str(t.dtype) for t in floats)
+        return f"dtypes {names}: it takes float32, float16 and bfloat16"
     if v.shape[-1] > MAX_V_WIDTH:
         return f"values of width {v.shape[-1]} are more than {MAX_V_WIDTH}"
     return None
@@ -327,6 +328,12 @@ def _varlen(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _paged(*args: Any) -> tuple[Tensor, Tensor]:
     q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
+    if isinstance(k, PackedKV):
+        if attention_decode.supports(*args) is None:
+            return attention_decode.attend(*args)
+        made = unpack(q.backend, k, v, table.data, kv_lens.data, q.dtype)
+        k, v, table = (Tensor.wrap(x, q.backend) for x in made)
+        args = q, k, v, cu_q, table, kv_lens, alibi, sinks, options
     call = _Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options)
     return _serve("paged_attention", args, call)
 

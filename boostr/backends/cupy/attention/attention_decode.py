@@ -16,6 +16,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.operands import KV, planes_of
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
@@ -36,7 +37,7 @@ class Call:
     """Shapes and types of one call, from which the launch follows."""
 
     q_dtype: np.dtype
-    cache_dtype: np.dtype
+    cache_dtype: np.dtype  # int8: packed
     T: int
     H: int
     K: int
@@ -47,6 +48,10 @@ class Call:
     aligned: bool  # all rows begin at multiples of 16 bytes
     softcap: bool = False
     alibi: bool = False
+
+    @property
+    def packed(self) -> bool:
+        return self.cache_dtype == dtypes.int8
 
     @property
     def queries(self) -> int:
@@ -88,6 +93,7 @@ class Plan:
             "KEYS": self.keys, "N_WARPS": self.warps, "STAGES": self.stages,
             "BLOCKS": self.blocks, "VEC": int(call.aligned), "SOFTCAP": int(call.softcap),
             "ALIBI": int(call.alibi), "FINISH": int(finish), "EARLY": int(early),
+            "PACKED": int(call.packed),
         }  # fmt: skip
 
 
@@ -101,9 +107,9 @@ def _bytes(call: Call, mma: bool, rows: int, keys: int, warps: int) -> tuple[int
     piece = 16 // size
     k_width = _round_up(call.D, 16 if mma else 8 * piece)
     v_width = _round_up(call.Dv, 16 if mma else 32)
-    stage = warps * keys * (k_width + v_width + 2 * piece) * size
+    stage = warps * keys * ((k_width + v_width + 2 * piece) * size + (8 if call.packed else 0))
     merge = warps * rows * (v_width + 8) * 4
-    query = rows * (k_width + piece) * size if mma else (k_width + warps * keys) * rows * 4
+    query = rows * (k_width + 8) * 2 if mma else (k_width + warps * keys) * rows * 4
     return stage, merge, query + rows * (36 + 8 * warps) + 512
 
 
@@ -111,9 +117,12 @@ def _tile(call: Call, compute_capability: int) -> tuple[bool, int, int]:
     """(tensor cores or not, rows of a block, keys of a unit)."""
     dim = max(call.D, call.Dv)
     wanted = call.H // call.K * call.queries
-    mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
+    if call.packed:
+        mma = call.q_dtype == dtypes.bfloat16
+    else:
+        mma = call.aligned and call.q_dtype == call.cache_dtype != dtypes.float32
     if mma and compute_capability >= (80 if call.q_dtype == dtypes.bfloat16 else 75):
-        most = 128 if compute_capability in (80, 90) else 96  # registers
+        most = 64 if call.packed else 128 if compute_capability in (80, 90) else 96  # registers
         return True, 32 if wanted > 16 and dim <= most else 16, 16
     most = 16 if dim <= 128 else 8
     rows = next(r for r in (1, 4, 8, most) if r >= min(wanted, most))
@@ -182,13 +191,14 @@ def _capacity(block_table: Any, bs: int, T: int, options: AttentionOptions) -> i
 
 
 def supports(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor, block_table: Tensor,
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
 ) -> str | None:  # fmt: skip
     """None if these arguments are for this kernel, else why not."""
     B = kv_lens.size
-    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k_cache)):
-        return f"dtypes {q.dtype}, {k_cache.dtype} not in float32, float16, bfloat16"
+    codes = planes_of(k_cache)[0].dtype
+    if q.dtype not in dtypes.MODEL_FLOATS or codes not in (*dtypes.MODEL_FLOATS, dtypes.int8):
+        return f"dtypes {q.dtype}, {codes}: it takes float32, float16, bfloat16 and int8 caches"
     if max(q.shape[2], v_cache.shape[3]) > MAX_DIM or not min(q.shape[2], v_cache.shape[3]):
         return f"head_dim {q.shape[2]}, {v_cache.shape[3]} is not in 1..{MAX_DIM}"
     if q.shape[0] > FEW * B:
@@ -196,7 +206,10 @@ def supports(
     if not block_table.shape[1]:
         return "the block table has no columns"
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if _row_stride(x.data) is None:
+        codes, *scales = (plane.data for plane in planes_of(x))
+        if scales and not (_aligned(codes) and codes.flags.c_contiguous):
+            return f"{name} is packed, and not dense or its heads are not whole pieces of 16"
+        if _row_stride(codes) is None:
             return f"the positions of {name} are not evenly spaced rows"
     for name, x in (("alibi_slopes", alibi), ("sinks", sinks)):
         if x is not None and x.dtype != dtypes.float32:
@@ -238,19 +251,27 @@ def _call(q: Tensor, k: Any, v: Any, table: Any, options: AttentionOptions, alib
     )  # fmt: skip
 
 
+def _arrays(q: Tensor, k_cache: KV, v_cache: KV, *lengths: Tensor) -> list[Any]:
+    """q, keys, values, the scales of both or None, then cu_seqlens_q, block_table, kv_lens."""
+    kept = [[plane.data for plane in planes_of(cache)] for cache in (k_cache, v_cache)]
+    codes, scales = [p[0] for p in kept], [p[1] if len(p) > 1 else None for p in kept]
+    return [q.data, *codes, *scales, *(x.data for x in lengths)]
+
+
 def _launch(
     backend: CupyBackend, call: Call, plan: Plan, arrays: list[Any], alibi: Any,
     options: AttentionOptions, to: _Results, dependent: bool,
 ) -> None:  # fmt: skip
-    """`arrays`: q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens."""
-    q, k, v, cu, table, lens = arrays
+    """`arrays`: as `_arrays` gives them."""
+    q, k, v, k_scales, v_scales, cu, table, lens = arrays
     if q.strides[2] != q.itemsize or (call.aligned and not _aligned(q)):
         q = backend.copy(q)
     bs, size, q_size = k.shape[1], k.itemsize, q.itemsize
     right = 0 if options.causal else options.right
     sides = (n if 0 <= n < _FAR else _FAR for n in (options.left, right))
     args = (
-        q, k, v, *map(backend.dense, (cu, table, lens)), alibi, to.partial_out, to.partial_ms,
+        q, k, v, k_scales, v_scales, *map(backend.dense, (cu, table, lens)), alibi,
+        to.partial_out, to.partial_ms,
         to.sinks, to.out, to.lse, to.counters, *(np.int64(n // q_size) for n in q.strides[:2]),
         *(np.int64(x.strides[2] // size) for x in (k, v)),
         *(_row_stride(x) or 0 for x in (k, v)), call.T, call.H, call.H // call.K, call.B,
@@ -267,7 +288,7 @@ def _launch(
 
 
 def partials(
-    backend: CupyBackend, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
+    backend: CupyBackend, q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
     dependent: bool = True, **chosen: Any,
 ) -> tuple[Any, Any, int]:  # fmt: skip
@@ -281,8 +302,8 @@ def partials(
         (-inf, 0) in partial_ms and nothing of meaning in partial_out: skip it. Sinks are the
         combiner's affair.
     """
-    arrays = [x.data for x in (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)]
-    call = _call(q, arrays[1], arrays[2], arrays[4], options, alibi)
+    arrays = _arrays(q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
+    call = _call(q, arrays[1], arrays[2], arrays[6], options, alibi)
     planned = plan(call, *_limits(backend), **chosen)
     shape = (call.T, call.H, planned.splits)
     to = _Results(backend.empty((*shape, call.Dv)), backend.empty((*shape, 2)))
@@ -313,7 +334,7 @@ def combine(
 
 
 def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor, block_table: Tensor,
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions, *,
     dependent: bool = True, joined: bool = True, **chosen: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -330,8 +351,8 @@ def attend(
         )  # fmt: skip
         made = combine(backend, *parts[:2], logits, backend.dense(cu_seqlens_q.data), q.dtype)
         return Tensor.wrap(made[0], backend), Tensor.wrap(made[1], backend)
-    arrays = [x.data for x in (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)]
-    call = _call(q, arrays[1], arrays[2], arrays[4], options, alibi)
+    arrays = _arrays(q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
+    call = _call(q, arrays[1], arrays[2], arrays[6], options, alibi)
     planned = plan(call, *_limits(backend), **chosen)
     rows, S = (call.T, call.H), planned.splits
     to = _Results(
@@ -350,7 +371,9 @@ def _limits(backend: CupyBackend) -> tuple[int, int, int]:
 
 
 # -- for the compile gate -------------------------------------------------------------------------
-_NAMES = {dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
+_NAMES = {
+    dtypes.float32: "float", dtypes.float16: "f16", dtypes.bfloat16: "bf16", dtypes.int8: "i8",
+}  # fmt: skip
 
 
 def _variant(
@@ -364,7 +387,7 @@ def _variant(
     return Variant(_FAMILY, made.defines(call, _NAMES.__getitem__, finish, early), least=least)
 
 
-_F32, _F16, _BF16 = dtypes.float32, dtypes.float16, dtypes.bfloat16
+_F32, _F16, _BF16, _INT8 = dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8
 VARIANTS = [
     *(_variant(_BF16, _BF16, 16, D, early=D < 256) for D in (64, 80, 128, 256)),
     _variant(_BF16, _BF16, 16, 96, softcap=True, alibi=True),
@@ -375,6 +398,10 @@ VARIANTS = [
     _variant(_F32, _F32, 16, 128, finish=False),
     *(_variant(_F32, _F32, 64, D) for D in (128, 256)),
     _variant(_F32, _BF16, 16, 128),
+    *(_variant(_BF16, _INT8, 16, D, early=D < 256) for D in (64, 80, 128, 256)),
+    _variant(_BF16, _INT8, 128, 96, softcap=True, alibi=True),
+    _variant(_F16, _INT8, 16, 64),
+    _variant(_F32, _INT8, 32, 128, finish=False),
     _variant(_F32, _F32, 8, 1, aligned=False, softcap=True, alibi=True),
     Variant("attention_combine", {"Q_TYPE": "bf16", "V_DIM": 64}),
 ]

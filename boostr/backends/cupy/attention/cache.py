@@ -1,9 +1,10 @@
-"""Launches of the kernels of the paged cache; see `shaders/cuda/attention/cache.cu`."""
+"""Launches of the kernels of the paged cache; see `cache.cu` and, for packed keys and values,
+`cache_packed.cu` in `shaders/cuda/attention/`."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,13 +12,14 @@ from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.rows.rows import has_dense_rows, power_of_two, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
-from boostr.operands import KV, PackedKV
+from boostr.operands import KV, PackedKV, planes_of
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
 _MOST_COUNTERS = 4
+_WARPS = 4  # of a block, in cache_packed.cu
 
 
 def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, block_size: int):
@@ -33,16 +35,19 @@ def _slot_mapping(positions: Tensor, sequence_ids: Tensor, block_table: Tensor, 
 
 
 def _kv_supports(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor):
-    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
-        return refusals.packed_kv(k_cache)
-    if not (k_cache.data.flags.c_contiguous and v_cache.data.flags.c_contiguous):
+    kept = (*planes_of(k_cache), *planes_of(v_cache))
+    if not all(plane.data.flags.c_contiguous for plane in kept):
         return "a cache is not dense"
     return refusals.kv_write(k, v, k_cache, v_cache, slots)
 
 
-def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def _kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> None:
     backend: CupyBackend = k.backend  # type: ignore[assignment]
-    new = [x.data if x.size and has_dense_rows(x.data) else backend.dense(x.data) for x in (k, v)]
+    new: Any = [
+        x.data if x.size and has_dense_rows(x.data) else backend.dense(x.data) for x in (k, v)
+    ]
+    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
+        return pack(backend, new[0], new[1], k_cache, v_cache, backend.dense(slots.data))
     caches = [k_cache.data, v_cache.data]
     widths = [c.shape[2] * c.shape[3] for c in caches]
     T = slots.size
@@ -58,6 +63,42 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
          k_cache.shape[0] * k_cache.shape[1], T, team],
         dependent=True, X=backend.c_type(k.dtype), C=backend.c_type(k_cache.dtype), VEC=run,
     )  # fmt: skip
+
+
+def pack(backend: CupyBackend, k: Any, v: Any, k_cache: Any, v_cache: Any, slots: Any) -> None:
+    """Rows k [T, K, D] and v, of dense heads, into packed caches at `slots` int32 [T], dense."""
+    T, K, D = k.shape
+    strides = [np.int64(x.strides[0] // x.itemsize if T > 1 else 0) for x in (k, v)]
+    NB, bs = k_cache.shape[:2]
+    if T * K:
+        backend.launch(
+            "cache_packed", "kv_pack", (-(-T * K // _WARPS), 2), (32 * _WARPS,),
+            [k, v, *_planes(k_cache, v_cache), slots, T, K, D, v.shape[2], *strides, NB * bs],
+            dependent=True, X=backend.c_type(k.dtype), BITS=k_cache.form.bits, UNPACK=0,
+        )  # fmt: skip
+
+
+def unpack(
+    backend: CupyBackend, k_cache: Any, v_cache: Any, table: Any, lens: Any, dtype: np.dtype
+) -> tuple[Any, Any, Any]:
+    """Packed blocks as floats, as far as sequences reach: k, v [B · columns, bs, K, D] of `dtype`,
+    zeros elsewhere, and the table int32 [B, columns] that names them."""
+    (B, columns), (_, bs, K, D), Dv = table.shape, k_cache.shape, v_cache.shape[3]
+    made = [backend.empty((B * columns, bs, K, width), dtype) for width in (D, Dv)]
+    named = backend.empty((B, columns), np.dtype(np.int32))
+    rows = B * columns * bs * K
+    if rows:
+        backend.launch(
+            "cache_packed", "kv_unpack", (-(-rows // _WARPS), 2), (32 * _WARPS,),
+            [*_planes(k_cache, v_cache), backend.dense(table), backend.dense(lens), *made, named,
+             B, columns, bs, K, D, Dv],
+            dependent=True, X=backend.c_type(dtype), BITS=k_cache.form.bits, UNPACK=1,
+        )  # fmt: skip
+    return *made, named
+
+
+def _planes(k_cache: Any, v_cache: Any) -> list[Any]:
+    return [plane.data for plane in (*k_cache, *v_cache)]
 
 
 def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
@@ -81,6 +122,12 @@ VARIANTS = [
         Variant("cache", {"X": x, "C": c, "VEC": run})
         for x, c, run in (
             ("bf16", "bf16", 8), ("float", "float", 4), ("float", "bf16", 8), ("f16", "float", 1),
+        )
+    ),
+    *(
+        Variant("cache_packed", {"X": x, "BITS": bits, "UNPACK": unpacked})
+        for x, bits, unpacked in (
+            ("bf16", 8, 0), ("float", 4, 0), ("float", 8, 1), ("bf16", 4, 1), ("f16", 8, 1),
         )
     ),
 ]  # fmt: skip

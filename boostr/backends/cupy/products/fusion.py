@@ -13,6 +13,7 @@ import numpy as np
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention
+from boostr.backends.cupy.attention.cache import pack
 from boostr.backends.cupy.products import gemv, linear
 from boostr.backends.cupy.rows import activation
 from boostr.backends.cupy.rows import norm as norms
@@ -78,8 +79,6 @@ def _inputs_supports(
         return "the weights are not stored alike"
     if rope is None:
         return "heads without rope"
-    if cache is not None and isinstance(cache.keys, PackedKV):
-        return refusals.packed_kv(cache.keys)
     heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
     return ropes.KERNELS["rope"].supports(heads, rope.cos, rope.sin, rope.rows, rope.layout)
 
@@ -88,6 +87,8 @@ def _inputs(
     x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
+    if cache is not None and isinstance(cache.keys, PackedKV):
+        return _packed_inputs(x, norm, weights, biases, own, rope, cache, head_dim)
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
     q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own))
@@ -98,7 +99,7 @@ def _inputs(
             backend, backend.dense(x.data), _norm(backend, norm),
             (weights[0], weights[1], weights[2]),
             gemv.Rope(cos, sin, rows, rope.layout == "interleaved"),
-            *(t.data for t in kept),
+            *(None if t is None else t.data for t in kept),
             head_norm=gemv.HeadNorm(q_norm, k_norm, eps) if own.q else None,
             biases=(flat[0], flat[1], flat[2]),
         )  # fmt: skip
@@ -112,6 +113,21 @@ def _inputs(
     )  # fmt: skip
     q, k, v = (None if a is None else Tensor.wrap(a, backend) for a in made)
     return (q, k, v) if cache is None else q
+
+
+def _packed_inputs(
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
+    cache: Cache, head_dim: int,
+) -> Any:  # fmt: skip
+    """Keys and values as floats in rows of their own, then rounded into the cache by a kernel."""
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
+    shape = (len(x), 1, weights[1].shape[0] // head_dim, head_dim)
+    rows = [Tensor.wrap(backend.empty(shape, x.dtype), backend) for _ in range(2)]
+    places: Any = cache._replace(keys=rows[0], values=rows[1], slots=None)
+    q = _inputs(x, norm, weights, biases, own, rope, places, head_dim)
+    k, v = (t.data.reshape(shape[0], *shape[2:]) for t in rows)
+    pack(backend, k, v, cache.keys, cache.values, backend.dense(cache.slots.data))
+    return q
 
 
 # -- attention and its output projection ---------------------------------------------------------

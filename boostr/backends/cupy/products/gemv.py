@@ -172,7 +172,8 @@ def norm_gated_gemv(
 
 def qkv_rope_write(
     backend: CupyBackend, x: Array, norm: Norm | None, weights: tuple[Weight, Weight, Weight],
-    rope: Rope, k_cache: Array, v_cache: Array, slots: Array, *, head_norm: HeadNorm | None = None,
+    rope: Rope, k_cache: Array, v_cache: Array, slots: Array | None, *,
+    head_norm: HeadNorm | None = None,
     biases: tuple[Array | None, Array | None, Array | None] = (None, None, None),
     plan: Plan | None = None,
 ) -> Array:  # fmt: skip
@@ -180,7 +181,8 @@ def qkv_rope_write(
 
     Args:
         x: [M, K].   weights: of q [H D, K], k and v [KH D, K], stored alike.
-        k_cache, v_cache: [NB, bs, KH, D] of x's dtype.   slots: int32 [M], negative: not written.
+        k_cache, v_cache: [NB, bs, KH, D] of x's dtype.   slots: int32 [M], negative: not written;
+            None: row m goes to row m of them.
         head_norm: RMS norms of the heads of q and k.   biases: of q, k and v, of one dtype.
     """
     M, K = x.shape
