@@ -1,30 +1,27 @@
 // y[M, N] = x[M, K] w[N, K]^T on Hopper's warpgroup products, the weight read in its stored form.
 //
-// w of x's type (few tokens), codes with a scale for each row or GROUP, or (ROUNDS) bytes times
-// bytes; then + bias[n] + residual[m, n], rounded once to OUT. The formulas and the weights side by
-// side are those of gemm_mma.cu.
+// w of x's type (few tokens), codes, or (ROUNDS) bytes times bytes; then + bias[n] + residual[m, n],
+// rounded once to OUT. The formulas and the weights side by side are those of gemm_mma.cu.
+// Codes with a scale for each row are exact 16-bit floats, and the scale multiplies the sum. Other
+// weights are FOLDED: f16, each rounded once or, if its scale is no f16, twice, after a power of two
+// has brought the row into f16's range; x is f16 too, rows of bf16 after a power of two (exact
+// unless 2^-31 of their largest). gemm_halves.cu finds the powers.
 //
 // A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles
 // by TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply
 // 64 rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
 // How they multiply is in gemm_sm90_products.cuh.
-// Offsets are products too, in stages after those of K: of two bf16 that make an offset (16 bits) and
-// of sums of x over the groups, 64 columns of which (gemm_sums.cu) are 32 groups.
-// PEERS blocks of neighbouring rows are one cluster: each copies a part of x's tile for all, since
-// otherwise the L2 cache gives less than the tensor cores take.
 // The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
-// Macros: those of weights.cuh, X (bf16 | f16 | i8), OUT, BIAS, RESIDUAL, GROUPS (1 | 2), TOKENS (8,
-// 16, 32, 64, 128, 256), STAGES, SHARES, PEERS (SHARES x PEERS at most 8; TOKENS /
-// PEERS at least 8).
+// Macros: those of weights.cuh (TABLE_FLOATS: TABLE is of f16), X (bf16 | f16 | i8), OUT, BIAS,
+// RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 #include "weights.cuh"
-#include "gemm_terms.cuh"
 
 #define CODED (!IS_FLOAT && !ROUNDS)
-#define SUMMED (OFFSETS && !ZEROS)  // offsets are multiplied by sums of x
+#define FOLDED (GROUP || TABLE_FLOATS)
 #define ROWS (64 * GROUPS)
 #define BK (ROUNDS ? 128 : 64)
 // bytes of a row in a stage, and which element of a row has input k
@@ -48,36 +45,25 @@ typedef int acc_t;
 typedef float acc_t;
 #endif
 
-// -- clusters: block `peer` of the rows, `share` of K, is number share * PEERS + peer ----------------
-DEVICE int first_peer() { return blockIdx.y * PEERS; }
+#include "gemm_sm90_products.cuh"
+
 DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-// A shared address of this block, in another one.
-DEVICE u32 address_in(u32 p, int block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
-  return there;
-}
-DEVICE void arrive_at(u32 barrier, int block) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(barrier, block))
-               : "memory");
-}
-#include "gemm_sm90_products.cuh"
-
-
 // Four words of another block's shared memory, at this block's address `p`.
 DEVICE uint4 shared_of(u32 p, int block) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
   uint4 v;
   asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address_in(p, block)));
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(there));
   return v;
 }
 DEVICE float4 sum_shares(u32 p) {
   acc_t sum[4] = {};
 #pragma unroll
   for (int s = 0; s < SHARES; ++s) {
-    const uint4 v = shared_of(p, s * PEERS + blockIdx.x % PEERS);
+    const uint4 v = shared_of(p, s);
     const acc_t* part = (const acc_t*)&v;
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] += part[i];
@@ -98,42 +84,21 @@ DEVICE void load_box(u32 target, const TensorMap* map, u32 barrier, int x, int y
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(target), "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
 }
-// This block's part of x's tile, into all peers.
-DEVICE void load_x(u32 stage, const TensorMap* map, u32 barrier, int k, int token0) {
-  const int peer = blockIdx.x % PEERS;
-  const u32 target = stage + W_STAGE + peer * (X_STAGE / PEERS);
-  const int token = token0 + peer * (TOKENS / PEERS);
-#if PEERS == 1
-  load_box(target, map, barrier, k, token);
-#else
-  const u16 all = ((1 << PEERS) - 1) << first_peer();
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target), "l"(map), "r"(barrier),
-      "r"(k), "r"(token), "h"(all)
-      : "memory");
-#endif
-}
-
-// Stages of weights and x, then of sums of x alone.
-DEVICE void produce(Ring ring, Piece w, const TensorMap* x, const TensorMap* sums, int token0,
-                    Walk walk, bool early) {
-  const int all = walk.count + walk.tail_count, ahead = min(all, STAGES);
+DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, Walk walk, bool early) {
+  const int ahead = min(walk.count, STAGES);
   auto weights = [&](int i) {
     const u32 full = ring.full + i % STAGES * 8;
-    mbarrier_expect(full, i < walk.count ? STAGE_BYTES : X_STAGE);
-    if (i < walk.count)
-      load_box(stage_of(ring, i), w.map, full, CODE_AT(walk.k(i)), w.first);
+    mbarrier_expect(full, STAGE_BYTES);
+    load_box(stage_of(ring, i), w.map, full, CODE_AT(walk.k(i)), w.first);
   };
   auto tokens = [&](int i) {
-    const int column = i < walk.count ? walk.k(i) : (walk.tail_begin + i - walk.count) * BK;
-    load_x(stage_of(ring, i), i < walk.count ? x : sums, ring.full + i % STAGES * 8, column, token0);
+    load_box(stage_of(ring, i) + W_STAGE, x, ring.full + i % STAGES * 8, walk.k(i), token0);
   };
   if (!early) pdl_wait();
   for (int i = 0; i < ahead; ++i) weights(i);
   if (early) pdl_wait();
   for (int i = 0; i < ahead; ++i) tokens(i);
-  for (int i = ahead; i < all; ++i) {
+  for (int i = ahead; i < walk.count; ++i) {
     mbarrier_wait(ring.empty + i % STAGES * 8, (i / STAGES & 1) ^ 1);
     weights(i);
     tokens(i);
@@ -145,9 +110,6 @@ DEVICE void consume(Ring ring, const Work& w, u32 tile, int K) {
   const int local = group * 64 + (thread % 128 >> 5) * 16 + ((thread & 31) >> 2);
   acc_t acc[ACC] = {};
   multiply(acc, ring, group, w, K);
-#if SUMMED
-  add_offsets(acc, ring, local, w, K);
-#endif
   named_sync(1, CONSUMERS);  // the ring becomes the tile of results
 #pragma unroll
   for (int j = 0; j < ACC; ++j) {
@@ -160,18 +122,17 @@ DEVICE void consume(Ring ring, const Work& w, u32 tile, int K) {
 }
 
 // Grid: (row tiles of all weights x token tiles, SHARES); eight token tiles go together through the
-// rows (see gemm_mma.cu), and the PEERS row tiles of a cluster side by side.
+// rows (see gemm_mma.cu).
 extern "C" __global__ void
-#if SHARES * PEERS > 1
-__cluster_dims__(PEERS, SHARES, 1)
+#if SHARES > 1
+__cluster_dims__(1, SHARES, 1)
 #endif
 __launch_bounds__(THREADS, 1) gemm_sm90(
     const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1,
     const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
-    const __grid_constant__ TensorMap sums_map,
-    const float* x_scales, Planes w0, Planes w1, Planes w2, const BIAS* b0, const BIAS* b1,
-    const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y, i64 ldy, int M, int K,
-    int wide, int early) {
+    const float* x_scales, const float* downs, Planes w0, Planes w1, Planes w2, const BIAS* b0,
+    const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y,
+    i64 ldy, int M, int K, int wide, int early) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   __shared__ Work work;
@@ -179,46 +140,43 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   pdl_launch();
   const int tiles0 = (n0 + ROWS - 1) / ROWS, tiles1 = (n1 + ROWS - 1) / ROWS;
   const int row_tiles = tiles0 + tiles1 + (n2 + ROWS - 1) / ROWS;
-  const int bundles = (row_tiles + PEERS - 1) / PEERS, at = blockIdx.x / PEERS;
   const int token_tiles = (M + TOKENS - 1) / TOKENS;
-  const int band = at / (8 * bundles), in_band = at % (8 * bundles);
+  const int band = blockIdx.x / (8 * row_tiles), in_band = blockIdx.x % (8 * row_tiles);
   const int band_tokens = min(8, token_tiles - band * 8);
   const int token0 = (band * 8 + in_band % band_tokens) * TOKENS;
-  const int bundle = in_band / band_tokens, tile = bundle * PEERS + blockIdx.x % PEERS;
+  const int tile = in_band / band_tokens;
   Piece w = {&map0, w0, b0, tile * ROWS, n0, 0};
   if (tile >= tiles0) {
+    const int last = tile - tiles0 - tiles1;
     w = {&map1, w1, b1, (tile - tiles0) * ROWS, n1, n0};
-    const int last = tile - tiles0 - tiles1;  // past the end for a last block without rows
     if (last >= 0) w = {&map2, w2, b2, last * ROWS, n2, n0 + n1};
   }
   w.left -= w.first;
-  const int steps = (K + BK - 1) / BK, tail = SUMMED ? (groups_of(K) + 31) / 32 : 0;
-  const int from = (steps + tail) * blockIdx.y / SHARES, to = (steps + tail) * (blockIdx.y + 1) / SHARES;
-  Walk walk = {min(from, steps), min(to, steps) - min(from, steps), 0, max(from, steps) - steps};
-  walk.turn = walk.count ? bundle * 5 % walk.count : 0;
-  walk.tail_count = max(to, steps) - steps - walk.tail_begin;
+  const int steps = (K + BK - 1) / BK, begin = steps * blockIdx.y / SHARES;
+  Walk walk = {begin, steps * (blockIdx.y + 1) / SHARES - begin, 0};
+  walk.turn = walk.count ? tile * 5 % walk.count : 0;
   const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(ring.full + s * 8, 1);
-      mbarrier_init(ring.empty + s * 8, 4 * GROUPS * PEERS);  // a lane of each warp that multiplies
+      mbarrier_init(ring.empty + s * 8, 4 * GROUPS);  // a lane of each warp that multiplies
     }
     mbarrier_init_fence();
-    work = {weight_row(w.at, w.first, K), w.left, walk};
+    const float* w_downs = FOLDED ? downs + w.column + w.first : nullptr;
+    work = {weight_row(w.at, w.first, K), w_downs, w.left, walk};
     const i64 corner = (i64)token0 * ldy + w.column + w.first;
-    end = {work.at.scales, ROUNDS ? x_scales + token0 : nullptr, w.bias ? w.bias + w.first : nullptr,
+    end = {FOLDED ? nullptr : work.at.scales, x_scales ? x_scales + token0 : nullptr,
+           w.bias ? w.bias + w.first : nullptr,
            residual ? residual + corner : nullptr, y + corner, ldy, w.left, M - token0,
-           (wide && (w.column & 3) == 0)};
+           wide && (w.column & 3) == 0, w_downs};
   }
   __syncthreads();
-  if (PEERS > 1) cluster_sync();  // before others' copies come in
   if (threadIdx.x >= CONSUMERS) {
     if (MANY) registers_down<24>();
-    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, &sums_map, token0, walk, early);
+    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, token0, walk, early);
     __syncwarp();
-    if (SHARES > 1) cluster_sync();
-    if (SHARES * PEERS > 1) cluster_sync();
+    if (SHARES > 1) cluster_sync(), cluster_sync();
     return;
   }
   if (MANY) registers_up<GROUPS == 2 ? 240 : 208>();
@@ -232,6 +190,5 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   constexpr int FOURS = TOKENS * ROWS / 4;
   store_tile<CONSUMERS>(read, end, threadIdx.x, FOURS * blockIdx.y / SHARES,
                         FOURS * (blockIdx.y + 1) / SHARES);
-  // until then the others read this block's memory, or tell its barriers
-  if (SHARES * PEERS > 1) cluster_sync();
+  if (SHARES > 1) cluster_sync();  // until then the others read this block's memory
 }

@@ -234,11 +234,11 @@ template <int FIRST> DEVICE u32 two_halves(u32 codes, bf16) {
   return pair;
 }
 // f16: 0x6400 | u is 1024 + u, and u = v + 128 for a signed byte.
-template <int FIRST> DEVICE u32 two_halves(u32 codes, f16) {
+template <int FIRST, int LESS = ZERO> DEVICE u32 two_halves(u32 codes, f16) {
   if (CODES == E4M3) return two_e4m3(__byte_perm(codes, 0, FIRST ? 0x3424 : 0x1404), f16());
   const u32 u = SIGNED ? codes ^ 0x80808080u : codes;
   const u32 value = __byte_perm(u, 0x64646464u, FIRST ? 0x4342 : 0x4140);
-  const u32 base = 0x64006400u + ((SIGNED ? 128 : 0) + ZERO) * 0x00010001u;
+  const u32 base = 0x64006400u + ((SIGNED ? 128 : 0) + LESS) * 0x00010001u;
   u32 pair;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(value), "r"(base));
   return pair;

@@ -210,9 +210,9 @@ def mma(
             int(early), partials, counters,
         ],
         shared_bytes=tile.shared_bytes(first.form), dependent=True,
-        **type_macros(backend, x, first, out, given[0] if given else None, residual),
-        **tile.defines(), **piece_macros(first.form, [w.pieces for w in weights]),
-        **term_macros(first.form, x.dtype), SPLIT=int(shares > 1),
+        **type_macros(backend, x, first, out, given[0] if given else None, residual)
+        | term_macros(first.form, x.dtype) | tile.defines()
+        | piece_macros(first.form, [w.pieces for w in weights]), SPLIT=int(shares > 1),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from boostr.backends.cupy.products.gemm import (
     in_fours,
     kind_of,
     quantize_rows,
-    term_macros,
     type_macros,
 )
 from boostr.backends.cupy.products.stored import (
@@ -22,6 +22,7 @@ from boostr.backends.cupy.products.stored import (
     Stored,
     form_macros,
     of_integers,
+    table_words,
 )
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.backends.cupy.runtime.tensor_map import tensor_map
@@ -40,7 +41,6 @@ class Warpgroups:
     tokens: int
     stages: int
     shares: int = 1
-    peers: int = 1
 
     def shared_bytes(self, form: Form) -> int:
         stage = _stage_bytes(form, self.groups, self.tokens)
@@ -50,7 +50,7 @@ class Warpgroups:
     def defines(self) -> dict[str, int]:
         return {
             "GROUPS": self.groups, "TOKENS": self.tokens, "STAGES": self.stages,
-            "SHARES": self.shares, "PEERS": self.peers,
+            "SHARES": self.shares,
         }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def pick_warpgroups(
     groups, room, blocks = 2, 104 << 10, 2 * sms
     if M > FEW_TOKENS:
         few = M <= 128 or sum(-(-n // 128) for n in rows) * -(-M // 256) < sms // 2
-        tokens, room, blocks = 128 if few or out_of_registers(form, 256) else 256, 208 << 10, sms
+        tokens, room, blocks = 128 if few else 256, 208 << 10, sms
     else:
         tokens = next(t for t in (8, 16, 32, 64) if t >= M)
         if kind in _FEW and (M <= 32 or rounds):
@@ -112,24 +112,24 @@ def hopper(
     """As `mma`, by warpgroup products."""
     M, K = x.shape
     first = weights[0]
-    x_scales = None
+    x_scales = downs = None
     if first.form.rounds_input:
         x, x_scales = quantize_rows(backend, x)
+    elif folded(first.form):
+        x, x_scales, downs = halves(backend, x, weights)
     plan = plan or pick_warpgroups(backend, first.form, [w.N for w in weights], M, K)
     rows = 64 * plan.groups
     width = _row_bytes(first.form)
     maps = [tensor_map(w.codes, (rows, width // w.codes.itemsize), width) for w in weights]
-    x_map = tensor_map(x, (plan.tokens // plan.peers, 128 // x.itemsize))
-    sums = group_sums(backend, x, first.form.group) if _summed(first.form) else None
-    sums_map = x_map if sums is None else tensor_map(sums, (plan.tokens // plan.peers, 64))
+    x_map = tensor_map(x, (plan.tokens, 128 // x.itemsize))
     three = [*weights, *[None] * (3 - len(weights))]
-    bundles = -(-sum(-(-w.N // rows) for w in weights) // plan.peers)
+    tiles = sum(-(-w.N // rows) for w in weights) * -(-M // plan.tokens)
     given = [b for b in biases if b is not None]
     backend.launch(
-        "gemm_sm90", "gemm_sm90", (bundles * plan.peers * -(-M // plan.tokens), plan.shares),
+        "gemm_sm90", "gemm_sm90", (tiles, plan.shares),
         (128 * plan.groups + (128 if plan.tokens >= 128 else 32),),
         [
-            *maps, *maps[:1] * (3 - len(maps)), x_map, sums_map, x_scales,
+            *maps, *maps[:1] * (3 - len(maps)), x_map, x_scales, downs,
             *(p for w in three for p in (w.planes if w else NO_PLANES)),
             *biases, *[None] * (3 - len(biases)),
             *(w.N if w else 0 for w in three), residual, out,
@@ -137,66 +137,87 @@ def hopper(
             int(in_fours(out, residual)), int(early),
         ],
         shared_bytes=plan.shared_bytes(first.form), dependent=True,
-        **type_macros(backend, x, first, out, given[0] if given else None, residual),
-        **term_macros(first.form, x.dtype), **plan.defines(),
+        **type_macros(backend, x, first, out, given[0] if given else None, residual)
+        | half_table(first.form) | plan.defines(),
     )  # fmt: skip
 
 
-def out_of_registers(form: Form, tokens: int) -> bool:
-    """Whether a warpgroup cannot hold so many tokens of this form."""
-    floats = form.table and not of_integers(form)
-    many = form.group == 16 or floats or (_summed(form) and form.group > 32)
-    return bool(tokens > 128 and many)
+@cache
+def folded(form: Form) -> bool:
+    """Whether weights are multiplied as float16, scaled and all; see `gemm_sm90.cu`."""
+    return bool(form.group or (form.table and not of_integers(form)))
 
 
-def _summed(form: Form) -> bool:
-    """Whether offsets are multiplied by sums of x; zeros are subtracted from codes."""
-    return form.offsets not in ("", "zeros")
-
-
-def group_sums(backend: CupyBackend, x: Any, group: int) -> Any:
-    """Sums of x [M, K] over groups of inputs, two bf16 each: [M, 2 groups, rounded up to 16]."""
+def halves(backend: CupyBackend, x: Any, weights: list[Stored]) -> tuple[Any, Any, Any]:
+    """(x as float16 [M, K rounded up to 8], powers of two float32 [M] that its rows were divided
+    by, and such [sum of N] for rows of the weights). float16 x stays as it is, without powers."""
     M, K = x.shape
-    groups = -(-K // (8 * group)) * 8
-    sums = backend.empty((M, 2 * groups), dtypes.bfloat16)
+    width = -(-K // 8) * 8
+    rows = 0 if x.dtype == dtypes.float16 else M
+    x16 = backend.empty((M, width), np.float16) if rows else x
+    powers = backend.empty((M,), np.float32) if rows else None
+    three = [*weights, *[None] * (3 - len(weights))]
+    N = sum(w.N for w in weights)
+    downs = backend.empty((N,), np.float32)
     backend.launch(
-        "gemm_sums", "group_sums", (-(-M * groups * (group // 16) // 256),), (256,),
+        "gemm_halves", "gemm_halves", (rows + -(-N // 8),), (256,),
         [
-            x, np.int64(x.strides[0] // x.itemsize if M > 1 else K), sums, M, K, groups,
-            int(K % 8 == 0 and aligned(x)),
+            x, np.int64(x.strides[0] // x.itemsize if M > 1 else K), x16, np.int64(width), powers,
+            *(p for w in three for p in (w.planes if w else NO_PLANES)),
+            *(w.N if w else 0 for w in three), downs, rows, K, int(K % 8 == 0 and aligned(x)),
         ],
-        dependent=True, X=backend.c_type(x.dtype), GROUP=group,
+        dependent=True, X=backend.c_type(x.dtype), **_halves_macros(weights[0].form),
     )  # fmt: skip
-    return sums
+    return x16, powers, downs
+
+
+@cache
+def _halves_macros(form: Form) -> dict[str, Any]:
+    if form.codes == "e4m3":
+        most = 448.0
+    else:
+        numbers = form.table or (
+            (-128, 127) if form.codes == "c8" else (0, 2 ** int(form.codes[1]) - 1)
+        )
+        most = max(1.0, *(abs(n - form.zero) for n in numbers))
+    return {**form_macros(form), "MOST": f"{float(most)!r}f"}
+
+
+@cache
+def half_table(form: Form) -> dict[str, str]:
+    """TABLE of `gemm_sm90.cu`, where the numbers of codes are floats."""
+    if not form.table or of_integers(form):
+        return {}
+    numbers = np.zeros(16, np.float16)
+    numbers[: len(form.table)] = form.table
+    return {"TABLE": table_words(numbers)}
 
 
 _TO_COMPILE = [
     (Form("bf16"), Warpgroups(1, 32, 6, 4)), (Form("bf16"), Warpgroups(1, 8, 8, 8)),
     *((scheme_form(SCHEMES[scheme]), plan) for scheme, plan in (
         ("int8", Warpgroups(1, 32, 4, 8)), ("int8", Warpgroups(2, 64, 6, 5)),
-        ("int8", Warpgroups(2, 128, 8, 3)), ("int8", Warpgroups(2, 256, 5, peers=2)),
+        ("int8", Warpgroups(2, 128, 8, 3)), ("int8", Warpgroups(2, 256, 5)),
         ("int8-g32", Warpgroups(2, 32, 8, 5)), ("int8-g32", Warpgroups(2, 128, 8)),
         ("int8-g32", Warpgroups(2, 256, 5)), ("int8-g128", Warpgroups(2, 32, 8, 5)),
         ("int8-g128", Warpgroups(2, 256, 5)), ("q4_0", Warpgroups(2, 32, 8, 5)),
-        ("q4_0", Warpgroups(2, 256, 5, peers=2)), ("q4_1", Warpgroups(2, 256, 5)),
-        ("q6_k", Warpgroups(2, 128, 8)),
+        ("q4_0", Warpgroups(2, 256, 5)), ("q4_1", Warpgroups(2, 256, 5)),
+        ("q6_k", Warpgroups(2, 256, 4)),
         ("w8a8", Warpgroups(1, 32, 4, 2)), ("w8a8", Warpgroups(2, 256, 4)),
     )),
-    *((form, Warpgroups(2, 128 if out_of_registers(form, 256) else 256, 5))
-      for form in SNIPPETS.values()),
+    *((form, Warpgroups(2, 256, 5)) for form in SNIPPETS.values()),
 ]  # fmt: skip
 
 
 def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
-    made = [Variant("gemm_sums", {"X": "bf16", "GROUP": 32})]
+    made = []
     for form, plan in _TO_COMPILE:
-        defines = {
-            **same, **form_macros(form), **term_macros(form, dtypes.bfloat16), **plan.defines(),
-            "X": "i8" if form.rounds_input else "bf16",
-        }  # fmt: skip
+        x = "i8" if form.rounds_input else "f16" if folded(form) else "bf16"
+        defines = {**same, **form_macros(form), **half_table(form), **plan.defines(), "X": x}
         made.append(Variant("gemm_sm90", defines, only="sm_90a"))
-    return made
+    prepared = ({"X": "bf16", **_halves_macros(form)} for form in SNIPPETS.values())
+    return [*made, *(Variant("gemm_halves", defines) for defines in prepared)]
 
 
 VARIANTS = _variants()
