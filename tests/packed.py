@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import oracles_gguf
 from draws import normal
+from toys import drawn, meaning
 
 from boostr import Tensor
 from boostr.backends import Backend
@@ -38,7 +39,8 @@ HALVES = {name: [(0, 0.05)] for name in TYPES} | {
 # where bytes are that are not any: exponents, and 8-bit floats that have no sign and are no NaN
 _BYTES = {"mxfp4": (0, 1, 119, 126), "nvfp4": (0, 4, 0, 0x7F)}
 INT8 = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
-FORMS = (*INT8, *BLOCKS)
+# a scheme of each width and kind of number; `ops/test_schemes.py` has every kind of scale
+FORMS = (*INT8, *BLOCKS, "q2_k", "q3_k", "q4_k", "q5_0", "nf4", "fp8")
 
 
 def group_of(scheme: str) -> int | None:
@@ -112,6 +114,10 @@ def draw(
     if scheme in TYPES:
         raw = draw_blocks(rng, scheme, N, K)
         return packed(backend, scheme, raw, K), TYPES[scheme](raw)
+    if scheme not in INT8:
+        parts = drawn(rng, SCHEMES[scheme], N, K)
+        w = tensor(backend, scheme, (N, K), parts)
+        return w, meaning(SCHEMES[scheme], parts, K)
     q, s = oracles.quantize_int8(normal(rng, (N, K), scale=scale), group_of(scheme))
     w = tensor(backend, scheme, (N, K), {"codes": q, "scales": s})
     return w, oracles.dequantize_int8(q, s, group_of(scheme))

@@ -8,17 +8,17 @@ from importlib import import_module
 
 import numpy as np
 import oracles
+import packed
 import pytest
 from draws import every, large, normal
 from ops import linear_cases
-from packed import BLOCKS, fitted
+from packed import fitted
 from tolerance import assert_close, dtype_name, rms
 
 from boostr import Tensor
-from boostr.quant.scheme import SCHEMES
 
 FLOATS = ("float32", "float16", "bfloat16")
-FORMS = (*FLOATS, *SCHEMES)
+FORMS = (*FLOATS, *packed.FORMS)
 EPS = 1e-5
 WIDE_C = 3.0  # a norm, a head norm or a gate rounds once more before the result does
 
@@ -103,7 +103,7 @@ def test_every_x(gpu, rng, form, dtype, N, K):
     check_product(gpu, rng, form, dtype, 2, N, K, norm=True)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f not in BLOCKS])
+@pytest.mark.parametrize("form", [f for f in FORMS if packed.fitted(f, 1) == 1])
 @pytest.mark.parametrize("K", (1, large(7), large(33), 200, large(577), large(1000)))
 def test_rows_off_16_bytes(gpu, rng, form, K):
     check_product(gpu, rng, form, "bfloat16", 1 + K % 3, 45, K, norm=K % 2 == 1)

@@ -12,7 +12,6 @@ from boostr import Tensor, dtypes
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import _embedding_backward, embedding
 from boostr.ops.quant import dequantize
-from boostr.quant.scheme import SCHEMES
 
 FLOATS = ("float32", "float16", "bfloat16")
 floats = pytest.mark.parametrize("dtype", FLOATS)
@@ -35,7 +34,7 @@ def test_embedding(E, stored, dtype, gpu, rng):
 
 
 @floats
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", packed.FORMS)
 @pytest.mark.parametrize("K", (32, 99, 100, 160, 2048))
 def test_packed_weights(K, scheme, dtype, gpu, rng):
     w, want = packed.draw(gpu, rng, scheme, 97, packed.fitted(scheme, K))
