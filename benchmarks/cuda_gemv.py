@@ -1,6 +1,7 @@
 """Products of a few rows with a weight on a CUDA device, as a decode step runs them.
 
-    python benchmarks/cuda_gemv.py [--rows 1] [--forms bfloat16,int8] [--no-torch]
+    python benchmarks/cuda_gemv.py [--rows 1] [--forms bfloat16,int8] [--shapes 0,2]
+        [--no-torch]
 
 Each shape runs over as many matrices as fill three L2 caches, in a CUDA graph; random data. Beside
 us: torch's `F.linear` in bf16, also in a graph. "floor" is the share of a copy's speed,
@@ -28,6 +29,10 @@ SHAPES = (
     (2048, 8192), (128256, 4096), (49152, 576), (1536, 576), (576, 1536),
 )  # fmt: skip
 FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+FORMS = (
+    "bfloat16,int8,int8-g32,int4-g128,int4-g32,nf4,fp8,q8_0,q6_k,q5_0,q5_k,q4_k,q3_k,q2_k,mxfp4,"
+    "w8a8"
+)
 LEAST_CALLS = 24  # so that starting the graph counts for little
 
 
@@ -44,7 +49,8 @@ def random_weight(backend, form: str, N: int, K: int):
     for name, part in scheme.parts.items():
         shape = (N, part.columns(K))
         if part.dtype.kind in "iu":
-            made = cupy.random.randint(0, 256, shape).astype(np.uint8).view(part.dtype)
+            made = cupy.random.randint(0, 127, shape).astype(np.uint8)  # above are nans
+            made = made.view(part.dtype)
         else:
             made = cupy.random.rand(*shape, dtype=np.float32).astype(part.dtype)
         parts[name] = tensor(made)
@@ -77,7 +83,8 @@ def measure_torch(M: int, N: int, K: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--forms", default="bfloat16,int8,int8-g128,q8_0,q4_0,q4_1,q6_k,w8a8")
+    parser.add_argument("--forms", default=FORMS)
+    parser.add_argument("--shapes", help="numbers of SHAPES; all by default")
     parser.add_argument("--no-torch", action="store_true")
     options = parser.parse_args()
     backend = backends.get("cupy")
@@ -86,7 +93,8 @@ def main() -> None:
     if not options.no_torch:
         head += ["torch bf16 us", "ours / torch"]
     rows = []
-    for N, K in SHAPES:
+    chosen = map(int, options.shapes.split(",")) if options.shapes else range(len(SHAPES))
+    for N, K in (SHAPES[i] for i in chosen):
         row: list = [f"{N}x{K}"]
         peer = None if options.no_torch else measure_torch(options.rows, N, K)
         for form in forms:

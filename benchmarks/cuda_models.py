@@ -1,7 +1,8 @@
 """Whole models on one NVIDIA GPU, random weights of real shapes: boostr beside transformers.
 
     python benchmarks/cuda_models.py [--models 135M,1B,8B] [--tests decode,prefill,batch]
-        [--quantize int8] [--peer none|eager|compile] [--repetitions 5] [--kernels]
+        [--weights bf16,int8,int4-g128/int8] [--peer none|eager|compile] [--repetitions 5]
+        [--kernels]
 
 decode: 128 tokens after a prompt of 128, batch 1; the bound is the bytes that a step must read
 (weights and cache) at a copy's speed. batch: the same for 32 sequences. prefill: 4096 tokens. The
@@ -16,59 +17,36 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import cuda_timing
-import numpy as np
-from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_bytes
+from model_shapes import MODELS, RandomWeights, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import backends, dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models.weights import WeightSource, load_parameters
+from boostr.models.weights import load_parameters
 from boostr.quant.scheme import QuantizedTensor
-from boostr.tensor import Tensor
 
 PROMPT, NEW, PREFILL, BATCH = 128, 128, 4096, 32
 
 
-class RandomWeights(WeightSource):
-    """A checkpoint of normal numbers, made on the device when they are asked for."""
-
-    path = "random"
-
-    def __init__(self, module: Any, dtype: np.dtype) -> None:
-        self._shapes = {
-            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
-        }
-        self._dtype = dtype
-
-    @property
-    def names(self) -> Iterator[str]:
-        yield from self._shapes
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def weight(self, name: str, backend: Any) -> Tensor:
-        import cupy
-
-        shape = self._shapes[name]
-        if len(shape) == 1:
-            return Tensor.wrap(cupy.ones(shape, np.float32), backend)
-        made = cupy.random.standard_normal(shape, np.float32)
-        made *= shape[1] ** -0.5
-        return Tensor.wrap(made.astype(self._dtype), backend)
+def fill(made: Any, block: Any) -> None:
+    """Write a block over and over."""
+    flat = made.reshape(-1)
+    for at in range(0, flat.size, block.size):
+        part = flat[at : at + block.size]
+        part[...] = block[: part.size]
 
 
-def random_runner(config: dict[str, Any], quantize: str | None, dtype: np.dtype) -> Runner:
-    """A model of that config on the GPU."""
+def random_runner(config: dict[str, Any], form: str) -> Runner:
+    """A model of that config on the GPU, with bf16 activations, or those of its floats."""
     module = decoder_module(config)
     backend = backends.get("cupy")
-    load_parameters(module, RandomWeights(module, dtype), backend, quantize=quantize,
-                    quantize_embeddings=quantize is not None)  # fmt: skip
+    load_parameters(module, RandomWeights(module, form, backend, fill), backend)
+    if isinstance(module.model.embed_tokens.weight, QuantizedTensor):
+        module.model.embed_tokens.dtype = dtypes.bfloat16
     return Runner(module, backend)
 
 
@@ -148,10 +126,10 @@ class Peer:
 
 
 # -- the table -----------------------------------------------------------------------------------
-def measure(name: str, options: argparse.Namespace, quantize: str | None) -> list[list[Any]]:
+def measure(name: str, options: argparse.Namespace, form: str) -> list[list[Any]]:
     """Rows of one model in one form of weights."""
     config, tests = MODELS[name], options.tests.split(",")
-    runner = random_runner(config, quantize, dtypes.parse(options.dtype))
+    runner = random_runner(config, form)
     ours: dict[str, tuple[float, float]] = {}
     for test, batch in (("decode", 1), ("batch", BATCH)):
         if test in tests:
@@ -159,7 +137,7 @@ def measure(name: str, options: argparse.Namespace, quantize: str | None) -> lis
             bound = batch * cuda_timing.copy_bytes() / step_bytes(runner, batch, PROMPT + NEW // 2)
             ours[test] = rate, bound
             if options.kernels:
-                print(f"{name} {quantize or options.dtype} {test}: {len(decoder.calls())} own "
+                print(f"{name} {form} {test}: {len(decoder.calls())} own "
                       f"kernels a step: {summary(decoder.calls())}")  # fmt: skip
             del decoder
     if "prefill" in tests:
@@ -169,7 +147,7 @@ def measure(name: str, options: argparse.Namespace, quantize: str | None) -> lis
     free()
     theirs = peer_rates(config, ours, options) if not packed else {}
     return [
-        [name, quantize or options.dtype, test, rate, bound, rate / bound,
+        [name, form, test, rate, bound, rate / bound,
          theirs.get(test, float("nan")), rate / theirs.get(test, float("nan"))]
         for test, (rate, bound) in ours.items()
     ]  # fmt: skip
@@ -213,17 +191,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="135M,1B,8B")
     parser.add_argument("--tests", default="decode,prefill,batch")
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--quantize", default="")
+    parser.add_argument("--weights", default="bf16")
     parser.add_argument("--peer", choices=("none", "eager", "compile"), default="compile")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--kernels", action="store_true")
     options = parser.parse_args()
     rows = []
     for name in options.models.split(","):
-        rows += measure(name, options, None)
-        for scheme in filter(None, options.quantize.split(",")):
-            rows += measure(name, options, scheme)
+        for form in options.weights.split(","):
+            rows += measure(name, options, form)
     print(cuda_timing.table(
         ["model", "weights", "test", "tok/s", "bound", "share", "transformers", "ratio"], rows
     ))  # fmt: skip

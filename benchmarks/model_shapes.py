@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from boostr import dtypes
 from boostr.engine.runner import Runner
 from boostr.models import family
 from boostr.models.config import RawConfig
+from boostr.models.weights import WeightSource
+from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
+from boostr.tensor import Tensor
 
 MODELS: dict[str, dict[str, Any]] = {
     "135M": {
@@ -41,6 +47,84 @@ def decoder_module(config: dict[str, Any]) -> Any:
     raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **config}
     made = family("llama", "random")
     return made(made.read_config(RawConfig(raw, "random")))
+
+
+class RandomWeights(WeightSource):
+    """A checkpoint of random numbers: one block is uploaded, and copied on the device.
+
+    form: a float dtype, or a scheme; or A/B, two of them: B for embedding and head and, where A has
+        super-scales, for v and down in every other layer, as in a Q4_K_M.
+    fill: of (array, block), both of the device: writes the block over and over.
+    """
+
+    path = "random"
+
+    def __init__(
+        self, module: Any, form: str, backend: Any, fill: Callable[[Any, Any], None]
+    ) -> None:
+        self._shapes = {
+            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
+        }
+        self._forms, self._backend, self._fill = form.split("/"), backend, fill
+        self._blocks: dict[str, Any] = {}
+
+    @property
+    def names(self) -> Iterator[str]:
+        yield from self._shapes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def weight(self, name: str, backend: Any) -> Tensor | QuantizedTensor:
+        shape, form = self._shapes[name], self._form(name)
+        if len(shape) == 1:
+            return Tensor(np.ones(shape, np.float32), backend=backend)
+        scheme = SCHEMES.get(form)
+        if scheme is None:  # rows of length 1, about
+            made = self._filled(form, shape, dtypes.parse(form))
+            return (made * float(shape[1] ** -0.5)).to(made.dtype)
+        (N, K), parts = shape, {}
+        for name, part in scheme.parts.items():
+            wide = (N, part.columns(K))
+            if name in ("codes", "high"):
+                parts[name] = self._filled(form, wide, part.dtype)
+            else:
+                full = np.full(wide, _usual(scheme, name, K), part.dtype)
+                parts[name] = Tensor(full, backend=backend)
+        return QuantizedTensor(scheme, (N, K), parts)
+
+    def _form(self, name: str) -> str:
+        first, *other = self._forms
+        found = re.search(r"layers\.(\d+)\..*(v_proj|down_proj)", name)
+        if not other:
+            return first
+        wide = found and int(found[1]) % 2 and SCHEMES[first].super_size
+        table = "embed_tokens" in name or "lm_head" in name
+        return other[0] if table or wide else first
+
+    def _filled(self, form: str, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A block over and over; rows of other lengths than its own are all different."""
+        backend = self._backend
+        if form not in self._blocks:
+            rng, most = np.random.default_rng(0), 1 << 22
+            if form in SCHEMES:  # above 126 e4m3 has its nan
+                block = rng.integers(0, 127, most, np.uint8).view(dtype)
+            else:
+                block = rng.standard_normal(most, np.float32).astype(dtype)
+            self._blocks[form] = backend.from_numpy(block)
+        made = backend.empty(shape, dtype)
+        self._fill(made, self._blocks[form])
+        return Tensor.wrap(made, backend)
+
+
+def _usual(scheme: Scheme, part: str, K: int) -> float:
+    """A number of that part with which rows are of length 1, about."""
+    scale = K**-0.5 * 3.5 / 2**scheme.bits
+    if part == "scales" and scheme.scale in ("e8m0", "e4m3"):  # 2^-8 and 1
+        return 119 if scheme.scale == "e8m0" else 0x38
+    if part == "offsets" and scheme.offsets != "u8":
+        return -scale * 2 ** (scheme.bits - 1)
+    return 1 if scheme.parts[part].dtype.kind in "iu" else scale
 
 
 def step_bytes(runner: Runner, batch: int, length: int) -> int:

@@ -18,28 +18,22 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent))
 import wgpu_timing
-from model_shapes import MODELS, decoder_module, prefill_rate, prompts, step_bytes
+from model_shapes import MODELS, RandomWeights, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import dtypes
 from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
-from boostr.models.weights import WeightSource, load_parameters
-from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
-from boostr.tensor import Tensor
+from boostr.models.weights import load_parameters
 
 PROMPT, NEW, PREFILL = 128, 128, 512
 # llama.cpp's Vulkan backend on an H100: (model, weights) -> (prefill of 512, decode)
@@ -50,89 +44,19 @@ RECORDED = {
 }  # fmt: skip
 
 
-class RandomWeights(WeightSource):
-    """A checkpoint of random numbers: one block is uploaded, and copied on the device.
-
-    form: a float dtype, or a scheme; or A/B, two of them: B for embedding and head and, where A has
-        super-scales, for v and down in every other layer, as in a Q4_K_M.
-    """
-
-    path = "random"
-
-    def __init__(self, module: Any, form: str, backend: Any) -> None:
-        self._shapes = {
-            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
-        }
-        self._forms, self._backend = form.split("/"), backend
-        self._blocks: dict[str, Any] = {}
-
-    @property
-    def names(self) -> Iterator[str]:
-        yield from self._shapes
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def weight(self, name: str, backend: Any) -> Tensor | QuantizedTensor:
-        shape, form = self._shapes[name], self._form(name)
-        if len(shape) == 1:
-            return Tensor(np.ones(shape, np.float32), backend=backend)
-        scheme = SCHEMES.get(form)
-        if scheme is None:  # rows of length 1, about
-            made = self._filled(form, shape, dtypes.parse(form))
-            return (made * float(shape[1] ** -0.5)).to(made.dtype)
-        (N, K), parts = shape, {}
-        for name, part in scheme.parts.items():
-            wide = (N, part.columns(K))
-            if name in ("codes", "high"):
-                parts[name] = self._filled(form, wide, part.dtype)
-            else:
-                full = np.full(wide, _usual(scheme, name, K), part.dtype)
-                parts[name] = Tensor(full, backend=backend)
-        return QuantizedTensor(scheme, (N, K), parts)
-
-    def _form(self, name: str) -> str:
-        first, *other = self._forms
-        found = re.search(r"layers\.(\d+)\..*(v_proj|down_proj)", name)
-        if not other:
-            return first
-        wide = found and int(found[1]) % 2 and SCHEMES[first].super_size
-        table = "embed_tokens" in name or "lm_head" in name
-        return other[0] if table or wide else first
-
-    def _filled(self, form: str, shape: tuple[int, ...], dtype: Any) -> Tensor:
-        """A block over and over; rows of other lengths than its own are all different."""
-        backend, size = self._backend, int(np.prod(shape))
-        if form not in self._blocks:
-            rng, most = np.random.default_rng(0), 1 << 22
-            if form in SCHEMES:  # above 126 e4m3 has its nan
-                block = rng.integers(0, 127, most, np.uint8).view(dtype)
-            else:
-                block = rng.standard_normal(most, np.float32).astype(dtype)
-            self._blocks[form] = backend.from_numpy(block)
-        block, made = self._blocks[form], backend.empty(shape, dtype)
-        for at in range(0, size, block.size):
-            count = min(block.size, size - at)
-            part = made.view(shape=(count,), strides=(1,), offset=at)
-            backend.assign(part, block.view(shape=(count,), strides=(1,)))
-        return Tensor.wrap(made, backend)
-
-
-def _usual(scheme: Scheme, part: str, K: int) -> float:
-    """A number of that part with which rows are of length 1, about."""
-    scale = K**-0.5 * 3.5 / 2**scheme.bits
-    if part == "scales" and scheme.scale in ("e8m0", "e4m3"):  # 2^-8 and 1
-        return 119 if scheme.scale == "e8m0" else 0x38
-    if part == "offsets" and scheme.offsets != "u8":
-        return -scale * 2 ** (scheme.bits - 1)
-    return 1 if scheme.parts[part].dtype.kind in "iu" else scale
+def fill(made: Any, block: Any) -> None:
+    """Write a block over and over."""
+    for at in range(0, made.size, block.size):
+        count = min(block.size, made.size - at)
+        part = made.view(shape=(count,), strides=(1,), offset=at)
+        wgpu_timing.backend().assign(part, block.view(shape=(count,), strides=(1,)))
 
 
 def random_runner(config: dict[str, Any], form: str) -> Runner:
     """A model of that config on the GPU, with bf16 activations."""
     module = decoder_module(config)
     backend = wgpu_timing.backend()
-    load_parameters(module, RandomWeights(module, form, backend), backend)
+    load_parameters(module, RandomWeights(module, form, backend, fill), backend)
     module.model.embed_tokens.dtype = dtypes.bfloat16
     return Runner(module, backend)
 
