@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.gguf import PLAIN_TYPES, GGUFTensor
 from boostr.io.gguf_split import GGUFSource
 from boostr.models import plan
 from boostr.models.config import DecoderConfig
-from boostr.models.lazy import FromFile, Indices, LazyWeight, pick
+from boostr.models.lazy import FromFile, Index, Indices, LazyWeight, pick
 from boostr.models.plan import LoadPlan
+from boostr.nn.module import Weight
 from boostr.quant.gguf import BLOCK_TYPES
+from boostr.quant.scheme import QuantizedTensor
+from boostr.tensor import Tensor
 
 Config = dict[str, Any]
 
@@ -88,6 +92,7 @@ _LAYER = {
     "post_ffw_norm": "mlp_output_norm",
 }
 # tensors that the config reads (see gguf_config)
+_TENSOR_SCALES = (".scale", ".input_scale")  # of NVFP4; that of inputs is for 4-bit products
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -126,28 +131,53 @@ def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
     """
     for tensor in file.tensors.values():
         tensor.check_readable()
-    path = str(file.path)
-    return {name: _weight(path, tensor) for name, tensor in file.tensors.items()}
+    path, tensors = str(file.path), file.tensors
+    inert = [n.removesuffix(".weight") + end for n in tensors for end in _TENSOR_SCALES]
+    return {
+        name: _weight(path, tensor, tensors.get(name.removesuffix("weight") + "scale"))
+        for name, tensor in tensors.items()
+        if name not in inert
+    }
 
 
-def _weight(path: str, tensor: GGUFTensor) -> LazyWeight:
+def _weight(path: str, tensor: GGUFTensor, scale: GGUFTensor | None) -> LazyWeight:
     if tensor.type in PLAIN_TYPES:
         return FromFile(path, tensor.name, tensor.shape, lambda: tensor.data)
-    return Blocks(path, tensor)
+    return Blocks(path, tensor, scale)
 
 
 class Blocks(LazyWeight):
-    """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`."""
+    """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`.
+
+    `scale` is the one number that NVFP4's blocks are multiplied by, or one for each expert.
+    """
 
     kind: str
 
-    def __init__(self, path: str, tensor: GGUFTensor) -> None:
+    def __init__(self, path: str, tensor: GGUFTensor, scale: GGUFTensor | None = None) -> None:
         self.path, self.sources, self.shape = path, (tensor.name,), tensor.shape
-        self.kind, self._tensor = tensor.type, tensor
-        if len(tensor.shape) < 2:
+        self.kind, self._tensor, self._scale = tensor.type, tensor, None
+        if scale is not None:
+            self._scale = _tensor_scale(path, tensor, scale)
+
+    def weight(self, backend: Backend) -> Weight:
+        weight = super().weight(backend)
+        if self._scale is not None and isinstance(weight, QuantizedTensor):
+            supers = weight.parts["supers"]
+            scale = self._scale.reshape(-1, *[1] * (len(self.shape) - 1))
+            factor = Tensor(scale, backend=supers.backend)
+            scaled = (supers * factor).reshape(*supers.shape)
+            return QuantizedTensor(weight.scheme, weight.shape, {**weight.parts, "supers": scaled})
+        return weight
+
+    def take(self, axis: int, index: Index) -> LazyWeight:
+        """Only the elements at `index` of an axis."""
+        if self._scale is not None:
             raise ModelFileError(
-                f"{path}: tensor {tensor.name!r} is a vector stored as {self.kind}"
+                f"{self.path}: tensor {self._tensor.name!r} has a scale of its own and cannot be "
+                "cut"
             )
+        return super().take(axis, index)
 
     def read(self, indices: Indices) -> np.ndarray:
         inputs, nbytes = BLOCK_TYPES[self.kind].size, BLOCK_TYPES[self.kind].nbytes
@@ -165,3 +195,16 @@ class Blocks(LazyWeight):
         data = self._tensor.data.reshape(*self.shape[:-1], self.shape[-1] // inputs * nbytes)
         span = range(columns.start // inputs * nbytes, -(-columns.stop // inputs) * nbytes)
         return pick(data, (*indices[:-1], span))
+
+
+def _tensor_scale(path: str, tensor: GGUFTensor, scale: GGUFTensor) -> np.ndarray:
+    """The scale of a whole tensor of NVFP4, float32 [1] or of each expert [X]."""
+    numbers, X = scale.data, tensor.shape[0] if len(tensor.shape) == 3 else 1
+    if tensor.type != "NVFP4" or numbers.dtype != np.float32 or numbers.shape not in ((1,), (X,)):
+        raise ModelFileError(
+            f"{path}: {scale.name} is a scale of all of {tensor.name}; expected F32 of 1 number "
+            f"(or of {X}) for NVFP4, got {scale.type} {list(numbers.shape)} for {tensor.type}"
+        )
+    if not np.isfinite(numbers).all():
+        raise ModelFileError(f"{path}: {scale.name} has numbers that are nan or infinite")
+    return numbers

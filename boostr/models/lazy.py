@@ -15,7 +15,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Backend
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, NumericsError
 from boostr.io.mapping import release
 from boostr.nn.module import Weight
 from boostr.ops.blocks import read_blocks
@@ -57,7 +57,12 @@ class LazyWeight(ABC):
         array = np.ascontiguousarray(self.read(whole(self.shape)))
         if self.kind is not None:
             rows = array.reshape(-1, array.shape[-1])
-            return read_blocks(self.kind, rows, self.shape, backend, release)
+            try:
+                return read_blocks(self.kind, rows, self.shape, backend, release)
+            except NumericsError as error:
+                raise ModelFileError(
+                    f"{self.path}: tensor {' + '.join(self.sources)}: {error}; the file is damaged"
+                ) from None
         if array.dtype not in dtypes.MODEL_FLOATS:
             raise ModelFileError(
                 f"{self.path}: tensor {' + '.join(self.sources)} is {array.dtype}; boostr reads "

@@ -9,6 +9,7 @@ import numpy as np
 from boostr import backends, dispatch
 from boostr.backends.base import Backend
 from boostr.dispatch import Op
+from boostr.errors import NumericsError
 from boostr.quant.gguf import BLOCK_TYPES, planes
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -31,6 +32,9 @@ def read_blocks(
         shape: [..., K] of the weight, where N is all but K multiplied.
         done: is given the rows that are read, band by band.
     The host holds a band of rows at a time, besides the weight itself if `backend` is numpy.
+
+    Raises:
+        NumericsError: a scale or an offset is nan or infinite.
     """
     scheme, host = BLOCK_TYPES[kind].scheme, backends.get("numpy")
     sizes = [((len(rows), part.columns(shape[-1])), part.dtype) for part in scheme.parts.values()]
@@ -41,6 +45,7 @@ def read_blocks(
         places = parts if len(few) == len(rows) else [p[start : start + band] for p in parts]
         if backend is host:
             _read_blocks(Tensor(few, backend=host), kind, places)
+            _check_finite(kind, places)
         else:
             _through_host(few, kind, places, host)
         done(few)
@@ -53,8 +58,25 @@ def _through_host(rows: np.ndarray, kind: str, places: list[Tensor], host: Backe
     made = [Tensor.wrap(host.room(place.shape, place.dtype), host) for place in places]
     with dispatch.strict(False):  # which is about the device's kernels
         _read_blocks(Tensor(rows, backend=host), kind, made)
+    _check_finite(kind, made)
     for place, part in zip(places, made, strict=True):
         place.assign(part.numpy())
+
+
+_NAN = {"e8m0": (0xFF, 0xFF), "e4m3": (0x7F, 0x7F)}  # scales in bytes: mask, what it leaves
+
+
+def _check_finite(kind: str, places: list[Tensor]) -> None:
+    scheme = BLOCK_TYPES[kind].scheme
+    for name, place in zip(scheme.parts, places, strict=True):
+        numbers = place.numpy()
+        if name == "scales" and scheme.scale in _NAN:
+            mask, nan = _NAN[scheme.scale]
+            wrong = ((numbers & mask) == nan).any()
+        else:
+            wrong = numbers.dtype.kind == "f" and not np.isfinite(numbers).all()
+        if wrong:
+            raise NumericsError(f"its blocks of {kind} have {name} that are nan or infinite")
 
 
 def _composite(rows: Tensor, kind: str, places: list[Tensor]) -> None:

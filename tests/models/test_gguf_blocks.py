@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from packed import TYPES, draw_blocks
 
 from boostr import backends, ops
+from boostr.errors import ModelFileError
 from boostr.io.gguf import GGUFFile
 from boostr.models.gguf import gguf_weights
 
@@ -64,3 +65,65 @@ def test_stacks_of_experts(written, scheme):
     for index in range(3):
         got = ops.dequantize(packed.expert(index)).numpy()  # type: ignore[union-attr]
         assert np.array_equal(got, values[index].astype(np.float32))
+
+
+def test_vectors(written):
+    weight, values = written("q4_k", 3)
+    vector = weight.take(0, np.array([1])).take(1, np.array([2]))
+    assert np.array_equal(numbers(vector)[0, 0], values[1, 2].astype(np.float32))
+
+
+def file_of(path, tensors):
+    """A file of (name, data, type of GGUF; None for floats)."""
+    writer = GGUFWriter(path, "llama")
+    for name, data, kind in tensors:
+        raw_dtype = None if kind is None else GGMLQuantizationType[kind]
+        writer.add_tensor(name, data, raw_dtype=raw_dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return gguf_weights(GGUFFile(path))
+
+
+def test_a_vector_in_blocks(tmp_path):
+    raw = draw_blocks(np.random.default_rng(3), "q8_0", 1, 64)
+    weights = file_of(tmp_path / "x.gguf", [("v", raw[0], "Q8_0")])
+    assert np.array_equal(numbers(weights["v"]), TYPES["q8_0"](raw)[0].astype(np.float32))
+
+
+@pytest.mark.parametrize(("lead", "scale"), [((), [0.375]), ((3,), [0.375]), ((3,), [2, 0.1, 3])])
+def test_nvfp4_has_a_scale_of_the_whole_tensor(lead, scale, tmp_path):
+    raw = draw_blocks(np.random.default_rng(3), "nvfp4", int(np.prod(lead, dtype=int)) * N, K)
+    scale = np.array(scale, np.float32)
+    blocks = raw.reshape(*lead, N, -1)
+    tensors = [
+        ("w.weight", blocks, "NVFP4"),
+        ("w.scale", scale, None),
+        ("w.input_scale", scale, None),
+    ]
+    weights = file_of(tmp_path / "x.gguf", tensors)
+    assert list(weights) == ["w.weight"]
+    values = TYPES["nvfp4"](raw).reshape(*lead, N, K) * scale.reshape(-1, *[1] * len(lead), 1)
+    np.testing.assert_allclose(numbers(weights["w.weight"]), values, rtol=2e-7)
+
+
+def test_scales_of_tensors_that_do_not_fit_are_refused(tmp_path):
+    raw = draw_blocks(np.random.default_rng(3), "q8_0", N, K)
+    tensors = [("w.weight", raw, "Q8_0"), ("w.scale", np.ones(1, np.float32), None)]
+    with pytest.raises(ModelFileError, match=r"w\.scale is a scale of all of w\.weight"):
+        file_of(tmp_path / "x.gguf", tensors)
+
+
+@pytest.mark.parametrize(("scheme", "at", "number"), [
+    ("q8_0", 34, b"\x00\x7e"), ("q4_1", 22, b"\x00\xfc"), ("q4_k", 146, b"\x00\x7c"),
+    ("iq1_s", 0, b"\x01\xfc"), ("mxfp4", 17, b"\xff"), ("nvfp4", 37, b"\x7f"),
+])  # fmt: skip
+def test_scales_that_are_no_numbers_are_refused_by_the_tensor_s_name(scheme, at, number, tmp_path):
+    raw = draw_blocks(np.random.default_rng(3), scheme, N, K)
+    raw[3, at : at + len(number)] = np.frombuffer(number, np.uint8)
+    weights = file_of(tmp_path / "x.gguf", [("blk.0.w.weight", raw, scheme.upper())])
+    with pytest.raises(
+        ModelFileError, match=r"blk\.0\.w\.weight: its blocks of .* nan or infinite"
+    ):
+        weights["blk.0.w.weight"].weight(backends.get("numpy"))

@@ -127,7 +127,8 @@ def _times(numbers: np.ndarray, factor: float) -> np.ndarray:
     """A product that leaves the bits of a NaN alone where it only changes the sign."""
     if abs(factor) == 1:
         return -numbers if factor < 0 else numbers
-    return numbers * np.float32(factor)
+    with np.errstate(invalid="ignore"):  # those that read files refuse NaN by the tensor's name
+        return numbers * np.float32(factor)
 
 
 def flat(field: np.ndarray) -> np.ndarray:

@@ -90,7 +90,8 @@ def _read_iq1_m(b: np.ndarray) -> Parts:
     nibbles = words >> 12 << np.arange(0, 16, 4, dtype=np.uint16)
     d = np.bitwise_or.reduce(nibbles, 2)[..., None].view(np.uint8)
     found = _looked_up("IQ1_S", index, np.repeat(high >> 3, 8, 2), scales)
-    return found | {"supers": halves(d, 0).astype(np.float32) / 8}
+    with np.errstate(invalid="ignore"):  # of NaN
+        return found | {"supers": halves(d, 0).astype(np.float32) / 8}
 
 
 def _gridded(name: str, nbytes: int, factor: float, read) -> BlockType:
