@@ -48,7 +48,7 @@ UNREAD += [
     ("gemv", config_of("awq", bits=4, group_size=128, version="gemv")),
     ("bits 3", config_of("awq", bits=3)),
     ("gptq_p", config_of("gptq", bits=4, checkpoint_format="gptq_p")),
-    ("bits 5", config_of("gptq", bits=5)),
+    ("bits 9", config_of("gptq", bits=9)),
     ("group_size", config_of("gptq", bits=4, group_size=0)),
     ("no expression", config_of("gptq", bits=4, dynamic={"+:(": {"bits": 8}})),
     ("auto_round:fp8", config_of("auto-round", bits=8, packing_format="auto_round:fp8")),

@@ -83,7 +83,7 @@ class GPTQ:
 
 
 def _settings(table: Table) -> _Settings:
-    bits, group = table.one_of("bits", (2, 3, 4, 8)), table.get("group_size", int, -1)
+    bits, group = table.one_of("bits", tuple(range(2, 9))), table.get("group_size", int, -1)
     if group != -1 and group < 1:
         raise ModelFileError(f"{table.source}: group_size must be -1 or 1 or more, got {group}")
     return _Settings(bits, max(group, 0), table.get("sym", bool, True))
