@@ -1,7 +1,8 @@
 // y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode
 // step, at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh),
 // sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is or through an RMS norm
-// (gemv_input.cuh).
+// (gemv_input.cuh). With ACT it is y = ACT(sum (+ bias)) residual: the second half of a gated pair
+// whose weights are not stored alike.
 // Grid: as many blocks as fill the device at most; each takes neighbouring units of rows
 // (gemv_rows.cuh). Shared: ring | x | partial sums. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
@@ -17,6 +18,9 @@
 #endif
 #ifndef REST_T
 #define REST_T X_T
+#endif
+#ifdef ACT
+#include "gemv_activation.cuh"
 #endif
 
 struct Product : Input {
@@ -53,7 +57,12 @@ struct Product : Input {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = index(unit, lane_row, r);
-      const float y = (float)total[r] * x_factor * factor[r] + add[r] + rest[r];
+      float y = (float)total[r] * x_factor * factor[r] + add[r];
+#ifdef ACT
+      y = activated(y) * rest[r];
+#else
+      y += rest[r];
+#endif
       if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }
   }

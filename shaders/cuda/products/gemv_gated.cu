@@ -7,22 +7,11 @@
 #include "weights.cuh"
 #include "gemv_rows.cuh"
 #include "gemv_input.cuh"
-#define SILU 0
-#define GELU 1
-#define GELU_TANH 2
-#ifndef ACT
-#define ACT SILU
-#endif
+#include "gemv_activation.cuh"
 #ifndef BIAS_T
 #define BIAS_T float
 #endif
 static_assert(PER_LANE % 2 == 0, "gate and up rows come in pairs");
-
-DEVICE float activated(float g) {
-  if (ACT == SILU) return __fdividef(g, 1.f + __expf(-g));
-  if (ACT == GELU) return 0.5f * g * (1.f + erff(g * 0.70710678f));
-  return 0.5f * g * (1.f + tanhf(0.79788456f * (g + 0.044715f * g * g * g)));
-}
 
 struct Gated : Input {
   Planes gate, up;

@@ -1,13 +1,16 @@
 // The attention block's first half for the T = 1..8 tokens of a decode step, in one kernel:
 //   h = RMS norm of x (or x);  q, k, v = h w^T (+ bias);  q, k = RMS norm of each head (QK_NORM);
-//   q, k = rope(q, k);  q -> [T, H, D], k and v -> slot slots[t] (without slots t) of the caches [NB, bs, KH, D].
-// Weights q_w [H D, E], k_w, v_w [KH D, E] in one stored form; cos, sin f32 [S, R/2], R <= D even,
-// rows int32 [T] picks their row; a negative slot is not written.
+//   q, k = rope(q, k);  q -> [T, H, D], k and v -> slot slots[t] (without slots t) of the caches
+//   [NB, bs, KH, D].
+// Weights q_w [H D, E], k_w, v_w [KH D, E]. The launch makes some_heads of the H + 2 KH heads of q,
+// k and v, from first_head on, whose weights are in one stored form; others are another launch's.
+// cos, sin f32 [S, R/2], R <= D even, rows int32 [T] picks their row; a negative slot is not
+// written.
 // A lane has the two rows of a head that rope turns together (PER_LANE is 2): pair p < R/2 is
 // (p, p + R/2), or (2p, 2p + 1) when INTERLEAVED; the rest of the head is paired too, but not
 // turned.
-// Without QK_NORM the pairs of all heads are the units' rows, grid as gemv.cu. With it a head
-// belongs to CLUSTER blocks (1 before sm_90), grid [(H + 2 KH) * CLUSTER]: they keep its values in
+// Without QK_NORM the pairs of these heads are the units' rows, grid as gemv.cu. With it a head
+// belongs to CLUSTER blocks (1 before sm_90), grid [some_heads * CLUSTER]: they keep its values in
 // shared memory and add up their squares through each other's.
 // Source: Su et al. 2021, RoFormer; Qwen3 for the norms of heads.
 #include "prelude.cuh"
@@ -49,7 +52,7 @@ struct Heads : Input {
   const HEAD_NORM_T* k_norm;
   float* values;  // QK_NORM: shared, [ROWS][2 * pairs of this block]
   int heads, kv_heads, D, half;  // half = R / 2
-  int pairs, base;  // pairs: of all heads, or of this block; base: its first
+  int pairs, base;  // pairs: of the launch's heads, or of this block; base: their first
   int units, first, stride;
   float factor[2], add[2], c, s;
   int slot;
@@ -180,7 +183,7 @@ struct Heads : Input {
 #endif
 };
 
-// gemv_qkv[min(SMs * blocks, units / TEAMS) or heads * CLUSTER, THREADS]
+// gemv_qkv[min(SMs * blocks, units / TEAMS) or some_heads * CLUSTER, THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if QK_NORM && CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
@@ -188,8 +191,8 @@ __cluster_dims__(CLUSTER, 1, 1)
 gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias, Planes v,
          const BIAS_T* v_bias, X_T* out, X_T* k_cache, X_T* v_cache, const NORM_T* norm,
          const HEAD_NORM_T* q_norm, const HEAD_NORM_T* k_norm, const float* cos, const float* sin,
-         const int* positions, const int* slots, int heads, int kv_heads, int D, int half, int M,
-         int K, float eps, float offset, float head_eps) {
+         const int* positions, const int* slots, int first_head, int some_heads, int heads,
+         int kv_heads, int D, int half, int M, int K, float eps, float offset, float head_eps) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
   Heads job;
@@ -202,11 +205,11 @@ gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias,
   job.heads = heads, job.kv_heads = kv_heads, job.D = D, job.half = half;
   job.values = (float*)behind(shared, K);
 #if QK_NORM
-  job.pairs = D / 2 / CLUSTER, job.base = blockIdx.x * job.pairs;
+  job.pairs = D / 2 / CLUSTER, job.base = (first_head * CLUSTER + blockIdx.x) * job.pairs;
   job.first = (threadIdx.x >> 5) / KSPLIT, job.stride = TEAMS;
   job.units = (job.pairs + LANE_ROWS - 1) / LANE_ROWS;
 #else
-  job.pairs = (heads + 2 * kv_heads) * (D / 2), job.base = 0;
+  job.pairs = some_heads * (D / 2), job.base = first_head * (D / 2);
   share_out(job, (job.pairs + LANE_ROWS - 1) / LANE_ROWS);
 #endif
   stream_rows(job, shared, K);

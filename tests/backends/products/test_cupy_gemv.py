@@ -13,6 +13,7 @@ from backends.products.test_gpu_gemv import (
     EPS,
     FORMS,
     WIDE_C,
+    check_gated,
     check_product,
     close,
     normed,
@@ -98,8 +99,10 @@ def test_weights_fetched_early(cupy_backend, rng):
 
 
 def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, plan=None):
+    """form: of all weights, or of q, k and v."""
+    forms = (form,) * 3 if isinstance(form, str) else form
     x, norm = rng.standard_normal((M, K)).astype(BF16), rng.random(K).astype(np.float32)
-    weights = [weight(backend, rng, form, n * D, K) for n in (H, KH, KH)]
+    weights = [weight(backend, rng, f, n * D, K) for f, n in zip(forms, (H, KH, KH), strict=True)]
     biases = [rng.standard_normal(n * D).astype(BF16) for n in (H, KH, KH)]
     cos, sin = (rng.standard_normal((50, R // 2)).astype(np.float32) for _ in range(2))
     rows = rng.integers(0, 50, M).astype(np.int32)
@@ -114,17 +117,19 @@ def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, 
         head_norm=gemv.HeadNorm(*up(backend, *own), EPS) if head_norm else None,
         biases=tuple(up(backend, *biases)), plan=plan,
     )  # fmt: skip
-    h, made = seen(normed(x, norm), form), []
+    h, made = normed(x, norm), []
     for i, (_, values) in enumerate(weights):
-        y = (h @ values.T + biases[i].astype(np.float64)).reshape(M, -1, D)
+        y = (seen(h, forms[i]) @ values.T + biases[i].astype(np.float64)).reshape(M, -1, D)
         if head_norm and i < 2:
             y = y / np.sqrt((y * y).mean(-1, keepdims=True) + EPS) * own[i]
         made.append(rotated(y, cos[rows], sin[rows], interleaved) if i < 2 else y)
     scale = max(map(rms, made)) / np.sqrt(K)
-    close(backend, q, made[0], "bfloat16", form, K, scale, WIDE_C, "q")
-    for new, before, after in zip(made[1:], caches, (k_cache, v_cache), strict=True):
+    close(backend, q, made[0], "bfloat16", forms[0], K, scale, WIDE_C, "q")
+    for f, new, before, after in zip(
+        forms[1:], made[1:], caches, (k_cache, v_cache), strict=True
+    ):  # fmt: skip
         reference = oracles.kv_write(before.astype(np.float64), new, slots)
-        close(backend, after, reference, "bfloat16", form, K, scale, WIDE_C, "cache")
+        close(backend, after, reference, "bfloat16", f, K, scale, WIDE_C, "cache")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -155,3 +160,28 @@ def test_qkv_with_head_norms_by_its_own_plan(cupy_backend, rng):
     check_qkv(
         cupy_backend, rng, "bfloat16", 1, 16, 8, 128, 96, 1024, interleaved=True, head_norm=True
     )  # fmt: skip
+
+
+# stored otherwise than the others: v as in half of the layers of a Q4_K_M, or what a UD file has
+MIXED = (
+    ("q4_k", "q4_k", "q6_k"), ("q6_k", "bfloat16", "q4_1"), ("float16", "q5_k", "q5_k"),
+    ("w8a8", "int8", "w8a8"), ("nf4", "q3_k", "fp8"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forms", MIXED, ids="-".join)
+@pytest.mark.parametrize("M", (1, 3))
+@pytest.mark.parametrize("head_norm", (False, True))
+def test_qkv_of_mixed_forms(cupy_backend, rng, forms, M, head_norm):
+    check_qkv(
+        cupy_backend, rng, forms, M, 6, 2, 64, 64, 768, interleaved=head_norm, head_norm=head_norm
+    )
+
+
+@pytest.mark.parametrize(
+    "forms", (("q6_k", "q4_k"), ("bfloat16", "q8_0"), ("w8a8", "nf4")), ids="-".join
+)
+@pytest.mark.parametrize("act", ("silu", "gelu", "gelu_tanh"))
+@pytest.mark.parametrize("M", (1, 3))
+def test_gated_of_mixed_forms(cupy_backend, rng, forms, act, M):
+    check_gated(cupy_backend, rng, forms, act, M, 67, 768)

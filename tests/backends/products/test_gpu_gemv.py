@@ -134,23 +134,25 @@ def test_views(gpu, rng):
 
 
 def check_gated(backend, rng, form, act, M, F, K, **chosen):
-    gemv, K = kernels(backend), fitted(form, K)
+    """form: of both weights, or of gate and up."""
+    forms = (form,) * 2 if isinstance(form, str) else form
+    gemv, K = kernels(backend), max(fitted(f, K) for f in forms)
     x, norm = normal(rng, (M, K), "bfloat16"), rng.random(K).astype(np.float32)
-    (g, gate), (u, upper) = (weight(backend, rng, form, F, K) for _ in range(2))
+    (g, gate), (u, upper) = (weight(backend, rng, f, F, K) for f in forms)
     bias = normal(rng, F, "bfloat16")
     y = gemv.norm_gated_gemv(
         backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), g, u, act=act,
         gate_bias=up(backend, bias) if M == 3 else None, **chosen,
     )  # fmt: skip
-    h = seen(normed(x, norm), form)
-    left = h @ gate.T + (bias.astype("f8") if M == 3 else 0)
+    h = normed(x, norm)
+    left = seen(h, forms[0]) @ gate.T + (bias.astype("f8") if M == 3 else 0)
     if act == "silu":
         left = oracles.silu(left)
     else:
         left = oracles.gelu(left, "none" if act == "gelu" else "tanh")
-    right = h @ upper.T
+    right = seen(h, forms[1]) @ upper.T
     scale = rms(h) * rms(gate) * (1 + np.sqrt(K) * rms(h) * rms(upper))
-    close(backend, y, left * right, "bfloat16", form, K, scale, WIDE_C)
+    close(backend, y, left * right, "bfloat16", forms[0], K, scale, WIDE_C)
 
 
 ACTS = [*((form, "silu") for form in FORMS), ("bfloat16", "gelu"), ("bfloat16", "gelu_tanh")]

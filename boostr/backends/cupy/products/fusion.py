@@ -1,7 +1,8 @@
 """The fused ops of a decoder layer (`boostr/nn/fusion.py`).
 
-For few rows each is one kernel, a GEMV with what surrounds it (`gemv.py`); for more rows norm,
-one product for all weights that read the same input, and one kernel for what follows it.
+For few rows each is a kernel, a GEMV with what surrounds it (`gemv.py`), or one for each way in
+which its weights are stored; for more rows norm, one product for all weights that read the same
+input, and one kernel for what follows it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ def _few(x: Tensor, *weights: Any) -> bool:
 
 def _dense(backend: CupyBackend, *tensors: Tensor | None) -> list[Any]:
     return [None if t is None else backend.dense(t.data) for t in tensors]
-
-
-def _stored_as(weight: Any) -> Any:
-    return weight.dtype if isinstance(weight, Tensor) else weight.scheme
 
 
 def _supports_products(x: Tensor, weights: list[Any], biases: list[Any]) -> str | None:
@@ -75,8 +72,6 @@ def _inputs_supports(
     )
     if reason is not None:
         return reason
-    if len({_stored_as(w) for w in weights}) > 1:
-        return "the weights are not stored alike"
     if rope is None:
         return "heads without rope"
     heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
@@ -169,8 +164,6 @@ def _products_supports(
         return linear.KERNELS["linear"].supports(x, weights[0], biases[0], None, dtype)
     if len(weights) != 2 or act not in gemv.ACTIVATIONS or dtype != x.dtype:
         return f"{len(weights)} products with the activation {act!r}"
-    if _stored_as(weights[0]) != _stored_as(weights[1]):
-        return "the weights are not stored alike"
     return _supports_products(x, weights, biases)
 
 

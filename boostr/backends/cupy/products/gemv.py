@@ -1,11 +1,11 @@
 """Launches of the decode kernels: products of 1..8 rows with weights in their stored form.
 
 `shaders/cuda/products/gemv*.cu` say what is computed. All functions take contiguous device arrays
-(`weight`: a Tensor [N, K] or a QuantizedTensor), launch one kernel on the current stream
-(dependently inside `Backend.constant_weights`, as they fetch weights before they wait), and return
-device arrays:
+(`weight`: a Tensor [N, K] or a QuantizedTensor), launch one kernel on the current stream, or one
+for each way in which weights are stored (dependently inside `Backend.constant_weights`, as they
+fetch weights before they wait), and return device arrays:
 
-    gemv(backend, x [M, K], weight, bias [N], residual [M, N], out_dtype) -> [M, N]
+    gemv(backend, x [M, K], weight, bias [N], residual [M, N], out_dtype, act=) -> [M, N]
     norm_gemv(backend, x, norm, weight, bias=, residual=, out_dtype=) -> [M, N]
     norm_gated_gemv(backend, x, norm, gate, up, act=, gate_bias=, up_bias=) -> [M, F]
     qkv_rope_write(backend, x, norm, q, k, v, caches, rope, ...) -> q [M, H, D]
@@ -15,6 +15,7 @@ device arrays:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,13 +93,16 @@ def _alike(plan: Plan, weights: tuple[Stored, ...], *arrays: Array | None) -> Pl
 def gemv(
     backend: CupyBackend, x: Array, weight: Weight, bias: Array | None = None,
     residual: Array | None = None, out_dtype: Any = None, *, plan: Plan | None = None,
-    norm: Norm | None = None, out: Array | None = None,
+    norm: Norm | None = None, out: Array | None = None, act: str | None = None,
 ) -> Array:  # fmt: skip
-    """x weightᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of normed x."""
+    """x weightᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of normed x.
+
+    act: one of ACTIVATIONS, for act(x weightᵀ + bias) · residual.
+    """
     x = backend.dense(x)
     M, K = x.shape
     if M > 1 and plan is None and shared_refusal(backend, weight, M, x.dtype):
-        return _halves(backend, x, weight, bias, residual, out_dtype, norm, out)
+        return _halves(backend, x, weight, bias, residual, out_dtype, norm, out, act)
     w, rows = Stored.of(weight, backend), padded_rows(M)
     if out is None:
         out = backend.empty((M, w.N), np.dtype(out_dtype or x.dtype))
@@ -108,8 +112,9 @@ def gemv(
     args = [
         x, *w.planes, bias, residual, out, norm and norm.weight, M, w.N, K, *_floats(norm),
     ]  # fmt: skip
+    gated: dict[str, Any] = {"ACT": ACTIVATIONS[act]} if act else {}
     _launch(
-        backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared,
+        backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared, **gated,
         INPUT="RMS_NORM" if norm else "PLAIN", ROWS=rows, X_T=C_TYPES[x.dtype],
         OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
         NORM_T=_c_type(norm and norm.weight),
@@ -119,7 +124,7 @@ def gemv(
 
 def _halves(
     backend: CupyBackend, x: Array, weight: Weight, bias: Array | None, residual: Array | None,
-    out_dtype: Any, norm: Norm | None, out: Array | None,
+    out_dtype: Any, norm: Norm | None, out: Array | None, act: str | None,
 ) -> Array:  # fmt: skip
     """As gemv, half of the rows after the other: for rows that do not fit shared memory at once."""
     M = len(x)
@@ -128,7 +133,7 @@ def _halves(
     )
     for part in (slice(0, (M + 1) // 2), slice((M + 1) // 2, M)):
         rest = None if residual is None else residual[part]
-        gemv(backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=made[part])
+        gemv(backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=made[part], act=act)
     return made
 
 
@@ -147,12 +152,15 @@ def norm_gated_gemv(
 ) -> Array:  # fmt: skip
     """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
 
-    act: "silu", "gelu" or "gelu_tanh". gate and up [F, K] must be stored alike.
+    act: one of ACTIVATIONS. gate and up [F, K] that are not stored alike take two kernels.
     """
     M, K = x.shape
     g, u, rows = Stored.of(gate, backend), Stored.of(up, backend), padded_rows(M)
-    if (g.form, g.N, g.K) != (u.form, u.N, u.K):
-        raise ValueError(f"norm_gated_gemv: gate and up are not stored alike: {gate!r}, {up!r}")
+    if (g.N, g.K) != (u.N, u.K):
+        raise ValueError(f"norm_gated_gemv: gate and up are of two shapes: {gate!r}, {up!r}")
+    if g.form != u.form:
+        upper = gemv(backend, x, up, up_bias, None, np.float32, norm=norm, plan=plan)
+        return gemv(backend, x, gate, gate_bias, upper, x.dtype, norm=norm, plan=plan, act=act)
     out = backend.empty((M, g.N), x.dtype)
     plan = plan or choose(backend, g, rows, 2 * g.N, x.dtype.itemsize, (4, 2))
     plan = _alike(plan, (g, u), x, norm and norm.weight)
@@ -180,7 +188,8 @@ def qkv_rope_write(
     """q, k, v of rms_norm(x) with rope; k and v into the caches at `slots`; returns q [M, H, D].
 
     Args:
-        x: [M, K].   weights: of q [H D, K], k and v [KH D, K], stored alike.
+        x: [M, K].   weights: of q [H D, K], k and v [KH D, K]; neighbours that are stored alike
+            take one kernel.
         k_cache, v_cache: [NB, bs, KH, D] of x's dtype.   slots: int32 [M], negative: not written;
             None: row m goes to row m of them.
         head_norm: RMS norms of the heads of q and k.   biases: of q, k and v, of one dtype.
@@ -188,32 +197,33 @@ def qkv_rope_write(
     M, K = x.shape
     KH, D = k_cache.shape[2:]
     q, k, v = (Stored.of(w, backend) for w in weights)
-    for other in (k, v):
-        if (q.form, q.K) != (other.form, other.K):
-            raise ValueError(f"qkv_rope_write: weights are not stored alike: {weights!r}")
     H, rows = q.N // D, padded_rows(M)
     out = backend.empty((M, H, D), x.dtype)
-    heads = H + 2 * KH
-    plan = plan or _qkv_plan(backend, q, rows, heads, D, x.dtype.itemsize, head_norm is not None)
-    plan = _alike(plan, (q, k, v), x, norm and norm.weight)
-    values = rows * (D // plan.cluster) * 4 if head_norm else 0
-    shared = shared_bytes(backend, plan, q, rows, x.dtype.itemsize, values)
     bias = next((b for b in biases if b is not None), None)
-    args = [
-        x, *q.planes, biases[0], *k.planes, biases[1], *v.planes, biases[2],
-        out, k_cache, v_cache, norm and norm.weight, head_norm and head_norm.q,
-        head_norm and head_norm.k, rope.cos, rope.sin, rope.rows, slots, H, KH, D,
-        rope.cos.shape[1], M, K, *_floats(norm), float(head_norm.eps if head_norm else 0),
-    ]  # fmt: skip
-    pairs = D // 2 // plan.cluster if head_norm else heads * (D // 2)
-    _launch(
-        backend, "gemv_qkv", plan, q, -(-pairs // (32 // plan.lanes)), args, shared,
-        heads * plan.cluster if head_norm else 0, ROWS=rows, X_T=C_TYPES[x.dtype],
-        INPUT="RMS_NORM" if norm else "PLAIN",
-        BIAS_T=_c_type(bias), NORM_T=_c_type(norm and norm.weight), QK_NORM=int(bool(head_norm)),
-        HEAD_NORM_T=_c_type(head_norm and head_norm.q), INTERLEAVED=int(rope.interleaved),
-        CLUSTER=plan.cluster,
-    )  # fmt: skip
+    own = (head_norm.q, head_norm.k, float(head_norm.eps)) if head_norm else (None, None, 0.0)
+    eps, offset = _floats(norm)
+    first = 0
+    for _, run in itertools.groupby((q, k, v), lambda w: w.form):
+        alike = tuple(run)
+        some, w = sum(w.N for w in alike) // D, alike[0]
+        cut = plan or _qkv_plan(backend, w, rows, some, D, x.dtype.itemsize, head_norm is not None)
+        cut = _alike(cut, alike, x, norm and norm.weight)
+        values = rows * (D // cut.cluster) * 4 if head_norm else 0
+        args = [
+            x, *q.planes, biases[0], *k.planes, biases[1], *v.planes, biases[2], out, k_cache,
+            v_cache, norm and norm.weight, *own[:2], rope.cos, rope.sin, rope.rows, slots, first,
+            some, H, KH, D, rope.cos.shape[1], M, K, eps, offset, own[2],
+        ]  # fmt: skip
+        pairs = D // 2 // cut.cluster if head_norm else some * (D // 2)
+        _launch(
+            backend, "gemv_qkv", cut, w, -(-pairs // (32 // cut.lanes)), args,
+            shared_bytes(backend, cut, w, rows, x.dtype.itemsize, values),
+            some * cut.cluster if head_norm else 0, ROWS=rows, X_T=C_TYPES[x.dtype],
+            INPUT="RMS_NORM" if norm else "PLAIN", BIAS_T=_c_type(bias),
+            NORM_T=_c_type(norm and norm.weight), QK_NORM=int(bool(head_norm)),
+            HEAD_NORM_T=_c_type(own[0]), INTERLEAVED=int(rope.interleaved), CLUSTER=cut.cluster,
+        )  # fmt: skip
+        first += some
     return out
 
 
@@ -267,6 +277,7 @@ VARIANTS = [
     _variant("gemv", _form("q6_k"), SLOW=1, DIGITS=0),
     _variant("gemv", BF16, least=80, KSPLIT=4, OUT_T="float"),
     _variant("gemv", BF16, INPUT="PLAIN", SLOW=1),
+    _variant("gemv", _form("q6_k"), least=80, REST_T="float", ACT="GELU_TANH"),
     _variant("gemv_gated", BF16, least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
     _variant("gemv_gated", F16, ACT="GELU_TANH"),
     _variant("gemv_gated", _form("q4_1"), 4, 80),
