@@ -18,7 +18,7 @@ import numpy as np
 
 from boostr import dtypes, env
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.products.linear import takes_digits
+from boostr.backends.numpy.products.linear import digits_of
 from boostr.backends.numpy.runtime import jit, slabs, threads
 from boostr.quant.forms import Form, scheme_form
 from boostr.quant.scheme import SCHEMES
@@ -98,11 +98,13 @@ def few_rows(calls: threads.Calls, name: str, form: Form, p: np.ndarray) -> None
     """Adds the calls of one product with up to 8 rows of x."""
     M, N, K = (int(p[i]) for i in (layout.M, layout.N, layout.K))
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    if takes_digits(form, columns, K):
+    digits = 0 if name == "w8a8" else digits_of(form, columns, K)
+    if digits:
         step = jit.target().lanes // 4
         items = M * -(-K // 32 // step) * step
-        calls.add(jit.kernel("gemv_digits.split"), p, items, 8)
-        calls.add(jit.kernel("gemv_digits.gemv", form=form, columns=columns), p, N, 16)
+        calls.add(jit.kernel("gemv_digits.split", digits=digits), p, items, 8)
+        product = jit.kernel("gemv_digits.gemv", form=form, columns=columns, digits=digits)
+        calls.add(product, p, N, 16)
     elif name == "w8a8":
         calls.add(jit.kernel("int8.quantize_rows"), p, M, 1)
         calls.add(jit.kernel("int8.gemv", columns=columns), p, N, 16)

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import oracles_gguf
 from draws import normal
+from tolerance import THREE_DIGITS, TWO_DIGITS
 from toys import drawn, meaning
 
 from boostr import Tensor
@@ -41,6 +42,15 @@ _BYTES = {"mxfp4": (0, 1, 119, 126), "nvfp4": (0, 4, 0, 0x7F)}
 INT8 = ("int8", "int8-g32", "int8-g64", "int8-g128", "w8a8")
 # a scheme of each width and kind of number; `ops/test_schemes.py` has every kind of scale
 FORMS = (*INT8, *BLOCKS, "q2_k", "q3_k", "q4_k", "q5_0", "nf4", "fp8")
+
+
+def product_c(backend: Backend, scheme: Scheme, rows: int) -> float | None:
+    """`c` of `tolerance` for a product: the CPU cuts few rows of x into digits."""
+    numbers = () if isinstance(scheme.values, str) else scheme.values
+    floats = scheme.values == "e4m3" or any(value % 1 for value in numbers)
+    if backend.name != "numpy" or rows > 4 or floats or scheme.activations_int8:
+        return None
+    return THREE_DIGITS if scheme.bits == 8 or scheme.values else TWO_DIGITS
 
 
 def group_of(scheme: str) -> int | None:

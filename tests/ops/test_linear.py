@@ -25,10 +25,10 @@ def decoded(scheme, parts):
     return oracles.dequantize_int8(q, s, SCHEMES[scheme].group_size or None)
 
 
-def close(got, want, x, w, dtype):
+def close(got, want, x, w, dtype, c=None):
     assert got.dtype == dtypes.parse(dtype)
     K = np.shape(w)[1]
-    assert_close(got.numpy(), want, dtype=dtype, reduce=K, scale=rms(x) * rms(w))
+    assert_close(got.numpy(), want, dtype=dtype, reduce=K, scale=rms(x) * rms(w), c=c)
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
@@ -85,7 +85,8 @@ def test_int8_weights(shape, scheme, backend, dtype, rng):
     precision = "float32" if dtype == "float64" else dtype
     assert got.dtype == x.dtype
     want = oracles.linear(x.astype(np.float64), truth, b)
-    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth))
+    c = packed.product_c(backend, w.scheme, T) if dtype == "float32" else None
+    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth), c=c)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -108,7 +109,8 @@ def test_blocks(shape, scheme, backend, dtype, rng):
     want = oracles.linear(x.astype(np.float64), truth, b)
     got = linear(Tensor(x, backend=backend), w, Tensor(b, backend=backend))
     precision = "float32" if dtype == "float64" else dtype
-    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth) + 1)
+    c = packed.product_c(backend, SCHEMES[scheme], T) if dtype == "float32" else None
+    assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth) + 1, c=c)
 
 
 @pytest.mark.parametrize("T", [1, 20])
@@ -122,7 +124,8 @@ def test_slices_of_a_packed_weight(scheme, T, backend, rng):
         truth = oracles.dequantize_int8(*(w.parts[n].numpy() for n in ("codes", "scales")))
         x = oracles.dequantize_int8(*oracles.quantize_int8(x)).astype(np.float32)
     part, truth = w.rows(3, 18).columns(unit, 2 * unit + 256), truth[3:18, unit:]
-    close(linear(Tensor(x, backend=backend), part), oracles.linear(x, truth), x, truth, "float32")
+    got, c = linear(Tensor(x, backend=backend), part), packed.product_c(backend, w.scheme, T)
+    close(got, oracles.linear(x, truth), x, truth, "float32", c)
 
 
 def test_gradient(backend64, rng):

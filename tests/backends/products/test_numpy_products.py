@@ -15,7 +15,7 @@ import packed
 import pytest
 from draws import normal
 from packed import draw, fitted
-from tolerance import assert_close, rms
+from tolerance import THREE_DIGITS, TWO_DIGITS, assert_close, rms
 
 pytest.importorskip("numba")
 from boostr import Tensor, dispatch
@@ -161,36 +161,43 @@ def test_no_columns(two):
         np.testing.assert_array_equal(case.y[:, :5], case.bias + case.residual[:, :5])
 
 
-DIGITS = ("q4_0", "q4_1", "q6_k")
+DIGITS = [
+    (form, digits)
+    for form in ("int8", "int8-g64", "int8-g128", "q8_0", "q4_0", "q4_1", "q6_k")
+    for digits in ((3,) if SCHEMES[form].bits == 8 else (2, 3))
+]
+IN_DIGITS = {2: TWO_DIGITS, 3: THREE_DIGITS}
 
 
-def in_digits(case):
+def in_digits(case, digits):
     """The calls of the product in integers."""
     lanes, M, K = jit.target().lanes, case.M, case.K
     steps = -(-(K // 32) // (lanes // 4))
-    case.scratch(M * steps * layout.digit_record(lanes))
+    case.scratch(M * steps * layout.digit_record(lanes, digits))
     calls = threads.Calls()
-    calls.add(jit.kernel("gemv_digits.split"), case.params, M * steps * (lanes // 4), 4)
+    split = jit.kernel("gemv_digits.split", digits=digits)
+    calls.add(split, case.params, M * steps * (lanes // 4), 4)
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    function = jit.kernel("gemv_digits.gemv", form=case.form, columns=columns)
+    function = jit.kernel("gemv_digits.gemv", form=case.form, columns=columns, digits=digits)
     calls.add(function, case.params, case.N, 8)
     return calls.freeze().records
 
 
-@pytest.mark.parametrize("form", DIGITS)
+@pytest.mark.parametrize(("form", "digits"), DIGITS)
 @pytest.mark.parametrize(("M", "N", "K"), ((1, 37, 576), (3, 9, 160), (4, 5, 128), (2, 7, 1536),
-                                           (8, 6, 224)))  # fmt: skip
-def test_digits(pool, form, M, N, K):
+                                           (8, 6, 224), (1, 5, 32)))  # fmt: skip
+def test_digits(pool, form, digits, M, N, K):
     case = Case(form, M, N, fitted(form, K))
-    pool.run(in_digits(case))
-    case.check()
+    pool.run(in_digits(case, digits))
+    case.check(c=IN_DIGITS[digits])
 
 
-@pytest.mark.parametrize("form", DIGITS)
-def test_digits_of_the_largest_numbers(two, form):
+@pytest.mark.parametrize(("form", "digits"), DIGITS)
+def test_digits_of_the_largest_numbers(two, form, digits):
     """Codes at both ends times x at its: what int32 must hold. And rows of x that are zero."""
     case = Case(form, 4, 16, 512, extras=False)
-    case.planes["codes"][:8], case.planes["codes"][8:] = 0, 255
+    low, high = (-128, 127) if SCHEMES[form].bits == 8 else (0, 255)
+    case.planes["codes"][:8], case.planes["codes"][8:] = low, high
     for plane in ("high", "scales"):
         if plane in case.planes:
             case.planes[plane][::2] = -case.planes[plane][::2] if plane == "scales" else 255
@@ -201,8 +208,8 @@ def test_digits_of_the_largest_numbers(two, form):
     parts = {name: Tensor(np.ascontiguousarray(p)) for name, p in case.planes.items()}
     with dispatch.strict(False):
         case.decoded = dequantize(QuantizedTensor(SCHEMES[form], (16, 512), parts)).numpy()
-    two.run(in_digits(case))
-    case.check()
+    two.run(in_digits(case, digits))
+    case.check(c=IN_DIGITS[digits])
     assert not case.y[3, :16].any()
 
 

@@ -62,65 +62,68 @@ def _linear(
 def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, reads, out) -> None:
     M, N, K = sizes
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
-    kernel, constants = "linear.gemv", {"form": form, "columns": columns}
-    route = "int8" if rounds else "gemv_digits" if takes_digits(form, columns, K) else None
-    if route is not None:
-        packed = _pack(backend, p, route, M, K, reads[0])
+    digits = 0 if rounds else digits_of(form, columns, K)
+    if rounds:
+        kernel, constants = "int8.gemv", {"columns": columns}
+        packed = _pack(backend, p, "int8.quantize_rows", M * _record_bytes(K), M, reads[0])
+    elif digits:
+        kernel = "gemv_digits.gemv"
+        constants = {"form": form, "columns": columns, "digits": digits}
+        blocks = M * _steps(K) * (jit.target().lanes // 4)
+        nbytes = M * _steps(K) * layout.digit_record(jit.target().lanes, digits)
+        packed = _pack(backend, p, "gemv_digits.split", nbytes, blocks, reads[0], digits=digits)
+    else:
+        kernel, constants, packed = "linear.gemv", {"form": form, "columns": columns}, None
+    if packed is not None:
         p[layout.PACKED], reads = address(packed), [*reads, packed]
-        kernel = f"{route}.gemv"
-        if rounds:
-            del constants["form"]
     backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
 
 
-# rows of x up to which integer products are faster than decoding the weights once for all rows
-_DIGIT_ROWS = {"c4": 2, "c6": 4}
+def digits_of(form: Form, rows: int, K: int) -> int:
+    """The digits that x has in `gemv_digits.py`; 0 where it does not know the form, or where
+    decoding the weights once for all rows of x is faster.
+
+    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits.
+    """
+    target, signed = jit.target(), form.codes == "c8" or bool(form.table)
+    if form.codes[0] != "c" or K % 32 or form.super % (8 * target.lanes):
+        return 0
+    if rows > (2 if form.codes == "c8" else 4):
+        return 0
+    if form.table and not (target.shuffles_bytes and all(map(_is_byte, form.table))):
+        return 0
+    return 3 if signed else 2
 
 
-def takes_digits(form: Form, rows: int, K: int) -> bool:
-    """Whether `gemv_digits.py` has the form, K fills a step of it, and it is the faster way."""
-    step = 8 * jit.target().lanes
-    fits = form.group > 0 and form.super % step == 0 and step <= K
-    fits &= not form.table and form.factor == 1.0 and form.offsets in ("", "f16")
-    fits &= form.scale in ("f32", "f16", "i8") and (not form.super or K % form.super == 0)
-    return fits and rows <= _DIGIT_ROWS.get(form.codes, 0)
+def _is_byte(value: float) -> bool:
+    return value.is_integer() and -128 <= value <= 127
 
 
-def _digit_bytes(M: int, K: int) -> tuple[int, int]:
-    lanes = jit.target().lanes
-    blocks, step = K // 32, lanes // 4
-    steps = -(-blocks // step)
-    return M * steps * layout.digit_record(lanes), M * steps * step
+def _steps(K: int) -> int:
+    """Steps of a row in `gemv_digits.py`."""
+    return -(-K // (8 * jit.target().lanes))
 
 
-def _record_bytes(M: int, K: int) -> tuple[int, int]:
-    return M * (64 + -(-K // 32) * 64), M
-
-
-# Kernels that want x in integers: (kernel that makes them, function of M and K that gives the bytes
-# they take and the items that make them).
-_PACKED_X = {
-    "gemv_digits": ("gemv_digits.split", _digit_bytes),
-    "int8": ("int8.quantize_rows", _record_bytes),
-}
+def _record_bytes(K: int) -> int:
+    """Of a row of x as `int8.quantize_rows` writes it."""
+    return 64 + -(-K // 32) * 64
 
 
 def _pack(
-    backend: NumpyBackend, p: list[int], route: str, M: int, K: int, x: np.ndarray
-) -> np.ndarray:
-    """x in the integers that kernels of a route multiply; a program makes them once for each x."""
-    maker, size = _PACKED_X[route]
-    recorder = backend.recorder
-    known = recorder.derived(maker, x) if recorder is not None else None
+    backend: NumpyBackend, p: list[int], maker: str, nbytes: int, items: int, x: np.ndarray,
+    **constants: int,
+) -> np.ndarray:  # fmt: skip
+    """x in the integers that a kernel multiplies; a program makes them once for each x."""
+    recorder, key = backend.recorder, f"{maker} {constants}"
+    known = recorder.derived(key, x) if recorder is not None else None
     if known is not None:
         return known
-    nbytes, items = size(M, K)
     packed = backend.empty((nbytes,), np.uint8)
     q = [*p]
     q[layout.PACKED] = address(packed)
-    backend.launch(maker, q, items=items, grain=8, reads=[x], writes=[packed])
+    backend.launch(maker, q, items=items, grain=8, reads=[x], writes=[packed], **constants)
     if recorder is not None:
-        recorder.remember(maker, x, packed)
+        recorder.remember(key, x, packed)
     return packed
 
 

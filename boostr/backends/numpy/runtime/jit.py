@@ -72,6 +72,13 @@ class Target:
         """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""
         return self.has("f16c") or self.has("neon")
 
+    @property
+    def shuffles_bytes(self) -> bool:
+        """Whether an instruction looks up bytes in a table of 16."""
+        if self.lanes == 16:
+            return self.has("avx512bw")
+        return self.lanes == 8 or self.has("ssse3") or self.has("neon")
+
     @functools.cached_property
     def int8_dot(self) -> str:
         """The instruction of the int8 product for many rows; "" where float32 is as good.

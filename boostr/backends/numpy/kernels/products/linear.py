@@ -53,7 +53,8 @@ def gemv(form, columns: int, rows: int = 0):
     step = block_bytes(form) * rows
     spans = has_spans(form) and columns <= 2
     contract_span, span_step = span_contractor(form), SPAN * step
-    row_scale, tile = scales_last(form), rows * columns
+    row_scale, sums = scales_last(form), 2 if rows * columns <= 4 else 1
+    tile = rows * columns * sums
 
     def kernel(params, start, stop):
         length, count = params[K], params[M]
@@ -80,7 +81,9 @@ def gemv(form, columns: int, rows: int = 0):
             put(results, reduce_add(acc))
             for r in range(min(rows, stop - n)):
                 for m in range(count):
-                    value = results[r * columns + m]
+                    value = results[(r * columns + m) * sums]
+                    if sums == 2:
+                        value += results[(r * columns + m) * sums + 1]
                     if row_scale:
                         value *= f32(params[SCALES])[n + r]
                     finish(params, value, m, n + r)

@@ -278,8 +278,9 @@ def load_block_n(typingctx, rows, block, count):
 
 @intrinsic
 def contract(typingctx, w, x, acc):
-    """acc[r, m] += sum over v of w[r, v] * x[m, v], for tuples of R V, M V and R M vectors."""
+    """acc[r, m, s] += w[r, v] * x[m, v] for all v of which v % S = s: tuples of R V, M V, R M S."""
     rows, columns = len(w) // VECTORS, len(x) // VECTORS
+    sums = len(acc) // (rows * columns)
 
     def codegen(context, builder, sig, values):
         ws, xs, out = (
@@ -289,7 +290,7 @@ def contract(typingctx, w, x, acc):
         for v in range(VECTORS):
             for r in range(rows):
                 for m in range(columns):
-                    i = r * columns + m
+                    i = (r * columns + m) * sums + v % sums
                     out[i] = _fma(builder, ws[r * VECTORS + v], xs[m * VECTORS + v], out[i])
         return context.make_tuple(builder, acc, out)
 
@@ -336,7 +337,9 @@ def span_contractor(form):
                     for b in range(SPAN)
                 ]
                 for m in range(columns):
-                    i = r * columns + m
+                    i = (r * columns + m) * (
+                        len(acc) // (len(w) // len(plane_names(form)) * columns)
+                    )
                     out[i] = _span_sum(builder, codes, xs[m], scales, out[i])
             return context.make_tuple(builder, acc, out)
 

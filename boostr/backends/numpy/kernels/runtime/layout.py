@@ -45,9 +45,9 @@ BLOCKS, BLOCK_ROW_BYTES, BLOCK_COUNT = range(PLANE_WORDS, 17)
 REPACK_PARAMS = 17
 
 
-def digit_record(lanes: int) -> int:
+def digit_record(lanes: int, digits: int) -> int:
     """Bytes of one step of split x, LANES * 8 elements, for `gemv_digits.gemv`."""
-    return 9 * 4 * lanes
+    return (2 * digits + 3) * 4 * lanes
 
 
 # packed x of `int8_gemm`: a head of scales and, from INT8_OFFSETS on, of offsets; then words

@@ -1,0 +1,198 @@
+"""How codes and scales of a step of a row become operands of integer dot products.
+
+A step is STEP blocks of 32 inputs, one for each four lanes of 32 bits: two vectors of 4 LANES
+unsigned bytes, the inputs 0..15 of each block and the inputs 16..31. Planes lie so that most bytes
+are in this order already (`boostr/quant/scheme.py`). The number that code byte u stands for is
+u - bias(form) - zero, before its group's scale, zero point and offset.
+
+Of a row's last step only `valid` blocks may exist: what follows is not read and is 0, and its
+scales are those of the last block.
+"""
+
+from llvmlite import ir
+
+from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, fields, table_of
+from boostr.backends.numpy.kernels.products.weights import number, scales_last
+from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode
+from boostr.backends.numpy.kernels.runtime.simd import F32, I8, I32, I64, LANES, call, constant
+from boostr.backends.numpy.runtime import jit
+
+STEP = LANES // 4
+BYTES = 4 * LANES  # of a vector
+VF, VI, VB = (ir.VectorType(e, n) for e, n in ((F32, LANES), (I32, LANES), (I8, BYTES)))
+SIGNED = jit.target().has("dotprod")  # whether the dot product takes codes as signed bytes
+_SHUFFLE = {
+    16: "llvm.x86.avx512.pshuf.b.512", 8: "llvm.x86.avx2.pshuf.b", 4: "llvm.x86.ssse3.pshuf.b.128",
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- codes
+
+
+def is_wide(form) -> bool:
+    """Whether numbers are signed bytes."""
+    return bool(form.table) or form.codes == "c8"
+
+
+def bias(form) -> int:
+    """What is added to numbers that are signed, so that bytes are not; sdot wants them signed."""
+    return 128 if is_wide(form) and not SIGNED else 0
+
+
+def centre(form) -> int:
+    """The middle of the code bytes."""
+    return bias(form) if is_wide(form) else 1 << (sum(fields(form)) - 1)
+
+
+def step_codes(builder, form, row, block, valid=None):
+    """(inputs 0..15 of STEP blocks, inputs 16..31), as unsigned bytes."""
+    if form.codes == "c8":
+        added = constant(bias(form), VB)
+        halves = _bytes(builder, row["codes"], block, valid)
+        return [builder.xor(half, added) for half in halves]
+    low, *high = fields(form)
+    halves = _field(builder, row["codes"], block, valid, low, 0)
+    for bits in high:
+        above = _field(builder, row["high"], block, valid, bits, low)
+        halves = [builder.or_(*both) for both in zip(halves, above, strict=True)]
+    if not form.table:
+        return halves
+    numbers = [int(value) + bias(form) for value in table_of(form)]
+    table = constant(numbers * (BYTES // len(numbers)), VB)
+    return [_shuffle(builder, table, half) for half in halves]
+
+
+def _shuffle(builder, table, index):
+    """table[i] for bytes i < 16."""
+    if jit.target().has("neon"):
+        return call(builder, "llvm.aarch64.neon.tbl1.v16i8", VB, [table, index])
+    return call(builder, _SHUFFLE[LANES], VB, [table, index])
+
+
+def _load(builder, plane, block, valid, size, kind):
+    """`size` bytes of each of STEP blocks, as a vector of this type."""
+    words = ir.VectorType(I32, size * STEP // 4)
+    mask = None
+    if valid is not None:
+        mask = _count_mask(builder, builder.mul(valid, I64(size // 4)), words.count)
+    where = at(builder, plane, builder.mul(block, I64(size)), words)
+    return builder.bitcast(_read(builder, where, words, mask), kind)
+
+
+def _field(builder, plane, block, valid, bits, place):
+    """A field of so many bits of each input, at bit `place` of its byte; the others are 0.
+
+    Of the words of 4 * bits bytes that a block has, a half of its inputs lies in `turns` = 4 / bits
+    copies, shifted further by `bits` from one to the next.
+    """
+    turns, element = 4 // bits, I32 if bits == 1 else I64
+    kind = ir.VectorType(element, 8 * BYTES // element.width)
+    raw = _load(builder, plane, block, valid, 4 * bits, ir.VectorType(element, kind.count // turns))
+    if turns > 1:
+        order = constant([i // turns for i in range(kind.count)], ir.VectorType(I32, kind.count))
+        raw = builder.shuffle_vector(raw, raw, order)
+    mask = constant(((1 << bits) - 1) << place, VB)
+    halves = []
+    for half in range(2):
+        shifts = [bits * (half * turns + i % turns) - place for i in range(kind.count)]
+        value = raw
+        if min(shifts) < 0:
+            value = builder.shl(value, constant([max(-s, 0) for s in shifts], kind))
+        if max(shifts) > 0:
+            value = builder.lshr(value, constant([max(s, 0) for s in shifts], kind))
+        halves.append(builder.and_(builder.bitcast(value, VB), mask))
+    return halves
+
+
+def _bytes(builder, plane, block, valid):
+    """Codes of whole bytes."""
+    kind = ir.VectorType(I64, 2 * BYTES // 8)
+    raw = _load(builder, plane, block, valid, BLOCK, kind)
+    halves = []
+    for half in range(2):
+        picks = [4 * (i // 2) + 2 * half + i % 2 for i in range(kind.count // 2)]
+        order = constant(picks, ir.VectorType(I32, len(picks)))
+        halves.append(builder.bitcast(builder.shuffle_vector(raw, raw, order), VB))
+    return halves
+
+
+# ---------------------------------------------------------------- scales and offsets
+
+
+def step_groups(builder, form, row, block, valid=None):
+    """(scale, offset) of each half of the blocks of a step, one pair if halves share it; None for
+    a scale of 1 and an offset of 0.
+
+    Offsets are those of code bytes less `centre`.
+    """
+    above = builder.udiv(block, I64(form.super // BLOCK)) if form.super else None
+    pairs = []
+    for half in range(2 if form.group == 16 else 1):
+
+        def read(name, kind, half=half):
+            return _spread(builder, form, row[name], kind, block, half, valid)
+
+        scale = offset = None
+        if not scales_last(form):
+            scale = read("scales", form.scale)
+            if form.factor != 1.0:
+                scale = builder.fmul(scale, constant(form.factor, VF))
+            if form.super:
+                scale = builder.fmul(scale, number(builder, row["supers"], above, "f32"))
+        if form.offsets not in ("", "zeros"):
+            offset = read("offsets", form.offsets)
+            if form.offsets == "u8":
+                offset = builder.fmul(offset, number(builder, row["floors"], above, "f32"))
+        zeros = read("zeros", "i8") if form.offsets == "zeros" else None
+        pairs.append((scale, _recentred(builder, form, scale, offset, zeros)))
+    return pairs
+
+
+def _recentred(builder, form, scale, offset, zeros):
+    """offset + scale (centre - bias - zero - zeros), None if that is 0."""
+    shift = centre(form) - bias(form) - form.zero
+    if not shift and zeros is None:
+        return offset
+    more = constant(float(shift), VF)
+    if zeros is not None:
+        more = builder.fsub(more, zeros)
+    if scale is not None:
+        more = builder.fmul(more, scale)
+    return more if offset is None else builder.fadd(more, offset)
+
+
+def _spread(builder, form, plane, kind, block, half, valid):
+    """Elements of a plane that has one for each group: LANES f32, four for each block of a step."""
+    if not form.group:
+        return number(builder, plane, I64(0), kind)
+    blocks, span = range(STEP), BLOCK * STEP
+    if form.group % span == 0:
+        return number(builder, plane, builder.udiv(block, I64(form.group // BLOCK)), kind)
+    if valid is None and span % form.group == 0:
+        first = builder.udiv(builder.mul(block, I64(BLOCK)), I64(form.group))
+        picks = [(BLOCK * i + 16 * half) // form.group for i in blocks]
+        llvm, size = STORED[kind]
+        wanted = ir.VectorType(llvm, span // form.group)
+        raw = builder.load(at(builder, plane, builder.mul(first, I64(size)), wanted), align=1)
+    else:
+        raw, picks = _gathered(builder, form, plane, kind, block, half, valid), [*blocks]
+    values = decode(builder, raw, kind)
+    return builder.shuffle_vector(
+        values, values, constant([picks[i // 4] for i in range(LANES)], VI)
+    )
+
+
+def _gathered(builder, form, plane, kind, block, half, valid):
+    """The elements of the groups that the STEP blocks are in, each read by itself."""
+    llvm, size = STORED[kind]
+    raw = ir.Constant(ir.VectorType(llvm, STEP), ir.Undefined)
+    for i in range(STEP):
+        offset = I64(i)
+        if valid is not None:
+            last = builder.sub(valid, I64(1))
+            offset = builder.select(builder.icmp_signed("<", offset, last), offset, last)
+        first = builder.mul(builder.add(block, offset), I64(BLOCK))
+        index = builder.udiv(builder.add(first, I64(16 * half)), I64(form.group))
+        where = at(builder, plane, builder.mul(index, I64(size)), llvm)
+        raw = builder.insert_element(raw, builder.load(where, align=1), I32(i))
+    return raw
