@@ -35,7 +35,7 @@ from boostr.quant.formats.layout import Layout, Method, Numbers
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-_BAND = 1 << 22  # codes that are unpacked at a time
+_BAND = 1 << 20  # codes that are unpacked at a time: a few MiB, which caches hold
 
 
 class Assembled(LazyWeight):

@@ -25,9 +25,9 @@ IDS = np.array([3, 129, 0, 77, 12, 12, 64], np.int32)
 
 
 def make(folder: Path, packer: Packer, config: dict[str, Any], sizes=(128, 256), embed=False):
-    """Write a llama of (hidden, intermediate) sizes; its logits [T, V] in float64.
+    """Write a llama of (hidden, intermediate) sizes; what its weights mean, in float64.
 
-    `embed`: the embedding and the head are packed too.
+    `embed`: the embedding and the head are packed too. Tied in the config, they are one.
     """
     E, F = sizes
     rng = np.random.default_rng(11)
@@ -37,6 +37,8 @@ def make(folder: Path, packer: Packer, config: dict[str, Any], sizes=(128, 256),
               "mlp.down_proj": (E, F)}  # fmt: skip
     names = {f"model.layers.{i}.{n}": shape for i in range(LAYERS) for n, shape in shapes.items()}
     tables = {"model.embed_tokens": (VOCABULARY, E), "lm_head": (VOCABULARY, E)}
+    if config.get("tie_word_embeddings"):
+        del tables["lm_head"]
     stored, meant = {}, {}
     for name, (N, K) in (names | (tables if embed else {})).items():
         arrays, meant[name] = packer(rng, name, N, K)
@@ -48,6 +50,7 @@ def make(folder: Path, packer: Packer, config: dict[str, Any], sizes=(128, 256),
     for name, shape in plain.items():
         array = rng.standard_normal(shape, "f4")
         stored[f"{name}.weight"], meant[name] = array, array.astype(np.float64)
+    meant.setdefault("lm_head", meant["model.embed_tokens"])
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / "model.safetensors", stored)
     (folder / "config.json").write_text(json.dumps({

@@ -53,6 +53,8 @@ class Packing:
         """Codes uint8 [N, codes] of whole units in words [N, W]; a unit may lack its end."""
         N, size = len(words), self.unit_words * self.word
         raw = np.ascontiguousarray(words).view(np.uint8)
+        if self.starts == tuple(range(0, 8 * size, self.bits)):
+            return _spread(raw, self.bits)
         raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % size))).reshape(N, -1, size)
         out = np.empty((*raw.shape[:2], len(self.starts)), np.uint8)
         for i, (at, shift) in enumerate(divmod(start, 8) for start in self.starts):
@@ -73,6 +75,28 @@ class Packing:
             if shift + self.bits > 8:
                 raw[..., at + 1] |= units[..., i] >> 8 - shift
         return np.ascontiguousarray(raw.reshape(N, -1)[:, : self.words(count) * self.word])
+
+
+def _spread(raw: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 of rows of bytes [N, B] where code i begins at bit i · bits.
+
+    Eight at a time lie in a word of 64 bits: its upper half moves to where four bytes have room,
+    then the upper halves of both halves, then those of all four quarters.
+    """
+    N = len(raw)
+    raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % bits))).reshape(-1, bits)
+    if bits in (1, 2, 4):
+        x = raw.view(f"<u{bits}").reshape(-1).astype(np.uint64)
+    else:
+        units = np.zeros((len(raw), 8), np.uint8)
+        for i in range(bits):
+            units[:, i] = raw[:, i]
+        x = units.view("<u8").reshape(-1)
+    for codes in (4, 2, 1):
+        width, lane = codes * bits, codes * 8
+        low = sum((1 << width) - 1 << 2 * lane * i for i in range(4 // codes))
+        x = x & np.uint64(low) | (x & np.uint64(low << width)) << np.uint64(lane - width)
+    return x.view(np.uint8).reshape(N, -1)
 
 
 @cache

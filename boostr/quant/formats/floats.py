@@ -3,16 +3,15 @@ floating point; OCP microscaling formats; NVIDIA's NVFP4."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from boostr import dtypes
 from boostr.quant.formats.fields import ALL, EACH, FLOATS, UINT8, Axis, Field, dense
 from boostr.quant.formats.layout import KERNEL_GROUP, Layout, Numbers
-from boostr.quant.scheme import PACK, Scheme
+from boostr.quant.scheme import PACK, SCHEMES, Scheme
 
-# the sixteen numbers of e2m1, doubled so that they are integers
-E2M1 = tuple(sign * v for sign in (1.0, -1.0) for v in (0.0, 1, 2, 3, 4, 6, 8, 12))
-_SUPER = 256  # inputs that share a super-scale: one for the whole tensor, which is repeated
 _E4M3 = (dtypes.float8_e4m3,)
 SCALES_8 = (*_E4M3, dtypes.uint8)  # of 8-bit floats; MLX has no dtype for them
 SCALE_FLOATS = (*FLOATS, np.dtype("float8_e8m0fnu"))
@@ -67,7 +66,7 @@ def mxfp8(shape: tuple[int, int], codes: Field, scale: str) -> Layout:
 def mxfp4(shape: tuple[int, int], codes: Field, scale: str) -> Layout:
     """e2m1 and a power of two for 32 inputs."""
     scales = Field(scale, EACH, Axis(32), (*UINT8, SCALE_FLOATS[-1]), view=dtypes.uint8)
-    return _fp4(shape, Scheme("mxfp4", 32, **_FP4, scale="e8m0"), codes, scales, None, "")
+    return _fp4(shape, SCHEMES["mxfp4"], codes, scales, None, "")
 
 
 def nvfp4(
@@ -76,11 +75,8 @@ def nvfp4(
     """e2m1, an e4m3 for 16 inputs, and a float32 for the tensor that multiplies or divides."""
     scales = Field(scale, EACH, Axis(16), SCALES_8, view=dtypes.uint8)
     supers = Field(tensor_scale, ALL, ALL, (dtypes.float32,)) if tensor_scale else None
-    scheme = Scheme("nvfp4", 16, **_FP4, scale="e4m3", super_size=_SUPER)
+    scheme = replace(SCHEMES["nvfp4"], multiple=PACK)
     return _fp4(shape, scheme, codes, scales, supers, "divides" if divides else "multiplies")
-
-
-_FP4 = {"bits": 4, "values": E2M1, "factor": 0.5, "multiple": PACK}
 
 
 def _fp4(
@@ -88,12 +84,9 @@ def _fp4(
     how: str,
 ) -> Layout:  # fmt: skip
     as_bytes = shape[1] % PACK != 0
+    numbers, over = np.array(scheme.values, np.int8), scheme.super_size
     if as_bytes:
-        scheme = Scheme(
-            scheme.name, scheme.group_size, scale=scheme.scale, factor=0.5,
-            super_size=scheme.super_size,
-        )  # fmt: skip
-    numbers = np.array(E2M1, np.int8)
+        scheme = replace(scheme, bits=8, values=(), multiple=1)
 
     def loaded(found: Numbers) -> Numbers:
         out = {**found, "codes": numbers[found["codes"]]} if as_bytes else dict(found)
@@ -102,7 +95,7 @@ def _fp4(
             tensor = found.get("supers", np.ones((N, 1), np.float32))
             with np.errstate(divide="ignore"):
                 tensor = 1 / tensor if how == "divides" else tensor
-            out["supers"] = np.repeat(tensor, -(-K // _SUPER), 1)
+            out["supers"] = np.repeat(tensor, -(-K // over), 1)
         return out
 
     fields = {"codes": codes, "scales": scales}

@@ -82,7 +82,7 @@ class Layout:
                 raise ModelFileError(f"{tensors[f.name].name} has numbers that are not finite")
         codes = numbers.pop("codes")
         if self.order is not None:
-            codes = codes[:, self.order]
+            codes = np.take(codes, self.order, 1)
         bits = self.scheme.bits
         packed = {"codes": codes} if bits == 8 else pack_codes(codes, bits)
         return {name: (packed | numbers)[name] for name in self.scheme.parts}
