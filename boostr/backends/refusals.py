@@ -48,11 +48,6 @@ def quantize(w: Tensor, group: int) -> str | None:
     return only_floats(w) if w.shape[1] else "the weight has no inputs"
 
 
-def packed_kv(kept: KV) -> str | None:
-    """Kernels that read or write keys and values as floats."""
-    return f"a cache of {kept.form.name}" if isinstance(kept, PackedKV) else None
-
-
 def kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> str | None:
     if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
         return only_floats(k, v) or (f"k is {k.dtype}, v {v.dtype}" if k.dtype != v.dtype else None)

@@ -13,6 +13,7 @@
 // 8 elements each at a time; THREADS / LANES groups of them take keys in turn, UNROLL at once while
 // the next are on their way, each with sums of its own, which are merged at the end: JOIN of them
 // by shuffles where subgroups are known to be that large, the rest in workgroup memory.
+// CACHE i8 or u8: codes of 8 or 4 bits, and scales, as boostr/quant/kv.py has them, all as words.
 // Values: Q, CACHE dtypes; D, DV <= 256; HEADS of q for each kv head; ROWS, LANES, THREADS,
 //   UNROLL 2 | 4; VEC: rows are whole 16-byte words; SHIFT: log2 of the block size, -1 any, -2 for
 //   one block for each sequence; SOFTCAP, ALIBI, FINISH, LSE; SUBGROUPS: LANES reach one another;
@@ -27,13 +28,17 @@
 # set PITCH = DV4 + 1
 # set WIDTH4 = V_PIECES * LANES * 2
 # set VALUES = "vec" ~ UNROLL ~ "<f32>"
-# set PACKED = CACHE != "f32"
+# set CODES = {"i8": 8, "u8": 4}.get(CACHE, 0)
+# set PACKED = CACHE in ("bf16", "f16")
 # set STEPS = "vec" ~ UNROLL ~ "<i32>(" ~ range(0, UNROLL * GROUPS, GROUPS) | join(", ") ~ ")"
 struct Params {
   q_first: u32, q_row: u32, q_head: u32,  // q's first element, from token to token, head to head
   k_first: u32, k_row: u32, k_head: u32,  // elements; with VEC pieces of 8 elements
   v_first: u32, v_row: u32, v_head: u32,
   cu_first: u32, lens_first: u32, table_first: u32, alibi_first: u32,
+# if CODES
+  k_scales_first: u32, v_scales_first: u32,
+# endif
   T: u32, K: u32, B: u32, S: u32, tiles: u32,
   bs: u32, columns: u32, capacity: i32,
   grain: u32,  // keys that a range has at least, if there is more than one
@@ -42,8 +47,9 @@ struct Params {
   scale: f32, softcap: f32,
 }
 {{ read(0, "q", Q) }}
-{{ read(1, "k_cache", CACHE, 4 if VEC else 1) }}
-{{ read(2, "v_cache", CACHE, 4 if VEC else 1) }}
+# set LOAD = CODES // 4 or (4 if VEC else 1)
+{{ read(1, "k_cache", CACHE, LOAD) }}
+{{ read(2, "v_cache", CACHE, LOAD) }}
 {{ read(3, "cu_seqlens", "i32") }}
 {{ read(4, "block_table", "i32") }}
 {{ read(5, "kv_lens", "i32") }}
@@ -51,6 +57,11 @@ struct Params {
 # if ALIBI
 {{ read(next, "alibi", "f32") }}
 # set next = next + 1
+# endif
+# if CODES
+{{ read(next, "k_scales", "u32") }}
+{{ read(next + 1, "v_scales", "u32") }}
+# set next = next + 2
 # endif
 # if FINISH
 {{ write(next, "out", Q) }}
@@ -322,10 +333,19 @@ fn attend(t: u32, b: u32, kv: u32, split: u32, s: Sequence, tile: u32, begin: i3
   if (writes) {
 #   for r in range(r0, r0 + count)
     {
-      let at = ({{ (r - r0) * MERGED }}u + slot) * {{ WIDTH4 }}u + 2u * lane;
+      let at = ({{ (r - r0) * MERGED }}u + slot) * {{ WIDTH4 }}u;
 #     for j in range(V_PIECES)
-      room[at + {{ 2 * j * LANES }}u] = a{{ r }}_{{ j }};
-      room[at + {{ 2 * j * LANES + 1 }}u] = b{{ r }}_{{ j }};
+      {
+        let piece = lane + {{ j * LANES }}u;
+#       if CODES == 4
+        let first = at + piece / 4u * 8u + piece % 4u;
+        room[first] = a{{ r }}_{{ j }};
+        room[first + 4u] = b{{ r }}_{{ j }};
+#       else
+        room[at + 2u * piece] = a{{ r }}_{{ j }};
+        room[at + 2u * piece + 1u] = b{{ r }}_{{ j }};
+#       endif
+      }
 #     endfor
     }
 #   endfor

@@ -1,4 +1,5 @@
 // Included by attention_decode.wgsl: 8 elements ("a piece") of a row, and where rows are.
+// With CODES 4 a piece is a word of nibbles: 4 elements, and the 4 that lie 16 behind these.
 struct Piece { a: vec4<f32>, b: vec4<f32> }
 
 # if VEC and PACKED
@@ -7,6 +8,19 @@ fn floats(w: Raw) -> Piece {
   return Piece(
     vec4<f32>(unpack_{{ CACHE }}(w.x), unpack_{{ CACHE }}(w.y)),
     vec4<f32>(unpack_{{ CACHE }}(w.z), unpack_{{ CACHE }}(w.w)));
+}
+# elif CODES == 8
+alias Raw = vec3<u32>;  // codes, scale
+fn floats(w: Raw) -> Piece {
+  let scale = bitcast<f32>(w.z);
+  return Piece(vec4<f32>(unpack_i8(w.x)) * scale, vec4<f32>(unpack_i8(w.y)) * scale);
+}
+# elif CODES == 4
+alias Raw = vec2<u32>;  // codes, scale and floor
+fn floats(w: Raw) -> Piece {
+  let line = unpack_bf16(w.y);
+  return Piece(vec4<f32>(unpack_u8(w.x & 0x0f0f0f0fu)) * line.x + line.y,
+               vec4<f32>(unpack_u8((w.x >> 4u) & 0x0f0f0f0fu)) * line.x + line.y);
 }
 # else
 alias Raw = Piece;
@@ -18,7 +32,11 @@ fn floats(w: Raw) -> Piece { return w; }
 fn {{ name }}_piece(at: u32, piece: u32, row_exists: bool) -> Raw {
   let here = row_exists && piece < {{ (WIDTH + 7) // 8 }}u;
   let i = select(0u, at + piece{{ "" if VEC else " * 8u" }}, here);
-#   if VEC and PACKED
+#   if CODES
+  let scale = {{ name }}_scales[p.{{ name }}_scales_first
+      + select(0u, i - p.{{ name }}_first, here) / {{ WIDTH // 8 if CODES == 8 else 4 }}u];
+  return select(Raw(), Raw({{ name }}_cache[i], scale), here);
+#   elif VEC and PACKED
   return select(vec4<u32>(0u), {{ name }}_cache[i], here);
 #   elif VEC
   let zero = vec4<f32>(0.0);
@@ -39,10 +57,11 @@ fn {{ name }}_piece(at: u32, piece: u32, row_exists: bool) -> Raw {
 fn q_piece(first: u32, R: u32, kv: u32, piece: u32) -> Piece {
   let query = R / {{ HEADS }}u;
   let head = kv * {{ HEADS }}u + R - query * {{ HEADS }}u;
-  let at = p.q_first + (first + query) * p.q_row + head * p.q_head + piece * 8u;
+  let at = p.q_first + (first + query) * p.q_row + head * p.q_head
+      + {{ "piece / 4u * 32u + piece % 4u * 4u" if CODES == 4 else "piece * 8u" }};
   var x = Piece(vec4<f32>(0.0), vec4<f32>(0.0));
 # if VEC
-  if (piece < {{ D // 8 }}u) { x = Piece(q_at4(at), q_at4(at + 4u)); }
+  if (piece < {{ D // 8 }}u) { x = Piece(q_at4(at), q_at4(at + {{ 16 if CODES == 4 else 4 }}u)); }
 # else
 #   for e in range(8)
   if (piece * 8u + {{ e }}u < {{ D }}u) { x.{{ "ab"[e // 4] }}[{{ e % 4 }}] = q_at(at + {{ e }}u); }

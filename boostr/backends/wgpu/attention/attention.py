@@ -6,6 +6,7 @@ each head (`attention.wgsl`). Few queries over a paged cache go to `attention_de
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.attention import attention_decode, attention_matrix
+from boostr.backends.wgpu.attention.attention_decode_combine import combine
 from boostr.backends.wgpu.attention.attention_plan import (
     Call,
     Plan,
@@ -26,6 +27,7 @@ from boostr.backends.wgpu.attention.attention_plan import (
     splits_of,
     together,
 )
+from boostr.backends.wgpu.attention.cache import packed_refusal, unpack
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
@@ -157,7 +159,7 @@ def _attend(call: Call) -> tuple[Tensor, Tensor]:
         attend_into(call, [parts], splits=splits)
         logits = None if sinks is None else backend.dense(sinks.data)
         cu = backend.dense(call.cu_q.data)
-        out, lse = attention_decode.combine(backend, parts, DV, logits, cu, q.dtype)
+        out, lse = combine(backend, parts, DV, logits, cu, q.dtype)
     else:
         out = backend.empty((*q.shape[:2], DV), dtypes.float32 if DV % 2 else q.dtype)
         lse = backend.empty(q.shape[:2], dtypes.float32)
@@ -222,10 +224,10 @@ def attend_into(
 # -- routing ---------------------------------------------------------------------------------------
 def supports(q: Tensor, k: KV, v: KV, *rest: Any) -> str | None:
     """Why the tiled kernel cannot take these, or None."""
-    if isinstance(k, PackedKV) or isinstance(v, PackedKV):
-        return refusals.packed_kv(k)
-    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k)):
-        return f"dtypes {q.dtype} and {k.dtype}: it takes float32, float16 and bfloat16"
+    floats = [t for t in (q, k) if not isinstance(t, PackedKV)]
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in floats):
+        names = " and ".join(str(t.dtype) for t in floats)
+        return f"dtypes {names}: it takes float32, float16 and bfloat16"
     D, DV = q.shape[2], v.shape[-1]
     if max(D, DV) > MAX_WIDTH:
         return f"heads of {D} and {DV} columns: it takes up to {MAX_WIDTH}"
@@ -233,6 +235,8 @@ def supports(q: Tensor, k: KV, v: KV, *rest: Any) -> str | None:
     if choose_tiles(D, DV, caps) is None:
         return f"heads of {D} and {DV} columns do not fit {caps.workgroup_bytes} bytes"
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if isinstance(x, PackedKV):
+            continue
         if x.data.span[1] * x.dtype.itemsize > caps.binding_bytes < x.data.buffer.block.size:
             return f"{name} ends behind the {caps.binding_bytes} bytes that a kernel can see"
     return None
@@ -253,12 +257,28 @@ def _paged(*args: Any) -> tuple[Tensor, Tensor]:
     if attention_decode.supports(*args) is None:
         return attention_decode.attend(*args)
     q, k, v, cu_q, table, kv_lens, alibi, sinks, options = args
+    if isinstance(k, PackedKV):
+        (k, named), (v, _) = (
+            unpack(q.backend, cache, table.data, kv_lens.data, q.dtype) for cache in (k, v)
+        )
+        k, v, table = (Tensor.wrap(x, q.backend) for x in (k, v, named))
     return _serve(Call(q, k, v, cu_q, kv_lens, table, alibi, sinks, options))
+
+
+def _paged_supports(q: Tensor, k: KV, v: KV, cu_q: Tensor, table: Tensor, *rest: Any) -> str | None:
+    reason = supports(q, k, v) or packed_refusal(k, v)
+    if reason is None and isinstance(k, PackedKV):
+        most = q.backend.caps.binding_bytes  # type: ignore[attr-defined]
+        numbers = table.size * math.prod((*k.shape[1:3], max(k.shape[3], v.shape[3])))
+        in_place = attention_decode.supports(q, k, v, cu_q, table, *rest) is None
+        if not in_place and max(numbers * q.dtype.itemsize, k.nbytes, v.nbytes) > most:
+            reason = f"a tensor, packed or as floats, is larger than a binding, {most} bytes"
+    return reason
 
 
 KERNELS = {
     "varlen_attention": Kernel(_varlen, supports),
-    "paged_attention": Kernel(_paged, supports),
+    "paged_attention": Kernel(_paged, _paged_supports),
 }
 
 BARE = Caps("", "", "")  # a device with nothing beyond what WebGPU promises

@@ -6,18 +6,19 @@ all. Splits are joined by `combine`, or by who reads them (`attention_decode_par
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from boostr import dtypes
-from boostr.backends import refusals
+from boostr.backends.wgpu.attention.attention_decode_combine import combine
+from boostr.backends.wgpu.attention.cache import packed_refusal
+from boostr.backends.wgpu.rows.rows import power_of_two
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
 from boostr.backends.wgpu.runtime.wgsl import name_of
-from boostr.operands import KV, PackedKV
+from boostr.operands import KV, PackedKV, planes_of
 from boostr.options import AttentionOptions
 from boostr.tensor import Tensor
 
@@ -34,6 +35,7 @@ _FILLS = {"discrete": 132, "integrated": 48, "software": 8}
 _LEAST_GRAIN = 64  # keys
 # bytes of partials that a workgroup of their reader may join; of keys and values in each of them
 _IN_READER, _OF_SPLIT = 48 << 10, 256 << 10
+_BINDINGS = 10  # arrays that a kernel of packed keys and values sees
 
 
 # -- what a call needs ----------------------------------------------------------------------------
@@ -42,7 +44,7 @@ class Call:
     """Shapes and types of one call, from which the launch follows."""
 
     q: str
-    cache: str
+    cache: str  # dtype of keys and values, or of their codes
     T: int
     H: int
     K: int
@@ -107,10 +109,6 @@ def _pieces(width: int, lanes: int) -> int:
     return (width + 8 * lanes - 1) // (8 * lanes)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
 def _rows(call: Call, most: int, fills: int, max_splits: int) -> int:
     """Rows of a workgroup: where keys are few, as few as do not take more workgroups than fill the
     device (twice as many small ones do), which would idle and may as well read them again."""
@@ -124,7 +122,7 @@ def _rows(call: Call, most: int, fills: int, max_splits: int) -> int:
 @lru_cache(1024)
 def plan(call: Call, caps: Caps, max_splits: int = 1 << 20, **chosen: Any) -> Plan:
     """How to run a call. `chosen` overrides fields: benchmarks and tests compare them."""
-    pieces = _power_of_two(-(-max(call.D, call.Dv) // 8))
+    pieces = power_of_two(-(-max(call.D, call.Dv) // 8))
     subgroups = chosen.get("subgroups", caps.subgroup_max > 1)
     reach = caps.subgroup_min if subgroups else 8
     lanes = chosen.get("lanes", max(1, min(pieces, reach)))
@@ -187,12 +185,12 @@ def supports(
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
 ) -> str | None:  # fmt: skip
     """None if these arguments are for this kernel, else why not."""
-    if isinstance(k_cache, PackedKV) or isinstance(v_cache, PackedKV):
-        return refusals.packed_kv(k_cache)
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
-    B = kv_lens.size
-    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, k_cache)):
-        return f"dtypes {q.dtype}, {k_cache.dtype} not in float32, float16, bfloat16"
+    B, (codes, *scales) = kv_lens.size, planes_of(k_cache)
+    if any(t.dtype not in dtypes.MODEL_FLOATS for t in (q, *([] if scales else [codes]))):
+        return f"dtypes {q.dtype}, {codes.dtype} not in float32, float16, bfloat16"
+    if scales and (reason := _packed_refusal(backend, k_cache, v_cache)) is not None:
+        return reason
     if max(q.shape[2], v_cache.shape[3]) > MAX_DIM or not min(q.shape[2], v_cache.shape[3]):
         return f"head_dim {q.shape[2]}, {v_cache.shape[3]} is not in 1..{MAX_DIM}"
     if q.shape[0] > FEW * B:
@@ -202,7 +200,7 @@ def supports(
     if B > _MOST_GROUPS:
         return f"{B} sequences are more than {_MOST_GROUPS}"
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if _row_stride(x.data) is None:
+        if _row_stride(planes_of(x)[0].data) is None:
             return f"the positions of {name} are not evenly spaced rows"
         if x.nbytes > backend.caps.binding_bytes:
             return f"{name} has {x.nbytes} bytes, a binding at most {backend.caps.binding_bytes}"
@@ -212,17 +210,28 @@ def supports(
     return None
 
 
-def _call(*tensors: Tensor, options: AttentionOptions, alibi: Any, sinks: Any) -> Call:
-    """`tensors`: q, k_cache, v_cache, block_table."""
-    backend: WgpuBackend = tensors[0].backend  # type: ignore[assignment]
-    q, k, v, table = (x.data for x in tensors)
-    T, H, D = q.shape
-    bs, columns, Dv = k.shape[1], table.shape[1], v.shape[3]
-    aligned = D % 8 == 0 and _aligned(backend, k, 8) and _aligned(backend, v, 8)
+def _packed_refusal(backend: WgpuBackend, k_cache: KV, v_cache: KV) -> str | None:
+    if backend.caps.bindings < _BINDINGS:
+        return f"{_BINDINGS} arrays at once, the GPU binds {backend.caps.bindings}"
+    D, Dv = k_cache.shape[3], v_cache.shape[3]
+    if D % 8 or Dv % 8:
+        return f"packed heads of {D} and {Dv} are not whole pieces of 8"
+    return packed_refusal(k_cache, v_cache)
+
+
+def _call(
+    q: Tensor, k_cache: KV, v_cache: KV, block_table: Tensor, options: AttentionOptions,
+    alibi: Any, sinks: Any,
+) -> Call:  # fmt: skip
+    backend: WgpuBackend = q.backend  # type: ignore[assignment]
+    k, v = (planes_of(cache)[0].data for cache in (k_cache, v_cache))
+    (T, H, D), (_, bs, K, Dv), (B, columns) = q.shape, v_cache.shape, block_table.shape
+    packed = isinstance(k_cache, PackedKV)
+    aligned = packed or (D % 8 == 0 and _aligned(backend, k, 8) and _aligned(backend, v, 8))
     shift = bs.bit_length() - 1 if bs & (bs - 1) == 0 else -1
     return Call(
-        name_of(q.dtype), name_of(k.dtype), T, H, k.shape[2], D, Dv, table.shape[0],
-        _capacity(table, bs, T, options), -2 if columns == 1 else shift,
+        name_of(q.dtype), name_of(k.dtype), T, H, K, D, Dv, B,
+        _capacity(block_table, bs, T, options), -2 if columns == 1 else shift,
         aligned, options.softcap > 0, alibi is not None, sinks is not None,
     )  # fmt: skip
 
@@ -238,19 +247,21 @@ class _Inputs:
     table: Any
     lens: Any
     alibi: Any
+    scales: tuple[Any, ...]  # of k and v that are packed
 
     def reads(self) -> list[Any]:
-        arrays = self.q, self.k, self.v, self.cu, self.table, self.lens, self.alibi
+        arrays = self.q, self.k, self.v, self.cu, self.table, self.lens, self.alibi, *self.scales
         return [a for a in arrays if a is not None]
 
 
 def _inputs(backend: WgpuBackend, tensors: tuple, alibi: Tensor | None, aligned: bool) -> _Inputs:
-    q, k, v = (x.data for x in tensors[:3])
+    q, kept = tensors[0].data, [planes_of(cache) for cache in tensors[1:3]]
+    (k, v), scales = (p[0].data for p in kept), tuple(p[1].data for p in kept if len(p) > 1)
     if q.strides[2] != 1 or (aligned and not _aligned(backend, q, 4)):
         q = backend.copy(q)
     cu, table, lens = (backend.dense(x.data) for x in tensors[3:])
     slopes = None if alibi is None else backend.dense(alibi.data)
-    return _Inputs(q, k, v, cu, table, lens, slopes)
+    return _Inputs(q, k, v, cu, table, lens, slopes, scales)
 
 
 def _launch(
@@ -258,7 +269,7 @@ def _launch(
     writes: list[Any], finish: bool,
 ) -> None:  # fmt: skip
     bs, columns = x.k.shape[1], x.table.shape[1]
-    unit = 8 if call.aligned else 1
+    unit = {"i8": 8, "u8": 4}.get(call.cache, 8 if call.aligned else 1)
     right = 0 if options.causal else options.right
     sides = (n if 0 <= n < _FAR else _FAR for n in (options.left, right))
     places = [backend.offset(x.q), *x.q.strides[:2]]
@@ -267,6 +278,7 @@ def _launch(
         places += [n // unit for n in numbers]
     arrays = (x.cu, x.lens, x.table, x.alibi)
     firsts = [0 if a is None else backend.offset(a) for a in arrays]
+    firsts += [backend.offset(a) * a.dtype.itemsize // 4 for a in x.scales]
     params = [
         *places, *firsts, call.T, call.K, call.B, plan.splits, plan.tiles, bs, columns,
         min(columns * bs, _FAR), plan.grain, *sides, int(options.bottom_right),
@@ -280,7 +292,7 @@ def _launch(
 
 # -- the parts, for who joins them; and the op ----------------------------------------------------
 def partials(
-    backend: WgpuBackend, q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor,
+    backend: WgpuBackend, q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor,
     block_table: Tensor, kv_lens: Tensor, alibi: Tensor | None, options: AttentionOptions, *,
     max_splits: int = 1 << 20, **chosen: Any,
 ) -> tuple[Any, int]:  # fmt: skip
@@ -290,7 +302,7 @@ def partials(
         partials f32 [T, H, S, round_up(Dv, 4) + 4]; S, at most `max_splits`.
     """
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=alibi, sinks=None)
+    call = _call(q, k_cache, v_cache, block_table, options, alibi, None)
     planned = plan(call, backend.caps, max_splits, **chosen)
     return _partials(backend, call, planned, tensors, alibi, options), planned.splits
 
@@ -305,47 +317,22 @@ def _partials(backend, call, planned, tensors, alibi, options) -> Any:
 
 
 def left_to_reader(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, options: AttentionOptions
+    q: Tensor, k_cache: KV, v_cache: KV, block_table: Tensor, options: AttentionOptions
 ) -> int:
     """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all."""
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     T, H, _ = q.shape
     # a row of the product reads all heads of a token; 8 rows are read together
     most = min(8, _IN_READER // (min(max(T, 1), 8) * H * (v_cache.shape[3] + 4) * 4))
-    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=None, sinks=None)
+    call = _call(q, k_cache, v_cache, block_table, options, None, None)
     splits = plan(call, backend.caps, max(most, 1)).splits
-    nbytes = call.capacity * (call.D + call.Dv) * k_cache.dtype.itemsize
+    codes = planes_of(k_cache)[0]
+    nbytes = call.capacity * (call.D + call.Dv) * codes.nbytes // max(1, math.prod(k_cache.shape))
     return splits if 1 < splits <= most and nbytes <= splits * _OF_SPLIT else 0
 
 
-def combine(
-    backend: WgpuBackend, parts: Any, Dv: int, sinks: Any, cu_seqlens_q: Any, dtype: np.dtype
-) -> tuple[Any, Any]:
-    """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
-    T, H, S, _ = parts.shape
-    wanted = dtypes.float32 if Dv % 2 else dtype
-    out, lse = backend.empty((T, H, Dv), wanted), backend.empty((T, H), dtypes.float32)
-    if out.size:
-        reads, firsts = [parts], [0, 0]
-        if sinks is not None:
-            reads += [sinks, cu_seqlens_q]
-            firsts = [backend.offset(cu_seqlens_q), backend.offset(sinks)]
-        values = _combine_values(name_of(wanted), Dv, S, sinks is not None)
-        backend.launch(
-            "attention_decode_combine", "attention_combine", T * H, reads, [out, lse],
-            [T * H, H, S, cu_seqlens_q.size - 1, *firsts], **values,
-        )  # fmt: skip
-    return (out if wanted == dtype else backend.cast(out, dtype)), lse
-
-
-def _combine_values(out: str, Dv: int, splits: int, sinks: bool) -> dict[str, Any]:
-    columns = _power_of_two(-(-Dv // 4))
-    threads = max(columns, min(256, columns * _power_of_two(-(-splits // 4))))
-    return {"OUT": out, "DV": Dv, "COLUMNS": columns, "THREADS": threads, "SINKS": sinks}
-
-
 def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cu_seqlens_q: Tensor, block_table: Tensor,
+    q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor, block_table: Tensor,
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions,
     **chosen: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -353,7 +340,7 @@ def attend(
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     joined = chosen.pop("joined", True)
     tensors = (q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens)
-    call = _call(q, k_cache, v_cache, block_table, options=options, alibi=alibi, sinks=sinks)
+    call = _call(q, k_cache, v_cache, block_table, options, alibi, sinks)
     planned = plan(call, backend.caps, **chosen)
     # more bindings than every device has, words that are not whole
     apart = call.alibi or call.sinks or call.Dv % 4
@@ -393,10 +380,9 @@ VARIANTS = [
     _variant("f32", "f32", 32, 128, True, True),
     _variant("bf16", "bf16", 4, 256, True, shift=-1),
     _variant("f32", "bf16", 16, 64, False, small=True),
+    _variant("bf16", "i8", 16, 80, False, True),
+    _variant("bf16", "u8", 16, 64, True, True, shift=4),
+    _variant("f32", "u8", 16, 128, False, alibi=True, small=True),
     _variant("f32", "f32", 8, 1, False, aligned=False, softcap=True, alibi=True),
     _variant("f16", "f16", 8, 20, True, Dv=12, aligned=False, small=True),
-    *(
-        Variant("attention_decode_combine", _combine_values(*values))
-        for values in (("bf16", 64, 8, False), ("f32", 7, 1, True), ("f16", 250, 33, True))
-    ),
 ]

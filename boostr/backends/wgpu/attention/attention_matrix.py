@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.wgpu.attention import attention_decode
+from boostr.backends.wgpu.attention.attention_decode_combine import combine
 from boostr.backends.wgpu.attention.attention_plan import (
     FAR,
     Call,
@@ -181,7 +181,7 @@ def attend(call: Call, again: Callable[..., None]) -> tuple[Tensor, Tensor]:
     if splits > 1:
         logits = None if sinks is None else backend.dense(sinks)
         cu = backend.dense(call.cu_q.data)
-        out, lse = attention_decode.combine(backend, writes[0], DV, logits, cu, q.dtype)
+        out, lse = combine(backend, writes[0], DV, logits, cu, q.dtype)
     if flag is not None:
         again(call, [out, lse], flag, plan)
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)

@@ -16,6 +16,7 @@ from boostr import dtypes
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.attention import attention_decode
+from boostr.backends.wgpu.attention.cache import pack, packed_refusal
 from boostr.backends.wgpu.products import gemm, gemv, gemv_qkv, linear
 from boostr.backends.wgpu.products.planes import stored_form
 from boostr.backends.wgpu.rows import activation
@@ -104,12 +105,16 @@ def _inputs_supports(
     for name, table in (("cos", rope.cos), ("sin", rope.sin)):
         if table.dtype != dtypes.float32:
             return f"{name} is {table.dtype}, not float32"
-    if cache is not None and isinstance(cache.keys, PackedKV):
-        return refusals.packed_kv(cache.keys)
+    return _cache_refusal(2 * rope.cos.shape[1], head_dim, cache)
+
+
+def _cache_refusal(rotated: int, head_dim: int, cache: Cache | None) -> str | None:
     kept: Any = () if cache is None else (cache.keys, cache.values)
+    if kept and isinstance(kept[0], PackedKV):
+        return packed_refusal(*kept) or gemv_qkv.qkv_refusal(rotated, head_dim)
     if len({c.dtype for c in kept}) > 1 or any(c.dtype not in dtypes.MODEL_FLOATS for c in kept):
         return "the caches are of two types, or of integers"
-    return gemv_qkv.qkv_refusal(2 * rope.cos.shape[1], head_dim, *(c.data for c in kept))
+    return gemv_qkv.qkv_refusal(rotated, head_dim, *(c.data for c in kept))
 
 
 def _inputs(
@@ -117,6 +122,10 @@ def _inputs(
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
+    if cache is not None and isinstance(cache.keys, PackedKV):
+        q, k, v = _inputs(x, norm, weights, biases, own, rope, None, head_dim)
+        pack(backend, k.data, v.data, cache.keys, cache.values, cache.slots.data)
+        return q
     head_norm, kept = None, None
     if own.q is not None and own.k is not None:
         head_norm = gemv_qkv.Norms(own.q.weight.data, own.k.weight.data, own.q.eps)
