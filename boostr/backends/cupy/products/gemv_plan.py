@@ -146,7 +146,7 @@ _RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its sha
 # for a matrix such as attention's output projection: fits beside a block of decode attention, which
 # takes 139 KB for heads of 128, so that its first weights arrive while attention runs
 _RING_BESIDE, _BESIDE_BYTES = 64 << 10, 40 << 20
-_RING_PACKED = 72 << 10  # of small matrices of packed codes: two stages of 16 warps
+_RING_PACKED = 72 << 10  # the same of packed codes: two stages of 16 warps
 _X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
 _STAGE = 3072  # most bytes of a stage of one warp
 _SMALL = 64 << 10  # bytes of a weight for each SM up to which latency decides, not bandwidth
@@ -187,10 +187,11 @@ def _choose(
     inputs = CHUNK[w.form.codes][0]
     chunks = -(-w.K // inputs)
     small = count * w.row_bytes <= _SMALL * caps.sms
+    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
     if small and rows == 1 and 2 in per_lanes and count >= 12 * caps.sms and inputs > 16:
         # packed codes: what a lane reads of x weighs more than its weights, so two rows share it
         wide = replace(plan, lanes=32, per_lane=2, warps=16)
-        wide = _deepened(caps, wide, w, rows, count, item, _RING_PACKED)
+        wide = _deepened(caps, wide, w, rows, count, item, _RING_PACKED if beside else _RING)
         if wide.stages > 1 or wide.unroll * wide.lanes >= chunks:
             return wide
     for lanes, per_lane, warps, ksplit in _CUTS:
@@ -207,7 +208,6 @@ def _choose(
         if cost < best:
             best = cost
             plan = replace(plan, lanes=lanes, per_lane=per_lane, warps=warps, ksplit=ksplit)
-    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
     return _deepened(caps, plan, w, rows, count, item, _RING_BESIDE if beside else _RING)
 
 
