@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from boostr import dtypes
 from boostr.errors import DTypeError, ModelFileError
 from boostr.io.settings import read_object
 from boostr.models import plan
-from boostr.models.assemble import Assembled, assemble
-from boostr.models.lazy import FromFile, LazyWeight
+from boostr.models.assemble import assemble
 from boostr.models.plan import LoadPlan
 from boostr.quant.formats.awq import AWQ
 from boostr.quant.formats.bitsandbytes import BitsAndBytes
@@ -91,39 +89,6 @@ def quantized_plan(method: Method | None) -> LoadPlan:
     if method is None:
         return LoadPlan()
     return LoadPlan((assemble(method), plan.leftover(suffixes=_CACHE_SCALES)))
-
-
-@dataclass(frozen=True)
-class StoredForm:
-    """A weight of a checkpoint as it is kept: `form` is a scheme's name or a dtype, `bits` how many
-    it takes for a number. `decoded`: it is packed in the checkpoint, and kept as floats because
-    kernels have no form for its groups."""
-
-    name: str
-    shape: tuple[int, ...]
-    form: str
-    bits: float
-    decoded: bool = False
-
-
-def stored_forms(
-    rules: LoadPlan, stored: Mapping[str, LazyWeight]
-) -> tuple[list[StoredForm], list[str]]:
-    """(the weights of a checkpoint by its names, what does not fit a line each), from headers and
-    small tensors; `rules` are those of `quantized_plan`."""
-    naming = rules.load(stored)
-    found = []
-    for name, weight in naming.weights.items():
-        if isinstance(weight, Assembled) and weight.layout.floats is None:
-            scheme, K = weight.layout.scheme, weight.shape[1]
-            bits = sum(8 * p.dtype.itemsize * p.columns(K) for p in scheme.parts.values()) / K
-            found.append(StoredForm(name, weight.shape, scheme.name, bits))
-        elif isinstance(weight, Assembled | FromFile):
-            dtype = weight.layout.floats if isinstance(weight, Assembled) else weight.dtype
-            decoded = isinstance(weight, Assembled)
-            bits = 8 * np.dtype(dtype).itemsize
-            found.append(StoredForm(name, weight.shape, str(dtype), bits, decoded))
-    return found, naming.problems
 
 
 def _table(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:

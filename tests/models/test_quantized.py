@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import packed_files as files
 import pytest
+from cases import cases, checkpoint
 from tiny_model import make_tiny
 
 import boostr
+from boostr.cli.forms import weights_of_folder
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import open_safetensors, save
-from boostr.models.quantized import method_of, quantization_method, quantized_plan, stored_forms
-from boostr.models.weights import stored_weights
+from boostr.models.quantized import quantization_method
 
 METHODS = [
     ("gptq", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
@@ -258,13 +259,45 @@ def test_forms_are_told_by_headers(tmp_path):
     config, packers, other = SETTINGS["ct"]
     files.make(tmp_path / "m", by_module(packers, other), config)
     with open_safetensors(tmp_path / "m") as source:
-        plan = quantized_plan(method_of(config, "config.json"))
-        forms, problems = stored_forms(plan, stored_weights(source, "m"))
-    found = {form.name.removeprefix("model.layers."): form for form in forms}
-    assert problems == []
+        rows, problem = weights_of_folder(source, config, tmp_path / "m")
+    found = {row.name.removeprefix("model.layers."): row for row in rows}
+    assert problem is None
     assert found["0.mlp.up_proj.weight"].form == "int4-g32"
-    assert found["0.mlp.up_proj.weight"].bits == 4.5
+    assert found["0.mlp.up_proj.weight"].nbytes == 256 * 128 * 4.5 / 8
     assert found["0.mlp.down_proj.weight"].form == "int8"
     assert found["1.mlp.down_proj.weight"].form == "fp8"
     assert found["1.self_attn.o_proj.weight"].form == "float32"
     assert found["1.self_attn.o_proj.weight"].shape == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("packer", "config"),
+    [
+        (files.ct_packed(4, 16), files.ct(group_size=16)),
+        (files.ct_int(), files.ct(num_bits=8, strategy="channel")),
+        (files.gptq(4, 16, symmetric=False), config_of("gptq", bits=4, group_size=16, sym=False)),
+    ],
+    ids=["int4", "int8", "gptq"],
+)
+def test_heads_of_packed_weights(packer, config, tmp_path):
+    """GPT-NeoX has q, k and v of each head end to end in one weight."""
+    (case, *_), rng = cases("gpt_neox"), np.random.default_rng(3)
+    folder = checkpoint(case, tmp_path)
+    with open_safetensors(folder) as source:
+        arrays = {name: source.tensor(name).copy() for name in source.names}
+    stored, meant = dict(arrays), dict(arrays)
+    for name, array in arrays.items():
+        if name.endswith("query_key_value.weight"):
+            module = name.removesuffix(".weight")
+            parts, w = packer(rng, module, *array.shape)
+            del stored[name]
+            stored |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
+            meant[name] = w.astype(np.float32)
+    plain = json.loads((folder / "config.json").read_text())
+    logits = []
+    for tensors, changes in ((meant, {}), (stored, config)):
+        (folder / "config.json").write_text(json.dumps({**plain, **changes}))
+        save(folder / "model.safetensors", tensors)
+        model: Any = boostr.load(folder, backend="numpy")
+        logits.append(model.logits(np.arange(1, 9)))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[0]).max()
