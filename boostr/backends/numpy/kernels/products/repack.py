@@ -1,4 +1,5 @@
-"""Blocks of GGUF as planes (`boostr/quant/gguf/` says what they are); a row is an item.
+"""Blocks of GGUF as planes, by the description that `boostr/quant/gguf` has of them; a row is an
+item.
 
 params: where the planes begin (`layout.PLANES`), then the address of the blocks, the bytes of a row
 of them, and blocks in a row. Blocks may lie at any address.
@@ -9,8 +10,9 @@ from numba import types
 
 from boostr.backends.numpy.kernels.products.weights import rows_at
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at, decode, f32
+from boostr.backends.numpy.kernels.runtime.memory import at, decode
 from boostr.backends.numpy.kernels.runtime.simd import (
+    F32,
     I8,
     I16,
     I32,
@@ -20,15 +22,22 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     signature,
     splat,
 )
+from boostr.quant.scheme import FIELDS, PACK
 
 BLOCKS, ROW_BYTES, COUNT = layout.BLOCKS, layout.BLOCK_ROW_BYTES, layout.BLOCK_COUNT
-_Q6_K = ("codes", "high", "scales", "supers")
 
 
-def fields(nbytes: int, parts: tuple):
-    """Blocks of which all is copied: parts are (plane, first byte, bytes) of a block."""
-    move = _mover(parts)
-    rows_of = rows_at([layout.PLANES[name] for name, _, _ in parts], 1)
+def blocks(nbytes: int, size: int, bits: int, fields, codes, halves, moves):
+    """Blocks of `size` inputs whose codes have so many bits.
+
+    `fields`, `codes` and `halves` are those of a `BlockType`. moves: (part, first element, count,
+    terms, added) of small integers, each the `added` and all terms (first byte, right, mask, left):
+    (byte >> right & mask) << left.
+    """
+    high = ("codes", "high")[: len(FIELDS[bits])] if codes else ()
+    names = dict.fromkeys([*(part[0] for part in (*fields, *halves, *moves)), *high])
+    rows_of = rows_at([layout.PLANES[name] for name in names], 1)
+    move = _mover(tuple(names), size, bits, fields, codes, halves, moves)
 
     def kernel(params, start, stop):
         for row in range(start, stop):
@@ -39,13 +48,19 @@ def fields(nbytes: int, parts: tuple):
     return kernel
 
 
-def _mover(parts):
+def _mover(names, size, bits, fields, codes, halves, moves):
     def op(typingctx, planes, source, index):
         def codegen(context, builder, sig, values):
-            for i, (_, first, size) in enumerate(parts):
-                kind = ir.VectorType(I8, size)
-                raw = builder.load(at(builder, values[1], first, kind), align=1)
-                _write(builder, builder.extract_value(values[0], i), values[2], 0, raw)
+            block = _Block(builder, names, *values)
+            for name, first, count in fields:
+                block.write(name, 0, block.read(first, count))
+            for group in range(0, size if codes else 0, PACK):
+                _write_codes(block, group, bits, codes)
+            for name, first, factor in halves:
+                block.write(name, 0, _half(block, first, factor))
+            for move in moves:
+                _write_small(block, *move)
+            block.finish()
             return context.get_dummy_value()
 
         return signature(types.none, planes, source, index), codegen
@@ -53,68 +68,104 @@ def _mover(parts):
     return intrinsic(op)
 
 
-def _write(builder, plane, index, offset, value, stride=0):
-    """Bytes `offset` on of what a plane has of block `index`; `stride` is all that it has of it."""
-    stride = stride or value.type.count
-    offset = builder.add(builder.mul(index, I64(stride)), I64(offset))
-    builder.store(value, at(builder, plane, offset, value.type), align=1)
+class _Block:
+    """The block `index` of a row, at the address `source`."""
+
+    def __init__(self, builder, names, planes, source, index):
+        self.builder, self.source, self.index = builder, source, index
+        self.planes = {name: builder.extract_value(planes, i) for i, name in enumerate(names)}
+        self.written = []
+
+    def read(self, first, count):
+        kind = ir.VectorType(I8, count)
+        return self.builder.load(at(self.builder, self.source, first, kind), align=1)
+
+    def write(self, name, offset, value):
+        """A vector goes to byte `offset` of what the plane has of the block."""
+        self.written.append((name, offset, value))
+
+    def finish(self):
+        """Stores all that is written: only now is known how much a plane has of a block."""
+        builder, sizes = self.builder, dict.fromkeys(self.planes, 0)
+        for name, _, value in self.written:
+            sizes[name] += value.type.count * _BYTES[value.type.element]
+        for name, offset, value in self.written:
+            place = builder.add(builder.mul(self.index, I64(sizes[name])), I64(offset))
+            builder.store(value, at(builder, self.planes[name], place, value.type), align=1)
 
 
-def q6_k():
-    """256 inputs: 128 bytes of nibbles, 64 bytes of pairs of bits, 16 scales, f16."""
-    rows_of = rows_at([layout.PLANES[name] for name in _Q6_K], 1)
-
-    def kernel(params, start, stop):
-        for row in range(start, stop):
-            planes, source = rows_of(params, row, row), params[BLOCKS] + row * params[ROW_BYTES]
-            for b in range(params[COUNT]):
-                f32(planes[3])[b] = q6_k_block(planes, source + b * 210, b)
-
-    return kernel
+_BYTES = {I8: 1, F32: 4}
 
 
-@intrinsic
-def q6_k_block(typingctx, planes, source, index):
-    """Writes the codes and scales of a block, gives its super-scale."""
-
-    def codegen(context, builder, sig, values):
-        codes, high, scales, _ = (builder.extract_value(values[0], i) for i in range(4))
-
-        def read(offset, count):
-            kind = ir.VectorType(I8, count)
-            return builder.load(at(builder, values[1], offset, kind), align=1)
-
-        for half in range(2):
-            low = [read(64 * half + 32 * i, 32) for i in range(2)]
-            nibbles = [_bits(builder, byte, shift, 15) for shift in (0, 4) for byte in low]
-            pairs = read(128 + 32 * half, 32)
-            for j, nibble in enumerate(nibbles):
-                group = 4 * half + j
-                packed = _joined(builder, nibble, 4)
-                _write(builder, codes, values[2], 16 * group, packed, stride=128)
-                packed = _joined(builder, _bits(builder, pairs, 2 * j, 3), 2)
-                _write(builder, high, values[2], 8 * group, packed, stride=64)
-        _write(builder, scales, values[2], 0, read(192, 16))
-        raw = builder.load(at(builder, values[1], 208, I16), align=1)
-        return builder.extract_element(decode(builder, splat(builder, raw, 4), "f16"), I32(0))
-
-    return signature(types.float32, planes, source, index), codegen
+def _half(block, first, factor):
+    """factor times a float16, a vector of one."""
+    builder = block.builder
+    raw = builder.load(at(builder, block.source, first, I16), align=1)
+    value = decode(builder, splat(builder, raw, 4), "f16")
+    one = builder.shuffle_vector(value, value, constant([0], ir.VectorType(I32, 1)))
+    if abs(factor) == 1:
+        return builder.fneg(one) if factor < 0 else one
+    return builder.fmul(one, constant(factor, one.type))
 
 
-def _bits(builder, value, shift, mask):
-    """(value >> shift) & mask of each byte."""
-    return builder.and_(
-        builder.lshr(value, constant(shift, value.type)), constant(mask, value.type)
+def _write_small(block, name, first, count, terms, added):
+    builder, total = block.builder, constant(0, ir.VectorType(I8, count))
+    for place, right, mask, left in terms:
+        total = builder.or_(total, _bits(builder, block.read(place, count), right, mask, left))
+    block.write(name, first, builder.add(total, constant(added, total.type)))
+
+
+def _write_codes(block, group, bits, codes):
+    """The PACK codes from number `group` on, into the planes of their fields."""
+    builder, total, shift = block.builder, constant(0, ir.VectorType(I8, PACK)), 0
+    for field in codes:
+        total = builder.or_(total, _numbers(block, group, field))
+    for name, width in zip(("codes", "high"), FIELDS[bits], strict=False):
+        packed = _joined(builder, _bits(builder, total, shift, (1 << width) - 1, 0), width)
+        block.write(name, group * width // 8, packed)
+        shift += width
+
+
+def _numbers(block, group, field):
+    """A field of PACK numbers, in its place of a byte; `quant.gguf.block.Bits` says where it is."""
+    builder, turns = block.builder, 8 // field.bits
+    places = []  # (byte, shift) of each number
+    for number in range(group, group + PACK):
+        run, within = divmod(number, field.run * turns)
+        places.append((field.first + run * field.run + within % field.run, within // field.run))
+    first = min(byte for byte, _ in places)
+    raw = block.read(first, max(byte for byte, _ in places) - first + 1)
+    order = [byte - first for byte, _ in places]
+    value = builder.shuffle_vector(raw, raw, constant(order, ir.VectorType(I32, PACK)))
+    if field.bits == 1:  # bytes have no shifts by numbers of their own
+        mask = constant([1 << turn for _, turn in places], value.type)
+        there = builder.icmp_unsigned("!=", builder.and_(value, mask), constant(0, value.type))
+        return builder.select(
+            there, constant(1 << field.shift, value.type), constant(0, value.type)
+        )
+    return _bits(
+        builder,
+        value,
+        [field.bits * turn for _, turn in places],
+        (1 << field.bits) - 1,
+        field.shift,
     )
+
+
+def _bits(builder, value, right, mask, left):
+    """(value >> right & mask) << left of each byte."""
+    value = builder.and_(
+        builder.lshr(value, constant(right, value.type)), constant(mask, value.type)
+    )
+    return builder.shl(value, constant(left, value.type)) if left else value
 
 
 def _joined(builder, value, bits):
     """32 numbers of so many bits in 4 * bits bytes: byte i has i, i + 4 bits, ... from below."""
     count = 4 * bits
-    total = None
+    total = constant(0, ir.VectorType(I8, count))
     for t in range(8 // bits):
-        order = [t * count + i for i in range(count)]
-        part = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, count), order))
-        part = builder.shl(part, constant(t * bits, part.type)) if t else part
-        total = part if total is None else builder.or_(total, part)
+        order = constant([t * count + i for i in range(count)], ir.VectorType(I32, count))
+        part = builder.shuffle_vector(value, value, order)
+        total = builder.or_(total, builder.shl(part, constant(t * bits, part.type)))
     return total
