@@ -18,6 +18,7 @@ from boostr.tensor import ones as ones
 from boostr.tensor import zeros as zeros
 
 if TYPE_CHECKING:
+    from boostr.engine.convert import convert as convert
     from boostr.engine.load import load as load
     from boostr.engine.options import SamplingOptions as SamplingOptions
     from boostr.engine.perplexity import perplexity as perplexity
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Names whose modules need more than numpy, opened on first use.
 _LAZY = {
+    "convert": "boostr.engine.convert",
     "load": "boostr.engine.load",
     "SamplingOptions": "boostr.engine.options",
     "perplexity": "boostr.engine.perplexity",

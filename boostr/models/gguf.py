@@ -107,11 +107,14 @@ def architecture_of(file: GGUFSource) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def gguf_plan(config: DecoderConfig) -> LoadPlan:
-    """From the names of GGUF to the canonical ones; q, k and v may be packed end to end."""
+def gguf_plan(config: DecoderConfig, joined: bool = True) -> LoadPlan:
+    """From the names of GGUF to the canonical ones; q, k and v may be packed end to end.
+
+    Read backwards it packs them, unless they are not to be `joined`.
+    """
     rules = [plan.leftover(ROPE_TENSORS)]
     rules += [plan.rename(name, canonical) for name, canonical in _TOP.items()]
-    for i, layer in enumerate(config.layers):
+    for i, layer in enumerate(config.layers if joined else ()):
         mixer = layer.mixer
         rows = [(f"blk.{i}.attn_q", mixer.heads * mixer.head_dim)]
         rows += [(f"blk.{i}.attn_{part}", mixer.kv_heads * mixer.head_dim) for part in "kv"]

@@ -1,0 +1,52 @@
+"""`boostr convert`: a model in another format."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from boostr.cli.options import as_json
+from boostr.cli.output import human_bytes, print_json
+
+
+@click.command("convert")
+@click.argument("model", required=False)
+@click.option("-o", "--out", required=True, metavar="OUT", help="What to make; must not exist.")
+@click.option(
+    "--type", "kind", metavar="TYPE",
+    help="Of matrices: F16, BF16, F32, Q8_0, Q4_0, Q4_K_M, Q5_K_M, Q6_K ... [default: as stored]",
+)  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")
+@click.option("--offline", is_flag=True, help="Use the cache only, never the network.")
+@as_json
+def command(
+    model: str | None, out: str, kind: str | None, revision: str | None, offline: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write MODEL, a folder or org/name, as the GGUF file OUT, with its tokenizer and template.
+
+    Nothing is at OUT until all of it is.
+    """
+    from tqdm import tqdm
+
+    from boostr.engine.convert import convert
+
+    start = time.perf_counter()
+    with tqdm(desc="convert", unit="tensor", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, count: int, name: str) -> None:
+            bar.total = count
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        path = convert(
+            model, out, kind=kind, revision=revision, offline=offline or None, progress=show
+        )
+    seconds = time.perf_counter() - start
+    size = sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")))
+    if as_json:
+        print_json({"path": str(path), "bytes": size, "seconds": seconds})
+        return
+    click.echo(f"{path}: {human_bytes(size)} in {seconds:.1f} s")

@@ -1,0 +1,252 @@
+"""convert: a Hugging Face folder as a GGUF file, a tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from boostr.engine.inputs import of_types
+from boostr.engine.load import empty_module, folder_config
+from boostr.engine.sentence import transformer_folder
+from boostr.errors import ModelFileError, NumericsError, OptionError
+from boostr.io.gguf import PLAIN_TYPES
+from boostr.io.gguf_split import GGUFSource
+from boostr.io.gguf_writer import NewTensor, write_gguf
+from boostr.io.hub import resolve, resolve_default
+from boostr.io.mapping import release
+from boostr.io.safetensors import open_safetensors
+from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer_to_gguf import gguf_tokenizer
+from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.gguf import ARCHITECTURES, gguf_plan
+from boostr.models.gguf_config import hf_config
+from boostr.models.gguf_metadata import architecture_for, gguf_metadata, rope_tensors
+from boostr.models.gguf_mix import FLOATS, MIXES, Mix
+from boostr.models.lazy import LazyWeight, whole
+from boostr.models.quantized import method_in
+from boostr.models.weights import stored_weights
+from boostr.quant.gguf.rounding import round_blocks
+
+_BAND_BYTES = 16 * 2**20  # of float32 rows that are made at once; rounding takes several times that
+Progress = Callable[[int, int, str], None]
+
+
+def convert(
+    model: str | Path | None,
+    out: str | Path,
+    *,
+    kind: str | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a folder of safetensors as a GGUF file, with its tokenizer and chat template.
+
+    Tensors are made and written in bands of rows. Nothing is at `out` until all is.
+
+    Args:
+        model: as in `load`: a Hugging Face folder of float weights.
+        out: the file to make, NAME.gguf; it must not exist.
+        kind: of the matrices, as llama-quantize names mixes: "F16", "Q8_0", "Q4_K_M", ...; None is
+            as they are stored. Vectors are float32.
+        progress: called after each tensor: (tensors done, of how many, name).
+    Raises:
+        OptionError: a kind that there is not, or an `out` that exists.
+        ModelFileError: a model that is quantized already, or that GGUF cannot say all of.
+        TokenizerError: a tokenizer that GGUF has no form for.
+    """
+    of_types("convert", _TYPES, locals())
+    out = Path(out)
+    if out.suffix != ".gguf":
+        raise OptionError(f"convert: what is written is GGUF; expected NAME.gguf, got {out.name}")
+    if out.exists():
+        raise OptionError(f"convert: {out} exists already; take another name, or remove it")
+    found = (
+        resolve_default(offline=offline)
+        if model is None
+        else resolve(model, revision=revision, offline=offline)
+    )
+    if found.kind == "gguf":
+        raise OptionError(f"convert: {found.source} is a GGUF file already")
+    write_folder(transformer_folder(found.path), out, kind, progress)
+    return out
+
+
+def write_folder(
+    folder: Path, out: Path, kind: str | None = None, progress: Progress | None = None
+) -> None:
+    """`convert` of the folder that has the config and the weights."""
+    raw = folder_config(folder)
+    method = method_in(folder, raw.raw)
+    if method is not None:
+        raise ModelFileError(
+            f"{raw.source}: the weights are quantized already, by {method.name}; take the model "
+            "that this one was made from"
+        )
+    module = empty_module(raw)
+    config = module.config
+    architecture_for(config.model_type, raw.source)  # refused before anything is read
+    with open_safetensors(folder) as files:
+        naming = module.load_plan(config).load(stored_weights(files, str(folder)))
+        if naming.problems:
+            raise ModelFileError(f"{folder}: {'; '.join(naming.problems)}")
+        tensors = _tensors(config, naming.weights, kind)
+        metadata = gguf_metadata(config, raw.source) | _general(folder, kind, tensors)
+        _check_said(config, metadata, tensors, raw.source)
+        if (folder / "tokenizer.json").is_file():
+            metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
+        write_gguf(out, metadata, tensors, progress)
+
+
+def _general(folder: Path, kind: str | None, tensors: list[NewTensor]) -> dict[str, Any]:
+    if kind is None:
+        kind = next((t.type for t in tensors if len(t.shape) > 1), "F32")
+    return {
+        "general.type": "model",
+        "general.name": folder.resolve().name,
+        "general.file_type": MIXES[kind][1],
+        "general.quantization_version": 2,
+    }
+
+
+def _tensors(
+    config: DecoderConfig, weights: Mapping[str, LazyWeight], kind: str | None
+) -> list[NewTensor]:
+    """The tensors of the file, from the parameters of the model."""
+    architecture = architecture_for(config.model_type, "this model")
+    mixer = config.layers[0].mixer
+    placed = {name: _permuted(name, w, config, architecture) for name, w in weights.items()}
+    named = gguf_plan(config, joined=architecture == "gptneox").save(placed)
+    sharing = mixer.heads // mixer.kv_heads
+    mix = None if kind is None else Mix(kind, len(config.layers), sharing, config.head.tied)
+    made = [
+        NewTensor(name, "F32", factors.shape, partial(iter, [factors]))
+        for name, factors in rope_tensors(config.ropes["full"]).items()
+    ]
+    plus = config.head.norm.offset
+    for name, weight in named.items():
+        stored = "F32" if len(weight.shape) < 2 else _stored_type(weight)
+        chosen = stored if mix is None else mix.type_of(name, weight.shape)
+        added = plus if name.endswith("norm.weight") else 0.0
+        data = partial(_bands, name, weight, chosen, added)
+        made.append(NewTensor(name, chosen, weight.shape, data))
+    return made
+
+
+def _permuted(
+    name: str, weight: LazyWeight, config: DecoderConfig, architecture: str
+) -> LazyWeight:
+    """Rows of q and k with rotated pairs side by side, where the file has them so."""
+    part = name.rpartition("self_attn.")[2].partition("_proj.")[0]
+    if part not in ("q", "k") or ARCHITECTURES[architecture].layout == "split-half":
+        return weight
+    D = config.layers[0].mixer.head_dim
+    pairs = np.arange(D).reshape(2, D // 2).T.reshape(-1)
+    rows = np.arange(0, weight.shape[0], D)[:, None] + pairs
+    return weight.take(0, rows.reshape(-1))
+
+
+def _stored_type(weight: LazyWeight) -> str:
+    """The type of GGUF that a float matrix is stored as."""
+    one = weight.read(tuple(range(1) for _ in weight.shape))
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    if one.dtype.name not in names:
+        raise ModelFileError(
+            f"{weight.path}: tensor {' + '.join(weight.sources)} is {one.dtype}; expected "
+            f"{', '.join(names)}"
+        )
+    return names[one.dtype.name]
+
+
+def _bands(name: str, weight: LazyWeight, kind: str, added: float) -> Iterator[np.ndarray]:
+    """A tensor in bands of rows, as its bytes lie in the file."""
+    first, *rest = whole(weight.shape)
+    width = int(np.prod(weight.shape[1:], dtype=int))
+    step = max(1, _BAND_BYTES // (4 * max(width, 1)))
+    for start in range(0, len(first), step):
+        array = weight.read((range(start, min(start + step, len(first))), *rest))
+        numbers = array.astype(np.float32)
+        release(array)
+        try:
+            yield _written(numbers + np.float32(added), kind)
+        except NumericsError as error:
+            raise ModelFileError(
+                f"{weight.path}: {' + '.join(weight.sources)} (for {name}): {error}"
+            ) from None
+
+
+def _written(numbers: np.ndarray, kind: str) -> np.ndarray:
+    if kind not in FLOATS:
+        return round_blocks(kind, numbers.reshape(-1, numbers.shape[-1]))
+    if not np.isfinite(numbers).all():
+        raise NumericsError("it has numbers that are nan or infinite")
+    with np.errstate(over="ignore"):
+        made = numbers.astype(PLAIN_TYPES[kind])
+    if not np.isfinite(made.astype(np.float32)).all():
+        raise NumericsError(f"it has numbers that are too large for {kind}; take BF16")
+    return made
+
+
+def _check_said(
+    config: DecoderConfig, metadata: dict[str, Any], tensors: list[NewTensor], source: str
+) -> None:
+    """Raises ModelFileError if a reader of the file would make another model of it."""
+    read = RawConfig(hf_config(cast(GGUFSource, _Draft(Path(source), metadata, tensors))), source)
+    ours, theirs = _facts(config), _facts(empty_module(read).config)
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
+            raise ModelFileError(
+                f"{source}: GGUF cannot say {name} {ours.get(name)}; programs would take it for "
+                f"{theirs.get(name)}"
+            )
+
+
+class _Draft:
+    """A file that is still to be written, as `hf_config` looks at one."""
+
+    def __init__(self, path: Path, metadata: dict[str, Any], tensors: list[NewTensor]) -> None:
+        self.path, self.metadata = path, metadata
+        self.tensors = {tensor.name: _DraftTensor(tensor) for tensor in tensors}
+
+
+class _DraftTensor:
+    def __init__(self, tensor: NewTensor) -> None:
+        self.type, self.shape, self._tensor = tensor.type, tensor.shape, tensor
+
+    @property
+    def data(self) -> np.ndarray:
+        return np.concatenate(list(self._tensor.data()))
+
+
+_ANOTHER_WAY = ("layout", "offset")  # of the weights: the file has them so
+
+
+def _facts(config: DecoderConfig) -> dict[str, Any]:
+    """All that a config says, by a name for messages."""
+    facts = {f"{name}.theta": float(rope.theta) for name, rope in config.ropes.items()}
+    facts |= {f"{name}.rotary_dim": rope.rotary_dim for name, rope in config.ropes.items()}
+    facts |= _flat("embedding", asdict(config.embedding)) | _flat("head", asdict(config.head))
+    for i, layer in enumerate(config.layers):
+        facts |= _flat(f"layer {i}", asdict(layer))
+    return facts
+
+
+def _flat(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(f"{name}.{key}", value)
+        elif key not in _ANOTHER_WAY:
+            flat[f"{name}.{key}"] = value
+    return flat
+
+
+_TYPES = {
+    "model": (str, Path, type(None)), "out": (str, Path), "kind": (str, type(None)),
+    "revision": (str, type(None)), "offline": (bool, type(None)),
+}  # fmt: skip

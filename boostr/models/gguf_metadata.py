@@ -1,0 +1,115 @@
+"""What a GGUF file says of a model, from its config: `gguf_config` read backwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from boostr.errors import ModelFileError
+from boostr.models.config import DecoderConfig
+from boostr.models.gguf import ARCHITECTURES
+from boostr.ops.rope_tables import RopeConfig
+
+# families that GGUF has under the name of another one
+_SAME = {"mistral": "llama"}
+_NAMES = {row.model_type: name for name, row in ARCHITECTURES.items()}
+
+
+def architecture_for(model_type: str, source: str) -> str:
+    """GGUF's name of a family."""
+    name = _SAME.get(model_type) or _NAMES.get(model_type)
+    if name is None:
+        known = ", ".join([*_NAMES, *_SAME])
+        raise ModelFileError(
+            f"{source}: {model_type} has no form in GGUF that boostr writes; known: {known}"
+        )
+    return name
+
+
+def gguf_metadata(config: DecoderConfig, source: str) -> dict[str, Any]:
+    """Keys and values of the model itself.
+
+    Raises:
+        ModelFileError: something of the model that GGUF has no key for.
+    """
+    name = architecture_for(config.model_type, source)
+    layer, rope = config.layers[0], config.ropes["full"]
+    mixer, norm = layer.mixer, config.head.norm
+    keys: dict[str, Any] = {
+        "block_count": config.num_hidden_layers,
+        "context_length": rope.max_positions,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": layer.mlp.hidden,
+        "attention.head_count": mixer.heads,
+        "attention.head_count_kv": mixer.kv_heads,
+        "attention.key_length": mixer.head_dim,
+        "attention.value_length": mixer.head_dim,
+        "rope.dimension_count": rope.rotary_dim,
+        "rope.freq_base": float(rope.theta),
+        "vocab_size": config.vocab_size,
+    }
+    own = "rms_epsilon" if norm.kind == "rms" else "epsilon"
+    keys[f"attention.layer_norm_{own}"] = norm.eps
+    if name == "gptneox":
+        keys["use_parallel_residual"] = layer.form == "parallel"
+    if name == "gemma3":
+        keys |= _gemma3(config)
+    keys |= _scaling(rope, source)
+    return {"general.architecture": name, **{f"{name}.{key}": v for key, v in keys.items()}}
+
+
+def _gemma3(config: DecoderConfig) -> dict[str, Any]:
+    window = next((x.mixer.window for x in config.layers if x.mixer.window), None)
+    keys: dict[str, Any] = {"attention.sliding_window": window or 0}
+    if "local" in config.ropes:
+        keys["rope.freq_base_swa"] = float(config.ropes["local"].theta)
+    if config.head.softcap:
+        keys["final_logit_softcapping"] = config.head.softcap
+    return keys
+
+
+def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:
+    kind, given = rope.rope_type, rope.parameters
+    if kind in ("default", "llama3"):  # llama3's is a tensor
+        return {}
+    if kind not in ("linear", "yarn", "longrope"):
+        raise ModelFileError(f"{source}: GGUF has no rope scaling of type {kind!r}")
+    keys: dict[str, Any] = {"type": kind}
+    if given.get("factor") is not None:
+        keys["factor"] = float(given["factor"])
+    if kind != "linear":
+        keys["original_context_length"] = rope.original_positions
+    names = {
+        "attention_factor": "yarn_attn_factor" if kind == "yarn" else "attn_factor",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    }
+    keys |= {new: float(given[old]) for old, new in names.items() if given.get(old) is not None}
+    return {f"rope.scaling.{key}": value for key, value in keys.items()}
+
+
+def rope_tensors(rope: RopeConfig) -> dict[str, np.ndarray]:
+    """Factors of frequencies, which GGUF has as tensors, float32 [R / 2]."""
+    given = rope.parameters
+    if rope.rope_type == "longrope":
+        return {
+            f"rope_factors_{name}.weight": np.asarray(given[f"{name}_factor"], np.float32)
+            for name in ("long", "short")
+        }
+    if rope.rope_type == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(rope)}
+    if given.get("frequency_factors") is not None:
+        return {"rope_freqs.weight": np.asarray(given["frequency_factors"], np.float32)}
+    return {}
+
+
+def _llama3_factors(rope: RopeConfig) -> np.ndarray:
+    """What divides each frequency: 1 for short waves, `factor` for long ones, and between."""
+    low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)
+    context, factor = rope.original_positions, rope.number("factor")
+    frequencies = rope.theta ** -(np.arange(0, rope.rotary_dim, 2) / rope.rotary_dim)
+    turns = context * frequencies / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
