@@ -40,6 +40,12 @@ def rms(x) -> float:
     return float(np.sqrt(np.mean(x * x))) if x.size else 0.0
 
 
+def term_rms(x, w):
+    """The same for each result of x [..., K] wᵀ, w [N, K], where rows differ in size: [..., N]."""
+    x, w = (np.asarray(a).astype(np.float64) for a in (x, w))
+    return np.sqrt((x * x) @ (w * w).T / x.shape[-1])
+
+
 def bound(reference, *, dtype, reduce, scale=1.0, c=None):
     """The allowed |actual - reference|, elementwise."""
     name = dtype_name(dtype)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from draws import normal, tensors
-from ops.test_schemes import CASES, TOYS, drawn, meaning
+from ops.test_schemes import CASES
 from packed import tensor_of
-from tolerance import EPS, assert_close, rms
+from tolerance import EPS, assert_close, term_rms
+from toys import TOYS, drawn, meaning
 
 from boostr import Tensor
 from boostr.backends.cupy.products import gemm, gemm_sm90
@@ -24,7 +25,7 @@ WIDE = [scheme for scheme in TOYS if on_tensor_cores(scheme)]
 # numbers of two terms have 16 bits; other weights have all of theirs
 EXACT = 2.0**-15 / EPS["float32"]
 # A weight that is rounded to float16, after its scale was, is off by 0.6 of 2^-11 rms. So is a sum
-# in units of its size, whose signs are random: this is seven times as much.
+# in units of its own size (`term_rms`), whose signs are random: this is seven times as much.
 FOLDED = 2.0**-9 / EPS["float32"]
 
 
@@ -35,11 +36,11 @@ def on_hopper(backend, scheme):
 
 
 def case(backend, rng, scheme, M, N, K, dtype="bfloat16"):
-    """(x, weight, their product in float64, the size of a term of it)."""
+    """(x, weight, their product in float64, the size of the terms of each result)."""
     parts = drawn(rng, scheme, N, K)
     w, truth = tensor_of(backend, scheme, (N, K), parts), meaning(scheme, parts, K)
     x = normal(rng, (M, K), dtype)
-    return Tensor(x, backend=backend), w, x.astype(np.float64) @ truth.T, rms(x) * rms(truth)
+    return Tensor(x, backend=backend), w, x.astype(np.float64) @ truth.T, term_rms(x, truth)
 
 
 def check(got, want, K, term, c=EXACT):
@@ -124,7 +125,7 @@ def test_rows_far_apart(cupy_backend, rng, scheme, dtype):
     sizes[7], x_sizes[3] = 1, 1
     want = x.astype(np.float64) @ truth.T
     want[3], want[:, 7] = 0, 0
-    term = rms(x) * rms(truth)
+    term = term_rms(x, truth)
     c = on_hopper(cupy_backend, scheme)
     assert_close(got / x_sizes / sizes.T, want, dtype="float32", reduce=K, scale=term, c=c)
 

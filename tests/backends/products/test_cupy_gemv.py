@@ -25,8 +25,7 @@ from backends.products.test_gpu_gemv import (
 from draws import normal
 from ops.test_schemes import CASES
 from packed import BLOCKS, fitted, tensor_of
-from tolerance import EPS as STEPS
-from tolerance import assert_close, rms
+from tolerance import TWO_DIGITS, assert_close, rms
 from toys import drawn, meaning
 
 from boostr import Tensor
@@ -36,9 +35,6 @@ from boostr.backends.cupy.products.stored import form_refusal
 from boostr.quant.forms import scheme_form
 
 BF16 = ml_dtypes.bfloat16
-# two digits of x are 2^-16 of the largest of 16, which is some 3 times their root mean square; a
-# weight that was rounded to a 16-bit float is off by more
-DIGITS_C = 2.0**-13 / STEPS["float32"]
 
 
 @pytest.mark.parametrize(("scheme", "K"), CASES, ids=lambda case: getattr(case, "name", case))
@@ -48,12 +44,13 @@ def test_every_kind_of_scheme(cupy_backend, rng, scheme, K):
         pytest.skip("left to the composite")
     parts = drawn(rng, scheme, 53, K)
     w, values = tensor_of(cupy_backend, scheme, (53, K), parts), meaning(scheme, parts, K)
+    sizes = np.sqrt((values**2).mean(1))  # of rows, whose scales are drawn one by one
     for M, dtype in ((1, "bfloat16"), (2, "float16"), (3, "float32"), (8, "bfloat16")):
         x = normal(rng, (M, K), dtype)
         got = gemv.gemv(cupy_backend, up(cupy_backend, x), w, out_dtype=np.dtype("float32"))
         assert_close(
             cupy_backend.to_numpy(got), x.astype("f8") @ values.T, dtype="float32", reduce=K,
-            scale=rms(x) * rms(values), c=DIGITS_C if dtype != "float32" else None,
+            scale=rms(x) * sizes, c=TWO_DIGITS if dtype != "float32" else None,
             err_msg=f"{M} rows of {dtype}",
         )  # fmt: skip
 
