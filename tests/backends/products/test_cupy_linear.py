@@ -84,6 +84,35 @@ def test_weights_side_by_side(cupy_backend, rng, form, M, sizes):
     close(Tensor.wrap(got, cupy_backend), want, x, pairs[0][1], "bfloat16")
 
 
+@pytest.mark.parametrize("forms", [("q4_k", "q4_k", "q6_k"), ("q8_0", "float", "float")], ids=str)
+@pytest.mark.parametrize("M", [12, 200])
+def test_neighbours_of_one_form_are_one_product(cupy_backend, rng, forms, M, monkeypatch):
+    counts = []
+    for name, module in (("mma", gemm), ("hopper", gemm_sm90)):
+        run = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, run=run, **kw: counts.append(len(a[2])) or run(*a, **kw)
+        )
+    K, x = 256, normal(rng, (M, 256), "bfloat16")
+    pairs = [
+        weight(cupy_backend, rng, form, n, K, "bfloat16")
+        for form, n in zip(forms, (72, 40, 37), strict=True)
+    ]
+    biases = [normal(rng, (n,), "bfloat16") for n in (72, 40, 37)]
+    tx, *tb = tensors(cupy_backend, x, *biases)
+    got = segments_gemm(
+        cupy_backend, tx.data, [w for w, _ in pairs], [b.data for b in tb], tx.dtype
+    )
+    start = 0
+    for (_, truth), bias in zip(pairs, biases, strict=True):
+        part = Tensor.wrap(got[:, start : start + len(bias)], cupy_backend)
+        close(part, x.astype(np.float64) @ truth.T + bias.astype(np.float64), x, truth, "bfloat16")
+        start += len(bias)
+    assert got.shape == (M, start)
+    # many rows of floats are cuBLASLt's
+    assert counts == ([2, 1] if forms[0] == "q4_k" else [1, 2] if M == 12 else [1])
+
+
 def test_adjacent_weights_are_one(cupy_backend, rng):
     x, w = normal(rng, (200, 64), "bfloat16"), normal(rng, (96, 64), "bfloat16")
     tx, tw = tensors(cupy_backend, x, w)

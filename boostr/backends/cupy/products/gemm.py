@@ -85,7 +85,7 @@ def stage_bytes(form: Form) -> tuple[int, ...]:
 
 # (most tokens, tile); the last serves all larger products
 _FEW_TILES = (
-    (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 4)),
+    (8, Tile(4, 1, 1, 1, 4)), (16, Tile(4, 1, 1, 2, 4)), (32, Tile(4, 1, 1, 4, 6)),
     (64, Tile(4, 1, 2, 8, 4)),
 )  # fmt: skip
 TILES = {

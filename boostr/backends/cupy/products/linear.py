@@ -3,7 +3,7 @@
 | x, weight | more than 8 rows |
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
-| f16 or bf16, codes | `gemm_sm90.cu` on Hopper, else `gemm_mma.cu` |
+| f16 or bf16, codes | `gemm_mma.cu`; on Hopper, from 17 or 33 rows on, `gemm_sm90.cu` |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
@@ -109,7 +109,7 @@ def _on_tensor_cores(
     if gemm.tensor_cores_take(backend, x, weights) is not None:
         return False
     M = x.shape[0]
-    if gemm_sm90.hopper_takes(backend, weights[0], M):
+    if gemm_sm90.hopper_takes(backend, weights, M):
         gemm_sm90.hopper(backend, x, weights, biases, residual, out, early=early)
     elif gemm.mma_refusal(weights[0].form) is None and (
         not weights[0].form.is_float or M <= _SKINNY
@@ -141,26 +141,41 @@ def segments_gemm(
 ) -> Any:
     """x [M, K] times up to three weights [N_i, K] side by side: [M, sum N_i].
 
-    Weights that lie one behind the other in memory are multiplied as one.
+    Neighbours of one form are one product, and floats one behind the other in memory one weight.
 
     Args:
         x: a cupy array with dense rows.   biases: a cupy array [N_i] or None for each weight.
     """
     stored = [Stored.of(weight, backend) for weight in weights]
     out = backend.empty((x.shape[0], sum(w.N for w in stored)), out_dtype)
-    if out.size == 0 or _on_tensor_cores(backend, x, stored, biases, None, out, backend.early):
+    if out.size == 0:
         return out
-    if _adjacent(stored) and all(b is None for b in biases):
-        planes = (_Joined(stored), *NO_PLANES[1:])
-        whole = Stored(stored[0].form, planes, out.shape[1], x.shape[1])
+    start = 0
+    pairs = zip(stored, biases, strict=True)
+    for _, alike in itertools.groupby(pairs, key=lambda pair: (pair[0].form, pair[0].codes.dtype)):
+        run, run_biases = map(list, zip(*alike, strict=True))
+        end = start + sum(w.N for w in run)
+        _alike_gemm(backend, x, run, run_biases, out[:, start:end])
+        start = end
+    return out
+
+
+def _alike_gemm(
+    backend: CupyBackend, x: Any, weights: list[Stored], biases: list[Any], out: Any
+) -> None:
+    """`segments_gemm` of weights of one form, into out [M, sum N_i], whose rows may lie apart."""
+    if _on_tensor_cores(backend, x, weights, biases, None, out, backend.early):
+        return
+    if _adjacent(weights) and all(b is None for b in biases):
+        planes = (_Joined(weights), *NO_PLANES[1:])
+        whole = Stored(weights[0].form, planes, out.shape[1], x.shape[1])
         if _blas_takes(backend, x, whole, None, out):
             blas.linear(backend, x, whole.codes, out)
-            return out
+            return
     start = 0
-    for w, bias in zip(stored, biases, strict=True):
+    for w, bias in zip(weights, biases, strict=True):
         product(backend, x, w, bias, None, out[:, start : start + w.N])
         start += w.N
-    return out
 
 
 def _adjacent(weights: list[Stored]) -> bool:
