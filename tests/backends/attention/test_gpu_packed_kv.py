@@ -24,13 +24,14 @@ def packed(rng, arrays, form):
     return (q, *(oracles_kv.numbers(*p) for p in planes), *rest), planes
 
 
-def attend(gpu, rng, arrays, form, options):
+def attend(gpu, rng, arrays, form, options, attention=paged_attention):
+    """`attention`, of those arrays with packed caches, against the oracle."""
     arrays, planes = packed(rng, arrays, form)
     q, *rest = tensors(gpu, arrays[0], *arrays[3:])
     caches = (PackedKV(*tensors(gpu, *p)) for p in planes)
     known = {n: Tensor(x, backend=gpu) if isinstance(x, np.ndarray) else x
              for n, x in options.items()}  # fmt: skip
-    compare(paged_attention(q, *caches, *rest, **known), arrays, options)
+    compare(attention(q, *caches, *rest, **known), arrays, options)
 
 
 SHAPES = [("bfloat16", (8, 2, 128)), ("bfloat16", (9, 3, 64)), ("float32", (16, 1, 96)),
@@ -73,8 +74,9 @@ OPTIONS = {
 }
 
 
-@forms
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(("name", "form"), every(
+    [*zip(OPTIONS, ("int8", "int4", "int8", "int4", "int8"), strict=True)], OPTIONS, KV_FORMS,
+))  # fmt: skip
 def test_options(name, form, gpu, rng):
     arrays = build(rng, [1, 0, 5, 8, 2], [700, 30, 333, 4, 0], 8, 2, 64, extra=3)
     attend(gpu, rng, arrays, form, OPTIONS[name])

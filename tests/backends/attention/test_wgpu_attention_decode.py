@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from backends.attention import test_gpu_packed_kv as packed_kv
 from backends.attention.test_gpu_attention_decode import arguments, attend, reason
 from draws import tensors
 from ops.paged_cases import build, compare, reference
@@ -10,6 +11,8 @@ from strict_wgpu import BARE, strict_wgpu
 from boostr.backends.wgpu.attention import attention_decode as decode
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.ops.attention import attention_options
+from boostr.quant.kv import KV_FORMS
 
 # as on a discrete GPU, as far as an adapter of 4 lanes can do it
 BIG = {"threads": 512, "splits": 5, "unroll": 2, "rows": 4}
@@ -42,6 +45,25 @@ CHOSEN = [{"joined": False}, {"grain": 1}, {"splits": 3, "grain": 7}, {"unroll":
 def test_plans(chosen, wgpu, rng):
     arrays = build(rng, [1, 3, 1], [1, 300, 77], 8, 2, 64)
     compare(attend(wgpu, arrays, {}, **chosen), arrays, {})
+
+
+@pytest.mark.parametrize("form", KV_FORMS)
+def test_lanes_with_several_words_of_codes(form, wgpu, rng):
+    def attention(q, *rest):
+        options = attention_options("paged_attention", 96, True, None, None, None, "bottom-right")
+        return decode.attend(q, *rest, None, None, options, lanes=4)
+
+    arrays = build(rng, [1, 3, 1], [1, 300, 77], 8, 2, 96, Dv=64)
+    packed_kv.attend(wgpu, rng, arrays, form, {}, attention)
+
+
+@pytest.mark.parametrize("form", KV_FORMS)
+@pytest.mark.parametrize("caps", [{"bindings": 8}, BARE], ids=["few bindings", "bare"])
+def test_packed_caches_on_lesser_gpus(caps, form, rng):
+    """A kernel that binds the 8 arrays of WebGPU's promise gets floats."""
+    with strict_wgpu(**caps) as gpu:
+        arrays = build(rng, [1, 3], [300, 40], 6, 2, 64)
+        packed_kv.attend(gpu, rng, arrays, form, {})
 
 
 def test_bare_gpu(rng):
