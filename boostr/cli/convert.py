@@ -1,4 +1,4 @@
-"""`boostr convert`: a model in another format."""
+"""`boostr convert`: a folder as a GGUF file."""
 
 from __future__ import annotations
 

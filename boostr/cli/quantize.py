@@ -18,7 +18,7 @@ from boostr.cli.types import BACKEND
 @click.option(
     "--scheme", required=True, metavar="SCHEME",
     help="int8, int8-g32, -g64, -g128, w8a8, int4-g32, -g64, -g128, fp8 (compressed-tensors), nf4 "
-    "(bitsandbytes), mlx:4, mlx:4-g32, mlx:8 ...",
+    "(bitsandbytes), mlx:4, mlx:4-g32, mlx:8 ..., gguf:Q4_K_M, gguf:Q8_0 ... (a file).",
 )  # fmt: skip
 @click.option(
     "--quantize-embeddings", metavar="SCHEME",

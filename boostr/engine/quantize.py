@@ -16,10 +16,12 @@ import numpy as np
 
 from boostr import backends, ops
 from boostr.backends.base import Backend
+from boostr.engine.convert import write_folder
 from boostr.engine.inputs import of_types
 from boostr.engine.load import empty_module, folder_config
 from boostr.engine.sentence import transformer_folder
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
+from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.mapping import release
 from boostr.io.safetensors import INDEX, open_safetensors
@@ -80,7 +82,7 @@ def quantize(
         out: the folder to make; it must not exist.
         scheme: "int8", "int8-g32|g64|g128", "w8a8", "int4-g32|g64|g128", "fp8" (a folder of
             compressed-tensors), "nf4" (of bitsandbytes), "mlx:4" (of mlx-lm: 2, 3, 4, 5, 6 or 8
-            bits, "mlx:4-g32" for groups of 32).
+            bits, "mlx:4-g32" for groups of 32), or a file of GGUF, "gguf:Q4_K_M" (see `convert`).
         quantize_embeddings: as in `load`. compressed-tensors packs a head of its own alone, and
             bitsandbytes neither; an embedding that is the head too then stays as it is.
         backend: what rounds.
@@ -100,6 +102,8 @@ def quantize(
         else resolve(model, revision=revision, offline=offline)
     )
     inner = _float_folder(found)
+    if scheme.startswith("gguf:"):
+        return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files, _beside(out) as made:
         source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
@@ -134,6 +138,17 @@ def _float_folder(found: ResolvedModel) -> Path:
             "that this one was made from"
         )
     return inner
+
+
+def _as_gguf(inner: Path, out: Path, kind: str, progress: Progress | None) -> Quantized:
+    write_folder(inner, out, kind, progress)
+    with open_safetensors(inner) as files, GGUFFile(out) as made:
+        before = sum(math.prod(files.shape(n)) * files.dtype(n).itemsize for n in files.names)
+        after = sum(tensor.nbytes for tensor in made.tensors.values())
+        types = {n: t.type for n, t in made.tensors.items() if len(t.shape) > 1}
+    names = {"embedding": "token_embd.weight", "head": "output.weight"}
+    tables = {role: types[name] for role, name in names.items() if name in types}
+    return Quantized(out, after, before, Counter(types.values()), tables)
 
 
 class _Source:

@@ -106,3 +106,14 @@ def test_metadata_is_of_the_types_that_llama_cpp_reads(tmp_path):
         assert file.metadata["llama.attention.head_count_kv"] == 2
         assert file.metadata["tokenizer.ggml.token_type"].dtype == np.int32
         assert {t.type for t in file.tensors.values()} == {"F16", "F32"}
+
+
+def test_quantize_to_gguf_is_convert(tmp_path):
+    folder = make_tiny(tmp_path / "f", **SIZES)
+    made = boostr.quantize(folder, tmp_path / "q.gguf", "gguf:Q4_K_M")
+    boostr.convert(folder, tmp_path / "c.gguf", kind="Q4_K_M")
+    assert (tmp_path / "q.gguf").read_bytes() == (tmp_path / "c.gguf").read_bytes()
+    assert made.tables == {"embedding": "Q4_K", "head": "Q6_K"} and made.schemes["Q4_K"] > 8
+    assert made.weight_bytes < made.source_bytes / 5
+    with pytest.raises(OptionError, match="'Q4_K_X' is not known"):
+        boostr.quantize(folder, tmp_path / "x.gguf", "gguf:Q4_K_X")
