@@ -14,38 +14,54 @@ template <int CEILING> DEVICE float power_below(float most) {
   return most > 0.f ? __uint_as_float((u32)min(max(exponent, 27), 227) << 23) : 1.f;
 }
 
+// A thread keeps so many pieces of 8 values in registers; longer rows are read twice.
+#define HELD 8
+#define STRIDE (8 * 256)
+
 DEVICE void halve_row(const X* x, f16* halves, int ldh, float* down, int K, bool wide) {
   __shared__ float room[8];
-  auto eight = [&](int k, float* v) {
-    if (wide && k < K) {
-      const Vec<X, 8> a = load_vec<X, 8>(x + k);
+  auto eight = [&](int k) {
+    Vec<X, 8> v;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = a[i];
+    for (int i = 0; i < 8; ++i) v.at[i] = from_float<X>(0.f);
+    if (wide) {
+      if (k < K) v = load_vec<X, 8>(x + k);
     } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = k + i < K ? to_float(x[k + i]) : 0.f;
+      for (int i = 0; i < 8; ++i)
+        if (k + i < K) v.at[i] = x[k + i];
     }
+    return v;
   };
-  float most = 0.f, v[8];
-  for (int k = threadIdx.x * 8; k < K; k += 256 * 8) {
-    eight(k, v);
+  float most = 0.f;
+  auto look = [&](const Vec<X, 8>& v) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[i]));
-  }
+  };
+  const int first = threadIdx.x * 8, rest = first + HELD * STRIDE;
+  Vec<X, 8> held[HELD];
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) held[i] = eight(first + i * STRIDE);
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) look(held[i]);
+  for (int k = rest; k < K; k += STRIDE) look(eight(k));
   const float power = power_below<14>(block_max<8>(most, room)), up = __fdiv_rn(1.f, power);
   if (threadIdx.x == 0) *down = power;
-  for (int k = threadIdx.x * 8; k < ldh; k += 256 * 8) {
-    eight(k, v);
+  auto put = [&](int k, const Vec<X, 8>& v) {
     Vec<f16, 8> out;
 #pragma unroll
     for (int i = 0; i < 8; ++i) out.at[i] = from_float<f16>(v[i] * up);
-    store_vec<f16, 8>(halves + k, out);
-  }
+    if (k < ldh) store_vec<f16, 8>(halves + k, out);
+  };
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) put(first + i * STRIDE, held[i]);
+  for (int k = rest; k < ldh; k += STRIDE) put(k, eight(k));
 }
 
 // By one warp.
 DEVICE float largest(const Planes& row, int K) {
   float most = 0.f;
+#pragma unroll 4
   for (int g = threadIdx.x % 32; g < groups_of(K); g += 32) {
     const int k = GROUP * g;
     const float scale = scale_at(row, k);

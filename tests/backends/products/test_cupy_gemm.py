@@ -148,3 +148,17 @@ def test_powers_of_rows(cupy_backend, rng, scheme):
     assert (np.frexp(downs)[0] == 0.5).all()
     assert (np.abs(dense) < 2.0**15 * downs[:, None]).all()
     assert (np.abs(dense).max(1) > 2.0**8 * downs).all()
+
+
+def test_long_rows_as_float16(cupy_backend, rng):
+    """Rows that a block does not hold in registers, with and without 16-byte accesses."""
+    for K in (16384 + 4096 + 8, 16384 + 33):
+        x, w, _, _ = case(cupy_backend, rng, WIDE[0], 3, 2, K)
+        stored = [Stored.of(w, cupy_backend)]
+        got, powers, _ = (
+            Tensor.wrap(part, cupy_backend).numpy()
+            for part in gemm_sm90.halves(cupy_backend, x.data, stored)
+        )
+        scaled = got.astype(np.float64) * powers[:, None]
+        np.testing.assert_array_equal(scaled[:, :K], x.numpy())
+        assert not got[:, K:].any()
