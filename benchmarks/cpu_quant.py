@@ -5,8 +5,9 @@
 
 decode: 64 tokens after a prompt of 16, batch 1; its floor is the bytes that a step must read
 (weights and cache) at the bandwidth that plain reads reach in the same round. prefill: 512 tokens.
-All weights of a model have the form, its embedding and head too. Forms take turns, and figures are
-each form's best round, as other work on a shared machine only ever slows one down.
+All weights of a model have the form, its embedding and head too; rows of q4_k, q5_k and q6_k must be
+multiples of 256 (--model 1B). Forms take turns, and figures are each form's best round, as other
+work on a shared machine only ever slows one down.
 
 With LLAMA_BENCH (see peers.py) llama.cpp runs beside us, on a file of the nearest type that
 random_gguf.py writes into FOLDER (which needs the package gguf). Run it alone: on few cores its
@@ -129,7 +130,7 @@ def peer_rates(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
     """llama.cpp's best rates on a file of this type; none where it is missing."""
     if arguments.gguf is None:
         return {}
-    import random_gguf
+    import random_gguf  # which needs the package gguf
 
     path = arguments.gguf / f"{arguments.model}-{kind}.gguf"
     if not path.exists():
@@ -164,6 +165,15 @@ def print_table(
         print("| " + " | ".join(cells) + " |")
 
 
+def _fits(config: dict[str, Any], form: str) -> bool:
+    """Whether rows of all weights are as long as the form wants them."""
+    multiple = 1 if form in FLOATS else SCHEMES[form].multiple
+    fits = not (config["hidden_size"] % multiple or config["intermediate_size"] % multiple)
+    if not fits:
+        print(f"skipped {form}: rows must be multiples of {multiple}")
+    return fits
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="135M")
@@ -173,10 +183,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gguf", type=Path, help="a folder for llama.cpp's files")
     arguments = parser.parse_args()
-    forms, tests = arguments.forms.split(","), arguments.tests.split(",")
+    config, tests = MODELS[arguments.model], arguments.tests.split(",")
+    forms = [form for form in arguments.forms.split(",") if _fits(config, form)]
     os.environ[env.NUM_THREADS.name] = str(arguments.threads)
     theirs = {kind: peer_rates(kind, arguments) for kind in {FORMS[form] for form in forms}}
-    models = {form: Model(MODELS[arguments.model], form) for form in forms}
+    models = {form: Model(config, form) for form in forms}
     read = 0.0
     for _ in range(arguments.rounds + 1):  # the first compiles
         read = max(read, read_bandwidth(arguments.threads))

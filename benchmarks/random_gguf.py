@@ -1,6 +1,6 @@
 """Random models of real shapes as GGUF files, for llama.cpp beside us.
 
-    python benchmarks/random_gguf.py 1B F16 1B-F16.gguf        F16 or Q8_0; needs gguf
+    python benchmarks/random_gguf.py 1B F16 1B-F16.gguf        any type; needs gguf
 
 They have no tokenizer, which llama-bench does not ask for.
 """
@@ -12,6 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 from model_shapes import MODELS
+
+from boostr.quant.gguf import BLOCK_TYPES, blocks
 
 
 def write(name: str, form: str, path: Path) -> None:
@@ -60,14 +62,30 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _rows(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
     """Random rows of length 1, about; the first 64 over and over."""
     rows = np.random.default_rng(0).standard_normal((64, shape[1]), np.float32) * shape[1] ** -0.5
-    stored = gguf.quants.quantize(rows, kind)
+    try:
+        stored = gguf.quants.quantize(rows, kind)
+    except NotImplementedError:  # the package only reads K-quants
+        stored = _random_blocks(kind.name, 64, shape[1])
     return np.resize(stored, (shape[0], stored.shape[1]))
+
+
+def _random_blocks(kind: str, N: int, K: int) -> np.ndarray:
+    """Rows of random codes, under scales that keep weights small."""
+    rng, parts = np.random.default_rng(0), {}
+    for name, part in BLOCK_TYPES[kind].scheme.parts.items():
+        shape = (N, part.columns(K))
+        if part.dtype.kind == "f":
+            parts[name] = np.full(shape, 2.0**-14, part.dtype)
+        else:  # small scales fit 6 bits
+            top = 256 if name in ("codes", "high") else 32
+            parts[name] = rng.integers(0, top, shape).astype(np.uint8).view(part.dtype)
+    return blocks(kind, parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("form", choices=["F16", "Q8_0"])
+    parser.add_argument("form", choices=["F32", "F16", *BLOCK_TYPES])
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
     write(options.model, options.form, options.path)
