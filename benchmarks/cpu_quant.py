@@ -5,7 +5,7 @@
 
 decode: 64 tokens after a prompt of 16, batch 1; its floor is the bytes that a step must read
 (weights and cache) at the bandwidth that plain reads reach in the same round. prefill: 512 tokens.
-All weights of a model have the form, its embedding and head too; rows of q4_k, q5_k and q6_k must be
+All weights of a model have the form, its embedding and head too; rows of q4_k, q5_k and q6_k are
 multiples of 256 (--model 1B). Forms take turns, and figures are each form's best round, as other
 work on a shared machine only ever slows one down.
 
