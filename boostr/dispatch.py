@@ -17,7 +17,7 @@ from typing import Any
 from boostr import autograd, backends, env
 from boostr.backends.base import Backend
 from boostr.errors import BackendError, FallbackError
-from boostr.operands import LowRank, Ordered
+from boostr.operands import LowRank, Ordered, Recorded
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
@@ -115,6 +115,8 @@ def _taken_apart(args: Any) -> str | None:
             return "a weight has a low-rank adapter"
         if isinstance(arg, Ordered):
             return "a weight has its inputs in another order (desc_act)"
+        if isinstance(arg, Recorded):
+            return "the inputs of a weight are recorded"
         form = _taken_apart(arg) if isinstance(arg, list) else None
         if form is not None:
             return form

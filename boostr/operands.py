@@ -3,6 +3,7 @@ gradient tape see the tensors inside; nothing here computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 from boostr.quant.kv import KVForm, kv_form_of
@@ -144,3 +145,18 @@ class LowRank(NamedTuple):
     def size(self) -> int:
         """Weights as numbers, those of the adapter included."""
         return self.base.size + self.down.size + self.up.size
+
+
+class Recorded(NamedTuple):
+    """A weight whose product shows its input to somebody first. A form like any other, as LowRank.
+
+    Attributes:
+        base: [N, K] in any stored form.   see: called with x [..., K].
+    """
+
+    base: Tensor | QuantizedTensor | Ordered
+    see: Callable[[Tensor], None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import click
+
 from boostr.errors import OptionError
 from boostr.io import wheel_model
 from boostr.io.hub import DEFAULT_MODEL
@@ -28,6 +30,18 @@ def read_stdin() -> str:
             f"stdin is not valid UTF-8: byte {error.start} is {data[error.start]:#x}"
         ) from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_text(path: str) -> str:
+    """The text of a file ("-" is stdin). Its line ends stay: others would be another text."""
+    with click.open_file(path, "rb") as file:
+        data: bytes = file.read()  # type: ignore[assignment]
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{path}: not valid UTF-8: byte {error.start} is {data[error.start]:#x}"
+        ) from None
 
 
 def read_lines() -> tuple[str, ...]:

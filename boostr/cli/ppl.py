@@ -7,9 +7,9 @@ import time
 
 import click
 
+from boostr.cli.messages import read_text
 from boostr.cli.options import ModelChoice, as_json, model_argument
 from boostr.cli.output import print_json
-from boostr.errors import OptionError
 
 
 @click.command("ppl")
@@ -36,7 +36,7 @@ def command(
 
     from boostr.engine.perplexity import perplexity
 
-    words = _read(text)
+    words = read_text(text)
     model, load_seconds = choice.load_decoder()
     start = time.perf_counter()
     with tqdm(desc="ppl", unit="chunk", disable=not sys.stderr.isatty()) as bar:
@@ -69,15 +69,3 @@ def command(
             "timings": {"load_seconds": load_seconds, "ppl_seconds": seconds},
         }
     )
-
-
-def _read(path: str) -> str:
-    """The text of a file without translation of its line ends, which would be another text."""
-    with click.open_file(path, "rb") as file:
-        data: bytes = file.read()  # type: ignore[assignment]
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(
-            f"{path}: not valid UTF-8: byte {error.start} is {data[error.start]:#x}"
-        ) from None

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from boostr.cli.messages import read_text
 from boostr.cli.options import as_json
 from boostr.cli.output import human_bytes, print_json
 from boostr.cli.types import BACKEND
@@ -25,13 +26,22 @@ from boostr.cli.types import BACKEND
     help='For embedding and head; "none" keeps them, "same" is SCHEME. [default: none, with 4 bits '
     "8 bits where the format can]",
 )  # fmt: skip
+@click.option(
+    "--calibrate", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="TEXT",
+    help="A file of text; layers are rounded so that what they make of it changes least.",
+)  # fmt: skip
+@click.option(
+    "--calibration-chunks", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+    help="Of 512 tokens, at most.",
+)  # fmt: skip
 @click.option("--backend", type=BACKEND, metavar="NAME", help="What rounds. [BOOSTR_BACKEND]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use the cache only, never the network.")
 @as_json
 def command(
     model: str | None, out: str, scheme: str, quantize_embeddings: str | None,
-    backend: str | None, revision: str | None, offline: bool, as_json: bool,
+    calibrate: str | None, calibration_chunks: int, backend: str | None, revision: str | None,
+    offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a quantized copy of MODEL, a folder of float weights or org/name, to OUT.
 
@@ -42,6 +52,7 @@ def command(
     from boostr.engine.quantize import quantize
 
     tables = {"none": False, "same": True}.get(quantize_embeddings or "", quantize_embeddings)
+    text = None if calibrate is None else read_text(calibrate)
     start = time.perf_counter()
     with tqdm(desc="quantize", unit="tensor", disable=not sys.stderr.isatty()) as bar:
 
@@ -51,7 +62,8 @@ def command(
             bar.update()
 
         found = quantize(
-            model, out, scheme, quantize_embeddings=tables, backend=backend, revision=revision,
+            model, out, scheme, quantize_embeddings=tables, calibrate=text,
+            calibration_chunks=calibration_chunks, backend=backend, revision=revision,
             offline=offline or None, progress=show,
         )  # fmt: skip
     seconds = time.perf_counter() - start

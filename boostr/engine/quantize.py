@@ -11,21 +11,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from boostr import backends, ops
 from boostr.backends.base import Backend
+from boostr.engine.calibrate import Calibration, Fitted
 from boostr.engine.convert import write_folder
+from boostr.engine.gptq import Inputs, can_round, gptq
 from boostr.engine.inputs import of_types
-from boostr.engine.load import empty_module, folder_config
+from boostr.engine.load import empty_module, folder_config, load
 from boostr.engine.sentence import transformer_folder
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.mapping import release
 from boostr.io.safetensors import INDEX, open_safetensors
+from boostr.io.tokenizer import required
 from boostr.models.base import Model
+from boostr.models.config import RawConfig
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_in, method_of
 from boostr.models.save import write_shards
@@ -67,6 +72,8 @@ def quantize(
     scheme: str,
     *,
     quantize_embeddings: str | bool | None = None,
+    calibrate: str | None = None,
+    calibration_chunks: int = 32,
     backend: str | Backend | None = None,
     revision: str | None = None,
     offline: bool | None = None,
@@ -74,8 +81,7 @@ def quantize(
 ) -> Quantized:
     """Write a quantized copy of a model: config, tokenizer, template and all else carried over.
 
-    A tensor is read, rounded in bands of rows and written; one shard (1 GB) and one packed tensor
-    are in memory at most. Nothing is at `out` until all is.
+    A tensor is read, rounded in bands of rows and written. Nothing is at `out` until all is.
 
     Args:
         model: as in `load`: a Hugging Face folder of float weights.
@@ -85,6 +91,10 @@ def quantize(
             bits, "mlx:4-g32" for groups of 32), or a file of GGUF, "gguf:Q4_K_M" (see `convert`).
         quantize_embeddings: as in `load`. compressed-tensors packs a head of its own alone, and
             bitsandbytes neither; an embedding that is the head too then stays as it is.
+        calibrate: a text like those that the model is for; the weights of its layers are then
+            rounded by GPTQ so that what they make of it changes least (int8, int4, mlx; decoders).
+            The whole model is in memory then, and runs on `backend`.
+        calibration_chunks: at most so many chunks of 512 tokens of the text.
         backend: what rounds.
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
@@ -92,34 +102,39 @@ def quantize(
         ModelFileError: a model that is quantized already, or a tensor that the scheme cannot hold.
     """
     of_types("quantize", _TYPES, locals())
-    out = Path(out)
-    if out.exists():
-        raise OptionError(f"quantize: {out} exists already; take another name, or remove it")
+    out = _free(Path(out))
     chosen = backends.get(backend)
-    found = (
-        resolve_default(offline=offline)
-        if model is None
-        else resolve(model, revision=revision, offline=offline)
-    )
+    online: dict[str, Any] = {"offline": offline}
+    found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
     inner = _float_folder(found)
     if scheme.startswith("gguf:"):
+        _refuse_calibration(scheme, calibrate is not None)
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files, _beside(out) as made:
         source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
-        _carry_over(found.path, made, inner / "config.json")
-        gained = plan.config(source.modules)
-        folder = made / inner.relative_to(found.path)
-        text = json.dumps(dict(config.raw) | gained, indent=2) + "\n"
-        (folder / "config.json").write_text(text)
-        method = method_of(dict(config.raw) | gained, scheme)
-        if method is None:
-            raise ModelFileError(f"{scheme}: its config names no method")
         source.check(plan)
-        writer = _Writer(source, plan, method, chosen, progress)
+        _carry_over(found.path, made, inner / "config.json")
+        folder = made / inner.relative_to(found.path)
+        writer = _Writer(source, plan, _described(folder, config, plan, source), chosen, progress)
+        if calibrate is not None:
+            _check_fits(plan, calibration_chunks)
+            floats = load(found.path, backend=chosen)
+            ids = required(floats.tokenizer, floats.source).encode(calibrate)
+            writer.fit(Calibration(floats.module, chosen, ids, calibration_chunks))
         write_shards(folder, writer.tensors(), SHARD_BYTES)
         return writer.summary(out)
+
+
+def _described(folder: Path, config: RawConfig, plan: Recipe, source: _Source) -> Method:
+    """Write the config.json that says what the weights are; the method that lays them out so."""
+    raw = dict(config.raw) | plan.config(source.modules)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    method = method_of(raw, plan.name)
+    if method is None:
+        raise ModelFileError(f"{plan.name}: its config names no method")
+    return method
 
 
 def _float_folder(found: ResolvedModel) -> Path:
@@ -151,12 +166,35 @@ def _as_gguf(inner: Path, out: Path, kind: str, progress: Progress | None) -> Qu
     return Quantized(out, after, before, Counter(types.values()), tables)
 
 
+def _free(out: Path) -> Path:
+    if out.exists():
+        raise OptionError(f"quantize: {out} exists already; take another name, or remove it")
+    return out
+
+
+def _check_fits(plan: Recipe, chunks: int) -> None:
+    """Raises OptionError if there is nothing that calibration could do for a recipe."""
+    if chunks < 1:
+        raise OptionError(f"quantize: calibration_chunks must be 1 or more, got {chunks}")
+    scheme = plan.schemes["linear"]
+    _refuse_calibration(plan.name, scheme.activations_int8 or not can_round(scheme))
+
+
+def _refuse_calibration(target: str, refused: bool) -> None:
+    if refused:
+        raise OptionError(
+            "quantize: calibrate is for int8, int4 and mlx schemes, whose codes are in equal "
+            f"steps; {target} is not"
+        )
+
+
 class _Source:
     """A plain checkpoint: its tensors, and what the model's family takes each for.
 
     Attributes:
         weights: by their names in the checkpoint.   roles: of those that the model has: "linear",
             "embedding", "head" or "vector".   dtype: of its linear weights.
+        plan: the family's.   parameters: tensor -> what is made of it.
     """
 
     def __init__(self, module: Model, weights: dict[str, LazyWeight], path: str) -> None:
@@ -165,9 +203,11 @@ class _Source:
         source = CheckpointWeights(weights, path, plan)
         check_names(places, source)
         self.weights, self.roles = weights, dict[str, str]()
+        self.plan, self.parameters = plan, dict[str, list[str]]()
         for name, (owner, attribute) in places.items():
             for stored in source.sources(name):
                 self.roles[stored] = getattr(owner, attribute).role
+                self.parameters.setdefault(stored, []).append(name)
         # a tied head has no tensor, but is a module that configs must leave alone
         head = plan.checkpoint_names({"lm_head.weight": (1, 1)})["lm_head.weight"]
         self._heads = tuple(name.removesuffix(".weight") for name in head)
@@ -216,11 +256,18 @@ class _Writer:
         self._schemes: Counter[str] = Counter()
         self._tables: dict[str, str] = {}
         self._before = self._after = 0
+        self._fitted: Fitted | None = None
+
+    def fit(self, calibration: Calibration) -> None:
+        """Round what calibration has seen by it."""
+        self._fitted = Fitted(calibration, self._source.plan, self._source.parameters)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of all."""
         weights = self._source.weights
-        for number, (name, weight) in enumerate(weights.items()):
+        names = sorted(weights, key=self._fitted.order) if self._fitted else weights
+        for number, name in enumerate(names):
+            weight = weights[name]
             for part, array in self._made(name, weight).items():
                 self._after += array.nbytes
                 yield part, array
@@ -250,19 +297,32 @@ class _Writer:
         """The weight on the host, rounded in bands of rows."""
         N, K = weight.shape
         step = max(1, _BAND_BYTES // (4 * K))
+        inputs = None if self._fitted is None else self._fitted.inputs(name)
         bands = []
         for start in range(0, N, step):
             array = weight.read((range(start, min(start + step, N)), range(K)))
             self._before += array.nbytes
             try:
-                bands.append(ops.quantize(Tensor(array, backend=self._backend), scheme).to("numpy"))
+                bands.append(self._rounded(array, scheme, inputs))
             except (NumericsError, ShapeError) as error:
                 raise ModelFileError(f"{weight.path}: {name}: {error}") from None
             release(array)
         host = backends.get("numpy")
-        planes = {p: np.concatenate([b.parts[p].numpy() for b in bands]) for p in scheme.parts}
-        parts = {name: Tensor(plane, backend=host) for name, plane in planes.items()}
-        return QuantizedTensor(scheme, (N, K), parts)
+        planes = {part: np.concatenate([band[part] for band in bands]) for part in scheme.parts}
+        parts = {part: Tensor(plane, backend=host) for part, plane in planes.items()}
+        packed = QuantizedTensor(scheme, (N, K), parts)
+        if self._fitted is not None and inputs is not None:
+            self._fitted.put(name, packed)
+        return packed
+
+    def _rounded(
+        self, array: np.ndarray, scheme: Scheme, inputs: Inputs | None
+    ) -> Mapping[str, np.ndarray]:
+        """The planes of some rows."""
+        plain = ops.quantize(Tensor(array, backend=self._backend), scheme)  # refuses what is none
+        if inputs is not None:
+            return gptq(array.astype(np.float32), inputs, scheme)
+        return {name: part.numpy() for name, part in plain.parts.items()}
 
     def summary(self, out: Path) -> Quantized:
         """What has been written, once all is."""
@@ -297,5 +357,6 @@ def _carry_over(source: Path, target: Path, config: Path) -> None:
 _TYPES = {
     "model": (str, Path, type(None)), "out": (str, Path), "scheme": (str,),
     "quantize_embeddings": (str, bool, type(None)), "backend": (str, Backend, type(None)),
-    "revision": (str, type(None)), "offline": (bool, type(None)),
+    "calibrate": (str, type(None)), "calibration_chunks": (int,), "revision": (str, type(None)),
+    "offline": (bool, type(None)),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, ShapeError
-from boostr.operands import LowRank, Ordered
+from boostr.operands import LowRank, Ordered, Recorded
 from boostr.ops import core
 from boostr.ops.norm import wide
 from boostr.ops.quant import dequantize, quantize_rows
@@ -22,7 +22,7 @@ _CHUNK = 1 << 22  # weights decoded at a time by the composite, which bounds its
 
 def linear(
     x: Tensor,
-    weight: Weight,
+    weight: Weight | Recorded,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: object = None,
@@ -31,9 +31,9 @@ def linear(
 
     Args:
         x: [..., K] float.   weight: [N, K], a float tensor of any width, a QuantizedTensor, or
-            one with its inputs Ordered, or any under a LowRank adapter; it is decoded inside the
-            product and x keeps its precision, except under "w8a8", where each row of x is rounded
-            to int8 by its own scale and the products are summed in int32.
+            one with its inputs Ordered or Recorded, or any under a LowRank adapter; it is decoded
+            inside the product and x keeps its precision, except under "w8a8", where each row of x
+            is rounded to int8 by its own scale and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
         dtype: of the result; default x's.
     Returns:
@@ -62,10 +62,17 @@ def linear(
 
 
 def _composite(
-    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
+    x: Tensor,
+    weight: Weight | Recorded,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: np.dtype,
 ) -> Tensor:
     if isinstance(weight, LowRank):
         return _adapted(x, weight, bias, residual, dtype)
+    if isinstance(weight, Recorded):
+        weight.see(x)
+        return linear(x, weight.base, bias, residual, dtype)
     if isinstance(weight, Ordered):
         return linear(core.take(x, weight.order, -1), weight.base, bias, residual, dtype)
     h = wide(x).reshape(-1, x.shape[-1])

@@ -25,7 +25,7 @@ def quantize(w: Tensor, scheme: str | Scheme) -> QuantizedTensor:
             up to bf16), "nf4" (bitsandbytes': absmax of 64 inputs), "fp8" (e4m3, absmax / 448 of
             a row); or `affine_scheme(bits, group)`, as MLX quantizes.
     Raises:
-        ShapeError: K is no multiple of 32 (int4) or 64 (nf4).   NumericsError: nan or infinite w.
+        ShapeError: K is no multiple of 32 (int4, nf4).   NumericsError: nan or infinite w.
     """
     chosen = scheme if isinstance(scheme, Scheme) else parse_scheme(scheme)
     if w.ndim != 2 or not dtypes.is_float(w.dtype):

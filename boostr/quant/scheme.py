@@ -177,7 +177,7 @@ SCHEMES = {
         Scheme("int4-g32", 32, bits=4, zero=8, scale="bf16", multiple=PACK),
         Scheme("int4-g64", 64, bits=4, zero=8, scale="bf16", multiple=PACK),
         Scheme("int4-g128", 128, bits=4, zero=8, scale="bf16", multiple=PACK),
-        Scheme("nf4", 64, bits=4, values=NF4, multiple=64),
+        Scheme("nf4", 64, bits=4, values=NF4, multiple=PACK),
         Scheme("fp8", values="e4m3"),
         Scheme("q8_0", 32, scale="f16", multiple=32),
         Scheme("q4_0", 32, bits=4, zero=8, scale="f16", multiple=32),

@@ -55,6 +55,15 @@ def test_compressed_tensors(source, tmp_path, scheme):
     assert made.weight_bytes < made.source_bytes
 
 
+def test_bitsandbytes(source, tmp_path):
+    made = boostr.quantize(source, tmp_path / "out", "nf4")
+    want = logits(source, quantize="nf4", quantize_embeddings=False)
+    np.testing.assert_array_equal(logits(made.path), want)
+    assert made.schemes == {"nf4": 7, "as stored": 2}
+    with pytest.raises(OptionError, match="bitsandbytes packs linear layers only"):
+        boostr.quantize(source, tmp_path / "b", "nf4", quantize_embeddings="int8")
+
+
 def test_a_head_of_its_own_takes_eight_bits_under_four(source, tmp_path):
     made = boostr.quantize(source, tmp_path / "out", "int4-g64")
     assert made.tables == {"embedding": "as stored", "head": "int8-g32"}

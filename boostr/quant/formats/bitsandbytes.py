@@ -17,6 +17,7 @@ from boostr.errors import DTypeError, ModelFileError
 from boostr.quant.formats.fields import ALL, EACH, UINT8, Axis, Field, Packing, Stored
 from boostr.quant.formats.layout import KERNEL_GROUP, Layout, Numbers, Tensors
 from boostr.quant.formats.table import Table
+from boostr.quant.pack import unpack_codes
 from boostr.quant.scheme import PACK, SCHEMES, QuantizedTensor, Scheme
 
 _STATES = ("weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4")
@@ -56,7 +57,8 @@ class BitsAndBytes:
     )  # fmt: skip
 
     def __init__(self, config: Table, dtype: np.dtype) -> None:
-        """What a weight is stored as, its tensors say."""
+        """What a weight is stored as, its tensors say; `dtype` is that of the model."""
+        self._dtype = dtype
 
     def layout(self, module: str, tensors: Tensors) -> Layout:
         weight = tensors.get("weight")
@@ -82,7 +84,21 @@ class BitsAndBytes:
         return _blocks(state, tensors, values)
 
     def written(self, module: str, weight: QuantizedTensor) -> Numbers | None:
-        return None
+        scheme, (N, K) = weight.scheme, weight.shape
+        if scheme.name != "nf4" or K % scheme.group_size:
+            return None
+        parts = {name: part.numpy() for name, part in weight.parts.items()}
+        pairs = unpack_codes(parts, 4).reshape(-1, 2)
+        state = {
+            "quant_type": "nf4", "blocksize": scheme.group_size, "dtype": str(self._dtype),
+            "shape": [N, K],
+        }  # fmt: skip
+        return {
+            "weight": pairs[:, :1] << 4 | pairs[:, 1:],
+            "weight.absmax": parts["scales"].reshape(-1),
+            "weight.quant_map": np.array(scheme.values, np.float32),
+            _STATES[0]: np.frombuffer(json.dumps(state).encode(), np.uint8),
+        }
 
 
 def _int8(tensors: Tensors, weight: Stored) -> Layout:
