@@ -90,8 +90,8 @@ struct Sums {
         }
       }
     }
-    const float* scales = (const float*)(keys + ROWS_OF_STAGE);
 #if PACKED
+    const float* scales = (const float*)(keys + ROWS_OF_STAGE);
     scale_columns(s, scales);
 #endif
 #pragma unroll

@@ -17,6 +17,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention_decode, attention_sm90
+from boostr.backends.cupy.attention.attention_combine import combine
 from boostr.backends.cupy.attention.cache import unpack
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.operands import KV, PackedKV
@@ -255,9 +256,7 @@ def _mma(call: _Call, plan: Plan) -> tuple[Any, Any]:
     )  # fmt: skip
     if splits == 1:
         return out, lse
-    from boostr.backends.cupy.attention import attention_decode
-
-    return attention_decode.combine(backend, out, lse, sinks, args[5], call.q.dtype)
+    return combine(backend, out, lse, sinks, args[5], call.q.dtype)
 
 
 def _simt(call: _Call) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from boostr import dtypes
+from boostr.backends.cupy.attention.attention_combine import combine
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.operands import KV, planes_of
 from boostr.options import AttentionOptions
@@ -313,26 +314,6 @@ def partials(
     return to.partial_out, to.partial_ms, planned.splits
 
 
-def combine(
-    backend: CupyBackend,
-    partial_out: Any,
-    partial_ms: Any,
-    sinks: Any,
-    cu_seqlens_q: Any,
-    dtype: np.dtype,
-) -> tuple[Any, Any]:
-    """out [T, H, Dv] in `dtype` and lse float32 [T, H] of what `partials` gave."""
-    T, H, S, Dv = partial_out.shape
-    out, lse = backend.empty((T, H, Dv), dtype), backend.empty((T, H))
-    args = (partial_out, partial_ms, sinks, cu_seqlens_q, out, lse, H, S, cu_seqlens_q.size - 1)
-    if out.size:
-        backend.launch(
-            "attention_combine", "attention_combine", (T * H,), (256,), args, dependent=True,
-            Q_TYPE=backend.c_type(dtype), V_DIM=Dv,
-        )  # fmt: skip
-    return out, lse
-
-
 def attend(
     q: Tensor, k_cache: KV, v_cache: KV, cu_seqlens_q: Tensor, block_table: Tensor,
     kv_lens: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: AttentionOptions, *,
@@ -403,5 +384,4 @@ VARIANTS = [
     _variant(_F16, _INT8, 16, 64),
     _variant(_F32, _INT8, 32, 128, finish=False),
     _variant(_F32, _F32, 8, 1, aligned=False, softcap=True, alibi=True),
-    Variant("attention_combine", {"Q_TYPE": "bf16", "V_DIM": 64}),
 ]
