@@ -81,7 +81,8 @@ def test_weights_side_by_side(cupy_backend, rng, form, M, sizes):
         ],
         axis=1,
     )
-    close(Tensor.wrap(got, cupy_backend), want, x, pairs[0][1], "bfloat16")
+    truth = np.concatenate([truth for _, truth in pairs])
+    close(Tensor.wrap(got, cupy_backend), want, x, truth, "bfloat16")
 
 
 @pytest.mark.parametrize("forms", [("q4_k", "q4_k", "q6_k"), ("q8_0", "float", "float")], ids=str)
