@@ -14,9 +14,9 @@ struct Epilogue {
   const float* downs;       // more scales of rows, or null
 };
 
-// Fours of results begin..end - 1 by COUNT threads, each of which keeps its rows; read(token, row)
-// gives the sums of four rows.
-template <int COUNT, typename Read>
+// Fours of results begin..end - 1 by COUNT threads, each of which keeps its rows and has AT_ONCE fours
+// under way; read(token, row) gives the sums of four rows.
+template <int COUNT, int AT_ONCE, typename Read>
 DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
   static_assert(COUNT % (ROWS / 4) == 0, "a thread's rows");
   const int row = (begin + thread) % (ROWS / 4) * 4, count = min(4, e.rows - row);
@@ -30,7 +30,7 @@ DEVICE void store_tile(Read read, Epilogue e, int thread, int begin, int end) {
     if (real && e.downs) scale[i] *= e.downs[row + i];
     bias[i] = real && e.bias ? to_float(e.bias[row + i]) : 0.f;
   }
-#pragma unroll 4
+#pragma unroll AT_ONCE
   for (int at = begin + thread; at < end; at += COUNT) {
     const int token = at / (ROWS / 4);
     if (token >= e.tokens) break;

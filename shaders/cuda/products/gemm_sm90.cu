@@ -188,7 +188,7 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     return sum_shares(ring.stages + (token * LD_TILE + row) * 4);
   };
   constexpr int FOURS = TOKENS * ROWS / 4;
-  store_tile<CONSUMERS>(read, end, threadIdx.x, FOURS * blockIdx.y / SHARES,
-                        FOURS * (blockIdx.y + 1) / SHARES);
+  store_tile<CONSUMERS, MANY ? 8 : 4>(read, end, threadIdx.x, FOURS * blockIdx.y / SHARES,
+                                      FOURS * (blockIdx.y + 1) / SHARES);
   if (SHARES > 1) cluster_sync();  // until then the others read this block's memory
 }
