@@ -15,7 +15,8 @@
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
 // Macros: those of weights.cuh (TABLE_FLOATS: TABLE is of f16), X (bf16 | f16 | i8), OUT, BIAS,
-// RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8).
+// RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8), WHOLE (K is
+// a multiple of BK; of CODED).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 #include "weights.cuh"

@@ -67,15 +67,30 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int group, const Work& w, int
 // both are rounded.
 #define CENTRE (!OFFSETS || CODES == E4M3 ? ZERO : SIGNED ? 0 : 1 << (LOW_BITS + HIGH_BITS - 1))
 
-// SCALES numbers of T as words, which the compiler does not take apart before they are needed.
+// SCALES numbers of T as words, which nothing takes apart in the stage that loads them: whoever does
+// waits for memory.
 template <typename T> struct Packed {
-  static const int WORDS = (SCALES * (int)sizeof(T) + 3) / 4;
+  static const int BYTES = SCALES * (int)sizeof(T), WORDS = (BYTES + 3) / 4;
   u32 word[WORDS];
 
-  DEVICE Packed() {}
-  DEVICE Packed(const Vec<T, SCALES>& v) {
-    word[WORDS - 1] = 0;
-    memcpy(word, &v, sizeof(v));
+  // Of a row's numbers, those of inputs from k on.
+  DEVICE void load(const T* row, int k, int K) {
+    const T* from = row + k / GROUP_INPUTS;
+    if (!WHOLE) {
+      Vec<T, SCALES> v = {};
+#pragma unroll
+      for (int u = 0; u < SCALES; ++u) {
+        const int at = k + u * (BK / SCALES);
+        if (at < K) v.at[u] = row[at / GROUP_INPUTS];
+      }
+      word[WORDS - 1] = 0;
+      memcpy(word, &v, sizeof(v));
+    } else if (BYTES <= 2) {
+      word[0] = BYTES == 1 ? *(const u8*)from : *(const u16*)from;
+    } else {
+      const Vec<u32, WORDS> v = load_vec<u32, WORDS>((const u32*)from);
+      memcpy(word, &v, sizeof(v));
+    }
     pin(word);
   }
   DEVICE T at(int i) const {
@@ -93,19 +108,8 @@ struct Small {
   float super[2], floor[2];
   u32 high[2][2];  // of 32 k each
 };
-template <typename T> DEVICE Vec<T, SCALES> spread(const T* row, int k, int K, bool real) {
-  Vec<T, SCALES> v = {};
-  if (K % BK == 0) {
-    if (real) v = load_vec<T, SCALES>(row + k / GROUP_INPUTS);
-  } else {
-#pragma unroll
-    for (int u = 0; u < SCALES; ++u) {
-      const int at = k + u * (BK / SCALES);
-      if (real && at < K) v.at[u] = row[at / GROUP_INPUTS];
-    }
-  }
-  return v;
-}
+// The row that stands for row `row`: the last one for those behind it, which are not stored.
+DEVICE int real_row(const Work& w, int row) { return min(row, w.left - 1); }
 // Of stage i.
 DEVICE Small fetch(const Work& w, int row, int i, int K) {
   Small s;
@@ -113,17 +117,16 @@ DEVICE Small fetch(const Work& w, int row, int i, int K) {
   const int t = threadIdx.x & 3;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const bool real = row + 8 * h < w.left && k < K;
-    const Planes at = weight_row(w.at, row + 8 * h, K);
-    if (FOLDED) s.scales[h] = spread(at.scales, k, K, real);
-    if (OFFSETS) s.offsets[h] = spread(at.offsets, k, K, real);
-    s.super[h] = SUPER && real ? at.supers[k / SUPER_INPUTS] : 1.f;
-    s.floor[h] = FLOORS && real ? at.floors[k / SUPER_INPUTS] : 1.f;
+    const Planes at = weight_row(w.at, real_row(w, row + 8 * h), K);
+    if (FOLDED) s.scales[h].load(at.scales, k, K);
+    if (OFFSETS) s.offsets[h].load(at.offsets, k, K);
+    s.super[h] = SUPER ? at.supers[k / SUPER_INPUTS] : 1.f;
+    s.floor[h] = FLOORS ? at.floors[k / SUPER_INPUTS] : 1.f;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int from = k + i * 32;
       const u8* p = at.high + from / 8 * HIGH_BITS + (HIGH_BITS == 2 ? 2 * t : 2 * (t & 1));
-      s.high[i][h] = HIGH_BITS && real && from < K ? *(const u16*)p : 0;
+      s.high[i][h] = HIGH_BITS && (WHOLE || from < K) ? *(const u16*)p : 0;
     }
   }
   return s;
@@ -208,8 +211,8 @@ DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int group, const Work& w, int
   float ups[2] = {1.f, 1.f};
 #pragma unroll
   for (int h = 0; h < 2; ++h)
-    if (FOLDED && row + 8 * h < w.left)  // 1 / down, of a power of two
-      ups[h] = __uint_as_float(0x7f000000u - __float_as_uint(w.downs[row + 8 * h]));
+    if (FOLDED)  // 1 / down, of a power of two
+      ups[h] = __uint_as_float(0x7f000000u - __float_as_uint(w.downs[real_row(w, row + 8 * h)]));
   u32 a[2][STEPS][4];
   Small now = fetch(w, row, 0, K);
   auto stage = [&](int i, u32 (&a)[STEPS][4]) {

@@ -149,7 +149,7 @@ def hopper(
         ],
         shared_bytes=plan.shared_bytes(first.form), dependent=True,
         **type_macros(backend, x, first, out, given[0] if given else None, residual)
-        | half_table(first.form) | plan.defines(),
+        | half_table(first.form) | plan.defines(), WHOLE=int(K % 64 == 0),
     )  # fmt: skip
 
 
@@ -225,7 +225,14 @@ def _variants() -> list[Variant]:
     made = []
     for form, plan in _TO_COMPILE:
         x = "i8" if form.rounds_input else "f16" if folded(form) else "bf16"
-        defines = {**same, **form_macros(form), **half_table(form), **plan.defines(), "X": x}
+        defines = {
+            **same,
+            **form_macros(form),
+            **half_table(form),
+            **plan.defines(),
+            "X": x,
+            "WHOLE": 1,
+        }
         made.append(Variant("gemm_sm90", defines, only="sm_90a"))
     prepared = ({"X": "bf16", **_halves_macros(form)} for form in SNIPPETS.values())
     return [*made, *(Variant("gemm_halves", defines) for defines in prepared)]
