@@ -29,6 +29,28 @@ class Bits:
 
 
 @dataclass(frozen=True)
+class Lane:
+    """A field of some bytes, `bits` from bit `low` on: byte first + i has that of numbers[i], where
+    it goes to bit `shift`."""
+
+    first: int
+    low: int
+    bits: int
+    numbers: range
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Small:
+    """A part of small integers, `count` in a block: each is what the lanes make up plus `added`."""
+
+    part: str
+    count: int
+    lanes: tuple[Lane, ...]
+    added: int = 0
+
+
+@dataclass(frozen=True)
 class BlockType:
     """A block type of GGUF: `size` inputs in `nbytes` bytes.
 
@@ -38,7 +60,8 @@ class BlockType:
         codes: where the bits of the codes are, unless they are copied.
         halves: (part, first byte, factor) of float16 numbers that become factor (a power of two)
             times the number in a float32 part.
-        read: gives the parts that are neither, of blocks uint8 [N, G, nbytes].
+        small: parts of integers of a few bits, such as the scales of K-quants.
+        read: gives the parts that are none of these, of blocks uint8 [N, G, nbytes].
         write: the other way round, into blocks that have all but these; None for types whose blocks
             cannot be made of parts.
     """
@@ -49,13 +72,9 @@ class BlockType:
     fields: tuple[tuple[str, int, int], ...] = ()
     codes: tuple[Bits, ...] = ()
     halves: tuple[tuple[str, int, float], ...] = ()
+    small: tuple[Small, ...] = ()
     read: Callable[[np.ndarray], Parts] | None = None
     write: Callable[[Parts, np.ndarray], None] | None = None
-
-    @property
-    def copied(self) -> bool:
-        """Whether all of a block lies in it as in the planes."""
-        return not (self.codes or self.halves or self.read)
 
     @property
     def writable(self) -> bool:
@@ -88,6 +107,23 @@ def pack(numbers: np.ndarray, b: np.ndarray, *fields: Bits) -> None:
         b[..., field.first : field.first + nbytes] = packed.reshape(N, G, nbytes)
 
 
+def _unpack_small(b: np.ndarray, small: Small) -> np.ndarray:
+    """The integers of each block, uint8 [N, G, count]."""
+    out = np.zeros((*b.shape[:2], small.count), np.uint8)
+    for lane in small.lanes:
+        found = b[..., lane.first : lane.first + len(lane.numbers)] >> lane.low
+        out[..., lane.numbers] |= (found & (1 << lane.bits) - 1) << lane.shift
+    return out + np.int8(small.added).view(np.uint8)
+
+
+def _pack_small(numbers: np.ndarray, b: np.ndarray, small: Small) -> None:
+    """Puts integers uint8 [N, G, count] into the blocks that `_unpack_small` takes them from."""
+    numbers = numbers - np.int8(small.added).view(np.uint8)
+    for lane in small.lanes:
+        found = numbers[..., lane.numbers] >> lane.shift & (1 << lane.bits) - 1
+        b[..., lane.first : lane.first + len(lane.numbers)] |= found << lane.low
+
+
 def halves(b: np.ndarray, first: int) -> np.ndarray:
     """The float16 at a byte of each block, [N, G]."""
     return b[..., first : first + 2].copy().view(np.float16)[..., 0]
@@ -100,6 +136,8 @@ def read_parts(block: BlockType, b: np.ndarray) -> Parts:
         found |= pack_codes(flat(unpack(b, block.size, *block.codes)), block.scheme.bits)
     for name, at, factor in block.halves:
         found[name] = _times(halves(b, at).astype(np.float32), factor)
+    for small in block.small:
+        found[small.part] = flat(_unpack_small(b, small))
     if block.read is not None:
         found |= block.read(b)
     return {name: found[name].view(part.dtype) for name, part in block.scheme.parts.items()}
@@ -118,6 +156,9 @@ def write_parts(block: BlockType, parts: Parts) -> np.ndarray:
     for name, at, factor in block.halves:
         numbers = _times(parts[name], 1 / factor).astype(np.float16)
         b[..., at : at + 2] = numbers[..., None].view(np.uint8)
+    for small in block.small:
+        numbers = np.ascontiguousarray(parts[small.part]).view(np.uint8)
+        _pack_small(numbers.reshape(N, G, small.count), b, small)
     if block.write is not None:
         block.write(parts, b)
     return b

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from boostr.quant.gguf.block import Bits, BlockType, Parts, flat, halves, pack, unpack
+from boostr.quant.gguf.block import Bits, BlockType, Lane, Parts, Small, flat, halves, unpack
 from boostr.quant.gguf.grids import grid, signs
 from boostr.quant.pack import pack_codes
 from boostr.quant.scheme import SCHEMES
 
-_SUB_BIAS = 32  # of IQ4_XS's scales
-_SIX_BITS = (Bits(4, 4, 1), Bits(2, 2, 1, 4))
-
-
-def _read_iq4_xs(b: np.ndarray) -> Parts:
-    return {"scales": flat(unpack(b, 8, *_SIX_BITS) - np.uint8(_SUB_BIAS))}
-
-
-def _write_iq4_xs(parts: Parts, b: np.ndarray) -> None:
-    scales = parts["scales"].view(np.uint8) + np.uint8(_SUB_BIAS)
-    pack(scales.reshape(*b.shape[:2], 8), b, *_SIX_BITS)
+_IQ4_XS_SCALES = Small(
+    "scales",
+    8,
+    (
+        Lane(4, 0, 4, range(0, 8, 2)),
+        Lane(4, 4, 4, range(1, 8, 2)),
+        *(Lane(2, 2 * j, 2, range(j, 8, 4), 4) for j in range(4)),
+    ),
+    added=-32,
+)
 
 
 def _looked_up(kind: str, index: np.ndarray, minus: np.ndarray, scales: np.ndarray) -> Parts:
@@ -101,7 +100,7 @@ def _gridded(name: str, nbytes: int, factor: float, read) -> BlockType:
 TYPES = {
     "IQ4_XS": BlockType(
         SCHEMES["iq4_xs"], 256, 136, codes=(Bits(8, 4, 16),), halves=(("supers", 0, 1.0),),
-        read=_read_iq4_xs, write=_write_iq4_xs,
+        small=(_IQ4_XS_SCALES,),
     ),
     "IQ3_S": _gridded("iq3_s", 110, 1.0, _read_iq3_s),
     "IQ3_XXS": _gridded("iq3_xxs", 98, 1 / 4, _read_iq3_xxs),

@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from boostr.quant.gguf.block import Bits, BlockType, Parts, flat, pack, unpack
+from boostr.quant.gguf.block import Bits, BlockType, Lane, Small
 from boostr.quant.scheme import SCHEMES
 
-_SUB_BIAS = 32  # of Q3_K's scales
-_NIBBLES_16, _SIX_BITS = Bits(0, 4, 16), (Bits(96, 4, 8), Bits(104, 2, 4, 4))
+# Q2_K: 16 bytes, the scale of a group in the low nibble, its offset in the high one
+_NIBBLES = tuple(
+    Small(part, 16, (Lane(0, low, 4, range(16)),)) for part, low in (("scales", 0), ("offsets", 4))
+)
+_Q3_K_SCALES = Small(
+    "scales",
+    16,
+    (
+        Lane(96, 0, 4, range(8)),
+        Lane(96, 4, 4, range(8, 16)),
+        *(Lane(104, 2 * j, 2, range(4 * j, 4 * j + 4), 4) for j in range(4)),
+    ),
+    added=-32,
+)
 
 
-def _read_q2_k(b: np.ndarray) -> Parts:
-    """16 bytes: the scale of a group of 16 in the low nibble, its offset in the high one."""
-    both = unpack(b, 32, _NIBBLES_16)
-    return {"scales": flat(both[..., :16]), "offsets": flat(both[..., 16:])}
-
-
-def _write_q2_k(parts: Parts, b: np.ndarray) -> None:
-    both = [parts[name].view(np.uint8).reshape(*b.shape[:2], 16) for name in ("scales", "offsets")]
-    pack(np.concatenate(both, 2), b, _NIBBLES_16)
-
-
-def _read_q3_k(b: np.ndarray) -> Parts:
-    """16 scales of 6 bits."""
-    return {"scales": flat(unpack(b, 16, *_SIX_BITS) - np.uint8(_SUB_BIAS))}
-
-
-def _write_q3_k(parts: Parts, b: np.ndarray) -> None:
-    scales = parts["scales"].view(np.uint8) + np.uint8(_SUB_BIAS)
-    pack(scales.reshape(*b.shape[:2], 16), b, *_SIX_BITS)
-
-
-def _read_q4_k(b: np.ndarray) -> Parts:
-    """8 scales and 8 offsets of 6 bits in 3 times 4 bytes: scales 0-3, offsets 0-3, and 4-7 of both
-    in nibbles, whose upper two bits are those of the first and the second 4 bytes."""
-    scales, offsets, nibbles = (b[..., at : at + 4] for at in (4, 8, 12))
-    later = nibbles & 15 | (scales >> 6) << 4, nibbles >> 4 | (offsets >> 6) << 4
-    both = zip((scales & 63, offsets & 63), later, strict=True)
-    found = [flat(np.concatenate(halves, 2)) for halves in both]
-    return dict(zip(("scales", "offsets"), found, strict=True))
-
-
-def _write_q4_k(parts: Parts, b: np.ndarray) -> None:
-    scales, offsets = (
-        parts[name].view(np.uint8).reshape(*b.shape[:2], 8) for name in ("scales", "offsets")
+def _six_bits(part: str, first: int, low: int) -> Small:
+    """Q4_K's 8 scales or offsets: 4 in the low bits of bytes, whose top bits are the upper ones of
+    the other 4; the lower ones of these are nibbles that begin at bit `low`."""
+    lanes = (
+        Lane(first, 0, 6, range(4)),
+        Lane(first, 6, 2, range(4, 8), 4),
+        Lane(12, low, 4, range(4, 8)),
     )
-    b[..., 4:8] = scales[..., :4] | scales[..., 4:] >> 4 << 6
-    b[..., 8:12] = offsets[..., :4] | offsets[..., 4:] >> 4 << 6
-    b[..., 12:16] = scales[..., 4:] & 15 | (offsets[..., 4:] & 15) << 4
+    return Small(part, 8, lanes)
+
+
+_SIX_BITS = (_six_bits("scales", 4, 0), _six_bits("offsets", 8, 4))
 
 
 def _signed(at: int) -> tuple[tuple[str, int, float], ...]:
@@ -58,20 +42,18 @@ def _signed(at: int) -> tuple[tuple[str, int, float], ...]:
 
 TYPES = {
     "Q2_K": BlockType(
-        SCHEMES["q2_k"], 256, 84, codes=(Bits(16, 2, 32),), halves=_signed(80),
-        read=_read_q2_k, write=_write_q2_k,
+        SCHEMES["q2_k"], 256, 84, codes=(Bits(16, 2, 32),), halves=_signed(80), small=_NIBBLES
     ),
     "Q3_K": BlockType(
         SCHEMES["q3_k"], 256, 110, codes=(Bits(32, 2, 32), Bits(0, 1, 32, 2)),
-        halves=(("supers", 108, 1.0),), read=_read_q3_k, write=_write_q3_k,
+        halves=(("supers", 108, 1.0),), small=(_Q3_K_SCALES,),
     ),
     "Q4_K": BlockType(
-        SCHEMES["q4_k"], 256, 144, codes=(Bits(16, 4, 32),), halves=_signed(0),
-        read=_read_q4_k, write=_write_q4_k,
+        SCHEMES["q4_k"], 256, 144, codes=(Bits(16, 4, 32),), halves=_signed(0), small=_SIX_BITS
     ),
     "Q5_K": BlockType(
         SCHEMES["q5_k"], 256, 176, codes=(Bits(48, 4, 32), Bits(16, 1, 32, 4)), halves=_signed(0),
-        read=_read_q4_k, write=_write_q4_k,
+        small=_SIX_BITS,
     ),
     "Q6_K": BlockType(
         SCHEMES["q6_k"], 256, 210, (("scales", 192, 16),), (Bits(0, 4, 64), Bits(128, 2, 32, 4)),

@@ -8,9 +8,12 @@ from tolerance import assert_close, rms
 from toys import TOYS, drawn, meaning
 
 from boostr import Tensor, backends, dispatch
+from boostr.errors import FallbackError
+from boostr.ops.blocks import read_blocks
 from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
 from boostr.ops.quant import dequantize
+from boostr.quant.gguf import BLOCK_TYPES
 from boostr.quant.scheme import Scheme
 
 pytest.importorskip("numba")
@@ -56,6 +59,19 @@ def test_what_is_refused(numpy_backend, rng):
         if reason is not None:
             found[scheme.name] = reason
     assert found == REFUSED
+
+
+def test_which_blocks_of_gguf_no_kernel_reads(numpy_backend):
+    """Those that are more than data: grids, base 3, a part that lies elsewhere."""
+    refused = set()
+    for kind, block in BLOCK_TYPES.items():
+        rows = np.zeros((1, 256 // block.size * block.nbytes), np.uint8)
+        try:
+            read_blocks(kind, rows, (1, 256), numpy_backend)
+        except FallbackError:
+            refused.add(kind)
+    grids = {kind for kind in BLOCK_TYPES if kind.startswith(("IQ1", "IQ2", "IQ3"))}
+    assert refused == grids | {"TQ1_0", "NVFP4"}
 
 
 @schemes

@@ -50,30 +50,11 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
     return made if dtype == out.dtype else made.to(dtype)
 
 
-def _six_bits(name: str, byte: int, right: int) -> tuple:
-    """8 numbers of Q4_K and Q5_K: 4 in low bits of bytes, 4 in nibbles and these bytes' tops."""
-    later = ((12, right, 15, 0), (byte, 6, 3, 4))
-    return (name, 0, 4, ((byte, 0, 63, 0),), 0), (name, 4, 4, later, 0)
-
-
-_SIXES = (*_six_bits("scales", 4, 0), *_six_bits("offsets", 8, 4))
-# what readers of blocks do that are not only described, as `moves` of `kernels/products/repack.py`
-_MOVES = {
-    "Q4_K": _SIXES,
-    "Q5_K": _SIXES,
-    "Q2_K": (("scales", 0, 16, ((0, 0, 15, 0),), 0), ("offsets", 0, 16, ((0, 4, 15, 0),), 0)),
-    "Q3_K": tuple(
-        ("scales", 4 * j, 4, ((96 + 4 * (j % 2), 4 * (j // 2), 15, 0), (104, 2 * j, 3, 4)), -32)
-        for j in range(4)
-    ),
-}
-
-
 def _read_blocks_supports(rows: Tensor, kind: str, places: list[Tensor]) -> str | None:
     if not all(x.data.flags.c_contiguous for x in (rows, *places)):
         return "the blocks or their places are not dense"
-    known = BLOCK_TYPES[kind].read is None or kind in _MOVES
-    return None if known else f"no kernel reads blocks of {kind}"
+    described = BLOCK_TYPES[kind].read is None
+    return None if described else f"no kernel reads blocks of {kind}"
 
 
 def _read_blocks(rows: Tensor, kind: str, places: list[Tensor]) -> None:
@@ -89,7 +70,7 @@ def _read_blocks(rows: Tensor, kind: str, places: list[Tensor]) -> None:
         "repack.blocks", p, items=N, grain=max(1, 65536 // max(width, 1)),
         reads=[rows.data], writes=[plane.data for plane in places],
         nbytes=block.nbytes, size=block.size, bits=block.scheme.bits, fields=block.fields,
-        codes=block.codes, halves=block.halves, moves=_MOVES.get(kind, ()),
+        codes=block.codes, halves=block.halves, small=block.small,
     )  # fmt: skip
 
 

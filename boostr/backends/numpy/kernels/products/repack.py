@@ -27,17 +27,13 @@ from boostr.quant.scheme import FIELDS, PACK
 BLOCKS, ROW_BYTES, COUNT = layout.BLOCKS, layout.BLOCK_ROW_BYTES, layout.BLOCK_COUNT
 
 
-def blocks(nbytes: int, size: int, bits: int, fields, codes, halves, moves):
-    """Blocks of `size` inputs whose codes have so many bits.
-
-    `fields`, `codes` and `halves` are those of a `BlockType`. moves: (part, first element, count,
-    terms, added) of small integers, each the `added` and all terms (first byte, right, mask, left):
-    (byte >> right & mask) << left.
-    """
+def blocks(nbytes: int, size: int, bits: int, fields, codes, halves, small):
+    """Blocks of `size` inputs whose codes have so many bits; the rest is as in a `BlockType`."""
     high = ("codes", "high")[: len(FIELDS[bits])] if codes else ()
-    names = dict.fromkeys([*(part[0] for part in (*fields, *halves, *moves)), *high])
+    described = [*(part[0] for part in (*fields, *halves)), *(part.part for part in small)]
+    names = dict.fromkeys([*described, *high])
     rows_of = rows_at([layout.PLANES[name] for name in names], 1)
-    move = _mover(tuple(names), size, bits, fields, codes, halves, moves)
+    move = _mover(tuple(names), size, bits, fields, codes, halves, small)
 
     def kernel(params, start, stop):
         for row in range(start, stop):
@@ -48,7 +44,7 @@ def blocks(nbytes: int, size: int, bits: int, fields, codes, halves, moves):
     return kernel
 
 
-def _mover(names, size, bits, fields, codes, halves, moves):
+def _mover(names, size, bits, fields, codes, halves, small):
     def op(typingctx, planes, source, index):
         def codegen(context, builder, sig, values):
             block = _Block(builder, names, *values)
@@ -58,8 +54,8 @@ def _mover(names, size, bits, fields, codes, halves, moves):
                 _write_codes(block, group, bits, codes)
             for name, first, factor in halves:
                 block.write(name, 0, _half(block, first, factor))
-            for move in moves:
-                _write_small(block, *move)
+            for part in small:
+                _write_small(block, part)
             block.finish()
             return context.get_dummy_value()
 
@@ -108,11 +104,17 @@ def _half(block, first, factor):
     return builder.fmul(one, constant(factor, one.type))
 
 
-def _write_small(block, name, first, count, terms, added):
-    builder, total = block.builder, constant(0, ir.VectorType(I8, count))
-    for place, right, mask, left in terms:
-        total = builder.or_(total, _bits(builder, block.read(place, count), right, mask, left))
-    block.write(name, first, builder.add(total, constant(added, total.type)))
+def _write_small(block, small):
+    builder, total = block.builder, constant(0, ir.VectorType(I8, small.count))
+    for lane in small.lanes:
+        found = block.read(lane.first, len(lane.numbers))
+        found = _bits(builder, found, lane.low, (1 << lane.bits) - 1, lane.shift)
+        order = [len(lane.numbers)] * small.count  # a zero, where the lane has no number
+        for i, number in enumerate(lane.numbers):
+            order[number] = i
+        order = constant(order, ir.VectorType(I32, small.count))
+        total = builder.or_(total, builder.shuffle_vector(found, constant(0, found.type), order))
+    block.write(small.part, 0, builder.add(total, constant(small.added, total.type)))
 
 
 def _write_codes(block, group, bits, codes):
