@@ -45,7 +45,7 @@ def _widths(backend: Backend) -> tuple[str, str, str]:
         try:
             packed = ops.quantize(Tensor(w.astype(np.float32), backend=backend), scheme)
             truth, tensor = _meaning(packed), Tensor(x, backend=backend)
-            (got, how), (y, _) = (
+            (got, read), (y, multiplied) = (
                 _with_kernel(lambda w=packed: ops.dequantize(w)),
                 _with_kernel(lambda w=packed, x=tensor: ops.linear(x, w)),
             )
@@ -53,7 +53,7 @@ def _widths(backend: Backend) -> tuple[str, str, str]:
         except Exception as failure:
             return "weights", "FAIL", f"{scheme.name}: {type(failure).__name__}: {failure}"
         errors[scheme.name] = max(float(np.abs(difference).max()) for difference in wrong)
-        composites += [scheme.name] * (how == "composite")
+        composites += [scheme.name] * ("composite" in (read, multiplied))
     name, largest = max(errors.items(), key=lambda item: (np.isnan(item[1]), item[1]))
     status = "PASS" if largest <= TOLERANCE else "FAIL"
     how = f"composite: {', '.join(composites)}" if composites else "native"

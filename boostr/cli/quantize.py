@@ -81,8 +81,8 @@ def command(
         )
         return
     counts = ", ".join(f"{count} {name}" for name, count in found.schemes.items())
-    tables = ", ".join(f"{role} {name}" for role, name in found.tables.items())
+    roles = ", ".join(f"{role} {name}" for role, name in found.tables.items())
     click.echo(
         f"{found.path}: {human_bytes(found.weight_bytes)} of {human_bytes(found.source_bytes)} "
-        f"({counts}; {tables}) in {seconds:.1f} s"
+        f"({counts}; {roles}) in {seconds:.1f} s"
     )

@@ -59,7 +59,7 @@ def load(
         quantize: a scheme for the linear layers: "int8", "int8-g32|g64|g128", "w8a8",
             "int4-g32|g64|g128", "nf4" or "fp8" (see `ops.quantize`).
         quantize_embeddings: a scheme for embedding and head, True for that of the linear layers,
-            False to keep them; None keeps them under 8 bits and makes them int8-g32 under 4.
+            False to keep them; None keeps them with 8 bits and makes them int8-g32 with 4.
         kv_dtype: "int8" or "int4": how keys and values are kept; default BOOSTR_KV_DTYPE, else as
             floats.
         offline: never reach for the network; default HF_HUB_OFFLINE.

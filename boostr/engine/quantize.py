@@ -90,12 +90,13 @@ def quantize(
             compressed-tensors), "nf4" (of bitsandbytes), "mlx:4" (of mlx-lm: 2, 3, 4, 5, 6 or 8
             bits, "mlx:4-g32" for groups of 32), or a file of GGUF, "gguf:Q4_K_M" (see `convert`).
         quantize_embeddings: as in `load`. compressed-tensors packs a head of its own alone, and
-            bitsandbytes neither; an embedding that is the head too then stays as it is.
+            bitsandbytes neither; an embedding that is the head too then stays as it is. Types of
+            GGUF say it themselves.
         calibrate: a text like those that the model is for; the weights of its layers are then
             rounded by GPTQ so that what they make of it changes least (int8, int4, mlx; decoders).
             The whole model is in memory then, and runs on `backend`.
         calibration_chunks: at most so many chunks of 512 tokens of the text.
-        backend: what rounds.
+        backend: what rounds; GGUF is rounded on the host.
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
         OptionError: a scheme that there is not, or an `out` that exists.
@@ -109,12 +110,17 @@ def quantize(
     inner = _float_folder(found)
     if scheme.startswith("gguf:"):
         _refuse_calibration(scheme, calibrate is not None)
+        if quantize_embeddings is not None:
+            raise OptionError(
+                f"quantize: the types of embedding and head come with {scheme}; leave "
+                "quantize_embeddings out"
+            )
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files, _beside(out) as made:
         source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
-        source.check(plan)
+        source.check(plan, quantize_embeddings)
         _carry_over(found.path, made, inner / "config.json")
         folder = made / inner.relative_to(found.path)
         writer = _Writer(source, plan, _described(folder, config, plan, source), chosen, progress)
@@ -214,8 +220,14 @@ class _Source:
         linear = next(name for name, role in self.roles.items() if role == "linear")
         self.dtype = np.dtype(weights[linear].read((range(1), range(1))).dtype)
 
-    def check(self, plan: Recipe) -> None:
-        """Raises ModelFileError, before any weight is read, if a scheme cannot hold one."""
+    def check(self, plan: Recipe, tables: str | bool | None) -> None:
+        """Raises, before any weight is read, if a scheme cannot hold one, or if `tables` asks for
+        what no weight of the model can become."""
+        if tables and not {"embedding", "head"} & {*plan.schemes} & {*self.roles.values()}:
+            raise OptionError(
+                f"quantize: {plan.method} packs a head of its own alone, which this model has not; "
+                "leave quantize_embeddings out, or take a scheme of mlx: or gguf:"
+            )
         for name, weight in self.weights.items():
             scheme = plan.schemes.get(self.roles.get(name, ""))
             if scheme is None:

@@ -47,13 +47,11 @@ class Recipe:
 
     Attributes:
         method: whose config it is, for messages.
-        tied: whether an embedding that is the head too can be packed.
     """
 
     name: str
     method: str
     schemes: Mapping[str, Scheme]
-    tied: bool
 
     def config(self, modules: Modules) -> Config:
         """What config.json gains."""
@@ -84,12 +82,17 @@ def recipe(target: str, tables: str | bool | None, floats: str) -> Recipe:
                 "quantize: bitsandbytes packs linear layers only; embedding and head of an nf4 "
                 "folder stay as they are (quantize_embeddings=False)"
             )
-        return Recipe(target, "bitsandbytes", {"linear": SCHEMES["nf4"]}, tied=False)
+        return Recipe(target, "bitsandbytes", {"linear": SCHEMES["nf4"]})
     schemes = {"linear": parse_scheme(target)}
     head = embedding_scheme(target, tables)
+    if head == "nf4":
+        raise OptionError(
+            f"quantize: compressed-tensors has no nf4, so that the head of an {target} folder "
+            "cannot be; take int8, int8-g32 or fp8, or nf4 as the scheme of all"
+        )
     if head is not None:
         schemes["head"] = parse_scheme(head)
-    return Recipe(target, "compressed-tensors", schemes, tied=False)
+    return Recipe(target, "compressed-tensors", schemes)
 
 
 def _mlx_recipe(
@@ -107,9 +110,9 @@ def _mlx_recipe(
         )
     linear = affine_scheme(bits, group, floats)
     if tables is False:
-        return Recipe(target, "mlx", {"linear": linear}, tied=True)
+        return Recipe(target, "mlx", {"linear": linear})
     own = linear if tables else affine_scheme(8, group, floats)
-    return Recipe(target, "mlx", {"linear": linear, "embedding": own, "head": own}, tied=True)
+    return Recipe(target, "mlx", {"linear": linear, "embedding": own, "head": own})
 
 
 def _compressed_tensors(recipe: Recipe, modules: Modules) -> Config:

@@ -88,6 +88,11 @@ def test_whether_a_kernel_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {title: detail for title, _, detail in arithmetic.check_arithmetic(backend)}
     assert "composite" in found["attention"] and "composite" in found["int8 linear"]
     assert not dispatch.is_strict()
+    monkeypatch.undo()
+    real = backend.kernel
+    monkeypatch.setattr(backend, "kernel", lambda op: "none" if op == "linear" else real(op))
+    found = {title: detail for title, _, detail in arithmetic.check_arithmetic(backend)}
+    assert "composite: int8-g32-offsets" in found["weights"]  # read back by a kernel all the same
 
 
 @pytest.mark.parametrize("wrong", [1.0, np.nan])

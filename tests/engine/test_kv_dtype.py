@@ -15,9 +15,7 @@ from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
 from boostr.quant.kv import KV_FORMS
 
-KINDS = {
-    "full": {}, "window": {"model_type": "mistral", "sliding_window": 6}
-}  # fmt: skip
+KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
 PROMPTS = ["a", "some words", "x" * 40, "The quick brown fox", "1, 2, 3", "longer " * 9]
 
 
@@ -60,10 +58,8 @@ def test_step_by_step_is_prefill(model):
     cache = runner.new_cache(1, len(prompt) + 12)
     sampler = Sampler(backend, [SamplingOptions()], [prompt], model.config.vocab_size)
     first = int(sampler.choose(runner.prefill(cache, [0], [prompt])).numpy()[0])
-    loop, sequence = (
-        DecodeLoop(runner, cache, sampler, [0], [first], [len(prompt)]),
-        [*prompt, first],
-    )
+    loop = DecodeLoop(runner, cache, sampler, [0], [first], [len(prompt)])
+    sequence = [*prompt, first]
     for _ in range(8):
         ids, logits = loop.step()
         whole = runner.prefill(runner.new_cache(1, len(sequence)), [0], [sequence]).numpy()

@@ -201,6 +201,10 @@ def test_refuses(source, tmp_path):
             boostr.quantize(source, out, target)
     with pytest.raises(OptionError, match="take 8 bits, the same bits"):
         boostr.quantize(source, out, "mlx:4", quantize_embeddings="int8")
+    with pytest.raises(OptionError, match="compressed-tensors has no nf4"):
+        boostr.quantize(source, out, "int4-g64", quantize_embeddings="nf4")
+    with pytest.raises(OptionError, match="come with gguf:Q8_0"):
+        boostr.quantize(source, out, "gguf:Q8_0", quantize_embeddings="int8")
     with pytest.raises(OptionError, match="exists already"):
         boostr.quantize(source, source, "int8")
     made = boostr.quantize(source, out, "int8")
@@ -212,3 +216,13 @@ def test_refuses(source, tmp_path):
     with pytest.raises(ModelFileError, match=r"down_proj.weight has 44 inputs, .* of 128"):
         boostr.quantize(tiny, tmp_path / "x", "int4-g128")
     assert left_behind(tmp_path) == ["out", "tiny"]
+
+
+def test_a_head_that_is_the_embedding_is_not_left_in_silence(tmp_path):
+    (case,) = [case for case in cases.CASES if case["name"] == "qwen2/tied"]
+    (tmp_path / "src").mkdir()
+    tied = cases.checkpoint(case, tmp_path / "src")
+    for tables in (True, "int8-g32"):
+        with pytest.raises(OptionError, match="a head of its own alone, which this model has not"):
+            boostr.quantize(tied, tmp_path / "x", "int8", quantize_embeddings=tables)
+    assert left_behind(tmp_path) == ["src"]

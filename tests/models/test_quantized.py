@@ -53,6 +53,8 @@ UNREAD += [
     ("group_size", config_of("gptq", bits=4, group_size=0)),
     ("no expression", config_of("gptq", bits=4, dynamic={"+:(": {"bits": 8}})),
     ("auto_round:fp8", config_of("auto-round", bits=8, packing_format="auto_round:fp8")),
+    ("bits 'all'", config_of("auto-round", bits=4, extra_config={"a": {"bits": "all"}})),
+    ("bits None", config_of("auto-round", bits=4, extra_config={"a": {"bits": None}})),
     ("marlin-24", config_of("compressed-tensors", format="marlin-24")),
     ("2:4", config_of("compressed-tensors", sparsity_config={"format": "2:4"})),
     ("transform_config", config_of("compressed-tensors", transform_config={"R1": {}})),

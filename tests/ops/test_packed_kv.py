@@ -56,15 +56,7 @@ def test_write_dtypes(form, dtype, backend, rng):
     k, v = (normal(rng, (3, 2, 64), dtype) for _ in range(2))
     caches = [new_kv((3, 1, 2, 64), KV_FORMS[form], backend) for _ in range(2)]
     slots = np.arange(3, dtype=np.int32)
-    kv_write(
-        *tensors(
-            backend,
-            k,
-            v,
-        ),
-        *caches,
-        Tensor(slots, backend=backend),
-    )
+    kv_write(*tensors(backend, k, v), *caches, Tensor(slots, backend=backend))
     for cache, x in zip(caches, (k, v), strict=True):
         planes = [p.numpy().reshape(3, 2, -1) for p in cache]
         oracles_kv.check_rounded(planes, x.astype(np.float32), form)

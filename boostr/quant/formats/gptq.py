@@ -89,6 +89,12 @@ def _settings(table: Table) -> _Settings:
     return _Settings(bits, max(group, 0), table.get("sym", bool, True))
 
 
+def _is_float(settings: dict) -> bool:
+    """Whether AutoRound's settings of a module say that it is not quantized."""
+    bits = settings.get("bits")
+    return isinstance(bits, int) and bits >= 16
+
+
 def auto_round(config: Table, dtype: np.dtype) -> Method:
     """AutoRound's folders, which are GPTQ's or AWQ's under other settings."""
     known = {"auto_round:auto_gptq": "gptq", "auto_round": "gptq_v2",
@@ -96,7 +102,7 @@ def auto_round(config: Table, dtype: np.dtype) -> Method:
     config.one_of("data_type", ("int",), "int")
     layout = known[config.one_of("packing_format", tuple(known), "auto_round:auto_gptq")]
     own = {f"{re.escape(name)}$": v for name, v in config.table("extra_config").values.items()}
-    own = {name: v for name, v in own.items() if isinstance(v, dict) and v.get("bits", 0) < 16}
+    own = {name: v for name, v in own.items() if isinstance(v, dict) and not _is_float(v)}
     values = {**config.values, "checkpoint_format": layout, "dynamic": own}
     if layout == "awq":
         return AWQ(Table({**values, "version": "gemm"}, config.source), dtype, "auto-round")
