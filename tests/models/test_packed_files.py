@@ -132,7 +132,7 @@ CASES = {
     ),
     **{
         f"gptq-{b}": Case(GPTQ(bits=b), files.gptq(b, bias=b == 4), saves=False)
-        for b in (2, 3, 4, 8)
+        for b in range(2, 9)
     },
     "gptq-zeros": Case(GPTQ(sym=False), files.gptq(symmetric=False), saves=False),
     "gptq-8-zeros": Case(GPTQ(sym=False, bits=8), files.gptq(8, symmetric=False), saves=False),
