@@ -28,7 +28,8 @@ from boostr.cli.types import BACKEND
 )  # fmt: skip
 @click.option(
     "--calibrate", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="TEXT",
-    help="A file of text; layers are rounded so that what they make of it changes least.",
+    help="A file of text; layers are rounded so that what they make of it changes least, and those "
+    "of w8a8 made to read even inputs.",
 )  # fmt: skip
 @click.option(
     "--calibration-chunks", type=click.IntRange(1), default=32, show_default=True, metavar="N",

@@ -8,17 +8,20 @@ what comes later is fitted to what really arrives.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from boostr import autograd, ops
 from boostr.backends.base import Backend
 from boostr.engine.gptq import Inputs
+from boostr.engine.load import load
 from boostr.engine.runner import Runner
 from boostr.errors import NumericsError, OptionError
+from boostr.io.tokenizer import required
 from boostr.models.base import GENERATES, Model
 from boostr.models.lazy import Held, LazyWeight, whole
 from boostr.models.plan import LoadPlan
@@ -27,6 +30,7 @@ from boostr.ops import core
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
+Seer = TypeVar("Seer", bound=Callable[[Tensor], None])
 CHUNK = 512  # tokens that are seen together
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -77,19 +81,37 @@ class Calibration:
         with autograd.no_grad():
             self._states = [self._decoder.embed_tokens(batch.ids) for batch in self._batches]
 
-    def grams(self, layer: int) -> dict[str, Gram]:
-        """Of each weight of a layer by its canonical name; those that read the same share one."""
-        block, prefix = self._decoder.layers[layer], f"model.layers.{layer}."
+    @classmethod
+    def of(cls, path: Path, backend: Backend, text: str, chunks: int) -> Calibration:
+        """Of the float model in a folder; raises TokenizerError if it has no tokenizer."""
+        floats = load(path, backend=backend)
+        ids = required(floats.tokenizer, floats.source).encode(text)
+        return cls(floats.module, backend, ids, chunks)
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The blocks of the decoder."""
+        return self._decoder.layers
+
+    def names(self, layer: int) -> dict[int, str]:
+        """id -> canonical path of every part of a layer that has parameters."""
+        parameters = self.layers[layer].parameters(f"model.layers.{layer}.")
+        return {id(owner): name.rpartition(".")[0] for name, owner, _ in parameters}
+
+    def seen(self, layer: int, make: Callable[[], Seer]) -> dict[str, Seer]:
+        """What was called with the inputs of each weight of a layer, by its canonical name; those
+        that read the same share one."""
+        block, prefix = self.layers[layer], f"model.layers.{layer}."
         linears = self._linears(block, prefix)
-        shared: dict[int, Gram] = {}
+        shared: dict[int, Seer] = {}
         for _, group in block.adjacent_weights():
-            shared |= dict.fromkeys(map(id, group), Gram())
-        found, seen = {}, set[int]()
+            shared |= dict.fromkeys(map(id, group), make())
+        found, recorded = {}, set[int]()
         for name, owner in linears.items():
-            gram = found[name] = shared.setdefault(id(owner), Gram())
-            if id(gram) not in seen:  # of those that read the same the first is enough
-                owner.weight = Recorded(owner.weight, gram)
-                seen.add(id(gram))
+            seer = found[name] = shared.setdefault(id(owner), make())
+            if id(seer) not in recorded:  # of those that read the same the first is enough
+                owner.weight = Recorded(owner.weight, seer)
+                recorded.add(id(seer))
         with autograd.no_grad():
             for state, batch in zip(self._states, self._batches, strict=True):
                 block(state, batch)
@@ -100,7 +122,7 @@ class Calibration:
 
     def advance(self, layer: int, rounded: Mapping[str, np.ndarray]) -> None:
         """The states after a layer, with other weights by canonical names."""
-        block, prefix = self._decoder.layers[layer], f"model.layers.{layer}."
+        block, prefix = self.layers[layer], f"model.layers.{layer}."
         linears = self._linears(block, prefix)
         kept = {name: owner.weight for name, owner in linears.items()}
         for name, weight in rounded.items():
@@ -150,7 +172,7 @@ class Fitted:
         if layer != self._layer:
             if self._layer is not None:
                 self._advance(self._layer)
-            self._layer, self._grams = layer, self._calibration.grams(layer)  # type: ignore[arg-type]
+            self._layer, self._grams = layer, self._calibration.seen(layer, Gram)  # type: ignore[arg-type]
         return self._grams[parameters[0]].inputs
 
     def put(self, name: str, weight: QuantizedTensor) -> None:

@@ -21,14 +21,14 @@ from boostr.engine.calibrate import Calibration, Fitted
 from boostr.engine.convert import write_folder
 from boostr.engine.gptq import Inputs, can_round, gptq
 from boostr.engine.inputs import of_types
-from boostr.engine.load import empty_module, folder_config, load
+from boostr.engine.load import empty_module, folder_config
 from boostr.engine.sentence import transformer_folder
+from boostr.engine.smooth import smooth
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.mapping import release
-from boostr.io.safetensors import INDEX, open_safetensors
-from boostr.io.tokenizer import required
+from boostr.io.safetensors import INDEX, SafetensorsSource, open_safetensors
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.lazy import LazyWeight, whole
@@ -93,8 +93,9 @@ def quantize(
             bitsandbytes neither; an embedding that is the head too then stays as it is. Types of
             GGUF say it themselves.
         calibrate: a text like those that the model is for; the weights of its layers are then
-            rounded by GPTQ so that what they make of it changes least (int8, int4, mlx; decoders).
-            The whole model is in memory then, and runs on `backend`.
+            rounded by GPTQ so that what they make of it changes least (int8, int4, mlx), or under
+            w8a8 take up what makes inputs uneven (SmoothQuant; norms change too). Of decoders. The
+            whole model is in memory then, and runs on `backend`.
         calibration_chunks: at most so many chunks of 512 tokens of the text.
         backend: what rounds; GGUF is rounded on the host.
         progress: called after each tensor: (tensors done, of how many, name).
@@ -109,12 +110,7 @@ def quantize(
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
     inner = _float_folder(found)
     if scheme.startswith("gguf:"):
-        _refuse_calibration(scheme, calibrate is not None)
-        if quantize_embeddings is not None:
-            raise OptionError(
-                f"quantize: the types of embedding and head come with {scheme}; leave "
-                "quantize_embeddings out"
-            )
+        _check_gguf(scheme, quantize_embeddings, calibrate)
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files, _beside(out) as made:
@@ -126,11 +122,9 @@ def quantize(
         writer = _Writer(source, plan, _described(folder, config, plan, source), chosen, progress)
         if calibrate is not None:
             _check_fits(plan, calibration_chunks)
-            floats = load(found.path, backend=chosen)
-            ids = required(floats.tokenizer, floats.source).encode(calibrate)
-            writer.fit(Calibration(floats.module, chosen, ids, calibration_chunks))
+            writer.fit(Calibration.of(found.path, chosen, calibrate, calibration_chunks))
         write_shards(folder, writer.tensors(), SHARD_BYTES)
-        return writer.summary(out)
+        return writer.summary(out, _bytes(files))
 
 
 def _described(folder: Path, config: RawConfig, plan: Recipe, source: _Source) -> Method:
@@ -164,12 +158,16 @@ def _float_folder(found: ResolvedModel) -> Path:
 def _as_gguf(inner: Path, out: Path, kind: str, progress: Progress | None) -> Quantized:
     write_folder(inner, out, kind, progress)
     with open_safetensors(inner) as files, GGUFFile(out) as made:
-        before = sum(math.prod(files.shape(n)) * files.dtype(n).itemsize for n in files.names)
+        before = _bytes(files)
         after = sum(tensor.nbytes for tensor in made.tensors.values())
         types = {n: t.type for n, t in made.tensors.items() if len(t.shape) > 1}
     names = {"embedding": "token_embd.weight", "head": "output.weight"}
     tables = {role: types[name] for role, name in names.items() if name in types}
     return Quantized(out, after, before, Counter(types.values()), tables)
+
+
+def _bytes(files: SafetensorsSource) -> int:
+    return sum(math.prod(files.shape(n)) * files.dtype(n).itemsize for n in files.names)
 
 
 def _free(out: Path) -> Path:
@@ -178,19 +176,29 @@ def _free(out: Path) -> Path:
     return out
 
 
+def _check_gguf(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:
+    """Raises OptionError for what a type of GGUF leaves no choice of."""
+    _refuse_calibration(scheme, calibrate is not None)
+    if tables is not None:
+        raise OptionError(
+            f"quantize: the types of embedding and head come with {scheme}; leave "
+            "quantize_embeddings out"
+        )
+
+
 def _check_fits(plan: Recipe, chunks: int) -> None:
     """Raises OptionError if there is nothing that calibration could do for a recipe."""
     if chunks < 1:
         raise OptionError(f"quantize: calibration_chunks must be 1 or more, got {chunks}")
     scheme = plan.schemes["linear"]
-    _refuse_calibration(plan.name, scheme.activations_int8 or not can_round(scheme))
+    _refuse_calibration(plan.name, not can_round(scheme))
 
 
 def _refuse_calibration(target: str, refused: bool) -> None:
     if refused:
         raise OptionError(
-            "quantize: calibrate is for int8, int4 and mlx schemes, whose codes are in equal "
-            f"steps; {target} is not"
+            "quantize: calibrate is for int8, w8a8, int4 and mlx schemes, whose codes are in "
+            f"equal steps; {target} is not"
         )
 
 
@@ -244,6 +252,18 @@ class _Source:
                     f"written in multiples of {multiple}; take smaller groups, or int8"
                 )
 
+    def smooth(self, calibration: Calibration, scheme: Scheme) -> None:
+        """The same model smoothed, under the same names."""
+        parameters = smooth(self.plan.load(self.weights).weights, calibration, scheme)
+        for weight in self.plan.save(parameters).values():
+            name, *more = weight.sources
+            if more:
+                raise ModelFileError(
+                    f"{weight.path}: {name}, {', '.join(more)}: expected one tensor, as the family "
+                    "writes it; w8a8 of this checkpoint can be had without calibrate"
+                )
+            self.weights[name] = weight
+
     @property
     def modules(self) -> Modules:
         """All modules that have a matrix, by what becomes of it."""
@@ -267,11 +287,15 @@ class _Writer:
         self._backend, self._progress = backend, progress
         self._schemes: Counter[str] = Counter()
         self._tables: dict[str, str] = {}
-        self._before = self._after = 0
+        self._after = 0
         self._fitted: Fitted | None = None
 
     def fit(self, calibration: Calibration) -> None:
-        """Round what calibration has seen by it."""
+        """Smooth what is read if it is rounded too, else round what calibration has seen by it."""
+        scheme = self._plan.schemes["linear"]
+        if scheme.activations_int8:
+            self._source.smooth(calibration, scheme)
+            return
         self._fitted = Fitted(calibration, self._source.plan, self._source.parameters)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -296,9 +320,7 @@ class _Writer:
             if role in ("embedding", "head"):
                 self._tables[role] = said
         if scheme is None:
-            array = weight.read(whole(weight.shape))
-            self._before += array.nbytes
-            return {name: array}
+            return {name: weight.read(whole(weight.shape))}
         module = name.removesuffix(".weight")
         parts = self._method.written(module, self._packed(name, weight, scheme))
         if parts is None:
@@ -313,7 +335,6 @@ class _Writer:
         bands = []
         for start in range(0, N, step):
             array = weight.read((range(start, min(start + step, N)), range(K)))
-            self._before += array.nbytes
             try:
                 bands.append(self._rounded(array, scheme, inputs))
             except (NumericsError, ShapeError) as error:
@@ -336,10 +357,10 @@ class _Writer:
             return gptq(array.astype(np.float32), inputs, scheme)
         return {name: part.numpy() for name, part in plain.parts.items()}
 
-    def summary(self, out: Path) -> Quantized:
+    def summary(self, out: Path, before: int) -> Quantized:
         """What has been written, once all is."""
         schemes, tables = dict(self._schemes), dict(self._tables)
-        return Quantized(out, self._after, self._before, schemes, tables)
+        return Quantized(out, self._after, before, schemes, tables)
 
 
 @contextmanager

@@ -130,6 +130,19 @@ class Held(LazyWeight):
         return pick(array, indices)
 
 
+class Scaled(LazyWeight):
+    """Another weight times a factor for each index of an axis, in float32."""
+
+    def __init__(self, inner: LazyWeight, axis: int, factors: np.ndarray) -> None:
+        self.path, self.sources, self.shape = inner.path, inner.sources, inner.shape
+        self._inner, self._axis, self._factors = inner, axis, factors
+
+    def read(self, indices: Indices) -> np.ndarray:
+        factors = pick(self._factors, (indices[self._axis],))
+        shape = [-1 if axis == self._axis else 1 for axis in range(len(indices))]
+        return self._inner.read(indices).astype(np.float32) * factors.reshape(shape)
+
+
 @dataclass(frozen=True)
 class Expected(LazyWeight):
     """The place of a weight that is not there: a shape alone."""

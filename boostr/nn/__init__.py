@@ -6,7 +6,7 @@ from boostr.nn.block import Block
 from boostr.nn.fusion import activation
 from boostr.nn.linear import Embedding, Linear
 from boostr.nn.mlp import MLP
-from boostr.nn.module import Module, Parameter
+from boostr.nn.module import Feed, Module, Parameter
 from boostr.nn.norm import Norm
 from boostr.nn.specs import (
     AttentionSpec,
@@ -20,6 +20,6 @@ from boostr.nn.specs import (
 
 __all__ = [
     "MLP", "Attention", "AttentionSpec", "Batch", "Block", "Embedding", "EmbeddingSpec",
-    "HeadSpec", "LayerNorms", "LayerSpec", "Linear", "MLPSpec", "Module", "Norm", "NormSpec",
-    "Parameter", "activation",
+    "Feed", "HeadSpec", "LayerNorms", "LayerSpec", "Linear", "MLPSpec", "Module", "Norm",
+    "NormSpec", "Parameter", "activation",
 ]  # fmt: skip

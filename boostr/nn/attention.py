@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from boostr import ops
 from boostr.nn import fusion
 from boostr.nn.batch import Batch
 from boostr.nn.linear import Linear
-from boostr.nn.module import Module, Parameter
+from boostr.nn.module import Feed, Module, Parameter
 from boostr.nn.norm import Norm, maybe_norm
 from boostr.nn.specs import AttentionSpec
 from boostr.nn.states import Paged
@@ -40,6 +43,17 @@ class Attention(Module):
         """What the layer keeps of a sequence."""
         spec = self._spec
         return [Paged(spec.kv_heads, spec.head_dim, spec.head_dim, spec.window)]
+
+    def feeds(self, norm: Norm | None) -> Iterator[Feed]:
+        """See `Module.feeds`; `norm` is what attention reads through. Heads that share a v share
+        its factors."""
+        spec = self._spec
+        if norm is not None:
+            readers = (self.q_proj, self.k_proj, self.v_proj)
+            yield Feed(norm, readers, np.arange(self.q_proj.weight.shape[1]))
+        values = np.arange(spec.kv_heads * spec.head_dim).reshape(spec.kv_heads, spec.head_dim)
+        by_head = np.repeat(values, spec.heads // spec.kv_heads, 0)
+        yield Feed(self.v_proj, (self.o_proj,), by_head.reshape(-1))
 
     def __call__(
         self, x: Tensor, norm: Norm | None, batch: Batch, residual: Tensor | None, factor: float

@@ -3,11 +3,13 @@ their own from the same parts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from boostr.nn import fusion
 from boostr.nn.attention import Attention
 from boostr.nn.batch import Batch
 from boostr.nn.mlp import MLP
-from boostr.nn.module import Module
+from boostr.nn.module import Feed, Module
 from boostr.nn.norm import Norm, maybe_norm
 from boostr.nn.specs import LayerSpec
 from boostr.nn.states import State
@@ -34,6 +36,11 @@ class Block(Module):
     def states(self) -> list[State]:
         """What the layer keeps of a sequence."""
         return [*self.self_attn.states()]
+
+    def feeds(self) -> Iterator[Feed]:
+        """See `Module.feeds`: what norms, v and up make, as far as one part alone reads it."""
+        yield from self.self_attn.feeds(self.input_layernorm)
+        yield from self.mlp.feeds(self.post_attention_layernorm)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         def mixed(residual: Tensor | None, factor: float) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from boostr.nn import fusion
 from boostr.nn.linear import Linear
-from boostr.nn.module import Module
+from boostr.nn.module import Feed, Module
 from boostr.nn.norm import Norm
 from boostr.nn.specs import MLPSpec
 from boostr.tensor import Tensor
@@ -19,6 +23,15 @@ class MLP(Module):
         self.down_proj = Linear(spec.hidden, features, spec.bias)
         self.adjacent = ("gate_proj", "up_proj") if spec.gated else ()
         self._activation = fusion.activation(spec.act)
+
+    def feeds(self, norm: Norm | None) -> Iterator[Feed]:
+        """See `Module.feeds`; `norm` is what the MLP reads through. What goes through an activation
+        cannot be scaled, what it is multiplied by can."""
+        inner = tuple(p for p in (self.gate_proj, self.up_proj) if p is not None)
+        if norm is not None:
+            yield Feed(norm, inner, np.arange(self.up_proj.weight.shape[1]))
+        if self.gate_proj is not None:
+            yield Feed(self.up_proj, (self.down_proj,), np.arange(self.down_proj.weight.shape[1]))
 
     def __call__(
         self, x: Tensor, norm: Norm | None, residual: Tensor | None, factor: float

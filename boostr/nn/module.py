@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
@@ -25,6 +27,21 @@ class Parameter:
 
     shape: tuple[int, ...]
     role: str = "linear"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Linear layers that read what another part makes of its outputs one by one: these divided by
+    a factor each, and the columns that read them multiplied by it, are the same model.
+
+    Attributes:
+        source: a Norm, or the Linear whose rows make the outputs.   readers: Linear layers.
+        outputs: int [K], the output of `source` that each input is of.
+    """
+
+    source: Module
+    readers: tuple[Any, ...]
+    outputs: np.ndarray
 
 
 class Module:
@@ -60,6 +77,10 @@ class Module:
                 if isinstance(child, Module):
                     place = f"{attribute}.{index}" if isinstance(value, list) else attribute
                     yield from child.adjacent_weights(f"{prefix}{place}.")
+
+    def feeds(self) -> Iterator[Feed]:
+        """What can be scaled on its way from one part of a layer to the next; a layer says it."""
+        yield from ()
 
     def weights(self) -> dict[str, Weight | LowRank]:
         """Name -> weight of every parameter, once they are loaded."""

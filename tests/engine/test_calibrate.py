@@ -128,7 +128,7 @@ def test_packed_qkv_of_gpt_neox(tmp_path):
 
 
 def test_refuses(source, tmp_path):
-    for scheme in ("fp8", "nf4", "w8a8"):
+    for scheme in ("fp8", "nf4"):
         with pytest.raises(OptionError, match=f"equal steps; {scheme} is not"):
             boostr.quantize(source, tmp_path / "x", scheme, calibrate=TEXT)
     with pytest.raises(OptionError, match="has 3 tokens, expected 512"):

@@ -14,7 +14,7 @@ from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
 from boostr.ops.quant import dequantize
 from boostr.quant.gguf import BLOCK_TYPES
-from boostr.quant.scheme import SCHEMES, Scheme
+from boostr.quant.scheme import Scheme
 
 pytest.importorskip("numba")
 from boostr.backends.numpy.products.planes import why_not
@@ -102,11 +102,7 @@ def test_a_row_that_ends_within_a_block(scheme, numpy_backend, rng, monkeypatch)
         check_products(w, want.astype(np.float64), rng, rows=(2, 9))
 
 
-# tables of the types that people bring are Python's integers, those of TOYS floats
-TABLES = [scheme for name, scheme in SCHEMES.items() if name in ("iq4_nl", "iq1_m", "nvfp4")]
-
-
-@pytest.mark.parametrize("scheme", [*READ, *TABLES], ids=lambda scheme: scheme.name)
+@schemes
 def test_products(scheme, numpy_backend, rng):
     K = 832 if 832 % scheme.multiple == 0 else 768
     parts = drawn(rng, scheme, 37, K)
