@@ -62,6 +62,10 @@ UNREAD += [
     ("group_size", files.ct(strategy="group")),
     ("strategy 'token'", files.ct(strategy="token")),
     ("num_bits 4", files.ct(group_size=32, inputs={"num_bits": 4, "type": "int"})),
+    ("strategy 'tensor'", files.ct(num_bits=8, strategy="channel", inputs={
+        "num_bits": 8, "type": "int", "dynamic": True, "strategy": "tensor"})),
+    ("symmetric False", files.ct(num_bits=8, strategy="channel", inputs={
+        "num_bits": 8, "type": "int", "dynamic": True, "symmetric": False})),
     ("e5m2", config_of("fp8", fmt="e5m2")),
     ("weight_block_size", config_of("fp8", weight_block_size=[128])),
     ("W4A16_AWQ", config_of("modelopt", quant_algo="W4A16_AWQ")),

@@ -142,6 +142,9 @@ def _group(table: Table, default: str) -> Group:
     if inputs.get("type", str, "int") == "int" and inputs.values:
         inputs.one_of("num_bits", (8,), 8)
         rounds = bool(inputs.values.get("dynamic")) and kind == "int"
+        if rounds:
+            inputs.one_of("strategy", ("token",), "token")
+            inputs.one_of("symmetric", (True,), True)
     symmetric = weights.get("symmetric", bool, True)
     targets = table.names("targets")
     found = tuple(expression(t[3:], table.source) for t in targets if t.startswith("re:"))
