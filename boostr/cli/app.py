@@ -27,7 +27,7 @@ VERBS = {
     "embed": "Turn texts into vectors.",
     "inspect": "Say what is in a model file, from its headers alone.",
     "pull": "Fetch a model into the cache.",
-    "convert": "Write a folder as a GGUF file, for llama.cpp and its kin.",
+    "convert": "Write a folder as a GGUF file, for llama.cpp and its kin, or the other way.",
     "quantize": "Write a smaller copy of a model that other programs read too.",
     "ppl": "Measure how well a model predicts a text, as llama-perplexity does.",
     "bench": "Measure speed and memory, as llama-bench does.",

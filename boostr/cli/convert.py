@@ -1,4 +1,4 @@
-"""`boostr convert`: a folder as a GGUF file."""
+"""`boostr convert`: a folder as a GGUF file, and the other way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from boostr.cli.options import as_json
 from boostr.cli.output import human_bytes, print_json
+from boostr.cli.types import DTYPE
 
 
 @click.command("convert")
@@ -16,18 +17,23 @@ from boostr.cli.output import human_bytes, print_json
 @click.option("-o", "--out", required=True, metavar="OUT", help="What to make; must not exist.")
 @click.option(
     "--type", "kind", metavar="TYPE",
-    help="Of matrices: F16, BF16, F32, Q8_0, Q4_0, Q4_K_M, Q5_K_M, Q6_K ... [default: as stored]",
+    help="Of a file's matrices: F16, BF16, F32, Q8_0, Q4_0, Q4_K_M, Q5_K_M, Q6_K ... "
+    "[default: as stored]",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=DTYPE, metavar="NAME",
+    help="Of a folder: float32, float16, bfloat16. [default: as stored; bfloat16 if quantized]",
 )  # fmt: skip
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use the cache only, never the network.")
 @as_json
 def command(
-    model: str | None, out: str, kind: str | None, revision: str | None, offline: bool,
-    as_json: bool,
+    model: str | None, out: str, kind: str | None, dtype: str | None, revision: str | None,
+    offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write MODEL, a folder or org/name, as the GGUF file OUT, with its tokenizer and template.
+    """Write MODEL, a folder or org/name, as the GGUF file OUT.gguf; or a GGUF file as folder OUT.
 
-    Nothing is at OUT until all of it is.
+    Tokenizer and chat template come along. Nothing is at OUT until all of it is.
     """
     from tqdm import tqdm
 
@@ -42,8 +48,9 @@ def command(
             bar.update()
 
         path = convert(
-            model, out, kind=kind, revision=revision, offline=offline or None, progress=show
-        )
+            model, out, kind=kind, dtype=dtype, revision=revision, offline=offline or None,
+            progress=show,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")))
     if as_json:

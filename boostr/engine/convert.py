@@ -1,17 +1,17 @@
-"""convert: a Hugging Face folder as a GGUF file, a tensor at a time."""
+"""convert: a Hugging Face folder as a GGUF file, a tensor at a time. The way back: from_gguf.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from boostr.engine.from_gguf import write_from_gguf
 from boostr.engine.inputs import of_types
-from boostr.engine.load import empty_module, folder_config
+from boostr.engine.load import empty_module, end_ids, folder_config
 from boostr.engine.sentence import transformer_folder
 from boostr.errors import ModelFileError, NumericsError, OptionError
 from boostr.io.gguf import PLAIN_TYPES
@@ -21,11 +21,12 @@ from boostr.io.hub import resolve, resolve_default
 from boostr.io.mapping import release
 from boostr.io.safetensors import open_safetensors
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_to_gguf import gguf_tokenizer
+from boostr.io.tokenizer_to_gguf import gguf_tokenizer, with_ends
 from boostr.models.config import DecoderConfig, RawConfig
-from boostr.models.gguf import ARCHITECTURES, gguf_plan
+from boostr.models.gguf import ARCHITECTURES, gguf_plan, reordered
 from boostr.models.gguf_config import hf_config
-from boostr.models.gguf_metadata import architecture_for, gguf_metadata, rope_tensors
+from boostr.models.gguf_folder import rounded
+from boostr.models.gguf_metadata import architecture_for, differing, gguf_metadata, rope_tensors
 from boostr.models.gguf_mix import FLOATS, MIXES, Mix
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_in
@@ -41,19 +42,24 @@ def convert(
     out: str | Path,
     *,
     kind: str | None = None,
+    dtype: Any = None,
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a folder of safetensors as a GGUF file, with its tokenizer and chat template.
+    """Write a folder of safetensors as a GGUF file, or a GGUF file as a folder of floats.
 
-    Tensors are made and written in bands of rows. Nothing is at `out` until all is.
+    Tokenizer and chat template come along. Tensors are made in bands of rows; nothing is at `out`
+    until all is.
 
     Args:
-        model: as in `load`: a Hugging Face folder of float weights.
-        out: the file to make, NAME.gguf; it must not exist.
-        kind: of the matrices, as llama-quantize names mixes: "F16", "Q8_0", "Q4_K_M", ...; None is
-            as they are stored. Vectors are float32.
+        model: as in `load`: a Hugging Face folder of float weights, or a GGUF file of any types.
+        out: what to make, NAME.gguf of a folder, else a folder; it must not exist.
+        kind: of a file's matrices, as llama-quantize names mixes: "F16", "Q8_0", "Q4_K_M", ...;
+            None is as they are stored. Vectors are float32.
+        dtype: of a folder's tensors: "float32", "float16" or "bfloat16"; None is that of the
+            matrices if all are floats of one, else bfloat16. Float32 alone holds exactly what
+            quantized blocks say.
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
         OptionError: a kind that there is not, or an `out` that exists.
@@ -62,8 +68,6 @@ def convert(
     """
     of_types("convert", _TYPES, locals())
     out = Path(out)
-    if out.suffix != ".gguf":
-        raise OptionError(f"convert: what is written is GGUF; expected NAME.gguf, got {out.name}")
     if out.exists():
         raise OptionError(f"convert: {out} exists already; take another name, or remove it")
     found = (
@@ -72,7 +76,21 @@ def convert(
         else resolve(model, revision=revision, offline=offline)
     )
     if found.kind == "gguf":
-        raise OptionError(f"convert: {found.source} is a GGUF file already")
+        if out.suffix == ".gguf":
+            raise OptionError(f"convert: {found.source} is a GGUF file already")
+        if kind is not None:
+            raise OptionError(
+                f"convert: kind {kind!r} is a type of GGUF, and what is written is a folder; take "
+                "dtype (on the command line --dtype)"
+            )
+        write_from_gguf(found.path, out, dtype, progress)
+        return out
+    if out.suffix != ".gguf":
+        raise OptionError(
+            f"convert: what is written of a folder is GGUF; expected NAME.gguf, got {out.name}"
+        )
+    if dtype is not None:
+        raise OptionError("convert: dtype is that of folders; for a GGUF file take kind (--type)")
     write_folder(transformer_folder(found.path), out, kind, progress)
     return out
 
@@ -100,6 +118,7 @@ def write_folder(
         _check_said(config, metadata, tensors, raw.source)
         if (folder / "tokenizer.json").is_file():
             metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
+        metadata = with_ends(metadata, end_ids(folder, raw), raw.source)
         write_gguf(out, metadata, tensors, progress)
 
 
@@ -120,7 +139,8 @@ def _tensors(
     """The tensors of the file, from the parameters of the model."""
     architecture = architecture_for(config.model_type, "this model")
     mixer = config.layers[0].mixer
-    placed = {name: _permuted(name, w, config, architecture) for name, w in weights.items()}
+    layout = ARCHITECTURES[architecture].layout
+    placed = {n: reordered(n, w, config, "split-half", layout) for n, w in weights.items()}
     named = gguf_plan(config, joined=architecture == "gptneox").save(placed)
     sharing = mixer.heads // mixer.kv_heads
     mix = None if kind is None else Mix(kind, len(config.layers), sharing, config.head.tied)
@@ -136,19 +156,6 @@ def _tensors(
         data = partial(_bands, name, weight, chosen, added)
         made.append(NewTensor(name, chosen, weight.shape, data))
     return made
-
-
-def _permuted(
-    name: str, weight: LazyWeight, config: DecoderConfig, architecture: str
-) -> LazyWeight:
-    """Rows of q and k with rotated pairs side by side, where the file has them so."""
-    part = name.rpartition("self_attn.")[2].partition("_proj.")[0]
-    if part not in ("q", "k") or ARCHITECTURES[architecture].layout == "split-half":
-        return weight
-    D = config.layers[0].mixer.head_dim
-    pairs = np.arange(D).reshape(2, D // 2).T.reshape(-1)
-    rows = np.arange(0, weight.shape[0], D)[:, None] + pairs
-    return weight.take(0, rows.reshape(-1))
 
 
 def _stored_type(weight: LazyWeight) -> str:
@@ -183,13 +190,7 @@ def _bands(name: str, weight: LazyWeight, kind: str, added: float) -> Iterator[n
 def _written(numbers: np.ndarray, kind: str) -> np.ndarray:
     if kind not in FLOATS:
         return round_blocks(kind, numbers.reshape(-1, numbers.shape[-1]))
-    if not np.isfinite(numbers).all():
-        raise NumericsError("it has numbers that are nan or infinite")
-    with np.errstate(over="ignore"):
-        made = numbers.astype(PLAIN_TYPES[kind])
-    if not np.isfinite(made.astype(np.float32)).all():
-        raise NumericsError(f"it has numbers that are too large for {kind}; take BF16")
-    return made
+    return rounded(numbers, PLAIN_TYPES[kind])
 
 
 def _check_said(
@@ -197,13 +198,12 @@ def _check_said(
 ) -> None:
     """Raises ModelFileError if a reader of the file would make another model of it."""
     read = RawConfig(hf_config(cast(GGUFSource, _Draft(Path(source), metadata, tensors))), source)
-    ours, theirs = _facts(config), _facts(empty_module(read).config)
-    for name in {**ours, **theirs}:
-        if ours.get(name) != theirs.get(name):
-            raise ModelFileError(
-                f"{source}: GGUF cannot say {name} {ours.get(name)}; programs would take it for "
-                f"{theirs.get(name)}"
-            )
+    lost = differing(config, empty_module(read).config)
+    if lost is not None:
+        name, ours, theirs = lost
+        raise ModelFileError(
+            f"{source}: GGUF cannot say {name} {ours}; programs would take it for {theirs}"
+        )
 
 
 class _Draft:
@@ -221,29 +221,6 @@ class _DraftTensor:
     @property
     def data(self) -> np.ndarray:
         return np.concatenate(list(self._tensor.data()))
-
-
-_ANOTHER_WAY = ("layout", "offset")  # of the weights: the file has them so
-
-
-def _facts(config: DecoderConfig) -> dict[str, Any]:
-    """All that a config says, by a name for messages."""
-    facts = {f"{name}.theta": float(rope.theta) for name, rope in config.ropes.items()}
-    facts |= {f"{name}.rotary_dim": rope.rotary_dim for name, rope in config.ropes.items()}
-    facts |= _flat("embedding", asdict(config.embedding)) | _flat("head", asdict(config.head))
-    for i, layer in enumerate(config.layers):
-        facts |= _flat(f"layer {i}", asdict(layer))
-    return facts
-
-
-def _flat(name: str, table: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(f"{name}.{key}", value)
-        elif key not in _ANOTHER_WAY:
-            flat[f"{name}.{key}"] = value
-    return flat
 
 
 _TYPES = {

@@ -177,10 +177,15 @@ def _load_folder(
         if sentence.lower_case and tokenizer is not None:
             tokenizer.lower_case()
         return EmbeddingModel(module, tokenizer, backend, found.source, sentence)
+    eos = end_ids(folder, config)
+    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
+
+
+def end_ids(folder: Path, config: RawConfig) -> tuple[int, ...]:
+    """The ids that end a generation: as generation_config.json says, else config.json."""
     generation = read_settings(folder / "generation_config.json")
     ends = RawConfig({"eos_token_id": generation.get("eos_token_id")}, generation.source)
-    eos = ends.ids("eos_token_id") or config.ids("eos_token_id")
-    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
+    return ends.ids("eos_token_id") or config.ids("eos_token_id")
 
 
 def empty_module(config: RawConfig) -> Model:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_in, method_of
-from boostr.models.save import write_shards
+from boostr.models.save import new_folder, write_shards
 from boostr.models.weights import CheckpointWeights, check_names, stored_weights
 from boostr.quant.formats.layout import Method, scale_name
 from boostr.quant.recipes import Modules, Recipe, recipe
@@ -113,7 +111,7 @@ def quantize(
         _check_gguf(scheme, quantize_embeddings, calibrate)
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
-    with open_safetensors(inner) as files, _beside(out) as made:
+    with open_safetensors(inner) as files, new_folder(out) as made:
         source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
@@ -361,17 +359,6 @@ class _Writer:
         """What has been written, once all is."""
         schemes, tables = dict(self._schemes), dict(self._tables)
         return Quantized(out, self._after, before, schemes, tables)
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` if all goes well, and of which else nothing is left."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        made = Path(scratch) / out.name
-        made.mkdir()
-        yield made
-        made.rename(out)
 
 
 def _carry_over(source: Path, target: Path, config: Path) -> None:

@@ -70,6 +70,7 @@ _TURN_ENDS = {
     "<end_of_turn>",
 }  # fmt: skip
 _END_TEXTS = {*_TURN_ENDS, "</s>"}  # user-defined, "</s>" is HTML, as in Gemma's files
+END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # each ends a generation
 _NAMED = {
     "bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id", "sep_token": "seperator_token_id",
@@ -85,8 +86,7 @@ def build_from_gguf(
     tokens = _tokens(metadata, source)
     types = _types(metadata, tokens, source)
     ids = {
-        key: _token_id(metadata, key, len(tokens), source)
-        for key in (*_NAMED.values(), "eot_token_id", "eom_token_id")
+        key: _token_id(metadata, key, len(tokens), source) for key in (*_NAMED.values(), *END_IDS)
     }
     if metadata[_key("model")] == "llama":
         tokens, add_bos = spelled(tokens, types), True
@@ -239,7 +239,7 @@ def _post_process(
 def _eos_ids(
     tokens: list[str], types: np.ndarray, ids: Mapping[str, int | None]
 ) -> tuple[int, ...]:
-    declared = [ids[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    declared = [ids[key] for key in END_IDS]
     by_text = [int(i) for i in (types == _CONTROL).nonzero()[0] if tokens[i] in _END_TEXTS]
     return tuple(dict.fromkeys(id_ for id_ in (*declared, *by_text) if id_ is not None))
 

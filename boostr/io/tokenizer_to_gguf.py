@@ -7,13 +7,14 @@ a tokenizer that is almost right.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from boostr.errors import TokenizerError
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_gguf import PRE_TOKENIZERS, build_from_gguf
+from boostr.io.tokenizer_gguf import END_IDS, PRE_TOKENIZERS, build_from_gguf, has_tokenizer
 from boostr.io.tokenizer_sentencepiece import SPACE
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # llama_token_type
@@ -24,6 +25,25 @@ _CHECK = (
     " {a[0]} x+=1; // -- == != <= >= #include <a.h> https://a.b/c?d=e&f ½ ² १२३ e\u0301\r\nCamel"
     "Case i.e. (a) "
 )
+
+
+def with_ends(metadata: dict[str, Any], ends: Sequence[int], source: str) -> dict[str, Any]:
+    """The metadata with keys for all ids that end a generation; a reader knows some by their text.
+
+    Raises:
+        TokenizerError: more of them than GGUF has keys for.
+    """
+    known: set[int] = set()
+    if has_tokenizer(metadata):
+        known = {*build_from_gguf(metadata, source)[1].eos_ids}
+    keys = [key for name in END_IDS if (key := f"tokenizer.ggml.{name}") not in metadata]
+    more = [id_ for id_ in ends if id_ not in known]
+    if len(more) > len(keys):
+        raise TokenizerError(
+            f"{source}: GGUF has keys for {len(keys)} more tokens that end a generation, and the "
+            f"folder has {len(more)}: {more}; shorten eos_token_id in its generation_config.json"
+        )
+    return metadata | dict(zip(keys, more, strict=False))
 
 
 def gguf_tokenizer(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:

@@ -126,6 +126,21 @@ def gguf_plan(config: DecoderConfig, joined: bool = True) -> LoadPlan:
     return LoadPlan(tuple(rules))
 
 
+def reordered(
+    name: str, weight: LazyWeight, config: DecoderConfig, layout: str, wanted: str
+) -> LazyWeight:
+    """A parameter whose rows, if it is that of q or k, go from one layout of rotated pairs to the
+    other: halves of a head, or pairs side by side."""
+    part = name.rpartition("self_attn.")[2].partition("_proj.")[0]
+    if part not in ("q", "k") or layout == wanted:
+        return weight
+    D = config.layers[0].mixer.head_dim
+    lying = (2, D // 2) if layout == "split-half" else (D // 2, 2)
+    order = np.arange(D).reshape(lying).T.reshape(-1)
+    rows = np.arange(0, weight.shape[0], D)[:, None] + order
+    return weight.take(0, rows.reshape(-1))
+
+
 def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
     """The tensors of a model under their names in it.
 
@@ -163,6 +178,11 @@ class Blocks(LazyWeight):
         if scale is not None:
             self._scale = _tensor_scale(path, tensor, scale)
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it has a scale of its own, and so cannot be cut."""
+        return self._scale is not None
+
     def weight(self, backend: Backend) -> Weight:
         weight = super().weight(backend)
         if self._scale is not None and isinstance(weight, QuantizedTensor):
@@ -175,7 +195,7 @@ class Blocks(LazyWeight):
 
     def take(self, axis: int, index: Index) -> LazyWeight:
         """Only the elements at `index` of an axis."""
-        if self._scale is not None:
+        if self.is_scaled:
             raise ModelFileError(
                 f"{self.path}: tensor {self._tensor.name!r} has a scale of its own and cannot be "
                 "cut"

@@ -9,6 +9,7 @@ import numpy as np
 
 from boostr.errors import ModelFileError
 from boostr.io.gguf_split import GGUFSource
+from boostr.io.tokenizer_gguf import END_IDS
 from boostr.models.gguf import Architecture, architecture_of
 
 # key after "<architecture>." -> config.json
@@ -45,7 +46,8 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
     if table is not None and len(table.shape) == 2:
         config["vocab_size"] = table.shape[0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    config["eos_token_id"] = file.metadata.get("tokenizer.ggml.eos_token_id")
+    ends = [file.metadata.get(f"tokenizer.ggml.{key}") for key in END_IDS]
+    config["eos_token_id"] = [id_ for id_ in dict.fromkeys(ends) if id_ is not None] or None
     names = ("attn_q.bias", "attn_qkv.bias")
     config["attention_bias"] = any(f"blk.0.{name}" in tensors for name in names)
     config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,13 @@ def rope_tensors(rope: RopeConfig) -> dict[str, np.ndarray]:
             for name in ("long", "short")
         }
     if rope.rope_type == "llama3":
-        return {"rope_freqs.weight": _llama3_factors(rope)}
+        return {"rope_freqs.weight": llama3_factors(rope)}
     if given.get("frequency_factors") is not None:
         return {"rope_freqs.weight": np.asarray(given["frequency_factors"], np.float32)}
     return {}
 
 
-def _llama3_factors(rope: RopeConfig) -> np.ndarray:
+def llama3_factors(rope: RopeConfig) -> np.ndarray:
     """What divides each frequency: 1 for short waves, `factor` for long ones, and between."""
     low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)
     context, factor = rope.original_positions, rope.number("factor")
@@ -113,3 +114,33 @@ def _llama3_factors(rope: RopeConfig) -> np.ndarray:
     turns = context * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def differing(config: DecoderConfig, other: DecoderConfig) -> tuple[str, Any, Any] | None:
+    """Something that two configs say otherwise, beside how weights lie: its name, and both."""
+    ours, theirs = _facts(config), _facts(other)
+    names = (name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+    return next(((name, ours.get(name), theirs.get(name)) for name in names), None)
+
+
+_ANOTHER_WAY = ("layout", "offset")  # of the weights: the file has them so
+
+
+def _facts(config: DecoderConfig) -> dict[str, Any]:
+    """All that a config says, by a name for messages."""
+    facts = {f"{name}.theta": float(rope.theta) for name, rope in config.ropes.items()}
+    facts |= {f"{name}.rotary_dim": rope.rotary_dim for name, rope in config.ropes.items()}
+    facts |= _flat("embedding", asdict(config.embedding)) | _flat("head", asdict(config.head))
+    for i, layer in enumerate(config.layers):
+        facts |= _flat(f"layer {i}", asdict(layer))
+    return facts
+
+
+def _flat(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(f"{name}.{key}", value)
+        elif key not in _ANOTHER_WAY:
+            flat[f"{name}.{key}"] = value
+    return flat

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,17 @@ def _check_unpacked(module: Module, stored: Mapping[str, LazyWeight]) -> None:
                 f"{name} is packed as {weight.scheme.name}, for which a Hugging Face folder has no "
                 "form; load the model without quantize= to save it"
             )
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` if all goes well, and of which else nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        made = Path(scratch) / out.name
+        made.mkdir()
+        yield made
+        made.rename(out)
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
