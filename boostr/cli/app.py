@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from boostr import __version__, env
+from boostr.cli.interrupts import exit_on_terminate
 from boostr.errors import BoostrError
 
 # verb -> what it does; the module of the same name in this package has it as `command`
@@ -55,6 +56,7 @@ class Verbs(click.Group):
         """Run the command line and exit. Nothing leaves this as a traceback."""
         _open_missing_streams()
         _tolerate_any_text()
+        exit_on_terminate()
         warnings.showwarning = _warn
         sys.exit(self._outcome(args))
 

@@ -1,10 +1,21 @@
-"""Ctrl-C that stops an answer at its next token, and leaves the program and the model whole."""
+"""Ctrl-C that stops an answer at its next token, and leaves the program and the model whole; and
+an end asked for by `kill`, which leaves nothing half written."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from typing import Any
+
+TERMINATED = 143  # 128 + SIGTERM, as a shell says it
+
+
+def exit_on_terminate() -> None:
+    """SIGTERM ends the program as an exception, so that scratch files go as after an error."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 class StopOnInterrupt:

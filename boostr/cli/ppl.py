@@ -49,8 +49,9 @@ def command(
         found = perplexity(model, words, context=context, chunks=chunks, progress=show)
     seconds = time.perf_counter() - start
     if not as_json:
+        noun = "chunk" if found.chunks == 1 else "chunks"
         click.echo(
-            f"perplexity {found.value:.4f} ± {found.error:.4f} ({found.chunks} chunks of {context} "
+            f"perplexity {found.value:.4f} ± {found.error:.4f} ({found.chunks} {noun} of {context} "
             f"tokens, {found.token_count} of them count)"
         )
         return

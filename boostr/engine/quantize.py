@@ -29,6 +29,7 @@ from boostr.io.mapping import release
 from boostr.io.safetensors import INDEX, SafetensorsSource, open_safetensors
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
+from boostr.models.gguf_mix import Mix
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_in, method_of
 from boostr.models.save import new_folder, write_shards
@@ -104,11 +105,14 @@ def quantize(
     of_types("quantize", _TYPES, locals())
     out = _free(Path(out))
     chosen = backends.get(backend)
+    if scheme.startswith("gguf:"):
+        _check_gguf(scheme, quantize_embeddings, calibrate)
+    else:
+        recipe(scheme, quantize_embeddings, "f32")  # refused before a model is fetched
     online: dict[str, Any] = {"offline": offline}
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
     inner = _float_folder(found)
     if scheme.startswith("gguf:"):
-        _check_gguf(scheme, quantize_embeddings, calibrate)
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files, new_folder(out) as made:
@@ -175,7 +179,8 @@ def _free(out: Path) -> Path:
 
 
 def _check_gguf(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:
-    """Raises OptionError for what a type of GGUF leaves no choice of."""
+    """Raises OptionError for an unknown type of GGUF, and for what a type leaves no choice of."""
+    Mix(scheme.removeprefix("gguf:"), 1, 1, True)
     _refuse_calibration(scheme, calibrate is not None)
     if tables is not None:
         raise OptionError(

@@ -274,6 +274,9 @@ def save(
             save_file(dense, made, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise ModelFileError(f"{path}: cannot write these tensors: {error}") from None
+        plain = Path(scratch) / "mode"  # the package writes for the owner alone
+        plain.touch()
+        made.chmod(plain.stat().st_mode)
         with made.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(made, path)

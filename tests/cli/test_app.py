@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_model import command, environment, make_tiny
@@ -94,6 +95,22 @@ def test_interrupt_exits_130_and_says_nothing(tiny: str) -> None:
         errors = running.communicate()[1].decode()
     assert running.returncode == 130
     assert "Traceback" not in errors and "error" not in errors and "tok/s" not in errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_kill_unwinds_what_runs(tiny: str) -> None:
+    """As an error would, so that no scratch folder stays."""
+    code = (
+        "import os, signal, sys, tempfile; from boostr.cli import app, run\n"
+        "def killed(*_, **__):\n"
+        "    with tempfile.TemporaryDirectory() as scratch:\n"
+        "        print(scratch, flush=True); os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "run.command.callback = killed; app.main()"
+    )
+    args = [sys.executable, "-c", code, "run", "-m", tiny, "hi"]
+    done = subprocess.run(args, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143 and done.stderr == ""
+    assert not Path(done.stdout.strip()).exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")

@@ -190,6 +190,17 @@ def test_progress(source, tmp_path):
     assert [done for done, _, _ in seen] == list(range(1, 13)) and {c for _, c, _ in seen} == {12}
 
 
+@pytest.mark.parametrize("scheme", ["int7", "mlx:7", "gguf:Q9"])
+def test_a_scheme_is_refused_before_a_model_is_looked_for(scheme, tmp_path):
+    with pytest.raises(OptionError, match=r"unknown|groups 32|not known"):
+        boostr.quantize(tmp_path / "nothing here", tmp_path / "out", scheme)
+
+
+def test_files_are_as_readable_as_others(source, tmp_path):
+    made = boostr.quantize(source, tmp_path / "out", "int8").path
+    assert len({path.stat().st_mode for path in made.iterdir() if path.is_file()}) == 1
+
+
 def test_refuses(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(
