@@ -87,7 +87,9 @@ def test_broken_json(boostr, folder: Path, name: str, text: str | None) -> None:
      {"hidden_act": "sine"}, {"rope_scaling": {"rope_type": "spiral"}}, {"hidden_size": 10**9}],
 )  # fmt: skip
 def test_configs_that_lie(boostr, tmp_path: Path, change: dict) -> None:
-    refused(boostr("run", "-m", str(make_tiny(tmp_path / "m", **change)), "hi"))
+    config = make_tiny(tmp_path / "m") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    refused(boostr("run", "-m", str(config.parent), "hi"))
 
 
 def test_paths_that_are_no_models(boostr, tmp_path: Path) -> None:

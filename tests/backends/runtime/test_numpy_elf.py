@@ -122,6 +122,6 @@ def test_what_is_no_object_file():
 def test_a_kernel_that_clears_memory_needs_no_linker():
     """LLVM used to make its rows of zeros into calls of memset, which kept it from an image."""
     pytest.importorskip("numba")
-    kernel = jit._function("attention.attention", (("D", 16), ("Dv", 16)))
+    kernel = jit._function("attention.attention", (("D", 16), ("Dv", 16), ("kv", "float")))
     made = jit._object(kernel, "attention.attention", "entry")
     assert elf.flatten(made, "entry", kernel_files.HEAD) is not None
