@@ -153,8 +153,8 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     if (last >= 0) w = {&map2, w2, b2, last * ROWS, n2, n0 + n1};
   }
   w.left -= w.first;
-  const int steps = (K + BK - 1) / BK, begin = steps * blockIdx.y / SHARES;
-  Walk walk = {begin, steps * (blockIdx.y + 1) / SHARES - begin, 0};
+  const int steps = (K + BK - 1) / BK, share = blockIdx.y, begin = steps * share / SHARES;
+  Walk walk = {begin, steps * (share + 1) / SHARES - begin, 0};
   walk.turn = walk.count ? tile * 5 % walk.count : 0;
   const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
                      shared_address(barriers) + STAGES * 8};
