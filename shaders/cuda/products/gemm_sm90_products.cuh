@@ -136,9 +136,8 @@ struct Affine {
   u32 scale[SCALES], offset[SCALES];
 
   DEVICE Affine(const Small& s, int half, float up) {
-    if (!FOLDED) return;
 #pragma unroll
-    for (int i = 0; i < SCALES; ++i) {
+    for (int i = 0; i < (FOLDED ? SCALES : 0); ++i) {
       const float own = full_scale(s.scales[half].at(i), s.super[half]);
       scale[i] = pack2<f16>(own * up, own * up);
       if (!OFFSETS) continue;
