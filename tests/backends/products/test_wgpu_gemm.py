@@ -143,20 +143,17 @@ def test_plans_keep_within_a_device(wgpu):
                 assert tile.shared_bytes(32, integers) <= caps.workgroup_bytes
 
 
-@pytest.mark.parametrize(("scheme", "why"), [
-    (Scheme("toy", 8), "groups are of 8 inputs"),
-    (Scheme("toy", 16, scale=dtypes.bfloat16), "scales are bfloat16"),
-])  # fmt: skip
-def test_a_scheme_without_a_decoder_is_refused_by_name(wgpu, rng, scheme, why):
+@pytest.mark.parametrize("group", (8, 24))
+def test_a_scheme_without_a_decoder_is_refused_by_name(wgpu, rng, group):
     """Then its meaning in Python runs, in products, tables and dequantize alike."""
-    q, s = oracles.quantize_int8(normal(rng, (20, 48)), scheme.group_size)
-    s = s.astype(scheme.parts["scales"].dtype)
-    truth = oracles.dequantize_int8(q, s, scheme.group_size)
+    scheme = Scheme("toy", group)
+    q, s = oracles.quantize_int8(normal(rng, (20, 48)), group)
+    truth = oracles.dequantize_int8(q, s, group)
     parts = {"codes": Tensor(q, backend=wgpu), "scales": Tensor(s, backend=wgpu)}
     w, x = QuantizedTensor(scheme, (20, 48), parts), normal(rng, (9, 48))
     tx, ids = Tensor(x, backend=wgpu), Tensor(np.array([7, 0], np.int32), backend=wgpu)
     for call in (lambda: linear(tx, w), lambda: embedding(ids, w), lambda: dequantize(w)):
-        with pytest.raises(BackendError, match=f"toy: {why}"):
+        with pytest.raises(BackendError, match=f"toy: groups are of {group} inputs"):
             call()
     with dispatch.strict(False):
         close(linear(tx, w), x @ truth.T, x, truth, "float32")
