@@ -105,10 +105,7 @@ def quantize(
     of_types("quantize", _TYPES, locals())
     out = _free(Path(out))
     chosen = backends.get(backend)
-    if scheme.startswith("gguf:"):
-        _check_gguf(scheme, quantize_embeddings, calibrate)
-    else:
-        recipe(scheme, quantize_embeddings, "f32")  # refused before a model is fetched
+    _check_scheme(scheme, quantize_embeddings, calibrate)
     online: dict[str, Any] = {"offline": offline}
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
     inner = _float_folder(found)
@@ -178,8 +175,12 @@ def _free(out: Path) -> Path:
     return out
 
 
-def _check_gguf(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:
-    """Raises OptionError for an unknown type of GGUF, and for what a type leaves no choice of."""
+def _check_scheme(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:
+    """Raises OptionError for an unknown scheme, before a model is fetched for it, and for what a
+    type of GGUF leaves no choice of."""
+    if not scheme.startswith("gguf:"):
+        recipe(scheme, tables, "f32")
+        return
     Mix(scheme.removeprefix("gguf:"), 1, 1, True)
     _refuse_calibration(scheme, calibrate is not None)
     if tables is not None:
