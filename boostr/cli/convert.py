@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
 
 from boostr.cli.options import as_json
-from boostr.cli.output import human_bytes, print_json
+from boostr.cli.output import human_bytes, print_json, progress_bar
 from boostr.cli.types import DTYPE
 
 
@@ -35,18 +34,10 @@ def command(
 
     Tokenizer and chat template come along. Nothing is at OUT until all of it is.
     """
-    from tqdm import tqdm
-
     from boostr.engine.convert import convert
 
     start = time.perf_counter()
-    with tqdm(desc="convert", unit="tensor", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, count: int, name: str) -> None:
-            bar.total = count
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-
+    with progress_bar("convert", "tensor") as show:
         path = convert(
             model, out, kind=kind, dtype=dtype, revision=revision, offline=offline or None,
             progress=show,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -13,6 +16,21 @@ from boostr.engine.sequence import Timings, Usage
 def print_json(value: Any) -> None:
     """One JSON value on stdout, in ASCII so that it parses under any locale."""
     click.echo(json.dumps(value))
+
+
+@contextmanager
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal: called after each step with (steps done, of how many, a word on it)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, count: int, word: str) -> None:
+            bar.total = count
+            bar.set_postfix_str(word, refresh=False)
+            bar.update()
+
+        yield show
 
 
 def timings_line(usage: Usage, timings: Timings) -> str:

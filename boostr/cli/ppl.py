@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
 
 from boostr.cli.messages import read_text
 from boostr.cli.options import ModelChoice, as_json, model_argument
-from boostr.cli.output import print_json
+from boostr.cli.output import print_json, progress_bar
 
 
 @click.command("ppl")
@@ -32,21 +31,16 @@ def command(
     The protocol is llama-perplexity's, so that the numbers can be compared: chunks of --context
     tokens, of which the second half counts. MODEL is a folder, .gguf file or org/name.
     """
-    from tqdm import tqdm
-
     from boostr.engine.perplexity import perplexity
 
     words = read_text(text)
     model, load_seconds = choice.load_decoder()
     start = time.perf_counter()
-    with tqdm(desc="ppl", unit="chunk", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, count: int, value: float) -> None:
-            bar.total = count
-            bar.set_postfix_str(f"{value:.4f}", refresh=False)
-            bar.update()
-
-        found = perplexity(model, words, context=context, chunks=chunks, progress=show)
+    with progress_bar("ppl", "chunk") as show:
+        found = perplexity(
+            model, words, context=context, chunks=chunks,
+            progress=lambda done, count, value: show(done, count, f"{value:.4f}"),
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     if not as_json:
         noun = "chunk" if found.chunks == 1 else "chunks"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
 
 from boostr.cli.messages import read_text
 from boostr.cli.options import as_json
-from boostr.cli.output import human_bytes, print_json
+from boostr.cli.output import human_bytes, print_json, progress_bar
 from boostr.cli.types import BACKEND
 
 
@@ -48,20 +47,12 @@ def command(
 
     Tokenizer, chat template and settings are carried over. Nothing is at OUT until all of it is.
     """
-    from tqdm import tqdm
-
     from boostr.engine.quantize import quantize
 
     tables = {"none": False, "same": True}.get(quantize_embeddings or "", quantize_embeddings)
     text = None if calibrate is None else read_text(calibrate)
     start = time.perf_counter()
-    with tqdm(desc="quantize", unit="tensor", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, count: int, name: str) -> None:
-            bar.total = count
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-
+    with progress_bar("quantize", "tensor") as show:
         found = quantize(
             model, out, scheme, quantize_embeddings=tables, calibrate=text,
             calibration_chunks=calibration_chunks, backend=backend, revision=revision,

@@ -29,7 +29,7 @@ from boostr.models.gguf_folder import rounded
 from boostr.models.gguf_metadata import architecture_for, differing, gguf_metadata, rope_tensors
 from boostr.models.gguf_mix import FLOATS, MIXES, Mix
 from boostr.models.lazy import LazyWeight, whole
-from boostr.models.quantized import method_in
+from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import stored_weights
 from boostr.quant.gguf.rounding import round_blocks
 
@@ -100,12 +100,7 @@ def write_folder(
 ) -> None:
     """`convert` of the folder that has the config and the weights."""
     raw = folder_config(folder)
-    method = method_in(folder, raw.raw)
-    if method is not None:
-        raise ModelFileError(
-            f"{raw.source}: the weights are quantized already, by {method.name}; take the model "
-            "that this one was made from"
-        )
+    refuse_quantized(folder, raw.raw, raw.source)
     module = empty_module(raw)
     config = module.config
     architecture_for(config.model_type, raw.source)  # refused before anything is read

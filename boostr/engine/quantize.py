@@ -31,7 +31,7 @@ from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf_mix import Mix
 from boostr.models.lazy import LazyWeight, whole
-from boostr.models.quantized import method_in, method_of
+from boostr.models.quantized import method_of, refuse_quantized
 from boostr.models.save import new_folder, write_shards
 from boostr.models.weights import CheckpointWeights, check_names, stored_weights
 from boostr.quant.formats.layout import Method, scale_name
@@ -145,12 +145,7 @@ def _float_folder(found: ResolvedModel) -> Path:
         )
     inner = transformer_folder(found.path)
     config = folder_config(inner)
-    method = method_in(inner, config.raw)
-    if method is not None:
-        raise ModelFileError(
-            f"{config.source}: the weights are quantized already, by {method.name}; take the model "
-            "that this one was made from"
-        )
+    refuse_quantized(inner, config.raw, config.source)
     return inner
 
 

@@ -83,6 +83,16 @@ def method_in(folder: Path, raw: Mapping[str, Any]) -> Method | None:
     return method_of(raw if said else {**raw, **read_object(separate)}, str(source))
 
 
+def refuse_quantized(folder: Path, raw: Mapping[str, Any], source: str) -> None:
+    """Raises ModelFileError for a folder that cannot be rounded, as it has been already."""
+    method = method_in(folder, raw)
+    if method is not None:
+        raise ModelFileError(
+            f"{source}: the weights are quantized already, by {method.name}; take the model that "
+            "this one was made from"
+        )
+
+
 def quantized_plan(method: Method | None) -> LoadPlan:
     """The rules that make packed weights of a checkpoint's tensors, under its own names: what comes
     before a family's plan. Empty for plain weights."""
