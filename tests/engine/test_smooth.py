@@ -33,10 +33,10 @@ ALL = {"q_proj", "o_proj", "gate_proj", "down_proj"}
 
 @pytest.mark.parametrize("case", DECODERS, ids=lambda case: case["name"])
 def test_any_factors_leave_the_model_as_it_is(case, tmp_path, rng, monkeypatch):
-    host, seen = backends.get("numpy"), set()
+    host, seen = backends.get("numpy"), []
 
     def drawn(feed, sample, scheme):
-        seen.add(id(feed))
+        seen.append(feed)
         return np.exp(rng.uniform(-2, 2, int(feed.outputs.max()) + 1)).astype(np.float32)
 
     monkeypatch.setattr(smoothing, "_chosen", drawn)
