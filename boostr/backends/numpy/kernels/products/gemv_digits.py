@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import types
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS, block_bytes, fields
-from boostr.backends.numpy.kernels.products.linear import AHEAD, finish
+from boostr.backends.numpy.kernels.products.linear import FAR, finish
 from boostr.backends.numpy.kernels.products.steps import (
     BYTES,
     SIGNED,
@@ -261,10 +261,10 @@ def gemv(form, columns: int, digits: int, rows: int = 4):
             acc = fill(tile, 0.0)
             for step in range(steps):
                 xs = spread(columns, params[PACKED] + step * size, steps * size, 0, count - 1)
+                prefetch(ws[0] + FAR + step * ahead, ahead, 2)
+                if high:
+                    prefetch(ws[high] + FAR // 2 + step * more, more, 2)
                 if step < blocks // STEP:
-                    prefetch(ws[0] + AHEAD + step * ahead, ahead, 3)
-                    if high:
-                        prefetch(ws[high] + AHEAD // 2 + step * more, more, 3)
                     acc = whole(ws, xs, step * STEP, 0, acc)
                 else:
                     acc = partial(ws, xs, step * STEP, blocks % STEP, acc)

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import float32, float64, types
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK
-from boostr.backends.numpy.kernels.products.linear import AHEAD, finish
+from boostr.backends.numpy.kernels.products.linear import FAR, finish
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     _count_mask,
@@ -198,7 +198,7 @@ def gemv(columns: int, rows: int = 2):
             ws = spread(rows, params[CODES], params[CODES + 1], n, stop - 1)
             acc = bits_i32(fill(tile, 0.0))
             for k in range(0, whole, BLOCK):
-                prefetch(ws[0] + AHEAD + k * rows, step, 3)
+                prefetch(ws[0] + FAR + k * rows, step, 2)
                 acc = multiply(ws, xs, k, acc)
             if whole < length:
                 acc = multiply_n(ws, xs, whole, acc, length - whole)

@@ -36,7 +36,10 @@ def finish(params, value, m, n):
     f32(params[Y])[m * params[LDY] + n] = value
 
 
-AHEAD = 2048  # bytes; two rows of weights at a time are two streams, which prefetchers follow badly
+# Bytes; rows of weights side by side are streams, which prefetchers follow badly. Kernels that wait
+# for memory more than they compute ask from FAR, into L2: what is on its way to L1 takes one of few
+# places.
+AHEAD, FAR = 2048, 8192
 
 
 def gemv(form, columns: int, rows: int = 0):
