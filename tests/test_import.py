@@ -33,5 +33,11 @@ def test_lazy_names_are_listed():
     assert python("import boostr; print({'load', 'SamplingOptions'} <= {*dir(boostr)})") == "True"
 
 
+def test_numpy_comes_with_the_first_use():
+    loaded = "'numpy' in sys.modules"
+    said = python(f"import sys, boostr; print({loaded}, boostr.ops and {loaded})")
+    assert said == "False True"
+
+
 def test_version():
     assert python("import boostr; print(boostr.__version__)").count(".") == 2

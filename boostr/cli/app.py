@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from boostr import __version__, env
+from boostr.cli import INTERRUPTED
 from boostr.cli.interrupts import exit_on_terminate
 from boostr.errors import BoostrError
 
@@ -34,7 +35,6 @@ VERBS = {
     "bench": "Measure speed and memory, as llama-bench does.",
     "doctor": "Check this machine: versions, devices, a small computation on each.",
 }
-INTERRUPTED = 130
 
 
 class Verbs(click.Group):
@@ -99,7 +99,7 @@ def app() -> None:
 
 
 def main() -> NoReturn:
-    """The entry point of the command line."""
+    """Run the command line and exit."""
     app.main()
 
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from boostr.cli.app import INTERRUPTED
+from boostr.cli import INTERRUPTED
 from boostr.cli.conversation import Conversation
 from boostr.cli.interrupts import StopOnInterrupt
 from boostr.cli.options import (

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from boostr.cli.options import as_json
+from boostr.cli.options import as_json, option_errors_are_usage
 from boostr.cli.output import human_bytes, print_json, progress_bar
 from boostr.cli.types import DTYPE
 
@@ -37,7 +37,7 @@ def command(
     from boostr.engine.convert import convert
 
     start = time.perf_counter()
-    with progress_bar("convert", "tensor") as show:
+    with option_errors_are_usage(), progress_bar("convert", "tensor") as show:
         path = convert(
             model, out, kind=kind, dtype=dtype, revision=revision, offline=offline or None,
             progress=show,

@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from boostr.cli.messages import read_lines
-from boostr.cli.options import ModelChoice, as_json, model_choice
+from boostr.cli.options import ModelChoice, as_json, encoder_choice
 from boostr.cli.output import print_json
 from boostr.cli.types import TEXT
 from boostr.errors import OptionError
@@ -16,7 +16,7 @@ from boostr.errors import OptionError
 
 @click.command("embed")
 @click.argument("texts", metavar="TEXT...", type=TEXT, nargs=-1, required=True)
-@model_choice
+@encoder_choice
 @click.option("--prompt-name", metavar="NAME", help="Of the model's prompts, before each text.")
 @click.option("--prompt", type=TEXT, metavar="TEXT", help='Before each text; "" for none.')
 @click.option("--truncate-dim", type=int, metavar="N", help="Keep N numbers of each vector.")
@@ -31,12 +31,9 @@ def command(
 ) -> None:
     """Print the vectors of one or more TEXTs as a JSON list of lists.
 
-    One "-" reads texts from stdin, one a line. MODEL must be given, an encoder such as a
-    sentence-transformers folder; the default model has no vectors. --json gives an object
-    with the model beside the vectors.
+    One "-" reads texts from stdin, one a line. The default model writes text and has no vectors, so
+    that -m must be given. --json gives an object with the model beside the vectors.
     """
-    if choice.model is None:
-        raise click.UsageError("-m is missing: the default model writes text, it has no vectors")
     if "-" in texts:
         if len(texts) > 1:
             raise click.UsageError('"-" reads the texts from stdin, give no other TEXT with it')

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class ModelChoice:
     backend: str | None = None
     dtype: str | None = None
     quantize: str | None = None
-    quantize_embeddings: str | None = None
+    quantize_embeddings: str | bool | None = None
     kv_dtype: str | None = None
     revision: str | None = None
     offline: bool = False
@@ -48,7 +49,7 @@ class ModelChoice:
     def __post_init__(self) -> None:
         if self.revision and self.model is None:
             raise click.UsageError("--revision needs a MODEL that it is a revision of")
-        if self.quantize_embeddings and self.quantize is None:
+        if self.quantize_embeddings is not None and self.quantize is None:
             raise click.UsageError("--quantize-embeddings needs --quantize")
 
     def load(self) -> tuple[LanguageModel | EmbeddingModel, float]:
@@ -56,14 +57,13 @@ class ModelChoice:
         from boostr.engine.load import load
 
         self._say_what_tables_become()
-        tables = False if self.quantize_embeddings == "none" else self.quantize_embeddings
         start = time.perf_counter()
         model = load(
             self.model,
             backend=self.backend,
             dtype=self.dtype,
             quantize=self.quantize,
-            quantize_embeddings=tables,
+            quantize_embeddings=self.quantize_embeddings,
             kv_dtype=self.kv_dtype,
             revision=self.revision,
             offline=self.offline or None,
@@ -116,6 +116,15 @@ class TemplateChoice:
         return Chat(self.tools, continue_final_message, dict(self.template_arg) or None)
 
 
+@contextmanager
+def option_errors_are_usage() -> Iterator[None]:
+    """What the library says of an option is said of the command line: exit code 2."""
+    try:
+        yield
+    except OptionError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
+
+
 def packed(name: str, kind: type, options: list[Callable[[Command], Command]]):
     """A decorator: adds `options`, passes their values to the verb as one `kind` named `name`."""
     names = [field.name for field in fields(kind)]
@@ -154,7 +163,8 @@ _quantize = [
     ),
     click.option(
         "--quantize-embeddings", type=TABLE_SCHEME, metavar="SCHEME",
-        help="For embedding and head; none keeps them. [default: none, with 4 bits int8-g32]",
+        help="For embedding and head; none keeps them, same is that of the others. [default: none, "
+        "with 4 bits int8-g32]",
     ),
 ]  # fmt: skip
 _kv_dtype = click.option(
@@ -168,7 +178,15 @@ _source = [
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 _loading = [_backend, _dtype, *_quantize, *_source, _verbose]
-model_choice = packed("choice", ModelChoice, [_model, *_loading])
+encoder_choice = packed(
+    "choice",
+    ModelChoice,
+    [
+        click.option("-m", "--model", metavar="MODEL", required=True,
+                     help="An encoder: a folder, such as sentence-transformers', or org/name."),
+        *_loading,
+    ],
+)  # fmt: skip
 model_argument = packed(  # for verbs whose subject is the model, not a prompt
     "choice", ModelChoice, [click.argument("model", required=False), _kv_dtype, *_loading]
 )

@@ -7,9 +7,9 @@ import time
 import click
 
 from boostr.cli.messages import read_text
-from boostr.cli.options import as_json
+from boostr.cli.options import as_json, option_errors_are_usage
 from boostr.cli.output import human_bytes, print_json, progress_bar
-from boostr.cli.types import BACKEND
+from boostr.cli.types import BACKEND, TABLE_SCHEME
 
 
 @click.command("quantize")
@@ -21,9 +21,9 @@ from boostr.cli.types import BACKEND
     "(bitsandbytes), mlx:4, mlx:4-g32, mlx:8 ..., gguf:Q4_K_M, gguf:Q8_0 ... (a file).",
 )  # fmt: skip
 @click.option(
-    "--quantize-embeddings", metavar="SCHEME",
-    help='For embedding and head; "none" keeps them, "same" is SCHEME. [default: none, with 4 bits '
-    "8 bits where the format can]",
+    "--quantize-embeddings", type=TABLE_SCHEME, metavar="SCHEME",
+    help="For embedding and head; none keeps them, same is that of the others. [default: none, "
+    "with 4 bits 8 bits where the format can]",
 )  # fmt: skip
 @click.option(
     "--calibrate", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="TEXT",
@@ -39,7 +39,7 @@ from boostr.cli.types import BACKEND
 @click.option("--offline", is_flag=True, help="Use the cache only, never the network.")
 @as_json
 def command(
-    model: str | None, out: str, scheme: str, quantize_embeddings: str | None,
+    model: str | None, out: str, scheme: str, quantize_embeddings: str | bool | None,
     calibrate: str | None, calibration_chunks: int, backend: str | None, revision: str | None,
     offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -49,12 +49,11 @@ def command(
     """
     from boostr.engine.quantize import quantize
 
-    tables = {"none": False, "same": True}.get(quantize_embeddings or "", quantize_embeddings)
     text = None if calibrate is None else read_text(calibrate)
     start = time.perf_counter()
-    with progress_bar("quantize", "tensor") as show:
+    with option_errors_are_usage(), progress_bar("quantize", "tensor") as show:
         found = quantize(
-            model, out, scheme, quantize_embeddings=tables, calibrate=text,
+            model, out, scheme, quantize_embeddings=quantize_embeddings, calibrate=text,
             calibration_chunks=calibration_chunks, backend=backend, revision=revision,
             offline=offline or None, progress=show,
         )  # fmt: skip

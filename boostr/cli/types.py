@@ -76,6 +76,18 @@ class _Assignment(click.ParamType):
             return name, text
 
 
+class _TableScheme(click.ParamType):
+    """A scheme for embedding and head as the library takes it: none is False, same True."""
+
+    name = "scheme"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bool:
+        words = {"none": False, "same": True}
+        return words[value] if value in words else SCHEME.convert(value, param, ctx)
+
+
 class Counts(click.ParamType):
     """Whole numbers with commas between them, each `least` or more: "128,512"."""
 
@@ -125,11 +137,6 @@ def _check_scheme(value: str) -> None:
     parse_scheme(value)
 
 
-def _check_table_scheme(value: str) -> None:
-    if value != "none":
-        _check_scheme(value)
-
-
 def _check_kv_form(value: str) -> None:
     from boostr.quant.kv import parse_kv_form
 
@@ -142,5 +149,5 @@ ASSIGNMENT = _Assignment()
 BACKEND = _Checked("backend", _check_backend)
 DTYPE = _Checked("dtype", _check_dtype)
 SCHEME = _Checked("scheme", _check_scheme)
-TABLE_SCHEME = _Checked("scheme", _check_table_scheme)
+TABLE_SCHEME = _TableScheme()
 KV_FORM = _Checked("kv_dtype", _check_kv_form)

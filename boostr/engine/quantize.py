@@ -84,7 +84,7 @@ def quantize(
 
     Args:
         model: as in `load`: a Hugging Face folder of float weights.
-        out: the folder to make; it must not exist.
+        out: the folder to make, or NAME.gguf; it must not exist.
         scheme: "int8", "int8-g32|g64|g128", "w8a8", "int4-g32|g64|g128", "fp8" (a folder of
             compressed-tensors), "nf4" (of bitsandbytes), "mlx:4" (of mlx-lm: 2, 3, 4, 5, 6 or 8
             bits, "mlx:4-g32" for groups of 32), or a file of GGUF, "gguf:Q4_K_M" (see `convert`).
@@ -99,13 +99,14 @@ def quantize(
         backend: what rounds; GGUF is rounded on the host.
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
-        OptionError: a scheme that there is not, or an `out` that exists.
+        OptionError: a scheme that there is not, or an `out` that exists or is named otherwise.
         ModelFileError: a model that is quantized already, or a tensor that the scheme cannot hold.
     """
     of_types("quantize", _TYPES, locals())
-    out = _free(Path(out))
-    chosen = backends.get(backend)
+    out = Path(out)
     _check_scheme(scheme, quantize_embeddings, calibrate)
+    _check_out(out, scheme)
+    chosen = backends.get(backend)
     online: dict[str, Any] = {"offline": offline}
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
     inner = _float_folder(found)
@@ -164,10 +165,13 @@ def _bytes(files: SafetensorsSource) -> int:
     return sum(math.prod(files.shape(n)) * files.dtype(n).itemsize for n in files.names)
 
 
-def _free(out: Path) -> Path:
+def _check_out(out: Path, scheme: str) -> None:
     if out.exists():
         raise OptionError(f"quantize: {out} exists already; take another name, or remove it")
-    return out
+    is_gguf = scheme.startswith("gguf:")
+    if is_gguf != (out.suffix == ".gguf"):
+        made = "is a file; expected NAME.gguf" if is_gguf else "is a folder; expected another name"
+        raise OptionError(f"quantize: what is made under {scheme} {made}, got {out.name}")
 
 
 def _check_scheme(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from boostr.errors import OptionError
 from boostr.quant.gguf import BLOCK_TYPES
+from boostr.quant.scheme import did_you_mean
 
 FLOATS = ("F32", "F16", "BF16")
 # name -> (the type of most tensors, llama.cpp's general.file_type)
@@ -40,8 +40,7 @@ class Mix:
 
     def __post_init__(self) -> None:
         if self.name not in MIXES:
-            near = difflib.get_close_matches(self.name.upper(), MIXES, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(self.name, MIXES)
             raise OptionError(f"GGUF type {self.name!r} is not known: {', '.join(MIXES)}{hint}")
 
     def type_of(self, name: str, shape: tuple[int, ...]) -> str:

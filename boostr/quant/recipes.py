@@ -17,6 +17,7 @@ from boostr.quant.scheme import (
     SCHEMES,
     Scheme,
     affine_scheme,
+    did_you_mean,
     embedding_scheme,
     parse_scheme,
 )
@@ -75,6 +76,7 @@ def recipe(target: str, tables: str | bool | None, floats: str) -> Recipe:
         raise OptionError(
             f"quantize: unknown scheme {target!r}; known: {', '.join(TARGETS)} (mlx: with "
             f"{', '.join(map(str, MLX_BITS))} bits, gguf: with any type of llama-quantize)"
+            f"{did_you_mean(target, TARGETS)}"
         )
     if target == "nf4":
         if tables is not None and tables is not False:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -217,12 +217,18 @@ QUANTIZABLE = (
 def parse_scheme(name: str) -> Scheme:
     """The scheme that weights can be quantized to, by name."""
     if name not in QUANTIZABLE:
-        near = difflib.get_close_matches(name, QUANTIZABLE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(
-            f"quantize: unknown scheme {name!r}; known: {', '.join(QUANTIZABLE)}{hint}"
+            f"quantize: unknown scheme {name!r}; known: {', '.join(QUANTIZABLE)}"
+            f"{did_you_mean(name, QUANTIZABLE)}"
         )
     return SCHEMES[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, in any case."""
+    cases = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), cases, n=1)
+    return f"; did you mean {cases[near[0]]!r}?" if near else ""
 
 
 def affine_scheme(bits: int, group_size: int, floats: str = "bf16") -> Scheme:

@@ -97,6 +97,21 @@ def test_interrupt_exits_130_and_says_nothing(tiny: str) -> None:
     assert "Traceback" not in errors and "error" not in errors and "tok/s" not in errors
 
 
+@pytest.mark.parametrize("module", ["click", "boostr.cli.run", "numpy", "tokenizers"])
+def test_an_interrupt_while_modules_load_says_nothing_either(tiny: str, module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from boostr.cli import main; main()"
+    )
+    args = [sys.executable, "-c", code, "run", "-m", tiny, "hi"]
+    done = subprocess.run(args, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and (done.stdout + done.stderr).strip() == ""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_kill_unwinds_what_runs(tiny: str) -> None:
     """As an error would, so that no scratch folder stays."""

@@ -54,7 +54,9 @@ def test_prompts_and_truncated_vectors(boostr, encoder: str) -> None:
 
 
 def test_wrong_usage(boostr, encoder: str) -> None:
-    assert boostr("embed", "hi").exit_code == 2
+    result = boostr("embed", "hi")
+    assert result.exit_code == 2 and "'-m'" in result.stderr
+    assert "default: SmolLM2" not in boostr("embed", "-h").stdout
     assert boostr("embed", "-m", encoder).exit_code == 2
     assert boostr("embed", "-m", encoder, "-", "x").exit_code == 2
 

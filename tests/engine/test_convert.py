@@ -78,7 +78,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ModelFileError, match="GGUF has no rope scaling of type 'dynamic'"):
         boostr.convert(folder, tmp_path / "m.gguf")
     folder = make_tiny(tmp_path / "g")
-    with pytest.raises(OptionError, match=r"'q4_k_m' is not known.*did you mean Q4_K_M"):
+    with pytest.raises(OptionError, match=r"'q4_k_m' is not known.*did you mean 'Q4_K_M'"):
         boostr.convert(folder, tmp_path / "m.gguf", kind="q4_k_m")
     with pytest.raises(OptionError, match=r"expected NAME\.gguf, got m\.bin"):
         boostr.convert(folder, tmp_path / "m.bin")
