@@ -17,7 +17,8 @@ class Norm(NamedTuple):
     """A norm of what a product reads, or of the heads it gives.
 
     Attributes:
-        kind: "rms" or "layer".   weight: [E], or [D] for each head, or [H·D] for all heads at once.
+        kind: "rms" or "layer".   weight: [E]; of heads [D] for each, [H, D] for each its own, or
+            [H·D] for all at once.
         bias: as weight; of layer norms only.   eps: see `ops.rms_norm`.
         offset: added to the weight (Gemma stores weight - 1).
     """
@@ -30,19 +31,22 @@ class Norm(NamedTuple):
 
 
 class HeadNorms(NamedTuple):
-    """Norms of queries and keys before rope; None for none."""
+    """Norms of queries and keys, before rope or after it; None for none."""
 
     q: Norm | None = None
     k: Norm | None = None
+    after_rope: bool = False
 
 
 class Rope(NamedTuple):
-    """Tables cos, sin float32 [S, R/2], the row of each token int32 [T], how pairs lie."""
+    """Tables cos, sin float32 [S, R/2], the row of each token int32 [T], how pairs lie; and what
+    queries are multiplied by after it, float32 [S], if anything (Llama 4, Ministral 3)."""
 
     cos: Tensor
     sin: Tensor
     rows: Tensor
     layout: str = "split-half"
+    query_factors: Tensor | None = None
 
 
 class PackedKV(NamedTuple):

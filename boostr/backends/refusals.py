@@ -76,14 +76,16 @@ def norm_before(norm: Norm | None) -> str | None:
 
 def head_norms(norms: HeadNorms, head_dim: int) -> str | None:
     """Both of q and k or neither, of each head, by one eps."""
-    q, k = norms
+    q, k, after_rope = norms
     if q is None and k is None:
         return None
+    if after_rope:
+        return "norms of heads after rope"
     if q is None or k is None:
         return "only one of q and k is normalised"
     for norm in (q, k):
         if norm.weight.shape != (head_dim,):
-            return f"a norm over all heads at once, [{norm.weight.shape[0]}]"
+            return f"a norm of heads with weights {list(norm.weight.shape)}"
         if norm.offset:
             return f"norms of heads with an offset, {norm.offset}"
     if q.eps != k.eps:

@@ -22,8 +22,8 @@ from boostr.io.mapping import release
 from boostr.io.safetensors import open_safetensors
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_to_gguf import gguf_tokenizer, with_ends
-from boostr.models.config import DecoderConfig, RawConfig
-from boostr.models.gguf import ARCHITECTURES, gguf_plan, reordered
+from boostr.models.config import ModelConfig, RawConfig
+from boostr.models.gguf import gguf_plan, reordered
 from boostr.models.gguf_config import hf_config
 from boostr.models.gguf_folder import rounded
 from boostr.models.gguf_metadata import architecture_for, differing, gguf_metadata, rope_tensors
@@ -129,21 +129,20 @@ def _general(folder: Path, kind: str | None, tensors: list[NewTensor]) -> dict[s
 
 
 def _tensors(
-    config: DecoderConfig, weights: Mapping[str, LazyWeight], kind: str | None
+    config: ModelConfig, weights: Mapping[str, LazyWeight], kind: str | None
 ) -> list[NewTensor]:
     """The tensors of the file, from the parameters of the model."""
-    architecture = architecture_for(config.model_type, "this model")
-    mixer = config.layers[0].mixer
-    layout = ARCHITECTURES[architecture].layout
-    placed = {n: reordered(n, w, config, "split-half", layout) for n, w in weights.items()}
-    named = gguf_plan(config, joined=architecture == "gptneox").save(placed)
+    row = architecture_for(config.model_type, "this model")
+    mixer, tied = config.layers[0].mixer, config.head is not None and config.head.tied
+    placed = {n: reordered(n, w, config, "split-half", row.layout) for n, w in weights.items()}
+    named = gguf_plan(config, row, writing=True).save(placed)
     sharing = mixer.heads // mixer.kv_heads
-    mix = None if kind is None else Mix(kind, len(config.layers), sharing, config.head.tied)
+    mix = None if kind is None else Mix(kind, len(config.layers), sharing, tied)
     made = [
         NewTensor(name, "F32", factors.shape, partial(iter, [factors]))
-        for name, factors in rope_tensors(config.ropes["full"]).items()
+        for name, factors in rope_tensors(config.ropes.get("full")).items()
     ]
-    plus = config.head.norm.offset
+    plus = 0.0 if config.norm is None else config.norm.offset
     for name, weight in named.items():
         stored = "F32" if len(weight.shape) < 2 else _stored_type(weight)
         chosen = stored if mix is None else mix.type_of(name, weight.shape)
@@ -189,7 +188,7 @@ def _written(numbers: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _check_said(
-    config: DecoderConfig, metadata: dict[str, Any], tensors: list[NewTensor], source: str
+    config: ModelConfig, metadata: dict[str, Any], tensors: list[NewTensor], source: str
 ) -> None:
     """Raises ModelFileError if a reader of the file would make another model of it."""
     read = RawConfig(hf_config(cast(GGUFSource, _Draft(Path(source), metadata, tensors))), source)

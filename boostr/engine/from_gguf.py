@@ -39,7 +39,8 @@ def write_from_gguf(path: Path, out: Path, dtype: Any, progress: Progress | None
         tokenizer = None
         if has_tokenizer(file.metadata):
             tokenizer = Tokenizer.from_gguf(file.metadata, source)
-        config = folder_config(said, chosen, source) | _ends(module, tokenizer)
+        row = architecture_of(file)[1]
+        config = folder_config(said, row, chosen, source) | _ends(module, tokenizer)
         target = empty_module(RawConfig(config, source))
         lost = differing(module.config, target.config)
         if lost is not None:
@@ -103,16 +104,19 @@ def _stored(
 ) -> dict[str, LazyWeight]:
     """The folder's tensors: the file's plan forwards, then the family's backwards."""
     path, config = str(file.path), module.config
-    plan, held = gguf_plan(config), gguf_weights(file)
+    row = architecture_of(file)[1]
+    plan, held = gguf_plan(config, row), gguf_weights(file)
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     check_names(places, CheckpointWeights(held, path, plan))
-    weights, layout = plan.load(held).weights, architecture_of(file).layout
-    added = config.head.norm.offset - target.config.head.norm.offset  # Gemma's 1
+    weights = plan.load(held).weights
+    added = 0.0
+    if config.norm is not None:
+        added = config.norm.offset - target.config.norm.offset  # Gemma's 1
     decoded = {}
     for name in places:
         plus = added if name.endswith("norm.weight") else 0.0
         weight = Decoded(weights[name], dtype, plus)
-        decoded[name] = reordered(name, weight, config, layout, "split-half")
+        decoded[name] = reordered(name, weight, config, row.layout, "split-half")
     return target.load_plan(target.config).save(decoded)
 
 

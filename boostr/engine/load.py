@@ -21,7 +21,7 @@ from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of
 from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
-from boostr.models.gguf import gguf_plan, gguf_weights
+from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights
 from boostr.models.gguf_config import hf_config
 from boostr.models.quantized import method_in, quantized_plan
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
@@ -134,7 +134,7 @@ def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: 
 def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
     path = str(file.path)
     module = empty_module(RawConfig(hf_config(file), path))
-    plan = gguf_plan(module.config)
+    plan = gguf_plan(module.config, architecture_of(file)[1])
     load_parameters(module, CheckpointWeights(gguf_weights(file), path, plan), backend, **options)
     return module
 

@@ -25,6 +25,15 @@ FAMILIES = {
     "qwen3": ("qwen3", "CausalLM"),
     "bert": ("bert", "Model"),
 }
+# `general.architecture` of a GGUF file -> model_type; the family's file has the rest
+ARCHITECTURES = {
+    "gemma3": "gemma3_text",
+    "gptneox": "gpt_neox",
+    "llama": "llama",
+    "olmo2": "olmo2",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 
 
 def family(model_type: str, source: str) -> type[Model]:

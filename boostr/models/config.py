@@ -71,13 +71,14 @@ class RawConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """What a decoder is made of.
+class ModelConfig:
+    """What a model is made of.
 
     Attributes:
         vocab_size, hidden_size: V, E.
         max_position_embeddings: the context in tokens, as far as the scaling of the rope reaches.
-        layers: one spec a layer.   ropes: the tables that they name.
+        layers: one spec a layer.   ropes: the tables that they name.   norm: after the last layer.
+        head: of logits; None: the model gives none.
         extra: the config.json, as it was read.
     """
 
@@ -86,7 +87,8 @@ class DecoderConfig:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[LayerSpec, ...]
-    head: HeadSpec
+    norm: NormSpec | None
+    head: HeadSpec | None
     ropes: Mapping[str, RopeConfig]
     embedding: EmbeddingSpec = field(default_factory=EmbeddingSpec)
     bos_token_ids: tuple[int, ...] = ()
@@ -140,7 +142,7 @@ def by_layer(
     return tuple(kinds[w] for w in windows)
 
 
-def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> DecoderConfig:
+def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> ModelConfig:
     """The whole: Llama's head and rope around these layers, and what a family has otherwise."""
     positions = config.size("max_position_embeddings", 2048)
     values: dict[str, Any] = {
@@ -153,12 +155,13 @@ def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: An
         "eos_token_ids": config.ids("eos_token_id"),
         "extra": config.raw,
     }
+    if "norm" not in changes:
+        values["norm"] = rms_norm(config)
     if "head" not in changes:
-        tied = config.get("tie_word_embeddings", bool, False)
-        values["head"] = HeadSpec(rms_norm(config), tied)
+        values["head"] = HeadSpec(config.get("tie_word_embeddings", bool, False))
     if "ropes" not in changes:
         values["ropes"] = {"full": rope_config(config, layers[0].mixer.head_dim, positions)}
-    made = DecoderConfig(**{**values, **changes})
+    made = ModelConfig(**{**values, **changes})
     context = min(
         (rope.context for rope in made.ropes.values()), default=made.max_position_embeddings
     )

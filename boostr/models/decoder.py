@@ -1,9 +1,9 @@
-"""CausalLM: the decoder that a `DecoderConfig` describes. Families read a config into one; those
+"""CausalLM: the decoder that a `ModelConfig` describes. Families read a config into one; those
 whose layers are of another form set `block`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,30 +11,14 @@ import numpy as np
 from boostr import nn
 from boostr.models import plan
 from boostr.models.base import GENERATES, Model, last_of
-from boostr.models.config import DecoderConfig
+from boostr.models.config import ModelConfig
 from boostr.models.plan import LoadPlan
+from boostr.models.stack import Stack
 from boostr.nn import fusion
+from boostr.nn.specs import HeadSpec
 from boostr.nn.states import State
 from boostr.ops import core
 from boostr.tensor import Tensor
-
-
-class Decoder(nn.Module):
-    """Embedding, layers, and the final norm, which the head applies."""
-
-    def __init__(self, config: DecoderConfig, block: Callable[..., Any]) -> None:
-        E = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, E, config.embedding)
-        self.layers = [block(E, i, spec) for i, spec in enumerate(config.layers)]
-        self.norm = nn.Norm(E, config.head.norm)
-
-    def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
-        """Hidden states after the embedding and after each layer, none of them kept."""
-        x = self.embed_tokens(batch.ids) if batch.embeddings is None else batch.embeddings
-        yield x
-        for layer in self.layers:
-            x = layer(x, batch)
-            yield x
 
 
 class CausalLM(Model):
@@ -43,10 +27,10 @@ class CausalLM(Model):
     capabilities = frozenset({GENERATES})
     block: Callable[..., Any] = nn.Block
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self.config, self.ropes = config, config.ropes
-        self.model = Decoder(config, type(self).block)
-        head = config.head
+        self.model = Stack(config, type(self).block)
+        self._head = head = config.head or HeadSpec()
         self.lm_head = None
         if not head.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, head.bias)
@@ -58,13 +42,13 @@ class CausalLM(Model):
         return self.model.embed_tokens.dtype
 
     @staticmethod
-    def load_plan(config: DecoderConfig) -> LoadPlan:
+    def load_plan(config: ModelConfig) -> LoadPlan:
         """From the names of checkpoints; base models lack `model.`."""
         rules = [
             plan.prefixes("model.", ("model.", ""), outside=("lm_head.",)),
             plan.leftover(suffixes=("rotary_emb.inv_freq",)),  # buffers of old checkpoints
         ]
-        if config.head.tied:
+        if config.head is not None and config.head.tied:
             rules.append(plan.tied("lm_head.weight", "model.embed_tokens.weight"))
         return LoadPlan(tuple(rules))
 
@@ -79,17 +63,19 @@ class CausalLM(Model):
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""
         *states, end = self.model(batch)
-        return [*states, self.model.norm(end)]
+        return [*states, self.model.ended(end)]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""
         owner = self.lm_head or self.model.embed_tokens
         bias = None if self.lm_head is None else self.lm_head.bias
-        logits = fusion.products(
-            hidden, self.model.norm.operand, [owner.weight], [bias], dtype="float32"
+        norm, cap = self.model.norm, self._head.softcap
+        logits: Any = fusion.products(
+            hidden, norm and norm.operand, [owner.weight], [bias], dtype="float32"
         )
-        cap = self.config.head.softcap
-        return logits if cap is None else core.tanh(logits / cap) * cap  # type: ignore[arg-type]
+        if self._head.factor != 1.0:
+            logits = logits * self._head.factor
+        return logits if cap is None else core.tanh(logits / cap) * cap
 
     def __call__(self, batch: nn.Batch) -> Tensor:
         return self.head(self.hidden(batch))

@@ -6,11 +6,13 @@ Norm weights are stored minus 1. The keys that GGUF's reader adds say what its f
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from boostr.errors import ModelFileError
 from boostr.models import config as read
 from boostr.models import decoder, plan
-from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import EmbeddingSpec, HeadSpec, LayerNorms, LayerSpec
 from boostr.ops.rope_tables import RopeConfig
@@ -23,11 +25,43 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def _said(config: dict[str, Any]) -> dict[str, Any]:
+    """The converter adds the 1 to norms; 27B alone scales by the width of its embedding."""
+    heads, largest = config["num_attention_heads"], config["num_hidden_layers"] == 62
+    width = config["hidden_size"] // heads
+    scalar = width if largest else config.get("head_dim", width)
+    return {"norm_offset": 0.0, "sliding_window_pattern": 6, "query_pre_attn_scalar": scalar}
+
+
+def _written(config: ModelConfig) -> dict[str, Any]:
+    window = next((x.mixer.window for x in config.layers if x.mixer.window), None)
+    keys: dict[str, Any] = {"attention.sliding_window": window or 0}
+    if "local" in config.ropes:
+        keys["rope.freq_base_swa"] = float(config.ropes["local"].theta)
+    if config.head is not None and config.head.softcap:
+        keys["final_logit_softcapping"] = config.head.softcap
+    return keys
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
+    gguf = (
+        Architecture(
+            "gemma3",
+            "Gemma3ForCausalLM",
+            keys={
+                "attention.sliding_window": "sliding_window",
+                "rope.freq_base_swa": "rope_local_base_freq",
+                "final_logit_softcapping": "final_logit_softcapping",
+            },
+            says=_said,
+            writes=_written,
+        ),
+    )
+
     @staticmethod
-    def read_config(config: RawConfig) -> DecoderConfig:
+    def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
         if config.get("use_bidirectional_attention", bool, False):
             raise ModelFileError(f"{config.source}: use_bidirectional_attention is not supported")
@@ -51,11 +85,12 @@ class CausalLM(decoder.CausalLM):
             [kinds[kind] for kind in read.layer_types(config, _pattern(config))],
             ropes=_ropes(config, mixer.head_dim),
             embedding=EmbeddingSpec(config.size("hidden_size") ** 0.5),
-            head=HeadSpec(norm, config.get("tie_word_embeddings", bool), softcap=softcap),
+            norm=norm,
+            head=HeadSpec(config.get("tie_word_embeddings", bool), softcap=softcap),
         )
 
     @staticmethod
-    def load_plan(config: DecoderConfig) -> LoadPlan:
+    def load_plan(config: ModelConfig) -> LoadPlan:
         """Gemma's norm after attention has the name of Llama's before the MLP."""
         layer = "model.layers.{i}."
         return decoder.CausalLM.load_plan(config) + LoadPlan((

@@ -2,76 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.gguf import PLAIN_TYPES, GGUFTensor
 from boostr.io.gguf_split import GGUFSource
-from boostr.models import plan
-from boostr.models.config import DecoderConfig
+from boostr.models import ARCHITECTURES, family, plan
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig
 from boostr.models.lazy import FromFile, Index, Indices, LazyWeight, pick
 from boostr.models.plan import LoadPlan
 from boostr.nn.module import Weight
 from boostr.quant.gguf import BLOCK_TYPES
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
-
-Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How an architecture of GGUF is read.
-
-    Attributes:
-        model_type: the family in Hugging Face's names.
-        layout: how rotated pairs lie in its q and k.
-        keys: metadata beyond what all have: key after "<architecture>." -> name in config.json.
-        says: what the file does not say, being a constant of llama.cpp or of its converter, from
-            what it does.
-    """
-
-    model_type: str
-    layout: str = "split-half"
-    keys: Mapping[str, str] = field(default_factory=dict)
-    says: Callable[[Config], Config] = lambda config: {}
-
-
-def _gemma3(config: Config) -> Config:
-    """The converter adds the 1 to norms; 27B alone scales by the width of its embedding."""
-    heads, largest = config["num_attention_heads"], config["num_hidden_layers"] == 62
-    width = config["hidden_size"] // heads
-    scalar = width if largest else config.get("head_dim", width)
-    return {"norm_offset": 0.0, "sliding_window_pattern": 6, "query_pre_attn_scalar": scalar}
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", "interleaved"),  # the converter permutes q and k
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "olmo2": Architecture("olmo2"),
-    "gemma3": Architecture(
-        "gemma3_text",
-        keys={
-            "attention.sliding_window": "sliding_window",
-            "rope.freq_base_swa": "rope_local_base_freq",
-            "final_logit_softcapping": "final_logit_softcapping",
-        },
-        says=_gemma3,
-    ),
-    "gptneox": Architecture(
-        "gpt_neox",
-        keys={
-            "attention.layer_norm_epsilon": "layer_norm_eps",
-            "use_parallel_residual": "use_parallel_residual",
-        },
-    ),
-}
 
 # One table for all architectures: names in the file and canonical ones, and what is below them.
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -96,29 +41,37 @@ _TENSOR_SCALES = (".scale", ".input_scale")  # of NVFP4; that of inputs is for 4
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def architecture_of(file: GGUFSource) -> Architecture:
-    """The row of a file's `general.architecture`."""
+def architecture_of(file: GGUFSource) -> tuple[str, Architecture]:
+    """(model_type, row) of a file's `general.architecture`."""
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelFileError(
             f"{file.path}: unknown architecture {name!r:.80}; boostr reads GGUF of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[name]
+    model_type = ARCHITECTURES[name]
+    rows = family(model_type, str(file.path)).gguf
+    return model_type, next(row for row in rows if row.name == name)
 
 
-def gguf_plan(config: DecoderConfig, joined: bool = True) -> LoadPlan:
-    """From the names of GGUF to the canonical ones; q, k and v may be packed end to end.
+def gguf_plan(config: ModelConfig, row: Architecture, writing: bool = False) -> LoadPlan:
+    """From the names of GGUF to the canonical ones; read backwards with `writing`.
 
-    Read backwards it packs them, unless they are not to be `joined`.
+    Any file may have q, k and v packed end to end; only some architectures are written so.
     """
     rules = [plan.leftover(ROPE_TENSORS)]
+    rules += [plan.rename(name, canonical) for name, canonical in row.names.items()]
     rules += [plan.rename(name, canonical) for name, canonical in _TOP.items()]
-    for i, layer in enumerate(config.layers if joined else ()):
-        mixer = layer.mixer
-        rows = [(f"blk.{i}.attn_q", mixer.heads * mixer.head_dim)]
-        rows += [(f"blk.{i}.attn_{part}", mixer.kv_heads * mixer.head_dim) for part in "kv"]
-        rules.append(plan.rows(f"blk.{i}.attn_qkv", rows))
+    for i, layer in enumerate(config.layers):
+        mixer, hidden = layer.mixer, layer.mlp.hidden
+        parts = {"attn_q": mixer.heads, "attn_k": mixer.kv_heads, "attn_v": mixer.kv_heads}
+        if "attn_qkv" in row.packed or not writing:
+            rows = [(f"blk.{i}.{part}", heads * mixer.head_dim) for part, heads in parts.items()]
+            rules.append(plan.rows(f"blk.{i}.attn_qkv", rows))
+        if "ffn_up" in row.packed:
+            gated = [(f"blk.{i}.{part}", hidden) for part in ("ffn_gate", "ffn_up_half")]
+            rules.append(plan.rows(f"blk.{i}.ffn_up", gated))
+            rules.append(plan.rename(f"blk.{i}.ffn_up_half", f"blk.{i}.ffn_up"))
     rules += [
         plan.rename(f"blk.{{i}}.{name}", f"model.layers.{{i}}.{canonical}")
         for name, canonical in _LAYER.items()
@@ -127,7 +80,7 @@ def gguf_plan(config: DecoderConfig, joined: bool = True) -> LoadPlan:
 
 
 def reordered(
-    name: str, weight: LazyWeight, config: DecoderConfig, layout: str, wanted: str
+    name: str, weight: LazyWeight, config: ModelConfig, layout: str, wanted: str
 ) -> LazyWeight:
     """A parameter whose rows, if it is that of q or k, go from one layout of rotated pairs to the
     other: halves of a head, or pairs side by side."""

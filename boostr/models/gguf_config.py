@@ -10,7 +10,8 @@ import numpy as np
 from boostr.errors import ModelFileError
 from boostr.io.gguf_split import GGUFSource
 from boostr.io.tokenizer_gguf import END_IDS
-from boostr.models.gguf import Architecture, architecture_of
+from boostr.models.architecture import Architecture
+from boostr.models.gguf import architecture_of
 
 # key after "<architecture>." -> config.json
 _KEYS = {
@@ -34,8 +35,8 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
     Raises:
         ModelFileError: an architecture, or something of it, that is not known.
     """
-    row, tensors = architecture_of(file), file.tensors
-    config: dict[str, Any] = {"model_type": row.model_type, "rope_layout": row.layout}
+    (model_type, row), tensors = architecture_of(file), file.tensors
+    config: dict[str, Any] = {"model_type": model_type, "rope_layout": row.layout}
     for key, name in {**_KEYS, **row.keys}.items():
         value = _value(file, key)
         if value is not None:
@@ -60,12 +61,12 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
 def _refuse_other_attention(file: GGUFSource, row: Architecture) -> None:
     if "sliding_window" not in row.keys.values() and _value(file, "attention.sliding_window"):
         raise ModelFileError(
-            f"{file.path}: a sliding window in a GGUF file of {row.model_type} is not supported"
+            f"{file.path}: a sliding window in a GGUF file of {row.name} is not supported"
         )
-    if _value(file, "attention.causal") is False:
+    if "attention.causal" not in row.keys and _value(file, "attention.causal") is False:
         raise ModelFileError(
-            f"{file.path}: {row.model_type} with attention.causal false, in both directions, is "
-            "not supported"
+            f"{file.path}: {row.name} with attention.causal false, in both directions, is not "
+            "supported"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from boostr import backends, ops
 from boostr.errors import ModelFileError, NumericsError
 from boostr.io.mapping import release
+from boostr.models.architecture import Architecture
 from boostr.models.gguf import Blocks
 from boostr.models.gguf_metadata import llama3_factors
 from boostr.models.lazy import Indices, LazyWeight, pick
@@ -17,35 +18,29 @@ from boostr.ops.rope_tables import RopeConfig
 from boostr.tensor import Tensor
 
 _BAND_BYTES = 16 * 2**20  # of float32 rows that are decoded at once
-_CLASSES = {
-    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-}  # fmt: skip
 # what only files of GGUF have otherwise than folders; the tensors are brought to the latter's form
 _FILES_OWN = ("rope_layout", "norm_offset")
-_NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 
 
-def folder_config(said: Mapping[str, Any], dtype: np.dtype, source: str) -> dict[str, Any]:
-    """The config.json of what `hf_config` read from a file.
+def folder_config(
+    said: Mapping[str, Any], row: Architecture, dtype: np.dtype, source: str
+) -> dict[str, Any]:
+    """The config.json of what `hf_config` read from a file of an architecture.
 
     Raises:
         ModelFileError: a rope that a config.json cannot say.
     """
     config = {k: v for k, v in said.items() if v is not None and k not in _FILES_OWN}
-    kind = config["model_type"]
     scaling = {k: v for k, v in config.pop("rope_scaling").items() if v is not None}
     factors = scaling.pop("frequency_factors", None)
     if factors is not None:
         scaling = _llama3(config, scaling, factors, source)
     if scaling["rope_type"] != "default":
         config["rope_scaling"] = scaling
-    if kind == "gpt_neox":
-        config = {_NEOX.get(key, key): value for key, value in config.items()}
-    elif config["partial_rotary_factor"] == 1:
+    if config["partial_rotary_factor"] == 1 and "partial_rotary_factor" not in row.spelled:
         del config["partial_rotary_factor"]
-    return {"architectures": [_CLASSES[kind]], **config, "torch_dtype": dtype.name}
+    config = {row.spelled.get(key, key): value for key, value in config.items()}
+    return {"architectures": [row.hf_class], **config, "torch_dtype": dtype.name}
 
 
 def _llama3(

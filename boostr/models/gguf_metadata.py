@@ -9,66 +9,51 @@ from typing import Any
 import numpy as np
 
 from boostr.errors import ModelFileError
-from boostr.models.config import DecoderConfig
-from boostr.models.gguf import ARCHITECTURES
+from boostr.models import FAMILIES, family
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig
+from boostr.nn.specs import NormSpec
 from boostr.ops.rope_tables import RopeConfig
 
-# families that GGUF has under the name of another one
-_SAME = {"mistral": "llama"}
-_NAMES = {row.model_type: name for name, row in ARCHITECTURES.items()}
 
-
-def architecture_for(model_type: str, source: str) -> str:
-    """GGUF's name of a family."""
-    name = _SAME.get(model_type) or _NAMES.get(model_type)
-    if name is None:
-        known = ", ".join([*_NAMES, *_SAME])
+def architecture_for(model_type: str, source: str) -> Architecture:
+    """How a family is written as GGUF."""
+    rows = family(model_type, source).gguf
+    if not rows:
+        known = ", ".join(name for name in FAMILIES if family(name, source).gguf)
         raise ModelFileError(
             f"{source}: {model_type} has no form in GGUF that boostr writes; known: {known}"
         )
-    return name
+    return rows[0]
 
 
-def gguf_metadata(config: DecoderConfig, source: str) -> dict[str, Any]:
+def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
     """Keys and values of the model itself.
 
     Raises:
         ModelFileError: something of the model that GGUF has no key for.
     """
-    name = architecture_for(config.model_type, source)
-    layer, rope = config.layers[0], config.ropes["full"]
-    mixer, norm = layer.mixer, config.head.norm
+    row = architecture_for(config.model_type, source)
+    layer, rope = config.layers[0], config.ropes.get("full")
+    mixer, norm = layer.mixer, config.norm or NormSpec()
     keys: dict[str, Any] = {
         "block_count": config.num_hidden_layers,
-        "context_length": rope.max_positions,
+        "context_length": rope.max_positions if rope else config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": layer.mlp.hidden,
         "attention.head_count": mixer.heads,
         "attention.head_count_kv": mixer.kv_heads,
         "attention.key_length": mixer.head_dim,
         "attention.value_length": mixer.head_dim,
-        "rope.dimension_count": rope.rotary_dim,
-        "rope.freq_base": float(rope.theta),
         "vocab_size": config.vocab_size,
     }
     own = "rms_epsilon" if norm.kind == "rms" else "epsilon"
     keys[f"attention.layer_norm_{own}"] = norm.eps
-    if name == "gptneox":
-        keys["use_parallel_residual"] = layer.form == "parallel"
-    if name == "gemma3":
-        keys |= _gemma3(config)
-    keys |= _scaling(rope, source)
-    return {"general.architecture": name, **{f"{name}.{key}": v for key, v in keys.items()}}
-
-
-def _gemma3(config: DecoderConfig) -> dict[str, Any]:
-    window = next((x.mixer.window for x in config.layers if x.mixer.window), None)
-    keys: dict[str, Any] = {"attention.sliding_window": window or 0}
-    if "local" in config.ropes:
-        keys["rope.freq_base_swa"] = float(config.ropes["local"].theta)
-    if config.head.softcap:
-        keys["final_logit_softcapping"] = config.head.softcap
-    return keys
+    if rope is not None:
+        keys |= {"rope.dimension_count": rope.rotary_dim, "rope.freq_base": float(rope.theta)}
+        keys |= _scaling(rope, source)
+    keys |= row.writes(config)
+    return {"general.architecture": row.name, **{f"{row.name}.{k}": v for k, v in keys.items()}}
 
 
 def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:
@@ -91,8 +76,10 @@ def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:
     return {f"rope.scaling.{key}": value for key, value in keys.items()}
 
 
-def rope_tensors(rope: RopeConfig) -> dict[str, np.ndarray]:
+def rope_tensors(rope: RopeConfig | None) -> dict[str, np.ndarray]:
     """Factors of frequencies, which GGUF has as tensors, float32 [R / 2]."""
+    if rope is None:
+        return {}
     given = rope.parameters
     if rope.rope_type == "longrope":
         return {
@@ -116,7 +103,7 @@ def llama3_factors(rope: RopeConfig) -> np.ndarray:
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def differing(config: DecoderConfig, other: DecoderConfig) -> tuple[str, Any, Any] | None:
+def differing(config: ModelConfig, other: ModelConfig) -> tuple[str, Any, Any] | None:
     """Something that two configs say otherwise, beside how weights lie: its name, and both."""
     ours, theirs = _facts(config), _facts(other)
     names = (name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
@@ -126,11 +113,13 @@ def differing(config: DecoderConfig, other: DecoderConfig) -> tuple[str, Any, An
 _ANOTHER_WAY = ("layout", "offset")  # of the weights: the file has them so
 
 
-def _facts(config: DecoderConfig) -> dict[str, Any]:
+def _facts(config: ModelConfig) -> dict[str, Any]:
     """All that a config says, by a name for messages."""
     facts = {f"{name}.theta": float(rope.theta) for name, rope in config.ropes.items()}
     facts |= {f"{name}.rotary_dim": rope.rotary_dim for name, rope in config.ropes.items()}
-    facts |= _flat("embedding", asdict(config.embedding)) | _flat("head", asdict(config.head))
+    for name in ("embedding", "norm", "head"):
+        spec = getattr(config, name)
+        facts |= {} if spec is None else _flat(name, asdict(spec))
     for i, layer in enumerate(config.layers):
         facts |= _flat(f"layer {i}", asdict(layer))
     return facts

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder, plan
-from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
-from boostr.nn.specs import HeadSpec, LayerNorms, LayerSpec, MLPSpec, NormSpec
+from boostr.nn.specs import LayerNorms, LayerSpec, MLPSpec, NormSpec
 
 DEFAULTS = {
     "vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44,
@@ -19,8 +20,24 @@ DEFAULTS = {
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
+    gguf = (
+        Architecture(
+            "gptneox",
+            "GPTNeoXForCausalLM",
+            packed=("attn_qkv",),
+            keys={
+                "attention.layer_norm_epsilon": "layer_norm_eps",
+                "use_parallel_residual": "use_parallel_residual",
+            },
+            writes=lambda config: {
+                "use_parallel_residual": config.layers[0].form == "parallel",
+            },
+            spelled={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+        ),
+    )
+
     @staticmethod
-    def read_config(config: RawConfig) -> DecoderConfig:
+    def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
         norm = NormSpec(config.get("layer_norm_eps", float), "layer", bias=True)
         bias = config.get("attention_bias", bool)
@@ -43,11 +60,11 @@ class CausalLM(decoder.CausalLM):
             config,
             (layer,) * config.size("num_hidden_layers"),
             ropes={"full": rope},
-            head=HeadSpec(norm, config.get("tie_word_embeddings", bool, False)),
+            norm=norm,
         )
 
     @staticmethod
-    def load_plan(config: DecoderConfig) -> LoadPlan:
+    def load_plan(config: ModelConfig) -> LoadPlan:
         """Its own names, and q, k, v of each head end to end."""
         mixer, layer = config.layers[0].mixer, "model.layers.{i}."
         qkv = [(f"{layer}self_attn.{n}_proj", mixer.head_dim) for n in "qkv"]

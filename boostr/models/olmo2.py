@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder, plan
-from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import LayerNorms, LayerSpec
 
@@ -17,18 +18,20 @@ DEFAULTS = {
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
+    gguf = (Architecture("olmo2", "Olmo2ForCausalLM"),)
+
     @staticmethod
-    def read_config(config: RawConfig) -> DecoderConfig:
+    def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
         bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
         mixer = read.attention(
-            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, norm_all_heads=True
+            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, norm_over="all"
         )
         layer = LayerSpec(mixer, read.mlp(config), LayerNorms(after_mixer=norm, after_mlp=norm))
         return read.decoder_config(config, (layer,) * config.size("num_hidden_layers"))
 
     @staticmethod
-    def load_plan(config: DecoderConfig) -> LoadPlan:
+    def load_plan(config: ModelConfig) -> LoadPlan:
         """Its norm after attention has the name of Llama's before the MLP."""
         layer = "model.layers.{i}."
         return decoder.CausalLM.load_plan(config) + LoadPlan((

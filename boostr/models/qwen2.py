@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import llama
-from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig, RawConfig
 
 
 class CausalLM(llama.CausalLM):
     """See `decoder.CausalLM`."""
 
+    gguf = (Architecture("qwen2", "Qwen2ForCausalLM"),)
+
     @staticmethod
-    def read_config(config: RawConfig) -> DecoderConfig:
+    def read_config(config: RawConfig) -> ModelConfig:
         layer = read.pre_norm_layer(config, read.attention(config, bias=True))
         windows = read.layer_windows(config)
         return read.decoder_config(config, read.by_layer(config, layer, windows))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import llama
-from boostr.models.config import DecoderConfig, RawConfig
+from boostr.models.architecture import Architecture
+from boostr.models.config import ModelConfig, RawConfig
 
 
 class CausalLM(llama.CausalLM):
     """See `decoder.CausalLM`."""
 
+    gguf = (Architecture("qwen3", "Qwen3ForCausalLM"),)
+
     @staticmethod
-    def read_config(config: RawConfig) -> DecoderConfig:
+    def read_config(config: RawConfig) -> ModelConfig:
         bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
         mixer = read.attention(
             config, head_dim=config.size("head_dim", 128), bias=bias, output_bias=bias,

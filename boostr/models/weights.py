@@ -154,6 +154,8 @@ def load_parameters(
         setattr(owner, attribute, _formed(source.label(name), weight, place.role, dtype, packs))
         if backend.joins_weights and name == group[-1] and len(group) > 1:
             _join([places[n][0] for n in group])
+    for owner, attribute in module.constants():
+        setattr(owner, attribute, Tensor(getattr(owner, attribute).values, backend=backend))
 
 
 def _adjacent(module: Module, places: dict) -> dict[str, list[str]]:

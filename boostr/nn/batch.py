@@ -19,6 +19,7 @@ class Batch:
         cu_seqlens: int32 [B+1], where the new tokens of each sequence begin.
         ropes: the tables of each name that the model's `ropes` has.
         caches: by layer; empty without a cache.
+        types: int32 [T], of each token, where the model has a table of types; None: all 0.
         embeddings: float [T, E], what the first layer reads in place of the ids' rows; None: those.
     """
 
@@ -27,6 +28,7 @@ class Batch:
     cu_seqlens: Tensor
     ropes: Mapping[str, Rope] = field(default_factory=dict)
     caches: Mapping[int, Cache] = field(default_factory=dict)
+    types: Tensor | None = None
     embeddings: Tensor | None = None
 
     def rope(self, name: str | None, layout: str) -> Rope | None:

@@ -28,19 +28,27 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python": "gelu",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 _ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": ops.silu,
     "gelu": ops.gelu,
     "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
+    "quick_gelu": ops.quick_gelu,
     "relu": ops.relu,
+    "relu2": ops.relu2,
 }
 _GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": ops.swiglu,
     "gelu": ops.geglu,
     "gelu_tanh": lambda gate, up: ops.geglu(gate, up, "tanh"),
+    "quick_gelu": lambda gate, up: ops.quick_gelu(gate) * up,
     "relu": lambda gate, up: ops.relu(gate) * up,
+    "relu2": lambda gate, up: ops.relu2(gate) * up,
 }
 
 
@@ -101,7 +109,8 @@ def _products_of(
 def normed(x: Tensor, norm: Norm) -> Tensor:
     """x under a norm operand, over the last axis."""
     if norm.kind == "layer":
-        return ops.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
+        weight = norm.weight + norm.offset if norm.offset else norm.weight
+        return ops.layer_norm(x, weight, norm.bias, eps=norm.eps)
     return ops.rms_norm(x, norm.weight, eps=norm.eps, weight_offset=norm.offset)
 
 
@@ -109,26 +118,39 @@ def normed(x: Tensor, norm: Norm) -> Tensor:
 def heads(
     q: Tensor, k: Tensor, v: Tensor, norms: HeadNorms, rope: Rope | None, cache: Cache | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms of heads, rope, and with a cache k and v written into it, in this order.
+    """Norms of heads, rope, and with a cache k and v written into it, in this order; or norms
+    after rope.
 
     Args:
         q: [T, H, D].   k: [T, K, D].   v: [T, K, Dv].
-        norms: with weights [D] of each head, or [H·D], [K·D] over all heads at once.
+        norms: with weights [D] of each head, [H, D] and [K, D] of its own, or [H·D], [K·D] over all
+            heads at once.
     Returns:
         q, k, v as they came to be.
     """
-    q, k = (t if n is None else _normed_heads(t, n) for t, n in zip((q, k), norms, strict=True))
+    if not norms.after_rope:
+        q, k = _normed_heads(q, norms.q), _normed_heads(k, norms.k)
     if rope is not None:
         q, k = (ops.rope(t, rope.cos, rope.sin, rope.rows, layout=rope.layout) for t in (q, k))
+    if norms.after_rope:
+        q, k = _normed_heads(q, norms.q), _normed_heads(k, norms.k)
+    if rope is not None and rope.query_factors is not None:
+        factors = ops.core.take(rope.query_factors, rope.rows, 0).reshape(-1, 1, 1)
+        q = q * ops.core.cast(factors, q.dtype)
     if cache is not None:
         ops.kv_write(k, v, cache.keys, cache.values, cache.slots)
     return q, k, v
 
 
-def _normed_heads(x: Tensor, norm: Norm) -> Tensor:
+def _normed_heads(x: Tensor, norm: Norm | None) -> Tensor:
+    if norm is None:
+        return x
     T, H, D = x.shape
     if norm.weight.shape == (D,):
         return normed(x, norm)
+    if norm.weight.shape == (H, D):
+        ones = norm.weight[0].full_like(1)
+        return normed(x, norm._replace(weight=ones)) * ops.core.cast(norm.weight, x.dtype)
     return normed(x.reshape(T, H * D), norm).reshape(T, H, D)
 
 
@@ -181,6 +203,7 @@ def attend(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
@@ -189,17 +212,20 @@ def attend(
     The options are those of `ops.paged_attention`.
     """
     options = attention_options("attend", q.shape[2], True, window, scale, softcap, "bottom-right")
-    return _attend(q, cache, cu_seqlens_q, sinks, options, weight, bias, factor, residual)
+    return _attend(
+        q, cache, cu_seqlens_q, alibi_slopes, sinks, options, weight, bias, factor, residual
+    )
 
 
 def _attended(
-    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: AttentionOptions,
-    weight: Weight, bias: Tensor | None, factor: float, residual: Tensor | None,
+    q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None,
+    options: AttentionOptions, weight: Weight, bias: Tensor | None, factor: float,
+    residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out, _ = ops.paged_attention(
         q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens,
         window=(options.left, options.right), scale=options.scale, softcap=options.softcap,
-        sinks=sinks,
+        alibi_slopes=alibi, sinks=sinks,
     )  # fmt: skip
     return product(out.reshape(len(q), -1), weight, bias, residual, factor)
 

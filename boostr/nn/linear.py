@@ -7,7 +7,6 @@ from typing import Any
 from boostr import dtypes, ops
 from boostr.nn import fusion
 from boostr.nn.module import Module, Parameter
-from boostr.nn.specs import EmbeddingSpec
 from boostr.tensor import Tensor
 
 
@@ -25,14 +24,16 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table [V, E] by id.
 
+    Args:
+        factor: of the rows, rounded to their dtype.
     Attributes:
         dtype: of the rows, and so of the activations of the model; loading sets it.
     """
 
-    def __init__(self, count: int, features: int, spec: EmbeddingSpec | None = None) -> None:
+    def __init__(self, count: int, features: int, factor: float = 1.0) -> None:
         self.weight: Any = Parameter((count, features), "embedding")
         self.dtype = dtypes.float32
-        self._factor = 1.0 if spec is None else spec.factor
+        self._factor = factor
 
     def __call__(self, ids: Tensor) -> Tensor:
         rows = ops.embedding(ids, self.weight, self.dtype)

@@ -25,21 +25,22 @@ class MLP(Module):
         self._activation = fusion.activation(spec.act)
 
     def feeds(self, norm: Norm | None) -> Iterator[Feed]:
-        """See `Module.feeds`; `norm` is what the MLP reads through. What goes through an activation
-        cannot be scaled, what it is multiplied by can."""
-        inner = tuple(p for p in (self.gate_proj, self.up_proj) if p is not None)
+        """See `Module.feeds`; `norm` is what the MLP alone reads through. What goes through an
+        activation cannot be scaled, what it is multiplied by can."""
         if norm is not None:
-            yield Feed(norm, inner, np.arange(self.up_proj.weight.shape[1]))
+            yield Feed(norm, self.readers, np.arange(self.up_proj.weight.shape[1]))
         if self.gate_proj is not None:
             yield Feed(self.up_proj, (self.down_proj,), np.arange(self.down_proj.weight.shape[1]))
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        """The layers that read x."""
+        return tuple(p for p in (self.gate_proj, self.up_proj) if p is not None)
 
     def __call__(
         self, x: Tensor, norm: Norm | None, residual: Tensor | None, factor: float
     ) -> Tensor:
         """residual + factor · mlp(norm(x)): [T, E]."""
-        inner = [p for p in (self.gate_proj, self.up_proj) if p is not None]
-        hidden = fusion.products(
-            x, norm and norm.operand, [p.weight for p in inner], [p.bias for p in inner],
-            self._activation,
-        )  # fmt: skip
+        weights, biases = ([getattr(p, n) for p in self.readers] for n in ("weight", "bias"))
+        hidden = fusion.products(x, norm and norm.operand, weights, biases, self._activation)
         return self.down_proj(hidden, residual, factor)  # type: ignore[arg-type]

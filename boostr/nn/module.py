@@ -30,6 +30,18 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """The place of a tensor that no checkpoint has. Its attribute begins with _, so that it is no
+    parameter; loading sets it.
+
+    Attributes:
+        values: float32.
+    """
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class Feed:
     """Linear layers that read what another part makes of its outputs one by one: these divided by
     a factor each, and the columns that read them multiplied by it, are the same model.
@@ -45,7 +57,8 @@ class Feed:
 
 
 class Module:
-    """Attributes that are parameters, modules or lists of modules form the tree.
+    """Attributes that are parameters, modules or lists of modules form the tree; those that begin
+    with _ are not of it.
 
     `adjacent` names linear layers that read the same input: a backend that multiplies them at once
     wants their weights to lie end to end.
@@ -56,15 +69,18 @@ class Module:
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(checkpoint name, owner, attribute) of every parameter, in order of definition."""
         for attribute, value in vars(self).items():
-            path = f"{prefix}{attribute}"
-            if isinstance(value, Module):
-                yield from value.parameters(path + ".")
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield from item.parameters(f"{path}.{index}.")
-            elif isinstance(value, Parameter | Tensor | QuantizedTensor | Ordered | LowRank):
-                yield path, self, attribute
+            if isinstance(value, _WEIGHTS) and not attribute.startswith("_"):
+                yield prefix + attribute, self, attribute
+            for place, child in _children(attribute, value):
+                yield from child.parameters(f"{prefix}{place}.")
+
+    def constants(self) -> Iterator[tuple[Module, str]]:
+        """(owner, attribute) of every constant in the tree."""
+        for attribute, value in vars(self).items():
+            if isinstance(value, Constant):
+                yield self, attribute
+            for _, child in _children(attribute, value):
+                yield from child.constants()
 
     def adjacent_weights(self, prefix: str = "") -> Iterator[tuple[str, list[Module]]]:
         """(name of the last weight, layers) of every group of adjacent layers in the tree."""
@@ -72,11 +88,8 @@ class Module:
             layers = [getattr(self, name) for name in self.adjacent]
             yield f"{prefix}{self.adjacent[-1]}.weight", layers
         for attribute, value in vars(self).items():
-            children = value if isinstance(value, list) else [value]
-            for index, child in enumerate(children):
-                if isinstance(child, Module):
-                    place = f"{attribute}.{index}" if isinstance(value, list) else attribute
-                    yield from child.adjacent_weights(f"{prefix}{place}.")
+            for place, child in _children(attribute, value):
+                yield from child.adjacent_weights(f"{prefix}{place}.")
 
     def feeds(self) -> Iterator[Feed]:
         """What can be scaled on its way from one part of a layer to the next; a layer says it."""
@@ -88,3 +101,18 @@ class Module:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} cannot be called")
+
+
+_WEIGHTS = Parameter | Tensor | QuantizedTensor | Ordered | LowRank
+
+
+def _children(attribute: str, value: Any) -> Iterator[tuple[str, Module]]:
+    """(path, module) of each module that an attribute is or lists."""
+    if attribute.startswith("_"):
+        return
+    if isinstance(value, Module):
+        yield attribute, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, Module):
+                yield f"{attribute}.{index}", item

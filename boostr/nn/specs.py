@@ -1,4 +1,4 @@
-"""What the layers of a decoder are made of, as data. A family's `read_config` makes them; the parts
+"""What the layers of a model are made of, as data. A family's `read_config` makes them; the parts
 in `boostr.nn` take theirs. A field is here when two families need it."""
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from boostr.errors import ModelFileError
 
-FORMS = ("serial", "parallel")
+FORMS = ("serial", "parallel", "post")
+NORMS_OVER = ("head", "heads", "all")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class NormSpec:
     """A norm over the last axis.
 
     Attributes:
-        kind: "rms" or "layer".   bias: whether a layer norm has one.
+        kind: "rms" or "layer".   weight, bias: whether it has them.
         offset: added to the stored weight (1 in Gemma's checkpoints).
     """
 
@@ -23,20 +24,25 @@ class NormSpec:
     kind: str = "rms"
     bias: bool = False
     offset: float = 0.0
+    weight: bool = True
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Causal self-attention.
+    """Self-attention.
 
     Attributes:
         heads, kv_heads, head_dim: H, K, D.   bias: of q, k, v.   output_bias: of the output.
-        q_norm, k_norm: norms before rope, of each head, or with `norm_all_heads` over all at once.
+        clip: q, k and v are clamped to ±clip as they come; None: not.
+        q_norm, k_norm: norms of q and k before rope, or after it with `norm_after_rope`.
+        norm_over: what they go over: "head": each head, with one weight [D] for all; "heads": each
+            with a weight of its own, [H, D]; "all": all heads at once, [H·D].
         rope: the name of a table in the model's `ropes`; None: no positions.
         layout: how rotated pairs lie, see `ops.rope`.
-        window: tokens seen, itself included; None: all.
+        causal: whether a token sees none after it.
+        window: tokens seen, itself included, or without `causal` on either side; None: all.
         scale: of the scores, default D**-0.5.   softcap: see `ops.varlen_attention`.
-        sinks: whether every head has a learned one.
+        alibi: slopes of the heads; None: none.   sinks: whether every head has a learned one.
     """
 
     heads: int
@@ -46,12 +52,16 @@ class AttentionSpec:
     output_bias: bool = False
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
-    norm_all_heads: bool = False
+    norm_over: str = "head"
+    norm_after_rope: bool = False
+    clip: float | None = None
     rope: str | None = "full"
     layout: str = "split-half"
+    causal: bool = True
     window: int | None = None
     scale: float | None = None
     softcap: float | None = None
+    alibi: tuple[float, ...] | None = None
     sinks: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +70,8 @@ class AttentionSpec:
                 f"config: num_attention_heads {self.heads} is not a multiple of "
                 f"num_key_value_heads {self.kv_heads}"
             )
+        if self.norm_over not in NORMS_OVER:
+            raise ModelFileError(f"config: norm_over must be of {NORMS_OVER}, got {self.norm_over}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +92,9 @@ class MLPSpec:
 class LayerNorms:
     """The norms of a layer; None where there is none.
 
-    Pre-norm blocks have the first and third, post-norm ones (OLMo 2) the second and fourth,
-    sandwich ones (Gemma) all.
+    Pre-norm blocks have the first and third, post-norm ones (OLMo 2, BERT) the second and fourth,
+    sandwich ones (Gemma) all. In a parallel block without the third the MLP reads through the
+    first.
     """
 
     before_mixer: NormSpec | None = None
@@ -95,7 +108,8 @@ class LayerSpec:
     """One layer: how tokens are mixed, then an MLP.
 
     Attributes:
-        form: "serial" (the MLP reads x + mixed) or "parallel" (both read x).
+        form: "serial" (the MLP reads x + mixed), "parallel" (both read x) or "post" (as serial, but
+            norms after a half are of its sum with the residual, as in BERT).
         residual_factor: of what is added to the residual (Granite).
     """
 
@@ -112,21 +126,31 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """Attributes: factor: of the rows, rounded to their dtype (√E in Gemma)."""
+    """What the first layer reads: the rows of the tokens and of other tables, their sum normalised.
+
+    Attributes:
+        factor: of the tokens' rows, rounded to their dtype (√E in Gemma).
+        positions: rows of a table of learned positions; None: there is none.
+        first_position: the row of position 0.   types: rows of a table of token types.
+    """
 
     factor: float = 1.0
+    positions: int | None = None
+    first_position: int = 0
+    types: int | None = None
+    norm: NormSpec | None = None
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The final norm and the product that gives logits.
+    """The product that gives logits.
 
     Attributes:
-        tied: whether its weight is the embedding.   bias: of the product.
+        tied: whether its weight is the embedding.   bias: of the product.   factor: of the logits.
         softcap: logits become softcap · tanh(logits / softcap).
     """
 
-    norm: NormSpec
     tied: bool = False
     bias: bool = False
+    factor: float = 1.0
     softcap: float | None = None

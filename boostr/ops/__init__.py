@@ -5,7 +5,9 @@ from boostr.ops.activation import (
     geglu,
     gelu,
     log_softmax,
+    quick_gelu,
     relu,
+    relu2,
     silu,
     softmax,
     swiglu,
@@ -25,6 +27,6 @@ __all__ = [
     "adamw", "adamw_step", "advance", "clip_scale", "core", "cross_entropy", "dequantize",
     "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "greedy", "kv_write",
     "layer_norm", "linear", "log_softmax", "paged_attention", "penalize", "quantize",
-    "record_tokens", "relu", "rms_norm", "rope", "sample", "silu", "slot_mapping", "softmax",
-    "swiglu", "varlen_attention",
+    "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope", "sample", "silu",
+    "slot_mapping", "softmax", "swiglu", "varlen_attention",
 ]  # fmt: skip

@@ -24,6 +24,18 @@ def relu(x: Tensor) -> Tensor:
     return core.maximum(x, 0)
 
 
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)². Source: So et al. 2021, Primer."""
+    h = relu(x)
+    return h * h
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), in x's dtype. Source: Hendrycks & Gimpel 2016; CLIP."""
+    h = wide(_float("quick_gelu", x))
+    return core.cast(h * core.sigmoid(h * 1.702), x.dtype)
+
+
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Φ(x), with the exact Φ ("none") or its tanh form ("tanh"). Source: Hendrycks & Gimpel."""
     if approximate not in GELU_FORMS:

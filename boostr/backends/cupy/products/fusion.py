@@ -74,6 +74,8 @@ def _inputs_supports(
         return reason
     if rope is None:
         return "heads without rope"
+    if rope.query_factors is not None:
+        return "queries with a factor by position"
     heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
     return ropes.KERNELS["rope"].supports(heads, rope.cos, rope.sin, rope.rows, rope.layout)
 
@@ -86,7 +88,7 @@ def _inputs(
         return _packed_inputs(x, norm, weights, biases, own, rope, cache, head_dim)
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
-    q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own))
+    q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own[:2]))
     eps, flat = 0.0 if own.q is None else own.q.eps, _dense(backend, *biases)
     kept: Any = (None,) * 3 if cache is None else (cache.keys, cache.values, cache.slots)
     if cache is not None and _few(x, *weights) and kept[0].dtype == x.dtype:
@@ -127,8 +129,8 @@ def _packed_inputs(
 
 # -- attention and its output projection ---------------------------------------------------------
 def _attend_supports(
-    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
-    bias: Tensor | None, factor: float, residual: Tensor | None,
+    q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
+    weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> str | None:  # fmt: skip
     if factor != 1.0:
         return f"a residual factor, {factor}"
@@ -141,11 +143,11 @@ def _attend_supports(
 
 
 def _attend(
-    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
-    bias: Tensor | None, factor: float, residual: Tensor | None,
+    q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
+    weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out, _ = attention.KERNELS["paged_attention"].run(
-        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, None, sinks, options
+        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, alibi, sinks, options
     )
     rows = Tensor.wrap(out.data.reshape(len(q), weight.shape[1]), q.backend)
     return linear.KERNELS["linear"].run(rows, weight, bias, residual, q.dtype)

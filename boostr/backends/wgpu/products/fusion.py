@@ -86,6 +86,8 @@ def _inputs_supports(
         return reason
     if rope is None:
         return "heads without rope"
+    if rope.query_factors is not None:
+        return "queries with a factor by position"
     if own.q is not None and any(b is not None for b in biases):
         return "biases come before norms of heads"
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
@@ -161,26 +163,26 @@ def _normed_product(x: Tensor, norm: Norm | None, weights: Any) -> Any:
 
 # -- attention and its output projection ---------------------------------------------------------
 def _attend_supports(
-    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
-    bias: Tensor | None, factor: float, residual: Tensor | None,
+    q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
+    weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> str | None:  # fmt: skip
     if factor != 1.0:
         return f"a residual factor, {factor}"
     rows = Tensor.wrap(q.backend.reshape(q.data, (len(q), weight.shape[1])), q.backend)
     return _rows(rows, [weight], [bias]) or attention_decode.supports(
-        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, None, sinks, options
+        q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, alibi, sinks, options
     )
 
 
 def _attend(
-    q: Tensor, cache: Cache, cu: Tensor, sinks: Tensor | None, options: Any, weight: Any,
-    bias: Tensor | None, factor: float, residual: Tensor | None,
+    q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
+    weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     Dv = cache.values.shape[3]
     kept: tuple[Any, Any] = (cache.keys, cache.values)
     splits = 0
-    if sinks is None:
+    if sinks is None and alibi is None:
         splits = attention_decode.left_to_reader(q, *kept, cache.block_table, options)
     places = (cu, cache.block_table, cache.kv_lens)
     if splits and gemv.combine_refusal(weight, Dv) is None:
@@ -191,7 +193,7 @@ def _attend(
             backend, parts, weight, dtype=q.dtype, bias=_data(bias), residual=_data(residual)
         )
         return Tensor.wrap(y, backend)
-    out, _ = attention_decode.attend(q, *kept, *places, None, sinks, options)
+    out, _ = attention_decode.attend(q, *kept, *places, alibi, sinks, options)
     rows = backend.reshape(out.data, (len(q), weight.shape[1]))
     y = gemv.gemv(backend, rows, weight, _data(bias), _data(residual), q.dtype)
     return Tensor.wrap(y, backend)

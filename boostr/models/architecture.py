@@ -1,0 +1,41 @@
+"""Architecture: how a family lies in files of GGUF. A family's file has its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boostr.models.config import ModelConfig
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One value of `general.architecture`, and what is its own beside the tables of `gguf` and
+    `gguf_config`, which hold for all.
+
+    Attributes:
+        name: the value.   hf_class: for `architectures` of a config.json.
+        layout: how rotated pairs lie in its q and k.
+        names: tensors that mean something else than elsewhere: name in the file, with `{i}` for the
+            layer and without its end -> canonical name.
+        packed: products that lie in one tensor: "attn_qkv" (q, k, v), "ffn_up" (gate, up).
+        keys: metadata beyond what all have: key after "<name>." -> name in config.json.
+        says: what the file does not say, being a constant of llama.cpp or of its converter, from
+            what it does.
+        writes: metadata beyond what all have, by key after "<name>.".
+        spelled: names in config.json that are the family's own: what others call it -> its name.
+    """
+
+    name: str
+    hf_class: str
+    layout: str = "split-half"
+    names: Mapping[str, str] = field(default_factory=dict)
+    packed: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    says: Callable[[Config], Config] = lambda config: {}
+    writes: Callable[[ModelConfig], Config] = lambda config: {}
+    spelled: Mapping[str, str] = field(default_factory=dict)

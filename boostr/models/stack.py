@@ -1,0 +1,53 @@
+"""Stack: what every model is: tokens embedded, layers one after the other, a norm at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from boostr import nn
+from boostr.models.config import ModelConfig
+from boostr.nn.norm import maybe_norm
+from boostr.tensor import Tensor
+
+
+class Stack(nn.Module):
+    """The tables of the embedding, the layers, and the final norm, which a head applies.
+
+    Args:
+        block: (E, index, LayerSpec) -> a layer.
+    """
+
+    def __init__(self, config: ModelConfig, block: Callable[..., Any]) -> None:
+        E, spec = config.hidden_size, config.embedding
+        self.embed_tokens = nn.Embedding(config.vocab_size, E, spec.factor)
+        self.embed_positions = self.embed_types = None
+        if spec.positions is not None:
+            self.embed_positions = nn.Embedding(spec.positions, E)
+        if spec.types is not None:
+            self.embed_types = nn.Embedding(spec.types, E)
+        self.embed_norm = maybe_norm(E, spec.norm)
+        self.layers = [block(E, i, layer) for i, layer in enumerate(config.layers)]
+        self.norm = maybe_norm(E, config.norm)
+        self._first_position = spec.first_position
+
+    def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
+        """Hidden states after the embedding and after each layer, none of them kept."""
+        x = self._embedded(batch)
+        yield x
+        for layer in self.layers:
+            x = layer(x, batch)
+            yield x
+
+    def _embedded(self, batch: nn.Batch) -> Tensor:
+        x = self.embed_tokens(batch.ids) if batch.embeddings is None else batch.embeddings
+        if self.embed_positions is not None:
+            first = self._first_position
+            x = x + self.embed_positions(batch.positions + first if first else batch.positions)
+        if self.embed_types is not None:
+            x = x + self.embed_types(batch.ids * 0 if batch.types is None else batch.types)
+        return x if self.embed_norm is None else self.embed_norm(x)
+
+    def ended(self, x: Tensor) -> Tensor:
+        """The last hidden states under the final norm."""
+        return x if self.norm is None else self.norm(x)
