@@ -101,6 +101,7 @@ WITH_PYTHON = [p for p in PAGES if blocks(p, "python") and p.name != ADDED]
 WITH_COMMANDS = [p for p in PAGES if commands(p)]
 
 
+@pytest.mark.filterwarnings("ignore:.*a second time")  # the default model here is a Q4_1 file
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=[p.name for p in WITH_PYTHON])
 def test_python_blocks_run(page, with_cache, capsys):
     scope: dict = {"__name__": "__main__"}

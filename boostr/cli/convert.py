@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from pathlib import Path
 
 import click
 
@@ -44,7 +46,21 @@ def command(
         )  # fmt: skip
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")))
+    types = _types(path)
     if as_json:
-        print_json({"path": str(path), "bytes": size, "seconds": seconds})
+        print_json({"path": str(path), "bytes": size, "types": types, "seconds": seconds})
         return
-    click.echo(f"{path}: {human_bytes(size)} in {seconds:.1f} s")
+    counts = ", ".join(f"{count} {name}" for name, count in types.items())
+    click.echo(f"{path}: {human_bytes(size)} ({counts}) in {seconds:.1f} s")
+
+
+def _types(path: Path) -> Counter[str]:
+    """How many matrices of a file or folder are of each type."""
+    from boostr.io.gguf import GGUFFile
+    from boostr.io.safetensors import open_safetensors
+
+    if path.is_file():
+        with GGUFFile(path) as file:
+            return Counter(t.type for t in file.tensors.values() if len(t.shape) > 1)
+    with open_safetensors(path) as files:
+        return Counter(files.dtype(n).name for n in files.names if len(files.shape(n)) > 1)

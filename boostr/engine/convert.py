@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -149,7 +151,22 @@ def _tensors(
         added = plus if name.endswith("norm.weight") else 0.0
         data = partial(_bands, name, weight, chosen, added)
         made.append(NewTensor(name, chosen, weight.shape, data))
+    if mix is not None:
+        _say_replaced(mix, made)
     return made
+
+
+def _say_replaced(mix: Mix, tensors: list[NewTensor]) -> None:
+    """Warn of matrices whose rows are no whole blocks of the type that the mix has for them."""
+    pairs = Counter((t.type, mix.wanted(t.name)) for t in tensors if len(t.shape) > 1)
+    replaced = {pair: count for pair, count in pairs.items() if pair[0] != pair[1]}
+    if replaced:
+        said = (f"{count} in {got} for {wanted}" for (got, wanted), count in replaced.items())
+        warnings.warn(
+            f"{mix.name}: matrices whose rows are no whole blocks (256 inputs of K-quants) take "
+            f"other types, as llama-quantize has them: {', '.join(said)}",
+            stacklevel=2,
+        )
 
 
 def _stored_type(weight: LazyWeight) -> str:

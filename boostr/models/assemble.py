@@ -148,7 +148,13 @@ class _Assemble:
     method: Method
 
     def load(self, naming: Naming) -> None:
-        for module in self._packed_modules(naming):
+        modules, marks = self._packed_modules(naming), self.method.marks
+        if marks and not modules:
+            naming.problems.append(
+                f"the config says {self.method.name}, but no tensor's name ends with "
+                f".{' or .'.join(marks)}; if the weights are floats, take that out of the config"
+            )
+        for module in modules:
             names = {part: f"{module}.{part}" for part in self.method.parts}
             found = {p: naming.weights.pop(n) for p, n in names.items() if n in naming.weights}
             tensors = cast(dict[str, FromFile], found)  # the first rule of a plan sees files

@@ -47,14 +47,15 @@ class Mix:
         """The type of a tensor under its name in GGUF; vectors stay float32."""
         if len(shape) < 2:
             return "F32"
-        kind = self._wanted(name)
+        kind = self.wanted(name)
         if kind not in FLOATS and shape[-1] % BLOCK_TYPES[kind].size:
             kind = _SMALLER.get(kind, "F16")
             if kind != "F16" and shape[-1] % BLOCK_TYPES[kind].size:
                 kind = "F16"
         return kind
 
-    def _wanted(self, name: str) -> str:
+    def wanted(self, name: str) -> str:
+        """The type of a matrix whose rows are whole blocks of it."""
         kind = MIXES[self.name][0]
         if kind in FLOATS:
             return kind

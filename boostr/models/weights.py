@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -126,7 +127,8 @@ def load_parameters(
 
     Args:
         dtype: convert matrices to this float dtype; None keeps the stored one.
-        quantize: scheme for the weights of linear layers (`ops.quantize`).
+        quantize: scheme for the weights of linear layers (`ops.quantize`); a warning says so if
+            they are quantized already.
         quantize_embeddings: scheme for embedding and head; see `embedding_scheme`.
     Raises:
         ModelFileError: one error with all names that are missing, unexpected or misshapen, and all
@@ -135,8 +137,7 @@ def load_parameters(
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     check_names(places, source)
     groups = _adjacent(module, places)
-    tables = embedding_scheme(quantize, quantize_embeddings)
-    packs = {"linear": quantize, "embedding": tables, "head": tables}
+    forms = _Forms(dtype, quantize, embedding_scheme(quantize, quantize_embeddings))
     for name, (owner, attribute) in places.items():
         place = getattr(owner, attribute)
         if not isinstance(place, Parameter):  # set as a part of the group before it
@@ -144,18 +145,25 @@ def load_parameters(
         group = groups.get(name, [name])
         stored = source.end_to_end(group) if len(group) > 1 else None
         if stored is not None:
-            whole = _formed(source.label(name), stored.weight(backend), place.role, dtype, packs)
+            whole = forms.made(source.label(name), stored.weight(backend), place.role)
             _share([places[n][0] for n in group], whole)
             continue
         weight = source.weight(name, backend)
         if isinstance(owner, Embedding):  # before it is packed: activations are as in the file
             held = weight.dtype if isinstance(weight, Tensor) else dtypes.float32
             owner.dtype = backend.activation_dtype(dtype or held)
-        setattr(owner, attribute, _formed(source.label(name), weight, place.role, dtype, packs))
+        setattr(owner, attribute, forms.made(source.label(name), weight, place.role))
         if backend.joins_weights and name == group[-1] and len(group) > 1:
             _join([places[n][0] for n in group])
     for owner, attribute in module.constants():
         setattr(owner, attribute, Tensor(getattr(owner, attribute).values, backend=backend))
+    if forms.twice:
+        warnings.warn(
+            f"{source.path}: weights that are quantized already ({', '.join(sorted(forms.twice))}) "
+            f"are rounded a second time, to {quantize or quantize_embeddings}; the model that this "
+            "one was made from would lose less",
+            stacklevel=2,
+        )
 
 
 def _adjacent(module: Module, places: dict) -> dict[str, list[str]]:
@@ -165,19 +173,33 @@ def _adjacent(module: Module, places: dict) -> dict[str, list[str]]:
     return {name: group for group in groups for name in group}
 
 
-def _formed(
-    name: str, weight: Weight, role: str, dtype: np.dtype | None, packs: Mapping[str, str | None]
-) -> Weight:
-    """A weight as the model wants it; `packs` has the schemes of roles."""
-    if role == "vector":
-        return _dequantized(weight).to("float32")
-    weight, scheme = _converted(weight, dtype), packs[role]
-    if scheme is None:
-        return weight
-    try:
-        return ops.quantize(_dequantized(weight), scheme)
-    except (NumericsError, ShapeError) as error:
-        raise ModelFileError(f"{name}: {error}") from None
+class _Forms:
+    """What weights become.
+
+    Attributes:
+        dtype: of floats, None as stored.   schemes: of roles, None as stored.
+        twice: names of the schemes that weights had which have been rounded once more.
+    """
+
+    def __init__(self, dtype: np.dtype | None, linear: str | None, tables: str | None) -> None:
+        self.dtype = dtype
+        self.schemes = {"linear": linear, "embedding": tables, "head": tables}
+        self.twice = set[str]()
+
+    def made(self, name: str, weight: Weight, role: str) -> Weight:
+        """A weight as the model wants it."""
+        if role == "vector":
+            return _dequantized(weight).to("float32")
+        scheme = self.schemes[role]
+        if scheme is None:
+            return _converted(weight, self.dtype)
+        if not isinstance(weight, Tensor):
+            base = weight.base if isinstance(weight, Ordered) else weight
+            self.twice.add(base.scheme.name)
+        try:
+            return ops.quantize(_dequantized(_converted(weight, self.dtype)), scheme)
+        except (NumericsError, ShapeError) as error:
+            raise ModelFileError(f"{name}: {error}") from None
 
 
 def _share(layers: Sequence[Module], whole: Weight) -> None:

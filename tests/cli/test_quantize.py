@@ -64,6 +64,16 @@ def test_convert_refuses(boostr, tiny: str, tmp_path: Path, args: tuple, part: s
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("default")
+def test_convert_counts_types(boostr, tiny: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "m.gguf")
+    result = boostr("convert", tiny, "-o", out, "--type", "Q4_0")
+    assert result.exit_code == 0 and "1 in F16 for Q4_0" in result.stderr
+    assert "7 Q4_0" in result.stdout and "1 F16" in result.stdout
+    made = json.loads(boostr("convert", out, "-o", str(tmp_path / "back"), "--json").stdout)
+    assert made["types"] == {"bfloat16": 9}
+
+
 def test_words_for_tables_mean_the_same_in_every_verb(boostr, tiny: str, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("to be or not to be, that is the question")

@@ -77,7 +77,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     folder = make_tiny(tmp_path / "f", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ModelFileError, match="GGUF has no rope scaling of type 'dynamic'"):
         boostr.convert(folder, tmp_path / "m.gguf")
-    folder = make_tiny(tmp_path / "g")
+    folder = make_tiny(tmp_path / "g", intermediate_size=64)
     with pytest.raises(OptionError, match=r"'q4_k_m' is not known.*did you mean 'Q4_K_M'"):
         boostr.convert(folder, tmp_path / "m.gguf", kind="q4_k_m")
     with pytest.raises(OptionError, match=r"expected NAME\.gguf, got m\.bin"):
@@ -106,6 +106,16 @@ def test_metadata_is_of_the_types_that_llama_cpp_reads(tmp_path):
         assert file.metadata["llama.attention.head_count_kv"] == 2
         assert file.metadata["tokenizer.ggml.token_type"].dtype == np.int32
         assert {t.type for t in file.tensors.values()} == {"F16", "F32"}
+
+
+def test_types_that_are_put_in_place_of_others_are_said(tmp_path):
+    folder = make_tiny(tmp_path / "f", **(SIZES | {"hidden_size": 96, "num_hidden_layers": 1}))
+    said = "Q4_K_M: .* as llama-quantize has them: 6 in Q5_0 for Q4_K, 2 in Q8_0 for Q6_K"
+    with pytest.warns(UserWarning, match=said):
+        path = boostr.convert(folder, tmp_path / "m.gguf", kind="Q4_K_M")
+    with GGUFFile(path) as file:
+        assert file.tensors["blk.0.attn_q.weight"].type == "Q5_0"
+        assert file.tensors["blk.0.ffn_down.weight"].type in ("Q4_K", "Q6_K")
 
 
 def test_quantize_to_gguf_is_convert(tmp_path):

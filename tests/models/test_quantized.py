@@ -95,13 +95,6 @@ def test_model_opt_says_it_in_a_file_of_its_own(tmp_path):
         boostr.load(folder, backend="numpy")
 
 
-def test_tensors_that_are_not_packed_are_floats(tmp_path):
-    folder = make_tiny(tmp_path / "m", **files.ct(group_size=32))
-    want = boostr.load(make_tiny(tmp_path / "plain"), backend="numpy")
-    got = boostr.load(folder, backend="numpy")
-    assert np.array_equal(got.logits([1, 2, 3]), want.logits([1, 2, 3]))  # type: ignore[union-attr]
-
-
 # -- settings of modules -------------------------------------------------------------------------
 def by_module(packers: dict[str, files.Packer], other: files.Packer) -> files.Packer:
     """The packer of the first key that is in a module's name."""
@@ -161,6 +154,35 @@ def test_settings_of_modules(name, tmp_path):
     want = files.logits(meant)
     got = boostr.load(tmp_path / "m", backend="numpy").logits(files.IDS)  # type: ignore[union-attr]
     assert np.abs(got - want).max() < 3e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("config", "mark"), [
+    (config_of("gptq", bits=4, group_size=32), "qweight"), (files.mlx(), "scales"),
+    (files.ct(group_size=32), "weight_packed or .weight_scale"),
+])  # fmt: skip
+def test_floats_that_the_config_calls_packed(config, mark, tmp_path):
+    files.make(tmp_path / "m", plain, config)
+    with pytest.raises(ModelFileError, match=rf"no tensor's name ends with \.{mark}"):
+        boostr.load(tmp_path / "m", backend="numpy")
+
+
+def test_floats_that_the_config_calls_dense(tmp_path):
+    config = config_of("compressed-tensors", format="dense", quantization_status="compressed")
+    want = files.logits(files.make(tmp_path / "m", plain, config))
+    got = boostr.load(tmp_path / "m", backend="numpy").logits(files.IDS)  # type: ignore[union-attr]
+    assert np.abs(got - want).max() < 3e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"quantize": "int8"}, r"quantized already \(int4-g32-zeros\) .* to int8;"),
+    ({"quantize": "int8", "dtype": "float32"}, r"\(int4-g32-zeros\) .* to int8;"),
+])  # fmt: skip
+def test_rounding_a_second_time_is_said(options, said, tmp_path):
+    files.make(tmp_path / "m", files.awq(), config_of("awq", bits=4, group_size=32))
+    with pytest.warns(UserWarning, match=said):
+        model = boostr.load(tmp_path / "m", backend="numpy", **options)
+    assert "int8" in repr(model.module.weights()["model.layers.0.mlp.up_proj.weight"])  # type: ignore[union-attr]
+    boostr.load(tmp_path / "m", backend="numpy", quantize_embeddings="int8")  # those are floats
 
 
 def test_a_module_of_no_group(tmp_path):

@@ -67,7 +67,7 @@ class CompressedTensors:
     """See `layout.Method`."""
 
     name = "compressed-tensors"
-    marks = ("weight_packed", "weight_scale")
+    marks: tuple[str, ...] = ("weight_packed", "weight_scale")
     parts = (
         "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape",
         "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point",
@@ -83,6 +83,8 @@ class CompressedTensors:
         self.dtype = dtype
         groups = config.table("config_groups")
         self.groups = [_group(groups.table(name), default) for name in groups.values]
+        if not self.groups:
+            self.marks = ()
 
     def layout(self, module: str, tensors: Tensors) -> Layout:
         group, shape, scale = self._group_of(module), _shape(tensors), tensors.get("weight_scale")

@@ -116,7 +116,8 @@ class Method(Protocol):
 
     Attributes:
         name: that of the config.
-        marks: what the names of tensors end with that only packed weights have.
+        marks: what the names of tensors end with that only packed weights have; () if there are
+            none.
         parts: what all tensors of a packed weight may end with.
     """
 
