@@ -24,15 +24,21 @@ class SpecialTokens:
 
 
 def surround(
-    inner: "tokenizers.Tokenizer", bos: tuple[str, int] | None, eos: tuple[str, int] | None
+    inner: "tokenizers.Tokenizer",
+    bos: tuple[str, int] | None,
+    eos: tuple[str, int] | None,
+    pair: list[str] | None = None,
 ) -> None:
-    """Makes `encode` put BOS before and EOS behind a text, each given as (token, id) or None."""
+    """Makes `encode` put BOS before and EOS behind a text, each given as (token, id) or None.
+
+    `pair` is the template of two texts; without it each of the two has BOS and EOS.
+    """
     from tokenizers import processors
 
     before, behind = [bos[0]] if bos else [], [eos[0]] if eos else []
+    second = [*(f"{t}:1" for t in before), "$B:1", *(f"{t}:1" for t in behind)]
     inner.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=[*before, "$A", *behind],
-        pair=[*before, "$A", *behind, *(f"{t}:1" for t in before), "$B:1"]
-        + [f"{token}:1" for token in behind],
+        pair=[*before, "$A", *behind, *second] if pair is None else pair,
         special_tokens=[token for token in (bos, eos) if token],
     )

@@ -164,7 +164,7 @@ def _surround(inner: "tokenizers.Tokenizer", config: Settings, names: dict[str, 
         changed |= wanted != there and (id_ is not None)
         ends.append((text, id_) if wanted and text is not None and id_ is not None else None)
     if changed:
-        surround(inner, *ends)
+        surround(inner, ends[0], ends[1])
 
 
 def _max_length(config: Settings) -> int | None:

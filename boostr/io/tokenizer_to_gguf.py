@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from boostr.errors import TokenizerError
+from boostr.io.gguf_special_tokens import END_IDS
+from boostr.io.pre_tokenizers import PRE_TOKENIZERS
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_gguf import END_IDS, PRE_TOKENIZERS, build_from_gguf, has_tokenizer
+from boostr.io.tokenizer_gguf import build_from_gguf, has_tokenizer
 from boostr.io.tokenizer_sentencepiece import SPACE
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # llama_token_type

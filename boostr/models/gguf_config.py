@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from boostr.errors import ModelFileError
+from boostr.io.gguf_special_tokens import END_IDS
 from boostr.io.gguf_split import GGUFSource
-from boostr.io.tokenizer_gguf import END_IDS
 from boostr.models.architecture import Architecture
 from boostr.models.gguf import architecture_of
 

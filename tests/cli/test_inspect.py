@@ -70,7 +70,7 @@ def test_folders_of_sentence_transformers(boostr, tmp_path: Path) -> None:
 def test_a_gguf_whose_tokenizer_is_not_known(boostr, tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "m", rms_norm_eps=1e-5)
     for kind, pre, refusal in (
-        ("t5", "default", "tokenizer model 't5' (SentencePiece unigram)"),
+        ("rwkv", "default", "tokenizer model 'rwkv' is not known"),
         ("gpt2", "nonesuch", "tokenizer.ggml.pre is 'nonesuch'"),
         ("none", "default", None), ("llama", "default", None),
     ):  # fmt: skip

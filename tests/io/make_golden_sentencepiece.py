@@ -1,21 +1,24 @@
-"""Make data/sentencepiece.json: small SentencePiece BPE models and the ids that they give.
+"""Make data/sentencepiece.json and unigram.json: small SentencePiece models and the ids they give.
 
     python tests/io/make_golden_sentencepiece.py      needs the packages sentencepiece, protobuf
 
 `texts` are random mixtures; `models` maps a name to `metadata` (what a GGUF file would say: tokens,
 scores, token types and flags, without their prefix), `ids` of each text, without BOS or EOS, and
 `decoded`, the text that these ids give. The models differ in what GGUF has flags or types for.
+unigram.json has fewer texts, and the map of characters of each model in base64.
 """
 
+import base64
 import io
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-OUT = Path(__file__).parent / "data" / "sentencepiece.json"
+DATA = Path(__file__).parent / "data"
 CORPUS = """\
 The lighthouse keeper climbed the stairs every evening and lit the lamp before the ships came in.
 She sells sea shells by the sea shore; the shells she sells are surely seashells, she said 1234567.
@@ -47,16 +50,24 @@ MODELS = {
     "extra whitespace removed": {"byte_fallback": True, "remove_extra_whitespaces": True},
     "no bytes": {"remove_extra_whitespaces": False, "split_by_whitespace": False},
 }  # fmt: skip
+# As T5 and XLM-R (spaces trimmed; their map of characters cut down), and none of it.
+UNIGRAM = {
+    "trimmed": {"remove_extra_whitespaces": True},
+    "bytes": {"byte_fallback": True, "add_dummy_prefix": False, "user_defined_symbols": ["<b>"]},
+}
+RULES = {"\t": " ", "\n": " ", "\u00a0": " ", "\u3000": " ", "ﬁ": "fi", "½": "1/2", "e\u0301": "é"}
 
 
 def train(**options: object) -> sentencepiece.SentencePieceProcessor:
     """A model of 700 pieces; what no option says is as in Llama 2."""
-    chosen = {"remove_extra_whitespaces": False} | options
+    chosen: dict = {
+        "remove_extra_whitespaces": False, "model_type": "bpe", "vocab_size": 700,
+        "normalization_rule_name": "identity", "allow_whitespace_only_pieces": True,
+    } | options  # fmt: skip
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS.splitlines()), model_writer=model, model_type="bpe",
-        vocab_size=700, character_coverage=0.98, normalization_rule_name="identity",
-        allow_whitespace_only_pieces=True, minloglevel=2, **chosen,
+        sentence_iterator=iter(CORPUS.splitlines()), model_writer=model, minloglevel=2,
+        character_coverage=0.98, **chosen,
     )  # fmt: skip
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
@@ -84,6 +95,32 @@ def texts() -> list[str]:
     return made
 
 
+def unigram() -> None:
+    given, models = texts()[:36], {}
+    rules = [("\t".join(" ".join(f"{ord(c):X}" for c in side) for side in rule))
+             for rule in RULES.items()]  # fmt: skip
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as table:
+        table.write("\n".join(rules) + "\n")
+        table.flush()
+        for name, options in UNIGRAM.items():
+            made = train(
+                model_type="unigram", hard_vocab_limit=False, normalization_rule_tsv=table.name,
+                allow_whitespace_only_pieces=False, **options,
+            )  # fmt: skip
+            proto = sentencepiece_model_pb2.ModelProto.FromString(made.serialized_model_proto())
+            charsmap = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()
+            ids = [made.encode(text) for text in given]
+            models[name] = {"metadata": metadata(made), "charsmap": charsmap, "ids": ids}
+            models[name]["decoded"] = [made.decode(row) for row in ids]
+    write("unigram.json", given, models)
+
+
+def write(name: str, given: list[str], models: dict) -> None:
+    content = {"sentencepiece": sentencepiece.__version__, "texts": given, "models": models}
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    (DATA / name).write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
     given, models = texts(), {}
     for name, options in MODELS.items():
@@ -92,9 +129,8 @@ def main() -> None:
         models[name] = {
             "metadata": metadata(made), "ids": ids, "decoded": [made.decode(row) for row in ids],
         }  # fmt: skip
-    OUT.parent.mkdir(exist_ok=True)
-    content = {"sentencepiece": sentencepiece.__version__, "texts": given, "models": models}
-    OUT.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
+    write("sentencepiece.json", given, models)
+    unigram()
 
 
 if __name__ == "__main__":

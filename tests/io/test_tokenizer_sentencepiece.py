@@ -11,6 +11,7 @@ from gguf import GGUFWriter
 from boostr.errors import TokenizerError
 from boostr.io.gguf import GGUFFile
 from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer_sentencepiece import merges_of_scores
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "sentencepiece.json").read_text("utf-8"))
 UNKNOWN, BOS, EOS = 0, 1, 2
@@ -36,6 +37,20 @@ def test_ids_of_sentencepiece(name: str) -> None:
     ours = Tokenizer.from_gguf(metadata(name))
     for text, ids in zip(GOLDEN["texts"], GOLDEN["models"][name]["ids"], strict=True):
         assert ours.encode(text, add_special_tokens=False) == ids, text
+
+
+@pytest.mark.parametrize("named", [{"model": "gemma4"}, {"model": "gpt2", "pre": "gemma4"}])
+def test_by_merges_as_by_scores(named: dict[str, str]) -> None:
+    """Gemma 4's form: ranked merges instead of the scores, and no space before a text."""
+    said = metadata("no prefix")
+    tokens, types = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
+    merges = [" ".join(merge) for merge in merges_of_scores(said, tokens, types, "")]
+    changes = {"scores": None, "add_space_prefix": None, "merges": merges, **named}
+    ours = Tokenizer.from_gguf(metadata("no prefix", **changes))
+    for text, ids in zip(GOLDEN["texts"], GOLDEN["models"]["no prefix"]["ids"], strict=True):
+        assert ours.encode(text) == [BOS, *ids], text
+    with pytest.raises(TokenizerError, match="vocabulary and merges do not fit"):
+        Tokenizer.from_gguf(metadata("no prefix", **changes | {"merges": ["s zz"]}))
 
 
 @pytest.mark.parametrize("name", GOLDEN["models"])

@@ -1,0 +1,69 @@
+"""WordPiece out of GGUF metadata: `tokenizer.ggml.model` "bert".
+
+The file marks the pieces that begin a word with "▁", and writes those that go on without BERT's
+"##"; control tokens are as they are.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr.errors import TokenizerError
+from boostr.io.tokenizer_sentencepiece import SPACE
+
+if TYPE_CHECKING:
+    import tokenizers
+
+GOES_ON = "##"
+_CONTROL = 3  # llama_token_type
+
+
+def as_written(tokens: list[str], types: np.ndarray) -> list[str]:
+    """The pieces as BERT's vocab.txt has them."""
+    control = types == _CONTROL
+    return [
+        token
+        if control[i]
+        else token[1:]
+        if token.startswith(SPACE) and token != SPACE
+        else GOES_ON + token
+        for i, token in enumerate(tokens)
+    ]
+
+
+def as_marked(tokens: list[str], types: np.ndarray) -> list[str]:
+    """The pieces of a vocab.txt as a GGUF file has them."""
+    control = types == _CONTROL
+    return [
+        token
+        if control[i]
+        else token[2:]
+        if token.startswith(GOES_ON) and token != GOES_ON
+        else SPACE + token
+        for i, token in enumerate(tokens)
+    ]
+
+
+def build_wordpiece(
+    metadata: Mapping[str, Any], tokens: list[str], unknown: int | None, source: str
+) -> "tokenizers.Tokenizer":
+    """The tokenizer of these tokens, written as in a vocab.txt, without [CLS] and [SEP].
+
+    Raises:
+        TokenizerError: the file does not say which token is the unknown one.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if unknown is None:
+        raise TokenizerError(f"{source}: WordPiece needs tokenizer.ggml.unknown_token_id")
+    vocab = {token: id_ for id_, token in enumerate(tokens)}
+    inner = Tokenizer(models.WordPiece(vocab=vocab, unk_token=tokens[unknown]))
+    prefix = "tokenizer.ggml.normalizer."
+    inner.normalizer = normalizers.BertNormalizer(  # type: ignore[assignment]
+        lowercase=metadata.get(f"{prefix}lowercase", True),
+        strip_accents=metadata.get(f"{prefix}strip_accents"),
+    )
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    inner.decoder = decoders.WordPiece()  # type: ignore[assignment]
+    return inner
