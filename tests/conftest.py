@@ -78,15 +78,21 @@ def on_hardware(backend: backends.Backend) -> bool:
 
 
 def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> None:
-    """End a test that is marked `large` where it would take too long."""
-    if request.node.get_closest_marker("large") and not on_hardware(backend):
+    """End a test that is marked `large` where it would take too long; `--large` runs it."""
+    asked = request.config.getoption("--large") or on_hardware(backend)
+    if request.node.get_closest_marker("large") and backend.name != "numpy" and not asked:
         pytest.skip("too large for a GPU in software")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--large", action="store_true", help="what a GPU in software takes long for")
 
 
 @pytest.fixture(params=VARIANTS)
 def backend(request, monkeypatch) -> backends.Backend:
     """Every backend of the library, with its kernels and (`NAME-composite`) without them."""
     found = open_backend(request.param.removesuffix(COMPOSITE))
+    skip_large(request, found)
     if request.param.endswith(COMPOSITE):
         monkeypatch.setattr(found, "kernel", lambda op: "the test wants composites")
     return found
@@ -95,7 +101,9 @@ def backend(request, monkeypatch) -> backends.Backend:
 @pytest.fixture(params=list(backends.names()))
 def plain_backend(request) -> backends.Backend:
     """Every backend once: for tests that no kernel can change."""
-    return open_backend(request.param)
+    found = open_backend(request.param)
+    skip_large(request, found)
+    return found
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class BertConfig:
     type_vocab_size: int
     norm: NormSpec
     hidden_act: str
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Embeddings(nn.Module):

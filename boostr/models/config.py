@@ -31,9 +31,9 @@ class RawConfig:
         self.source = source
 
     def filled(self, **defaults: Any) -> RawConfig:
-        """This config with a family's own defaults for the keys that it leaves out."""
-        given = {name: value for name, value in self.raw.items() if value is not None}
-        return RawConfig({**defaults, **given}, self.source)
+        """This config with a family's own defaults for the keys that it leaves out; as in
+        transformers a null is no such key."""
+        return RawConfig({**defaults, **self.raw}, self.source)
 
     def get(self, name: str, kind: type, default: Any = _MISSING) -> Any:
         """The value of a key as `kind`; without a default it must be there. null is absent."""

@@ -7,6 +7,8 @@ from boostr.models import llama
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 
+DEFAULTS = {"max_position_embeddings": 32768, "sliding_window": 4096}
+
 
 class CausalLM(llama.CausalLM):
     """See `decoder.CausalLM`."""
@@ -15,6 +17,7 @@ class CausalLM(llama.CausalLM):
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
+        config = config.filled(**DEFAULTS)
         layer = read.pre_norm_layer(config, read.attention(config, bias=True))
         windows = read.layer_windows(config)
         return read.decoder_config(config, read.by_layer(config, layer, windows))

@@ -7,6 +7,8 @@ from boostr.models import llama
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 
+DEFAULTS = {"max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128}
+
 
 class CausalLM(llama.CausalLM):
     """See `decoder.CausalLM`."""
@@ -15,10 +17,8 @@ class CausalLM(llama.CausalLM):
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
+        config = config.filled(**DEFAULTS)
         bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
-        mixer = read.attention(
-            config, head_dim=config.size("head_dim", 128), bias=bias, output_bias=bias,
-            q_norm=norm, k_norm=norm,
-        )  # fmt: skip
+        mixer = read.attention(config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm)
         layer, windows = read.pre_norm_layer(config, mixer), read.layer_windows(config)
         return read.decoder_config(config, read.by_layer(config, layer, windows))

@@ -14,7 +14,6 @@ from boostr.engine.options import SamplingOptions
 from boostr.engine.runner import DecodeLoop, Runner
 from boostr.engine.sampler import Sampler
 
-BY_NAME = {case["name"]: case for case in cases.CASES}
 FEW = [("float32", None), ("bfloat16", None), ("float16", "int8"), ("bfloat16", "int8-g32"),
        ("float32", "w8a8")]  # fmt: skip
 
@@ -29,7 +28,7 @@ def gpu(request):
 
 
 def runner(name, tmp_path, backend, **options) -> Runner:
-    folder = cases.checkpoint(BY_NAME[name], tmp_path)
+    folder = cases.checkpoint(cases.named(name), tmp_path)
     return Runner(load_module(folder, backend=backend, **options), backend)
 
 

@@ -114,7 +114,7 @@ def test_gguf(boostr, tmp_path: Path, architecture: str) -> None:
 
 
 def test_a_split_gguf_is_one_model(boostr, tmp_path: Path) -> None:
-    case = next(case for case in cases.CASES if case["name"] == "llama/tied")
+    case = cases.named("llama/tied")
     folder = cases.checkpoint(case, tmp_path)
     whole = described(boostr, str(gguf_files.convert(folder, tmp_path / "m.gguf")))
     parts = tmp_path / "parts"

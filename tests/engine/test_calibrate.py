@@ -111,7 +111,7 @@ def test_models(scheme, source, tmp_path):
 
 def test_packed_qkv_of_gpt_neox(tmp_path):
     """Its rows lie otherwise in the checkpoint, and share their inputs."""
-    (case,) = [case for case in cases.CASES if case["name"] == "gpt_neox/parallel"]
+    case = cases.named("gpt_neox/parallel")
     (tmp_path / "src").mkdir()
     folder = cases.checkpoint(case, tmp_path / "src")
     letters = {character: i for i, character in enumerate(sorted(set(TEXT[:2000])))}

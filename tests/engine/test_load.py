@@ -135,7 +135,7 @@ def test_a_folder_without_tokenizer_files(folder):
 
 
 def test_a_gguf_without_a_tokenizer(tmp_path):
-    case = next(c for c in cases.CASES if c["name"] == "llama/tied")
+    case = cases.named("llama/tied")
     path = gguf_files.convert(cases.checkpoint(case, tmp_path), tmp_path / "m.gguf")
     model = load(path)
     assert model.tokenizer is None
@@ -143,7 +143,7 @@ def test_a_gguf_without_a_tokenizer(tmp_path):
 
 
 def test_an_encoder_without_tokenizer_files(tmp_path):
-    case = next(c for c in cases.CASES if c["name"] == "bert/mlm")
+    case = cases.named("bert/mlm")
     model = boostr.load(cases.checkpoint(case, tmp_path), backend="numpy")
     assert isinstance(model, EmbeddingModel)
     assert [h.shape for h in model.hidden([[1, 2, 3], [4]])] == [

@@ -100,7 +100,7 @@ def test_mlx(source, tmp_path, target, tables):
 @pytest.mark.parametrize("name", ["gpt_neox/parallel", "gemma3_text/tied", "qwen2/tied", "bert/mlm",
                                   "olmo2/untied", "qwen3/untied", "llama/sharded"])  # fmt: skip
 def test_every_family(name, tmp_path):
-    (case,) = [case for case in cases.CASES if case["name"] == name]
+    case = cases.named(name)
     (tmp_path / "src").mkdir()
     source = cases.checkpoint(case, tmp_path / "src")
     made = boostr.quantize(source, tmp_path / "out", "int8", backend="numpy")
@@ -230,7 +230,7 @@ def test_refuses(source, tmp_path):
 
 
 def test_a_head_that_is_the_embedding_is_not_left_in_silence(tmp_path):
-    (case,) = [case for case in cases.CASES if case["name"] == "qwen2/tied"]
+    case = cases.named("qwen2/tied")
     (tmp_path / "src").mkdir()
     tied = cases.checkpoint(case, tmp_path / "src")
     for tables in (True, "int8-g32"):

@@ -25,13 +25,12 @@ from boostr.quant.scheme import SCHEMES
 from boostr.tensor import Tensor
 
 TEXT = (Path(__file__).parents[1] / "data" / "lcet10.txt").read_bytes().decode()
-DECODERS = [c for c in cases.CASES if c["family"] != "bert" and not c["cache_sensitive"]]
 # what is scaled of a layer: q k v, o, gate and up, down
 FEEDS = {"olmo2": {"o_proj", "down_proj"}, "gpt_neox": {"q_proj", "o_proj", "up_proj"}}
 ALL = {"q_proj", "o_proj", "gate_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("case", DECODERS, ids=lambda case: case["name"])
+@cases.each(cases.PLAIN)
 def test_any_factors_leave_the_model_as_it_is(case, tmp_path, rng, monkeypatch):
     host, seen = backends.get("numpy"), []
 
@@ -51,7 +50,7 @@ def test_any_factors_leave_the_model_as_it_is(case, tmp_path, rng, monkeypatch):
         calibration = Calibration(module, host, ids.tolist(), 1)
         made = plan.save(smooth(weights, calibration, SCHEMES["w8a8"]))
         arrays = {name: np.array(w.read(whole(w.shape))) for name, w in made.items()}
-        readers = FEEDS.get(case["family"], ALL)
+        readers = FEEDS.get(case.family, ALL)
         assert len(seen) == len(readers) * len(module.config.layers)
     (tmp_path / "new").mkdir()
     shutil.copyfile(folder / "config.json", tmp_path / "new" / "config.json")

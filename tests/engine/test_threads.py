@@ -15,7 +15,7 @@ from boostr.engine.sentence import Sentence
 
 PROMPTS = ("hello", "a quick fox", "x")
 SAMPLED = {"temperature": 0.9, "seed": 3, "repetition_penalty": 1.2}
-BERT = next(c for c in cases.CASES if c["family"] == "bert")
+BERT = cases.named("bert/mlm")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_generations_and_embeddings_at_once(models, encoder):
 
     jobs = [generation(m, p, o) for m in models for p in PROMPTS for o in ({}, SAMPLED)]
     alone = [job() for job in jobs]
-    ids = cases.segments(cases.expected(BERT), "input_ids")
+    ids = cases.sequences(BERT)
     vectors = encoder.hidden(ids)
     *got, embedded = together([*jobs, lambda: encoder.hidden(ids)], rounds=3)
     assert got == [[tokens] * 3 for tokens in alone]

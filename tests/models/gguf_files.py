@@ -1,37 +1,31 @@
 """Tiny checkpoints as GGUF, by the rules of llama.cpp's converter (convert_hf_to_gguf.py).
 
-Written from what the converter was seen to write, without boostr's own tables.
+Written from what the converter was seen to write, without boostr's own tables. What a family has of
+its own is in families/NAME.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from families import GGUF, all_families
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from boostr.io.safetensors import open_safetensors
 
-ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-    "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo2": "olmo2",
-}  # fmt: skip
-_PARTS = {
+FAMILIES = {name: family.gguf for name, family in all_families().items() if family.gguf}
+_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
-    "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
-    "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down",
-}  # fmt: skip
-_TOP = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm",
-    "embed_out": "output",
+    "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
 
 
@@ -54,15 +48,17 @@ def convert(
         tokenizer: what `tokenizer.ggml.model` and `.pre` say, without any token.
     """
     config = json.loads((folder / "config.json").read_text())
-    architecture = ARCHITECTURES[config["model_type"]]
-    tensors = _tensors(folder, config) | _rope_tensors(config)
+    family = FAMILIES[config["model_type"]]
+    architecture = family.architecture
+    tensors = _tensors(folder, config, family) | _rope_tensors(config)
     tensors = _packed(tensors) if packed else tensors
     names = list(tensors)
     for number in range(parts):
         part = path if parts == 1 else part_path(path, number, parts)
         writer = GGUFWriter(part, architecture)
         if number == 0:
-            for key, value in {**_metadata(config), **(metadata or {})}.items():
+            said = {**_metadata(config), **family.metadata(config), **(metadata or {})}
+            for key, value in said.items():
                 _add(writer, f"{architecture}.{key}", value)
             if tokenizer is not None:
                 writer.add_tokenizer_model(tokenizer[0])
@@ -103,41 +99,34 @@ def _add_tensor(writer: GGUFWriter, name: str, tensor: np.ndarray, kind: str) ->
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if value is None:
+        return
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     add.get(type(value), writer.add_string)(key, value)
 
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    """Of the keys that most have under Llama's names; None where the config lacks one."""
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    head_dim = config.get("head_dim") or (heads and width // heads)
     rope = config.get("rope_parameters") or {}
     flat = rope.get("full_attention", rope)
+    theta = flat.get("rope_theta", config.get("rope_theta"))
     old = config.get("rope_scaling") or {}
-    theta = flat.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base")))
-    partial = flat.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
     data = {
-        "block_count": config["num_hidden_layers"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": config["hidden_size"],
-        "feed_forward_length": config["intermediate_size"],
+        "block_count": config.get("num_hidden_layers"),
+        "context_length": config.get("max_position_embeddings"),
+        "embedding_length": width,
+        "feed_forward_length": config.get("intermediate_size"),
         "attention.head_count": heads,
-        "rope.dimension_count": int(head_dim * partial),
+        "attention.head_count_kv": config.get("num_key_value_heads"),
+        "attention.key_length": config.get("head_dim"),
+        "attention.value_length": config.get("head_dim"),
+        "attention.layer_norm_rms_epsilon": config.get("rms_norm_eps"),
     }
-    if theta is not None:
-        data["rope.freq_base"] = float(theta)
-    if config["model_type"] == "gpt_neox":
-        data["attention.layer_norm_epsilon"] = config["layer_norm_eps"]
-        data["use_parallel_residual"] = config.get("use_parallel_residual", True)
-        return data
-    data["attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]
-    data["attention.head_count_kv"] = config["num_key_value_heads"]
-    if "head_dim" in config:
-        data["attention.key_length"] = data["attention.value_length"] = head_dim
-    if config["model_type"] == "gemma3_text":
-        data["attention.sliding_window"] = config["sliding_window"]
-        data["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
-        if config.get("final_logit_softcapping"):
-            data["final_logit_softcapping"] = config["final_logit_softcapping"]
+    if flat:
+        data["rope.dimension_count"] = int(head_dim * flat.get("partial_rotary_factor", 1.0))
+        data["rope.freq_base"] = None if theta is None else float(theta)
     return data | _scaling(flat if flat.get("rope_type", "default") != "default" else old)
 
 
@@ -178,39 +167,20 @@ def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
     return {"rope_freqs.weight": np.asarray(factors, np.float32)}
 
 
-def _tensors(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    out = {}
+def _tensors(folder: Path, config: dict[str, Any], family: GGUF) -> dict[str, np.ndarray]:
     with open_safetensors(folder) as files:
-        for name in files.names:
-            array = files.tensor(name).astype(np.float32)
-            out[_name(name, config["model_type"])] = _converted(name, array, config)
+        read = {name: files.tensor(name).astype(np.float32) for name in files.names}
+    names = _NAMES | family.names
+    out = {_name(n, names): array for n, array in family.tensors(read, config).items()}
     if config.get("tie_word_embeddings"):
         out.pop("output.weight", None)
     return out
 
 
-def _name(name: str, model_type: str) -> str:
+def _name(name: str, names: dict[str, str]) -> str:
+    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`."""
     base, _, end = name.rpartition(".")
-    if base in _TOP:
-        return f"{_TOP[base]}.{end}"
-    _, _, index, part = base.split(".", 3)
-    if part == "post_attention_layernorm":
-        new = "post_attention_norm" if model_type in ("gemma3_text", "olmo2") else "ffn_norm"
-    else:
-        new = _PARTS[part]
-    return f"blk.{index}.{new}.{end}"
-
-
-def _converted(name: str, array: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    heads = config["num_attention_heads"]
-    kind = config["model_type"]
-    if kind == "gemma3_text" and name.endswith("norm.weight"):
-        return array + 1
-    if kind == "gpt_neox" and "query_key_value" in name:
-        rest = array.shape[1:]
-        return array.reshape(heads, 3, -1, *rest).swapaxes(0, 1).reshape(-1, *rest)
-    if kind in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
-        count = heads if "q_proj" in name else config["num_key_value_heads"]
-        rest = array.shape[1:]
-        return array.reshape(count, 2, -1, *rest).swapaxes(1, 2).reshape(array.shape)
-    return array
+    layer = re.match(r"\D*\.(\d+)\.(.*)", base)
+    if layer is None:
+        return f"{names[base]}.{end}"
+    return f"blk.{layer[1]}.{names[layer[2]]}.{end}"

@@ -1,231 +1,91 @@
-"""Make the tiny checkpoints in tests/models/data and the outputs transformers computes from them.
+"""Make tests/models/data: what transformers computes of the checkpoints of tests/models/families.
 
-    python tests/models/make_tiny.py [CASE ...]      needs torch and transformers 5; CPU, 3 minutes
+    python tests/models/make_tiny.py [FAMILY ...]    needs torch and transformers 5; CPU, minutes
 
-Run it by hand when a case is added, and commit what it writes; tests import neither it nor torch.
-Each case is data/FAMILY/CASE/ with config.json (as transformers 5 writes it, or by hand, see OLD),
-model.safetensors (or shards) and expected.npz; data/cases.json lists them, cases.py reads them.
-Cases that differ in the config alone share the weights of another ("weights" in cases.json).
-
-expected.npz of decoders: input_ids [T], cu_seqlens [B+1], logits f32 [T, V], prompt, greedy_ids
-[64] (argmax, with a KV cache), min_gap (the smallest top-1 to top-2 distance on the way). bf16
-checkpoints have logits computed in f32 from the bf16 weights, and logits_bf16 computed in bf16.
-BERT has last_hidden_state [T, E], and pooler_output [B, E] or logits [T, V]. Sequences run one at
-a time.
+Run it by hand when a case is added or changed, and commit what it writes; tests import neither it
+nor torch. A family is two files:
+data/FAMILY.json: `defaults`, the config that its class has without arguments; for each case its
+config.json as transformers 5 writes it, the shapes of its weights by name, and the seed of these
+and of the prompt (seeded.py).
+data/FAMILY.npz, by "case.field": for the tokens seeded.ROWS of three sequences, run one at a time,
+`hidden_states` [L + 1, N, E] and `logits` [N, V] (of other heads: one row a sequence) and
+`pooler_output`; of decoders `greedy_ids` [64] (argmax, with a KV cache). All in float32; of bf16
+checkpoints `logits_bf16`, too.
 """
 
 import json
-import shutil
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import seeded
 import torch
 import transformers
+from families import Case, Family, all_families, bare
+from safetensors.torch import safe_open, save_file
 
 DATA = Path(__file__).parent / "data"
-V, GREEDY, MIN_GAP = 199, 64, 0.01
-COMMON = {
-    "vocab_size": V,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-SMALL = COMMON | {
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-THETA = {"rope_theta": 500.0}
-LONGROPE = {
-    "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0],
-    "long_factor": [1.0, 1.3, 1.9, 2.6, 3.3, 4.5, 6.0, 8.0],
-}
-SHORT = {"max_position_embeddings": 96}  # scaled 4x from 24: prompts of 40 lie beyond 24
-TIED = SMALL | {"tie_word_embeddings": True}
-GEMMA3 = SMALL | {"sliding_window": 9, "query_pre_attn_scalar": 10}
-NEOX = {
-    key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")
-}
-NEOX |= {"hidden_size": 32, "num_attention_heads": 4}
-OLMO2 = {key: value for key, value in SMALL.items() if key != "head_dim"}
-QWEN2 = {key: value for key, value in SMALL.items() if key != "head_dim"}  # hidden / heads
-QWEN3 = SMALL | {"num_key_value_heads": 1, "head_dim": 24}
+GREEDY, MIN_GAP, TRIALS = 64, 0.01, 2000
 
 
-def rope(kind, **parameters):
-    return {"rope_parameters": THETA | {"rope_type": kind, **parameters}}
+def defaults(family: Family) -> dict:
+    """What the class of its config has without arguments, beside what all classes have."""
+    config = json.loads(getattr(transformers, family.config)().to_json_string(use_diff=False))
+    shared = transformers.PretrainedConfig().to_dict()
+    own = {key: value for key, value in config.items() if key not in shared}
+    return {"model_type": config["model_type"], **own}
 
 
-# family/case -> (class, config, options: weights of another case, shards, bf16, lengths)
-CASES = {
-    "llama/untied": (
-        "Llama",
-        SMALL | {"hidden_size": 36, "num_attention_heads": 6, "head_dim": 8},
-        {},
-    ),
-    "llama/tied": ("Llama", TIED | rope("default"), {}),
-    "llama/odd": (
-        "Llama",
-        COMMON
-        | {"hidden_size": 21, "intermediate_size": 45, "head_dim": 80, "num_hidden_layers": 1}
-        | {"num_attention_heads": 7, "num_key_value_heads": 1}
-        | {"attention_bias": True, "mlp_bias": True},
-        {},
-    ),
-    "llama/linear": ("Llama", TIED | rope("linear", factor=4.0), {"weights": "llama/tied"}),
-    "llama/dynamic": (
-        "Llama",
-        TIED | rope("dynamic", factor=4.0) | {"max_position_embeddings": 24},
-        {"weights": "llama/tied", "cache_sensitive": True},
-    ),
-    "llama/llama3": (
-        "Llama",
-        TIED
-        | rope(
-            "llama3",
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=128,
-        ),
-        {"weights": "llama/tied"},
-    ),
-    "llama/yarn": (
-        "Llama",
-        TIED | SHORT | rope("yarn", factor=4.0, original_max_position_embeddings=24, beta_fast=8.0),
-        {"weights": "llama/tied"},
-    ),
-    "llama/longrope": (
-        "Llama",
-        TIED | SHORT | rope("longrope", original_max_position_embeddings=24, **LONGROPE),
-        {"weights": "llama/tied", "cache_sensitive": True},
-    ),
-    "llama/bf16": ("Llama", SMALL | {"num_attention_heads": 2}, {"bf16": True}),
-    "llama/sharded": ("Llama", SMALL | {"num_hidden_layers": 1}, {"shards": 3}),
-    "mistral/window": ("Mistral", SMALL | {"sliding_window": 8}, {}),
-    "mistral/full": ("Mistral", SMALL | {"sliding_window": None}, {"weights": "mistral/window"}),
-    "qwen2/tied": ("Qwen2", QWEN2 | {"tie_word_embeddings": True}, {}),
-    "qwen2/window": (
-        "Qwen2",
-        QWEN2
-        | {"num_hidden_layers": 3}
-        | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
-        {},
-    ),
-    "qwen3/tied": ("Qwen3", QWEN3 | {"tie_word_embeddings": True}, {}),
-    "qwen3/untied": ("Qwen3", QWEN3 | {"attention_bias": True}, {}),
-    "gemma3_text/tied": (
-        "Gemma3Text",
-        GEMMA3
-        | {"num_hidden_layers": 3}
-        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-        {},
-    ),
-    "gemma3_text/odd": (
-        "Gemma3Text",
-        GEMMA3
-        | {"num_hidden_layers": 7, "hidden_size": 21, "intermediate_size": 28, "head_dim": 8}
-        | {"num_attention_heads": 3, "num_key_value_heads": 1, "final_logit_softcapping": 12.0}
-        | {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-            }
-        },
-        {},
-    ),
-    "gpt_neox/parallel": ("GPTNeoX", NEOX, {}),
-    "gpt_neox/serial": (
-        "GPTNeoX",
-        NEOX
-        | {"use_parallel_residual": False, "hidden_size": 36, "num_attention_heads": 3}
-        | {"rope_parameters": THETA | {"rope_type": "default", "partial_rotary_factor": 0.5}}
-        | {"hidden_act": "gelu_new", "tie_word_embeddings": True},
-        {},
-    ),
-    "olmo2/untied": ("Olmo2", OLMO2, {}),
-    "olmo2/odd": (
-        "Olmo2",
-        OLMO2
-        | {"hidden_size": 42, "num_attention_heads": 7, "num_key_value_heads": 1}
-        | {"attention_bias": True, "rms_norm_eps": 1e-3},
-        {},
-    ),
-    "bert/pooler": ("Bert", {}, {"head": "Model"}),
-    "bert/mlm": ("Bert", {}, {"head": "ForMaskedLM"}),
-}
-CLASSES = {"Gemma3Text": "Gemma3"}  # where the model is named otherwise than its config
-BERT = {
-    "vocab_size": V,
-    "hidden_size": 36,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 50,
-    "max_position_embeddings": 48,
-    "type_vocab_size": 2,
-}
-# Configs as transformers 4 wrote them, next to the weights and the outputs of a case above.
-OLD = {
-    "llama/old_linear": ("llama/linear", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
-    "llama/old_llama3": (
-        "llama/llama3",
-        {
-            "rope_scaling": {
-                "factor": 8.0,
-                "high_freq_factor": 4.0,
-                "low_freq_factor": 1.0,
-                "original_max_position_embeddings": 128,
-                "rope_type": "llama3",
-            }
-        },
-    ),
-    "qwen2/old_window": ("qwen2/window", {"layer_types": None}),  # from max_window_layers
-}
+def named_as_saved(family: Family, case: Case) -> tuple[dict, dict]:
+    """(config.json, shapes of the weights) of a checkpoint that transformers writes."""
+    config = getattr(transformers, family.config)(**case.config)
+    model = getattr(transformers, case.model or family.model)(config)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size="50GB")
+        raw = json.loads(Path(folder, "config.json").read_text())
+        with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            kinds = {name: s.get_dtype() for name, s in slices.items()}
+            shapes = {name: s.get_shape() for name, s in slices.items()}
+    if set(kinds.values()) != {"F32"}:
+        raise SystemExit(f"tensors that are no numbers: {kinds}")
+    return raw | {"dtype": case.dtype}, shapes
 
 
-def initialise(model, seed):
-    """Weights that keep activations near 1, attention away from uniform and logits near 3."""
-    generator = torch.Generator().manual_seed(seed)
-    gemma = model.config.model_type.startswith("gemma")  # norms are stored minus 1, rows times √E
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if name.endswith("bias"):
-                p.copy_(0.2 * noise)
-            elif p.ndim == 1:
-                mean = (4 if name == "model.norm.weight" else 0) if gemma else 1
-                p.copy_(mean + 0.2 * noise)
-            elif "embed" in name or "lm_head" in name:
-                p.copy_((0.1 if gemma else 0.5) * noise)
-            else:
-                p.copy_(noise * 1.4 / p.shape[1] ** 0.5)
+def loaded(family: Family, case: Case, record: dict, dtype="float32"):
+    """The model as from_pretrained reads it from a folder."""
+    drawn = seeded.weights(record["seed"], record["shapes"], family.weights)
+    stored = getattr(torch, case.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = {name: torch.from_numpy(a).to(stored) for name, a in drawn.items()}
+        save_file(tensors, Path(folder, "model.safetensors"), {"format": "pt"})
+        Path(folder, "config.json").write_text(json.dumps(record["config"]))
+        model, report = getattr(transformers, case.model or family.model).from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="eager",
+            output_loading_info=True,
+        )  # fmt: skip
+    if wrong := {key: names for key, names in report.items() if names}:
+        raise SystemExit(f"transformers does not load it whole: {wrong}")
+    return model.eval()
 
 
-def build(cls, config, head="ForCausalLM"):
-    if cls == "Bert":
-        config = BERT
-    config = getattr(transformers, f"{cls}Config")(**config)
-    config._attn_implementation = "eager"
-    return getattr(transformers, f"{CLASSES.get(cls, cls)}{head}")(config).eval()
-
-
-def round_parameters(model):
-    """Parameters only: model.to(bfloat16) would round rope's inv_freq too; loading does not."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(p.to(torch.bfloat16))
-
-
-def in_bf16(model, folder):
-    """The model as from_pretrained(dtype=bfloat16) gives it: bf16 parameters, f32 rope tables."""
-    model.save_pretrained(folder)
-    loaded = type(model).from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
-    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
-    return loaded.eval()
+@torch.inference_mode()
+def outputs(model, sequences) -> dict[str, np.ndarray]:
+    """Fields of its outputs: of all sequences end to end the rows that are kept."""
+    runs = [
+        model(torch.tensor(ids[None].astype(np.int64)), output_hidden_states=True)
+        for ids in sequences
+    ]
+    rows = list(seeded.ROWS)
+    layers = zip(*(run.hidden_states for run in runs), strict=True)
+    fields = {"hidden_states": torch.stack([torch.cat(layer, 1)[0, rows] for layer in layers])}
+    for name in ("logits", "pooler_output"):
+        if name in runs[0]:
+            whole = [run[name] for run in runs]
+            fields[name] = torch.cat(whole, 1)[0, rows] if whole[0].ndim == 3 else torch.cat(whole)
+    return {name: value.float().numpy() for name, value in fields.items()}
 
 
 @torch.inference_mode()
@@ -242,150 +102,82 @@ def greedy(model, prompt, use_cache=True):
     return ids[len(prompt) :], gap
 
 
-def sequences(lengths, seed=7):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, V, n).astype(np.int32) for n in lengths]
+def is_fair(ids, gap) -> bool:
+    """Whether a greedy run tests anything: no near tie, no EOS, not one token over and over."""
+    return gap > MIN_GAP and 2 not in ids and len(set(ids)) >= 12
 
 
-@torch.inference_mode()
-def packed(model, parts, field):
-    """One output field of all sequences, each run alone, end to end."""
-    rows = [model(torch.tensor(p[None].astype(np.int64)))[field][0] for p in parts]
-    return torch.stack(rows) if rows[0].ndim == 1 else torch.cat(rows)
-
-
-def inputs(parts):
-    lengths = np.cumsum([0, *(len(p) for p in parts)]).astype(np.int32)
-    return {"input_ids": np.concatenate(parts), "cu_seqlens": lengths}
-
-
-def good_greedy(model, prompt):
-    """ids, gap if the run is a fair test: no near tie, no EOS, not one token over and over."""
-    ids, gap = greedy(model, prompt)
-    return (ids, gap) if gap > MIN_GAP and 2 not in ids and len(set(ids)) >= 12 else None
-
-
-def decoder_expected(model, prompt, found, options):
-    parts = sequences((1, 7, 40))
-    ids, gap = found
-    expected = inputs(parts) | {
-        "logits": packed(model, parts, "logits").numpy(),
-        "prompt": prompt,
-        "greedy_ids": np.array(ids, np.int32),
-        "min_gap": np.float32(gap),
-    }
-    if options.get("cache_sensitive"):
-        return expected | {
-            "greedy_ids_no_cache": np.array(greedy(model, prompt, False)[0], np.int32)
-        }
-    if greedy(model, prompt, False)[0] != ids:
-        raise SystemExit("greedy with and without a cache differ")
-    return expected
-
-
-def make_decoder(name, cls, config, options):
-    """Take the first seed (with borrowed weights: the first prompt) whose greedy run is fair."""
-    folder, shared = DATA / name, options.get("weights")
-    for trial in range(2000):
-        model = build(cls, config)
-        if shared:
-            owner = transformers.AutoModelForCausalLM.from_pretrained(DATA / shared)
-            model.load_state_dict(owner.state_dict())
-        else:
-            initialise(model, trial)
-        if options.get("bf16"):
-            round_parameters(model)
-        prompt = sequences((5,), seed=trial)[0]
-        if found := good_greedy(model, prompt):
+def make(family: Family, case: Case):
+    """(record of the JSON file, arrays) of a case; decoders take the first seed that is fair."""
+    config, shapes = named_as_saved(family, case)
+    record = {"seed": 0, "config": config, "shapes": shapes}
+    check_spellings(family, record["config"])
+    vocab_size = config.get("text_config", config)["vocab_size"]
+    greedy_ids = {}
+    for seed in range(TRIALS if family.generates(case) else 1):
+        record["seed"] = seed
+        model = loaded(family, case, record)
+        if not family.generates(case):
+            break
+        prompt = seeded.token_ids(seed, seeded.PROMPT, vocab_size).tolist()
+        ids, gap = greedy(model, prompt)
+        if is_fair(ids, gap):
+            greedy_ids["greedy_ids"] = np.array(ids, np.int32)
             break
     else:
-        raise SystemExit(f"{name}: no fair greedy run")
-    expected = decoder_expected(model, prompt, found, options)
-    if options.get("bf16"):
-        model = in_bf16(model, folder)
-        expected["logits_bf16"] = packed(model, sequences((1, 7, 40)), "logits").float().numpy()
-    save(model, folder, expected, shared, options.get("shards"))
-    print(f"{name}: trial {trial}, gap {found[1]:.3f}, {len(set(found[0]))} tokens", end=" ")
-    print(f"logits rms {expected['logits'].std():.2f}")
+        raise SystemExit("no seed gives a fair greedy run: other `weights`?")
+    if greedy_ids and not case.cache_sensitive and greedy(model, prompt, False)[0] != ids:
+        raise SystemExit("greedy with and without a cache differ")
+    sequences = seeded.sequences(vocab_size)
+    arrays = outputs(model, sequences) | greedy_ids
+    if case.dtype != "float32":
+        rounded = outputs(loaded(family, case, record, case.dtype), sequences)
+        arrays["logits_bf16"] = rounded["logits"]
+    return record, arrays
 
 
-def make_bert(name, head):
-    model = build("Bert", {}, head)
-    initialise(model, 1)
-    parts = sequences((1, 9, 48, 17))
-    if head == "Model":
-        fields = ("last_hidden_state", "pooler_output")
-        expected = {field: packed(model, parts, field).numpy() for field in fields}
-    else:
-        expected = {"logits": packed(model, parts, "logits").numpy()}
-        expected["last_hidden_state"] = packed(model.bert, parts, "last_hidden_state").numpy()
-    save(model, DATA / name, inputs(parts) | expected)
-    print(name, {key: round(float(value.std()), 2) for key, value in expected.items()})
+def read_back(raw: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(raw))
+        config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    (config.get("rope_parameters") or {}).pop("type", None)  # kept beside the newer name for it
+    return config | {"_name_or_path": ""}
 
 
-def save(model, folder, expected, shared=None, shards=None):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if shared:
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = "float32"
-        model.config.save_pretrained(folder)
-    else:
-        total = sum(p.nbytes for p in model.parameters())
-        size = total // shards + 9000 if shards else "50GB"
-        model.save_pretrained(folder, max_shard_size=size)
-    np.savez_compressed(folder / "expected.npz", **expected)
+def check_spellings(family: Family, raw: dict) -> None:
+    """transformers itself must read the older and the bare spelling as the same config."""
+    want = read_back(raw)
+    for spelling in (family.v4(json.loads(json.dumps(raw))), bare(raw, defaults(family))):
+        got = read_back(spelling)
+        if differs := {k: (got.get(k), v) for k, v in want.items() if got.get(k) != v}:
+            raise SystemExit(f"transformers reads another spelling otherwise: {differs}")
 
 
-def make_old(name, source, changes):
-    """The v5 config of `source` respelled by hand; transformers must read it as the same model."""
-    folder = DATA / name
-    config = json.loads((DATA / source / "config.json").read_text())
-    theta = config.pop("rope_parameters")["rope_theta"]
-    config |= {"rope_theta": theta, "torch_dtype": config.pop("dtype")} | changes
-    config["transformers_version"] = "4.45.2"
-    config = {key: value for key, value in config.items() if value is not None}
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    auto = transformers.AutoModelForCausalLM
-    read = transformers.AutoConfig.from_pretrained(folder)
-    model = auto.from_config(read, attn_implementation="eager").eval()
-    weights = auto.from_pretrained(DATA / CASES[source][2].get("weights", source))
-    model.load_state_dict(weights.state_dict())
-    with np.load(DATA / source / "expected.npz") as expected:
-        again = packed(model, sequences((1, 7, 40)), "logits").numpy()
-        np.testing.assert_allclose(again, expected["logits"], rtol=1e-6, atol=1e-6)
-    print(name, "reads as", source)
-
-
-def listing():
-    """cases.json: for each case its folder, and the folders its weights and outputs are in."""
-    rows = []
-    for name, (_, _, options) in CASES.items():
-        row = {"name": name, "family": name.split("/")[0], "expected": name}
-        row["weights"] = options.get("weights", name)
-        row["cache_sensitive"] = options.get("cache_sensitive", False)
-        rows.append(row)
-    for name, (source, _) in OLD.items():
-        rows.append(next(r for r in rows if r["name"] == source) | {"name": name})
-    return rows
+def write(name: str, family: Family) -> None:
+    records, arrays = {}, {}
+    for key, case in family.cases.items():
+        records[key], made = make(family, case)
+        arrays |= {f"{key}.{field}": array for field, array in made.items()}
+        rms = {field: round(float(a.std()), 2) for field, a in made.items() if a.dtype.kind == "f"}
+        print(f"{name}/{key}: seed {records[key]['seed']}, spread {rms}", flush=True)
+    text = json.dumps({"defaults": defaults(family), "cases": records}, indent=1)
+    lists = re.compile(r"\[[^\[\]{}]*\]")  # on one line each
+    text = lists.sub(lambda found: json.dumps(json.loads(found[0])), text)
+    (DATA / f"{name}.json").write_text(text + "\n")
+    np.savez_compressed(DATA / f"{name}.npz", **arrays)
+    size = sum(DATA.joinpath(f"{name}.{end}").stat().st_size for end in ("json", "npz"))
+    print(f"{name}: {size / 1000:.0f} kB")
+    if size > 100_000:
+        raise SystemExit("at most 100 kB a family: fewer or smaller cases")
 
 
 def main(names):
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    for name, (cls, config, options) in CASES.items():
-        if names and name not in names:
-            continue
-        if cls == "Bert":
-            make_bert(name, options["head"])
-        else:
-            make_decoder(name, cls, config, options)
-    for name, (source, changes) in OLD.items():
+    for name, family in all_families().items():
         if not names or name in names:
-            make_old(name, source, changes)
-    (DATA / "cases.json").write_text(json.dumps(listing(), indent=1) + "\n")
+            write(name, family)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cases
 import numpy as np
 import pytest
+from cases import ENCODERS, PLAIN, close, each, named
 
 from boostr import Tensor, autograd, dtypes, nn, ops
 from boostr.dispatch import strict
@@ -15,17 +16,12 @@ from boostr.engine.sampler import Sampler
 from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 
-NAMES = (
-    "llama/odd", "mistral/window", "qwen2/window", "qwen3/untied", "gemma3_text/odd",
-    "gpt_neox/serial", "gpt_neox/parallel", "olmo2/odd",
-)  # fmt: skip
-BY_NAME = {case["name"]: case for case in cases.CASES}
 RANK, SCALE, RTOL = 3, 0.75, 1e-4
 
 
-def pair(name, tmp_path, backend, quantize=None):
+def pair(case, tmp_path, backend, quantize=None):
     """(module with an adapter over every weight of a product or table, module of dense ones)."""
-    folder = cases.checkpoint(BY_NAME[name], tmp_path)
+    folder = cases.checkpoint(case, tmp_path)
     dtype = "float32" if backend.activation_dtype(dtypes.bfloat16) != dtypes.float32 else None
     made, dense = (
         load_module(folder, backend=backend, dtype=dtype, quantize=quantize) for _ in range(2)
@@ -49,10 +45,6 @@ def pair(name, tmp_path, backend, quantize=None):
     return made, dense
 
 
-def assert_close(actual, expected):
-    assert np.abs(actual - expected).max() <= RTOL * np.abs(expected).max()
-
-
 def decoded(runner, prompts, steps):
     """Logits of every step of a batch, after the same tokens."""
     cache = runner.new_cache(len(prompts), max(map(len, prompts)) + steps)
@@ -65,36 +57,37 @@ def decoded(runner, prompts, steps):
     return np.stack(logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_decoders(name, plain_backend, tmp_path):
+@each(PLAIN)
+def test_decoders(case, plain_backend, tmp_path):
     """Logits, prefill, decode programs of one and of several, and scores."""
-    made, dense = (Runner(m, plain_backend) for m in pair(name, tmp_path, plain_backend))
+    made, dense = (Runner(m, plain_backend) for m in pair(case, tmp_path, plain_backend))
     ids = np.random.default_rng(1).integers(3, 199, 23).tolist()
     with strict():
-        assert_close(made.logits(ids).numpy(), dense.logits(ids).numpy())
+        close(made.logits(ids).numpy(), dense.logits(ids).numpy())
         for prompts in ([ids], [ids[:7], ids[:1], ids[:12]]):
-            assert_close(decoded(made, prompts, 6), decoded(dense, prompts, 6))
+            close(decoded(made, prompts, 6), decoded(dense, prompts, 6))
     got, want = made.losses(ids), dense.losses(ids)
     assert np.abs(got - want).max() <= RTOL * want.max()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-g32"])
 def test_over_packed_weights(scheme, plain_backend, tmp_path):
-    modules = pair("llama/untied", tmp_path, plain_backend, scheme)
+    modules = pair(named("llama/untied"), tmp_path, plain_backend, scheme)
     made, dense = (Runner(m, plain_backend) for m in modules)
     ids = list(range(5, 25))
-    assert_close(made.logits(ids).numpy(), dense.logits(ids).numpy())
-    assert_close(decoded(made, [ids, ids[:4]], 4), decoded(dense, [ids, ids[:4]], 4))
+    close(made.logits(ids).numpy(), dense.logits(ids).numpy())
+    close(decoded(made, [ids, ids[:4]], 4), decoded(dense, [ids, ids[:4]], 4))
 
 
-def test_encoders(plain_backend, tmp_path):
-    made, dense = (Runner(m, plain_backend) for m in pair("bert/mlm", tmp_path, plain_backend))
+@each(ENCODERS)
+def test_encoders(case, plain_backend, tmp_path):
+    made, dense = (Runner(m, plain_backend) for m in pair(case, tmp_path, plain_backend))
     batch = made.packed([[5, 6, 7, 8], [9], list(range(20, 40))])
     with autograd.no_grad(), strict():
         for ours, theirs in zip(
             made.module.hidden_states(batch), dense.module.hidden_states(batch), strict=True
         ):
-            assert_close(ours.numpy(), theirs.numpy())
+            close(ours.numpy(), theirs.numpy())
 
 
 def test_what_fell_apart_is_described(tmp_path):
@@ -102,7 +95,7 @@ def test_what_fell_apart_is_described(tmp_path):
     from boostr import backends, capture
 
     backend = backends.get("numpy")
-    made, _ = (Runner(m, backend) for m in pair("llama/odd", tmp_path, backend))
+    made, _ = (Runner(m, backend) for m in pair(named("llama/odd"), tmp_path, backend))
     program = capture(lambda: made.module.hidden(made.packed([[1, 2, 3]])), backend)
     apart = [line for line in program.describe() if "low-rank adapter" in line]
     assert any(line.startswith("linear[numpy] fell apart") for line in apart)

@@ -1,4 +1,4 @@
-"""Families beyond Llama's: configs in three spellings, hidden states, and what their parts are."""
+"""Every family: configs in three spellings, hidden states, gradients, and what its parts are."""
 
 from __future__ import annotations
 
@@ -10,76 +10,41 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
+from cases import close, each, named
+from families import bare
 
-from boostr import backends
+from boostr import Tensor, backends, ops
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
 from boostr.errors import ModelFileError
 from boostr.models import FAMILIES, family
 from boostr.models.config import RawConfig
 
-BY_NAME = {case["name"]: case for case in cases.CASES}
-DECODERS = [c for c in cases.CASES if c["family"] != "bert"]
 NUMPY = backends.get("numpy")
-
-
-def config_of(name):
-    return json.loads((cases.DATA / name / "config.json").read_text())
 
 
 def read(raw):
     return family(raw["model_type"], "test").read_config(RawConfig(raw, "config.json"))
 
 
-def v4_gemma(raw):
-    """transformers 4: two thetas by name, scaling of the full layers alone."""
-    ropes = raw.pop("rope_parameters")
-    full = dict(ropes["full_attention"])
-    raw["rope_theta"] = full.pop("rope_theta")
-    raw["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
-    raw["rope_scaling"] = None if full["rope_type"] == "default" else full
-    return raw
+def defaults(case):
+    """What the class of its config in transformers has without arguments."""
+    return json.loads((cases.DATA / f"{case.family}.json").read_text())["defaults"]
 
 
-def v4_neox(raw):
-    rope = raw.pop("rope_parameters")
-    return raw | {
-        "rotary_pct": rope["partial_rotary_factor"],
-        "rotary_emb_base": rope["rope_theta"],
-    }
+@each(cases.CASES)
+def test_three_spellings_read_the_same(case):
+    """transformers 5, transformers 4, and without the keys that say what is the default."""
+    want = read(case.config)
+    assert read(case.data.v4(json.loads(json.dumps(case.config)))) == want
+    assert read(bare(case.config, defaults(case))) == want
 
 
-def v4_olmo(raw):
-    return raw | {"rope_theta": raw.pop("rope_parameters")["rope_theta"]}
-
-
-V4 = {"gemma3_text": v4_gemma, "gpt_neox": v4_neox, "olmo2": v4_olmo}
-
-
-@pytest.mark.parametrize(
-    "name", [c["name"] for c in DECODERS if c["family"] in V4 and c["name"] == c["expected"]]
-)
-def test_the_spelling_of_transformers_4_reads_the_same(name):
-    raw = config_of(name)
-    old = V4[raw["model_type"]](dict(raw))
-    assert read(old) == read(raw)
-
-
-@pytest.mark.parametrize("name", ["gemma3_text", "gpt_neox", "olmo2"])
-def test_keys_that_are_left_out_have_the_familys_defaults(name):
-    """A config with no key but its type is the family's own (transformers' defaults)."""
-    config = read({"model_type": name})
-    mixer, mlp = config.layers[0].mixer, config.layers[0].mlp
-    want = {
-        "gemma3_text": (2304, 26, 8, 4, 256, 9216, 1 / 16, 1e4, 256),
-        "gpt_neox": (6144, 44, 64, 64, 96, 24576, None, 1e4, 24),
-        "olmo2": (4096, 32, 32, 32, 128, 11008, None, 1e4, 128),
-    }[name]
-    rope = config.ropes[mixer.rope]
-    assert want == (
-        config.hidden_size, config.num_hidden_layers, mixer.heads, mixer.kv_heads, mixer.head_dim,
-        mlp.hidden, mixer.scale, rope.theta, rope.rotary_dim,
-    )  # fmt: skip
+@each(case for case in cases.CASES if case.first)
+def test_keys_that_are_left_out_have_the_familys_defaults(case):
+    """Sizes alone are what transformers' class has without arguments."""
+    whole = defaults(case)
+    assert read(bare(whole, whole)) == read(whole)
 
 
 def test_gemmas_layers_are_five_local_ones_to_a_full_one():
@@ -92,7 +57,7 @@ def test_gemmas_layers_are_five_local_ones_to_a_full_one():
 
 def test_a_softcap_of_0_is_none():
     """As llama.cpp reads it; 0 · tanh(x / 0) would make all logits 0, and every token 0."""
-    raw = config_of("gemma3_text/odd")
+    raw = named("gemma3_text/odd").config
     assert read({**raw, "final_logit_softcapping": 12.0}).head.softcap == 12
     assert read({**raw, "final_logit_softcapping": 0.0}).head.softcap is None
 
@@ -107,7 +72,7 @@ def test_a_softcap_of_0_is_none():
 )  # fmt: skip
 def test_numbers_that_no_model_has_are_refused_by_name(name, key, value):
     with pytest.raises(ModelFileError, match=key):
-        read({**config_of(name), key: value})
+        read({**named(name).config, key: value})
 
 
 def test_what_gemma_does_not_do_is_refused():
@@ -116,19 +81,33 @@ def test_what_gemma_does_not_do_is_refused():
         read(raw)
 
 
-@pytest.mark.parametrize("name", ["gemma3_text/odd", "gpt_neox/serial", "olmo2/odd", "llama/odd"])
-def test_hidden_states(name, tmp_path):
-    """One after the embedding, one after each layer; the head of the last gives the logits."""
-    module = load_module(cases.checkpoint(BY_NAME[name], tmp_path), backend=NUMPY)
-    runner = Runner(module, NUMPY)
-    ids = [5, 9, 100, 7]
-    states = [h.numpy() for h in runner.hidden_states(ids)]
-    assert len(states) == module.config.num_hidden_layers + 1
-    owner = module.lm_head or module.model.embed_tokens
-    logits = states[-1].astype(np.float64) @ owner.weight.numpy().astype(np.float64).T
-    cap = module.config.head.softcap
-    logits = logits if cap is None else cap * np.tanh(logits / cap)
-    np.testing.assert_allclose(runner.logits(ids).numpy(), logits, rtol=1e-3, atol=2e-4)
+@each(cases.CASES)
+def test_hidden_states_equal_transformers(case, plain_backend, tmp_path):
+    """After the embedding and after each layer, the last after the final norm."""
+    options = {} if case.spec.dtype == "float32" else {"dtype": "float32"}
+    module = load_module(cases.checkpoint(case, tmp_path), backend=plain_backend, **options)
+    runner = Runner(module, plain_backend)
+    runs = [runner.hidden_states(ids) for ids in cases.sequences(case)]
+    truth = cases.expected(case, "hidden_states")
+    for layer, want in zip(zip(*runs, strict=True), truth, strict=True):
+        close(cases.kept([states.numpy() for states in layer]), want)
+
+
+@each(cases.CASES)
+def test_gradients_reach_every_parameter(case, tmp_path):
+    module = load_module(cases.checkpoint(case, tmp_path), backend=NUMPY, dtype="float32")
+    weights = {}
+    for name, owner, attribute in module.parameters():
+        array = np.array(getattr(owner, attribute).numpy())
+        weights[name] = Tensor(array, backend=NUMPY, requires_grad=True)
+        setattr(owner, attribute, weights[name])
+    batch = Runner(module, NUMPY).packed(cases.sequences(case))
+    out = module.head(module.hidden(batch)) if case.generates else module.hidden(batch)
+    noise = np.random.default_rng(1).standard_normal(out.shape).astype(np.float32)
+    ops.core.sum(out * Tensor(noise, backend=NUMPY)).backward()
+    for name, weight in weights.items():
+        assert weight.grad is not None and np.isfinite(weight.grad.numpy()).all(), name
+        assert weight.grad.numpy().any(), name
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -141,7 +120,7 @@ def test_a_family_is_a_short_file(name):
 @pytest.mark.parametrize("name", ["llama/tied", "bert/mlm"])
 def test_a_forward_pass_keeps_no_hidden_states_but_the_last(name, tmp_path, monkeypatch):
     """Those of all layers took memory, and a GPU's cache (3.6 % of SmolLM2's prefill)."""
-    module = load_module(cases.checkpoint(BY_NAME[name], tmp_path), backend=NUMPY)
+    module = load_module(cases.checkpoint(named(name), tmp_path), backend=NUMPY)
     layers = module.encoder.layer if name.startswith("bert") else module.model.layers
     layers *= 3  # in place: six of them
     kind, alive, most = type(layers[0]), weakref.WeakSet(), []

@@ -10,8 +10,9 @@ import gguf_files
 import numpy as np
 import pytest
 import real_models
+from cases import each, named
 from click.testing import CliRunner
-from test_gguf_metadata import NAMES, logits
+from test_gguf_metadata import SAID, logits
 from test_gguf_models import changed, constants
 from tiny_model import make_tiny
 
@@ -38,13 +39,12 @@ def tensors(folder):
 def made(name, tmp_path):
     """The folder of a case, as far as GGUF can say it."""
     (tmp_path / "f").mkdir()
-    folder = changed(name, tmp_path / "f")
-    return changed(name, folder, **constants(folder))
+    return changed(name, tmp_path / "f", **constants(named(name)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_folder_comes_back(name, tmp_path):
-    folder = made(name, tmp_path)
+@each(SAID)
+def test_a_folder_comes_back(case, tmp_path):
+    name, folder = case.name, made(case.name, tmp_path)
     boostr.convert(folder, tmp_path / "m.gguf")
     back = boostr.convert(tmp_path / "m.gguf", tmp_path / "b")
     want, got = tensors(folder), tensors(back)

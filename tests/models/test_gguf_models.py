@@ -10,6 +10,7 @@ import cases
 import gguf_files
 import numpy as np
 import pytest
+from cases import close, each, named
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from boostr import backends, dtypes, ops
@@ -21,14 +22,7 @@ from boostr.io.hub import resolve
 from boostr.models.gguf import gguf_weights
 from boostr.quant.scheme import QuantizedTensor
 
-# What a GGUF cannot say: dynamic scaling, and windows outside of Gemma.
-LOST = ("llama/dynamic", "mistral/window", "qwen2/window", "qwen2/old_window")
-CASES = [
-    case
-    for case in cases.CASES
-    if case["family"] in gguf_files.ARCHITECTURES and case["name"] not in LOST
-]
-BY_NAME = {case["name"]: case for case in CASES}
+CASES = [case for case in cases.CASES if case.data.gguf and case.spec.in_gguf]
 
 
 def assert_logits(path, case, backend, rtol=1e-4):
@@ -36,39 +30,31 @@ def assert_logits(path, case, backend, rtol=1e-4):
     if backend.activation_dtype(dtypes.bfloat16) != dtypes.float32:
         options["dtype"] = "float32"
     runner = Runner(load_module(path, backend=backend, **options), backend)
-    truth = cases.expected(case)
-    for ids, logits in zip(
-        cases.segments(truth, "input_ids"), cases.segments(truth, "logits"), strict=True
-    ):
-        error = np.abs(runner.logits(ids).numpy() - logits).max() / np.abs(logits).max()
-        assert error <= rtol
+    found = [runner.logits(ids).numpy() for ids in cases.sequences(case)]
+    close(cases.kept(found), cases.expected(case, "logits"), rtol)
 
 
-def changed(case, folder, **config):
+def changed(name, folder, **config):
     """The case with other values in its config.json."""
-    path = cases.checkpoint(BY_NAME[case], folder) / "config.json"
+    path = cases.checkpoint(named(name), folder) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     return folder
 
 
-def constants(folder):
-    """Keys of a config.json that the converter does not write, as llama.cpp has them."""
-    config = json.loads((folder / "config.json").read_text())
-    if config["model_type"] == "gemma3_text":
-        return {"query_pre_attn_scalar": config["head_dim"], "layer_types": None}
-    return {"hidden_act": "gelu"} if config["model_type"] == "gpt_neox" else {}
+def constants(case):
+    """Keys of its config.json that the converter does not write, as llama.cpp has them."""
+    return case.data.gguf.constants(case.config)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+@each(CASES)
 def test_logits_equal_transformers(case, backend, tmp_path):
     folder = cases.checkpoint(case, tmp_path)
     made = gguf_files.convert(folder, tmp_path / "m.gguf")
-    said, file_says = json.loads((folder / "config.json").read_text()), constants(folder)
+    said, file_says = case.config, constants(case)
     if said | file_says == said:
         assert_logits(made, case, backend)
     else:  # the folder, whose logits are transformers' (test_decoders), with what the file says
-        want = logits(changed(case["name"], tmp_path, **file_says), backend)
-        assert np.abs(logits(made, backend) - want).max() <= 1e-4 * np.abs(want).max()
+        close(logits(made, backend), logits(changed(case.name, tmp_path, **file_says), backend))
 
 
 def logits(path, backend=None):
@@ -96,7 +82,7 @@ def test_numbers_of_yarn_are_obeyed(yarn, tmp_path):
 @pytest.mark.parametrize("name", ["llama/yarn", "llama/longrope"])
 def test_the_factor_on_attention_multiplies(name, tmp_path):
     """`attn_factor` comes on top of YaRN's own factor, and in place of longrope's."""
-    folder = cases.checkpoint(BY_NAME[name], tmp_path)
+    folder = cases.checkpoint(named(name), tmp_path)
     made = gguf_files.convert(
         folder, tmp_path / "m.gguf", metadata={"rope.scaling.attn_factor": 1.5}
     )
@@ -128,7 +114,7 @@ def test_the_factor_on_attention_multiplies(name, tmp_path):
     ],
 )
 def test_what_is_not_known_is_refused(metadata, message, tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/yarn"], tmp_path)
+    folder = cases.checkpoint(named("llama/yarn"), tmp_path)
     with pytest.raises(ModelFileError, match=re.escape(message)):
         load_module(gguf_files.convert(folder, tmp_path / "m.gguf", metadata=metadata))
 
@@ -137,7 +123,7 @@ def test_what_is_not_known_is_refused(metadata, message, tmp_path):
 @pytest.mark.parametrize("name", ["llama/tied", "qwen2/tied"])
 def test_q_k_and_v_in_one_tensor(name, kind, tmp_path):
     """Blocks are cut between rows: packed or apart, the numbers are the same."""
-    folder = cases.checkpoint(BY_NAME[name], tmp_path)
+    folder = cases.checkpoint(named(name), tmp_path)
     apart = gguf_files.convert(folder, tmp_path / "a.gguf", kind)
     packed = gguf_files.convert(folder, tmp_path / "p.gguf", kind, packed=True)
     assert np.array_equal(logits(packed), logits(apart))
@@ -145,7 +131,7 @@ def test_q_k_and_v_in_one_tensor(name, kind, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -1.0])
 def test_frequency_factors_must_be_positive(value, tmp_path, monkeypatch):
-    folder = cases.checkpoint(BY_NAME["llama/llama3"], tmp_path)
+    folder = cases.checkpoint(named("llama/llama3"), tmp_path)
     wrong = {"rope_freqs.weight": np.array([1, value] * 4, np.float32)}
     monkeypatch.setattr(gguf_files, "_rope_tensors", lambda config: wrong)
     with pytest.raises(ModelFileError, match=r"rope_freqs\.weight must be positive numbers"):
@@ -155,7 +141,7 @@ def test_frequency_factors_must_be_positive(value, tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"quantize": "int8"}])
 def test_q_k_and_v_in_one_tensor_stay_in_one(options, backend, tmp_path):
     """Read once, and the layers have views of it; in every form the numbers are those apart."""
-    folder = cases.checkpoint(BY_NAME["qwen2/tied"], tmp_path)
+    folder = cases.checkpoint(named("qwen2/tied"), tmp_path)
     apart = gguf_files.convert(folder, tmp_path / "a.gguf")
     packed = gguf_files.convert(folder, tmp_path / "p.gguf", packed=True)
     want, got = (
@@ -173,7 +159,7 @@ def test_q_k_and_v_in_one_tensor_stay_in_one(options, backend, tmp_path):
 
 
 def test_a_split_model_is_found_by_any_part_or_its_folder(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/llama3"], tmp_path)
+    folder = cases.checkpoint(named("llama/llama3"), tmp_path)
     want = logits(gguf_files.convert(folder, tmp_path / "m.gguf"))
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -185,7 +171,7 @@ def test_a_split_model_is_found_by_any_part_or_its_folder(tmp_path):
 
 
 def test_a_split_model_must_be_whole(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/untied"], tmp_path)
+    folder = cases.checkpoint(named("llama/untied"), tmp_path)
     first = gguf_files.convert(folder, tmp_path / "m.gguf", parts=3)
     second, third = (gguf_files.part_path(tmp_path / "m.gguf", n, 3) for n in (1, 2))
     third.rename(tmp_path / "kept")

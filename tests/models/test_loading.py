@@ -9,6 +9,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+from cases import named
 from packed import draw
 
 from boostr import backends
@@ -18,15 +19,13 @@ from boostr.io.safetensors import open_safetensors, save
 from boostr.models.weights import _join
 from boostr.ops.quant import dequantize
 
-BY_NAME = {c["name"]: c for c in cases.CASES}
-
 
 @pytest.fixture
 def edit(tmp_path):
     """edit(case, change(tensors, config)) -> folder of the changed checkpoint."""
 
     def make(name, change):
-        folder = cases.checkpoint(BY_NAME[name], tmp_path)
+        folder = cases.checkpoint(named(name), tmp_path)
         with open_safetensors(folder) as files:
             tensors = {n: np.array(files.tensor(n)) for n in files.names}
         config = json.loads((folder / "config.json").read_text())
@@ -155,7 +154,7 @@ def test_keys_that_name_code_are_inert(edit):
 
 
 def test_stored_form_is_kept_without_a_copy(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/bf16"], tmp_path)
+    folder = cases.checkpoint(named("llama/bf16"), tmp_path)
     module = load_module(folder, backend="numpy")
     weight = module.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == "bfloat16"
@@ -165,13 +164,13 @@ def test_stored_form_is_kept_without_a_copy(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtype_converts_matrices(tmp_path, dtype):
-    module = load_module(cases.checkpoint(BY_NAME["llama/untied"], tmp_path), dtype=dtype)
+    module = load_module(cases.checkpoint(named("llama/untied"), tmp_path), dtype=dtype)
     assert module.model.layers[0].mlp.up_proj.weight.dtype == dtype
     assert module.model.norm.weight.dtype == np.float32
 
 
 def test_bad_dtype_and_scheme_are_named(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/untied"], tmp_path)
+    folder = cases.checkpoint(named("llama/untied"), tmp_path)
     with pytest.raises(DTypeError, match="int8"):
         load_module(folder, dtype="int8")
     with pytest.raises(OptionError, match="did you mean 'int8-g128'"):
@@ -204,7 +203,7 @@ def test_packed_embeddings_keep_the_activations_of_the_file(tmp_path, monkeypatc
     """They were float32 then, and on a GPU all products ran on its slow units."""
     backend = backends.get("numpy")
     monkeypatch.setattr(type(backend), "activation_dtype", lambda self, stored: stored)
-    folder = cases.checkpoint(BY_NAME["llama/bf16"], tmp_path)
+    folder = cases.checkpoint(named("llama/bf16"), tmp_path)
     for embeddings in (False, True):
         module = load_module(
             folder, backend=backend, quantize="int8", quantize_embeddings=embeddings

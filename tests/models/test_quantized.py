@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import packed_files as files
 import pytest
-from cases import cases, checkpoint
+from cases import checkpoint, named
 from tiny_model import make_tiny
 
 import boostr
@@ -309,7 +309,7 @@ def test_forms_are_told_by_headers(tmp_path):
 )
 def test_heads_of_packed_weights(packer, config, tmp_path):
     """GPT-NeoX has q, k and v of each head end to end in one weight."""
-    (case, *_), rng = cases("gpt_neox"), np.random.default_rng(3)
+    case, rng = named("gpt_neox/parallel"), np.random.default_rng(3)
     folder = checkpoint(case, tmp_path)
     with open_safetensors(folder) as source:
         arrays = {name: source.tensor(name).copy() for name in source.names}

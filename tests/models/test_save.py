@@ -8,14 +8,12 @@ import cases
 import gguf_files
 import numpy as np
 import pytest
+from cases import each, named
 
 from boostr.engine.load import load_module
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import INDEX, SINGLE, open_safetensors
 from boostr.models.save import save_folder
-
-BY_NAME = {case["name"]: case for case in cases.CASES}
-IDS = [case["name"] for case in cases.CASES]
 
 
 def arrays(folder):
@@ -23,7 +21,7 @@ def arrays(folder):
         return {name: np.array(files.tensor(name)) for name in files.names}
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=IDS)
+@each(cases.CASES)
 def test_loaded_and_saved_is_the_same(case, tmp_path):
     """Parameters bit for bit; and the tensors are those of the checkpoint, by name and value."""
     source = tmp_path / "source"
@@ -44,7 +42,7 @@ def test_loaded_and_saved_is_the_same(case, tmp_path):
 def test_shards(tmp_path):
     source, saved = tmp_path / "source", tmp_path / "saved"
     source.mkdir()
-    module = load_module(cases.checkpoint(BY_NAME["llama/untied"], source), backend="numpy")
+    module = load_module(cases.checkpoint(named("llama/untied"), source), backend="numpy")
     save_folder(module, saved, shard_bytes=20_000)
     index = json.loads((saved / INDEX).read_text())
     files = sorted(path.name for path in saved.glob("*.safetensors"))
@@ -57,7 +55,7 @@ def test_shards(tmp_path):
 
 
 def test_a_folder_with_weights_is_left_alone(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/untied"], tmp_path)
+    folder = cases.checkpoint(named("llama/untied"), tmp_path)
     before = (folder / SINGLE).read_bytes()
     with pytest.raises(ModelFileError, match="weights in this folder already"):
         save_folder(load_module(folder, backend="numpy"), folder)
@@ -65,7 +63,7 @@ def test_a_folder_with_weights_is_left_alone(tmp_path):
 
 
 def test_packed_weights_have_no_form_in_a_folder(tmp_path):
-    folder = cases.checkpoint(BY_NAME["llama/untied"], tmp_path)
+    folder = cases.checkpoint(named("llama/untied"), tmp_path)
     module = load_module(folder, backend="numpy", quantize="int8")
     with pytest.raises(ModelFileError, match=r"is packed as int8.*without quantize"):
         save_folder(module, tmp_path / "saved")
@@ -78,7 +76,7 @@ def test_packed_weights_have_no_form_in_a_folder(tmp_path):
 )
 def test_what_lies_otherwise_in_gguf_cannot_be_a_folder(name, what, tmp_path):
     """Other readers of the folder would compute something else, in silence."""
-    folder = cases.checkpoint(BY_NAME[name], tmp_path)
+    folder = cases.checkpoint(named(name), tmp_path)
     module = load_module(gguf_files.convert(folder, tmp_path / "m.gguf"), backend="numpy")
     with pytest.raises(ModelFileError, match=f"came from a GGUF file, whose {what}"):
         save_folder(module, tmp_path / "saved")
