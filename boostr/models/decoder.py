@@ -1,19 +1,15 @@
-"""CausalLM: the decoder that a `ModelConfig` describes. Families read a config into one; those
-whose layers are of another form set `block`."""
+"""CausalLM: the decoder that a `ModelConfig` describes. Families read a config into one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from boostr import nn
 from boostr.models import plan
-from boostr.models.base import GENERATES, Model, last_of
+from boostr.models.base import GENERATES, last_of
 from boostr.models.config import ModelConfig
 from boostr.models.plan import LoadPlan
-from boostr.models.stack import Stack
+from boostr.models.stack import StackModel
 from boostr.nn import fusion
 from boostr.nn.specs import HeadSpec
 from boostr.nn.states import State
@@ -21,25 +17,18 @@ from boostr.ops import core
 from boostr.tensor import Tensor
 
 
-class CausalLM(Model):
+class CausalLM(StackModel):
     """A decoder and the head that turns its hidden states into logits."""
 
     capabilities = frozenset({GENERATES})
-    block: Callable[..., Any] = nn.Block
 
     def __init__(self, config: ModelConfig) -> None:
-        self.config, self.ropes = config, config.ropes
-        self.model = Stack(config, type(self).block)
+        super().__init__(config)
         self._head = head = config.head or HeadSpec()
         self.lm_head = None
         if not head.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, head.bias)
             self.lm_head.weight = nn.Parameter((config.vocab_size, config.hidden_size), "head")
-
-    @property
-    def activation_dtype(self) -> np.dtype:
-        """Of hidden states, keys and values."""
-        return self.model.embed_tokens.dtype
 
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
@@ -59,11 +48,6 @@ class CausalLM(Model):
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Hidden states [T, E] of packed tokens before the final norm."""
         return last_of(self.model(batch))
-
-    def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
-        """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""
-        *states, end = self.model(batch)
-        return [*states, self.model.ended(end)]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from boostr import nn
+from boostr.models.base import Model
 from boostr.models.config import ModelConfig
 from boostr.nn.norm import maybe_norm
 from boostr.tensor import Tensor
@@ -51,3 +54,24 @@ class Stack(nn.Module):
     def ended(self, x: Tensor) -> Tensor:
         """The last hidden states under the final norm."""
         return x if self.norm is None else self.norm(x)
+
+
+class StackModel(Model):
+    """A stack, and what a subclass makes of its hidden states. Families whose layers are of another
+    form than `nn.Block` set `block`."""
+
+    block: Callable[..., Any] = nn.Block
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config, self.ropes = config, config.ropes
+        self.model = Stack(config, type(self).block)
+
+    @property
+    def activation_dtype(self) -> np.dtype:
+        """Of hidden states, keys and values."""
+        return self.model.embed_tokens.dtype
+
+    def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
+        """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""
+        *states, end = self.model(batch)
+        return [*states, self.model.ended(end)]

@@ -114,14 +114,14 @@ def test_gradients_reach_every_parameter(case, tmp_path):
 def test_a_family_is_a_short_file(name):
     """Config reading, a load plan, and a block only where it differs: no copies of parts."""
     source = Path(importlib.import_module(f"boostr.models.{FAMILIES[name][0]}").__file__)
-    assert len(source.read_text().splitlines()) <= (210 if name == "bert" else 150)
+    assert len(source.read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("name", ["llama/tied", "bert/mlm"])
 def test_a_forward_pass_keeps_no_hidden_states_but_the_last(name, tmp_path, monkeypatch):
     """Those of all layers took memory, and a GPU's cache (3.6 % of SmolLM2's prefill)."""
     module = load_module(cases.checkpoint(named(name), tmp_path), backend=NUMPY)
-    layers = module.encoder.layer if name.startswith("bert") else module.model.layers
+    layers = module.model.layers
     layers *= 3  # in place: six of them
     kind, alive, most = type(layers[0]), weakref.WeakSet(), []
     original = kind.__call__

@@ -1,0 +1,50 @@
+"""Model: the encoder that a `ModelConfig` describes: hidden states of packed texts, for embeddings.
+Every token sees every token of its text. Families read a config into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from boostr import nn
+from boostr.errors import ModelFileError, OptionError
+from boostr.models import config as read
+from boostr.models.base import last_of
+from boostr.models.config import ModelConfig, RawConfig
+from boostr.models.stack import StackModel
+from boostr.nn.specs import LayerSpec
+from boostr.nn.states import State
+from boostr.tensor import Tensor
+
+
+class Model(StackModel):
+    """Hidden states; poolers and heads of a checkpoint are not part of it."""
+
+    capabilities = frozenset({"embed"})
+
+    def states(self) -> list[list[State]]:
+        """Nothing: every forward pass is over whole texts."""
+        return [[] for _ in self.model.layers]
+
+    def hidden(self, batch: nn.Batch) -> Tensor:
+        """Last hidden states [T, E] of packed texts, after the final norm if there is one."""
+        return self.model.ended(last_of(self.model(batch)))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Refused: what `capabilities` does not name."""
+        raise OptionError(f"{self.config.model_type!r} is an encoder: it gives no logits")
+
+    def __call__(self, batch: nn.Batch) -> Tensor:
+        return self.hidden(batch)
+
+
+def encoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> ModelConfig:
+    """The whole: no head, and unless a family says otherwise no final norm and no rope.
+
+    Raises:
+        ModelFileError: a checkpoint that was made into a decoder.
+    """
+    if config.get("is_decoder", bool, False):
+        raise ModelFileError(f"{config.source}: is_decoder must be False, got True")
+    absent = {"norm": None, "ropes": {}, "head": None}
+    return read.decoder_config(config, layers, **{**absent, **changes})
