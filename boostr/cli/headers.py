@@ -170,7 +170,7 @@ def _safetensors(found: ResolvedModel) -> Summary:
         source=found.source,
         path=str(path),
         format=f"safetensors, {len(shards)} {'file' if len(shards) == 1 else 'shards'}",
-        architecture=_text(config.raw.get("model_type")),
+        architecture=_architecture(config),
         refusal=wrong or _refusal(config, raw) or unfit,
         file_bytes=sum(shard.stat().st_size for shard in shards),
         tensors=rows,
@@ -182,6 +182,12 @@ def _safetensors(found: ResolvedModel) -> Summary:
         sizes=_wholes({name: config.raw.get(name) for name in _SIZES}),
         weights=weights,
     )
+
+
+def _architecture(config: RawConfig) -> str | None:
+    """The model_type; of a wrapper also that of the part that runs."""
+    outer, inner = (_text(raw.get("model_type")) for raw in (config.given, config.raw))
+    return outer if outer == inner else f"{outer} (its text part, {inner})"
 
 
 def _encoder(folder: Path) -> tuple[Path, str | None]:

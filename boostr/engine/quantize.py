@@ -129,7 +129,7 @@ def quantize(
 
 def _described(folder: Path, config: RawConfig, plan: Recipe, source: _Source) -> Method:
     """Write the config.json that says what the weights are; the method that lays them out so."""
-    raw = dict(config.raw) | plan.config(source.modules)
+    raw = dict(config.given) | plan.config(source.modules)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     method = method_of(raw, plan.name)
     if method is None:

@@ -13,6 +13,7 @@ from boostr.errors import ModelFileError
 from boostr.io.settings import TABLES, Settings
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
+from boostr.models.wrapped import WRAPPERS, text_part
 
 # model_type -> (module of boostr.models, class)
 FAMILIES = {
@@ -50,13 +51,19 @@ def family(model_type: str, source: str) -> type[Model]:
 
 
 def family_of(config: RawConfig) -> type[Model]:
-    """The class for a config, no key of which asks for what no family has.
+    """The class for a config, no key of which asks for what no family has. Of a wrapper it is that
+    of its text part.
 
     Raises:
         ModelFileError: an unknown model_type, or a key that is refused (`boostr.io.settings`).
     """
     Settings(config.raw, config.source, TABLES["config.json"])
-    return family(config.get("model_type", str), config.source)
+    outer, kind = config.given.get("model_type"), config.get("model_type", str)
+    if outer in WRAPPERS:
+        wrapper = WRAPPERS[outer]
+        text = kind if kind in FAMILIES else wrapper.text
+        return text_part(wrapper, text, lambda name: family(name, config.source))
+    return family(kind, config.source)
 
 
 def _module(name: str) -> ModuleType:

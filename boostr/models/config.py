@@ -23,12 +23,20 @@ _MISSING = object()
 
 
 class RawConfig:
-    """A config.json with typed access. Of keys that no family reads `io/settings.py` says more."""
+    """A config.json with typed access. Of keys that no family reads `io/settings.py` says more.
+
+    Attributes:
+        given: as it was read.   raw: with the keys of a `text_config` over those around it, but for
+            `tie_word_embeddings`, of which the outer one counts.
+        source: for messages.
+    """
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         nested = raw.get("text_config")
-        self.raw = {**raw, **nested} if isinstance(nested, Mapping) else dict(raw)
-        self.source = source
+        self.given, self.raw, self.source = raw, dict(raw), source
+        if isinstance(nested, Mapping):
+            tied = {k: raw[k] for k in ("tie_word_embeddings",) if raw.get(k) is not None}
+            self.raw |= {**nested, **tied}
 
     def filled(self, **defaults: Any) -> RawConfig:
         """This config with a family's own defaults for the keys that it leaves out; as in
