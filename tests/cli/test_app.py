@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_model import command, environment, make_tiny
+from tiny_model import HANG, command, environment, make_tiny
 
 from boostr import __version__
 from boostr.cli.app import VERBS
@@ -123,7 +123,7 @@ def test_kill_unwinds_what_runs(tiny: str) -> None:
         "run.command.callback = killed; app.main()"
     )
     args = [sys.executable, "-c", code, "run", "-m", tiny, "hi"]
-    done = subprocess.run(args, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(args, env=environment(), capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 143 and done.stderr == ""
     assert not Path(done.stdout.strip()).exists()
 

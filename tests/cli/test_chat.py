@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tiny_model import command, environment, make_tiny
+from tiny_model import HANG, command, environment, make_tiny
 
 from boostr import load
 from boostr.cli.conversation import Conversation
@@ -94,7 +94,7 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         """Wait until `text` has come since the last call."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + HANG
         while text not in self.seen:
             ready = select.select([self._own], [], [], max(0, end - time.monotonic()))[0]
             assert ready, f"{text!r} did not come: {self.seen!r}"
@@ -110,7 +110,7 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> int:
-        code = self.process.wait(60)
+        code = self.process.wait(HANG)
         os.close(self._own)
         assert "Traceback" not in self.seen
         return code

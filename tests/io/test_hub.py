@@ -3,7 +3,6 @@
 import json
 import subprocess
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,10 +286,8 @@ def test_a_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(hub, "_PROBE_SECONDS", 0.05)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: release.wait())
-    started = time.monotonic()
     try:
         with pytest.raises(DownloadError, match=r"no answer in 0\.05 s"):
             resolve("org/name")
     finally:
         release.set()
-    assert time.monotonic() - started < 30  # and not for ever

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -274,7 +275,8 @@ def test_a_lost_device_is_said_by_every_call_from_then_on(gpu):
 def test_time_is_measured(gpu):
     source = gpu.from_numpy(np.zeros(1 << 12, np.uint32))
     _, program = gpu.capture(lambda: copied(gpu, source))
-    assert 0 < program.seconds() < 10
+    started = time.perf_counter()
+    assert 0 < program.seconds() < time.perf_counter() - started
     assert gpu.memory_bandwidth() > 1e6
 
 
