@@ -90,7 +90,8 @@ TABLES: dict[str, Table] = {
                  "cache_implementation"),
         ANY: INERT,
     },
-    # What families read they check themselves, with types and defaults of their own.
+    # What families read they check themselves, with types and defaults of their own; what is inert
+    # or refused in some of them alone they say in `keys`.
     "config.json": {
         **dict.fromkeys(
             ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), unless(False)),
@@ -104,8 +105,6 @@ TABLES: dict[str, Table] = {
         **_inert("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
                  "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
                  "id2label", "label2id", "problem_type", "pad_token_id"),
-        "attn_logit_softcapping": INERT,  # of gemma3_text, where transformers does not use it
-        "is_decoder": INERT,  # decoders are, and encoders refuse it themselves
         ANY: INERT,
     },
     "config_sentence_transformers.json": {

@@ -51,19 +51,21 @@ def family(model_type: str, source: str) -> type[Model]:
 
 
 def family_of(config: RawConfig) -> type[Model]:
-    """The class for a config, no key of which asks for what no family has. Of a wrapper it is that
-    of its text part.
+    """The class for a config, no key of which asks for what the family has not. Of a wrapper it is
+    that of its text part.
 
     Raises:
         ModelFileError: an unknown model_type, or a key that is refused (`boostr.io.settings`).
     """
-    Settings(config.raw, config.source, TABLES["config.json"])
     outer, kind = config.given.get("model_type"), config.get("model_type", str)
     if outer in WRAPPERS:
         wrapper = WRAPPERS[outer]
         text = kind if kind in FAMILIES else wrapper.text
-        return text_part(wrapper, text, lambda name: family(name, config.source))
-    return family(kind, config.source)
+        found = text_part(wrapper, text, lambda name: family(name, config.source))
+    else:
+        found = family(kind, config.source)
+    Settings(config.raw, config.source, {**TABLES["config.json"], **found.keys})
+    return found
 
 
 def _module(name: str) -> ModuleType:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from boostr.io.settings import Table
 from boostr.models.architecture import Architecture
 from boostr.nn.batch import Batch
 from boostr.nn.module import Module
@@ -38,11 +39,13 @@ class Model(Module):
         config: its sizes under Hugging Face's names, of which the engine reads model_type,
             vocab_size, hidden_size and max_position_embeddings.
         capabilities: what it is for: "generate", "embed".
+        keys: of its config.json what is inert or refused in this family alone.
         gguf: how it lies in GGUF; files are written as the first.
         ropes: the tables of cosines and sines that `hidden` wants in the batch, by name.
     """
 
     capabilities: ClassVar[frozenset[str]]
+    keys: ClassVar[Table] = {}
     gguf: ClassVar[tuple[Architecture, ...]] = ()
     config: Any
     ropes: Mapping[str, RopeConfig]

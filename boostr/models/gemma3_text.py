@@ -6,9 +6,10 @@ Norm weights are stored minus 1. The keys that GGUF's reader adds say what its f
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from boostr.errors import ModelFileError
+from boostr.io.settings import INERT, Table, unless
 from boostr.models import config as read
 from boostr.models import decoder, plan
 from boostr.models.architecture import Architecture
@@ -46,6 +47,11 @@ def _written(config: ModelConfig) -> dict[str, Any]:
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
+    # transformers does not use the softcap of attention in this family
+    keys: ClassVar[Table] = {
+        "attn_logit_softcapping": INERT,
+        "use_bidirectional_attention": unless(False),
+    }
     gguf = (
         Architecture(
             "gemma3",
@@ -63,8 +69,6 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
-        if config.get("use_bidirectional_attention", bool, False):
-            raise ModelFileError(f"{config.source}: use_bidirectional_attention is not supported")
         norm = read.rms_norm(config, offset=config.get("norm_offset", float))
         bias = config.get("attention_bias", bool, False)
         scalar = config.get("query_pre_attn_scalar", float)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from boostr.io.settings import INERT, Table
 from boostr.models import config as read
 from boostr.models import decoder, plan
 from boostr.models.architecture import Architecture
@@ -20,6 +23,7 @@ DEFAULTS = {
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
+    keys: ClassVar[Table] = {"is_decoder": INERT}
     gguf = (
         Architecture(
             "gptneox",

@@ -85,6 +85,7 @@ def test_blocks_that_lie_packed_are_decoded(name, tmp_path):
         np.testing.assert_array_equal(rounded[key], array.astype(rounded[key].dtype))
 
 
+@pytest.mark.filterwarnings("ignore:.*take other types")
 def test_bands_and_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(from_gguf, "SHARD_BYTES", 20_000)
     monkeypatch.setattr("boostr.models.gguf_folder._BAND_BYTES", 1000)
@@ -194,6 +195,7 @@ def test_factors_that_no_config_says(tmp_path):
         boostr.convert(path, tmp_path / "b")
 
 
+@pytest.mark.filterwarnings("ignore:.*take other types")
 def test_the_command(tmp_path):
     path = boostr.convert(make_tiny(tmp_path / "f"), tmp_path / "m.gguf", kind="Q8_0")
     args = ["convert", str(path), "-o", str(tmp_path / "b"), "--dtype", "float16", "--json"]

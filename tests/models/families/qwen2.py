@@ -3,6 +3,9 @@
 from families import GGUF, SMALL, Case, Family, flat_rope, without
 
 SIZES = without(SMALL, "head_dim")
+WINDOW = {
+    "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1
+}  # fmt: skip
 
 
 def v4(raw):
@@ -15,12 +18,7 @@ FAMILY = Family(
     model="Qwen2ForCausalLM",
     cases={
         "tied": Case(SIZES | {"tie_word_embeddings": True}),
-        "window": Case(
-            SIZES
-            | {"num_hidden_layers": 3}
-            | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
-            in_gguf=False,
-        ),
+        "window": Case(SIZES | WINDOW, in_gguf=False),
     },
     v4=v4,
     gguf=GGUF("qwen2"),

@@ -1,0 +1,46 @@
+"""Write tests/models/data/config_keys.json: the keys of the config classes of transformers.
+
+    python tests/models/make_config_keys.py        needs transformers 5
+
+model_type -> keys that its class has and not all classes have, "*" -> those of all. Of wrappers the
+class of their text model is there, too. Run it by hand for a new type; test_keys.py reads the file.
+"""
+
+import json
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+TYPES = """
+    llama mistral qwen2 qwen3 gemma3_text gpt_neox olmo2 bert
+    phi3 smollm3 granite granitemoehybrid ministral3 gemma gemma2 gpt2
+    xlm-roberta roberta mpnet distilbert nomic_bert modernbert eurobert electra albert
+    gemma3 mistral3 qwen3_vl qwen2_5_vl smolvlm
+    olmo olmo3 stablelm starcoder2 phi cohere cohere2 exaone4 glm glm4 hunyuan_v1_dense ernie4_5
+    arcee apertus seed_oss nanochat helium nemotron
+    opt bloom mpt falcon gpt_neo gptj gpt_bigcode
+"""
+# what transformers 4 wrote into every file
+OLD = {
+    "torch_dtype", "tie_encoder_decoder", "pruned_heads", "add_cross_attention",
+    "cross_attention_hidden_size",
+}  # fmt: skip
+
+
+def main() -> None:
+    shared = PretrainedConfig().to_dict().keys() - {"model_type"}
+    keys = {"*": sorted(shared | OLD)}
+    waiting = TYPES.split()
+    for name in waiting:
+        config = CONFIG_MAPPING[name]().to_dict()
+        keys[name] = sorted(key for key in config if key not in shared and not key.startswith("_"))
+        text = config.get("text_config", {}).get("model_type")
+        if text is not None and text not in waiting:
+            waiting.append(text)
+    lines = [f"{json.dumps(name)}: {json.dumps(keys[name])}" for name in sorted(keys)]
+    path = Path(__file__).parent / "data" / "config_keys.json"
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
