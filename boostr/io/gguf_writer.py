@@ -22,7 +22,7 @@ from boostr.io.gguf import GGML_TYPES
 ALIGNMENT = 32
 _IDS = {name: (id_, size, nbytes) for id_, (name, size, nbytes) in GGML_TYPES.items()}
 _BOOL, _STRING, _ARRAY, _U32, _F32, _U64 = 7, 8, 9, 4, 6, 10
-_ARRAYS = {np.dtype("i4"): 5, np.dtype("f4"): 6}
+_ARRAYS = {np.dtype("u1"): 0, np.dtype("i4"): 5, np.dtype("f4"): 6}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ a tokenizer that is almost right.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +15,18 @@ import numpy as np
 
 from boostr.errors import TokenizerError
 from boostr.io.gguf_special_tokens import END_IDS
-from boostr.io.pre_tokenizers import PRE_TOKENIZERS
+from boostr.io.pre_tokenizer_names import pre_tokenizer_name, steps_of
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_gguf import build_from_gguf, has_tokenizer
-from boostr.io.tokenizer_sentencepiece import SPACE
+from boostr.io.tokenizer_sentencepiece import BYTE_TOKENS, SPACE
+from boostr.io.tokenizer_wordpiece import as_marked
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # llama_token_type
-_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_UNUSED_SCORE = -10000.0
+_IDS = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
+    "sep_token": "seperator", "cls_token": "cls", "mask_token": "mask",
+}  # fmt: skip  # "seperator" is how the format spells it
 _CHECK = (
     "Hello, world! I'm sure they'LL've 3 33 333 3333 33333 tokens 3.14\n\n\n  spaces   and\t\t tabs"
     " \n don't WE'RE naïve façade Привет мир 你好世界 こんにちは 안녕 🚀😀 ''''``` __init__(self):"
@@ -54,32 +60,26 @@ def gguf_tokenizer(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     Raises:
         TokenizerError: a kind that GGUF has no form for, or a pre-tokenizer that has no name there.
     """
-    inner = tokenizer.inner
-    model = json.loads(inner.to_str())["model"]
-    if model.get("type") != "BPE":
-        raise TokenizerError(f"{tokenizer.source}: {model.get('type')} is not written to GGUF")
+    inner, source = tokenizer.inner, tokenizer.source
+    state = json.loads(inner.to_str())
+    kind = state["model"]["type"]
+    if kind not in _WRITERS:
+        raise TokenizerError(f"{source}: {kind} is not written to GGUF; {', '.join(_WRITERS)} are")
     tokens, types = _tokens(tokenizer, rows)
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    data: dict[str, Any] = {"tokens": tokens, "token_type": types, **_ids(tokenizer)}
-    if model.get("byte_fallback"):
-        data |= _sentencepiece(tokens, types, merges, inner)
-        options: tuple[str, ...] = ("default",)
-    else:
-        data |= {"model": "gpt2", "merges": [" ".join(merge) for merge in merges]}
-        options = (*(name for name in PRE_TOKENIZERS if name != "default"), "default")
+    data: dict[str, Any] = {"pre": "default", "tokens": tokens, "token_type": types}
+    data |= _WRITERS[kind](state, data | _ids(tokenizer), tokenizer)
     named = {f"tokenizer.ggml.{key}": value for key, value in data.items()}
     for name, template in tokenizer.special.templates.items():
         end = "" if name == "default" else f".{name}"
         named[f"tokenizer.chat_template{end}"] = template
-    want = inner.encode(_CHECK).ids
-    for pre in options:
-        made = {**named, "tokenizer.ggml.pre": pre}
-        if build_from_gguf(made, tokenizer.source)[0].encode(_CHECK).ids == want:
-            return made
-    raise TokenizerError(
-        f"{tokenizer.source}: no tokenizer of GGUF that boostr knows cuts text as this one does "
-        f"(tried: {', '.join(options)}), so it would get wrong tokens from its own model"
-    )
+    # HF's unigram ones keep a space at the end that SentencePiece itself drops.
+    check = _CHECK.rstrip() if kind == "Unigram" else _CHECK
+    if build_from_gguf(named, source)[0].encode(check).ids != inner.encode(check).ids:
+        raise TokenizerError(
+            f"{source}: the nearest that GGUF can say of this tokenizer (model {data['model']!r}, "
+            f"pre {data['pre']!r}) cuts text otherwise, so a model would get wrong tokens from it"
+        )
+    return named
 
 
 def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], np.ndarray]:
@@ -96,6 +96,7 @@ def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], np.ndarray]:
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The special tokens as declared, and those that `encode` adds in their place."""
     inner, found = tokenizer.inner, dict[str, Any]()
     for name, key in _IDS.items():
         text = tokenizer.special.names.get(name)
@@ -103,12 +104,28 @@ def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
         if id_ is not None:
             found[f"{key}_token_id"] = id_
     around, bare = (inner.encode("a", add_special_tokens=flag).ids for flag in (True, False))
-    found["add_bos_token"] = around[0] != bare[0]
-    found["add_eos_token"] = around[-1] != bare[-1]
+    found["add_bos_token"] = around[:1] != bare[:1]
+    found["add_eos_token"] = around[-1:] != bare[-1:]
+    if found["add_bos_token"]:
+        found["bos_token_id"] = around[0]
+    if found["add_eos_token"]:
+        declared = found.get("eos_token_id", around[-1])
+        found["eos_token_id"] = around[-1]
+        if declared != around[-1]:
+            found["eot_token_id"] = declared
     return found
 
 
-def _sentencepiece(
+def _bpe(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    model = state["model"]
+    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    if model["byte_fallback"]:
+        return data | _scored(data["tokens"], data["token_type"], merges, tokenizer.inner)
+    pre = pre_tokenizer_name(state, tokenizer)
+    return data | {"model": "gpt2", "pre": pre, "merges": [" ".join(merge) for merge in merges]}
+
+
+def _scored(
     tokens: list[str], types: np.ndarray, merges: list[tuple], inner: Any
 ) -> dict[str, Any]:
     """The scores say in which order pieces are joined: the first merge that makes one ranks it."""
@@ -116,15 +133,68 @@ def _sentencepiece(
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     scores = [-float(ranks.get(token, len(merges) + i)) for i, token in enumerate(tokens)]
-    for i, token in enumerate(tokens):
-        if types[i] == _NORMAL and len(token) == 6 and token.startswith("<0x"):
-            types[i] = _BYTE
-    unknown = json.loads(inner.to_str())["model"].get("unk_token")
-    if unknown in tokens:
-        types[tokens.index(unknown)] = _UNKNOWN
+    _mark(tokens, types, inner.model.unk_token)
     first = inner.encode("a", add_special_tokens=False).tokens
     return {
         "model": "llama",
         "scores": np.array(scores, np.float32),
         "add_space_prefix": bool(first) and first[0].startswith(SPACE),
     }
+
+
+def _mark(tokens: list[str], types: np.ndarray, unknown: str | None) -> None:
+    """Sets the types of pieces for bytes, and of the unknown token."""
+    for i, token in enumerate(tokens):
+        if token in BYTE_TOKENS and types[i] == _NORMAL:
+            types[i] = _BYTE
+    if unknown in tokens:
+        types[tokens.index(unknown)] = _UNKNOWN
+
+
+def _unigram(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    vocab, unknown = state["model"]["vocab"], state["model"]["unk_id"]
+    tokens, inner = data["tokens"], tokenizer.inner
+    scores = np.full(len(tokens), _UNUSED_SCORE, np.float32)
+    known = vocab[: len(tokens)]
+    scores[: len(known)] = [score for _, score in known]
+    _mark(tokens, data["token_type"], vocab[unknown][0])
+    scores[data["token_type"] == _BYTE] = 0
+    normalizers, cuts = steps_of(state["normalizer"]), steps_of(state["pre_tokenizer"])
+    trims = any(step["type"] in ("Replace", "WhitespaceSplit") for step in (*normalizers, *cuts))
+    one, two = inner.encode("a").ids, inner.encode("a", "a").ids
+    made = {
+        "model": "t5",
+        "scores": scores,
+        "unknown_token_id": unknown,
+        "add_space_prefix": any(s.get("prepend_scheme") in ("always", "first") for s in cuts),
+        "remove_extra_whitespaces": trims,
+        "add_sep_token": two == [*one, one[-1], *one[1:]],
+    }
+    for step in normalizers:
+        if step["type"] == "Precompiled":
+            charsmap = base64.b64decode(step["precompiled_charsmap"])
+            made["precompiled_charsmap"] = np.frombuffer(charsmap, np.uint8)
+    return data | made
+
+
+def _wordpiece(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    normalizer = state["normalizer"] or {}
+    if normalizer.get("type") != "BertNormalizer" or not data["add_bos_token"]:
+        raise TokenizerError(
+            f"{tokenizer.source}: GGUF has WordPiece with BERT's normalizer and [CLS] and [SEP]; "
+            f"this one's normalizer is {normalizer.get('type')}"
+        )
+    made = {
+        "model": "bert",
+        "tokens": as_marked(data["tokens"], data["token_type"]),
+        "unknown_token_id": tokenizer.inner.token_to_id(state["model"]["unk_token"]),
+        "cls_token_id": data["bos_token_id"],
+        "seperator_token_id": data["eos_token_id"],
+        "normalizer.lowercase": normalizer["lowercase"],
+    }
+    if normalizer["strip_accents"] is not None:
+        made["normalizer.strip_accents"] = normalizer["strip_accents"]
+    return data | made
+
+
+_WRITERS = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}

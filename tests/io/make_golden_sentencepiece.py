@@ -55,7 +55,8 @@ UNIGRAM = {
     "trimmed": {"remove_extra_whitespaces": True},
     "bytes": {"byte_fallback": True, "add_dummy_prefix": False, "user_defined_symbols": ["<b>"]},
 }
-RULES = {"\t": " ", "\n": " ", "\u00a0": " ", "\u3000": " ", "ﬁ": "fi", "½": "1/2", "e\u0301": "é"}
+SPACES = dict.fromkeys("\t\n\r\u00a0\u3000", " ")
+RULES = {**SPACES, "ﬁ": "fi", "½": "1/2", "e\u0301": "é"}
 
 
 def train(**options: object) -> sentencepiece.SentencePieceProcessor:
@@ -108,6 +109,9 @@ def unigram() -> None:
                 allow_whitespace_only_pieces=False, **options,
             )  # fmt: skip
             proto = sentencepiece_model_pb2.ModelProto.FromString(made.serialized_model_proto())
+            for piece in proto.pieces:  # so that sums of them are exact in float32
+                piece.score = round(piece.score * 1024) / 1024
+            made = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
             charsmap = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()
             ids = [made.encode(text) for text in given]
             models[name] = {"metadata": metadata(made), "charsmap": charsmap, "ids": ids}
