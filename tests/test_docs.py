@@ -55,7 +55,42 @@ def variables_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"coverage": coverage_table, "variables": variables_table}
+def models_table() -> str:
+    from boostr.models.traits import all_traits
+
+    lines = ["| `model_type` | for | GGUF | what it is |", "|---|---|---|---|"]
+    rows = (
+        f"| `{t.model_type}` | {t.kind} | {', '.join(t.gguf) or '–'} | {t.about} |"
+        for t in all_traits()
+    )
+    return "\n".join([*lines, *rows])
+
+
+def traits_table() -> str:
+    from boostr.models.traits import all_traits
+
+    names = ("block", "positions", "windows", "mlp", "head", "state")
+    lines = [f"| `model_type` | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for t in all_traits():
+        cells = " | ".join(getattr(t, name) for name in names)
+        lines.append(f"| `{t.model_type}` | {cells} |")
+    return "\n".join(lines)
+
+
+def wrappers_table() -> str:
+    from boostr.models.traits import text_parts
+
+    lines = ["| `model_type` | its text part is a |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{n}` | `{text}` |" for n, text in text_parts().items())])
+
+
+TABLES = {
+    "coverage": coverage_table,
+    "variables": variables_table,
+    "models": models_table,
+    "traits": traits_table,
+    "wrappers": wrappers_table,
+}
 
 
 def with_tables(text: str) -> str:

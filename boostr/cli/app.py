@@ -27,6 +27,7 @@ VERBS = {
     "run": "Answer a prompt, or continue it.",
     "chat": "Talk with a model in the terminal.",
     "embed": "Turn texts into vectors.",
+    "models": "List the families that boostr runs, and what each is.",
     "inspect": "Say what is in a model file, from its headers alone.",
     "pull": "Fetch a model into the cache.",
     "convert": "Write a folder as a GGUF file, for llama.cpp and its kin, or the other way.",

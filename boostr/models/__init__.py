@@ -40,11 +40,12 @@ ARCHITECTURES = {
 def family(model_type: str, source: str) -> type[Model]:
     """The class of a model_type."""
     if model_type not in FAMILIES:
-        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+        known = sorted({*FAMILIES, *WRAPPERS})
+        near = difflib.get_close_matches(model_type, known, n=1)
         hint = f" (nearest: {near[0]!r})" if near else ""
         raise ModelFileError(
             f"{source}: unknown architecture, model_type {model_type!r}{hint}; boostr has "
-            f"{', '.join(FAMILIES)}. How one is added: docs/adding.md"
+            f"{', '.join(known)}. How one is added: docs/adding.md"
         )
     module, name = FAMILIES[model_type]
     return getattr(_module(module), name)
