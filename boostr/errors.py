@@ -30,6 +30,10 @@ class OutOfMemoryError(BackendError, MemoryError):
     """A device without room for what was asked; says how much was needed."""
 
 
+class DiskFullError(BoostrError, OSError):
+    """A disk without room for what is to be written; says how much is needed."""
+
+
 class FallbackError(BackendError):
     """Strict mode: an op had no kernel for these arguments and would have run its composite."""
 

@@ -10,10 +10,12 @@ from boostr.quant.scheme import Scheme
 
 FP4 = tuple(sign * v for sign in (1.0, -1.0) for v in (0.0, 1, 2, 3, 4, 6, 8, 12))
 NF4 = tuple(np.float32(np.tanh((i - 7.3) / 6)).item() for i in range(16))
+INTEGERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 K_QUANT = {"scale": "i8", "super_size": 256, "offsets": "u8", "multiple": 256}
 TOYS = (
     Scheme("int8-g8", 8),
     Scheme("int8-bf16", 32, scale="bf16"),
+    Scheme("int8-g96", 96, scale="f16"),
     Scheme("int8-offsets", 64, offsets="f16"),
     Scheme("int8-f16-row", 0, scale="f16"),
     Scheme("int8-zeros", 128, scale="f16", offsets="zeros"),
@@ -30,6 +32,8 @@ TOYS = (
     Scheme("int4-row", 0, bits=4, zero=8, multiple=32),
     Scheme("int4-g16", 16, bits=4, zero=8, scale="f16", multiple=32),
     Scheme("int4-g64", 64, bits=4, zero=8, scale="f16", multiple=64),
+    Scheme("int4-g96", 96, bits=4, zero=8, scale="bf16", multiple=32),
+    Scheme("int4-g96-zeros", 96, bits=4, scale="f16", offsets="zeros", multiple=32),
     Scheme("int4-g128-offsets", 128, bits=4, scale="f16", offsets="f16", multiple=128),
     Scheme("int4-g128-zeros", 128, bits=4, scale="bf16", offsets="zeros", multiple=128),
     Scheme("int4-zero-3-offsets", 32, bits=4, zero=3, offsets="f32", multiple=32),
@@ -40,10 +44,12 @@ TOYS = (
         "fp4-e4m3", 16, bits=4, values=FP4, scale="e4m3", factor=0.5, super_size=256, multiple=32
     ),
     Scheme("table4-supers", 32, bits=4, values=FP4, scale="i8", super_size=256, multiple=256),
+    Scheme("table4-integers", 32, bits=4, values=INTEGERS, scale="f16", multiple=32),
     Scheme("nf4", 64, bits=4, values=NF4, multiple=64),
     Scheme("int3-g32-zeros", 32, bits=3, scale="f16", offsets="zeros", multiple=32),
     Scheme("int3-supers", 16, bits=3, zero=4, scale="i8", super_size=256, multiple=256),
     Scheme("table3-supers", 16, bits=3, values=FP4[4:12], scale="i8", super_size=256, multiple=256),
+    Scheme("table3-integers", 16, bits=3, values=INTEGERS[4:12], scale="f16", multiple=32),
     Scheme("int2-floors", 16, bits=2, **K_QUANT),
     Scheme("int2-g64", 64, bits=2, zero=1, scale="f16", multiple=64),
     Scheme("int2-g256", 256, bits=2, zero=1, scale="f16", multiple=256),

@@ -81,8 +81,7 @@ def weights_of_folder(
 
 def _packed(name: str, scheme: Scheme, shape: tuple[int, ...]) -> WeightRow:
     *lead, K = shape
-    a_row = sum(part.columns(K) * part.dtype.itemsize for part in scheme.parts.values())
-    return WeightRow(name, scheme.name, shape, math.prod(lead) * a_row, scheme)
+    return WeightRow(name, scheme.name, shape, math.prod(lead) * scheme.row_bytes(K), scheme)
 
 
 def _plain(name: str, dtype: str, shape: tuple[int, ...]) -> WeightRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.engine.load import empty_module
 from boostr.errors import ModelFileError, OptionError
+from boostr.io.disk import room_for
 from boostr.io.gguf import PLAIN_TYPES
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.tokenizer import Tokenizer
@@ -54,7 +56,9 @@ def write_from_gguf(path: Path, out: Path, dtype: Any, progress: Progress | None
         if tokenizer is not None:
             _write_tokenizer(tokenizer, made)
         stored = _stored(file, module, target, chosen)
-        write_shards(made, _tensors(stored, progress), SHARD_BYTES)
+        size = sum(math.prod(weight.shape) for weight in stored.values()) * chosen.itemsize
+        with room_for(out, size):
+            write_shards(made, _tensors(stored, progress), SHARD_BYTES)
 
 
 def _dtype(file: GGUFSource, asked: Any) -> np.dtype:

@@ -23,6 +23,7 @@ from boostr.engine.load import empty_module, folder_config
 from boostr.engine.sentence import transformer_folder
 from boostr.engine.smooth import smooth
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
+from boostr.io.disk import room_for
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.mapping import release
@@ -101,6 +102,7 @@ def quantize(
     Raises:
         OptionError: a scheme that there is not, or an `out` that exists or is named otherwise.
         ModelFileError: a model that is quantized already, or a tensor that the scheme cannot hold.
+        DiskFullError: too little room for it.
     """
     of_types("quantize", _TYPES, locals())
     out = Path(out)
@@ -113,18 +115,20 @@ def quantize(
     if scheme.startswith("gguf:"):
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
-    with open_safetensors(inner) as files, new_folder(out) as made:
+    with open_safetensors(inner) as files:
         source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
-        _carry_over(found.path, made, inner / "config.json")
-        folder = made / inner.relative_to(found.path)
-        writer = _Writer(source, plan, _described(folder, config, plan, source), chosen, progress)
-        if calibrate is not None:
-            _check_fits(plan, calibration_chunks)
-            writer.fit(Calibration.of(found.path, chosen, calibrate, calibration_chunks))
-        write_shards(folder, writer.tensors(), SHARD_BYTES)
-        return writer.summary(out, _bytes(files))
+        with room_for(out, _bytes(files, source.schemes(plan))), new_folder(out) as made:
+            _carry_over(found.path, made, inner / "config.json")
+            folder = made / inner.relative_to(found.path)
+            method = _described(folder, config, plan, source)
+            writer = _Writer(source, plan, method, chosen, progress)
+            if calibrate is not None:
+                _check_fits(plan, calibration_chunks)
+                writer.fit(Calibration.of(found.path, chosen, calibrate, calibration_chunks))
+            write_shards(folder, writer.tensors(), SHARD_BYTES)
+            return writer.summary(out, _bytes(files))
 
 
 def _described(folder: Path, config: RawConfig, plan: Recipe, source: _Source) -> Method:
@@ -161,8 +165,15 @@ def _as_gguf(inner: Path, out: Path, kind: str, progress: Progress | None) -> Qu
     return Quantized(out, after, before, Counter(types.values()), tables)
 
 
-def _bytes(files: SafetensorsSource) -> int:
-    return sum(math.prod(files.shape(n)) * files.dtype(n).itemsize for n in files.names)
+def _bytes(files: SafetensorsSource, schemes: Mapping[str, Scheme] | None = None) -> int:
+    """Of all tensors, of which some are given a scheme; formats may add small ones."""
+    total = 0
+    for name in files.names:
+        *lead, K = files.shape(name) or (1,)
+        scheme = None if schemes is None else schemes.get(name)
+        row = K * files.dtype(name).itemsize if scheme is None else scheme.row_bytes(K)
+        total += math.prod(lead) * row
+    return total
 
 
 def _check_out(out: Path, scheme: str) -> None:
@@ -231,6 +242,10 @@ class _Source:
         linear = next(name for name, role in self.roles.items() if role == "linear")
         self.dtype = np.dtype(weights[linear].read((range(1), range(1))).dtype)
 
+    def schemes(self, plan: Recipe) -> dict[str, Scheme]:
+        """Tensor -> what a recipe makes of it, of those that it does not leave as they are."""
+        return {n: plan.schemes[role] for n, role in self.roles.items() if role in plan.schemes}
+
     def check(self, plan: Recipe, tables: str | bool | None) -> None:
         """Raises, before any weight is read, if a scheme cannot hold one, or if `tables` asks for
         what no weight of the model can become."""
@@ -239,10 +254,8 @@ class _Source:
                 f"quantize: {plan.method} packs a head of its own alone, which this model has not; "
                 "leave quantize_embeddings out, or take a scheme of mlx: or gguf:"
             )
-        for name, weight in self.weights.items():
-            scheme = plan.schemes.get(self.roles.get(name, ""))
-            if scheme is None:
-                continue
+        for name, scheme in self.schemes(plan).items():
+            weight = self.weights[name]
             if len(weight.shape) != 2 or not name.endswith(".weight"):
                 raise ModelFileError(
                     f"{weight.path}: {name} {list(weight.shape)}: only matrices NAME.weight can be "

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from boostr.errors import ModelFileError
+from boostr.io.disk import room_for
 from boostr.io.gguf import GGML_TYPES
 
 ALIGNMENT = 32
@@ -59,9 +60,14 @@ def write_gguf(
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
         ModelFileError: data of another size than the type and shape say.
+        DiskFullError: too little room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    size, scratch_name = sum(tensor.nbytes for tensor in tensors), f".{path.name}."
+    with (
+        room_for(path, size),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=scratch_name) as scratch,
+    ):
         made = Path(scratch) / path.name
         with made.open("wb") as file:
             file.write(b"".join(_header(metadata, tensors)))

@@ -8,6 +8,7 @@ either way. Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -263,6 +264,7 @@ def save(
 
     Raises:
         ModelFileError: a dtype that the format does not have, or a name that it reserves.
+        OSError: a full disk, as with any other file.
     """
     path = Path(path)
     if "__metadata__" in tensors:
@@ -273,6 +275,8 @@ def save(
         try:
             save_file(dense, made, dict(metadata) if metadata else None)
         except SafetensorError as error:
+            if f"(os error {errno.ENOSPC})" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
             raise ModelFileError(f"{path}: cannot write these tensors: {error}") from None
         plain = Path(scratch) / "mode"  # the package writes for the owner alone
         plain.touch()

@@ -134,6 +134,10 @@ class Scheme:
             found["floors"] = Part(dtypes.float32, self.super_size)
         return found
 
+    def row_bytes(self, K: int) -> int:
+        """Of all planes, for an output of K inputs."""
+        return sum(part.columns(K) * part.dtype.itemsize for part in self.parts.values())
+
     @cached_property
     def unit(self) -> int:
         """Inputs at whose multiples a row can be cut into columns."""

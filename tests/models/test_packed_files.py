@@ -163,7 +163,7 @@ CASES = {
         CONFIG(quant_method="awq", w_bit=4, q_group_size=64, version="GEMM", zero_point=True),
         files.awq(64, symmetric=True), saves=False,
     ),
-    "nf4": Case(BNB, files.bnb4(), saves=False),
+    "nf4": Case(BNB, files.bnb4()),
     "nf4-nested": Case(BNB, files.bnb4(nested=True), saves=False),
     "nf4-stored-bf16": Case(BNB, files.bnb4(storage=files.BF16), saves=False),
     "nf4-crossing": Case(
@@ -209,6 +209,18 @@ def test_what_is_saved_is_the_checkpoint(name, tmp_path):
     for name in want.names:
         assert want.dtype(name) == got.dtype(name), name
         assert np.array_equal(want.tensor(name), got.tensor(name)), name
+
+
+@pytest.mark.parametrize("name", ["nf4-nested", "nf4-stored-bf16"])
+def test_nf4_is_saved_in_its_plain_form(name, tmp_path):
+    """Scales as float32, codes as bytes; the numbers are the same."""
+    files.make(tmp_path / "m", CASES[name].packer, CASES[name].config)
+    save_folder(load_module(tmp_path / "m", backend="numpy"), tmp_path / "again")
+    with open_safetensors(tmp_path / "again") as again:
+        assert not [n for n in again.names if "nested" in n]
+    models = [boostr.load(tmp_path / folder, backend="numpy") for folder in ("m", "again")]
+    want, got = (model.logits(files.IDS) for model in models)  # type: ignore[union-attr]
+    assert np.array_equal(got, want)
 
 
 @pytest.mark.parametrize("name", ON_GPUS)

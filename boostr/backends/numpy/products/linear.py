@@ -96,7 +96,7 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
 
 def _is_byte(value: float) -> bool:
-    return value.is_integer() and -128 <= value <= 127
+    return value % 1 == 0 and -128 <= value <= 127
 
 
 def _steps(K: int) -> int:
