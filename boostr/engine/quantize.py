@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from boostr.io.disk import room_for
 from boostr.io.gguf import GGUFFile
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.mapping import release
-from boostr.io.safetensors import INDEX, SafetensorsSource, open_safetensors
+from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf_mix import Mix
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_of, refuse_quantized
-from boostr.models.save import new_folder, write_shards
+from boostr.models.save import carry_over, new_folder, write_shards
 from boostr.models.weights import CheckpointWeights, check_names, stored_weights
 from boostr.quant.formats.layout import Method, scale_name
 from boostr.quant.recipes import Modules, Recipe, recipe
@@ -43,9 +42,6 @@ from boostr.tensor import Tensor
 SHARD_BYTES = 1_000_000_000  # in memory until it is written
 _BAND_BYTES = 64 * 2**20  # of float32 rows that are rounded at once
 _AS_STORED = "as stored"
-# what is not carried over: weights in any form, their indices, and code
-_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".py")
-_INDICES = (INDEX, "pytorch_model.bin.index.json")
 Progress = Callable[[int, int, str], None]
 
 
@@ -94,8 +90,7 @@ def quantize(
             GGUF say it themselves.
         calibrate: a text like those that the model is for; the weights of its layers are then
             rounded by GPTQ so that what they make of it changes least (int8, int4, mlx), or under
-            w8a8 take up what makes inputs uneven (SmoothQuant; norms change too). Of decoders. The
-            whole model is in memory then, and runs on `backend`.
+            w8a8 take up what makes inputs uneven (SmoothQuant). Of decoders, whole on `backend`.
         calibration_chunks: at most so many chunks of 512 tokens of the text.
         backend: what rounds; GGUF is rounded on the host.
         progress: called after each tensor: (tensors done, of how many, name).
@@ -105,9 +100,8 @@ def quantize(
         DiskFullError: too little room for it.
     """
     of_types("quantize", _TYPES, locals())
-    out = Path(out)
     _check_scheme(scheme, quantize_embeddings, calibrate)
-    _check_out(out, scheme)
+    out = _checked_out(Path(out), scheme)
     chosen = backends.get(backend)
     online: dict[str, Any] = {"offline": offline}
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
@@ -120,13 +114,12 @@ def quantize(
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
         with room_for(out, _bytes(files, source.schemes(plan))), new_folder(out) as made:
-            _carry_over(found.path, made, inner / "config.json")
+            carry_over(found.path, made, inner / "config.json")
             folder = made / inner.relative_to(found.path)
             method = _described(folder, config, plan, source)
             writer = _Writer(source, plan, method, chosen, progress)
             if calibrate is not None:
-                _check_fits(plan, calibration_chunks)
-                writer.fit(Calibration.of(found.path, chosen, calibrate, calibration_chunks))
+                writer.fit(found.path, calibrate, calibration_chunks)
             write_shards(folder, writer.tensors(), SHARD_BYTES)
             return writer.summary(out, _bytes(files))
 
@@ -176,13 +169,14 @@ def _bytes(files: SafetensorsSource, schemes: Mapping[str, Scheme] | None = None
     return total
 
 
-def _check_out(out: Path, scheme: str) -> None:
+def _checked_out(out: Path, scheme: str) -> Path:
     if out.exists():
         raise OptionError(f"quantize: {out} exists already; take another name, or remove it")
     is_gguf = scheme.startswith("gguf:")
     if is_gguf != (out.suffix == ".gguf"):
         made = "is a file; expected NAME.gguf" if is_gguf else "is a folder; expected another name"
         raise OptionError(f"quantize: what is made under {scheme} {made}, got {out.name}")
+    return out
 
 
 def _check_scheme(scheme: str, tables: str | bool | None, calibrate: str | None) -> None:
@@ -306,8 +300,10 @@ class _Writer:
         self._after = 0
         self._fitted: Fitted | None = None
 
-    def fit(self, calibration: Calibration) -> None:
+    def fit(self, path: Path, text: str, chunks: int) -> None:
         """Smooth what is read if it is rounded too, else round what calibration has seen by it."""
+        _check_fits(self._plan, chunks)
+        calibration = Calibration.of(path, self._backend, text, chunks)
         scheme = self._plan.schemes["linear"]
         if scheme.activations_int8:
             self._source.smooth(calibration, scheme)
@@ -377,19 +373,6 @@ class _Writer:
         """What has been written, once all is."""
         schemes, tables = dict(self._schemes), dict(self._tables)
         return Quantized(out, self._after, before, schemes, tables)
-
-
-def _carry_over(source: Path, target: Path, config: Path) -> None:
-    """The files of a model but for weights, code and its config, which is written anew; links
-    become what they point to."""
-    for path in sorted(source.rglob("*")):
-        inside = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        anew = path == config or path.name in _INDICES or path.suffix in _LEFT
-        if hidden or anew or not path.is_file():
-            continue
-        (target / inside).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / inside)
 
 
 _TYPES = {

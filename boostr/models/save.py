@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 
 SHARD_BYTES = 5_000_000_000  # as transformers
+# what is not carried over: weights in any form, their indices, and code
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".py")
+_INDICES = (INDEX, "pytorch_model.bin.index.json")
 # keys that GGUF's reader adds: what a folder has, and what lies otherwise where it is another value
 _GGUF_ONLY = {
     "rope_layout": ("split-half", "q and k lie in another order"),
@@ -104,6 +108,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         made.mkdir()
         yield made
         made.rename(out)
+
+
+def carry_over(source: Path, target: Path, config: Path) -> None:
+    """The files of a model but for weights, code and its config, which is written anew; links
+    become what they point to."""
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        anew = path == config or path.name in _INDICES or path.suffix in _LEFT
+        if hidden or anew or not path.is_file():
+            continue
+        (target / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / inside)
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
