@@ -17,6 +17,7 @@ from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_object, read_settings
 from boostr.io.tokenizer import Tokenizer
+from boostr.io.tokenizer_files import has_tokenizer_files
 from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of
 from boostr.models.base import GENERATES, Model
@@ -67,7 +68,7 @@ def load(
     Returns:
         A `LanguageModel` for decoders, an `EmbeddingModel` for encoders and for folders of
         sentence-transformers.
-        Without a tokenizer (tokenizer.json, or a GGUF's) token ids work and text is refused.
+        Without a tokenizer (a folder's files, or a GGUF's) token ids work and text is refused.
     Raises:
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
     """
@@ -169,8 +170,7 @@ def _load_folder(
     folder = transformer_folder(found.path)
     config = folder_config(folder)
     module = _folder_module(config, folder, backend, options)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
+    tokenizer = Tokenizer.from_folder(folder) if has_tokenizer_files(folder) else None
     _check_vocabulary(module, tokenizer)
     if GENERATES not in module.capabilities or (found.path / "modules.json").is_file():
         sentence = Sentence.from_folder(found.path)

@@ -22,7 +22,7 @@ from boostr.io.safetensors import INDEX, SINGLE
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ALLOW_PATTERNS = [
-    "*.json", "*.jinja", "*.txt", SINGLE, "model-*-of-*.safetensors",
+    "*.json", "*.jinja", "*.txt", "*.model", SINGLE, "model-*-of-*.safetensors",
     "[0-9]_*/*.safetensors",  # modules of sentence-transformers
 ]  # fmt: skip
 _PROBE_SECONDS = 5.0  # how long the hub may take to answer before we go on without it

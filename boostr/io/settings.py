@@ -61,16 +61,21 @@ TABLES: dict[str, Table] = {
         "add_eos_token": obeyed(bool),
         "chat_template": obeyed(str, list),
         "model_max_length": obeyed(int, float),
+        # of a folder without tokenizer.json, which holds what comes of them
+        "tokenizer_class": obeyed(str),
+        "legacy": obeyed(bool),
+        "add_prefix_space": obeyed(bool),
+        "extra_ids": obeyed(int),
         # of BERT's normalizer, where tokenizer.json has one
         "do_lower_case": obeyed(bool),
         "strip_accents": obeyed(bool),
         "tokenize_chinese_chars": obeyed(bool),
         "split_special_tokens": unless(False),
-        # the Python class and how it was made; tokenizer.json holds what comes of them
-        **_inert("tokenizer_class", "auto_map", "name_or_path", "tokenizer_file", "vocab_file",
+        # how the Python class was made
+        **_inert("auto_map", "name_or_path", "tokenizer_file", "vocab_file",
                  "merges_file", "special_tokens_map_file", "use_fast", "from_slow", "backend",
-                 "is_local", "processor_class", "transformers_version", "model_type", "legacy",
-                 "sp_model_kwargs", "add_prefix_space", "add_dummy_prefix_space",
+                 "is_local", "processor_class", "transformers_version", "model_type",
+                 "sp_model_kwargs", "add_dummy_prefix_space",
                  "do_basic_tokenize", "never_split", "remove_space", "keep_accents", "errors",
                  "trim_offsets"),
         # padding and truncation: boostr does neither for the caller

@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a model folder (tokenizer.json) or a GGUF file's metadata."""
+"""Text to token ids and back, from the files of a model folder or a GGUF file's metadata."""
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +24,9 @@ def required(tokenizer: "Tokenizer | None", source: str) -> "Tokenizer":
     if tokenizer is None:
         raise TokenizerError(
             f"{source}: this model has no tokenizer, so token ids in and out work and text does "
-            "not; it would be read from tokenizer.json, which transformers writes with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder), or from the GGUF file"
+            "not; it would be read from the GGUF file, or from tokenizer.json (or what it is made "
+            "of), which transformers writes with AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(folder)"
         )
     return tokenizer
 
@@ -49,7 +50,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Self:
-        """Reads tokenizer.json and the files around it.
+        """Reads tokenizer.json and the files around it, or a vocabulary (docs/tokenizers.md).
 
         Raises:
             TokenizerError: a file is missing or malformed, or names a token that does not exist.
@@ -59,7 +60,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], source: str = "GGUF metadata") -> Self:
-        """Builds the tokenizer that a GGUF file describes (byte-level or SentencePiece BPE).
+        """Builds the tokenizer that a GGUF file describes.
 
         Raises:
             TokenizerError: another kind of tokenizer, or metadata that is not whole or not known.

@@ -1,17 +1,17 @@
-"""The tokenizer of a Hugging Face model folder: tokenizer.json and the files around it."""
+"""The tokenizer of a Hugging Face model folder: tokenizer.json, or what there is instead of it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boostr.errors import TokenizerError
-from boostr.io.mapping import refuse_foreign
 from boostr.io.settings import Settings, read_json_file, read_settings
 from boostr.io.special_tokens import SpecialTokens, surround
+from boostr.io.text_file import read_text
+from boostr.io.tokenizer_files import class_of
 
 if TYPE_CHECKING:
     import tokenizers
 
-_MAX_FILE = 256 * 1024 * 1024
 _NO_LENGTH = 2**31  # model_max_length is a number such as 1e30 where there is no limit
 _NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -25,42 +25,29 @@ def load_folder(folder: Path) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
         TokenizerError: a file is missing or malformed, or names a token that does not exist.
     """
     config = read_settings(folder / "tokenizer_config.json", error=TokenizerError)
-    inner = _read_tokenizer(folder)
+    inner, files = _read_tokenizer(folder), None
+    if inner is None:
+        files = class_of(folder, config)
+        inner = files.build(folder, config)
     _normalize(inner, config)
-    _add_tokens(inner, config)
-    names = _names(inner, config, folder)
+    _add_tokens(inner, config, folder)
+    names = _names(inner, config, folder, {} if files is None else files.usual(inner))
     _mark_special(inner, [*names.values(), *_more_special(config)])
+    if files is not None:
+        files.surround(inner, names)
     _surround(inner, config, names)
     eos = inner.token_to_id(names["eos_token"]) if "eos_token" in names else None
     eos_ids, templates = () if eos is None else (eos,), _templates(folder, config)
     return inner, SpecialTokens(names, eos_ids, templates, _max_length(config))
 
 
-def _read_text(path: Path) -> str | None:
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise TokenizerError(f"{path}: over the limit of {_MAX_FILE} bytes")
-        text = path.read_text(encoding="utf-8")
-        refuse_foreign(path, text[:16].encode())
-        return text
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
+def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer | None":
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    text = _read_text(path)
+    text = read_text(path)
     if text is None:
-        found = [n for n in ("tokenizer.model", "vocab.txt", "vocab.json") if (folder / n).exists()]
-        raise TokenizerError(
-            f"{path}: no such file{f' (only {found[0]})' if found else ''}; boostr reads "
-            "tokenizer.json, which transformers writes with AutoTokenizer.from_pretrained(...)"
-            ".save_pretrained(folder)"
-        )
+        return None
     try:
         return Tokenizer.from_str(text)
     except BaseException as error:  # a panic of the Rust library is no Exception
@@ -86,11 +73,16 @@ def _normalize(inner: "tokenizers.Tokenizer", config: Settings) -> None:
     inner.normalizer = bert
 
 
-def _add_tokens(inner: "tokenizers.Tokenizer", config: Settings) -> None:
-    """Tokens of `added_tokens_decoder`, at exactly their ids; what it says of one wins."""
+def _add_tokens(inner: "tokenizers.Tokenizer", config: Settings, folder: Path) -> None:
+    """Tokens of `added_tokens_decoder`, at exactly their ids; what it says of one wins.
+
+    In older folders added_tokens.json has them, as ids by token.
+    """
     from tokenizers import AddedToken
 
-    table = config.get("added_tokens_decoder", {})
+    older = read_json_file(folder / "added_tokens.json", TokenizerError)
+    older = {id_: {"content": token} for token, id_ in (older or {}).items()}
+    table = config.get("added_tokens_decoder", older)
     try:
         rows = sorted((int(id_), row["content"], row) for id_, row in table.items())
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -113,14 +105,25 @@ def _add_tokens(inner: "tokenizers.Tokenizer", config: Settings) -> None:
             )
 
 
-def _names(inner: "tokenizers.Tokenizer", config: Settings, folder: Path) -> dict[str, str]:
-    """The named special tokens; each is a string, or an object with its text in 'content'."""
+def _names(
+    inner: "tokenizers.Tokenizer", config: Settings, folder: Path, usual: dict[str, str]
+) -> dict[str, str]:
+    """The named special tokens; each is a string, or an object with its text in 'content'.
+
+    Where the files say nothing of one, it is the one that is `usual`.
+    """
     file = folder / "special_tokens_map.json"
     older = read_settings(file, "tokenizer_config.json", TokenizerError)
     names = {}
     for name in _NAMES:
         value = config.get(name) if name in config else older.get(name)
         text = value.get("content") if isinstance(value, dict) else value
+        if (
+            text is None
+            and name not in config
+            and inner.token_to_id(usual.get(name, "")) is not None
+        ):
+            text = usual[name]
         if text is None:
             continue
         if not isinstance(text, str):
@@ -192,11 +195,11 @@ def _templates(folder: Path, config: Settings) -> dict[str, str]:
                 "objects with 'name' and 'template'"
             )
         templates[name] = text
-    file = _read_text(folder / "chat_template.jinja")
+    file = read_text(folder / "chat_template.jinja")
     if file is not None:
         templates["default"] = file
     for path in sorted(
         (folder / "additional_chat_templates").glob("[!.]*.jinja")
     ):  # no ._x of macOS
-        templates[path.stem] = _read_text(path) or ""
+        templates[path.stem] = read_text(path) or ""
     return templates

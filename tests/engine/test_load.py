@@ -111,6 +111,13 @@ def test_a_pointer_of_git_lfs_is_said_to_be_one(folder, tmp_path):
             load(folder)
 
 
+def test_a_folder_with_a_vocabulary_alone(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\na\nb\n")
+    assert load(folder).tokenizer.encode("a b c") == [1, 3, 4, 0, 2]
+
+
 def test_a_folder_without_tokenizer_files(folder):
     """Token ids in and out work; what needs text says what is missing."""
     want = load(folder).generate([1, 2, 3], max_tokens=4, temperature=0.0)
