@@ -24,7 +24,13 @@ FAMILIES = {
     "olmo2": ("olmo2", "CausalLM"),
     "qwen2": ("qwen2", "CausalLM"),
     "qwen3": ("qwen3", "CausalLM"),
+    "albert": ("albert", "Model"),
     "bert": ("bert", "Model"),
+    "camembert": ("roberta", "Model"),
+    "distilbert": ("distilbert", "Model"),
+    "electra": ("electra", "Model"),
+    "roberta": ("roberta", "Model"),
+    "xlm-roberta": ("roberta", "Model"),
 }
 # `general.architecture` of a GGUF file -> model_type; the family's file has the rest
 ARCHITECTURES = {

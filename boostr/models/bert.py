@@ -16,10 +16,16 @@ DEFAULTS = {
     "num_attention_heads": 12, "max_position_embeddings": 512, "type_vocab_size": 2,
     "layer_norm_eps": 1e-12, "hidden_act": "gelu",
 }  # fmt: skip
+EMBEDDINGS = (
+    plan.rename("embeddings.word_embeddings", "model.embed_tokens"),
+    plan.rename("embeddings.position_embeddings", "model.embed_positions"),
+    plan.rename("embeddings.token_type_embeddings", "model.embed_types"),
+    plan.rename("embeddings.LayerNorm", "model.embed_norm"),
+)
 
 
 class Model(encoder.Model):
-    """See `encoder.Model`. Heads of transformers put `bert.` before the names of the model."""
+    """See `encoder.Model`."""
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
@@ -27,7 +33,7 @@ class Model(encoder.Model):
 
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
-        return bert_plan("bert.")
+        return bert_plan("bert.", "cls.")
 
 
 def bert_config(config: RawConfig, first_position: int = 0, **embedding: Any) -> ModelConfig:
@@ -56,10 +62,9 @@ def bert_config(config: RawConfig, first_position: int = 0, **embedding: Any) ->
         LayerNorms(after_mixer=norm, after_mlp=norm),
         "post",
     )
-    tables = {
-        "positions": positions, "first_position": first_position,
-        "types": config.size("type_vocab_size"), "norm": norm,
-    }  # fmt: skip
+    tables = {"positions": positions, "first_position": first_position, "norm": norm}
+    if "types" not in embedding:
+        tables["types"] = config.size("type_vocab_size")
     return encoder.encoder_config(
         config,
         (layer,) * config.size("num_hidden_layers"),
@@ -68,19 +73,13 @@ def bert_config(config: RawConfig, first_position: int = 0, **embedding: Any) ->
     )
 
 
-def bert_plan(prefix: str) -> LoadPlan:
-    """BERT's names, before which checkpoints with a head have a prefix; old ones have gamma and
-    beta. Heads and buffers are left over."""
+def bert_plan(prefix: str, *heads: str) -> LoadPlan:
+    """BERT's names, see `encoder.model_alone`; old checkpoints have gamma and beta."""
     layer, canonical = "encoder.layer.{i}.", "model.layers.{i}."
-    return LoadPlan((
-        plan.prefixes("", (prefix, "")),
+    return encoder.model_alone(prefix, *heads) + LoadPlan((
         plan.alias("{path}.LayerNorm.gamma", "{path}.LayerNorm.weight"),
         plan.alias("{path}.LayerNorm.beta", "{path}.LayerNorm.bias"),
-        plan.leftover(("pooler.", "cls."), ("embeddings.position_ids",)),
-        plan.rename("embeddings.word_embeddings", "model.embed_tokens"),
-        plan.rename("embeddings.position_embeddings", "model.embed_positions"),
-        plan.rename("embeddings.token_type_embeddings", "model.embed_types"),
-        plan.rename("embeddings.LayerNorm", "model.embed_norm"),
+        *EMBEDDINGS,
         plan.rename(layer + "attention.self.query", canonical + "self_attn.q_proj"),
         plan.rename(layer + "attention.self.key", canonical + "self_attn.k_proj"),
         plan.rename(layer + "attention.self.value", canonical + "self_attn.v_proj"),

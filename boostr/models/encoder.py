@@ -9,8 +9,10 @@ from typing import Any
 from boostr import nn
 from boostr.errors import ModelFileError, OptionError
 from boostr.models import config as read
+from boostr.models import plan
 from boostr.models.base import last_of
 from boostr.models.config import ModelConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.models.stack import StackModel
 from boostr.nn.specs import LayerSpec
 from boostr.nn.states import State
@@ -48,3 +50,12 @@ def encoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: An
         raise ModelFileError(f"{config.source}: is_decoder must be False, got True")
     absent = {"norm": None, "ropes": {}, "head": None}
     return read.decoder_config(config, layers, **{**absent, **changes})
+
+
+def model_alone(prefix: str, *heads: str) -> LoadPlan:
+    """The names of a model without the prefix that checkpoints with a head put before them; heads,
+    poolers and buffers are left over."""
+    return LoadPlan((
+        plan.prefixes("", (prefix, "")),
+        plan.leftover(("pooler.", *heads), ("embeddings.position_ids",)),
+    ))  # fmt: skip

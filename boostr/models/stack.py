@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from boostr import nn
 from boostr.models.base import Model
 from boostr.models.config import ModelConfig
 from boostr.nn.norm import maybe_norm
-from boostr.tensor import Tensor
+from boostr.ops import core
+from boostr.tensor import Tensor, arange
 
 
 class Stack(nn.Module):
@@ -23,33 +24,49 @@ class Stack(nn.Module):
 
     def __init__(self, config: ModelConfig, block: Callable[..., Any]) -> None:
         E, spec = config.hidden_size, config.embedding
-        self.embed_tokens = nn.Embedding(config.vocab_size, E, spec.factor)
+        width = spec.width or E
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, spec.factor)
         self.embed_positions = self.embed_types = None
         if spec.positions is not None:
-            self.embed_positions = nn.Embedding(spec.positions, E)
+            self.embed_positions = nn.Embedding(spec.positions, width)
         if spec.types is not None:
-            self.embed_types = nn.Embedding(spec.types, E)
-        self.embed_norm = maybe_norm(E, spec.norm)
+            self.embed_types = nn.Embedding(spec.types, width)
+        self.embed_norm = maybe_norm(width, spec.norm)
+        self.embed_project = None if spec.width is None else nn.Linear(width, E, bias=True)
         self.layers = [block(E, i, layer) for i, layer in enumerate(config.layers)]
         self.norm = maybe_norm(E, config.norm)
-        self._first_position = spec.first_position
+        self._spec = spec
 
     def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
         """Hidden states after the embedding and after each layer, none of them kept."""
         x = self._embedded(batch)
         yield x
-        for layer in self.layers:
+        for layer in self.in_turn():
             x = layer(x, batch)
             yield x
+
+    def in_turn(self) -> Iterable[Any]:
+        """The layers as they are run."""
+        return self.layers
 
     def _embedded(self, batch: nn.Batch) -> Tensor:
         x = self.embed_tokens(batch.ids) if batch.embeddings is None else batch.embeddings
         if self.embed_positions is not None:
-            first = self._first_position
-            x = x + self.embed_positions(batch.positions + first if first else batch.positions)
+            x = x + self.embed_positions(self._position_rows(batch))
         if self.embed_types is not None:
             x = x + self.embed_types(batch.ids * 0 if batch.types is None else batch.types)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        return x if self.embed_project is None else self.embed_project(x)
+
+    def _position_rows(self, batch: nn.Batch) -> Tensor:
+        """The row of the table of positions for each token."""
+        first, padding = self._spec.first_position, self._spec.padding
+        if padding is None:
+            return batch.positions + first if first else batch.positions
+        counts = core.cast(core.ne(batch.ids, padding), "int32")
+        before = core.cumsum(counts) - counts
+        start = arange(len(counts), backend=counts.backend) - batch.positions
+        return (before - core.take(before, start) + 1) * counts + (first - 1)
 
     def ended(self, x: Tensor) -> Tensor:
         """The last hidden states under the final norm."""
@@ -58,13 +75,14 @@ class Stack(nn.Module):
 
 class StackModel(Model):
     """A stack, and what a subclass makes of its hidden states. Families whose layers are of another
-    form than `nn.Block` set `block`."""
+    form than `nn.Block` set `block`, those that do not run each once `stack`."""
 
     block: Callable[..., Any] = nn.Block
+    stack: Callable[..., Stack] = Stack
 
     def __init__(self, config: ModelConfig) -> None:
         self.config, self.ropes = config, config.ropes
-        self.model = Stack(config, type(self).block)
+        self.model = type(self).stack(config, type(self).block)
 
     @property
     def activation_dtype(self) -> np.dtype:

@@ -131,13 +131,19 @@ class EmbeddingSpec:
     Attributes:
         factor: of the tokens' rows, rounded to their dtype (√E in Gemma).
         positions: rows of a table of learned positions; None: there is none.
-        first_position: the row of position 0.   types: rows of a table of token types.
+        first_position: the row of position 0.
+        padding: an id whose tokens take no position (RoBERTa): those after them do not count them,
+            and they have the row before the first.
+        types: rows of a table of token types.
+        width: of the tables and the norm, where a product with a bias makes E of it (ALBERT).
     """
 
     factor: float = 1.0
     positions: int | None = None
     first_position: int = 0
+    padding: int | None = None
     types: int | None = None
+    width: int | None = None
     norm: NormSpec | None = None
 
 

@@ -1,0 +1,49 @@
+"""DistilBERT: BERT under other names, without token types.
+
+Sinusoids (`sinusoidal_pos_embds`) lie in the checkpoint as learned positions do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from boostr.models import bert, encoder, plan
+from boostr.models.config import ModelConfig, RawConfig
+from boostr.models.plan import LoadPlan
+
+DEFAULTS = {
+    "vocab_size": 30522, "dim": 768, "hidden_dim": 3072, "n_layers": 6, "n_heads": 12,
+    "max_position_embeddings": 512, "activation": "gelu",
+}  # fmt: skip
+_BERTS = {
+    "dim": "hidden_size", "hidden_dim": "intermediate_size", "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads", "activation": "hidden_act",
+}  # fmt: skip
+
+
+class Model(encoder.Model):
+    """See `encoder.Model`."""
+
+    @staticmethod
+    def read_config(config: RawConfig) -> ModelConfig:
+        own = config.filled(**DEFAULTS)
+        berts = {name: own.raw[key] for key, name in _BERTS.items()}
+        read = bert.bert_config(
+            RawConfig({**own.raw, **berts, "layer_norm_eps": 1e-12}, own.source), types=None
+        )
+        return replace(read, extra=own.raw)
+
+    @staticmethod
+    def load_plan(config: ModelConfig) -> LoadPlan:
+        layer, canonical = "transformer.layer.{i}.", "model.layers.{i}."
+        return encoder.model_alone("distilbert.", "vocab_") + LoadPlan((
+            *bert.EMBEDDINGS,
+            plan.rename(layer + "attention.q_lin", canonical + "self_attn.q_proj"),
+            plan.rename(layer + "attention.k_lin", canonical + "self_attn.k_proj"),
+            plan.rename(layer + "attention.v_lin", canonical + "self_attn.v_proj"),
+            plan.rename(layer + "attention.out_lin", canonical + "self_attn.o_proj"),
+            plan.rename(layer + "sa_layer_norm", canonical + "attention_output_norm"),
+            plan.rename(layer + "ffn.lin1", canonical + "mlp.up_proj"),
+            plan.rename(layer + "ffn.lin2", canonical + "mlp.down_proj"),
+            plan.rename(layer + "output_layer_norm", canonical + "mlp_output_norm"),
+        ))  # fmt: skip
