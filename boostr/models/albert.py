@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boostr.errors import ModelFileError
+from boostr.io.settings import INERT
 from boostr.models import bert, encoder, plan, stack
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
@@ -16,6 +17,7 @@ DEFAULTS = bert.DEFAULTS | {
     "num_attention_heads": 64, "num_hidden_groups": 1, "inner_group_num": 1,
     "hidden_act": "gelu_new",
 }  # fmt: skip
+KEYS = {**bert.POSITIONS, "classifier_dropout_prob": INERT}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Stack(stack.Stack):
 class Model(encoder.Model):
     """See `encoder.Model`."""
 
+    keys = KEYS
     stack = Stack
 
     @staticmethod

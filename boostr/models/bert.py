@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boostr.errors import ModelFileError
+from boostr.io.settings import unless
 from boostr.models import config as read
 from boostr.models import encoder, plan
 from boostr.models.config import ModelConfig, RawConfig
@@ -16,6 +17,8 @@ DEFAULTS = {
     "num_attention_heads": 12, "max_position_embeddings": 512, "type_vocab_size": 2,
     "layer_norm_eps": 1e-12, "hidden_act": "gelu",
 }  # fmt: skip
+POSITIONS = {"position_embedding_type": unless("absolute")}  # as transformers 4 had others
+KEYS = {**POSITIONS, "is_decoder": unless(False)}
 EMBEDDINGS = (
     plan.rename("embeddings.word_embeddings", "model.embed_tokens"),
     plan.rename("embeddings.position_embeddings", "model.embed_positions"),
@@ -26,6 +29,8 @@ EMBEDDINGS = (
 
 class Model(encoder.Model):
     """See `encoder.Model`."""
+
+    keys = KEYS
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
@@ -43,11 +48,6 @@ def bert_config(config: RawConfig, first_position: int = 0, **embedding: Any) ->
         first_position: the row of position 0; those before it serve no text.
         embedding: of `EmbeddingSpec`, what a family has otherwise.
     """
-    kind = config.get("position_embedding_type", str, "absolute")
-    if kind != "absolute":
-        raise ModelFileError(
-            f"{config.source}: position_embedding_type must be 'absolute', got {kind!r}"
-        )
     norm = NormSpec(config.get("layer_norm_eps", float), "layer", bias=True)
     positions = config.size("max_position_embeddings")
     if first_position >= positions:

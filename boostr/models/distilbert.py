@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from boostr.io.settings import INERT, Table
 from boostr.models import bert, encoder, plan
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
@@ -19,10 +20,15 @@ _BERTS = {
     "dim": "hidden_size", "hidden_dim": "intermediate_size", "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads", "activation": "hidden_act",
 }  # fmt: skip
+KEYS: Table = dict.fromkeys(
+    ("dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"), INERT
+)
 
 
 class Model(encoder.Model):
     """See `encoder.Model`."""
+
+    keys = KEYS
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from boostr import nn
-from boostr.errors import ModelFileError, OptionError
+from boostr.errors import OptionError
 from boostr.models import config as read
 from boostr.models import plan
 from boostr.models.base import last_of
@@ -41,13 +41,7 @@ class Model(StackModel):
 
 
 def encoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> ModelConfig:
-    """The whole: no head, and unless a family says otherwise no final norm and no rope.
-
-    Raises:
-        ModelFileError: a checkpoint that was made into a decoder.
-    """
-    if config.get("is_decoder", bool, False):
-        raise ModelFileError(f"{config.source}: is_decoder must be False, got True")
+    """The whole: no head, and unless a family says otherwise no final norm and no rope."""
     absent = {"norm": None, "ropes": {}, "head": None}
     return read.decoder_config(config, layers, **{**absent, **changes})
 

@@ -1,5 +1,4 @@
-"""RoBERTa, XLM-RoBERTa, CamemBERT (BGE-M3, multilingual E5): BERT whose positions begin behind the
-id of the padding, which takes none."""
+"""RoBERTa, XLM-RoBERTa (BGE-M3, E5), CamemBERT: BERT whose padding takes positions' first rows."""
 
 from __future__ import annotations
 
@@ -12,6 +11,8 @@ VOCAB_SIZES = {"roberta": 50265}  # of the others it is BERT's
 
 class Model(encoder.Model):
     """See `encoder.Model`."""
+
+    keys = bert.KEYS
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

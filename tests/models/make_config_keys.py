@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 TYPES = """
     llama mistral qwen2 qwen3 gemma3_text gpt_neox olmo2 bert
     phi3 smollm3 granite granitemoehybrid ministral3 gemma gemma2 gpt2
-    xlm-roberta roberta mpnet distilbert nomic_bert modernbert eurobert electra albert
+    xlm-roberta roberta mpnet distilbert nomic_bert modernbert eurobert electra albert camembert gte
     gemma3 mistral3 qwen3_vl qwen2_5_vl smolvlm
     olmo olmo3 stablelm starcoder2 phi cohere cohere2 exaone4 glm glm4 hunyuan_v1_dense ernie4_5
     arcee apertus seed_oss nanochat helium nemotron
