@@ -32,8 +32,8 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
     """The text that a template gives for `variables`, which must be plain data.
 
     Offers what transformers offers: `raise_exception`, `strftime_now`, `tojson` without HTML
-    escapes, `break` and `continue`, `{% generation %}` blocks (rendered as if the tags were not
-    there); blocks are trimmed.
+    escapes, `break` and `continue`, `{% generation %}` blocks (rendered as `{% with %}`); blocks
+    are trimmed.
 
     Raises:
         TokenizerError: a syntax error, an error that the template raises, or a limit; `name` says
@@ -138,13 +138,15 @@ def _collect(template: jinja2.Template, variables: dict[str, Any]) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training. What is set
+    inside stays inside, as in transformers."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body, lineno=line)]
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -176,7 +176,8 @@ class Tokenizer:
         `tools` where there is one, else "default". Other keywords reach the template as variables.
         `continue_final_message` ends the prompt where the text of the last message ends, so that
         it is continued; there is no generation prompt then. As in transformers, keys of messages
-        that are None are left out, and reasoning is found under each of its names.
+        that are None are left out, reasoning is found under each of its names, and `documents` is
+        None unless given.
 
         Raises:
             TokenizerError: no template, an unknown name, `tools` that the default template never
@@ -210,6 +211,7 @@ class Tokenizer:
                 )
         variables = {
             **self.special.names,
+            "documents": None,
             **kwargs,
             "messages": [normalized(message) for message in messages],
             "tools": tools,

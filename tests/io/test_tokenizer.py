@@ -276,10 +276,11 @@ def test_a_final_message_without_text(metadata: dict[str, Any], content: Any) ->
 
 
 def test_template_variables(metadata: dict[str, Any]) -> None:
-    source = "{{ eos_token }}{{ thinking }}{{ tools is none }}{{ add_generation_prompt }}"
+    """`tools` and `documents` are None, not missing, where there are none."""
+    source = "{{ eos_token }}{{ thinking }}{{ [tools, documents] }}{{ add_generation_prompt }}"
     ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
     got = ours.apply_chat_template([], thinking=False, add_generation_prompt=False)
-    assert got == "<eot>FalseTrueFalse"
+    assert got == "<eot>False[None, None]False"
 
 
 @pytest.mark.parametrize("text", ["a\udcff", "\ud800", "x" * 1000 + "\udfff"])
