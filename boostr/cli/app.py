@@ -27,6 +27,8 @@ VERBS = {
     "run": "Answer a prompt, or continue it.",
     "chat": "Talk with a model in the terminal.",
     "embed": "Turn texts into vectors.",
+    "rerank": "Sort texts by how well they answer a query.",
+    "classify": "Label texts, or the tokens in them.",
     "models": "List the families that boostr runs, and what each is.",
     "inspect": "Say what is in a model file, from its headers alone.",
     "pull": "Fetch a model into the cache.",

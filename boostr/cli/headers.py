@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boostr.cli.forms import INDICES, WeightRow, weights_of_folder, weights_of_gguf
-from boostr.engine.sentence import transformer_folder
+from boostr.engine.modules import transformer_folder
 from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default

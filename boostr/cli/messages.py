@@ -46,8 +46,27 @@ def read_text(path: str) -> str:
 
 def read_lines() -> tuple[str, ...]:
     """The lines of stdin, which end in \\n or \\r\\n alone: texts may hold other separators."""
-    text = read_stdin()
-    return tuple(text.replace("\r\n", "\n").split("\n")) if text else ()
+    return as_lines(read_stdin())
+
+
+def as_lines(text: str) -> tuple[str, ...]:
+    """The lines of a text, the newline that ends it apart."""
+    lines = text.replace("\r\n", "\n").removesuffix("\n")
+    return tuple(lines.split("\n")) if lines else ()
+
+
+def given_texts(texts: tuple[str, ...], file: str | None) -> tuple[str, ...]:
+    """The texts of a command line: its arguments, or the lines of a file ("-" is stdin)."""
+    if texts and file is not None:
+        raise click.UsageError("give texts or --file, not both")
+    if file is None:
+        if not texts:
+            raise click.UsageError("give texts, or --file with one a line")
+        return texts
+    lines = as_lines(read_text(file))
+    if not lines:
+        raise OptionError(f"{file}: no lines")
+    return lines
 
 
 def has_template(model: LanguageModel) -> bool:

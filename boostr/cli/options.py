@@ -25,8 +25,8 @@ from boostr.engine.options import SamplingOptions
 from boostr.errors import BoostrError, OptionError
 
 if TYPE_CHECKING:
-    from boostr.engine.embedder import EmbeddingModel
     from boostr.engine.inputs import Chat
+    from boostr.engine.load import AnyModel
     from boostr.engine.model import LanguageModel
 
 Command = Callable[..., Any]
@@ -52,7 +52,7 @@ class ModelChoice:
         if self.quantize_embeddings is not None and self.quantize is None:
             raise click.UsageError("--quantize-embeddings needs --quantize")
 
-    def load(self) -> tuple[LanguageModel | EmbeddingModel, float]:
+    def load(self) -> tuple[AnyModel, float]:
         """The model, and the seconds that loading took."""
         from boostr.engine.load import load
 
@@ -97,7 +97,7 @@ class ModelChoice:
         model, seconds = self.load()
         if not isinstance(model, LanguageModel):
             raise OptionError(
-                f"{model.source} is an encoder, which gives vectors and no text; use: boostr embed"
+                f"{model.source} is {model.is_a}; use: boostr embed, classify or rerank"
             )
         return model, seconds
 
@@ -189,6 +189,9 @@ encoder_choice = packed(
 )  # fmt: skip
 model_argument = packed(  # for verbs whose subject is the model, not a prompt
     "choice", ModelChoice, [click.argument("model", required=False), _kv_dtype, *_loading]
+)
+task_model = packed(  # for verbs of which the default model knows nothing
+    "choice", ModelChoice, [click.argument("model"), *_loading]
 )
 decoder_choice = packed("choice", ModelChoice, [_model, _kv_dtype, *_loading])
 template_choice = packed(

@@ -14,7 +14,7 @@ import numpy as np
 from boostr.engine.from_gguf import write_from_gguf
 from boostr.engine.inputs import of_types
 from boostr.engine.load import empty_module, end_ids, folder_config
-from boostr.engine.sentence import transformer_folder
+from boostr.engine.modules import transformer_folder
 from boostr.errors import ModelFileError, NumericsError, OptionError
 from boostr.io.gguf import PLAIN_TYPES
 from boostr.io.gguf_split import GGUFSource

@@ -10,23 +10,21 @@ from boostr import autograd
 from boostr.backends.base import Backend
 from boostr.engine.inputs import text_list
 from boostr.engine.options import number
-from boostr.engine.runner import Runner
 from boostr.engine.sentence import Sentence
-from boostr.errors import ModelFileError, OptionError, TokenizerError
+from boostr.engine.text_model import TextModel
+from boostr.errors import ModelFileError
 from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
 
-_BATCH_TOKENS = 4096  # packed tokens of one forward pass
 
-
-class EmbeddingModel:
+class EmbeddingModel(TextModel):
     """An encoder, or a decoder that was made into one, that is ready to use. Made by `boostr.load`.
 
-    Attributes:
-        tokenizer, config, backend, module: what it is made of.   source: where it came from.
-            Without tokenizer files `tokenizer` is None: `hidden` works, texts are refused.
+    Without tokenizer files `hidden` works, texts are refused. Attributes beside `TextModel`'s:
         sentence: pooling, prompts and the rest of its sentence-transformers folder.
     """
+
+    is_a = "an encoder, which gives vectors"
 
     def __init__(
         self,
@@ -36,9 +34,9 @@ class EmbeddingModel:
         source: str,
         sentence: Sentence,
     ) -> None:
-        self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
-        self.config, self.sentence = module.config, sentence
-        self.runner = Runner(module, backend)
+        limit, special = sentence.max_length, sentence.special_tokens
+        super().__init__(module, tokenizer, backend, source, limit, special)
+        self.sentence = sentence
         pooled = module.config.hidden_size * len(sentence.poolings)
         self.dimension: int = pooled if sentence.outputs is None else sentence.outputs
         """E of the vectors before they are truncated."""
@@ -67,34 +65,18 @@ class EmbeddingModel:
             OptionError: no list of texts, a prompt that there is not, or one that leaves no room.
         """
         chosen = text_list(texts, "embed")
-        before = self._prompt(prompt_name, prompt)
+        before = self.sentence.prompts.choose("embed", prompt_name, prompt)
         width = self._width(truncate_dim)
         first = 0 if self.sentence.include_prompt else self._prompt_tokens(before)
-        tokens = [self._encode(before + text) for text in chosen]
-        empty = next((i for i, ids in enumerate(tokens) if len(ids) <= first), None)
-        if empty is not None:
-            why = f"; the prompt before it has {first}, which leaves no room" if first else ""
-            raise OptionError(f"embed: texts[{empty}] has no tokens to pool{why}")
+        tokens = [e.ids for e in self.encode([before + text for text in chosen], "embed", first)]
         vectors = np.zeros((len(tokens), self.dimension), np.float32)
-        for group in _groups([len(ids) for ids in tokens]):
-            states = self.hidden([tokens[i] for i in group])
-            pooled = np.stack([self.sentence.pool(s, first) for s in states])
+        for group, states in self.passes(tokens, self.module.last_hidden_state):
+            ends = np.cumsum([len(tokens[i]) for i in group])[:-1]
+            pooled = np.stack([self.sentence.pool(s, first) for s in np.split(states, ends)])
             for step in self.sentence.steps:
                 pooled = step(pooled)
             vectors[group] = pooled
         return vectors[:, :width]
-
-    def _prompt(self, name: str | None, prompt: str | None) -> str:
-        if name is not None and prompt is not None:
-            raise OptionError("embed: expected a prompt or a prompt_name, got both")
-        if prompt is not None:
-            return text_list([prompt], "embed: prompt")[0]
-        if name is None:
-            return self.sentence.default_prompt
-        if not isinstance(name, str) or name not in self.sentence.prompts:
-            known = ", ".join(self.sentence.prompts) or "none"
-            raise OptionError(f"embed: no prompt {name!r:.80}; {self.source} has {known}")
-        return self.sentence.prompts[name]
 
     def _width(self, wanted: int | None) -> int:
         if wanted is None:
@@ -109,44 +91,9 @@ class EmbeddingModel:
         ids = tokenizer.encode(prompt)
         return len(ids) - bool(ids and tokenizer.is_special(ids[-1]))
 
-    def _encode(self, text: str) -> list[int]:
-        context, tokenizer = (
-            self.config.max_position_embeddings,
-            required(self.tokenizer, self.source),
-        )
-        limit = min(context, self.sentence.max_length or tokenizer.max_length or context)
-        ids = tokenizer.encode(text)
-        if max(ids, default=0) >= self.config.vocab_size:
-            raise TokenizerError(
-                f"token id {max(ids)} is not in the model's vocabulary "
-                f"0..{self.config.vocab_size - 1}"
-            )
-        if len(ids) <= limit:
-            return ids
-        bare = tokenizer.encode(text, add_special_tokens=False)
-        extra = len(ids) - len(bare)  # [CLS] and [SEP] stay around what is cut
-        return [*ids[: limit - extra + 1], *ids[len(ids) - extra + 1 :]] if extra else ids[:limit]
-
     def hidden(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Last hidden states float32 [T, E] of each of several token sequences, computed packed."""
         with autograd.no_grad():
-            states = self.module.hidden(self.runner.packed(sequences)).to("float32").numpy()
-        return np.split(states, np.cumsum([len(s) for s in sequences])[:-1])
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they are stored."""
-        return sum(w.nbytes for w in self.module.weights().values())
-
-
-def _groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of texts that are computed together, alike in length."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or tokens + lengths[at] > _BATCH_TOKENS:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(at)
-        tokens += lengths[at]
-    return groups
+            states = self.module.last_hidden_state(self.runner.packed(sequences))
+        ends = np.cumsum([len(s) for s in sequences])[:-1]
+        return np.split(states.to("float32").numpy(), ends)

@@ -144,3 +144,22 @@ def text_list(texts: Any, what: str) -> list[str]:
         if not isinstance(text, str):
             raise OptionError(f"{what}: texts[{index}] must be a str, got {type(text).__name__}")
     return found
+
+
+def pair_list(texts: Any, what: str) -> list[str | tuple[str, str]]:
+    """Texts, or pairs of them, out of a list, a tuple, an array or an iterator.
+
+    Raises:
+        OptionError: one text in place of a list, or an item that is neither text nor pair.
+    """
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        return [*text_list(texts, what)]
+    found: list[str | tuple[str, str]] = []
+    for index, item in enumerate(texts):
+        parts = tuple(item) if isinstance(item, list | tuple) else (item,)
+        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+            raise OptionError(
+                f"{what}: texts[{index}] must be a str or a pair of them, got {item!r:.80}"
+            )
+        found.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+    return found

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from boostr import backends, dtypes, env
 from boostr.backends.base import Backend
+from boostr.engine.answers import AnswerReranker, Answers
+from boostr.engine.classifier import ClassificationModel, Labels, TokenClassificationModel
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.inputs import of_types
 from boostr.engine.model import LanguageModel
-from boostr.engine.sentence import Sentence, transformer_folder
+from boostr.engine.modules import read_modules, transformer_folder
+from boostr.engine.reranker import Pairing
+from boostr.engine.sentence import Sentence
+from boostr.engine.static import load_static
+from boostr.engine.vocabulary import check_vocabulary
 from boostr.errors import DTypeError, ModelFileError, OptionError, OutOfMemoryError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
@@ -24,12 +31,17 @@ from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights
 from boostr.models.gguf_config import hf_config
+from boostr.models.heads import Classifier, ClassifierSpec, classifier_spec
 from boostr.models.quantized import method_in, quantized_plan
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
 from boostr.quant.kv import KVForm, parse_kv_form
 from boostr.quant.scheme import embedding_scheme, parse_scheme
 
+AnyModel = (
+    LanguageModel | EmbeddingModel | ClassificationModel | TokenClassificationModel
+    | AnswerReranker
+)  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
     "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
@@ -49,7 +61,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
-) -> LanguageModel | EmbeddingModel:
+) -> AnyModel:
     """Load a model.
 
     Args:
@@ -67,7 +79,8 @@ def load(
         progress: show a bar while downloading.
     Returns:
         A `LanguageModel` for decoders, an `EmbeddingModel` for encoders and for folders of
-        sentence-transformers.
+        sentence-transformers; a `ClassificationModel` or `TokenClassificationModel` where the
+        config names such a head, an `AnswerReranker` where modules.json has a LogitScore.
         Without a tokenizer (a folder's files, or a GGUF's) token ids work and text is refused.
     Raises:
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
@@ -90,9 +103,7 @@ def load(
     try:
         made = read(found, chosen, options, kv_form)
         if kv_dtype is not None and not isinstance(made, LanguageModel):
-            raise OptionError(
-                f"kv_dtype: {found.source} is an encoder, which keeps no keys and values"
-            )
+            raise OptionError(f"kv_dtype: {found.source} is no text generator: it keeps no keys")
         return made
     except OutOfMemoryError as error:
         failure = str(error)
@@ -112,7 +123,7 @@ def load_module(
         "quantize_embeddings": quantize_embeddings,
     }
     if path.is_dir():
-        return _folder_module(folder_config(path), path, backends.get(backend), options)
+        return _folder_module(folder_config(path), path, backends.get(backend), options)[0]
     with open_gguf(path) as file:
         return _gguf_module(file, backends.get(backend), options)
 
@@ -122,14 +133,26 @@ def folder_config(folder: Path) -> RawConfig:
     return RawConfig(read_object(path, required=True), str(path))
 
 
-def _folder_module(config: RawConfig, weights: Path, backend: Backend, options: dict) -> Model:
-    method = method_in(weights, config.raw)
-    module = empty_module(config)
-    plan = quantized_plan(method) + module.load_plan(module.config)
-    with open_safetensors(weights) as files:
-        stored = stored_weights(files, str(weights))
-        load_parameters(module, CheckpointWeights(stored, str(weights), plan), backend, **options)
-    return module
+def _folder_module(
+    config: RawConfig, folder: Path, backend: Backend, options: dict, headless: bool = False,
+    spec: ClassifierSpec | None = None,
+) -> tuple[Model, Classifier | None]:  # fmt: skip
+    """The model of a folder, without its language head if `headless`; and the classifier of `spec`,
+    which stays as it is stored."""
+    stored_as = quantized_plan(method_in(folder, config.raw))
+    module, path = empty_module(config, headless), str(folder)
+    classifier = None
+    with open_safetensors(folder) as files:
+        stored = stored_weights(files, path)
+        if spec is not None:
+            labels = Labels.from_config(config)
+            classifier = Classifier(module.config.hidden_size, len(labels.names), spec)
+            own = {name: stored.pop(name) for name in list(stored) if spec.owns(name)}
+            source = CheckpointWeights(own, path, stored_as + spec.load_plan())
+            load_parameters(classifier, source, backend, dtype=options["dtype"])
+        plan = stored_as + module.load_plan(module.config)
+        load_parameters(module, CheckpointWeights(stored, path, plan), backend, **options)
+    return module, classifier
 
 
 def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
@@ -159,26 +182,55 @@ def _load_gguf(
         tokenizer = None
         if has_tokenizer(file.metadata):
             tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
-    _check_vocabulary(module, tokenizer)
+    check_vocabulary(module, tokenizer)
     eos = module.config.eos_token_ids
     return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
 
 def _load_folder(
     found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
-) -> LanguageModel | EmbeddingModel:
+) -> AnyModel:
+    modules = read_modules(found.path)
+    kinds = [module.kind for module in modules]
+    if "StaticEmbedding" in kinds:
+        return load_static(found.path, found.source, backend, options)
     folder = transformer_folder(found.path)
     config = folder_config(folder)
-    module = _folder_module(config, folder, backend, options)
+    generates = GENERATES in family_of(config).capabilities
+    embeds, asks = "Pooling" in kinds, "LogitScore" in kinds
+    spec = None if embeds or asks else classifier_spec(config)
+    if (asks and not generates) or (kinds == ["Transformer"] and spec is None):
+        raise ModelFileError(
+            f"{found.path}/modules.json: expected a Transformer, a Pooling and what follows; "
+            f"{kinds} alone need a classifier or a decoder, which this model is not"
+        )
+    headless = generates and (embeds or spec is not None)
+    module, classifier = _folder_module(config, folder, backend, options, headless, spec)
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer_files(folder) else None
-    _check_vocabulary(module, tokenizer)
-    if GENERATES not in module.capabilities or (found.path / "modules.json").is_file():
-        sentence = Sentence.from_folder(found.path)
-        if sentence.lower_case and tokenizer is not None:
-            tokenizer.lower_case()
-        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)
+    check_vocabulary(module, tokenizer)
+    parts = (tokenizer, backend, found.source)
+    if classifier is not None and spec is not None:
+        labels = Labels.from_config(config)
+        if spec.pooling == "each":
+            return TokenClassificationModel(module, classifier, *parts, labels)
+        pairing = Pairing.from_folder(found.path, config)
+        return ClassificationModel(module, classifier, *parts, labels, pairing)
+    if asks:
+        answers = Answers.from_folder(found.path / modules[1].path, module.config.vocab_size)
+        return AnswerReranker(module, *parts, Pairing.from_folder(found.path, config), answers)
+    if embeds or not generates:
+        return _embedder(found.path, module, *parts)
     eos = end_ids(folder, config)
-    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
+    return LanguageModel(module, *parts, eos, kv_form)
+
+
+def _embedder(
+    folder: Path, module: Model, tokenizer: Tokenizer | None, backend: Backend, source: str
+) -> EmbeddingModel:
+    sentence = Sentence.from_folder(folder)
+    if sentence.lower_case and tokenizer is not None:
+        tokenizer.lower_case()
+    return EmbeddingModel(module, tokenizer, backend, source, sentence)
 
 
 def end_ids(folder: Path, config: RawConfig) -> tuple[int, ...]:
@@ -188,25 +240,11 @@ def end_ids(folder: Path, config: RawConfig) -> tuple[int, ...]:
     return ends.ids("eos_token_id") or config.ids("eos_token_id")
 
 
-def empty_module(config: RawConfig) -> Model:
-    """The module that a config describes, its weights still to be loaded."""
+def empty_module(config: RawConfig, headless: bool = False) -> Model:
+    """The module that a config describes, its weights still to be loaded; a decoder may be made
+    without its head."""
     made = family_of(config)
-    return made(made.read_config(config))  # type: ignore[call-arg]
-
-
-def _check_vocabulary(module: Model, tokenizer: Tokenizer | None) -> None:
-    """Every id that the tokenizer makes of ordinary text must have a row in the embedding.
-
-    Added tokens may lie beyond it (a pad token, say, that a fine-tune never used): only a text that
-    spells one out has its id, and is then refused.
-    """
-    rows = module.config.vocab_size
-    if tokenizer is None or tokenizer.vocab_size <= rows:
-        return
-    spare = tokenizer.inner.get_added_tokens_decoder()
-    beyond = [i for i in tokenizer.inner.get_vocab().values() if i >= rows and i not in spare]
-    if beyond:
-        raise ModelFileError(
-            f"{tokenizer.source}: the tokenizer has {tokenizer.vocab_size} tokens, the model's "
-            f"embedding only {rows}; the files do not belong together"
-        )
+    read = made.read_config(config)
+    if headless:
+        read = replace(read, head=None)
+    return made(read)  # type: ignore[call-arg]

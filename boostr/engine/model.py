@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.engine.generate import finite, generate
 from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, of_types, prompt_list
+from boostr.engine.loaded import Loaded
 from boostr.engine.options import SamplingOptions
 from boostr.engine.prompt_cache import PromptCache
 from boostr.engine.runner import Runner
@@ -20,6 +21,9 @@ from boostr.errors import OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
 from boostr.quant.kv import KVForm
+
+if TYPE_CHECKING:
+    from boostr.engine.reranker import Ranked
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Score:
         return float(np.exp(self.nll / self.token_count))
 
 
-class LanguageModel:
+class LanguageModel(Loaded):
     """A decoder that is ready to use, by several threads too. Made by `boostr.load`.
 
     Attributes:
@@ -46,6 +50,8 @@ class LanguageModel:
             is None: token ids work, texts are refused, and what is generated has no text.
         source: where it came from.
     """
+
+    is_a = "a decoder, which generates text"
 
     def __init__(
         self,
@@ -250,12 +256,27 @@ class LanguageModel:
             raise OptionError(f"score: expected 2 to {context} tokens, got {len(ids)}")
         return Score(float(self.runner.losses(ids).sum(dtype=np.float64)), len(ids) - 1)
 
-    def embed(self, texts: Sequence[str], **arguments: Any) -> np.ndarray:
-        """Refused: a decoder has no sentence embeddings of its own."""
-        raise OptionError(
-            f"embed: {self.config.model_type!r} is a decoder; load an encoder such as a "
-            "sentence-transformers folder"
-        )
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        template: str | None = None,
+        instruction: str | None = None,
+        top_k: int | None = None,
+    ) -> list[Ranked]:
+        """The texts in the order in which they answer the query, as the model judges them.
+
+        Args:
+            template: how it is asked: "qwen3" (Qwen3-Reranker) or "bge" (bge-reranker-v2-gemma),
+                for folders that do not say it; `boostr.load` makes rerankers of those that do.
+            instruction: what is asked for, in place of the template's own words.
+            top_k: so many of them; default all.
+        """
+        from boostr.engine.answers import QuestionReranker
+
+        ranker = QuestionReranker(self.module, self.tokenizer, self.backend, self.source, template)
+        return ranker.rerank(query, texts, top_k=top_k, prompt=instruction)
 
     @property
     def weight_bytes(self) -> int:

@@ -19,7 +19,7 @@ from boostr.engine.convert import write_folder
 from boostr.engine.gptq import Inputs, can_round, gptq
 from boostr.engine.inputs import of_types
 from boostr.engine.load import empty_module, folder_config
-from boostr.engine.sentence import transformer_folder
+from boostr.engine.modules import transformer_folder
 from boostr.engine.smooth import smooth
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
 from boostr.io.disk import room_for

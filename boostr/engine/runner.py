@@ -63,8 +63,10 @@ class Runner:
         states = self.module.states()
         return KVCache(states, self.backend, sequences, length, chunk, dtype, self.kv_form)
 
-    def packed(self, sequences: Sequence[Sequence[int]]) -> Batch:
-        """Whole sequences end to end, without a cache."""
+    def packed(
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+    ) -> Batch:
+        """Whole sequences end to end, without a cache; `types` are those of their tokens."""
         lengths = [len(s) for s in sequences]
         positions = np.concatenate([np.arange(n) for n in lengths])
         places = self.tensor(positions)
@@ -73,6 +75,7 @@ class Runner:
             places,
             self.tensor(np.concatenate([[0], np.cumsum(lengths)])),
             self.rotary.prompt(positions, places, lengths, lengths),
+            types=None if types is None else self.tensor(np.concatenate(types)),
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from boostr.engine.modules import Module, Prompts, read_modules, transformer_settings
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import open_safetensors
-from boostr.io.settings import TABLES, Settings, read_json_file, read_settings
+from boostr.io.settings import Settings, read_settings
 
 Step = Callable[[np.ndarray], np.ndarray]  # vectors [N, E] -> [N, E']
-
-_LENGTH_FILES = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+_MODEL_TYPE = "SentenceTransformer"
 
 
 def _weighted_mean(states: np.ndarray, first: int) -> np.ndarray:
@@ -66,6 +63,20 @@ ACTIVATIONS: dict[str, Step] = {
 }
 
 
+def named_activation(full: str, what: str) -> Step:
+    """The activation of a class of torch.nn, looked up by its name.
+
+    Raises:
+        ModelFileError: a name that is not in the table; `what` is what the message begins with.
+    """
+    name = full.rpartition(".")[2]
+    if not full.startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise ModelFileError(
+            f"{what} {full!r} is not known; boostr has torch.nn's {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
 @dataclass(frozen=True)
 class Sentence:
     """How texts become vectors.
@@ -75,9 +86,10 @@ class Sentence:
         include_prompt: whether the tokens of a prompt are pooled, too.
         steps: what is done with the vectors after pooling, in turn.
         inputs, outputs: features that the first step takes and the last one gives; None for any.
-        prompts, default_prompt: texts to put before a text, by name; the one that is put unasked.
+        prompts: texts to put before a text.
         truncate_dim: how many numbers of a vector are kept.
         max_length: tokens of a text with its special ones.   lower_case: the text first.
+        special_tokens: whether a text gets those of the tokenizer.
     """
 
     poolings: tuple[str, ...] = ("mean",)
@@ -85,11 +97,11 @@ class Sentence:
     steps: tuple[Step, ...] = ()
     inputs: int | None = None
     outputs: int | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str = ""
+    prompts: Prompts = field(default_factory=Prompts)
     truncate_dim: int | None = None
     max_length: int | None = None
     lower_case: bool = False
+    special_tokens: bool = True
 
     @classmethod
     def from_folder(cls, folder: Path) -> Sentence:
@@ -98,17 +110,26 @@ class Sentence:
         Raises:
             ModelFileError: a module or a setting that is not known.
         """
-        modules = read_modules(folder)
-        lengths = next((folder / n for n in _LENGTH_FILES if (folder / n).is_file()), None)
-        if modules and modules[0].path:
-            inner = [folder / modules[0].path / name for name in _LENGTH_FILES]
-            lengths = next((path for path in inner if path.is_file()), lengths)
-        limits = read_settings(lengths or folder / _LENGTH_FILES[0], _LENGTH_FILES[0])
+        modules, settings = read_modules(folder), transformer_settings(folder)
+        config = read_settings(folder / "config_sentence_transformers.json")
+        truncate, kind = config.get("truncate_dim"), config.get("model_type", _MODEL_TYPE)
+        if kind != _MODEL_TYPE:
+            raise ModelFileError(f"{config.source}: model_type {kind!r} is not {_MODEL_TYPE!r}")
+        if truncate is not None and truncate < 1:
+            raise ModelFileError(f"{config.source}: truncate_dim must be 1 or more, got {truncate}")
+        if "message" in settings.get("modality_config", {}):
+            raise ModelFileError(
+                f"{settings.source}: vectors of chat messages (modality_config) are not supported"
+            )
+        static = bool(modules) and modules[0].kind == "StaticEmbedding"
+        after: dict[str, Any] = _after(folder, modules[1:]) if modules else {"steps": (normalize,)}
         return cls(
-            **_after(folder, modules[1:]) if modules else {"steps": (normalize,)},
-            **_prompts(folder),
-            max_length=limits.get("max_seq_length"),
-            lower_case=limits.get("do_lower_case", False),
+            special_tokens=not static,
+            **after,
+            prompts=Prompts.from_settings(config),
+            truncate_dim=truncate,
+            max_length=settings.get("max_seq_length"),
+            lower_case=settings.get("do_lower_case", False),
         )
 
     def pool(self, states: np.ndarray, first: int) -> np.ndarray:
@@ -119,54 +140,6 @@ class Sentence:
 def normalize(vectors: np.ndarray) -> np.ndarray:
     """Vectors [N, E] brought to unit length; zeros stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-@dataclass(frozen=True)
-class Module:
-    """A row of modules.json: a name of `_AFTER` or "Transformer", and its folder."""
-
-    kind: str
-    path: str
-
-
-def read_modules(folder: Path) -> list[Module]:
-    """The rows of modules.json, the first a Transformer, the second a Pooling; [] without it.
-
-    Raises:
-        ModelFileError: modules that are not known, in another order, or out of the folder.
-    """
-    file = folder / "modules.json"
-    rows = read_json_file(file)
-    if rows is None:
-        return []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ModelFileError(f"{file}: expected a list of objects")
-    modules = [_module(Settings(row, str(file), TABLES["modules.json"])) for row in rows]
-    kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
-        raise ModelFileError(f"{file}: expected a Transformer, a Pooling and what follows; {kinds}")
-    return modules
-
-
-def transformer_folder(folder: Path) -> Path:
-    """Where the encoder itself lies: a subfolder in older sentence-transformers folders."""
-    modules = read_modules(folder)
-    return folder / modules[0].path if modules else folder
-
-
-def _module(row: Settings) -> Module:
-    kind, path = row.get("type", ""), row.get("path", "")
-    package, _, name = kind.rpartition(".")
-    if package.partition(".")[0] != "sentence_transformers" or name not in {"Transformer", *_AFTER}:
-        known = ", ".join(("Transformer", *_AFTER))
-        raise ModelFileError(
-            f"{row.source}: module {kind!r} is not known; of sentence_transformers boostr has "
-            f"{known}"
-        )
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or Path(path).is_absolute() or "\\" in path:
-        raise ModelFileError(f"{row.source}: path {path!r} leaves the folder")
-    return Module(name, path)
 
 
 def _after(folder: Path, modules: list[Module]) -> dict[str, Any]:
@@ -194,12 +167,7 @@ def _pooling(config: Settings, path: Path, made: dict[str, Any]) -> None:
 
 def _dense(config: Settings, path: Path, made: dict[str, Any]) -> None:
     full = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    name = full.rpartition(".")[2]
-    if not full.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise ModelFileError(
-            f"{config.source}: activation_function {full!r} is not known; boostr has torch.nn's "
-            f"{', '.join(ACTIVATIONS)}"
-        )
+    activation = named_activation(full, f"{config.source}: activation_function")
     shape = (config.get("out_features"), config.get("in_features"))
     named: dict[str, tuple[Any, ...]] = {"linear.weight": shape}
     if config.get("bias", True):
@@ -209,7 +177,7 @@ def _dense(config: Settings, path: Path, made: dict[str, Any]) -> None:
         named["residual.weight"] = shape
     found = _tensors(path, named)
     weight, bias = found["linear.weight"], found.get("linear.bias", np.float32(0))
-    aside, activation = found.get("residual.weight"), ACTIVATIONS[name]
+    aside = found.get("residual.weight")
 
     def dense(x: np.ndarray) -> np.ndarray:
         out = activation(x @ weight.T + bias)
@@ -275,20 +243,3 @@ def _tensors(path: Path, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, np.
                     f"{path}: {name} must have the shape {shape}, got {found[name].shape}"
                 )
     return found
-
-
-def _prompts(folder: Path) -> dict[str, Any]:
-    config = read_settings(folder / "config_sentence_transformers.json")
-    prompts = {name: text or "" for name, text in config.get("prompts", {}).items()}
-    if not all(isinstance(text, str) for text in prompts.values()):
-        raise ModelFileError(f"{config.source}: prompts must map names to texts")
-    name = config.get("default_prompt_name")
-    if name is not None and name not in prompts:
-        raise ModelFileError(
-            f"{config.source}: default_prompt_name {name!r} is not in prompts {list(prompts)}"
-        )
-    truncate = config.get("truncate_dim")
-    if truncate is not None and truncate < 1:
-        raise ModelFileError(f"{config.source}: truncate_dim must be 1 or more, got {truncate}")
-    default = "" if name is None else prompts[name]
-    return {"prompts": prompts, "default_prompt": default, "truncate_dim": truncate}

@@ -61,6 +61,7 @@ TABLES: dict[str, Table] = {
         "add_eos_token": obeyed(bool),
         "chat_template": obeyed(str, list),
         "model_max_length": obeyed(int, float),
+        "truncation_side": obeyed(str),
         # of a folder without tokenizer.json, which holds what comes of them
         "tokenizer_class": obeyed(str),
         "legacy": obeyed(bool),
@@ -78,8 +79,8 @@ TABLES: dict[str, Table] = {
                  "sp_model_kwargs", "add_dummy_prefix_space",
                  "do_basic_tokenize", "never_split", "remove_space", "keep_accents", "errors",
                  "trim_offsets"),
-        # padding and truncation: boostr does neither for the caller
-        **_inert("padding_side", "truncation_side", "truncation", "padding", "max_length", "stride",
+        # padding: there is none; truncation: of whole texts, to the length that the files say
+        **_inert("padding_side", "truncation", "padding", "max_length", "stride",
                  "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id",
                  "padding_strategy", "model_input_names", "return_token_type_ids"),
         # of decoding: no spaces are "cleaned up", as `Tokenizer.decode` says
@@ -106,17 +107,27 @@ TABLES: dict[str, Table] = {
         **_inert("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
                  "attention_probs_dropout_prob", "initializer_range", "use_cache",
                  "gradient_checkpointing", "pretraining_tp", "chunk_size_feed_forward"),
-        # of heads, outputs and files
-        **_inert("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
+        # of classifiers
+        "architectures": obeyed(list),
+        "id2label": obeyed(dict),
+        "num_labels": obeyed(int),
+        "problem_type": obeyed(str),
+        "sentence_transformers": obeyed(dict),
+        "sbert_ce_default_activation_function": obeyed(str),
+        # of outputs and files
+        **_inert("auto_map", "dtype", "torch_dtype", "transformers_version",
                  "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
-                 "id2label", "label2id", "problem_type", "pad_token_id"),
+                 "label2id"),
+        "pad_token_id": obeyed(int),
         ANY: INERT,
     },
     "config_sentence_transformers.json": {
         "prompts": obeyed(dict),
         "default_prompt_name": obeyed(str),
         "truncate_dim": obeyed(int),
-        "model_type": unless("SentenceTransformer"),
+        "model_type": obeyed(str),
+        "activation_fn": obeyed(str),
+        "keep_in_fp32_modules": INERT,  # nothing is computed in less
         **_inert("__version__", "similarity_fn_name"),  # vectors are the same for every similarity
         ANY: INERT,
     },
@@ -130,10 +141,26 @@ TABLES: dict[str, Table] = {
              "tokenizer_args", "processor_kwargs"),
             unless({}, {"trust_remote_code": False}, {"trust_remote_code": True})),
         "tokenizer_name_or_path": unless(),
-        # other inputs than text, and lengths and padding of ColBERT's queries, which are no `embed`
-        **_inert("modality_config", "unpad_inputs", "query_length", "document_length",
-                 "query_expansion"),
+        "modality_config": obeyed(dict),
+        # lengths and padding of ColBERT's queries, which are no `embed`
+        **_inert("unpad_inputs", "query_length", "document_length", "query_expansion"),
         ANY: INERT,
+    },
+    "CrossEncoder/sentence_bert_config.json": {
+        "max_seq_length": obeyed(int),
+        "do_lower_case": obeyed(bool),
+        "modality_config": obeyed(dict),
+        "processing_kwargs": obeyed(dict),
+        "transformer_task": unless("sequence-classification", "text-generation"),
+        "module_output_name": unless("scores", "causal_logits"),
+        **_inert("unpad_inputs"),
+        ANY: unless({}, {"trust_remote_code": False}, {"trust_remote_code": True}),
+    },
+    "LogitScore/config.json": {
+        "true_token_id": obeyed(int),
+        "false_token_id": obeyed(int),
+        "module_input_name": unless("causal_logits"),
+        ANY: unless(),
     },
     "modules.json": {
         "path": obeyed(str),

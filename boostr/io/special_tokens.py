@@ -14,13 +14,15 @@ class SpecialTokens:
     `names` maps bos_token, eos_token, pad_token, unk_token, ... to their text, as chat templates
     see them; `eos_ids` are all ids that end a generation; `templates` maps names to the source of
     chat templates, the usual one under "default". `max_length` is the length of a text in tokens
-    that the tokenizer was made for, None if the files do not say.
+    that the tokenizer was made for, None if the files do not say; `truncation_side` is
+    where it cuts longer ones.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     eos_ids: tuple[int, ...] = ()
     templates: dict[str, str] = field(default_factory=dict)
     max_length: int | None = None
+    truncation_side: str = "right"
 
 
 def surround(

@@ -38,7 +38,10 @@ def load_folder(folder: Path) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
     _surround(inner, config, names)
     eos = inner.token_to_id(names["eos_token"]) if "eos_token" in names else None
     eos_ids, templates = () if eos is None else (eos,), _templates(folder, config)
-    return inner, SpecialTokens(names, eos_ids, templates, _max_length(config))
+    side = config.get("truncation_side", "right")
+    if side not in ("right", "left"):
+        raise TokenizerError(f"{config.source}: truncation_side must be right or left, got {side}")
+    return inner, SpecialTokens(names, eos_ids, templates, _max_length(config), side)
 
 
 def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer | None":

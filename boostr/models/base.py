@@ -74,6 +74,10 @@ class Model(Module):
         """Hidden states [T, E] of packed tokens, as `head` takes them."""
 
     @abstractmethod
+    def last_hidden_state(self, batch: Batch) -> Tensor:
+        """Hidden states [T, E] of packed tokens after the final norm, under transformers' name."""
+
+    @abstractmethod
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """After the embedding, after each layer, the last after the final norm: L + 1 of [T, E].
         transformers' convention of `output_hidden_states`."""

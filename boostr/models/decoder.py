@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from boostr import nn
+from boostr.errors import OptionError
 from boostr.models import plan
 from boostr.models.base import GENERATES, last_of
 from boostr.models.config import ModelConfig
 from boostr.models.plan import LoadPlan
 from boostr.models.stack import StackModel
 from boostr.nn import fusion
-from boostr.nn.specs import HeadSpec
 from boostr.nn.states import State
 from boostr.ops import core
 from boostr.tensor import Tensor
@@ -24,9 +24,8 @@ class CausalLM(StackModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self._head = head = config.head or HeadSpec()
-        self.lm_head = None
-        if not head.tied:
+        head, self.lm_head = config.head, None
+        if head is not None and not head.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, head.bias)
             self.lm_head.weight = nn.Parameter((config.vocab_size, config.hidden_size), "head")
 
@@ -37,7 +36,9 @@ class CausalLM(StackModel):
             plan.prefixes("model.", ("model.", ""), outside=("lm_head.",)),
             plan.leftover(suffixes=("rotary_emb.inv_freq",)),  # buffers of old checkpoints
         ]
-        if config.head is not None and config.head.tied:
+        if config.head is None:
+            rules.append(plan.leftover(("lm_head.",)))
+        elif config.head.tied:
             rules.append(plan.tied("lm_head.weight", "model.embed_tokens.weight"))
         return LoadPlan(tuple(rules))
 
@@ -51,14 +52,17 @@ class CausalLM(StackModel):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""
+        spec = self.config.head
+        if spec is None:
+            raise OptionError(f"this {self.config.model_type} was loaded without its head")
         owner = self.lm_head or self.model.embed_tokens
         bias = None if self.lm_head is None else self.lm_head.bias
-        norm, cap = self.model.norm, self._head.softcap
+        norm, cap = self.model.norm, spec.softcap
         logits: Any = fusion.products(
             hidden, norm and norm.operand, [owner.weight], [bias], dtype="float32"
         )
-        if self._head.factor != 1.0:
-            logits = logits * self._head.factor
+        if spec.factor != 1.0:
+            logits = logits * spec.factor
         return logits if cap is None else core.tanh(logits / cap) * cap
 
     def __call__(self, batch: nn.Batch) -> Tensor:

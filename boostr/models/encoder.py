@@ -10,7 +10,6 @@ from boostr import nn
 from boostr.errors import OptionError
 from boostr.models import config as read
 from boostr.models import plan
-from boostr.models.base import last_of
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.models.stack import StackModel
@@ -30,7 +29,7 @@ class Model(StackModel):
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Last hidden states [T, E] of packed texts, after the final norm if there is one."""
-        return self.model.ended(last_of(self.model(batch)))
+        return self.last_hidden_state(batch)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Refused: what `capabilities` does not name."""

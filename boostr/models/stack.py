@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from boostr import nn
-from boostr.models.base import Model
+from boostr.models.base import Model, last_of
 from boostr.models.config import ModelConfig
 from boostr.nn.norm import maybe_norm
 from boostr.ops import core
@@ -88,6 +88,10 @@ class StackModel(Model):
     def activation_dtype(self) -> np.dtype:
         """Of hidden states, keys and values."""
         return self.model.embed_tokens.dtype
+
+    def last_hidden_state(self, batch: nn.Batch) -> Tensor:
+        """Hidden states [T, E] of packed tokens, after the final norm if there is one."""
+        return self.model.ended(last_of(self.model(batch)))
 
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""

@@ -65,7 +65,7 @@ def test_a_decoder_has_no_vectors_and_an_encoder_no_text(boostr, tiny: str, enco
     result = boostr("embed", "-m", tiny, "hi")
     assert result.exit_code == 1 and "decoder" in result.stderr
     result = boostr("run", "-m", encoder, "hi")
-    assert result.exit_code == 1 and "boostr embed" in result.stderr
+    assert result.exit_code == 1 and "gives vectors; use: boostr embed" in result.stderr
 
 
 def test_modules_that_are_not_known(boostr, encoder: str, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ REAL = {
     "LayerNorm/config.json": "dimension",
     "Normalize/config.json": "module_input_name module_output_name",
     "Dropout/config.json": "dropout",
+    "CrossEncoder/sentence_bert_config.json": """
+        max_seq_length do_lower_case transformer_task modality_config module_output_name
+        processing_kwargs unpad_inputs""",
+    "LogitScore/config.json": "true_token_id false_token_id module_input_name",
 }
 
 

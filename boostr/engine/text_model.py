@@ -1,0 +1,113 @@
+"""TextModel: what embedders, classifiers and rankers share: whole texts, packed into passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from boostr import autograd
+from boostr.backends.base import Backend
+from boostr.engine.loaded import Loaded
+from boostr.engine.runner import Runner
+from boostr.errors import OptionError, TokenizerError
+from boostr.io.encodings import Text, encode_batch
+from boostr.io.tokenizer import Tokenizer, required
+from boostr.models.base import Model
+from boostr.nn.batch import Batch
+from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+_BATCH_TOKENS = 4096  # packed tokens of one forward pass
+
+
+class TextModel(Loaded):
+    """A model of whole texts, no longer than `max_length` tokens; None: as the context holds.
+
+    Attributes:
+        tokenizer, config, backend, module: what it is made of.   source: where it came from.
+            Without tokenizer files `tokenizer` is None: texts are refused.
+    """
+
+    def __init__(
+        self,
+        module: Model,
+        tokenizer: Tokenizer | None,
+        backend: Backend,
+        source: str,
+        max_length: int | None = None,
+        special_tokens: bool = True,
+    ) -> None:
+        self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
+        self.config = module.config
+        self.runner, self._special_tokens = Runner(module, backend), special_tokens
+        context = module.config.max_position_embeddings
+        declared = max_length or (tokenizer and tokenizer.max_length)
+        self.max_length: int = min(context, declared or context)
+        """Tokens of a text with its special ones; longer ones are cut."""
+
+    def encode(self, texts: Sequence[Text], what: str, first: int = 0) -> list[Encoding]:
+        """The tokens of texts or pairs, cut to `max_length`.
+
+        Raises:
+            OptionError: a text with nothing behind its `first` tokens, those of a prompt.
+            TokenizerError: an id that the model has no row for.
+        """
+        tokenizer = required(self.tokenizer, self.source)
+        found = encode_batch(tokenizer, texts, self.max_length, self._special_tokens)
+        for index, encoding in enumerate(found):
+            if len(encoding.ids) <= first:
+                why = f"; the prompt before it has {first}, which leaves no room" if first else ""
+                raise OptionError(f"{what}: texts[{index}] has no tokens to pool{why}")
+            if max(encoding.ids) >= self.config.vocab_size:
+                raise TokenizerError(
+                    f"token id {max(encoding.ids)} is not in the model's vocabulary "
+                    f"0..{self.config.vocab_size - 1}"
+                )
+        return found
+
+    def token_types(self, found: Sequence[Encoding]) -> list[list[int]] | None:
+        """The segment of each token; None where all are of the first."""
+        types = [encoding.type_ids for encoding in found]
+        highest = max((max(own) for own in types), default=0)
+        known = self.config.embedding.types
+        if known is not None and highest >= known:
+            raise TokenizerError(
+                f"{self.source}: the tokenizer gives token type {highest}, the model has {known}"
+            )
+        return types if highest else None
+
+    def passes(
+        self,
+        sequences: Sequence[Sequence[int]],
+        compute: Callable[[Batch], Tensor],
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(indices of sequences, what is computed of those packed, in float32) of each pass."""
+        for group in _groups([len(ids) for ids in sequences]):
+            own = None if types is None else [types[i] for i in group]
+            with autograd.no_grad():
+                batch = self.runner.packed([sequences[i] for i in group], own)
+                computed = compute(batch).to("float32").numpy()
+            yield group, computed
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are stored."""
+        return sum(w.nbytes for w in self.module.weights().values())
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of texts that are computed together, alike in length."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or tokens + lengths[at] > _BATCH_TOKENS:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(at)
+        tokens += lengths[at]
+    return groups

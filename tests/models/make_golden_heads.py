@@ -1,0 +1,287 @@
+"""Make the folders in tests/models/data/heads and what transformers and sentence-transformers say.
+
+    python tests/models/make_golden_heads.py    needs torch, transformers 5, sentence-transformers 6
+
+Run by hand; tests import neither this nor torch. Each folder has a random model of a few kilobytes
+with a tokenizer, as the libraries write them, and golden.json. heads.npz has, for every kind of
+head of transformers, its tensors ("ARCHITECTURE/NAME"), hidden states of two texts end to end
+(".../hidden") and the logits ("/logits").
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers as hf
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+DATA = Path(__file__).parent / "data" / "heads"
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "##s",
+    "##ing",
+    "run",
+    "what",
+    "who",
+    "is",
+    "anna",
+    "in",
+    "paris",
+    "?",
+    ".",
+    ",",
+    "good",
+    "bad",
+]
+TEXTS = ["the cat sat on a mat .", "who is anna ?", "bad dogs , in paris", "a"]
+LONG = " ".join(["the dog is good , the cat is bad ."] * 8)
+PAIRS = [("what is a cat ?", text) for text in (*TEXTS, LONG)]
+PAIRS += [(LONG, "a mat"), (LONG, LONG), ("who ?", "anna")]
+BYTES = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+TEMPLATE = (
+    "{% set ns = namespace(task='Find what answers.') %}{% for m in messages %}{% if m.role =="
+    " 'system' %}{% set ns.task = m.content %}{% endif %}{% endfor %}<|im_start|>user\n"
+    "{{ ns.task }}{% for m in messages %}{% if m.role == 'query' %}\nQuery: {{ m.content }}"
+    "{% elif m.role == 'document' %}\nDocument: {{ m.content }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT = SMALL | {"vocab_size": len(WORDS), "intermediate_size": 20, "max_position_embeddings": 40}
+DECODER = SMALL | {
+    "hidden_size": 8,
+    "vocab_size": 262, "intermediate_size": 20, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": 160, "tie_word_embeddings": False, "pad_token_id": 261,
+}  # fmt: skip
+ALL = {
+    "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4,
+    "vocab_size": 20, "max_position_embeddings": 16, "embedding_size": 4, "pad_token_id": 0,
+    "num_key_value_heads": 1, "head_dim": 4, "num_labels": 3,
+}  # fmt: skip
+HEADS = {
+    "albert": ("Albert", {}), "bert": ("Bert", {}),
+    "distilbert": ("DistilBert", {"dim": 4, "n_heads": 1, "hidden_dim": 4, "n_layers": 1}),
+    "electra": ("Electra", {}), "gte": ("Gte", {}), "mpnet": ("MPNet", {}),
+    "modernbert": ("ModernBert", {"classifier_pooling": "cls"}),
+    "modernbert/mean": ("ModernBert", {"classifier_pooling": "mean", "classifier_bias": True,
+                                       "norm_bias": True, "norm_eps": 1e-3}),
+    "nomic_bert": ("NomicBert", {}), "roberta": ("Roberta", {}), "llama": ("Llama", {}),
+    "gpt_neox": ("GPTNeoX", {}),
+}  # fmt: skip
+
+
+def randomise(model, seed=0):
+    """Weights of which no output is nearly constant."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            vector = 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
+            p.copy_(
+                vector
+                if p.ndim == 1
+                else noise * (0.7 if "embed" in name else p.shape[1] ** -0.5 * 1.5)
+            )
+    return model.eval()
+
+
+def fresh(name):
+    shutil.rmtree(DATA / name, ignore_errors=True)
+    (DATA / name).mkdir(parents=True)
+    return DATA / name
+
+
+def finish(folder, golden):
+    for path in folder.glob("README.md"):
+        path.unlink()
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    print(folder.name, sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+
+
+def bert_tokenizer(folder, **more):
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = hf.BertTokenizer(vocab=str(folder / "vocab.txt"), **more)
+    (folder / "vocab.txt").unlink()
+    return tokenizer
+
+
+def byte_tokenizer(template=None, ends=False, side="left"):
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab |= {"ye": 256, "yes": 257, "no": 258}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[("y", "e"), ("ye", "s"), ("n", "o")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(text, normalized=False) for text in BYTES])
+    if ends:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {BYTES[2]}", pair=f"$A {BYTES[2]} $B:1 {BYTES[2]}:1",
+            special_tokens=[(BYTES[2], 261)],
+        )  # fmt: skip
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=BYTES[2], eos_token=BYTES[1], chat_template=template,
+        padding_side=side,
+    )  # fmt: skip
+
+
+def bert_reranker():
+    folder = fresh("bert_reranker")
+    randomise(
+        hf.BertForSequenceClassification(hf.BertConfig(**BERT, num_labels=1))
+    ).save_pretrained(folder)
+    bert_tokenizer(folder).save_pretrained(folder)
+    model = CrossEncoder(str(folder), prompts={"ask": "who , "}, device="cpu")
+    golden = {"pairs": PAIRS, "scores": model.predict(PAIRS).tolist()}
+    golden["prompted"] = model.predict(PAIRS, prompt_name="ask").tolist()
+    golden["logits"] = model.predict(PAIRS, activation_fn=torch.nn.Identity()).tolist()
+    golden["rank"] = model.rank("what is a cat ?", TEXTS)
+    model.save_pretrained(str(folder))
+    finish(folder, json.loads(json.dumps(golden, default=float)))
+
+
+def bert_labels():
+    folder = fresh("bert_labels")
+    labels = {0: "good", 1: "bad", 2: "neither"}
+    config = hf.BertConfig(**BERT, num_labels=3, id2label=labels)
+    randomise(hf.BertForSequenceClassification(config), 1).save_pretrained(folder)
+    tokenizer = bert_tokenizer(folder, model_max_length=24)
+    tokenizer.save_pretrained(folder)
+    golden = {"texts": [*TEXTS, LONG], "pairs": PAIRS}
+    for problem in (None, "multi_label_classification", "regression"):
+        config.problem_type = problem
+        model = hf.AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+        pipe = hf.pipeline(
+            "text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu"
+        )
+        key = problem or "softmax"
+        golden[key] = [pipe({"text": t}, truncation=True) for t in golden["texts"]]
+        golden[f"{key} of pairs"] = [
+            pipe({"text": a, "text_pair": b}, truncation=True) for a, b in PAIRS
+        ]
+    finish(folder, golden)
+
+
+def bert_tokens():
+    folder = fresh("bert_tokens")
+    labels = dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")))
+    model = randomise(hf.BertForTokenClassification(hf.BertConfig(**BERT, id2label=labels)), 3)
+    tokenizer = bert_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():  # no label that is likelier than others
+        logits = model(**tokenizer(TEXTS[0], return_tensors="pt")).logits
+        model.classifier.bias.sub_(logits.mean((0, 1)))
+    model.save_pretrained(folder)
+    golden = {
+        "texts": ["the Cats sat on a mat .", "who  is anna , in\nparis ?", "bad dogs in paris", "a"]
+    }
+    for strategy, left_out in (("none", []), ("simple", ["O"])):
+        pipe = hf.pipeline(
+            "token-classification", model=model, tokenizer=tokenizer, device="cpu",
+            aggregation_strategy=strategy, ignore_labels=left_out,
+        )  # fmt: skip
+        golden[strategy] = [pipe(text) for text in golden["texts"]]
+    finish(folder, json.loads(json.dumps(golden, default=float)))
+
+
+def llama_labels():
+    folder = fresh("llama_labels")
+    config = hf.LlamaConfig(**DECODER, num_labels=2, id2label={0: "no", 1: "yes"})
+    model = randomise(hf.LlamaForSequenceClassification(config), 4)
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer(side="right")
+    tokenizer.save_pretrained(folder)
+    texts = [*TEXTS, "ends in pads<|endoftext|><|endoftext|>", "<|endoftext|>"]
+    with torch.no_grad():
+        logits = model(
+            **tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        ).logits
+    finish(folder, {"texts": texts, "logits": logits.tolist()})
+
+
+def qwen3_reranker():
+    folder = fresh("qwen3_reranker")
+    config = hf.Qwen3Config(**DECODER)
+    randomise(hf.Qwen3ForCausalLM(config), 5).save_pretrained(folder)
+    byte_tokenizer(TEMPLATE).save_pretrained(folder)
+    model = CrossEncoder(str(folder), device="cpu")
+    model[0].processing_kwargs = {"chat_template": {"add_generation_prompt": True}}
+    short = [(a[:20], b[:40]) for a, b in PAIRS]
+    golden = {"pairs": [*short, PAIRS[4]]}
+    golden["scores"] = model.predict(golden["pairs"]).tolist()
+    golden["logits"] = model.predict(golden["pairs"], activation_fn=torch.nn.Identity()).tolist()
+    golden["prompted"] = model.predict(golden["pairs"], prompt="Other task.").tolist()
+    model.save_pretrained(str(folder))
+    finish(folder, golden)
+
+
+def qwen3_embedding():
+    folder = fresh("qwen3_embedding")
+    randomise(hf.Qwen3Model(hf.Qwen3Config(**DECODER)), 6).save_pretrained(folder)
+    byte_tokenizer(ends=True).save_pretrained(folder)
+    modules = [Transformer(str(folder)), Pooling(8, pooling_mode="lasttoken"), Normalize()]
+    model = SentenceTransformer(
+        modules=modules, prompts={"query": "Query: ", "document": ""}, device="cpu"
+    )
+    model.save_pretrained(str(folder))
+    texts = [*TEXTS, LONG]
+    golden = {"texts": texts, "vectors": model.encode(texts).tolist()}
+    golden["queries"] = model.encode(texts, prompt_name="query").tolist()
+    finish(folder, golden)
+
+
+def static_embedding():
+    folder = fresh("static_embedding")
+    inner = bert_tokenizer(folder).backend_tokenizer
+    table = np.random.default_rng(7).standard_normal((len(WORDS), 12)).astype("f4")
+    model = SentenceTransformer(
+        modules=[StaticEmbedding(inner, embedding_weights=table), Normalize()], device="cpu"
+    )
+    model.save_pretrained(str(folder))
+    texts = [*TEXTS, LONG]
+    finish(folder, {"texts": texts, "vectors": model.encode(texts).tolist()})
+
+
+def heads():
+    arrays = {}
+    ids = torch.tensor([[1, 5, 9, 3, 7], [1, 6, 8, 2, 4]])
+    for name, (kind, changes) in HEADS.items():
+        for task in ("Sequence", "Token"):
+            config = getattr(hf, f"{kind}Config")(**ALL | changes)
+            model = randomise(getattr(hf, f"{kind}For{task}Classification")(config), 8)
+            with torch.no_grad():
+                out = model(ids, output_hidden_states=True)
+            key = f"{name}/{type(model).__name__}"
+            arrays[f"{key}/hidden"] = out.hidden_states[-1].reshape(10, 4).numpy()
+            arrays[f"{key}/logits"] = out.logits.reshape(-1, 3).numpy()
+            own = ("classifier", "score", "head.", "pre_classifier")
+            for tensor, value in model.state_dict().items():
+                if tensor.startswith(own) or (".pooler" in tensor and task == "Sequence"):
+                    arrays[f"{key}/{tensor}"] = value.numpy()
+    np.savez_compressed(DATA / "heads.npz", **arrays)
+    print("heads.npz", (DATA / "heads.npz").stat().st_size)
+
+
+def main():
+    hf.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    for make in (bert_reranker, bert_labels, bert_tokens, llama_labels, qwen3_reranker,
+                 qwen3_embedding, static_embedding, heads):  # fmt: skip
+        make()
+
+
+if __name__ == "__main__":
+    main()
