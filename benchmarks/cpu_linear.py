@@ -68,7 +68,7 @@ class Weight:
 
 
 def _random(rng, shape, dtype):
-    if dtype.kind == "f":
+    if dtype.kind in "fV":  # V: bfloat16
         return (rng.random(shape, np.float32) * 0.01).astype(dtype)
     return rng.integers(0, 256, shape, np.uint8).view(dtype)
 
@@ -121,7 +121,7 @@ def many_rows(calls: threads.Calls, name: str, form: Form, p: np.ndarray) -> Non
     if name == "w8a8":
         pack, product = jit.kernel("int8_gemm.pack"), jit.kernel("int8_gemm.product", depth=2048)
     else:
-        pack, product = jit.kernel("gemm.pack"), jit.kernel("gemm.gemm", form=form, depth=DEPTH)
+        pack, product = jit.kernel("gemm.pack"), jit.kernel("gemm.product", form=form, depth=DEPTH)
     calls.add(pack, p, tiles, 1)
     calls.add(product, p, panels, 1)
 

@@ -18,7 +18,8 @@ from boostr.tensor import Tensor
 _LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
 _GRAIN = 32  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
-_INT8_DEPTH = 2048  # the same for int8 weights
+_INT8_DEPTH = 2048  # the same of w8a8
+_DIGIT_DEPTH = 512  # the same of products in digits; they stay in the L1 cache
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 
 
@@ -85,14 +86,17 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
     Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits.
     """
-    target, signed = jit.target(), form.codes == "c8" or bool(form.table)
+    if not has_integers(form, K) or rows > (2 if form.codes == "c8" else 4):
+        return 0
+    return 3 if form.codes == "c8" or form.table else 2
+
+
+def has_integers(form: Form, K: int) -> bool:
+    """Whether `steps.py` gives codes of a form as integers."""
+    target = jit.target()
     if form.codes[0] != "c" or K % 32 or form.super % (8 * target.lanes):
-        return 0
-    if rows > (2 if form.codes == "c8" else 4):
-        return 0
-    if form.table and not (target.shuffles_bytes and all(map(_is_byte, form.table))):
-        return 0
-    return 3 if signed else 2
+        return False
+    return not form.table or (target.shuffles_bytes and all(map(_is_byte, form.table)))
 
 
 def _is_byte(value: float) -> bool:
@@ -111,7 +115,7 @@ def _record_bytes(K: int) -> int:
 
 def _pack(
     backend: NumpyBackend, p: list[int], maker: str, nbytes: int, items: int, x: np.ndarray,
-    **constants: int,
+    grain: int = 8, **constants: int,
 ) -> np.ndarray:  # fmt: skip
     """x in the integers that a kernel multiplies; a program makes them once for each x."""
     recorder, key = backend.recorder, f"{maker} {constants}"
@@ -121,7 +125,7 @@ def _pack(
     packed = backend.empty((nbytes,), np.uint8)
     q = [*p]
     q[layout.PACKED] = address(packed)
-    backend.launch(maker, q, items=items, grain=8, reads=[x], writes=[packed], **constants)
+    backend.launch(maker, q, items=items, grain=grain, reads=[x], writes=[packed], **constants)
     if recorder is not None:
         recorder.remember(key, x, packed)
     return packed
@@ -138,17 +142,19 @@ def _gemm(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         q[layout.PACKED] = address(rounded)
         backend.launch("int8.round_rows", q, items=M, grain=8, reads=reads, writes=[rounded])
         p[layout.X], p[layout.LDX] = address(rounded), K
-        reads = [*reads, rounded]
+        reads = [rounded, *reads[1:]]
     target = jit.target()
-    tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
-    tiles, depth = -(-M // tile_rows), -(-K // 32) * 32
-    packed = backend.empty((tiles * depth * tile_rows,))
+    digits = target.dots_bytes and has_integers(form, K)
+    rows, vectors = target.digit_tile if digits else target.tile
+    tiles, panels, blocks = -(-M // rows), -(-N // (vectors * target.lanes)), -(-K // 32)
+    family, depth = ("gemm_digits", _DIGIT_DEPTH) if digits else ("gemm", _DEPTH)
+    nbytes = tiles * blocks * (layout.digit_block(rows) if digits else 128 * rows)
+    packed = _pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2)
     p[layout.PACKED] = address(packed)
-    items = _share_out(p, tiles, -(-N // columns))
-    backend.launch("gemm.pack", p, items=tiles, grain=2, reads=reads, writes=[packed])
+    items = _share_out(p, tiles, panels)
     backend.launch(
-        "gemm.gemm", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
-        form=form, depth=_DEPTH,
+        f"{family}.product", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
+        form=form, depth=depth,
     )  # fmt: skip
 
 

@@ -68,6 +68,12 @@ class Target:
         return (12, 2) if self.has("neon") else (6, 2)
 
     @property
+    def digit_tile(self) -> tuple[int, int]:
+        """The same of the product in digits, where 8 words of each vector of columns are in
+        registers too."""
+        return (4, 2) if self.has("avx512f") or self.has("neon") else (4, 1)
+
+    @property
     def converts_f16(self) -> bool:
         """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""
         return self.has("f16c") or self.has("neon")
@@ -92,6 +98,11 @@ class Target:
             return "sdot"
         wanted = {16: "avx512bw", 8: "avx2", 4: "sse2"}[self.lanes]
         return "pmaddwd" if self.has(wanted) else ""
+
+    @property
+    def dots_bytes(self) -> bool:
+        """Whether an instruction adds 4 products of bytes to 32 bits."""
+        return self.int8_dot in ("dpbusd", "sdot")
 
     @property
     def vnni(self) -> bool:

@@ -1,11 +1,11 @@
 """y = x wᵀ (+ bias) (+ residual) for many rows of x: the product runs from registers.
 
 Two calls. `pack` lays x out in tiles of MR rows, [tiles, K rounded up to 32, MR], in a scratch
-array. `gemm` takes one panel of NR rows of w against a range of these tiles: it decodes KC columns
-of the panel into f32, transposed to [KC, NR] on its stack (it stays in L2), and for each tile adds
-up MR x NR products in registers: per step of k, NR floats of the panel are loaded, MR floats of the
-tile spread, and MR * NR / LANES fused multiply-adds done. The scheme is that of Goto and van de
-Geijn (2008).
+array. `product` takes one panel of NR rows of w against a range of these tiles: it decodes KC
+columns of the panel into f32, transposed to [KC, NR] on its stack (it stays in L2), and for each
+tile adds up MR x NR products in registers: per step of k, NR floats of the panel are loaded, MR
+floats of the tile spread, and MR * NR / LANES fused multiply-adds done. The scheme is that of Goto
+and van de Geijn (2008).
 """
 
 from boostr.backends.numpy.kernels.products.codes import has_tail
@@ -58,28 +58,34 @@ def pack():
     return kernel
 
 
-@inline
-def _write(params, result, t, n, k, row_scale):
-    """Adds the tile of sums at `result` to rows t MR .. and columns n .. of y.
+def writer(rows: int, columns: int, row_scale: bool):
+    """write(params, result, t, n, k): adds the tile of sums [rows, columns] at `result` to rows
+    t * rows .. and columns n .. of y.
 
-    The first k block (k = 0) sets y and brings bias and residual in, the later ones add to it.
+    The first part of the inputs (k = 0) sets y and brings bias and residual in, later ones add to
+    it. `row_scale`: each row of w has a scale, which comes last.
     """
-    columns = min(NR, params[N] - n)
-    for r in range(min(MR, params[M] - t * MR)):
-        m = t * MR + r
-        y, residual = f32(params[Y]) + m * params[LDY], f32(params[RESIDUAL]) + m * params[LDR]
-        for j in range(0, columns, LANES):
-            count = columns - j
-            value = load(result, r * NR + j)
-            if row_scale:
-                value *= load_n(f32(params[SCALES]), n + j, count)
-            if k != 0:
-                value += load_n(y, n + j, count)
-            elif params[BIAS] != 0:
-                value += load_n(f32(params[BIAS]), n + j, count)
-            if k == 0 and params[RESIDUAL] != 0:
-                value += load_n(residual, n + j, count)
-            store_n(y, n + j, value, count)
+
+    @inline
+    def write(params, result, t, n, k):
+        real = min(columns, params[N] - n)
+        for r in range(min(rows, params[M] - t * rows)):
+            m = t * rows + r
+            y, residual = f32(params[Y]) + m * params[LDY], f32(params[RESIDUAL]) + m * params[LDR]
+            for j in range(0, real, LANES):
+                count = real - j
+                value = load(result, r * columns + j)
+                if row_scale:
+                    value *= load_n(f32(params[SCALES]), n + j, count)
+                if k != 0:
+                    value += load_n(y, n + j, count)
+                elif params[BIAS] != 0:
+                    value += load_n(f32(params[BIAS]), n + j, count)
+                if k == 0 and params[RESIDUAL] != 0:
+                    value += load_n(residual, n + j, count)
+                store_n(y, n + j, value, count)
+
+    return write
 
 
 def panel_decoder(form):
@@ -114,12 +120,12 @@ def panel_decoder(form):
     return decode_panel
 
 
-def gemm(form, depth: int):
+def product(form, depth: int):
     """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
 
     `depth` is KC, a multiple of 32.
     """
-    decode_panel, row_scale = panel_decoder(form), scales_last(form)
+    decode_panel, write = panel_decoder(form), writer(MR, NR, scales_last(form))
     panel_floats, some_floats = depth * NR, LANES * SOME * BLOCK
     tile, tile_floats = MR * COLUMN_VECTORS, MR * NR
 
@@ -141,6 +147,6 @@ def gemm(form, depth: int):
                         a += MR * 4
                         b += NR * 4
                     put(result, acc)
-                    _write(params, result, t, n, k, row_scale)
+                    write(params, result, t, n, k)
 
     return kernel

@@ -58,6 +58,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     call,
     constant,
     fill,
+    inline,
     intrinsic,
     maximum,
     mul,
@@ -84,6 +85,28 @@ _PAIRS = {
 # ---------------------------------------------------------------- x
 
 
+@inline
+def fixed_point(values, largest):
+    """(whole numbers v, s) of a block's `values` = s v, |v| <= largest."""
+    tops = vector(0.0)
+    for v in range(VECTORS):
+        tops = maximum(absolute(values[v]), tops)
+    top = reduce_max(tops)
+    inverse = largest / top if top > 0.0 else 0.0
+    return to_i32(rint(mul(values, inverse))), top / largest
+
+
+def cut(builder, value, digits: int) -> list:
+    """The digits of a vector of whole numbers, the highest first."""
+    half, shift = (constant(n, VI) for n in (1 << BASE_BITS[digits] - 1, BASE_BITS[digits]))
+    found = []
+    for _ in range(digits):
+        above = builder.ashr(builder.add(value, half), shift)
+        found.insert(0, builder.sub(value, builder.shl(above, shift)))
+        value = above
+    return found
+
+
 def digit_storer(digits: int):
     """An intrinsic op(record, block, values): writes digits and sums of the 32 whole numbers
     `values` (VECTORS i32 vectors) of a block."""
@@ -91,20 +114,14 @@ def digit_storer(digits: int):
     def op(typingctx, record, block, values):
         def codegen(context, builder, sig, args):
             base = builder.add(args[0], builder.mul(args[1], I64(16)))
-            narrow, bits = ir.VectorType(I8, LANES), BASE_BITS[digits]
-            half, shift = constant(1 << (bits - 1), VI), constant(bits, VI)
+            narrow = ir.VectorType(I8, LANES)
             for v in range(VECTORS):
                 value = builder.extract_value(args[2], v)
                 side, within = divmod(v * LANES, 16)
                 _store_sums(builder, base, (2 * digits + side) * BYTES + within, value)
-                for digit in reversed(range(digits)):  # the lowest first, which lies last
-                    above = builder.ashr(builder.add(value, half), shift)
-                    least = builder.sub(value, builder.shl(above, shift))
-                    offset = (2 * digit + side) * BYTES + within
-                    builder.store(
-                        builder.trunc(least, narrow), at(builder, base, offset, narrow), align=1
-                    )
-                    value = above
+                for place, digit in enumerate(cut(builder, value, digits)):
+                    where = at(builder, base, (2 * place + side) * BYTES + within, narrow)
+                    builder.store(builder.trunc(digit, narrow), where, align=1)
             return context.get_dummy_value()
 
         return signature(types.none, record, block, values), codegen
@@ -136,15 +153,10 @@ def split(digits: int):
             values = fill(VECTORS, 0.0)
             if b < blocks:
                 values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
-            tops = vector(0.0)
-            for v in range(VECTORS):
-                tops = maximum(absolute(values[v]), tops)
-            top = reduce_max(tops)
-            inverse = largest / top if top > 0.0 else 0.0
-            store(record, b % STEP, to_i32(rint(mul(values, inverse))))
-            s = f32(record + scales + b % STEP * 16)
+            whole, s = fixed_point(values, largest)
+            store(record, b % STEP, whole)
             for lane in range(4):
-                s[lane] = top / largest
+                f32(record + scales + b % STEP * 16)[lane] = s
 
     return kernel
 
@@ -152,7 +164,7 @@ def split(digits: int):
 # ---------------------------------------------------------------- the product
 
 
-def _dot(builder, total, codes, digits):
+def dot(builder, total, codes, digits):
     """total += dot products of 4 codes with 4 digits in each i32 lane."""
     here = jit.target()
     if here.int8_dot == "dpbusd":
@@ -201,14 +213,14 @@ class _Record:
             if digit:
                 total = builder.shl(total, self.base)
             for half in halves:
-                total = _dot(builder, total, codes[half], self.part(VB, 2 * digit + half))
+                total = dot(builder, total, codes[half], self.part(VB, 2 * digit + half))
         if self.centre:  # a power of two
             shift = constant(self.centre.bit_length() - 1, VI)
             total = builder.sub(total, builder.shl(self.sums(halves), shift))
         return builder.sitofp(total, VF)
 
 
-def _fma(builder, a, b, c):
+def fma(builder, a, b, c):
     return call(builder, f"llvm.fma.v{LANES}f32", VF, [a, b, c])
 
 
@@ -233,10 +245,10 @@ def multiplier(form, digits: int, masked: bool):
                     i, s = r * columns + c, x.scale()
                     for (scale, offset), halves in zip(groups, shares, strict=True):
                         factor = s if scale is None else builder.fmul(scale, s)
-                        out[i] = _fma(builder, x.product(codes, halves), factor, out[i])
+                        out[i] = fma(builder, x.product(codes, halves), factor, out[i])
                         if offset is not None:
                             sums = builder.fmul(builder.sitofp(x.sums(halves), VF), s)
-                            out[i] = _fma(builder, offset, sums, out[i])
+                            out[i] = fma(builder, offset, sums, out[i])
             return context.make_tuple(builder, acc, out)
 
         return signature(acc, rows, records, types.int64, types.int64, acc), codegen

@@ -7,8 +7,8 @@ q[m] = rint(x[m] / s[m]) with s[m] = max|x[m]| / 127, halves to even; w int8 [N,
 multiplies with sign-extended weights, two products to a lane.
 
 `quantize_rows` writes for each row of x a record: s as f32 in 64 bytes, then K int16 filled up with
-zeros to whole blocks. `round_rows` writes s q as f32 [M, K] instead: with that, `gemm` of form i8
-is the same product for many rows, up to f32 rounding of the sum; for processors on which
+zeros to whole blocks. `round_rows` writes s q as f32 [M, K] instead: with that, `gemm.py` of
+form i8 is the same product for many rows, up to f32 rounding of the sum; for processors on which
 `int8_gemm.py` has nothing to offer.
 """
 

@@ -44,6 +44,21 @@ def centre(form) -> int:
     return bias(form) if is_wide(form) else 1 << (sum(fields(form)) - 1)
 
 
+def off_centre(form) -> int:
+    """What the numbers of code bytes less `centre` lack."""
+    return centre(form) - bias(form) - form.zero
+
+
+def parts(form) -> int:
+    """Into how many groups of inputs the 32 of a block fall."""
+    return 2 if form.group == 16 else 1
+
+
+def has_offsets(form) -> bool:
+    """Whether `step_groups` has offsets."""
+    return form.offsets != "" or off_centre(form) != 0
+
+
 def step_codes(builder, form, row, block, valid=None):
     """(inputs 0..15 of STEP blocks, inputs 16..31), as unsigned bytes."""
     if form.codes == "c8":
@@ -127,7 +142,7 @@ def step_groups(builder, form, row, block, valid=None):
     """
     above = builder.udiv(block, I64(form.super // BLOCK)) if form.super else None
     pairs = []
-    for half in range(2 if form.group == 16 else 1):
+    for half in range(parts(form)):
 
         def read(name, kind, half=half):
             return _spread(builder, form, row[name], kind, block, half, valid)
@@ -150,7 +165,7 @@ def step_groups(builder, form, row, block, valid=None):
 
 def _recentred(builder, form, scale, offset, zeros):
     """offset + scale (centre - bias - zero - zeros), None if that is 0."""
-    shift = centre(form) - bias(form) - form.zero
+    shift = off_centre(form)
     if not shift and zeros is None:
         return offset
     more = constant(float(shift), VF)

@@ -50,6 +50,11 @@ def digit_record(lanes: int, digits: int) -> int:
     return (2 * digits + 3) * 4 * lanes
 
 
+def digit_block(rows: int) -> int:
+    """Bytes of a block of 32 elements of a tile of so many rows of x, for `gemm_digits`."""
+    return rows * (64 + 20)
+
+
 # packed x of `int8_gemm`: a head of scales and, from INT8_OFFSETS on, of offsets; then words
 INT8_OFFSETS, INT8_HEAD = 64, 128
 
