@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import packed
 from draws import normal
-from tolerance import assert_close, rms, term_rms
+from tolerance import assert_close, term_rms
 
 from boostr import Tensor, dtypes
 from boostr.quant.scheme import QuantizedTensor
@@ -32,13 +32,16 @@ def product(x: np.ndarray, w: Any, truth: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) @ truth.T
 
 
-def close(got: Tensor, want: np.ndarray, x: np.ndarray, truth: np.ndarray, dtype: str) -> None:
+def close(
+    got: Tensor, want: np.ndarray, x: np.ndarray, truth: np.ndarray, dtype: str, *added: np.ndarray
+) -> None:
+    """`added`: bias and residual, which are terms of the sums too."""
     assert got.dtype == dtypes.parse(dtype)
     K = x.shape[-1]
     # one accumulator adds all K terms in the float32 kernels
     c = max(16.0, 2 * K**0.5) if dtype == "float32" else None
     # rows of weights differ in size: their scales are drawn one by one
-    scale = np.maximum(rms(x) * rms(truth), term_rms(x, truth))
+    scale = term_rms(x, truth) + sum(np.abs(a.astype(np.float64)) for a in added) / K**0.5
     assert_close(got.numpy(), want, dtype=dtype, reduce=K, scale=scale, c=c)
 
 

@@ -29,8 +29,8 @@ def check_linear(backend, rng, form, dtype, M, N, K):
     tx, tb, tr = tensors(backend, x, b, r)
     close(linear(tx, w), want, x, truth, dtype)
     want = want + r.astype(np.float64)
-    close(linear(tx, w, None, tr), want, x, truth, dtype)
-    close(linear(tx, w, tb, tr), want + b.astype(np.float64), x, truth, dtype)
+    close(linear(tx, w, None, tr), want, x, truth, dtype, r)
+    close(linear(tx, w, tb, tr), want + b.astype(np.float64), x, truth, dtype, b, r)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -60,8 +60,8 @@ def test_two_float_types_and_wide_results(gpu, rng, stored, dtype, M):
     tx, tw, tb = tensors(gpu, x, w, b)
     want = oracles.linear(x.astype(np.float64), w)
     close(linear(tx, tw), want, x, w, dtype)
-    close(linear(tx, tw, tb), want + b, x, w, dtype)
-    close(linear(tx, tw, tb, dtype="float32"), want + b, x, w, "float32")
+    close(linear(tx, tw, tb), want + b, x, w, dtype, b)
+    close(linear(tx, tw, tb, dtype="float32"), want + b, x, w, "float32", b)
 
 
 @pytest.mark.parametrize("form", ("float", "int8", "w8a8"))

@@ -55,7 +55,7 @@ def test_tiles(wgpu, rng, plan):
     w, truth = weight(wgpu, rng, form, N, K, dtype)
     tx, tb = tensors(wgpu, x, b)
     got = run(wgpu, tx, w, gemm.Plan(tile, splits), tb.data)
-    close(got, product(x, w, truth) + b, x, truth, dtype)
+    close(got, product(x, w, truth) + b, x, truth, dtype, b)
 
 
 def test_two_stages_and_layouts_of_a_tile(wgpu, rng, monkeypatch):
@@ -88,7 +88,7 @@ def test_weights_larger_than_a_binding(rng, form):
             x, b, r = normal(rng, (10, K)), normal(rng, (N,)), normal(rng, (10, N))
             w, truth = weight(backend, rng, form, N, K, dtype)
             tx, tb, tr = tensors(backend, x, b, r)
-            close(linear(tx, w, tb, tr), product(x, w, truth) + b + r, x, truth, "float32")
+            close(linear(tx, w, tb, tr), product(x, w, truth) + b + r, x, truth, "float32", b, r)
             if N % 4:
                 got = linear(tx.to("bfloat16"), w)
                 x16 = x.astype(dtypes.bfloat16)
@@ -179,7 +179,7 @@ def test_matrices(matrices, rng, form, dtype, shape):
     w, truth = weight(matrices, rng, form, N, K, dtype)
     tx, tb, tr = tensors(matrices, x, b, r)
     want = product(x, w, truth) + b.astype(np.float64) + r.astype(np.float64)
-    close(linear(tx, w, tb, tr), want, x, truth, dtype)
+    close(linear(tx, w, tb, tr), want, x, truth, dtype, b, r)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
