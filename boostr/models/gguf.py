@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from boostr.backends.base import Backend
@@ -114,46 +116,18 @@ def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
 def _weight(path: str, tensor: GGUFTensor, scale: GGUFTensor | None) -> LazyWeight:
     if tensor.type in PLAIN_TYPES:
         return FromFile(path, tensor.name, tensor.shape, lambda: tensor.data)
-    return Blocks(path, tensor, scale)
+    blocks = Blocks(path, tensor)
+    return blocks if scale is None else ScaledBlocks(blocks, _tensor_scale(path, tensor, scale))
 
 
 class Blocks(LazyWeight):
-    """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`.
-
-    `scale` is the one number that NVFP4's blocks are multiplied by, or one for each expert.
-    """
+    """A tensor in blocks of so many inputs; what is read are their bytes, `[..., N, bytes]`."""
 
     kind: str
 
-    def __init__(self, path: str, tensor: GGUFTensor, scale: GGUFTensor | None = None) -> None:
+    def __init__(self, path: str, tensor: GGUFTensor) -> None:
         self.path, self.sources, self.shape = path, (tensor.name,), tensor.shape
-        self.kind, self._tensor, self._scale = tensor.type, tensor, None
-        if scale is not None:
-            self._scale = _tensor_scale(path, tensor, scale)
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether it has a scale of its own, and so cannot be cut."""
-        return self._scale is not None
-
-    def weight(self, backend: Backend) -> Weight:
-        weight = super().weight(backend)
-        if self._scale is not None and isinstance(weight, QuantizedTensor):
-            supers = weight.parts["supers"]
-            scale = self._scale.reshape(-1, *[1] * (len(self.shape) - 1))
-            factor = Tensor(scale, backend=supers.backend)
-            scaled = (supers * factor).reshape(*supers.shape)
-            return QuantizedTensor(weight.scheme, weight.shape, {**weight.parts, "supers": scaled})
-        return weight
-
-    def take(self, axis: int, index: Index) -> LazyWeight:
-        """Only the elements at `index` of an axis."""
-        if self.is_scaled:
-            raise ModelFileError(
-                f"{self.path}: tensor {self._tensor.name!r} has a scale of its own and cannot be "
-                "cut"
-            )
-        return super().take(axis, index)
+        self.kind, self._tensor = tensor.type, tensor
 
     def read(self, indices: Indices) -> np.ndarray:
         inputs, nbytes = BLOCK_TYPES[self.kind].size, BLOCK_TYPES[self.kind].nbytes
@@ -171,6 +145,32 @@ class Blocks(LazyWeight):
         data = self._tensor.data.reshape(*self.shape[:-1], self.shape[-1] // inputs * nbytes)
         span = range(columns.start // inputs * nbytes, -(-columns.stop // inputs) * nbytes)
         return pick(data, (*indices[:-1], span))
+
+
+class ScaledBlocks(LazyWeight):
+    """Blocks under a scale float32 [1] of NVFP4, or [X] of each expert of a stack [X, N, K]."""
+
+    def __init__(self, blocks: LazyWeight, scale: np.ndarray) -> None:
+        self.path, self.sources, self.shape = blocks.path, blocks.sources, blocks.shape
+        self.kind, self._blocks, self._scale = blocks.kind, blocks, scale
+
+    def weight(self, backend: Backend) -> Weight:
+        weight = cast(QuantizedTensor, self._blocks.weight(backend))
+        supers = weight.parts["supers"]
+        scale = self._scale.reshape(-1, *[1] * (len(self.shape) - 1))
+        scaled = (supers * Tensor(scale, backend=supers.backend)).reshape(*supers.shape)
+        return QuantizedTensor(weight.scheme, weight.shape, {**weight.parts, "supers": scaled})
+
+    def take(self, axis: int, index: Index) -> LazyWeight:
+        of_each = axis == 0 and len(self._scale) > 1
+        scale = pick(self._scale, (index,)) if of_each else self._scale
+        return ScaledBlocks(self._blocks.take(axis, index), scale)
+
+    def read(self, indices: Indices) -> np.ndarray:
+        raise ModelFileError(
+            f"{self.path}: tensor {self.sources[0]!r} has a scale of its own, and cannot be "
+            "turned, stacked or joined with others"
+        )
 
 
 def _tensor_scale(path: str, tensor: GGUFTensor, scale: GGUFTensor) -> np.ndarray:

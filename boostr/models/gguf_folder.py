@@ -11,7 +11,6 @@ from boostr import backends, ops
 from boostr.errors import ModelFileError, NumericsError
 from boostr.io.mapping import release
 from boostr.models.architecture import Architecture
-from boostr.models.gguf import Blocks
 from boostr.models.gguf_metadata import llama3_factors
 from boostr.models.lazy import Indices, LazyWeight, pick
 from boostr.ops.rope_tables import RopeConfig
@@ -92,8 +91,6 @@ class Decoded(LazyWeight):
         rows, *columns = indices
         out = np.empty([len(index) for index in indices], self._dtype)
         step = max(1, _BAND_BYTES // (4 * max(int(np.prod(self.shape[1:], dtype=int)), 1)))
-        if isinstance(self._inner, Blocks) and self._inner.is_scaled:  # it cannot be cut
-            step = max(len(rows), 1)
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
             try:
@@ -113,13 +110,9 @@ class Decoded(LazyWeight):
             numbers = array.astype(np.float32)
             release(array)
             return numbers
-        if isinstance(inner, Blocks) and inner.is_scaled:
-            weight = inner.weight(backends.get("numpy"))
-        else:
-            weight = inner.take(0, rows).weight(backends.get("numpy"))
-            rows = range(len(rows))
+        weight = inner.take(0, rows).weight(backends.get("numpy"))
         numbers = weight if isinstance(weight, Tensor) else ops.dequantize(weight)
-        return pick(numbers.numpy(), (rows, *columns))
+        return pick(numbers.numpy(), (range(len(rows)), *columns))
 
 
 def rounded(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cases
@@ -182,6 +184,23 @@ def test_nothing_is_left_behind(source, tmp_path):
     with pytest.raises(ModelFileError, match=rf"{bad}: .*nan or infinite"):
         boostr.quantize(folder, tmp_path / "out", "int8")
     assert left_behind(tmp_path) == ["src"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("scheme", "name"), [("int8", "out"), ("gguf:Q8_0", "out.gguf")])
+def test_a_run_that_is_killed_leaves_nothing_that_loads(source, tmp_path, scheme, name):
+    out = tmp_path / name
+    code = (
+        "import os, signal, boostr\n"
+        "def kill(done, *_):\n"
+        "    if done == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"boostr.quantize({str(source)!r}, {str(out)!r}, {scheme!r}, progress=kill)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env=tiny_model.environment(), check=False)
+    assert killed.returncode == -9
+    assert all(rest.startswith(f".{name}.") for rest in left_behind(tmp_path))
+    made = boostr.quantize(source, out, scheme)
+    assert boostr.load(made.path, backend="numpy").logits(IDS).shape == (len(IDS), 258)
 
 
 def test_progress(source, tmp_path):

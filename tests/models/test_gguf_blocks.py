@@ -11,6 +11,7 @@ from boostr import backends, ops
 from boostr.errors import ModelFileError
 from boostr.io.gguf import GGUFFile
 from boostr.models.gguf import gguf_weights
+from boostr.models.lazy import Stack
 
 N, K = 7, 512
 kinds = pytest.mark.parametrize("scheme", [name for name in TYPES if name != "q2_0"])
@@ -105,7 +106,16 @@ def test_nvfp4_has_a_scale_of_the_whole_tensor(lead, scale, tmp_path):
     weights = file_of(tmp_path / "x.gguf", tensors)
     assert list(weights) == ["w.weight"]
     values = TYPES["nvfp4"](raw).reshape(*lead, N, K) * scale.reshape(-1, *[1] * len(lead), 1)
-    np.testing.assert_allclose(numbers(weights["w.weight"]), values, rtol=2e-7)
+    weight = weights["w.weight"]
+    np.testing.assert_allclose(numbers(weight), values, rtol=2e-7)
+    some = np.array([2, 0])
+    cuts = [(weight.rows(1, 5), values[..., 1:5, :]), (weight.columns(256, K), values[..., 256:]),
+            (weight.take(0, some), values[some]), (weight.rows(2, 6).take(0, range(0, 2)),
+             values[..., 2:6, :][:2])]  # fmt: skip
+    for cut, want in cuts:
+        np.testing.assert_allclose(numbers(cut), want, rtol=2e-7)
+    with pytest.raises(ModelFileError, match=r"'w\.weight' has a scale of its own"):
+        numbers(Stack([weight, weight]))
 
 
 def test_scales_of_tensors_that_do_not_fit_are_refused(tmp_path):
