@@ -30,7 +30,7 @@ from boostr.models.gguf import gguf_plan, reordered
 from boostr.models.gguf_config import hf_config
 from boostr.models.gguf_folder import rounded
 from boostr.models.gguf_metadata import architecture_for, differing, gguf_metadata, rope_tensors
-from boostr.models.gguf_mix import FLOATS, MIXES, Mix
+from boostr.models.gguf_mix import FLOATS, MIXES, Mix, check_mix
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import stored_weights
@@ -73,6 +73,8 @@ def convert(
     out = Path(out)
     if out.exists():
         raise OptionError(f"convert: {out} exists already; take another name, or remove it")
+    if kind is not None:
+        check_mix(kind)
     found = (
         resolve_default(offline=offline)
         if model is None

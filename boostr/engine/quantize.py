@@ -29,7 +29,7 @@ from boostr.io.mapping import release
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
-from boostr.models.gguf_mix import Mix
+from boostr.models.gguf_mix import check_mix
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_of, refuse_quantized
 from boostr.models.save import carry_over, new_folder, write_shards
@@ -185,7 +185,7 @@ def _check_scheme(scheme: str, tables: str | bool | None, calibrate: str | None)
     if not scheme.startswith("gguf:"):
         recipe(scheme, tables, "f32")
         return
-    Mix(scheme.removeprefix("gguf:"), 1, 1, True)
+    check_mix(scheme.removeprefix("gguf:"))
     _refuse_calibration(scheme, calibrate is not None)
     if tables is not None:
         raise OptionError(

@@ -24,6 +24,13 @@ _SMALLER = {
 }  # fmt: skip
 
 
+def check_mix(name: str) -> None:
+    """Raises OptionError for a name that is no key of MIXES."""
+    if name not in MIXES:
+        hint = did_you_mean(name, MIXES)
+        raise OptionError(f"GGUF type {name!r} is not known: {', '.join(MIXES)}{hint}")
+
+
 @dataclass(frozen=True)
 class Mix:
     """The types of a model's matrices.
@@ -39,9 +46,7 @@ class Mix:
     tied: bool
 
     def __post_init__(self) -> None:
-        if self.name not in MIXES:
-            hint = did_you_mean(self.name, MIXES)
-            raise OptionError(f"GGUF type {self.name!r} is not known: {', '.join(MIXES)}{hint}")
+        check_mix(self.name)
 
     def type_of(self, name: str, shape: tuple[int, ...]) -> str:
         """The type of a tensor under its name in GGUF; vectors stay float32."""

@@ -79,7 +79,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
         boostr.convert(folder, tmp_path / "m.gguf")
     folder = make_tiny(tmp_path / "g", intermediate_size=64)
     with pytest.raises(OptionError, match=r"'q4_k_m' is not known.*did you mean 'Q4_K_M'"):
-        boostr.convert(folder, tmp_path / "m.gguf", kind="q4_k_m")
+        boostr.convert("nobody/nothing", tmp_path / "m.gguf", kind="q4_k_m")  # nor looked for
     with pytest.raises(OptionError, match=r"expected NAME\.gguf, got m\.bin"):
         boostr.convert(folder, tmp_path / "m.bin")
     file = SafetensorsFile(folder / "model.safetensors")
