@@ -30,6 +30,7 @@ _NAMED = {
     "pad_token": "padding_token_id", "sep_token": "seperator_token_id",
     "cls_token": "cls_token_id", "mask_token": "mask_token_id",
 }  # fmt: skip  # "seperator" is how the format spells it
+_WITH_SEPARATOR = ("roberta-bpe", "jina-v1-en", "jina-v2-code")  # unless add_sep_token says no
 _ADDED = {"llama": (True, False), "gemma4": (True, False), "t5": (False, True)}  # BOS, EOS
 
 
@@ -93,7 +94,8 @@ class SpecialIds:
         self, kind: str, bos: tuple[str, int] | None, eos: tuple[str, int] | None
     ) -> list[str] | None:
         """The template of two texts of an encoder: [CLS] a [SEP] b [SEP], <s> a </s></s> b </s>."""
-        if bos is None or eos is None or (kind != "bert" and not self._get("add_sep_token", False)):
+        separates = self._get("add_sep_token", self._get("pre") in _WITH_SEPARATOR)
+        if bos is None or eos is None or (kind != "bert" and not separates):
             return None
         if kind == "bert":
             return [bos[0], "$A", eos[0], "$B:1", f"{eos[0]}:1"]

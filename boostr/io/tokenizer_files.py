@@ -23,8 +23,9 @@ from boostr.io.tokenizer_byte_bpe import build_byte_bpe
 if TYPE_CHECKING:
     import tokenizers
 
-_OF_GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-_OF_QWEN = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
+_END = "<|endoftext|>"
+_OF_GPT2 = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
+_OF_QWEN = {"eos_token": _END, "pad_token": _END}
 _OF_ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>",
     "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>",
@@ -34,8 +35,18 @@ _OF_BERT = {
     "mask_token": "[MASK]",
 }  # fmt: skip
 _OF_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_OF_CLIP = {
+    "bos_token": "<|startoftext|>", "eos_token": _END, "unk_token": _END, "pad_token": _END,
+}  # fmt: skip
 _OF_T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-_OF_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_OF_GEMMA = {
+    "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}  # fmt: skip
+_CLIP = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,24 @@ class FromFiles:
         """The class's special tokens, those that the vocabulary has."""
         return {n: text for n, text in self.names.items() if inner.token_to_id(text) is not None}
 
-    def surround(self, inner: tokenizers.Tokenizer, names: dict[str, str]) -> None:
-        """Puts the tokens of the class around a text."""
+    def surround(self, inner: tokenizers.Tokenizer, names: dict[str, str], source: str) -> None:
+        """Puts the tokens of the class around a text.
+
+        Raises:
+            TokenizerError: the vocabulary does not have one of them.
+        """
         if self.around is None:
             return
-        texts = [None if name is None else names[name] for name in self.around]
-        bos, eos = (None if t is None else (t, inner.token_to_id(t) or 0) for t in texts)
-        say = {"CLS": texts[0], "SEP": texts[1], "SEP:1": f"{texts[1]}:1"}
-        surround(inner, bos, eos, [say.get(part) or part for part in self.pair.split()])
+        ends: list[tuple[str, int] | None] = []
+        for name in self.around:
+            text = None if name is None else names.get(name)
+            id_ = None if text is None else inner.token_to_id(text)
+            if name is not None and id_ is None:
+                raise TokenizerError(f"{source}: no {name} in the vocabulary")
+            ends.append(None if text is None or id_ is None else (text, id_))
+        cls, sep = ("" if end is None else end[0] for end in ends)
+        pair = self.pair.replace("CLS", cls).replace("SEP", sep)
+        surround(inner, ends[0], ends[1], pair.split())
 
 
 def _bytes(pre: str) -> Callable[[Path, Settings], tokenizers.Tokenizer]:
@@ -75,13 +96,43 @@ def _bytes(pre: str) -> Callable[[Path, Settings], tokenizers.Tokenizer]:
     return build
 
 
+def _clip(folder: Path, config: Settings) -> tokenizers.Tokenizer:
+    """BPE of lower-cased words whose last letters are marked with </w>."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocab, merges = _vocab_and_merges(folder)
+    end = "</w>"
+    model = models.BPE(
+        vocab=vocab, merges=merges, end_of_word_suffix=end, unk_token=_unknown(config, _OF_CLIP)
+    )
+    inner = Tokenizer(model)
+    one_space = normalizers.Replace(Regex(r"\s+"), " ")
+    inner.normalizer = normalizers.Sequence(  # type: ignore[assignment]
+        [normalizers.NFC(), one_space, normalizers.Lowercase()]
+    )
+    inner.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(Regex(_CLIP), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    inner.decoder = decoders.Sequence(  # type: ignore[assignment]
+        [decoders.ByteLevel(), decoders.Replace(Regex(rf"{end}\z"), ""), decoders.Replace(end, " ")]
+    )
+    return inner
+
+
+def _unknown(config: Settings, usual: dict[str, str]) -> str:
+    value = config.get("unk_token", usual["unk_token"])
+    return value["content"] if isinstance(value, dict) else value
+
+
 def _words(folder: Path, config: Settings) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     lines = (read_text(folder / "vocab.txt") or "").rstrip("\n").split("\n")
     vocab = {token.rstrip("\r"): id_ for id_, token in enumerate(lines)}
-    unknown = config.get("unk_token", "[UNK]")
-    unknown = unknown["content"] if isinstance(unknown, dict) else unknown
+    unknown = _unknown(config, _OF_BERT)
     if unknown not in vocab:
         raise TokenizerError(f"{folder / 'vocab.txt'}: has no unk_token {unknown!r:.80}")
     inner = Tokenizer(models.WordPiece(vocab=vocab, unk_token=unknown))
@@ -116,6 +167,7 @@ CLASSES = {
     "RobertaTokenizer": _ROBERTA,
     "BartTokenizer": _ROBERTA,
     "LongformerTokenizer": _ROBERTA,
+    "CLIPTokenizer": FromFiles(_clip, _OF_CLIP, ("bos_token", "eos_token")),
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": _BERT,
     "ElectraTokenizer": _BERT,
@@ -132,7 +184,7 @@ _OF_MODEL = {
     "RobertaTokenizer": "roberta bart longformer", "MPNetTokenizer": "mpnet",
     "BertTokenizer": "bert distilbert electra nomic_bert", "LlamaTokenizer": "llama mistral",
     "GemmaTokenizer": "gemma gemma2 gemma3", "T5Tokenizer": "t5 mt5",
-    "XLMRobertaTokenizer": "xlm-roberta",
+    "XLMRobertaTokenizer": "xlm-roberta", "CLIPTokenizer": "clip",
 }  # fmt: skip
 _FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model",

@@ -34,7 +34,7 @@ def load_folder(folder: Path) -> tuple["tokenizers.Tokenizer", SpecialTokens]:
     names = _names(inner, config, folder, {} if files is None else files.usual(inner))
     _mark_special(inner, [*names.values(), *_more_special(config)])
     if files is not None:
-        files.surround(inner, names)
+        files.surround(inner, names, str(folder))
     _surround(inner, config, names)
     eos = inner.token_to_id(names["eos_token"]) if "eos_token" in names else None
     eos_ids, templates = () if eos is None else (eos,), _templates(folder, config)

@@ -115,7 +115,8 @@ def test_a_folder_with_a_vocabulary_alone(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\na\nb\n")
-    assert load(folder).tokenizer.encode("a b c") == [1, 3, 4, 0, 2]
+    tokenizer = load(folder).tokenizer
+    assert tokenizer is not None and tokenizer.encode("a b c") == [1, 3, 4, 0, 2]
 
 
 def test_a_folder_without_tokenizer_files(folder):

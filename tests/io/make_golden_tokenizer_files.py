@@ -49,6 +49,18 @@ def words(special: list[str]) -> str:
     return "\n".join([*special, *letters, *(f"##{c}" for c in letters[:90]), *whole, ""])
 
 
+def clip() -> dict[str, str]:
+    """As CLIP's, of few letters: those that end a word are tokens of their own."""
+    letters = "abcdefghiklmnoprstuwxy0123456789.,!'():#ä"
+    merges = ["t h", "th e</w>", "l a", "m p</w>", "la mp</w>", "k e", "e p", "e r</w>", "' s</w>"]
+    alphabet = dict(zip("ä", ["Ã¤"], strict=True))
+    plain = [c for letter in letters for c in alphabet.get(letter, letter)]
+    tokens = [*plain, *(f"{c}</w>" for c in plain), *(m.replace(" ", "") for m in merges)]
+    tokens += ["<|startoftext|>", END]
+    vocab = json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False)
+    return {"vocab.json": vocab, "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
+
+
 def pieces(lines: int, **options: object) -> str:
     """A SentencePiece model trained on the first lines of the corpus."""
     model = io.BytesIO()
@@ -75,10 +87,11 @@ BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def made() -> dict[str, str]:
     llama = {"model_type": "bpe", "vocab_size": 450, "byte_fallback": True, "split_digits": True}
     unigram = {"model_type": "unigram", "vocab_size": 150}
-    gpt, roberta = byte_bpe([END]), byte_bpe(ROBERTA)
+    gpt, roberta, of_clip = byte_bpe([END]), byte_bpe(ROBERTA), clip()
     return {
         "gpt.vocab": gpt["vocab.json"], "gpt.merges": gpt["merges.txt"],
         "roberta.vocab": roberta["vocab.json"], "roberta.merges": roberta["merges.txt"],
+        "clip.vocab": of_clip["vocab.json"], "clip.merges": of_clip["merges.txt"],
         "bert.vocab": words(BERT), "mpnet.vocab": words(MPNET),
         "llama.model": pieces(4, **llama), "xlmr.model": pieces(4, **unigram),
         "t5.model": pieces(4, **unigram, pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
@@ -94,6 +107,7 @@ def folders() -> dict[str, dict]:
     rows = {
         "gpt2": ("GPT2Tokenizer", gpt, {}), "opt": ("GPT2Tokenizer", roberta, opt),
         "gpt_neox": ("GPTNeoXTokenizerFast", gpt, {}), "qwen2": ("Qwen2Tokenizer", gpt, {}),
+        "clip": ("CLIPTokenizer", {"vocab.json": "clip.vocab", "merges.txt": "clip.merges"}, {}),
         "roberta": ("RobertaTokenizer", roberta, {}), "bert": ("BertTokenizer", bert, {}),
         "bert cased": ("BertTokenizerFast", bert, {"do_lower_case": False}),
         "distilbert": ("DistilBertTokenizer", bert,
@@ -102,6 +116,9 @@ def folders() -> dict[str, dict]:
         "llama": ("LlamaTokenizer", llama, {"add_bos_token": True}),
         "llama legacy": ("LlamaTokenizer", llama, {"legacy": True}),
         "llama no prefix": ("LlamaTokenizer", llama, {"add_prefix_space": False}),
+        "gemma": ("GemmaTokenizer", llama,
+                  {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>",
+                   "mask_token": "<unk>"}),
         "t5": ("T5Tokenizer", {"spiece.model": "t5.model"}, {"extra_ids": 3}),
         "xlm-roberta": ("XLMRobertaTokenizer", {"sentencepiece.bpe.model": "xlmr.model"}, {}),
     }  # fmt: skip

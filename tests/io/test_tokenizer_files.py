@@ -68,6 +68,7 @@ def test_special_tokens_of_the_files_win(tmp_path: Path) -> None:
         ("gpt2", "merges.txt", "#version: 0.2\na b c\n", "merges.txt: 'a b c' is no merge of two"),
         ("gpt2", "merges.txt", "#version: 0.2\n", "merges.txt: no merges"),
         ("gpt2", "merges.txt", "a zz\n", "vocabulary and merges do not fit"),
+        ("bert", "vocab.txt", "a\n[UNK]\n", "no cls_token in the vocabulary"),
         ("bert", "vocab.txt", "a\nb\n", r"vocab.txt: has no unk_token '\[UNK\]'"),
         ("llama", "tokenizer.model", "x", "tokenizer.model: not a SentencePiece model"),
     ],
