@@ -119,6 +119,12 @@ TABLES: dict[str, Table] = {
                  "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
                  "label2id"),
         "pad_token_id": obeyed(int),
+        # of what is beside a text model: towers for images, and the tokens that stand for these
+        **_inert("vision_config", "image_token_id", "image_token_index", "video_token_id",
+                 "vision_start_token_id", "vision_end_token_id", "boi_token_index",
+                 "eoi_token_index", "mm_tokens_per_image", "multimodal_projector_bias",
+                 "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
+                 "scale_factor"),
         ANY: INERT,
     },
     "config_sentence_transformers.json": {

@@ -2,8 +2,8 @@
 
     python tests/models/make_config_keys.py        needs transformers 5
 
-model_type -> keys that its class has and not all classes have, "*" -> those of all. Of wrappers the
-class of their text model is there, too. Run it by hand for a new type; test_keys.py reads the file.
+model_type -> keys that its class has and not all classes have, "*" -> those of all, of wrappers
+also "model_type.text_config". Run it by hand for a new type; test_keys.py reads the file.
 """
 
 import json
@@ -27,16 +27,18 @@ OLD = {
 }  # fmt: skip
 
 
+def own(config: dict, shared: set[str]) -> list[str]:
+    return sorted(key for key in config if key not in shared and not key.startswith("_"))
+
+
 def main() -> None:
     shared = PretrainedConfig().to_dict().keys() - {"model_type"}
     keys = {"*": sorted(shared | OLD)}
-    waiting = TYPES.split()
-    for name in waiting:
+    for name in TYPES.split():
         config = CONFIG_MAPPING[name]().to_dict()
-        keys[name] = sorted(key for key in config if key not in shared and not key.startswith("_"))
-        text = config.get("text_config", {}).get("model_type")
-        if text is not None and text not in waiting:
-            waiting.append(text)
+        keys[name] = own(config, shared)
+        if "text_config" in config:
+            keys[f"{name}.text_config"] = own(config["text_config"], shared)
     lines = [f"{json.dumps(name)}: {json.dumps(keys[name])}" for name in sorted(keys)]
     path = Path(__file__).parent / "data" / "config_keys.json"
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -15,6 +15,7 @@ from boostr.errors import ModelFileError, OptionError
 from boostr.io.settings import ANY, TABLES
 from boostr.models import FAMILIES, family, family_of
 from boostr.models.config import RawConfig
+from boostr.models.wrapped import WRAPPERS
 
 KEYS: dict[str, list[str]] = json.loads((cases.DATA / "config_keys.json").read_text())
 OF_TEXT = {"bos_token_id", "eos_token_id", "tie_word_embeddings"}  # nothing to an encoder
@@ -60,6 +61,21 @@ def test_every_key_is_obeyed_inert_or_refused(model_type: str) -> None:
     known = table | (set() if "generate" in made.capabilities else OF_TEXT) | {"model_type"}
     keys = [key for key in KEYS[model_type] + KEYS["*"] if key not in known]
     assert [key for key in keys if not obeyed(key, configs)] == []
+
+
+@pytest.mark.parametrize("model_type", WRAPPERS)
+def test_every_key_of_a_wrapper_is(model_type: str) -> None:
+    """Of its own keys, and of those of its text part."""
+    texts = [case.config for case in cases.CASES if case.family == WRAPPERS[model_type].text]
+    wrapped = [{"model_type": model_type, "text_config": text} for text in texts]
+    known = TABLES["config.json"].keys() | family(WRAPPERS[model_type].text, "").keys.keys()
+    for key in KEYS[model_type]:
+        assert key in known or key == "model_type" or obeyed(key, wrapped), key
+    for key in KEYS[f"{model_type}.text_config"]:
+        changed = ({**text, key: value} for text in texts for value in others(text.get(key)))
+        found = (read({"model_type": model_type, "text_config": text}) for text in changed)
+        wanted = [read(raw) for raw in wrapped]
+        assert key in known or key == "model_type" or any(x not in wanted for x in found), key
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
