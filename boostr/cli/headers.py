@@ -10,11 +10,12 @@ from typing import Any
 
 from boostr.cli.forms import INDICES, WeightRow, weights_of_folder, weights_of_gguf
 from boostr.engine.modules import transformer_folder
-from boostr.errors import BoostrError, DownloadError, ModelFileError
+from boostr.errors import BoostrError, DownloadError, ModelFileError, TokenizerError
 from boostr.io.gguf_split import GGUFSource, open_gguf
 from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
-from boostr.io.settings import read_object
+from boostr.io.settings import read_object, read_settings
+from boostr.io.tokenizer_files import class_of, tokenizer_file
 from boostr.io.tokenizer_gguf import check_kind, has_tokenizer
 from boostr.models import family_of
 from boostr.models.config import RawConfig
@@ -171,7 +172,7 @@ def _safetensors(found: ResolvedModel) -> Summary:
         path=str(path),
         format=f"safetensors, {len(shards)} {'file' if len(shards) == 1 else 'shards'}",
         architecture=_architecture(config),
-        refusal=wrong or _refusal(config, raw) or unfit,
+        refusal=wrong or _refusal(config, raw) or unfit or _unknown_tokenizer(folder),
         file_bytes=sum(shard.stat().st_size for shard in shards),
         tensors=rows,
         context=_whole(config.raw.get("max_position_embeddings")),
@@ -220,12 +221,24 @@ def _row(files: SafetensorsSource, name: str) -> TensorRow:
     return TensorRow(name, info.dtype, info.shape, info.end - info.begin)
 
 
+def _unknown_tokenizer(folder: Path) -> str | None:
+    """Why the vocabulary in a folder makes no tokenizer."""
+    if tokenizer_file(folder) in (None, "tokenizer.json"):
+        return None
+    config = folder / "tokenizer_config.json"
+    try:
+        class_of(folder, read_settings(config, error=TokenizerError))
+    except BoostrError as error:
+        return _short(error, config)
+    return None
+
+
 def _tokenizer(folder: Path) -> tuple[str | None, int | None]:
-    """(kind, number of tokens) of tokenizer.json."""
+    """(kind, number of tokens) of tokenizer.json; the name of the file that there is instead."""
     data = read_object(folder / "tokenizer.json")
     model = data.get("model")
     if not isinstance(model, Mapping):
-        return None, None
+        return tokenizer_file(folder), None
     vocabulary = model.get("vocab") or ()
     added = data.get("added_tokens") or ()
     try:

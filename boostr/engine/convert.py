@@ -23,7 +23,7 @@ from boostr.io.hub import resolve, resolve_default
 from boostr.io.mapping import release
 from boostr.io.safetensors import open_safetensors
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_files import has_tokenizer_files
+from boostr.io.tokenizer_files import tokenizer_file
 from boostr.io.tokenizer_to_gguf import gguf_tokenizer, with_ends
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.gguf import gguf_plan, reordered
@@ -116,7 +116,7 @@ def write_folder(
         tensors = _tensors(config, naming.weights, kind)
         metadata = gguf_metadata(config, raw.source) | _general(folder, kind, tensors)
         _check_said(config, metadata, tensors, raw.source)
-        if has_tokenizer_files(folder):
+        if tokenizer_file(folder):
             metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
         metadata = with_ends(metadata, end_ids(folder, raw), raw.source)
         write_gguf(out, metadata, tensors, progress)

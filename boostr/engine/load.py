@@ -24,7 +24,7 @@ from boostr.io.hub import ResolvedModel, resolve, resolve_default
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_object, read_settings
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_files import has_tokenizer_files
+from boostr.io.tokenizer_files import tokenizer_file
 from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of
 from boostr.models.base import GENERATES, Model
@@ -206,7 +206,7 @@ def _load_folder(
         )
     headless = generates and (embeds or spec is not None)
     module, classifier = _folder_module(config, folder, backend, options, headless, spec)
-    tokenizer = Tokenizer.from_folder(folder) if has_tokenizer_files(folder) else None
+    tokenizer = Tokenizer.from_folder(folder) if tokenizer_file(folder) else None
     check_vocabulary(module, tokenizer)
     parts = (tokenizer, backend, found.source)
     if classifier is not None and spec is not None:

@@ -192,9 +192,9 @@ _FILES = (
 )  # fmt: skip
 
 
-def has_tokenizer_files(folder: Path) -> bool:
-    """Whether a model folder has a tokenizer at all."""
-    return any((folder / name).is_file() for name in _FILES)
+def tokenizer_file(folder: Path) -> str | None:
+    """The name of the file that a model folder's tokenizer is in, None if it has none."""
+    return next((name for name in _FILES if (folder / name).is_file()), None)
 
 
 def class_of(folder: Path, config: Settings) -> FromFiles:
@@ -203,7 +203,7 @@ def class_of(folder: Path, config: Settings) -> FromFiles:
     Raises:
         TokenizerError: there are no files of one, or its class is not known.
     """
-    if not has_tokenizer_files(folder):
+    if tokenizer_file(folder) is None:
         raise TokenizerError(
             f"{folder / 'tokenizer.json'}: no such file, nor {', '.join(_FILES[1:])}; transformers "
             "writes it with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"

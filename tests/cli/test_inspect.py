@@ -80,6 +80,18 @@ def test_a_gguf_whose_tokenizer_is_not_known(boostr, tmp_path: Path) -> None:
     assert load(tmp_path / "none-default.gguf", backend="numpy").tokenizer is None
 
 
+def test_a_folder_with_a_vocabulary_alone(boostr, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    assert described(boostr, str(folder))["runs"]
+    (folder / "vocab.txt").write_text("[UNK]\n")
+    for kind, refusal in (("BertTokenizer", None), ("FunnelTokenizer", "'FunnelTokenizer' is not")):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+        done = described(boostr, str(folder))
+        assert done["tokenizer"] == "vocab.txt" and done["runs"] == (refusal is None)
+        assert (refusal or "") in (done["refusal"] or "")
+
+
 def test_a_file_of_tensors_alone(boostr, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save(path, {"a": np.ones((3, 4), np.float16), "ids": np.arange(5)})

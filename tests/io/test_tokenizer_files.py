@@ -10,7 +10,7 @@ import pytest
 
 from boostr.errors import TokenizerError
 from boostr.io.tokenizer import Tokenizer
-from boostr.io.tokenizer_files import has_tokenizer_files
+from boostr.io.tokenizer_files import tokenizer_file
 
 DATA = Path(__file__).parent / "data" / "tokenizer_files.json"
 GOLDEN = json.loads(DATA.read_text("utf-8"))
@@ -115,7 +115,8 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Tokenizer.from_folder(tmp_path)
 
 
-def test_which_folders_have_a_tokenizer(tmp_path: Path) -> None:
-    assert not has_tokenizer_files(tmp_path)
-    (tmp_path / "spiece.model").write_bytes(b"")
-    assert has_tokenizer_files(tmp_path)
+def test_which_file_a_tokenizer_is_in(tmp_path: Path) -> None:
+    assert tokenizer_file(tmp_path) is None
+    for name in ("spiece.model", "vocab.txt", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"")
+        assert tokenizer_file(tmp_path) == name
