@@ -59,9 +59,9 @@ class Verbs(click.Group):
         """Run the command line and exit. Nothing leaves this as a traceback."""
         _open_missing_streams()
         _tolerate_any_text()
-        exit_on_terminate()
         warnings.showwarning = _warn
-        sys.exit(self._outcome(args))
+        with exit_on_terminate():
+            sys.exit(self._outcome(args))
 
     def _outcome(self, args: Sequence[str] | None) -> int:
         try:

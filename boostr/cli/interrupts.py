@@ -3,19 +3,31 @@ an end asked for by `kill`, which leaves nothing half written."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 TERMINATED = 143  # 128 + SIGTERM, as a shell says it
 
 
-def exit_on_terminate() -> None:
-    """SIGTERM ends the program as an exception, so that scratch files go as after an error."""
+@contextlib.contextmanager
+def exit_on_terminate() -> Iterator[None]:
+    """Inside, SIGTERM ends the program as an exception, so that scratch files go as after an error.
+
+    Elsewhere than in the main thread, or where SIGTERM is handled already, it does nothing.
+    """
     main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopOnInterrupt:

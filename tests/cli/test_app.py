@@ -128,6 +128,11 @@ def test_kill_unwinds_what_runs(tiny: str) -> None:
     assert not Path(done.stdout.strip()).exists()
 
 
+def test_kill_means_what_it_did_once_a_command_is_done(boostr) -> None:
+    boostr("-h")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")
 def test_a_reader_that_goes_away_is_no_error(tiny: str) -> None:
     args = command("run", "-m", tiny, "hi", "--max-tokens", "4000")

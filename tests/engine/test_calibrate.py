@@ -118,13 +118,11 @@ def test_packed_qkv_of_gpt_neox(tmp_path):
     inner = Tokenizer(models.WordLevel(letters, unk_token=" "))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
     inner.save(str(folder / "tokenizer.json"))
-    ids = list(letters.values())
     errors = []
     for name, text in (("fitted", TEXT[:2000]), ("plain", None)):
         made = boostr.quantize(folder, tmp_path / name, "int8", calibrate=text, backend="numpy")
-        got, want = (boostr.load(x, backend="numpy").logits(ids) for x in (made.path, folder))
-        errors.append(np.linalg.norm(got - want) / np.linalg.norm(want))
-    assert errors[0] < errors[1] < 0.1
+        errors.append(changed(made.path, folder))
+    assert errors[0] < 0.8 * errors[1] and errors[1] < 0.1
 
 
 def test_refuses(source, tmp_path):
