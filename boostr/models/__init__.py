@@ -29,6 +29,11 @@ FAMILIES = {
     "camembert": ("roberta", "Model"),
     "distilbert": ("distilbert", "Model"),
     "electra": ("electra", "Model"),
+    "eurobert": ("eurobert", "Model"),
+    "gte": ("gte", "Model"),
+    "modernbert": ("modernbert", "Model"),
+    "new": ("gte", "Model"),
+    "nomic_bert": ("nomic_bert", "Model"),
     "roberta": ("roberta", "Model"),
     "xlm-roberta": ("roberta", "Model"),
 }

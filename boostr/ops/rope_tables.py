@@ -142,6 +142,15 @@ def _dynamic(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
     return _plain(config, config.theta * ratio ** (R / (R - 2))), 1.0
 
 
+def _ntk(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
+    """A larger base whatever the length, and all turn slower. Source: Su, kexue.fm/archives/9706,
+    as the code beside GTE's checkpoints has it."""
+    if config.parameters.get("mixed_b") is not None:
+        raise OptionError("rope: mixed_b of scaling 'ntk' is not supported")
+    factor = config.number("factor")
+    return _plain(config, config.theta * factor) / factor ** (2 / config.rotary_dim), 1.0
+
+
 def _llama3(config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
     """Low frequencies are divided by `factor`, high ones kept, those between are blended."""
     inverse = _plain(config)
@@ -206,6 +215,7 @@ ROPE_TYPES = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
+    "ntk": _ntk,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,

@@ -16,9 +16,11 @@ from families import bare
 from boostr import Tensor, backends, ops
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, OptionError
+from boostr.io.safetensors import SINGLE, save
 from boostr.models import FAMILIES, family_of
 from boostr.models.config import RawConfig
+from boostr.ops.rope_tables import frequencies
 
 NUMPY = backends.get("numpy")
 
@@ -54,6 +56,48 @@ def test_gemmas_layers_are_five_local_ones_to_a_full_one():
     assert [spec.mixer.rope for spec in config.layers[:6]] == ["local"] * 5 + ["full"]
     assert config.ropes["full"].theta == 1e6 and config.embedding.factor == 48
     assert len({id(spec) for spec in config.layers}) == 2
+
+
+def test_nomic_berts_first_config():
+    """That of the code beside its checkpoints."""
+    raw = {
+        "model_type": "nomic_bert", "n_embd": 64, "n_head": 4, "n_inner": 96, "n_layer": 3,
+        "n_positions": 128, "layer_norm_epsilon": 1e-5, "rotary_emb_base": 500, "vocab_size": 199,
+        "activation_function": "geglu", "type_vocab_size": 2,
+    }  # fmt: skip
+    want = {
+        "model_type": "nomic_bert", "hidden_size": 64, "num_attention_heads": 4,
+        "intermediate_size": 96, "num_hidden_layers": 3, "max_position_embeddings": 128,
+        "layer_norm_eps": 1e-5, "rope_theta": 500.0, "vocab_size": 199, "hidden_act": "gelu",
+    }  # fmt: skip
+    assert read(raw) == read(want) and read(want).ropes["full"].theta == 500
+    for name, value in (("prenorm", True), ("rotary_emb_fraction", 0.5), ("qkv_proj_bias", True)):
+        with pytest.raises(ModelFileError, match=f"{name} = {value} is not supported"):
+            family_of(RawConfig({**raw, name: value}, "config.json"))
+    with pytest.raises(ModelFileError, match=r"activation_function must be of .* got 'relu'"):
+        read({**raw, "activation_function": "relu"})
+
+
+def test_gtes_first_config_and_names(tmp_path):
+    """`new` of the code beside its checkpoints: its prefix, and rope scaled by a fixed factor."""
+    case = named("gte/types")
+    folder = cases.checkpoint(case, tmp_path)
+    want = load_module(folder, backend=NUMPY)
+    scaling = {"rope_theta": 20000.0, "rope_scaling": {"type": "ntk", "factor": 8.0}}
+    raw = {k: v for k, v in case.config.items() if k != "rope_parameters"} | scaling
+    (folder / "config.json").write_text(json.dumps({**raw, "model_type": "new"}))
+    save(folder / SINGLE, {f"new.{n}": array for n, array in cases.weights(case).items()})
+    got = load_module(folder, backend=NUMPY)
+    for name, weight in want.weights().items():
+        assert np.array_equal(got.weights()[name].numpy(), weight.numpy()), name
+    rope = got.ropes["full"]
+    pairs = np.arange(0, 8, 2) / 8
+    np.testing.assert_allclose(
+        frequencies(rope, 5)[0], (20000.0 * 8) ** -pairs / 8 ** (2 / 8), rtol=1e-12
+    )
+    mixed = {**scaling["rope_scaling"], "mixed_b": 1.0}
+    with pytest.raises(OptionError, match="mixed_b"):
+        frequencies(read({**raw, "rope_scaling": mixed}).ropes["full"], 5)
 
 
 def test_a_softcap_of_0_is_none():
