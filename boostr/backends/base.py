@@ -59,6 +59,7 @@ class Backend(ABC):
 
     name: str
     prefill_chunk = 512  # tokens of one forward pass of a prompt, which bounds its scratch memory
+    text_tokens = 4096  # of one forward pass over whole texts, which are embedded or classified
     records_prefill = False  # whether the forward pass over a chunk is worth a program
     run_ahead = 0  # decode steps that are started before the token of an earlier one is read
     joins_weights = False  # whether weights that read the same input should lie end to end

@@ -21,8 +21,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-_BATCH_TOKENS = 4096  # packed tokens of one forward pass
-
 
 class TextModel(Loaded):
     """A model of whole texts, no longer than `max_length` tokens; None: as the context holds.
@@ -87,7 +85,7 @@ class TextModel(Loaded):
         types: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indices of sequences, what is computed of those packed, in float32) of each pass."""
-        for group in _groups([len(ids) for ids in sequences]):
+        for group in _groups([len(ids) for ids in sequences], self.backend.text_tokens):
             own = None if types is None else [types[i] for i in group]
             with autograd.no_grad():
                 batch = self.runner.packed([sequences[i] for i in group], own)
@@ -100,12 +98,12 @@ class TextModel(Loaded):
         return sum(w.nbytes for w in self.module.weights().values())
 
 
-def _groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of texts that are computed together, alike in length."""
+def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indices of texts that are computed together, alike in length, of so many tokens at most."""
     groups: list[list[int]] = []
     tokens = 0
     for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or tokens + lengths[at] > _BATCH_TOKENS:
+        if not groups or tokens + lengths[at] > most:
             groups.append([])
             tokens = 0
         groups[-1].append(at)

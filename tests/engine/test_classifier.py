@@ -58,7 +58,7 @@ def test_many_texts_in_several_passes(monkeypatch) -> None:
     model: Any = boostr.load(DATA / "bert_labels", backend="numpy")
     texts = golden("bert_labels")["texts"] * 3
     whole = model.logits(texts)
-    monkeypatch.setattr("boostr.engine.text_model._BATCH_TOKENS", 9)
+    monkeypatch.setattr(model.backend, "text_tokens", 9)
     np.testing.assert_allclose(model.logits(texts), whole, rtol=1e-5, atol=1e-6)
     assert model.classify([]) == []
 

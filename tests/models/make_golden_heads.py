@@ -5,7 +5,8 @@
 Run by hand; tests import neither this nor torch. Each folder has a random model of a few kilobytes
 with a tokenizer, as the libraries write them, and golden.json. heads.npz has, for every kind of
 head of transformers, its tensors ("ARCHITECTURE/NAME"), hidden states of two texts end to end
-(".../hidden") and the logits ("/logits").
+(".../hidden") and the logits ("/logits"); whole.json logits of whole classifiers, whose weights are
+drawn from a seed.
 """
 
 import json
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import seeded
 import torch
 import transformers as hf
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -73,6 +75,7 @@ ALL = {
     "vocab_size": 20, "max_position_embeddings": 16, "embedding_size": 4, "pad_token_id": 0,
     "num_key_value_heads": 1, "head_dim": 4, "num_labels": 3,
 }  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 HEADS = {
     "albert": ("Albert", {}), "bert": ("Bert", {}),
     "distilbert": ("DistilBert", {"dim": 4, "n_heads": 1, "hidden_dim": 4, "n_layers": 1}),
@@ -81,7 +84,7 @@ HEADS = {
     "modernbert/mean": ("ModernBert", {"classifier_pooling": "mean", "classifier_bias": True,
                                        "norm_bias": True, "norm_eps": 1e-3}),
     "nomic_bert": ("NomicBert", {}), "roberta": ("Roberta", {}), "llama": ("Llama", {}),
-    "gpt_neox": ("GPTNeoX", {}),
+    "gpt_neox": ("GPTNeoX", {"rope_parameters": ROPE}),
 }  # fmt: skip
 
 
@@ -275,11 +278,38 @@ def heads():
     print("heads.npz", (DATA / "heads.npz").stat().st_size)
 
 
+def whole():
+    """Classifiers with all their layers; pairs where the model tells segments apart."""
+    ids = [[11, 5, 9, 13, 7], [11, 6, 8, 12, 4, 15, 3]]
+    found = {}
+    for name, (kind, changes) in HEADS.items():
+        config = getattr(hf, f"{kind}Config")(**ALL | {"max_position_embeddings": 12} | changes)
+        model = getattr(hf, f"{kind}ForSequenceClassification")(config).eval()
+        shapes = {name: [*p.shape] for name, p in model.named_parameters()}
+        with torch.no_grad():
+            for tensor, array in seeded.weights(1, shapes, {}).items():
+                model.get_parameter(tensor).copy_(torch.from_numpy(array))
+        types = None
+        if getattr(config, "type_vocab_size", 0) > 1:
+            types = [[int(at > 2) for at in range(len(row))] for row in ids]
+        rows = []
+        for i, row in enumerate(ids):
+            more = {} if types is None else {"token_type_ids": torch.tensor([types[i]])}
+            with torch.no_grad():
+                rows.append(model(torch.tensor([row]), **more).logits[0].tolist())
+        said = config.to_diff_dict() | {"architectures": [type(model).__name__]}
+        said |= {"model_type": config.model_type, "id2label": {i: f"L{i}" for i in range(3)}}
+        found[name] = {"config": said, "shapes": shapes, "ids": ids, "types": types, "logits": rows}
+    text = json.dumps(found).replace('}, "', '},\n"')
+    (DATA / "whole.json").write_text(text + "\n")
+    print("whole.json", len(text))
+
+
 def main():
     hf.logging.set_verbosity_error()
     torch.set_num_threads(1)
     for make in (bert_reranker, bert_labels, bert_tokens, llama_labels, qwen3_reranker,
-                 qwen3_embedding, static_embedding, heads):  # fmt: skip
+                 qwen3_embedding, static_embedding, heads, whole):  # fmt: skip
         make()
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import seeded
+from head_folders import DATA
 
+import boostr
 from boostr import Tensor
 from boostr.errors import ModelFileError
+from boostr.io.safetensors import save
+from boostr.models import FAMILIES
 from boostr.models.config import RawConfig
 from boostr.models.heads import Classifier, classifier_spec
 from boostr.models.lazy import Held
 from boostr.models.weights import CheckpointWeights, load_parameters
 from boostr.nn import Batch
 
-with np.load(Path(__file__).parent / "data" / "heads" / "heads.npz") as arrays:
+with np.load(DATA / "heads.npz") as arrays:
     GOLDEN = dict(arrays)
+WHOLE = json.loads((DATA / "whole.json").read_text())
 CASES = sorted({name.rpartition("/")[0] for name in GOLDEN})
 CONFIGS = {
     "modernbert": {"classifier_pooling": "cls"},
@@ -44,6 +52,18 @@ def test_logits_equal_transformers(case: str, backend) -> None:
     batch = Batch(ids, positions, cu_seqlens)
     given = classifier(Tensor(hidden, backend=backend), batch).numpy()
     np.testing.assert_allclose(given, logits, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_classifiers_equal_transformers(name: str, backend, tmp_path: Path) -> None:
+    row = WHOLE[name]
+    if row["config"]["model_type"] not in FAMILIES:
+        pytest.skip(f"no family yet: {row['config']['model_type']}")
+    (tmp_path / "config.json").write_text(json.dumps(row["config"]))
+    save(tmp_path / "model.safetensors", seeded.weights(1, row["shapes"], {}))
+    model: Any = boostr.load(tmp_path, backend=backend)
+    given = model._logits(row["ids"], row["types"])
+    np.testing.assert_allclose(given, row["logits"], rtol=1e-4, atol=5e-5)
 
 
 def test_which_head() -> None:
