@@ -179,10 +179,12 @@ def _unigram(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[st
 
 def _wordpiece(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     normalizer = state["normalizer"] or {}
-    if normalizer.get("type") != "BertNormalizer" or not data["add_bos_token"]:
+    around = data["add_bos_token"] and data["add_eos_token"]
+    if normalizer.get("type") != "BertNormalizer" or not around:
         raise TokenizerError(
-            f"{tokenizer.source}: GGUF has WordPiece with BERT's normalizer and [CLS] and [SEP]; "
-            f"this one's normalizer is {normalizer.get('type')}"
+            f"{tokenizer.source}: GGUF has WordPiece with BERT's normalizer, and with a token "
+            f"before and one behind a text; this one has {normalizer.get('type')}, and "
+            f"{tokenizer.inner.encode('a').tokens} of the text 'a'"
         )
     made = {
         "model": "bert",

@@ -21,28 +21,24 @@ _CONTROL = 3  # llama_token_type
 
 def as_written(tokens: list[str], types: np.ndarray) -> list[str]:
     """The pieces as BERT's vocab.txt has them."""
-    control = types == _CONTROL
-    return [
-        token
-        if control[i]
-        else token[1:]
-        if token.startswith(SPACE) and token != SPACE
-        else GOES_ON + token
-        for i, token in enumerate(tokens)
-    ]
+    return _turned(tokens, types, SPACE, GOES_ON)
 
 
 def as_marked(tokens: list[str], types: np.ndarray) -> list[str]:
     """The pieces of a vocab.txt as a GGUF file has them."""
-    control = types == _CONTROL
-    return [
-        token
-        if control[i]
-        else token[2:]
-        if token.startswith(GOES_ON) and token != GOES_ON
-        else SPACE + token
-        for i, token in enumerate(tokens)
-    ]
+    return _turned(tokens, types, GOES_ON, SPACE)
+
+
+def _turned(tokens: list[str], types: np.ndarray, mark: str, other: str) -> list[str]:
+    """Pieces with a mark lose it, those without one get the other; a mark alone counts as none."""
+
+    def turn(token: str) -> str:
+        marked = token.startswith(mark) and token != mark
+        return token.removeprefix(mark) if marked else other + token
+
+    controls = (types == _CONTROL).tolist()
+    pairs = zip(tokens, controls, strict=True)
+    return [token if control else turn(token) for token, control in pairs]
 
 
 def build_wordpiece(

@@ -136,10 +136,15 @@ def test_wordpiece(lowercase: bool, strip_accents: bool | None) -> None:
 
 def test_wordpiece_that_is_not_berts() -> None:
     inner = bert(True, None)
-    with pytest.raises(TokenizerError, match=r"with BERT's normalizer and \[CLS\]"):
+    with pytest.raises(TokenizerError, match=r"one behind a text; .* and \['a'\] of the text 'a'"):
+        written(inner)
+    inner.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="[CLS] $A", special_tokens=[("[CLS]", CLS)]
+    )
+    with pytest.raises(TokenizerError, match=r"and \['\[CLS\]', 'a'\] of the text 'a'"):
         written(inner)
     inner.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    with pytest.raises(TokenizerError, match="normalizer is Lowercase"):
+    with pytest.raises(TokenizerError, match="this one has Lowercase"):
         written(inner)
 
 
