@@ -22,12 +22,13 @@ class Chat:
 
     Attributes:
         tools: functions that it may offer, as JSON schemas.
-        continue_final_message: the last message is to be continued, not answered.
+        continue_final_message: the last message is to be continued, not answered; a key of it,
+            such as "reasoning_content", says where.
         template_arguments: further variables, such as enable_thinking.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
-    continue_final_message: bool = False
+    continue_final_message: bool | str = False
     template_arguments: Mapping[str, Any] | None = None
 
     def render(self, tokenizer: Tokenizer, messages: Messages) -> str:

@@ -74,7 +74,7 @@ class LanguageModel(Loaded):
         *,
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | None = None,
         **changes: Any,
@@ -83,7 +83,8 @@ class LanguageModel(Loaded):
 
         Args:
             tools: functions that the template may offer, as JSON schemas.
-            continue_final_message: go on with the last message instead of answering it.
+            continue_final_message: go on with the last message instead of answering it, or with
+                what it has under this key, such as "reasoning_content".
             template_arguments: further variables of the template, such as enable_thinking.
             changes: fields of `SamplingOptions`, over those of `options`.
 
@@ -101,7 +102,7 @@ class LanguageModel(Loaded):
         *,
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | None = None,
         prompt_cache: PromptCache | None = None,
@@ -128,7 +129,7 @@ class LanguageModel(Loaded):
         prompts: Sequence[Prompt | Messages],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | Sequence[SamplingOptions] | None = None,
         **changes: Any,

@@ -70,21 +70,27 @@ def normalized(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
 
-def render_unfinished(source: str, variables: Mapping[str, Any], name: str) -> str:
+def render_unfinished(
+    source: str, variables: Mapping[str, Any], name: str, part: str = "content"
+) -> str:
     """As `render`, up to the end of the text of the last message, which is to be continued.
+
+    `part` is the key of the text: that of reasoning counts under each of its names.
 
     Raises:
         TokenizerError: as `render`; the last message has no text, or the template does not show it.
     """
     *before, last = variables["messages"] or [{}]
-    marked = _marked(last.get("content"))
+    text = "text" if part == "content" else f"text in {part!r}"
+    marked = _marked(last.get(part))
     if marked is None:
-        raise TokenizerError(f"{name}: the last message must have a text to continue")
-    messages = [*before, {**last, "content": marked}]
+        raise TokenizerError(f"{name}: the last message must have a {text} to continue")
+    alike = [key for key in _REASONING if last.get(key) == last[part]] if part in _REASONING else []
+    messages = [*before, {**last, **dict.fromkeys([part, *alike], marked)}]
     rendered = render(source, {**variables, "messages": messages}, name)
     end = rendered.rfind(_MARK)
     if end < 0:
-        raise TokenizerError(f"{name}: it does not show the text of the last message")
+        raise TokenizerError(f"{name}: it does not show the {text} of the last message")
     # A template that strips messages has taken the space behind the mark, so strip ours, too.
     stripped = rendered[end + len(_MARK) : end + len(_MARK) + 1] != " "
     return rendered[:end].rstrip() if stripped else rendered[:end]

@@ -166,7 +166,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         template: str | None = None,
         **kwargs: Any,
     ) -> str:
@@ -174,8 +174,9 @@ class Tokenizer:
 
         `template` picks one of several named templates; without it, "tool_use" is taken for
         `tools` where there is one, else "default". Other keywords reach the template as variables.
-        `continue_final_message` ends the prompt where the text of the last message ends, so that
-        it is continued; there is no generation prompt then. As in transformers, keys of messages
+        `continue_final_message` ends the prompt where the text of the last message ends, or that of
+        the key it names ("reasoning_content"), so that it is continued; there is no generation
+        prompt then. As in transformers, keys of messages
         that are None are left out, reasoning is found under each of its names, and `documents` is
         None unless given.
 
@@ -199,6 +200,22 @@ class Tokenizer:
                 f"{self.source}: its chat template takes no tools: the model was not taught to "
                 "call functions; describe them in a message, or take another model"
             )
+        self._check_messages(messages)
+        variables = {
+            **self.special.names,
+            "documents": None,
+            **kwargs,
+            "messages": [normalized(message) for message in messages],
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        }
+        name = f"{self.source}: chat template {template!r}"
+        if not continue_final_message:
+            return render(templates[template], variables, name)
+        part = "content" if continue_final_message is True else continue_final_message
+        return render_unfinished(templates[template], variables, name, part)
+
+    def _check_messages(self, messages: Any) -> None:
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
             raise TokenizerError(
                 f"{self.source}: messages must be a list of dicts, got {type(messages).__name__}"
@@ -209,16 +226,6 @@ class Tokenizer:
                     f"{self.source}: messages[{i}] must be a dict with a 'role' (and 'content'), "
                     f"got {message!r:.80}"
                 )
-        variables = {
-            **self.special.names,
-            "documents": None,
-            **kwargs,
-            "messages": [normalized(message) for message in messages],
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt and not continue_final_message,
-        }
-        how = render_unfinished if continue_final_message else render
-        return how(templates[template], variables, f"{self.source}: chat template {template!r}")
 
     def _id_of(self, name: str) -> int | None:
         token = self.special.names.get(name)

@@ -76,6 +76,7 @@ OPTIONS = (
     {}, {"add_generation_prompt": False}, {"enable_thinking": True}, {"enable_thinking": False},
     {"tools": TOOLS}, {"tools": TOOLS, "enable_thinking": False}, {"reasoning_effort": "high"},
     {"continue_final_message": True, "add_generation_prompt": False},
+    {"continue_final_message": "reasoning_content", "add_generation_prompt": False},
     {"documents": [{"title": "A", "text": "B & C"}]},
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from boostr.errors import TokenizerError
-from boostr.io.chat_template import render
+from boostr.io.chat_template import normalized, render, render_unfinished
 from boostr.io.template_budget import MAX_CHARS
 
 MESSAGES = [{"role": "user", "content": "hi <b> é"}, {"role": "assistant", "content": "yes"}]
@@ -46,6 +46,17 @@ def show(source: str, **variables: object) -> str:
 )  # fmt: skip
 def test_renders_as_transformers_does(source: str, expected: str) -> None:
     assert show(source) == expected
+
+
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_goes_on(read: str, name: str) -> None:
+    """Whichever of its names the message has, the caller says and the template reads."""
+    source = f"<think>{{{{ messages[-1].{read} }}}}</think>{{{{ messages[-1].content }}}}"
+    variables = {"messages": [normalized({"content": "no", name: "I see "})]}
+    assert render_unfinished(source, variables, "T", name) == "<think>I see "
+    with pytest.raises(TokenizerError, match="must have a text in 'thoughts' to continue"):
+        render_unfinished(source, variables, "T", "thoughts")
 
 
 def test_strftime_now() -> None:

@@ -260,7 +260,8 @@ def test_the_final_message_goes_on(
 ) -> None:
     ours = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": source})
     message = {"role": "assistant", "content": content}
-    assert ours.apply_chat_template([message], continue_final_message=True) == expected
+    for part in (True, "content"):
+        assert ours.apply_chat_template([message], continue_final_message=part) == expected
 
 
 @pytest.mark.parametrize("content", [None, 3, [], [{"type": "image"}]])
