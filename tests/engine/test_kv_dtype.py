@@ -95,5 +95,5 @@ def test_refusals(folder, tmp_path):
         boostr.load(folder, backend="numpy", kv_dtype=8)
     with refused(OptionError, "int4", "heads of 8", "int8"):
         boostr.load(make_tiny(tmp_path / "narrow"), backend="numpy", kv_dtype="int4")
-    with refused(OptionError, "kv_dtype", "encoder"):
+    with refused(OptionError, "kv_dtype", "no text generator"):
         boostr.load(make_tiny_encoder(tmp_path / "bert"), backend="numpy", kv_dtype="int8")
