@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.operands import Rope
-from boostr.ops.rope_tables import RopeConfig, decode_tables, prompt_tables
+from boostr.ops.rope_tables import RopeConfig, decode_tables, prompt_tables, query_factors
 from boostr.tensor import Tensor
 
 
 class _Table:
-    """cos and sin whose row p is for position p."""
+    """cos, sin and what queries are multiplied by, whose row p is for position p."""
 
     def __init__(self, config: RopeConfig, backend: Backend) -> None:
         self.config, self.backend = config, backend
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._known: tuple[Any, ...] | None = None
 
-    def decode(self, length: int) -> tuple[Tensor, Tensor]:
-        """At least `length` rows, for tokens that are decoded one by one."""
+    def decode(self, length: int, places: Tensor) -> Rope:
+        """See `Rotary.decode`."""
         if self._known is None or self._known[0].shape[0] < length:
             rows = max(512, 1 << (length - 1).bit_length())
-            self._known = self._upload(decode_tables(self.config, rows))
-        return self._known
+            tables, factors = decode_tables(self.config, rows), query_factors(self.config, rows)
+            self._known = self._uploaded(*tables, factors)
+        cos, sin, factors = self._known
+        return Rope(cos, sin, places, query_factors=factors)
 
     def prompt(
         self, positions: np.ndarray, places: Tensor, lengths: Sequence[int], whole: Sequence[int]
     ) -> Rope:
         """See `Rotary.prompt`; `places` are the positions on the backend."""
-        longest = max(whole)
-        if not self.config.depends_on_length or longest <= self.config.original_positions:
-            return Rope(*self.decode(longest), places)
+        longest, config = max(whole), self.config
+        if not config.depends_on_length or longest <= config.original_positions:
+            return self.decode(longest, places)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         rows = [
-            tuple(t[positions[a:b]] for t in prompt_tables(self.config, n))
+            tuple(t[positions[a:b]] for t in prompt_tables(config, n))
             for a, b, n in zip(starts[:-1], starts[1:], whole, strict=True)
         ]
-        cos, sin = self._upload(tuple(np.concatenate(part) for part in zip(*rows, strict=True)))
-        each = Tensor(np.arange(len(positions), dtype=np.int32), backend=self.backend)
-        return Rope(cos, sin, each)
+        tables = (np.concatenate(part) for part in zip(*rows, strict=True))
+        factors = query_factors(config, longest)
+        own = None if factors is None else factors[positions]
+        each = np.arange(len(positions), dtype=np.int32)
+        cos, sin, factors, numbers = self._uploaded(*tables, own, each)
+        return Rope(cos, sin, numbers, query_factors=factors)
 
-    def _upload(self, tables: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        cos, sin = tables
-        return Tensor(cos, backend=self.backend), Tensor(sin, backend=self.backend)
+    def _uploaded(self, *tables: np.ndarray | None) -> tuple[Any, ...]:
+        return tuple(None if t is None else Tensor(t, backend=self.backend) for t in tables)
 
 
 class Rotary:
@@ -60,9 +65,7 @@ class Rotary:
 
     def decode(self, length: int, positions: Tensor) -> dict[str, Rope]:
         """For tokens at these positions, all below `length`, that are decoded one by one."""
-        return {
-            name: Rope(*table.decode(length), positions) for name, table in self._tables.items()
-        }
+        return {name: table.decode(length, positions) for name, table in self._tables.items()}
 
     def prompt(
         self,

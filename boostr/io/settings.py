@@ -105,7 +105,8 @@ TABLES: dict[str, Table] = {
         "cross_attention_hidden_size": unless(),
         # of training: dropout, first values, what is kept for gradients
         **_inert("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
-                 "attention_probs_dropout_prob", "initializer_range", "use_cache",
+                 "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop",
+                 "initializer_range", "use_cache",
                  "gradient_checkpointing", "pretraining_tp", "chunk_size_feed_forward"),
         # of classifiers
         "architectures": obeyed(list),

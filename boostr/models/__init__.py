@@ -17,13 +17,21 @@ from boostr.models.wrapped import WRAPPERS, text_part
 
 # model_type -> (module of boostr.models, class)
 FAMILIES = {
+    "gemma": ("gemma", "CausalLM"),
+    "gemma2": ("gemma2", "CausalLM"),
     "gemma3_text": ("gemma3_text", "CausalLM"),
+    "gpt2": ("gpt2", "CausalLM"),
     "gpt_neox": ("gpt_neox", "CausalLM"),
+    "granite": ("granite", "CausalLM"),
+    "granitemoehybrid": ("granitemoehybrid", "CausalLM"),
     "llama": ("llama", "CausalLM"),
+    "ministral3": ("ministral3", "CausalLM"),
     "mistral": ("mistral", "CausalLM"),
     "olmo2": ("olmo2", "CausalLM"),
+    "phi3": ("phi3", "CausalLM"),
     "qwen2": ("qwen2", "CausalLM"),
     "qwen3": ("qwen3", "CausalLM"),
+    "smollm3": ("smollm3", "CausalLM"),
     "albert": ("albert", "Model"),
     "bert": ("bert", "Model"),
     "camembert": ("roberta", "Model"),
@@ -39,12 +47,19 @@ FAMILIES = {
 }
 # `general.architecture` of a GGUF file -> model_type; the family's file has the rest
 ARCHITECTURES = {
+    "gemma": "gemma",
+    "gemma2": "gemma2",
     "gemma3": "gemma3_text",
+    "gpt2": "gpt2",
     "gptneox": "gpt_neox",
+    "granite": "granite",
     "llama": "llama",
+    "mistral3": "ministral3",
     "olmo2": "olmo2",
+    "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "smollm3": "smollm3",
 }
 
 

@@ -69,6 +69,13 @@ class RawConfig:
             raise ModelFileError(f"{self.source}: config {name!r} must be 1 or more, got {value}")
         return value
 
+    def factor(self, name: str, default: Any = _MISSING) -> float:
+        """A number above 0."""
+        value = self.get(name, float, default)
+        if not value > 0:
+            raise ModelFileError(f"{self.source}: config {name!r} must be above 0, got {value}")
+        return value
+
     def ids(self, name: str) -> tuple[int, ...]:
         """Token ids that may be one number, a list or absent."""
         value = self.raw.get(name)
@@ -142,12 +149,10 @@ def pre_norm_layer(config: RawConfig, mixer: AttentionSpec) -> LayerSpec:
     return LayerSpec(mixer, mlp(config), LayerNorms(before_mixer=norm, before_mlp=norm))
 
 
-def by_layer(
-    config: RawConfig, layer: LayerSpec, windows: Sequence[int | None]
-) -> tuple[LayerSpec, ...]:
-    """The layer once for each window; alike ones are one object."""
-    kinds = {w: replace(layer, mixer=replace(layer.mixer, window=w)) for w in set(windows)}
-    return tuple(kinds[w] for w in windows)
+def by_layer(layer: LayerSpec, mixers: Sequence[AttentionSpec]) -> tuple[LayerSpec, ...]:
+    """The layer once around each mixer; alike ones are one object."""
+    kinds = {mixer: replace(layer, mixer=mixer) for mixer in mixers}
+    return tuple(kinds[mixer] for mixer in mixers)
 
 
 def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: Any) -> ModelConfig:
@@ -176,7 +181,9 @@ def decoder_config(config: RawConfig, layers: Sequence[LayerSpec], **changes: An
     return replace(made, max_position_embeddings=context)
 
 
-_NAMED = ("rope_type", "type", "rope_theta", "partial_rotary_factor")  # read apart
+_NAMED = (  # read apart
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "max_position_embeddings",
+)  # fmt: skip
 
 
 def rope_config(
@@ -196,14 +203,15 @@ def rope_config(
     """
     parameters = _rope_parameters(config, layer_type)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    kind = "longrope" if kind == "su" else kind  # its name of 2024
     theta = parameters.get("rope_theta") or config.get("rope_theta", float, theta)
     partial = parameters.get("partial_rotary_factor") or config.get(
         "partial_rotary_factor", float, partial
     )
     own = {k: v for k, v in parameters.items() if k not in _NAMED and v is not None}
     original = config.get("original_max_position_embeddings", int, None)
-    if original is not None:
-        own.setdefault("original_max_position_embeddings", original)
+    if original is not None:  # it wins over the table's, as in transformers
+        own["original_max_position_embeddings"] = original
     try:
         return RopeConfig(int(head_dim * partial), float(theta), max_positions, kind, own)
     except OptionError as error:

@@ -9,12 +9,15 @@ from boostr.errors import OptionError
 from boostr.models import plan
 from boostr.models.base import GENERATES, last_of
 from boostr.models.config import ModelConfig
-from boostr.models.plan import LoadPlan
+from boostr.models.plan import LoadPlan, Rule
 from boostr.models.stack import StackModel
 from boostr.nn import fusion
+from boostr.nn.specs import AttentionSpec, MLPSpec
 from boostr.nn.states import State
 from boostr.ops import core
 from boostr.tensor import Tensor
+
+LAYER = "model.layers.{i}."
 
 
 class CausalLM(StackModel):
@@ -67,3 +70,16 @@ class CausalLM(StackModel):
 
     def __call__(self, batch: nn.Batch) -> Tensor:
         return self.head(self.hidden(batch))
+
+
+# -- products that lie end to end in a checkpoint --------------------------------------------------
+def packed_qkv(name: str, mixer: AttentionSpec) -> Rule:
+    """q, k and v of a layer in one tensor."""
+    heads = {"q": mixer.heads, "k": mixer.kv_heads, "v": mixer.kv_heads}
+    parts = [(f"{LAYER}self_attn.{n}_proj", count * mixer.head_dim) for n, count in heads.items()]
+    return plan.rows(LAYER + name, parts)
+
+
+def packed_gate_up(name: str, mlp: MLPSpec) -> Rule:
+    """gate and up of a layer in one tensor."""
+    return plan.rows(LAYER + name, [(f"{LAYER}mlp.{n}_proj", mlp.hidden) for n in ("gate", "up")])

@@ -1,57 +1,40 @@
-"""Gemma 3: norms before and after both halves; local layers have a window and their own rope.
-
-Norm weights are stored minus 1. The keys that GGUF's reader adds say what its files do otherwise.
-"""
+"""Gemma 3: Gemma 2 with norms on the heads of q and k, and a rope of their own for local layers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from boostr.errors import ModelFileError
-from boostr.io.settings import INERT, Table, unless
+from boostr.io.settings import INERT, Table
 from boostr.models import config as read
-from boostr.models import decoder, plan
-from boostr.models.architecture import Architecture
+from boostr.models import gemma, gemma2
+from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
-from boostr.models.plan import LoadPlan
-from boostr.nn.specs import EmbeddingSpec, HeadSpec, LayerNorms, LayerSpec
 from boostr.ops.rope_tables import RopeConfig
 
-DEFAULTS = {
+DEFAULTS = gemma.SHARED | {
     "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096,
-    "max_position_embeddings": 131072, "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
-    "hidden_activation": "gelu_pytorch_tanh", "sliding_window_pattern": 6, "norm_offset": 1.0,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6,
 }  # fmt: skip
 
 
-def _said(config: dict[str, Any]) -> dict[str, Any]:
-    """The converter adds the 1 to norms; 27B alone scales by the width of its embedding."""
-    heads, largest = config["num_attention_heads"], config["num_hidden_layers"] == 62
-    width = config["hidden_size"] // heads
-    scalar = width if largest else config.get("head_dim", width)
-    return {"norm_offset": 0.0, "sliding_window_pattern": 6, "query_pre_attn_scalar": scalar}
+def _said(config: Config) -> Config:
+    return {**gemma2.said(config, largest=62), "sliding_window_pattern": 6}
 
 
-def _written(config: ModelConfig) -> dict[str, Any]:
-    window = next((x.mixer.window for x in config.layers if x.mixer.window), None)
-    keys: dict[str, Any] = {"attention.sliding_window": window or 0}
+def _written(config: ModelConfig) -> Config:
+    keys = gemma2.written(config)
     if "local" in config.ropes:
         keys["rope.freq_base_swa"] = float(config.ropes["local"].theta)
-    if config.head is not None and config.head.softcap:
-        keys["final_logit_softcapping"] = config.head.softcap
     return keys
 
 
-class CausalLM(decoder.CausalLM):
+class CausalLM(gemma2.CausalLM):
     """See `decoder.CausalLM`."""
 
     # transformers does not use the softcap of attention in this family
-    keys: ClassVar[Table] = {
-        "attn_logit_softcapping": INERT,
-        "use_bidirectional_attention": unless(False),
-    }
+    keys: ClassVar[Table] = {**gemma.CausalLM.keys, "attn_logit_softcapping": INERT}
     gguf = (
         Architecture(
             "gemma3",
@@ -69,39 +52,13 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
-        norm = read.rms_norm(config, offset=config.get("norm_offset", float))
-        bias = config.get("attention_bias", bool, False)
-        scalar = config.get("query_pre_attn_scalar", float)
-        if not scalar:
-            raise ModelFileError(f"{config.source}: query_pre_attn_scalar must be above 0, got 0")
-        mixer = read.attention(
-            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, scale=scalar**-0.5,
-        )  # fmt: skip
-        mlp = read.mlp(config, act=config.get("hidden_activation", str))
-        full = LayerSpec(mixer, mlp, LayerNorms(norm, norm, norm, norm))
-        local = replace(
-            full, mixer=replace(mixer, window=config.size("sliding_window"), rope="local")
-        )
+        norm, scale = gemma.norm(config), config.factor("query_pre_attn_scalar") ** -0.5
+        full = gemma.attention(config, q_norm=norm, k_norm=norm, scale=scale)
+        local = replace(full, window=config.size("sliding_window"), rope="local")
         kinds = {"full_attention": full, "sliding_attention": local}
-        softcap = config.get("final_logit_softcapping", float, None) or None  # 0 is off, as in GGUF
-        return read.decoder_config(
-            config,
-            [kinds[kind] for kind in read.layer_types(config, _pattern(config))],
-            ropes=_ropes(config, mixer.head_dim),
-            embedding=EmbeddingSpec(config.size("hidden_size") ** 0.5),
-            norm=norm,
-            head=HeadSpec(config.get("tie_word_embeddings", bool), softcap=softcap),
-        )
-
-    @staticmethod
-    def load_plan(config: ModelConfig) -> LoadPlan:
-        """Gemma's norm after attention has the name of Llama's before the MLP."""
-        layer = "model.layers.{i}."
-        return decoder.CausalLM.load_plan(config) + LoadPlan((
-            plan.rename(layer + "post_attention_layernorm", layer + "attention_output_norm"),
-            plan.rename(layer + "pre_feedforward_layernorm", layer + "post_attention_layernorm"),
-            plan.rename(layer + "post_feedforward_layernorm", layer + "mlp_output_norm"),
-        ))  # fmt: skip
+        mixers = [kinds[kind] for kind in read.layer_types(config, _pattern(config))]
+        layers = read.by_layer(gemma.sandwich(config, full), mixers)
+        return gemma.decoder_config(config, layers, ropes=_ropes(config, full.head_dim))
 
 
 def _pattern(config: RawConfig) -> list[str]:

@@ -120,6 +120,7 @@ def _rope_scaling(file: GGUFSource) -> dict[str, Any]:
         "factor": _value(file, "rope.scaling.factor") or old,
         "original_max_position_embeddings": _value(file, "rope.scaling.original_context_length"),
     }
+    scaling["llama_4_scaling_beta"] = _value(file, "attention.temperature_scale")
     if kind == "yarn":
         scaling |= _yarn(file, scaling["factor"])
     if kind == "longrope":

@@ -18,7 +18,7 @@ from boostr.tensor import Tensor
 
 _BAND_BYTES = 16 * 2**20  # of float32 rows that are decoded at once
 # what only files of GGUF have otherwise than folders; the tensors are brought to the latter's form
-_FILES_OWN = ("rope_layout", "norm_offset")
+_FILES_OWN = ("rope_layout", "norm_offset", "position_embedding_type")
 
 
 def folder_config(

@@ -13,7 +13,7 @@ from boostr.models import FAMILIES, family
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig
 from boostr.nn.specs import NormSpec
-from boostr.ops.rope_tables import RopeConfig
+from boostr.ops.rope_tables import RopeConfig, frequencies
 
 
 def architecture_for(model_type: str, source: str) -> Architecture:
@@ -52,6 +52,8 @@ def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
     if rope is not None:
         keys |= {"rope.dimension_count": rope.rotary_dim, "rope.freq_base": float(rope.theta)}
         keys |= _scaling(rope, source)
+        if rope.parameters.get("llama_4_scaling_beta"):
+            keys["attention.temperature_scale"] = rope.number("llama_4_scaling_beta")
     keys |= row.writes(config)
     return {"general.architecture": row.name, **{f"{row.name}.{k}": v for k, v in keys.items()}}
 
@@ -62,17 +64,25 @@ def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:
         return {}
     if kind not in ("linear", "yarn", "longrope"):
         raise ModelFileError(f"{source}: GGUF has no rope scaling of type {kind!r}")
+    if kind == "yarn" and not given.get("truncate", True):
+        raise ModelFileError(f"{source}: GGUF has no yarn whose ramp is not truncated")
     keys: dict[str, Any] = {"type": kind}
-    if given.get("factor") is not None:
-        keys["factor"] = float(given["factor"])
+    factor, attention = given.get("factor"), frequencies(rope, 1)[1]
+    if kind == "yarn":
+        factor = rope.number("factor", rope.max_positions / rope.original_positions)
+        grown, multiplier = 0.1 * math.log(max(factor, 1.0)), given.get("mscale_all_dim")
+        if multiplier:
+            keys["yarn_log_multiplier"] = float(multiplier)
+        attention *= ((multiplier or 0.0) * grown + 1) / (grown + 1)  # programs have this inverse
+    if factor is not None:
+        keys["factor"] = float(factor)
     if kind != "linear":
         keys["original_context_length"] = rope.original_positions
-    names = {
-        "attention_factor": "yarn_attn_factor" if kind == "yarn" else "attn_factor",
-        "beta_fast": "yarn_beta_fast",
-        "beta_slow": "yarn_beta_slow",
-    }
-    keys |= {new: float(given[old]) for old, new in names.items() if given.get(old) is not None}
+    if kind == "longrope" or abs(attention - 1) > 1e-6:
+        keys["attn_factor"] = attention
+    for name in ("beta_fast", "beta_slow"):
+        if given.get(name) is not None:
+            keys[f"yarn_{name}"] = float(given[name])
     return {f"rope.scaling.{key}": value for key, value in keys.items()}
 
 

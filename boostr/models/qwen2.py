@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from boostr.models import config as read
 from boostr.models import llama
 from boostr.models.architecture import Architecture
@@ -19,5 +21,5 @@ class CausalLM(llama.CausalLM):
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
         layer = read.pre_norm_layer(config, read.attention(config, bias=True))
-        windows = read.layer_windows(config)
-        return read.decoder_config(config, read.by_layer(config, layer, windows))
+        mixers = [replace(layer.mixer, window=w) for w in read.layer_windows(config)]
+        return read.decoder_config(config, read.by_layer(layer, mixers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from boostr.models import config as read
 from boostr.models import llama
 from boostr.models.architecture import Architecture
@@ -20,5 +22,7 @@ class CausalLM(llama.CausalLM):
         config = config.filled(**DEFAULTS)
         bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
         mixer = read.attention(config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm)
-        layer, windows = read.pre_norm_layer(config, mixer), read.layer_windows(config)
-        return read.decoder_config(config, read.by_layer(config, layer, windows))
+        mixers = [replace(mixer, window=w) for w in read.layer_windows(config)]
+        return read.decoder_config(
+            config, read.by_layer(read.pre_norm_layer(config, mixer), mixers)
+        )

@@ -18,6 +18,10 @@ _SIZES = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 24,
     "num_attention_heads": 32,
 }  # fmt: skip
+# in place of a family's own defaults, where boostr has only what these do not ask for
+_INSTEAD = {
+    "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["attention"] * 24},
+}
 _OVER = {
     "head": "norms of q and k by head",
     "heads": "norms of q and k by head, a weight for each",
@@ -65,7 +69,8 @@ def traits(model_type: str) -> Traits:
         ModelFileError: an unknown model_type.
     """
     made = family(model_type, "boostr models")
-    config = made.read_config(RawConfig({**_SIZES, "model_type": model_type}, model_type))
+    usual = {"model_type": model_type, **_SIZES, **_INSTEAD.get(model_type, {})}
+    config = made.read_config(RawConfig(usual, model_type))
     opening = (sys.modules[made.__module__].__doc__ or "").partition("\n\n")[0]
     return Traits(
         model_type,

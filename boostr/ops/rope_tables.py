@@ -109,6 +109,16 @@ def decode_tables(config: RopeConfig, length: int) -> tuple[np.ndarray, np.ndarr
     return _tables(angles, np.array([factor for _, factor in rows])[:, None])
 
 
+def query_factors(config: RopeConfig, length: int) -> np.ndarray | None:
+    """What queries are multiplied by after rope, float32 [length]: 1 + β·log(1 + ⌊p / trained⌋) at
+    position p; None without the parameter `llama_4_scaling_beta`, β. Source: Llama 4."""
+    beta = config.number("llama_4_scaling_beta", 0.0)
+    if beta == 0:
+        return None
+    periods = np.arange(length) // config.original_positions
+    return (1 + beta * np.log1p(periods)).astype(np.float32)
+
+
 def _angles(inverse: np.ndarray, length: int) -> np.ndarray:
     # a float32 product, as transformers computes it: checkpoints were trained with that rounding
     return np.arange(length, dtype=np.float32)[:, None] * inverse.astype(np.float32)

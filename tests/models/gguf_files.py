@@ -156,7 +156,8 @@ def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
         return {}
     theta = rope.get("rope_theta", config.get("rope_theta"))
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    context, D = rope["original_max_position_embeddings"], config["head_dim"]
+    context = rope["original_max_position_embeddings"]
+    D = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     factors = []
     for i in range(0, D, 2):
         wave = 2 * math.pi * theta ** (i / D)

@@ -8,6 +8,7 @@ from typing import Any
 
 import cases
 import pytest
+from families import bare
 from tiny_model import make_tiny, make_tiny_encoder
 
 import boostr
@@ -62,8 +63,9 @@ def obeyed(key: str, configs: list[dict[str, Any]]) -> bool:
 def test_every_key_is_obeyed_inert_or_refused(model_type: str) -> None:
     made = family(model_type, "")
     data = json.loads((cases.DATA / f"{model_type.replace('-', '_')}.json").read_text())
-    configs = [data["defaults"], *(record["config"] for record in data["cases"].values())]
+    whole, configs = data["defaults"], [record["config"] for record in data["cases"].values()]
     assert None not in map(read, configs)
+    configs += [raw for raw in (whole, bare(whole, whole)) if read(raw) is not None]
     table = TABLES["config.json"].keys() | made.keys.keys() - {ANY}
     known = table | (set() if "generate" in made.capabilities else OF_TEXT) | {"model_type"}
     keys = [key for key in KEYS[model_type] + KEYS["*"] if key not in known]
