@@ -24,6 +24,7 @@ from boostr.models.base import Model
 from boostr.models.config import RawConfig
 
 CROSS_ENCODER = "CrossEncoder"
+_SIGMOID = "torch.nn.Sigmoid"
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ class Pairing:
 
     Attributes:
         prompts: to put before the query; for chat templates, the message of the system.
-        activation: of the logits; None: a sigmoid of one, none of several.
+        activation: of the logits.
         template: variables of the chat template that has the roles "query" and "document"; None:
             the tokenizer puts both together.
         max_length: tokens of both with their special ones; None: as the tokenizer says.
+        lower_case: both first.
     """
 
     prompts: Prompts = field(default_factory=Prompts)
-    activation: Step | None = None
+    activation: Step = ACTIVATIONS["Sigmoid"]
     template: Mapping[str, Any] | None = None
     max_length: int | None = None
+    lower_case: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path, config: RawConfig) -> Pairing:
@@ -76,9 +79,10 @@ class Pairing:
         name = own.get("activation_fn") or older or keys.get("sbert_ce_default_activation_function")
         return cls(
             Prompts.from_settings(own),
-            None if name is None else named_activation(name, f"{own.source}: activation_fn"),
+            named_activation(name or _SIGMOID, f"{folder}: activation_fn"),
             template if "message" in inner.get("modality_config", {}) else None,
             inner.get("max_seq_length"),
+            inner.get("do_lower_case", False),
         )
 
 
@@ -95,6 +99,8 @@ class Reranker(TextModel):
     ) -> None:
         super().__init__(module, tokenizer, backend, source, pairing.max_length)
         self.pairing = pairing
+        if pairing.lower_case and tokenizer is not None:
+            tokenizer.lower_case()
 
     @abstractmethod
     def _logits(
@@ -134,7 +140,7 @@ class Reranker(TextModel):
             raise OptionError(
                 f"rerank: {self.source} tells {logits.shape[1]} labels apart; a ranker has one"
             )
-        scores = (self.pairing.activation or ACTIVATIONS["Sigmoid"])(logits)[:, 0]
+        scores = self.pairing.activation(logits)[:, 0]
         order = np.argsort(-scores, kind="stable")[:most]
         return [Ranked(int(i), float(scores[i]), chosen[i]) for i in order]
 

@@ -68,11 +68,13 @@ class TextModel(Loaded):
         return found
 
     def token_types(self, found: Sequence[Encoding]) -> list[list[int]] | None:
-        """The segment of each token; None where all are of the first."""
+        """The segment of each token; None where all are of the first, or the model has no types."""
+        known = self.config.embedding.types
+        if known is None:
+            return None
         types = [encoding.type_ids for encoding in found]
         highest = max((max(own) for own in types), default=0)
-        known = self.config.embedding.types
-        if known is not None and highest >= known:
+        if highest >= known:
             raise TokenizerError(
                 f"{self.source}: the tokenizer gives token type {highest}, the model has {known}"
             )

@@ -36,6 +36,8 @@ def test_a_decoder_that_classifies(backend) -> None:
     truth, model = golden("llama_labels"), boostr.load(DATA / "llama_labels", backend=backend)
     assert isinstance(model, ClassificationModel)
     np.testing.assert_allclose(model.logits(truth["texts"]), truth["logits"], rtol=2e-4, atol=2e-5)
+    pair, padded = ("the cat", "is good"), ("the cat", "is good<|endoftext|>")
+    np.testing.assert_array_equal(model.logits([pair]), model.logits([padded]))
     with pytest.raises(OptionError, match="was loaded without its head"):
         model.module.head(model.module.hidden(model.runner.packed([[1]])))
 

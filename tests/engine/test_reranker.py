@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,19 @@ def test_where_the_activation_is_named(tmp_path: Path, names: dict, kind: str) -
     model: Any = boostr.load(folder, backend="numpy")
     given = scores(model, truth["pairs"])
     np.testing.assert_allclose(given, truth[kind], rtol=1e-4, atol=1e-5)
+
+
+def test_lower_case(tmp_path: Path) -> None:
+    folder = rewritten(
+        "bert_reranker", tmp_path / "a", "tokenizer_config.json", do_lower_case=False
+    )
+    shutil.copytree(folder, tmp_path / "b")
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    lowered = json.dumps(settings | {"do_lower_case": True})
+    (tmp_path / "b" / "sentence_bert_config.json").write_text(lowered)
+    cased, lower = (boostr.load(tmp_path / name, backend="numpy") for name in "ab")
+    small, large = [["a cat", "a dog"]], [["A CAT", "a DOG"]]
+    assert scores(cased, small) == scores(lower, large) != scores(cased, large)
 
 
 def test_a_chat_template_with_a_prefix_for_the_answer(tmp_path: Path) -> None:
