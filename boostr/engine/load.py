@@ -147,8 +147,10 @@ def _folder_module(
         if spec is not None:
             labels = Labels.from_config(config)
             classifier = Classifier(module.config.hidden_size, len(labels.names), spec)
-            own = {name: stored.pop(name) for name in list(stored) if spec.owns(name)}
-            source = CheckpointWeights(own, path, stored_as + spec.load_plan())
+            unpacked = stored_as.load(stored).weights
+            own = {name: weight for name, weight in unpacked.items() if spec.owns(name)}
+            stored = {name: weight for name, weight in stored.items() if not spec.owns(name)}
+            source = CheckpointWeights(own, path, spec.load_plan())
             load_parameters(classifier, source, backend, dtype=options["dtype"])
         plan = stored_as + module.load_plan(module.config)
         load_parameters(module, CheckpointWeights(stored, path, plan), backend, **options)
@@ -198,13 +200,12 @@ def _load_folder(
     config = folder_config(folder)
     generates = GENERATES in family_of(config).capabilities
     embeds, asks = "Pooling" in kinds, "LogitScore" in kinds
-    spec = None if embeds or asks else classifier_spec(config)
+    headless, spec = heads_of(found.path, config)
     if (asks and not generates) or (kinds == ["Transformer"] and spec is None):
         raise ModelFileError(
             f"{found.path}/modules.json: expected a Transformer, a Pooling and what follows; "
             f"{kinds} alone need a classifier or a decoder, which this model is not"
         )
-    headless = generates and (embeds or spec is not None)
     module, classifier = _folder_module(config, folder, backend, options, headless, spec)
     tokenizer = Tokenizer.from_folder(folder) if tokenizer_file(folder) else None
     check_vocabulary(module, tokenizer)
@@ -238,6 +239,16 @@ def end_ids(folder: Path, config: RawConfig) -> tuple[int, ...]:
     generation = read_settings(folder / "generation_config.json")
     ends = RawConfig({"eos_token_id": generation.get("eos_token_id")}, generation.source)
     return ends.ids("eos_token_id") or config.ids("eos_token_id")
+
+
+def heads_of(folder: Path, config: RawConfig) -> tuple[bool, ClassifierSpec | None]:
+    """Whether a folder's decoder is to have no language head, as it embeds or classifies; and the
+    classifier of its model."""
+    kinds = {module.kind for module in read_modules(folder)}
+    embeds = "Pooling" in kinds
+    spec = None if embeds or "LogitScore" in kinds else classifier_spec(config)
+    generates = GENERATES in family_of(config).capabilities
+    return generates and (embeds or spec is not None), spec
 
 
 def empty_module(config: RawConfig, headless: bool = False) -> Model:

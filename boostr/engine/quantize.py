@@ -18,7 +18,7 @@ from boostr.engine.calibrate import Calibration, Fitted
 from boostr.engine.convert import write_folder
 from boostr.engine.gptq import Inputs, can_round, gptq
 from boostr.engine.inputs import of_types
-from boostr.engine.load import empty_module, folder_config
+from boostr.engine.load import empty_module, folder_config, heads_of
 from boostr.engine.modules import transformer_folder
 from boostr.engine.smooth import smooth
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
@@ -30,6 +30,7 @@ from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf_mix import check_mix
+from boostr.models.heads import ClassifierSpec
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import method_of, refuse_quantized
 from boostr.models.save import carry_over, new_folder, write_shards
@@ -110,7 +111,9 @@ def quantize(
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
     config = folder_config(inner)
     with open_safetensors(inner) as files:
-        source = _Source(empty_module(config), stored_weights(files, str(inner)), str(inner))
+        headless, classifier = heads_of(found.path, config)
+        module, stored = empty_module(config, headless), stored_weights(files, str(inner))
+        source = _Source(module, stored, str(inner), classifier)
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
         with room_for(out, _bytes(files, source.schemes(plan))), new_folder(out) as made:
@@ -217,12 +220,21 @@ class _Source:
         weights: by their names in the checkpoint.   roles: of those that the model has: "linear",
             "embedding", "head" or "vector".   dtype: of its linear weights.
         plan: the family's.   parameters: tensor -> what is made of it.
+    What `classifier` owns stays as it is.
     """
 
-    def __init__(self, module: Model, weights: dict[str, LazyWeight], path: str) -> None:
+    def __init__(
+        self,
+        module: Model,
+        weights: dict[str, LazyWeight],
+        path: str,
+        classifier: ClassifierSpec | None = None,
+    ) -> None:
         plan = module.load_plan(module.config)
         places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
-        source = CheckpointWeights(weights, path, plan)
+        apart = {n for n in weights if classifier is not None and classifier.owns(n)}
+        own = {name: weight for name, weight in weights.items() if name not in apart}
+        source = CheckpointWeights(own, path, plan)
         check_names(places, source)
         self.weights, self.roles = weights, dict[str, str]()
         self.plan, self.parameters = plan, dict[str, list[str]]()

@@ -90,3 +90,21 @@ def test_vectors_of_chat_messages_are_refused(tmp_path: Path) -> None:
                        modality_config=modality)  # fmt: skip
     with pytest.raises(ModelFileError, match="vectors of chat messages"):
         boostr.load(folder, backend="numpy")
+
+
+@pytest.mark.parametrize("name", ["qwen3_embedding", "bert_labels", "llama_labels", "bert_tokens"])
+def test_what_is_quantized_loads_as_what_it_is(name: str, tmp_path: Path) -> None:
+    """Layers are packed; heads stay, and are not looked for where there are none."""
+    boostr.quantize(DATA / name, tmp_path / "m", "int8", backend="numpy")
+    plain: Any = boostr.load(DATA / name, backend="numpy")
+    packed: Any = boostr.load(tmp_path / "m", backend="numpy")
+    assert type(plain) is type(packed) and packed.weight_bytes < plain.weight_bytes
+    texts = golden("static_embedding")["texts"]
+    if name == "qwen3_embedding":
+        assert (packed.embed(texts) * plain.embed(texts)).sum(1).min() > 0.9
+    elif name == "bert_tokens":
+        assert [len(s) for s in packed.classify(texts, join=False)] == [7, 4, 6, 1, 38]
+    else:
+        for tensor, weight in plain.classifier.weights().items():
+            other = packed.classifier.weights()[tensor]
+            np.testing.assert_array_equal(other.numpy(), weight.numpy())
