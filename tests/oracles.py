@@ -139,7 +139,7 @@ def attention_mask(len_q, len_k, causal=False, window=None, alignment="bottom-ri
     return visible, distance
 
 
-def _head(q, k, visible, distance, scale, softcap, slope, sink):
+def _head(q, k, visible, distance, scale, softcap, slope, sink, bias):
     """One head of one segment -> probabilities [Sq, Sk], lse [Sq], d(score)/d(q.k * scale)."""
     s = q @ k.T * scale
     slack = np.ones_like(s)
@@ -148,6 +148,9 @@ def _head(q, k, visible, distance, scale, softcap, slope, sink):
         s, slack = softcap * t, 1 - t * t
     if slope is not None:  # flash-attention: after the softcap, -slope * |j - p|
         s = s - slope * np.abs(distance)
+    if bias is not None:  # MPNet, T5: by distance, all that are farther than M as if M
+        M = len(bias) // 2
+        s = s + np.asarray(bias, np.float64)[np.clip(distance, -M, M) + M]
     s = np.where(visible, s, -np.inf)
     if sink is not None:  # gpt-oss: one more logit that takes probability and has no value
         s = np.concatenate([s, np.full((len(s), 1), sink)], axis=1)
@@ -160,7 +163,7 @@ def _head(q, k, visible, distance, scale, softcap, slope, sink):
 
 def _segments(
     q, k, cu_seqlens_q, cu_seqlens_k, *, causal=False, window=None, scale=None, softcap=None,
-    alibi_slopes=None, sinks=None, causal_alignment="bottom-right",
+    alibi_slopes=None, sinks=None, distance_bias=None, causal_alignment="bottom-right",
 ):  # fmt: skip
     """Each (segment, head): rows of q, rows of k, head, kv head, scale, what _head returns."""
     H, K, scale = q.shape[1], k.shape[1], q.shape[2] ** -0.5 if scale is None else scale
@@ -170,8 +173,10 @@ def _segments(
         visible, distance = attention_mask(b - a, d - c, causal, window, causal_alignment)
         for h in range(H):
             slope, sink = (None if t is None else float(t[h]) for t in (alibi_slopes, sinks))
-            kv = h // (H // K)
-            part = _head(q[a:b, h], k[c:d, kv], visible, distance, scale, softcap, slope, sink)
+            kv, bias = h // (H // K), None if distance_bias is None else distance_bias[h]
+            part = _head(
+                q[a:b, h], k[c:d, kv], visible, distance, scale, softcap, slope, sink, bias
+            )
             yield slice(a, b), slice(c, d), h, kv, scale, part
 
 

@@ -41,6 +41,7 @@ FAMILIES = {
     "gte": ("gte", "Model"),
     "modernbert": ("modernbert", "Model"),
     "new": ("gte", "Model"),
+    "mpnet": ("mpnet", "Model"),
     "nomic_bert": ("nomic_bert", "Model"),
     "roberta": ("roberta", "Model"),
     "xlm-roberta": ("roberta", "Model"),

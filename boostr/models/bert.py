@@ -25,6 +25,11 @@ EMBEDDINGS = (
     plan.rename("embeddings.token_type_embeddings", "model.embed_types"),
     plan.rename("embeddings.LayerNorm", "model.embed_norm"),
 )
+FEED_FORWARD = (
+    plan.rename("encoder.layer.{i}.intermediate.dense", "model.layers.{i}.mlp.up_proj"),
+    plan.rename("encoder.layer.{i}.output.dense", "model.layers.{i}.mlp.down_proj"),
+    plan.rename("encoder.layer.{i}.output.LayerNorm", "model.layers.{i}.mlp_output_norm"),
+)
 
 
 class Model(encoder.Model):
@@ -85,7 +90,5 @@ def bert_plan(prefix: str, *heads: str) -> LoadPlan:
         plan.rename(layer + "attention.self.value", canonical + "self_attn.v_proj"),
         plan.rename(layer + "attention.output.dense", canonical + "self_attn.o_proj"),
         plan.rename(layer + "attention.output.LayerNorm", canonical + "attention_output_norm"),
-        plan.rename(layer + "intermediate.dense", canonical + "mlp.up_proj"),
-        plan.rename(layer + "output.dense", canonical + "mlp.down_proj"),
-        plan.rename(layer + "output.LayerNorm", canonical + "mlp_output_norm"),
+        *FEED_FORWARD,
     ))  # fmt: skip

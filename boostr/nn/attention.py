@@ -75,7 +75,9 @@ class Attention(Module):
             return fusion.attend(
                 q, cache, cu, out.weight, out.bias, residual, factor=factor, **options
             )
-        mixed, _ = ops.varlen_attention(q, k, v, cu, cu, causal=spec.causal, **options)
+        mixed, _ = ops.varlen_attention(
+            q, k, v, cu, cu, causal=spec.causal, distance_bias=batch.distance_bias, **options
+        )
         return out(mixed.reshape(len(x), -1), residual, factor)
 
     @property

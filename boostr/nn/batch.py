@@ -20,6 +20,7 @@ class Batch:
         ropes: the tables of each name that the model's `ropes` has.
         caches: by layer; empty without a cache.
         types: int32 [T], of each token, where the model has a table of types; None: all 0.
+        distance_bias: float [H, 2M+1], of scores in every layer, see `ops.varlen_attention`.
         embeddings: float [T, E], what the first layer reads in place of the ids' rows; None: those.
     """
 
@@ -29,6 +30,7 @@ class Batch:
     ropes: Mapping[str, Rope] = field(default_factory=dict)
     caches: Mapping[int, Cache] = field(default_factory=dict)
     types: Tensor | None = None
+    distance_bias: Tensor | None = None
     embeddings: Tensor | None = None
 
     def rope(self, name: str | None, layout: str) -> Rope | None:

@@ -35,7 +35,7 @@ class Constant:
     parameter; loading sets it.
 
     Attributes:
-        values: float32.
+        values: float32 or int32.
     """
 
     values: np.ndarray

@@ -36,11 +36,13 @@ def varlen_attention(
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    distance_bias: Tensor | None = None,
     causal_alignment: str = "bottom-right",
 ) -> tuple[Tensor, Tensor]:
     """out[i] = softmax(score(q[i], k)) v within each segment cu_seqlens[b] : cu_seqlens[b+1].
 
-    score = softcap · tanh(scale · q·k / softcap) - slope · |position_q - position_k|, masked.
+    score = softcap · tanh(scale · q·k / softcap) - slope · |position_q - position_k|
+            + distance_bias[M + clip(position_k - position_q, -M, M)], masked.
 
     Args:
         q: [Tq, H, D] float.   k: [Tk, K, D].   v: [Tk, K, Dv]; H divisible by K, head h reads kv
@@ -50,13 +52,14 @@ def varlen_attention(
         window: (left, right): how many keys before and after its position it sees; None or -1: all.
         scale: default D**-0.5.   softcap: None or 0: none.   alibi_slopes, sinks: float32 [H]; a
             sink is one more logit that takes probability and has no value.
+        distance_bias: float [H, 2M+1] by how far a key lies from the query (MPNet, T5).
         causal_alignment: where query i of a segment stands: "bottom-right" at i + len_k - len_q
             (chunked prefill, prefix hits), "top-left" at i.
     Returns:
         out [Tq, H, Dv] in q's dtype and lse float32 [Tq, H] (float64 for float64 q), the log of the
         softmax's normaliser. A query that sees no key gives 0 and lse -inf (with sinks: lse =
         sink).
-    Gradient: q, k, v and sinks.
+    Gradient: q, k, v, sinks and distance_bias.
     Source: Dao 2023, FlashAttention-2; ALiBi: Press et al. 2021; sinks: gpt-oss.
     """
     op = "varlen_attention"
@@ -70,7 +73,11 @@ def varlen_attention(
         )
     options = attention_options(op, q.shape[2], causal, window, scale, softcap, causal_alignment)
     _check_per_head(op, q, alibi_slopes, sinks)
-    return _varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, options)
+    places = (cu_seqlens_q, cu_seqlens_k)
+    if distance_bias is None:
+        return _varlen(q, k, v, *places, alibi_slopes, sinks, options)
+    _check_distance_bias(op, q, distance_bias)
+    return _biased(q, k, v, *places, alibi_slopes, sinks, options, distance_bias)
 
 
 def paged_attention(
@@ -163,6 +170,16 @@ def _check_per_head(op: str, q: Tensor, alibi_slopes: Tensor | None, sinks: Tens
         raise OptionError(f"{op}: alibi_slopes are constants and have no gradient")
 
 
+def _check_distance_bias(op: str, q: Tensor, bias: Tensor) -> None:
+    common_backend(op, [q, bias])
+    if not dtypes.is_float(bias.dtype):
+        raise DTypeError(f"{op}: distance_bias must be float, got {bias.dtype}")
+    if bias.ndim != 2 or bias.shape[0] != q.shape[1] or bias.shape[1] % 2 == 0:
+        raise ShapeError(
+            f"{op}: distance_bias must be [H, 2M+1] with H = {q.shape[1]}, got {list(bias.shape)}"
+        )
+
+
 # -- where queries and keys stand ----------------------------------------------------------------
 @dataclass(frozen=True)
 class _Places:
@@ -210,7 +227,9 @@ def _visible(queries: _Places, keys: _Places, options: AttentionOptions) -> tupl
 
 
 # -- the core, on one block of queries -----------------------------------------------------------
-def _scores(q, k, seen, distance, alibi, options: AttentionOptions) -> tuple[Tensor, Tensor | None]:
+def _scores(
+    q, k, seen, distance, alibi, options: AttentionOptions, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Masked scores [K, G, Tq, Tk] and, under a softcap, d(score)/d(scale·q·k)."""
     Tq, H, D = q.shape
     Tk, K, _ = k.shape
@@ -223,6 +242,11 @@ def _scores(q, k, seen, distance, alibi, options: AttentionOptions) -> tuple[Ten
     if alibi is not None:
         away = core.cast(core.abs(distance), s.dtype)
         s = s - core.cast(alibi, s.dtype).reshape(K, H // K, 1, 1) * away
+    if bias is not None:
+        M = bias.shape[1] // 2
+        column = core.minimum(core.maximum(distance, -M), M) + M
+        by_pair = core.take(bias, column.flatten(), 1).reshape(K, H // K, Tq, Tk)
+        s = s + core.cast(by_pair, s.dtype)
     return core.where(seen, s, -math.inf), slack
 
 
@@ -242,11 +266,11 @@ def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     return weights / core.where(total > 0, total, 1.0), lse.reshape(K, G, Tq)
 
 
-def _attend_block(q, k, v, queries, keys, alibi, sinks, options) -> tuple[Tensor, Tensor]:
+def _attend_block(q, k, v, queries, keys, alibi, sinks, options, bias) -> tuple[Tensor, Tensor]:
     Tq, H, _ = q.shape
     Tk, K, Dv = v.shape
     seen, distance = _visible(queries, keys, options)
-    s, _ = _scores(q, k, seen, distance, alibi, options)
+    s, _ = _scores(q, k, seen, distance, alibi, options, bias)
     p, lse = _softmax(s, sinks)
     out = p.reshape(K, H // K * Tq, Tk) @ wide(v).permute(1, 0, 2)
     out = out.reshape(K, H // K, Tq, Dv).permute(2, 0, 1, 3).reshape(Tq, H, Dv)
@@ -262,12 +286,12 @@ def _blocks(q: Tensor, queries: _Places):
         yield rows, _Places(queries.segment[rows], queries.position[rows])
 
 
-def _attend(q, k, v, queries, keys, alibi, sinks, options) -> tuple[Tensor, Tensor]:
+def _attend(q, k, v, queries, keys, alibi, sinks, options, bias=None) -> tuple[Tensor, Tensor]:
     if len(q) == 0:
         H, Dv = q.shape[1], v.shape[2]
         return full((0, H, Dv), 0, q.dtype, q.backend), full((0, H), 0, wide(q).dtype, q.backend)
     parts = [
-        _attend_block(q[rows], k, v, places, keys, alibi, sinks, options)
+        _attend_block(q[rows], k, v, places, keys, alibi, sinks, options, bias)
         for rows, places in _blocks(q, queries)
     ]
     if len(parts) == 1:
@@ -276,9 +300,9 @@ def _attend(q, k, v, queries, keys, alibi, sinks, options) -> tuple[Tensor, Tens
 
 
 # -- the ops -------------------------------------------------------------------------------------
-def _varlen_composite(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, options):
+def _varlen_composite(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, options, bias=None):
     queries, keys = _varlen_places(q, k, cu_seqlens_q, cu_seqlens_k, options)
-    return _attend(q, k, v, queries, keys, alibi, sinks, options)
+    return _attend(q, k, v, queries, keys, alibi, sinks, options, bias)
 
 
 def _taken(cache: KV, blocks: Tensor) -> Tensor:
@@ -360,5 +384,6 @@ def _vjp(grads, outputs, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, opti
 
 
 _varlen = Op("varlen_attention", _varlen_composite, vjp=_vjp)
+_biased = Op("varlen_attention_biased", _varlen_composite)  # which no kernel knows yet
 _backward = Op("varlen_attention_backward", _backward_composite)
 _paged = Op("paged_attention", _paged_composite)

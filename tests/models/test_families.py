@@ -18,7 +18,7 @@ from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.safetensors import SINGLE, save
-from boostr.models import FAMILIES, family_of
+from boostr.models import FAMILIES, family_of, mpnet
 from boostr.models.config import RawConfig
 from boostr.ops.rope_tables import frequencies
 
@@ -64,6 +64,17 @@ def test_gemmas_layers_are_five_local_ones_to_a_full_one():
     assert [spec.mixer.rope for spec in config.layers[:6]] == ["local"] * 5 + ["full"]
     assert config.ropes["full"].theta == 1e6 and config.embedding.factor == 48
     assert len({id(spec) for spec in config.layers}) == 2
+
+
+def test_mpnets_buckets():
+    """From 8 tokens away on a bucket ends at each power of the eighth root of 16."""
+    ends = [12, 16, 23, 32, 46, 64, 91]
+    want = [n if n < 8 else 8 + sum(n >= end for end in ends) for n in range(129)]
+    table = mpnet.buckets()
+    assert table[128::-1].tolist() == want
+    assert table[129:].tolist() == [16 + bucket for bucket in want[1:]]
+    with pytest.raises(ModelFileError, match="relative_attention_num_buckets must be 32 or more"):
+        read({**named("mpnet/mlm").config, "relative_attention_num_buckets": 16})
 
 
 def test_nomic_berts_first_config():

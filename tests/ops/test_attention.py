@@ -151,6 +151,40 @@ def finite(lse):
     return core.where(lse > -np.inf, lse, 0.0)
 
 
+@few
+@pytest.mark.parametrize("M", [0, 2, 60])
+def test_distance_bias(case, M, backend, rng):
+    """Keys that are farther than M, and those that lie on either side of a query."""
+    q, k, v = draw(rng, case, "float32")
+    table = normal(rng, (case.H, 2 * M + 1))
+    options = {**case.options, "distance_bias": table}
+    lengths = tensors(backend, case.cu_seqlens_q, case.cu_seqlens_k)
+    got = varlen_attention(*tensors(backend, q, k, v), *lengths, **placed(backend, options))
+    want = oracles.varlen_attention(q, k, v, *of(case), **options)
+    close(got, want, q, k, v, "float32", case.options)
+
+
+def test_gradcheck_of_distance_bias(backend64, rng):
+    cu = tensors(backend64, *(np.array(c, np.int32) for c in ([0, 2, 2, 3], [0, 3, 4, 4])))
+    arrays = [normal(rng, s) for s in ((3, 4, 2), (4, 2, 2), (4, 2, 3), (4, 3))]
+    gradcheck(
+        lambda q, k, v, bias: (lambda out, lse: out.sum(-1) * 0.7 + finite(lse))(
+            *varlen_attention(q, k, v, *cu, distance_bias=bias, softcap=2.0)
+        ),
+        leaves(backend64, *arrays),
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (5,)])
+def test_distance_bias_is_checked(shape):
+    q, k, v, *rest = arguments()
+    bias = Tensor(np.zeros(shape, np.float32), backend="numpy")
+    with refused(ShapeError, "varlen_attention", "distance_bias", "[H, 2M+1]", str(list(shape))):
+        varlen_attention(q, k, v, *rest, distance_bias=bias)
+    with refused(DTypeError, "varlen_attention", "distance_bias", "int32"):
+        varlen_attention(q, k, v, *rest, distance_bias=bias.to("int32"))
+
+
 def test_gradcheck_of_sinks(backend64, rng):
     cu = tensors(backend64, *(np.array(c, np.int32) for c in ([0, 2, 3], [0, 3, 3])))
     arrays = [normal(rng, s) for s in ((3, 4, 2), (3, 2, 2), (3, 2, 3), (4,))]
