@@ -106,14 +106,12 @@ def quantize(
     chosen = backends.get(backend)
     online: dict[str, Any] = {"offline": offline}
     found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
-    inner = _float_folder(found)
+    inner, config = _float_folder(found)
     if scheme.startswith("gguf:"):
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)
-    config = folder_config(inner)
     with open_safetensors(inner) as files:
         headless, classifier = heads_of(found.path, config)
-        module, stored = empty_module(config, headless), stored_weights(files, str(inner))
-        source = _Source(module, stored, str(inner), classifier)
+        source = _Source(empty_module(config, headless), files, str(inner), classifier)
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
         with room_for(out, _bytes(files, source.schemes(plan))), new_folder(out) as made:
@@ -137,8 +135,8 @@ def _described(folder: Path, config: RawConfig, plan: Recipe, source: _Source) -
     return method
 
 
-def _float_folder(found: ResolvedModel) -> Path:
-    """Where the config and weights of a model lie, of which some can be quantized."""
+def _float_folder(found: ResolvedModel) -> tuple[Path, RawConfig]:
+    """Where the weights of a model lie, of which some can be quantized; and its config."""
     if found.kind == "gguf":
         raise ModelFileError(
             f"{found.source}: a GGUF file is quantized already, or lies as llama.cpp wants it; "
@@ -147,7 +145,7 @@ def _float_folder(found: ResolvedModel) -> Path:
     inner = transformer_folder(found.path)
     config = folder_config(inner)
     refuse_quantized(inner, config.raw, config.source)
-    return inner
+    return inner, config
 
 
 def _as_gguf(inner: Path, out: Path, kind: str, progress: Progress | None) -> Quantized:
@@ -226,12 +224,13 @@ class _Source:
     def __init__(
         self,
         module: Model,
-        weights: dict[str, LazyWeight],
+        files: SafetensorsSource,
         path: str,
         classifier: ClassifierSpec | None = None,
     ) -> None:
         plan = module.load_plan(module.config)
         places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
+        weights = stored_weights(files, path)
         apart = {n for n in weights if classifier is not None and classifier.owns(n)}
         own = {name: weight for name, weight in weights.items() if name not in apart}
         source = CheckpointWeights(own, path, plan)

@@ -29,7 +29,8 @@ class ClassifierSpec:
 
     Attributes:
         names: part ("dense", "norm", "output") -> its name in checkpoints.
-        pooling: one of POOLINGS.   act: after `dense`, "tanh" or a config's `hidden_act`.
+        pooling: one of POOLINGS.   late: whether it comes after `act`.
+        act: after `dense`, "tanh" or a config's `hidden_act`.
         bias: of the output.   dense_bias, norm: of the parts between, where `names` has them.
     """
 
@@ -39,6 +40,7 @@ class ClassifierSpec:
     bias: bool = True
     dense_bias: bool = True
     norm: NormSpec | None = None
+    late: bool = False
 
     def owns(self, name: str) -> bool:
         """Whether a tensor of a checkpoint is the head's."""
@@ -81,7 +83,8 @@ class Classifier(nn.Module):
 
     def __call__(self, hidden: Tensor, batch: nn.Batch) -> Tensor:
         """Logits [B, labels], or [T, labels] where each token is labelled, of states [T, E]."""
-        x = POOLINGS[self._spec.pooling](hidden, batch)
+        pool, late = POOLINGS[self._spec.pooling], self._spec.late
+        x = hidden if late else pool(hidden, batch)
         if self.dense is not None and self._spec.act == "tanh":
             x = core.tanh(self.dense(x))
         elif self.dense is not None:
@@ -89,6 +92,7 @@ class Classifier(nn.Module):
             x = fusion.products(x, None, weights, biases, nn.activation(self._spec.act))
         if self.norm is not None:
             x = self.norm(x)  # type: ignore[arg-type]
+        x = pool(x, batch) if late else x  # type: ignore[arg-type]
         weights, biases = [self.output.weight], [self.output.bias]
         return fusion.products(x, None, weights, biases, dtype="float32")  # type: ignore
 
@@ -98,19 +102,29 @@ def _pooler(dense: str) -> ClassifierSpec:
     return ClassifierSpec({"dense": dense, "output": "classifier"})
 
 
+def _pooling(config: RawConfig, default: str, poolings: Mapping[str, str]) -> str:
+    """What `classifier_pooling` says, in our words."""
+    named = config.get("classifier_pooling", str, default)
+    if named not in poolings:
+        raise ModelFileError(
+            f"{config.source}: classifier_pooling must be one of {list(poolings)}, got {named!r}"
+        )
+    return poolings[named]
+
+
+def _eurobert(config: RawConfig) -> ClassifierSpec:
+    pooling = _pooling(config, "late", {"late": "late", "bos": "first", "mean": "mean"})
+    names, late = {"dense": "dense", "output": "classifier"}, pooling == "late"
+    return ClassifierSpec(names, "mean" if late else pooling, "gelu", late=late)
+
+
 def _modernbert(config: RawConfig) -> ClassifierSpec:
     norm = NormSpec(
         config.get("norm_eps", float, 1e-5), "layer", config.get("norm_bias", bool, False)
     )
-    poolings = {"cls": "first", "mean": "mean"}
-    pooling = config.get("classifier_pooling", str, "cls")
-    if pooling not in poolings:
-        raise ModelFileError(
-            f"{config.source}: classifier_pooling must be one of {list(poolings)}, got {pooling!r}"
-        )
     return ClassifierSpec(
         {"dense": "head.dense", "norm": "head.norm", "output": "classifier"},
-        poolings[pooling],
+        _pooling(config, "cls", {"cls": "first", "mean": "mean"}),
         config.get("classifier_activation", str, "gelu"),
         dense_bias=config.get("classifier_bias", bool, False),
         norm=norm,
@@ -129,6 +143,7 @@ HEADS: dict[str, dict[str, _Row]] = {
         "camembert": _ROBERTA,
         "distilbert": replace(_pooler("pre_classifier"), act="relu"),
         "electra": replace(_ROBERTA, act="gelu"),
+        "eurobert": _eurobert,
         "gte": _pooler("gte.pooler.dense"),
         "modernbert": _modernbert,
         "mpnet": _ROBERTA,
@@ -140,8 +155,8 @@ HEADS: dict[str, dict[str, _Row]] = {
     },
     "ForTokenClassification": {
         **dict.fromkeys(
-            ("albert", "bert", "camembert", "distilbert", "electra", "gpt2", "gpt_neox", "gte",
-             "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta"), _EACH),
+            ("albert", "bert", "camembert", "distilbert", "electra", "eurobert", "gpt2",
+             "gpt_neox", "gte", "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta"), _EACH),
         "modernbert": lambda config: replace(_modernbert(config), pooling="each"),
         _DECODER: ClassifierSpec({"output": "score"}, "each"),
     },

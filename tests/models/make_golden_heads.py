@@ -11,12 +11,14 @@ drawn from a seed.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import seeded
 import torch
 import transformers as hf
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
@@ -80,6 +82,8 @@ HEADS = {
     "albert": ("Albert", {}), "bert": ("Bert", {}),
     "distilbert": ("DistilBert", {"dim": 4, "n_heads": 1, "hidden_dim": 4, "n_layers": 1}),
     "electra": ("Electra", {}), "gte": ("Gte", {}), "mpnet": ("MPNet", {}),
+    "eurobert": ("EuroBert", {}),
+    "eurobert/bos": ("EuroBert", {"classifier_pooling": "bos"}),
     "modernbert": ("ModernBert", {"classifier_pooling": "cls"}),
     "modernbert/mean": ("ModernBert", {"classifier_pooling": "mean", "classifier_bias": True,
                                        "norm_bias": True, "norm_eps": 1e-3}),
@@ -270,7 +274,7 @@ def heads():
             key = f"{name}/{type(model).__name__}"
             arrays[f"{key}/hidden"] = out.hidden_states[-1].reshape(10, 4).numpy()
             arrays[f"{key}/logits"] = out.logits.reshape(-1, 3).numpy()
-            own = ("classifier", "score", "head.", "pre_classifier")
+            own = ("classifier", "score", "head.", "pre_classifier", "dense.")
             for tensor, value in model.state_dict().items():
                 if tensor.startswith(own) or (".pooler" in tensor and task == "Sequence"):
                     arrays[f"{key}/{tensor}"] = value.numpy()
@@ -284,11 +288,13 @@ def whole():
     found = {}
     for name, (kind, changes) in HEADS.items():
         config = getattr(hf, f"{kind}Config")(**ALL | {"max_position_embeddings": 12} | changes)
-        model = getattr(hf, f"{kind}ForSequenceClassification")(config).eval()
-        shapes = {name: [*p.shape] for name, p in model.named_parameters()}
-        with torch.no_grad():
-            for tensor, array in seeded.weights(1, shapes, {}).items():
-                model.get_parameter(tensor).copy_(torch.from_numpy(array))
+        made = getattr(hf, f"{kind}ForSequenceClassification")
+        with tempfile.TemporaryDirectory() as folder:  # under the names that files have
+            made(config).save_pretrained(folder)
+            file = Path(folder) / "model.safetensors"
+            shapes = {name: [*array.shape] for name, array in load_file(file).items()}
+            save_file(seeded.weights(1, shapes, {}), file, {"format": "pt"})
+            model = made.from_pretrained(folder).eval()
         types = None
         if getattr(config, "type_vocab_size", 0) > 1:
             types = [[int(at > 2) for at in range(len(row))] for row in ids]

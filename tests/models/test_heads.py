@@ -27,6 +27,7 @@ with np.load(DATA / "heads.npz") as arrays:
 WHOLE = json.loads((DATA / "whole.json").read_text())
 CASES = sorted({name.rpartition("/")[0] for name in GOLDEN})
 CONFIGS = {
+    "eurobert/bos": {"classifier_pooling": "bos"},
     "modernbert": {"classifier_pooling": "cls"},
     "modernbert/mean": {"classifier_pooling": "mean", "classifier_bias": True, "norm_bias": True,
                         "norm_eps": 1e-3},
