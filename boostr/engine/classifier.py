@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,13 +117,10 @@ class ClassificationModel(Reranker):
     def _logits(
         self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
     ) -> np.ndarray:
-        def compute(batch: Batch) -> Tensor:
-            return self.classifier(self.module.last_hidden_state(batch), batch)
-
         if self.classifier.reads_last:
             sequences = [self._unpadded(ids) for ids in sequences]
         logits = np.zeros((len(sequences), len(self.labels.names)), np.float32)
-        for group, computed in self.passes(sequences, compute, types):
+        for group, computed in self.passes(sequences, _head_of(self), types):
             logits[group] = computed
         return logits
 
@@ -179,15 +176,12 @@ class TokenClassificationModel(TextModel):
         chosen = text_list(texts, "classify")
         found = self.encode(chosen, "classify")
         ids, spans = [e.ids for e in found], [[] for _ in chosen]
-        for group, computed in self.passes(ids, self._compute, self.token_types(found)):
+        for group, computed in self.passes(ids, _head_of(self), self.token_types(found)):
             ends = np.cumsum([len(ids[i]) for i in group])[:-1]
             for i, logits in zip(group, np.split(softmax(computed), ends), strict=True):
                 tokens = list(self._tokens(chosen[i], found[i], logits))
                 spans[i] = _joined(chosen[i], tokens) if join else tokens
         return spans
-
-    def _compute(self, batch: Batch) -> Tensor:
-        return self.classifier(self.module.last_hidden_state(batch), batch)
 
     def _tokens(self, text: str, encoding: Any, scores: np.ndarray) -> Iterator[Span]:
         """The likeliest label of every token that is not a special one."""
@@ -197,6 +191,11 @@ class TokenClassificationModel(TextModel):
             best = int(row.argmax())
             if not special:
                 yield Span(self.labels.names[best], float(row[best]), start, end, text[start:end])
+
+
+def _head_of(model: ClassificationModel | TokenClassificationModel) -> Callable[[Batch], Tensor]:
+    """From a batch to the logits of its texts, or of its tokens."""
+    return lambda batch: model.classifier(model.module.last_hidden_state(batch), batch)
 
 
 def _joined(text: str, tokens: Sequence[Span]) -> list[Span]:
