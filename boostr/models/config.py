@@ -262,6 +262,12 @@ def layer_types(config: RawConfig, default: Sequence[str]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
+def every(count: int, layers: int) -> list[str]:
+    """Layer types of which each `count`-th is a full one."""
+    kinds = ("full_attention", "sliding_attention")
+    return [kinds[(i + 1) % count != 0] for i in range(layers)]
+
+
 def layer_windows(config: RawConfig) -> tuple[int | None, ...]:
     """Sliding windows of a family with `use_sliding_window`, `max_window_layers`, `layer_types`."""
     layers = config.size("num_hidden_layers")

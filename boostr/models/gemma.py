@@ -20,7 +20,6 @@ SHARED = {
     "head_dim": 256, "tie_word_embeddings": True, "norm_offset": 1.0,
     "hidden_activation": "gelu_pytorch_tanh",
 }  # fmt: skip
-GGUF = {"norm_offset": 0.0, "tie_word_embeddings": True}  # of the architectures that read no head
 DEFAULTS = SHARED | {
     "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 8192,
@@ -64,7 +63,7 @@ class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
     keys: ClassVar[Table] = {"use_bidirectional_attention": unless(False)}
-    gguf = (Architecture("gemma", "GemmaForCausalLM", says=lambda config: GGUF),)
+    gguf = (Architecture("gemma", "GemmaForCausalLM", says=lambda config: {"norm_offset": 0.0}),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

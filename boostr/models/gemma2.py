@@ -52,7 +52,7 @@ class CausalLM(gemma.CausalLM):
                 "attn_logit_softcapping": "attn_logit_softcapping",
                 "final_logit_softcapping": "final_logit_softcapping",
             },
-            says=lambda config: gemma.GGUF | said(config, largest=46),
+            says=lambda config: said(config, largest=46),
             writes=written,
         ),
     )

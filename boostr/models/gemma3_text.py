@@ -56,15 +56,12 @@ class CausalLM(gemma2.CausalLM):
         full = gemma.attention(config, q_norm=norm, k_norm=norm, scale=scale)
         local = replace(full, window=config.size("sliding_window"), rope="local")
         kinds = {"full_attention": full, "sliding_attention": local}
-        mixers = [kinds[kind] for kind in read.layer_types(config, _pattern(config))]
+        pattern = read.every(
+            config.size("sliding_window_pattern"), config.size("num_hidden_layers")
+        )
+        mixers = [kinds[kind] for kind in read.layer_types(config, pattern)]
         layers = read.by_layer(gemma.sandwich(config, full), mixers)
         return gemma.decoder_config(config, layers, ropes=_ropes(config, full.head_dim))
-
-
-def _pattern(config: RawConfig) -> list[str]:
-    """Every sixth layer is a full one."""
-    every, layers = config.size("sliding_window_pattern"), config.size("num_hidden_layers")
-    return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
 
 
 def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:

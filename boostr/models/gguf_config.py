@@ -71,11 +71,9 @@ def _refuse_other_attention(file: GGUFSource, row: Architecture) -> None:
 
 
 def _value(file: GGUFSource, key: str) -> int | float | bool | None:
-    """The metadata of the file's architecture under a key; one number, or the same by layer."""
+    """The metadata of the file's architecture under a key."""
     name = f"{file.metadata['general.architecture']}.{key}"
     value = file.metadata.get(name)
-    if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-        value = value[0].item()
     if value is not None and not isinstance(value, int | float):
         raise ModelFileError(f"{file.path}: {name} must be one number, got {value!r:.80}")
     return value

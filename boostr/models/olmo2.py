@@ -15,6 +15,15 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def layer(config: RawConfig) -> LayerSpec:
+    """Its layer."""
+    bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
+    mixer = read.attention(
+        config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, norm_over="all"
+    )
+    return LayerSpec(mixer, read.mlp(config), LayerNorms(after_mixer=norm, after_mlp=norm))
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
@@ -23,18 +32,13 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
-        bias, norm = config.get("attention_bias", bool, False), read.rms_norm(config)
-        mixer = read.attention(
-            config, bias=bias, output_bias=bias, q_norm=norm, k_norm=norm, norm_over="all"
-        )
-        layer = LayerSpec(mixer, read.mlp(config), LayerNorms(after_mixer=norm, after_mlp=norm))
-        return read.decoder_config(config, (layer,) * config.size("num_hidden_layers"))
+        return read.decoder_config(config, (layer(config),) * config.size("num_hidden_layers"))
 
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
         """Its norm after attention has the name of Llama's before the MLP."""
-        layer = "model.layers.{i}."
+        at = "model.layers.{i}."
         return decoder.CausalLM.load_plan(config) + LoadPlan((
-            plan.rename(layer + "post_attention_layernorm", layer + "attention_output_norm"),
-            plan.rename(layer + "post_feedforward_layernorm", layer + "mlp_output_norm"),
+            plan.rename(at + "post_attention_layernorm", at + "attention_output_norm"),
+            plan.rename(at + "post_feedforward_layernorm", at + "mlp_output_norm"),
         ))  # fmt: skip

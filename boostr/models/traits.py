@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from boostr.errors import ModelFileError
 from boostr.models import FAMILIES, family
 from boostr.models.base import Model
 from boostr.models.config import ModelConfig, RawConfig
@@ -13,7 +14,7 @@ from boostr.models.wrapped import WRAPPERS
 from boostr.nn.specs import LayerSpec, NormSpec
 from boostr.nn.states import Paged
 
-# of a usual model; what else a config says are the family's defaults
+# of a usual model, for families that have no sizes of their own
 _SIZES = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 24,
     "num_attention_heads": 32,
@@ -70,7 +71,10 @@ def traits(model_type: str) -> Traits:
     """
     made = family(model_type, "boostr models")
     usual = {"model_type": model_type, **_SIZES, **_INSTEAD.get(model_type, {})}
-    config = made.read_config(RawConfig(usual, model_type))
+    try:
+        config = made.read_config(RawConfig({"model_type": model_type}, model_type))
+    except ModelFileError:
+        config = made.read_config(RawConfig(usual, model_type))
     opening = (sys.modules[made.__module__].__doc__ or "").partition("\n\n")[0]
     return Traits(
         model_type,

@@ -101,10 +101,7 @@ def _add_tensor(writer: GGUFWriter, name: str, tensor: np.ndarray, kind: str) ->
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
     if value is None:
         return
-    add: dict[type, Any] = {
-        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
-        list: writer.add_array,
-    }  # fmt: skip
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     add.get(type(value), writer.add_string)(key, value)
 
 

@@ -55,7 +55,7 @@ def _rule(name: str, shape: tuple[int, ...], rules: Rules) -> tuple[float, float
             return rule
     if name.endswith("bias"):
         return 0.0, 0.2
-    if len(shape) == 1:
+    if len(shape) < 2:
         return 1.0, 0.2
     if "embed" in name or "lm_head" in name:
         return 0.0, 0.5

@@ -7,7 +7,6 @@ import re
 
 import cases
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 from cases import close, named
@@ -72,24 +71,6 @@ def test_granite_without_positions_as_gguf(tmp_path):
     close(logits(path), logits(folder), 1e-6)
     with pytest.raises(ModelFileError, match=re.escape("mixer.rope None; programs would take it")):
         boostr.convert(path, tmp_path / "back")
-
-
-def test_granite_4_as_the_converter_writes_it(tmp_path):
-    """Key-value heads by layer, and what of it is about experts and states."""
-    case = named("granitemoehybrid/rope")
-    folder = cases.checkpoint(case, tmp_path)
-    more = {"attention.head_count_kv": [2, 2], "rope.scaling.finetuned": True, "expert_count": 0}
-    path = gguf_files.convert(folder, tmp_path / "m.gguf", metadata=more)
-    close(logits(path), logits(folder), 1e-6)
-    more["attention.head_count_kv"] = [2, 0]
-    with pytest.raises(ModelFileError, match=r"head_count_kv must be one number"):
-        logits(gguf_files.convert(folder, tmp_path / "n.gguf", metadata=more))
-
-
-def test_gemmas_head_in_gguf_is_the_embedding(tmp_path):
-    folder = changed("gemma/odd", tmp_path, hidden_act="gelu_pytorch_tanh")
-    with pytest.raises(ModelFileError, match=r"head\.tied False; programs would take it for True"):
-        boostr.convert(folder, tmp_path / "m.gguf")
 
 
 def test_gpt2_as_on_the_hub(tmp_path):

@@ -1,7 +1,7 @@
 """Granite: factors on the embedding, the scores, the residual and the logits."""
 
 from families import GGUF, SMALL, Case, Family, rope, without
-from families.llama import permuted
+from families.llama import LLAMA3, permuted
 
 SIZES = without(SMALL, "head_dim")
 
@@ -23,7 +23,7 @@ FAMILY = Family(
             SIZES
             | {"embedding_multiplier": 1.7, "attention_multiplier": 0.4, "logits_scaling": 0.7}
             | {"residual_multiplier": 0.8, "tie_word_embeddings": True}
-            | rope("linear", factor=2.0)
+            | rope("llama3", **LLAMA3)
         ),
         "odd": Case(
             SIZES

@@ -1,0 +1,44 @@
+"""OLMo 3: OLMo 2 with windows in three layers of four; the scaling of the rope is the fourth's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from boostr.models import config as read
+from boostr.models import olmo2
+from boostr.models.config import ModelConfig, RawConfig
+from boostr.ops.rope_tables import RopeConfig
+
+THETA = 5e5
+
+
+class CausalLM(olmo2.CausalLM):
+    """See `decoder.CausalLM`."""
+
+    gguf = ()
+
+    @staticmethod
+    def read_config(config: RawConfig) -> ModelConfig:
+        config = config.filled(**olmo2.DEFAULTS, sliding_window=4096, max_position_embeddings=2048)
+        full = olmo2.layer(config)
+        mixer = replace(full.mixer, window=config.size("sliding_window"), rope="local")
+        kinds = {"full_attention": full, "sliding_attention": replace(full, mixer=mixer)}
+        pattern = read.every(4, config.size("num_hidden_layers"))
+        return read.decoder_config(
+            config,
+            [kinds[kind] for kind in read.layer_types(config, pattern)],
+            ropes=_ropes(config, full.mixer.head_dim),
+        )
+
+
+def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
+    """transformers 5 has parameters by layer type; before, what there was scaled full layers."""
+    positions = config.size("max_position_embeddings")
+    if "full_attention" in config.get("rope_parameters", dict, {}):
+        names = {"full": "full_attention", "local": "sliding_attention"}
+        return {
+            name: read.rope_config(config, head_dim, positions, theta=THETA, layer_type=kind)
+            for name, kind in names.items()
+        }
+    full = read.rope_config(config, head_dim, positions, theta=THETA)
+    return {"full": full, "local": RopeConfig(head_dim, full.theta, positions)}

@@ -1,0 +1,18 @@
+"""Phi 1 and 2: halves that share a norm, partial rope, biases."""
+
+from families import SMALL, Case, Family, rope, without
+
+SIZES = without(SMALL, "head_dim")
+FAMILY = Family(
+    config="PhiConfig",
+    model="PhiForCausalLM",
+    cases={
+        "plain": Case(SIZES),
+        "odd": Case(
+            SIZES
+            | {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+            | {"qk_layernorm": True, "hidden_act": "gelu", "layer_norm_eps": 1e-2}
+            | rope(partial_rotary_factor=0.25)
+        ),
+    },
+)
