@@ -122,7 +122,7 @@ def test_packed_qkv_of_gpt_neox(tmp_path):
     for name, text in (("fitted", TEXT[:2000]), ("plain", None)):
         made = boostr.quantize(folder, tmp_path / name, "int8", calibrate=text, backend="numpy")
         errors.append(changed(made.path, folder))
-    assert errors[0] < 0.8 * errors[1] and errors[1] < 0.1
+    assert errors[0] < 0.5 * errors[1] and errors[1] < 0.1  # 0.4; 0.63 with rows mixed up
 
 
 def test_refuses(source, tmp_path):
