@@ -31,7 +31,7 @@ from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf_mix import check_mix
 from boostr.models.heads import ClassifierSpec
-from boostr.models.lazy import LazyWeight, whole
+from boostr.models.lazy import Expected, LazyWeight, whole
 from boostr.models.quantized import method_of, refuse_quantized
 from boostr.models.save import carry_over, new_folder, write_shards
 from boostr.models.weights import CheckpointWeights, check_names, stored_weights
@@ -259,8 +259,10 @@ class _Source:
                 f"quantize: {plan.method} packs a head of its own alone, which this model has not; "
                 "leave quantize_embeddings out, or take a scheme of mlx: or gguf:"
             )
+        packed: dict[str, LazyWeight] = {}
         for name, scheme in self.schemes(plan).items():
             weight = self.weights[name]
+            packed[name] = Expected(weight.shape, (name,), weight.path, scheme.name)
             if len(weight.shape) != 2 or not name.endswith(".weight"):
                 raise ModelFileError(
                     f"{weight.path}: {name} {list(weight.shape)}: only matrices NAME.weight can be "
@@ -272,6 +274,7 @@ class _Source:
                     f"{weight.path}: {name} has {weight.shape[1]} inputs, and {scheme.name} is "
                     f"written in multiples of {multiple}; take smaller groups, or int8"
                 )
+        self.plan.load(packed)  # raises where a rule takes floats alone
 
     def smooth(self, calibration: Calibration, scheme: Scheme) -> None:
         """The same model smoothed, under the same names."""

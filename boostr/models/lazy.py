@@ -145,11 +145,12 @@ class Scaled(LazyWeight):
 
 @dataclass(frozen=True)
 class Expected(LazyWeight):
-    """The place of a weight that is not there: a shape alone."""
+    """The place of a weight that is not there: a shape, and a kind, alone."""
 
     shape: tuple[int, ...]
     sources: tuple[str, ...] = ()
     path: str = ""
+    kind: str | None = None
 
     def read(self, indices: Indices) -> np.ndarray:
         raise ModelFileError(f"{self.path}: {' + '.join(self.sources)} is not in the checkpoint")

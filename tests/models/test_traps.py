@@ -151,3 +151,16 @@ def test_gemmas_gelu_is_that_of_tanh_whatever_old_configs_call_it():
     raw = json.loads(json.dumps(named("gemma/plain").config))
     assert read({**raw, "hidden_act": "gelu"}) == read(raw)
     assert read({**raw, "hidden_act": "silu"}) != read(raw)
+
+
+def test_gpt2_is_quantized_at_load_but_has_no_folder(tmp_path):
+    """Its products lie [in, out], and packed ones cannot; what was written nobody could read."""
+    (tmp_path / "f").mkdir()
+    folder = cases.checkpoint(named("gpt2/plain"), tmp_path / "f")
+    ids = list(range(3, 40))
+    with pytest.raises(ModelFileError, match=r"c_attn\.weight is int8, which cannot be transposed"):
+        boostr.quantize(folder, tmp_path / "q", scheme="int8")
+    assert not (tmp_path / "q").exists()
+    got = boostr.load(folder, backend="numpy", quantize="int8").logits(ids)
+    want = boostr.load(folder, backend="numpy").logits(ids)
+    assert 0 < np.linalg.norm(got - want) <= 0.06 * np.linalg.norm(want)
