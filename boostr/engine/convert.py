@@ -14,7 +14,8 @@ import numpy as np
 from boostr.engine.from_gguf import write_from_gguf
 from boostr.engine.inputs import of_types
 from boostr.engine.load import empty_module, end_ids, folder_config
-from boostr.engine.modules import transformer_folder
+from boostr.engine.modules import read_modules, transformer_folder
+from boostr.engine.sentence import GGUF_POOLINGS, Sentence
 from boostr.errors import ModelFileError, NumericsError, OptionError
 from boostr.io.gguf import PLAIN_TYPES
 from boostr.io.gguf_split import GGUFSource
@@ -96,14 +97,15 @@ def convert(
         )
     if dtype is not None:
         raise OptionError("convert: dtype is that of folders; for a GGUF file take kind (--type)")
-    write_folder(transformer_folder(found.path), out, kind, progress)
+    write_folder(found.path, out, kind, progress)
     return out
 
 
 def write_folder(
-    folder: Path, out: Path, kind: str | None = None, progress: Progress | None = None
+    path: Path, out: Path, kind: str | None = None, progress: Progress | None = None
 ) -> None:
-    """`convert` of the folder that has the config and the weights."""
+    """`convert` of a folder."""
+    folder = transformer_folder(path)
     raw = folder_config(folder)
     refuse_quantized(folder, raw.raw, raw.source)
     module = empty_module(raw)
@@ -115,11 +117,26 @@ def write_folder(
             raise ModelFileError(f"{folder}: {'; '.join(naming.problems)}")
         tensors = _tensors(config, naming.weights, kind)
         metadata = gguf_metadata(config, raw.source) | _general(folder, kind, tensors)
+        metadata |= _pooling(path, metadata["general.architecture"])
         _check_said(config, metadata, tensors, raw.source)
         if tokenizer_file(folder):
             metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
         metadata = with_ends(metadata, end_ids(folder, raw), raw.source)
         write_gguf(out, metadata, tensors, progress)
+
+
+def _pooling(folder: Path, architecture: str) -> dict[str, Any]:
+    """How a sentence-transformers folder pools; of prompts and lengths GGUF says nothing."""
+    if not read_modules(folder):
+        return {}
+    sentence = Sentence.from_folder(folder)
+    for number, name in GGUF_POOLINGS.items():
+        if number and sentence.poolings == (name,) and sentence.outputs is None:
+            return {f"{architecture}.pooling_type": number}
+    raise ModelFileError(
+        f"{folder}: GGUF says one pooling of {sorted(set(GGUF_POOLINGS.values()))} and no layers "
+        f"behind it; got {' + '.join(sentence.poolings)}"
+    )
 
 
 def _general(folder: Path, kind: str | None, tensors: list[NewTensor]) -> dict[str, Any]:

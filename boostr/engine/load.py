@@ -178,13 +178,16 @@ def _weight_dtype(dtype: Any):
 
 def _load_gguf(
     found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
-) -> LanguageModel:
+) -> LanguageModel | EmbeddingModel:
     with open_gguf(found.path) as file:
-        module = _gguf_module(file, backend, options)
+        module, metadata = _gguf_module(file, backend, options), file.metadata
         tokenizer = None
-        if has_tokenizer(file.metadata):
-            tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
+        if has_tokenizer(metadata):
+            tokenizer = Tokenizer.from_gguf(metadata, str(found.path))
     check_vocabulary(module, tokenizer)
+    if GENERATES not in module.capabilities:
+        sentence = Sentence.from_gguf(metadata, found.source)
+        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)
     eos = module.config.eos_token_ids
     return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 

@@ -39,6 +39,8 @@ POOLINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "weightedmean": _weighted_mean,
     "lasttoken": lambda states, first: states[-1],
 }
+# llama_pooling_type; 0 is none, where the caller chooses
+GGUF_POOLINGS = {0: "mean", 1: "mean", 2: "cls", 3: "lasttoken"}
 # The switches of older files, in the order in which several of them are put together.
 _SWITCHES = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
@@ -131,6 +133,21 @@ class Sentence:
             max_length=settings.get("max_seq_length"),
             lower_case=settings.get("do_lower_case", False),
         )
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> Sentence:
+        """From `pooling_type` of a file; unit vectors, as llama.cpp gives, of the mean without it.
+
+        Raises:
+            ModelFileError: a pooling that is not known, as that of a ranker.
+        """
+        name = f"{metadata['general.architecture']}.pooling_type"
+        kind = metadata.get(name, 0)
+        if kind not in GGUF_POOLINGS:
+            raise ModelFileError(
+                f"{source}: {name} must be one of {list(GGUF_POOLINGS)}, got {kind!r:.80}"
+            )
+        return cls((GGUF_POOLINGS[kind],), steps=(normalize,))
 
     def pool(self, states: np.ndarray, first: int) -> np.ndarray:
         """The vector of hidden states float32 [T, E], without those before `first`."""

@@ -67,6 +67,8 @@ FAMILIES = {
 ARCHITECTURES = {
     "gemma": "gemma",
     "gemma2": "gemma2",
+    "bert": "bert",
+    "eurobert": "eurobert",
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
     "gptneox": "gpt_neox",
@@ -78,6 +80,8 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "smollm3": "smollm3",
+    "modern-bert": "modernbert",
+    "nomic-bert": "nomic_bert",
 }
 
 

@@ -8,6 +8,7 @@ from boostr.errors import ModelFileError
 from boostr.io.settings import unless
 from boostr.models import config as read
 from boostr.models import encoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import EmbeddingSpec, LayerNorms, LayerSpec, NormSpec
@@ -36,6 +37,14 @@ class Model(encoder.Model):
     """See `encoder.Model`."""
 
     keys = KEYS
+    gguf = (  # of RoBERTa's kind the files have the rows of positions that texts take
+        Architecture(
+            "bert",
+            "BertModel",
+            names=encoder.POST_NORMS,
+            keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

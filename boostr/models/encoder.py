@@ -17,6 +17,12 @@ from boostr.nn.specs import LayerSpec
 from boostr.nn.states import State
 from boostr.tensor import Tensor
 
+# tensors of GGUF of layers whose norms are of sums
+POST_NORMS = {
+    "blk.{i}.attn_output_norm": "model.layers.{i}.attention_output_norm",
+    "blk.{i}.layer_output_norm": "model.layers.{i}.mlp_output_norm",
+}
+
 
 class Model(StackModel):
     """Hidden states; poolers and heads of a checkpoint are not part of it."""

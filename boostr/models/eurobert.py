@@ -5,6 +5,7 @@ from __future__ import annotations
 from boostr.io.settings import INERT, Table
 from boostr.models import config as read
 from boostr.models import encoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 
@@ -19,6 +20,7 @@ class Model(encoder.Model):
     """See `encoder.Model`."""
 
     keys = KEYS
+    gguf = (Architecture("eurobert", "EuroBertModel"),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -21,7 +21,11 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 # One table for all architectures: names in the file and canonical ones, and what is below them.
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP = {
+    "token_embd": "model.embed_tokens", "position_embd": "model.embed_positions",
+    "token_types": "model.embed_types", "token_embd_norm": "model.embed_norm",
+    "output_norm": "model.norm", "output": "lm_head",
+}  # fmt: skip
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -61,6 +65,7 @@ def gguf_plan(config: ModelConfig, row: Architecture, writing: bool = False) -> 
 
     Any file may have q, k and v packed end to end; only some architectures are written so.
     """
+    own = row.names.values()
     rules = [plan.leftover(ROPE_TENSORS)]
     rules += [plan.rename(name, canonical) for name, canonical in row.names.items()]
     rules += [plan.rename(name, canonical) for name, canonical in _TOP.items()]
@@ -74,10 +79,8 @@ def gguf_plan(config: ModelConfig, row: Architecture, writing: bool = False) -> 
             gated = [(f"blk.{i}.{part}", hidden) for part in ("ffn_gate", "ffn_up_half")]
             rules.append(plan.rows(f"blk.{i}.ffn_up", gated))
             rules.append(plan.rename(f"blk.{i}.ffn_up_half", f"blk.{i}.ffn_up"))
-    rules += [
-        plan.rename(f"blk.{{i}}.{name}", f"model.layers.{{i}}.{canonical}")
-        for name, canonical in _LAYER.items()
-    ]
+    layer = {f"blk.{{i}}.{name}": f"model.layers.{{i}}.{part}" for name, part in _LAYER.items()}
+    rules += [plan.rename(name, part) for name, part in layer.items() if part not in own]
     return LoadPlan(tuple(rules))
 
 

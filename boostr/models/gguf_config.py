@@ -10,7 +10,9 @@ import numpy as np
 from boostr.errors import ModelFileError
 from boostr.io.gguf_special_tokens import END_IDS
 from boostr.io.gguf_split import GGUFSource
+from boostr.models import family
 from boostr.models.architecture import Architecture
+from boostr.models.base import GENERATES
 from boostr.models.gguf import architecture_of
 
 # key after "<architecture>." -> config.json
@@ -41,7 +43,7 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
         value = _value(file, key)
         if value is not None:
             config[name] = value
-    _refuse_other_attention(file, row)
+    _refuse_other_attention(file, row, GENERATES in family(model_type, "").capabilities)
     config.setdefault("rope_theta", 10000.0)  # llama.cpp's, whatever the family's is
     table = tensors.get("token_embd.weight")
     if table is not None and len(table.shape) == 2:
@@ -52,21 +54,28 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
     names = ("attn_q.bias", "attn_qkv.bias")
     config["attention_bias"] = any(f"blk.0.{name}" in tensors for name in names)
     config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    config["norm_bias"] = "output_norm.bias" in tensors
+    types, act = tensors.get("token_types.weight"), f"{row.name}.hidden_activation"
+    if types is not None:
+        config["type_vocab_size"] = types.shape[0]
+    if act in file.metadata:
+        config["hidden_activation"] = file.metadata[act]
     config |= row.says(_with_sizes(file, config))
     config |= _partial_rope(file, config)
     config["rope_scaling"] = _rope_scaling(file)
     return config
 
 
-def _refuse_other_attention(file: GGUFSource, row: Architecture) -> None:
-    if "sliding_window" not in row.keys.values() and _value(file, "attention.sliding_window"):
+def _refuse_other_attention(file: GGUFSource, row: Architecture, causal: bool) -> None:
+    if "attention.sliding_window" not in row.keys and _value(file, "attention.sliding_window"):
         raise ModelFileError(
             f"{file.path}: a sliding window in a GGUF file of {row.name} is not supported"
         )
-    if "attention.causal" not in row.keys and _value(file, "attention.causal") is False:
+    if _value(file, "attention.causal") not in (None, causal):
+        seen = "in both directions" if causal else "of earlier tokens alone"
         raise ModelFileError(
-            f"{file.path}: {row.name} with attention.causal false, in both directions, is not "
-            "supported"
+            f"{file.path}: {row.name} with attention.causal {str(not causal).lower()}, {seen}, is "
+            "not supported"
         )
 
 

@@ -35,7 +35,7 @@ def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
     """
     row = architecture_for(config.model_type, source)
     layer, rope = config.layers[0], config.ropes.get("full")
-    mixer, norm = layer.mixer, config.norm or NormSpec()
+    mixer, norm = layer.mixer, config.norm or layer.norms.after_mixer or NormSpec()
     keys: dict[str, Any] = {
         "block_count": config.num_hidden_layers,
         "context_length": rope.max_positions if rope else config.max_position_embeddings,
@@ -54,8 +54,13 @@ def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
         keys |= _scaling(rope, source)
         if rope.parameters.get("llama_4_scaling_beta"):
             keys["attention.temperature_scale"] = rope.number("llama_4_scaling_beta")
+    if not mixer.causal:
+        keys["attention.causal"] = False
     keys |= row.writes(config)
-    return {"general.architecture": row.name, **{f"{row.name}.{k}": v for k, v in keys.items()}}
+    named = {f"{row.name}.{key}": value for key, value in keys.items()}
+    if config.embedding.types is not None:
+        named["tokenizer.ggml.token_type_count"] = config.embedding.types
+    return {"general.architecture": row.name, **named}
 
 
 def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "gpt2",
             "GPT2LMHeadModel",
-            names={"position_embd": "model.embed_positions"},
             packed=("attn_qkv",),
             keys={"attention.layer_norm_epsilon": "layer_norm_epsilon"},
             spelled=SPELLED,

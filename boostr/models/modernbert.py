@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from boostr.io.settings import INERT, Table
 from boostr.models import config as read
 from boostr.models import encoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import EmbeddingSpec, LayerNorms, LayerSpec, NormSpec
@@ -27,10 +29,41 @@ KEYS: Table = dict.fromkeys(
 )  # fmt: skip
 
 
+def _written(config: ModelConfig) -> dict[str, Any]:
+    """GGUF knows windows of all layers but every Nth, from the first on."""
+    windows = [layer.mixer.window for layer in config.layers]
+    window = next((w for w in windows if w is not None), None)
+    if window is None:
+        return {}
+    full = [i for i, w in enumerate(windows) if w is None]
+    return {
+        "attention.sliding_window": 2 * window,
+        "attention.sliding_window_pattern": full[1] if len(full) > 1 else len(windows),
+        "rope.freq_base_swa": float(config.ropes["local"].theta),
+        "hidden_activation": config.layers[0].mlp.act,
+    }
+
+
 class Model(encoder.Model):
     """See `encoder.Model`."""
 
     keys = KEYS
+    gguf = (
+        Architecture(
+            "modern-bert",
+            "ModernBertModel",
+            packed=("attn_qkv", "ffn_up"),
+            keys={
+                "attention.layer_norm_epsilon": "norm_eps",
+                "attention.sliding_window": "local_attention",
+                "attention.sliding_window_pattern": "global_attn_every_n_layers",
+                "rope.freq_base": "global_rope_theta",
+                "rope.freq_base_swa": "local_rope_theta",
+            },
+            writes=_written,
+            says=lambda config: {"global_rope_theta": config.get("global_rope_theta", 10000.0)},
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

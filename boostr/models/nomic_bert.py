@@ -11,6 +11,7 @@ from boostr.errors import ModelFileError
 from boostr.io.settings import Table, unless
 from boostr.models import bert, encoder, plan
 from boostr.models import config as read
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import EmbeddingSpec, LayerNorms, LayerSpec, NormSpec
@@ -37,6 +38,15 @@ class Model(encoder.Model):
         "rotary_emb_fraction": unless(1),
         "moe_every_n_layers": unless(0),
     }
+    gguf = (
+        Architecture(
+            "nomic-bert",
+            "NomicBertModel",
+            names=encoder.POST_NORMS,
+            packed=("attn_qkv",),
+            keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -22,7 +22,7 @@ from boostr.io.hub import resolve
 from boostr.models.gguf import gguf_weights
 from boostr.quant.scheme import QuantizedTensor
 
-CASES = [case for case in cases.CASES if case.data.gguf and case.spec.in_gguf]
+CASES = [c for c in cases.DECODERS if c.data.gguf and c.spec.in_gguf]
 
 
 def assert_logits(path, case, backend, rtol=1e-4):

@@ -1,6 +1,6 @@
 """ModernBERT: windows of layers by their number or by name, two thetas, with and without biases."""
 
-from families import Case, Family
+from families import GGUF, Case, Family
 
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 SIZES = {
@@ -23,6 +23,22 @@ def v4(raw):
     return raw
 
 
+def tensors(tensors, config):
+    kept = {name.removeprefix("model."): a for name, a in tensors.items()}
+    return {n: a for n, a in kept.items() if not n.startswith(("head.", "decoder."))}
+
+
+def metadata(config):
+    ropes = config["rope_parameters"]
+    return {
+        "attention.causal": False,
+        "attention.layer_norm_epsilon": config["norm_eps"],
+        "attention.sliding_window": config["local_attention"],
+        "rope.freq_base_swa": float(ropes["sliding_attention"]["rope_theta"]),
+        "hidden_activation": config["hidden_activation"],
+    }
+
+
 FAMILY = Family(
     config="ModernBertConfig",
     model="ModernBertModel",
@@ -43,4 +59,20 @@ FAMILY = Family(
         ),
     },
     v4=v4,
+    gguf=GGUF(
+        "modern-bert",
+        names={
+            "embeddings.tok_embeddings": "token_embd",
+            "embeddings.norm": "token_embd_norm",
+            "final_norm": "output_norm",
+            "attn_norm": "attn_norm",
+            "attn.Wqkv": "attn_qkv",
+            "attn.Wo": "attn_output",
+            "mlp_norm": "ffn_norm",
+            "mlp.Wi": "ffn_up",
+            "mlp.Wo": "ffn_down",
+        },
+        tensors=tensors,
+        metadata=metadata,
+    ),
 )
