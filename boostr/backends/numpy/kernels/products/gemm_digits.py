@@ -23,6 +23,7 @@ from boostr.backends.numpy.kernels.products.gemm import writer
 from boostr.backends.numpy.kernels.products.gemv_digits import (
     BASE_BITS,
     LARGEST,
+    by_halves,
     cut,
     dot,
     fixed_point,
@@ -30,6 +31,7 @@ from boostr.backends.numpy.kernels.products.gemv_digits import (
 )
 from boostr.backends.numpy.kernels.products.steps import (
     BYTES,
+    ROWS,
     STEP,
     VB,
     VF,
@@ -39,6 +41,7 @@ from boostr.backends.numpy.kernels.products.steps import (
     parts,
     step_codes,
     step_groups,
+    super_of,
 )
 from boostr.backends.numpy.kernels.products.tiles import transpose
 from boostr.backends.numpy.kernels.products.weights import (
@@ -71,7 +74,7 @@ NR = COLUMN_VECTORS * LANES
 WORDS = BLOCK // 4
 ROW = 2 * BLOCK  # bytes of a row's digits in a record
 RECORD = layout.digit_block(MR)
-HALF = VECTORS // 2  # vectors of half a block
+_QUAD = ir.VectorType(I32, ROWS)
 
 
 # ---------------------------------------------------------------- x
@@ -100,7 +103,6 @@ def pack():
 
     def kernel(params, start, stop):
         blocks, last = params[K] // BLOCK, params[M] - 1
-        sums = i32(stack(VECTORS))
         for tile in range(start, stop):
             for b in range(blocks):
                 record = params[PACKED] + (tile * blocks + b) * RECORD
@@ -110,14 +112,11 @@ def pack():
                     values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
                     whole, s = fixed_point(values, largest)
                     store_digits(record + r * ROW, whole)
-                    put(sums, reduce_add(whole))
+                    sums = reduce_add(by_halves(whole))
                     f32(rest)[r] = s
                     for half in range(2):
-                        total = sums[half * HALF]
-                        for v in range(half * HALF + 1, (half + 1) * HALF):
-                            total += sums[v]
-                        i32(rest)[(1 + half) * MR + r] = -total
-                        f32(rest)[(3 + half) * MR + r] = s * total
+                        i32(rest)[(1 + half) * MR + r] = -sums[half]
+                        f32(rest)[(3 + half) * MR + r] = s * sums[half]
 
     return kernel
 
@@ -153,9 +152,14 @@ class _Record:
 # ---------------------------------------------------------------- the panel
 
 
+def offsets_of(form) -> bool:
+    """Whether blocks of the panel have offsets."""
+    return has_offsets(form, centre(form))
+
+
 def extras(form) -> int:
-    """Vectors of scales and offsets that a block of a row of w has."""
-    return parts(form) * (int(not scales_last(form)) + int(has_offsets(form)))
+    """Vectors of scales and offsets that a block of rows of w has."""
+    return parts(form) * (int(not scales_last(form)) + int(offsets_of(form)))
 
 
 def block_bytes(form) -> int:
@@ -163,17 +167,24 @@ def block_bytes(form) -> int:
     return (WORDS + extras(form)) * NR * 4
 
 
-def row_storer(form, masked: bool):
-    """An intrinsic op(target, rows, block, valid): writes a step of one row of w as it is, vectors
-    of codes, then of scales and offsets. `masked`: only `valid` of its blocks exist."""
+def step_bytes(form) -> int:
+    """Of a step of ROWS rows, as `rows_storer` writes it."""
+    return (2 * ROWS + extras(form)) * BYTES
+
+
+def rows_storer(form, masked: bool):
+    """An intrinsic op(target, rows, block, valid): writes a step of ROWS rows of w as it is, two
+    vectors of codes of each row, then scales and offsets. `masked`: only `valid` blocks exist."""
 
     def op(typingctx, target, rows, block, valid):
         def codegen(context, builder, sig, args):
-            (row,) = split_rows(builder, form, args[1])
-            limit = args[3] if masked else None
-            vectors = step_codes(builder, form, row, args[2], limit)
-            for group in step_groups(builder, form, row, args[2], limit):
-                vectors += [value for value in group if value is not None]
+            planes, limit = split_rows(builder, form, args[1]), args[3] if masked else None
+            vectors = []
+            for row in planes:
+                vectors += step_codes(builder, form, row, args[2], limit)
+            above = super_of(builder, form, args[2])
+            groups = step_groups(builder, form, planes, args[2], above, centre(form), limit)
+            vectors += [value for group in groups for value in group if value is not None]
             for i, value in enumerate(vectors):
                 builder.store(value, at(builder, args[0], i * BYTES, value.type), align=4)
             return context.get_dummy_value()
@@ -184,19 +195,31 @@ def row_storer(form, masked: bool):
 
 
 def step_transposer(form):
-    """An intrinsic op(panel, source): a step of LANES rows, as `row_storer` wrote them one after
+    """An intrinsic op(panel, source): a step of LANES rows, as `rows_storer` wrote them one after
     the other, becomes STEP blocks of a vector of the panel's rows."""
-    stride, size = (2 + extras(form)) * BYTES, block_bytes(form)
+    size, stride = block_bytes(form), step_bytes(form)
 
     def op(typingctx, panel, source):
         def codegen(context, builder, sig, args):
-            for i in range(2 + extras(form)):
-                where = [at(builder, args[1], j * stride + i * BYTES, VI) for j in range(LANES)]
-                columns = transpose(builder, [builder.load(p, align=4) for p in where])
-                for lane in range(LANES) if i < 2 else range(0, LANES, 4):
-                    word = i * 4 + lane % 4 if i < 2 else WORDS + i - 2
-                    place = at(builder, args[0], lane // 4 * size + word * NR * 4, VI)
-                    builder.store(columns[lane], place, align=4)
+            def vector(quad, i):
+                place = at(builder, args[1], quad * stride + i * BYTES, VI)
+                return builder.load(place, align=4)
+
+            def store(value, block, word, first=0):
+                place = block * size + (word * NR + first) * 4
+                builder.store(value, at(builder, args[0], place, value.type), align=4)
+
+            for half in range(2):
+                rows = [vector(i // ROWS, i % ROWS * 2 + half) for i in range(LANES)]
+                for lane, column in enumerate(transpose(builder, rows)):
+                    store(column, lane // 4, half * 4 + lane % 4)
+            for quad in range(LANES // ROWS):
+                for i in range(extras(form)):
+                    values = vector(quad, 2 * ROWS + i)
+                    for block in range(STEP):
+                        lanes = constant([r * STEP + block for r in range(ROWS)], _QUAD)
+                        column = builder.shuffle_vector(values, values, lanes)
+                        store(column, block, WORDS + i, quad * ROWS)
             return context.get_dummy_value()
 
         return signature(types.none, panel, source), codegen
@@ -207,23 +230,20 @@ def step_transposer(form):
 def panel_filler(form):
     """fill_panel(params, panel, some, n, block, here): `here` blocks from `block` on of NR rows
     from n on; `some` has room for a step of LANES rows."""
-    whole, partial, transposed = (
-        row_storer(form, False),
-        row_storer(form, True),
-        step_transposer(form),
-    )
-    rows_of, stride, size = plane_rows(form, 1), (2 + extras(form)) * BYTES, block_bytes(form)
+    whole, partial = rows_storer(form, False), rows_storer(form, True)
+    transposed, size, stride = step_transposer(form), block_bytes(form), step_bytes(form)
+    rows_of = plane_rows(form, ROWS)
 
     @inline
     def fill_panel(params, panel, some, n, block, here):
         for v in range(COLUMN_VECTORS):
             for b in range(0, here, STEP):
-                for i in range(LANES):
+                for i in range(0, LANES, ROWS):
                     planes = rows_of(params, n + v * LANES + i, params[N] - 1)
                     if here - b >= STEP:
-                        whole(some + i * stride, planes, block + b, 0)
+                        whole(some + i // ROWS * stride, planes, block + b, 0)
                     else:
-                        partial(some + i * stride, planes, block + b, here - b)
+                        partial(some + i // ROWS * stride, planes, block + b, here - b)
                 transposed(panel + b * size + v * LANES * 4, some)
 
     return fill_panel
@@ -241,7 +261,7 @@ class _Part:
         self.words = [self._load(builder, address, self.first + i, VI) for i in range(count)]
         rest = [self._load(builder, address, WORDS + part * extra + i, VF) for i in range(extra)]
         self.scales = None if scales_last(form) else rest[0]
-        self.offsets = rest[-1] if has_offsets(form) else None
+        self.offsets = rest[-1] if offsets_of(form) else None
 
     @staticmethod
     def _load(builder, address, index, kind):
@@ -295,7 +315,7 @@ def product(form, depth: int):
     """
     fill_panel, multiply = panel_filler(form), multiplier(form)
     write, size, chunk = writer(MR, NR, scales_last(form)), block_bytes(form), depth // BLOCK
-    panel_floats, some_floats = chunk * size // 4, LANES * (2 + extras(form)) * LANES
+    panel_floats, some_floats = chunk * size // 4, LANES // ROWS * step_bytes(form) // 4
     tile, tile_floats = MR * COLUMN_VECTORS, MR * NR
 
     def kernel(params, start, stop):

@@ -3,14 +3,15 @@
 Each block of 32 elements of x becomes fixed point: x = s v with s = max|x| / L and whole numbers v,
 v = 256 d1 + d0 of two digits, L = 32512; or v = 2**14 d2 + 2**7 d1 + d0 of three, L near 2**20. The
 error is at most s / 2: 2**-16 or 2**-21 of the block's largest element. Then for the inputs that
-share a scale d and an offset m, w = d (u - b - zero) + m, where u are unsigned bytes (`steps.py`)
-and c their middle:
+share a scale d and an offset m, w = d (u - b - zero) + m, where u are unsigned bytes (`steps.py`),
 
     sum of x w = (s d) sum(v (u - c)) + (m + d (c - b - zero)) s sum(v)
 
-Without the - c two large numbers would cancel. The dot products of unsigned codes and signed bytes
-are what `vpdpbusd` does 4 at a time, so this costs a third of decoding the weights to f32; where
-there is `vpmaddubsw` instead, which adds two products up in 16 bits, codes of 8 bits want the small
+for any c: the middle of bytes and of tables, or two large numbers would cancel; 0 for codes of
+fewer bits, as a lane's sum of 8 products of theirs is exact in f32 (two digits), and the second sum
+costs less than to subtract c in each lane. The dot products of unsigned codes and signed bytes are
+what `vpdpbusd` does 4 at a time, so this costs a third of decoding the weights to f32; where there
+is `vpmaddubsw` instead, which adds two products up in 16 bits, codes of 8 bits want the small
 digits of base 128. One int32 lane gets 4 or 8 inputs: |sum(v (u - c))| <= 2**30, and what overflows
 on the way there does so modulo 2**32.
 
@@ -18,10 +19,13 @@ on the way there does so modulo 2**32.
     2 D vectors of 4 LANES bytes: for the digits, the highest first, the elements 0..15 of each
     block, then the 16..31
     2 vectors of LANES i32: sum(v) over the 4 elements of each lane, for the two halves
-    LANES f32: s, four times for each block
+    3 vectors of LANES f32: s, then s sum(v) of the two halves of each block, once for each of ROWS
+    rows of w, as scales and offsets lie that they meet
 
 Limits: K a multiple of 32; groups of 16 or a multiple of 32; super-scales of a multiple of 32 STEP.
 """
+
+from functools import reduce
 
 from llvmlite import ir
 from numba import types
@@ -30,14 +34,19 @@ from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS, block_b
 from boostr.backends.numpy.kernels.products.linear import FAR, finish
 from boostr.backends.numpy.kernels.products.steps import (
     BYTES,
+    ROWS,
     SIGNED,
     STEP,
     VB,
     VF,
     VI,
     centre,
+    has_offsets,
+    is_wide,
+    of_row,
     step_codes,
     step_groups,
+    super_of,
 )
 from boostr.backends.numpy.kernels.products.weights import (
     load_block,
@@ -94,6 +103,19 @@ def fixed_point(values, largest):
     top = reduce_max(tops)
     inverse = largest / top if top > 0.0 else 0.0
     return to_i32(rint(mul(values, inverse))), top / largest
+
+
+@intrinsic
+def by_halves(typingctx, values):
+    """The vectors of each half of a block added up: two of them."""
+    result = types.UniTuple(values.dtype, 2)
+
+    def codegen(context, builder, sig, args):
+        parts = [builder.extract_value(args[0], v) for v in range(VECTORS)]
+        pairs = parts[: VECTORS // 2], parts[VECTORS // 2 :]
+        return context.make_tuple(builder, result, [reduce(builder.add, pair) for pair in pairs])
+
+    return signature(result, values), codegen
 
 
 def cut(builder, value, digits: int) -> list:
@@ -155,8 +177,11 @@ def split(digits: int):
                 values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
             whole, s = fixed_point(values, largest)
             store(record, b % STEP, whole)
-            for lane in range(4):
-                f32(record + scales + b % STEP * 16)[lane] = s
+            lanes, sums = f32(record + scales) + b % STEP, reduce_add(by_halves(whole))
+            for r in range(ROWS):
+                lanes[r * STEP] = s
+                for half in range(2):
+                    lanes[(half + 1) * LANES + r * STEP] = s * sums[half]
 
     return kernel
 
@@ -190,7 +215,7 @@ class _Record:
 
     def __init__(self, builder, form, digits, address):
         self.builder, self.digits, self.address, self.loaded = builder, digits, address, {}
-        self.base, self.centre = constant(BASE_BITS[digits], VI), centre(form)
+        self.base, self.centre = constant(BASE_BITS[digits], VI), origin(form)
 
     def part(self, kind, index):
         if index not in self.loaded:
@@ -199,7 +224,13 @@ class _Record:
         return self.loaded[index]
 
     def scale(self):
+        """s, in the lanes of `step_groups`."""
         return self.part(VF, 2 * self.digits + 2)
+
+    def scaled_sums(self, halves):
+        """s sum(v) over the halves, in the lanes of `step_groups`."""
+        parts = [self.part(VF, 2 * self.digits + 3 + half) for half in halves]
+        return parts[0] if len(parts) == 1 else self.builder.fadd(*parts)
 
     def sums(self, halves):
         """sum(v) of each lane, over the halves of the blocks."""
@@ -224,31 +255,35 @@ def fma(builder, a, b, c):
     return call(builder, f"llvm.fma.v{LANES}f32", VF, [a, b, c])
 
 
-def multiplier(form, digits: int, masked: bool):
-    """An intrinsic op(rows, records, block, valid, acc): acc[r, m] += the products of STEP blocks
-    from `block` on, for R rows of w, as `plane_rows` gives them, and M rows of x; `masked`: only
-    `valid` of the blocks exist."""
+def origin(form) -> int:
+    """c."""
+    return centre(form) if is_wide(form) else 0
+
+
+def multiplier(form, digits: int, steps: int, masked: bool):
+    """An intrinsic op(rows, records, block, valid, acc): acc += the products of `steps` steps from
+    `block` on, for ROWS rows of w, as `plane_rows` gives them, and M rows of x; `masked`: only
+    `valid` of the blocks exist.
+
+    acc[r M + m] are the sums of a row, acc[ROWS M + m] those of offsets in the lanes of all rows.
+    """
+    size = layout.digit_record(LANES, digits)
 
     def op(typingctx, rows, records, block, valid, acc):
         columns = len(records)
 
         def codegen(context, builder, sig, args):
             out = [builder.extract_value(args[4], i) for i in range(len(acc))]
+            rows = split_rows(builder, form, args[0])
             records = [builder.extract_value(args[1], c) for c in range(columns)]
-            xs = [_Record(builder, form, digits, record) for record in records]
-            limit = args[3] if masked else None
-            for r, row in enumerate(split_rows(builder, form, args[0])):
-                codes = step_codes(builder, form, row, args[2], limit)
-                groups = step_groups(builder, form, row, args[2], limit)
-                shares = [(0, 1)] if len(groups) == 1 else [(0,), (1,)]
-                for c, x in enumerate(xs):
-                    i, s = r * columns + c, x.scale()
-                    for (scale, offset), halves in zip(groups, shares, strict=True):
-                        factor = s if scale is None else builder.fmul(scale, s)
-                        out[i] = fma(builder, x.product(codes, halves), factor, out[i])
-                        if offset is not None:
-                            sums = builder.fmul(builder.sitofp(x.sums(halves), VF), s)
-                            out[i] = fma(builder, offset, sums, out[i])
+            limit, above = args[3] if masked else None, super_of(builder, form, args[2])
+            for step in range(steps):
+                xs = [
+                    _Record(builder, form, digits, builder.add(r, I64(step * size)))
+                    for r in records
+                ]
+                block = builder.add(args[2], I64(step * STEP))
+                _multiply(builder, form, rows, xs, (block, above, origin(form), limit), out)
             return context.make_tuple(builder, acc, out)
 
         return signature(acc, rows, records, types.int64, types.int64, acc), codegen
@@ -256,32 +291,76 @@ def multiplier(form, digits: int, masked: bool):
     return intrinsic(op)
 
 
-def gemv(form, columns: int, digits: int, rows: int = 4):
-    """Item n is row n of w; `columns` >= M rows of x, split; `rows` rows of w at a time."""
-    whole, partial = multiplier(form, digits, False), multiplier(form, digits, True)
-    rows_of, tile, size = plane_rows(form, rows), rows * columns, layout.digit_record(LANES, digits)
-    ahead, names, row_scale = STEP * block_bytes(form) * rows, plane_names(form), scales_last(form)
+def _multiply(builder, form, rows, xs, place, out):
+    """Adds the products of one step to `out`."""
+    block, *_, limit = place
+    codes = [step_codes(builder, form, row, block, limit) for row in rows]
+    groups = step_groups(builder, form, rows, *place)
+    shares = [(0, 1)] if len(groups) == 1 else [(0,), (1,)]
+    for (scale, offset), halves in zip(groups, shares, strict=True):
+        for c, x in enumerate(xs):
+            factor = x.scale() if scale is None else builder.fmul(scale, x.scale())
+            for r in range(ROWS):
+                i, row_factor = r * len(xs) + c, of_row(builder, factor, r if scale else 0)
+                out[i] = fma(builder, x.product(codes[r], halves), row_factor, out[i])
+            if offset is not None:
+                i = ROWS * len(xs) + c
+                out[i] = fma(builder, offset, x.scaled_sums(halves), out[i])
+
+
+@intrinsic
+def settle(typingctx, columns, acc):
+    """The ROWS * `columns` (a constant) sums of `multiplier`, those of offsets among them."""
+    if not isinstance(columns, types.IntegerLiteral):
+        return None
+    many = columns.literal_value
+    result = types.UniTuple(acc.dtype, ROWS * many)
+
+    def codegen(context, builder, sig, args):
+        out = [builder.extract_value(args[1], i) for i in range(len(acc))]
+        for i, offsets in enumerate(out[ROWS * many :] * ROWS):
+            r, kind = i // many, ir.VectorType(ir.IntType(1), LANES)
+            mine = constant([int(lane // STEP == r) for lane in range(LANES)], kind)
+            part = builder.select(mine, offsets, constant(0.0, VF))
+            out[i] = builder.fadd(out[i], part)
+        return context.make_tuple(builder, result, out[: ROWS * many])
+
+    return signature(result, columns, acc), codegen
+
+
+def gemv(form, columns: int, digits: int):
+    """Item n is row n of w; `columns` >= M rows of x, split; ROWS rows of w at a time."""
+    turn = max(form.super // (BLOCK * STEP), 1)  # steps that share super-scales
+    whole, partial = multiplier(form, digits, turn, False), multiplier(form, digits, 1, True)
+    rows_of, tile, size = plane_rows(form, ROWS), ROWS * columns, layout.digit_record(LANES, digits)
+    sums = tile + columns * has_offsets(form, origin(form))
+    names, row_scale = plane_names(form), scales_last(form)
+    ahead = turn * STEP * block_bytes(form) * ROWS
     high = names.index("high") if "high" in names else 0
-    more = STEP * 4 * fields(form)[1] * rows if high else 0
+    more = turn * STEP * 4 * fields(form)[1] * ROWS if high else 0
 
     def kernel(params, start, stop):
         blocks, count = params[K] // BLOCK, params[M]
         steps = (blocks + STEP - 1) // STEP
         results = f32(stack(tile))
-        for n in range(start, stop, rows):
+        for n in range(start, stop, ROWS):
             ws = rows_of(params, n, stop - 1)
-            acc = fill(tile, 0.0)
-            for step in range(steps):
-                xs = spread(columns, params[PACKED] + step * size, steps * size, 0, count - 1)
-                prefetch(ws[0] + FAR + step * ahead, ahead, 2)
+            acc = fill(sums, 0.0)
+            for i in range(0, blocks, turn * STEP):
+                prefetch(ws[0] + FAR + i // (turn * STEP) * ahead, ahead, 2)
                 if high:
-                    prefetch(ws[high] + FAR // 2 + step * more, more, 2)
-                if step < blocks // STEP:
-                    acc = whole(ws, xs, step * STEP, 0, acc)
+                    prefetch(ws[high] + FAR // 2 + i // (turn * STEP) * more, more, 2)
+                records = params[PACKED] + i // STEP * size
+                if i + turn * STEP <= blocks:
+                    xs = spread(columns, records, steps * size, 0, count - 1)
+                    acc = whole(ws, xs, i, 0, acc)
                 else:
-                    acc = partial(ws, xs, step * STEP, blocks % STEP, acc)
-            put(results, reduce_add(acc))
-            for r in range(min(rows, stop - n)):
+                    for block in range(i, blocks, STEP):
+                        xs = spread(columns, records, steps * size, 0, count - 1)
+                        acc = partial(ws, xs, block, blocks - block, acc)
+                        records += size
+            put(results, reduce_add(settle(columns, acc)))
+            for r in range(min(ROWS, stop - n)):
                 for m in range(count):
                     value = results[r * columns + m]
                     if row_scale:

@@ -12,12 +12,12 @@ scales are those of the last block.
 from llvmlite import ir
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, fields, table_of
-from boostr.backends.numpy.kernels.products.weights import number, scales_last
+from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode
 from boostr.backends.numpy.kernels.runtime.simd import F32, I8, I32, I64, LANES, call, constant
 from boostr.backends.numpy.runtime import jit
 
-STEP = LANES // 4
+STEP, ROWS = LANES // 4, 4
 BYTES = 4 * LANES  # of a vector
 VF, VI, VB = (ir.VectorType(e, n) for e, n in ((F32, LANES), (I32, LANES), (I8, BYTES)))
 SIGNED = jit.target().has("dotprod")  # whether the dot product takes codes as signed bytes
@@ -44,19 +44,9 @@ def centre(form) -> int:
     return bias(form) if is_wide(form) else 1 << (sum(fields(form)) - 1)
 
 
-def off_centre(form) -> int:
-    """What the numbers of code bytes less `centre` lack."""
-    return centre(form) - bias(form) - form.zero
-
-
 def parts(form) -> int:
     """Into how many groups of inputs the 32 of a block fall."""
     return 2 if form.group == 16 else 1
-
-
-def has_offsets(form) -> bool:
-    """Whether `step_groups` has offsets."""
-    return form.offsets != "" or off_centre(form) != 0
 
 
 def step_codes(builder, form, row, block, valid=None):
@@ -134,18 +124,27 @@ def _bytes(builder, plane, block, valid):
 # ---------------------------------------------------------------- scales and offsets
 
 
-def step_groups(builder, form, row, block, valid=None):
-    """(scale, offset) of each half of the blocks of a step, one pair if halves share it; None for
-    a scale of 1 and an offset of 0.
+def super_of(builder, form, block):
+    """The number of the superblock that a block is in; None where there are none."""
+    return builder.udiv(block, I64(form.super // BLOCK)) if form.super else None
 
-    Offsets are those of code bytes less `centre`.
+
+def step_groups(builder, form, rows, block, above, origin, valid=None):
+    """(scale, offset) of each of `parts` of the blocks of a step; None for a scale of 1 and an
+    offset of 0.
+
+    They are those of ROWS rows, lane r STEP + b of block b of row r. `above` is `super_of` of the
+    blocks; offsets are those of code bytes less `origin`.
     """
-    above = builder.udiv(block, I64(form.super // BLOCK)) if form.super else None
     pairs = []
-    for half in range(parts(form)):
+    for part in range(parts(form)):
 
-        def read(name, kind, half=half):
-            return _spread(builder, form, row[name], kind, block, half, valid)
+        def read(name, kind, part=part):
+            return _of_groups(builder, form, [row[name] for row in rows], kind, block, part, valid)
+
+        def read_super(name):
+            raws = [_elements(builder, row[name], above, 1, "f32") for row in rows]
+            return _joined(builder, raws, [0] * STEP, "f32")
 
         scale = offset = None
         if not scales_last(form):
@@ -153,19 +152,24 @@ def step_groups(builder, form, row, block, valid=None):
             if form.factor != 1.0:
                 scale = builder.fmul(scale, constant(form.factor, VF))
             if form.super:
-                scale = builder.fmul(scale, number(builder, row["supers"], above, "f32"))
+                scale = builder.fmul(scale, read_super("supers"))
         if form.offsets not in ("", "zeros"):
             offset = read("offsets", form.offsets)
             if form.offsets == "u8":
-                offset = builder.fmul(offset, number(builder, row["floors"], above, "f32"))
+                offset = builder.fmul(offset, read_super("floors"))
         zeros = read("zeros", "i8") if form.offsets == "zeros" else None
-        pairs.append((scale, _recentred(builder, form, scale, offset, zeros)))
+        shift = origin - bias(form) - form.zero
+        pairs.append((scale, _shifted(builder, shift, scale, offset, zeros)))
     return pairs
 
 
-def _recentred(builder, form, scale, offset, zeros):
-    """offset + scale (centre - bias - zero - zeros), None if that is 0."""
-    shift = off_centre(form)
+def has_offsets(form, origin) -> bool:
+    """Whether `step_groups` gives offsets."""
+    return form.offsets != "" or origin != bias(form) + form.zero
+
+
+def _shifted(builder, shift, scale, offset, zeros):
+    """offset + scale (shift - zeros), None if that is 0."""
     if not shift and zeros is None:
         return offset
     more = constant(float(shift), VF)
@@ -176,28 +180,52 @@ def _recentred(builder, form, scale, offset, zeros):
     return more if offset is None else builder.fadd(more, offset)
 
 
-def _spread(builder, form, plane, kind, block, half, valid):
-    """Elements of a plane that has one for each group: LANES f32, four for each block of a step."""
-    if not form.group:
-        return number(builder, plane, I64(0), kind)
-    blocks, span = range(STEP), BLOCK * STEP
-    if form.group % span == 0:
-        return number(builder, plane, builder.udiv(block, I64(form.group // BLOCK)), kind)
-    if valid is None and span % form.group == 0:
+def _of_groups(builder, form, planes, kind, block, part, valid):
+    """Elements of planes that have one for each group."""
+    span, picks = BLOCK * STEP, [0] * STEP
+    if not form.group or form.group % span == 0:
+        first = builder.udiv(block, I64(form.group // BLOCK)) if form.group else I64(0)
+        raws = [_elements(builder, plane, first, 1, kind) for plane in planes]
+    elif valid is None and span % form.group == 0:
+        picks = [(BLOCK * i + 16 * part) // form.group for i in range(STEP)]
         first = builder.udiv(builder.mul(block, I64(BLOCK)), I64(form.group))
-        picks = [(BLOCK * i + 16 * half) // form.group for i in blocks]
-        llvm, size = STORED[kind]
-        wanted = ir.VectorType(llvm, span // form.group)
-        raw = builder.load(at(builder, plane, builder.mul(first, I64(size)), wanted), align=1)
+        count = span // form.group
+        raws = [_elements(builder, plane, first, count, kind) for plane in planes]
     else:
-        raw, picks = _gathered(builder, form, plane, kind, block, half, valid), [*blocks]
-    values = decode(builder, raw, kind)
-    return builder.shuffle_vector(
-        values, values, constant([picks[i // 4] for i in range(LANES)], VI)
-    )
+        picks = [*range(STEP)]
+        raws = [_gathered(builder, form, plane, kind, block, part, valid) for plane in planes]
+    return _joined(builder, raws, picks, kind)
 
 
-def _gathered(builder, form, plane, kind, block, half, valid):
+def _elements(builder, plane, first, count, kind):
+    llvm, size = STORED[kind]
+    where = at(builder, plane, builder.mul(first, I64(size)), ir.VectorType(llvm, count))
+    return builder.load(where, align=1)
+
+
+def _joined(builder, raws, picks, kind):
+    """Elements `picks` of each of ROWS vectors, as f32."""
+    count = raws[0].type.count
+    while len(raws) > 1:
+        order = constant(
+            [*range(2 * raws[0].type.count)], ir.VectorType(I32, 2 * raws[0].type.count)
+        )
+        pairs = zip(raws[::2], raws[1::2], strict=True)
+        raws = [builder.shuffle_vector(a, b, order) for a, b in pairs]
+    few = raws[0].type.count < LANES  # and cheaper to spread as floats
+    values = decode(builder, raws[0], kind) if few else raws[0]
+    lanes = constant([r * count + pick for r in range(ROWS) for pick in picks], VI)
+    values = builder.shuffle_vector(values, values, lanes)
+    return values if few else decode(builder, values, kind)
+
+
+def of_row(builder, values, r):
+    """What lanes of `step_groups` have of row r, four times for each block."""
+    order = [r * STEP + i // 4 for i in range(LANES)]
+    return builder.shuffle_vector(values, values, constant(order, VI))
+
+
+def _gathered(builder, form, plane, kind, block, part, valid):
     """The elements of the groups that the STEP blocks are in, each read by itself."""
     llvm, size = STORED[kind]
     raw = ir.Constant(ir.VectorType(llvm, STEP), ir.Undefined)
@@ -207,7 +235,7 @@ def _gathered(builder, form, plane, kind, block, half, valid):
             last = builder.sub(valid, I64(1))
             offset = builder.select(builder.icmp_signed("<", offset, last), offset, last)
         first = builder.mul(builder.add(block, offset), I64(BLOCK))
-        index = builder.udiv(builder.add(first, I64(16 * half)), I64(form.group))
+        index = builder.udiv(builder.add(first, I64(16 * part)), I64(form.group))
         where = at(builder, plane, builder.mul(index, I64(size)), llvm)
         raw = builder.insert_element(raw, builder.load(where, align=1), I32(i))
     return raw

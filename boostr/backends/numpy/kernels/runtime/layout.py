@@ -47,7 +47,7 @@ REPACK_PARAMS = 17
 
 def digit_record(lanes: int, digits: int) -> int:
     """Bytes of one step of split x, LANES * 8 elements, for `gemv_digits.gemv`."""
-    return (2 * digits + 3) * 4 * lanes
+    return (2 * digits + 5) * 4 * lanes
 
 
 def digit_block(rows: int) -> int:
