@@ -115,6 +115,9 @@ def write_folder(
         naming = module.load_plan(config).load(stored_weights(files, str(folder)))
         if naming.problems:
             raise ModelFileError(f"{folder}: {'; '.join(naming.problems)}")
+        unsaid = naming.weights.keys() - {name for name, _, _ in module.parameters()}
+        if unsaid:
+            raise ModelFileError(f"{folder}: GGUF has no place for {', '.join(sorted(unsaid))}")
         tensors = _tensors(config, naming.weights, kind)
         metadata = gguf_metadata(config, raw.source) | _general(folder, kind, tensors)
         metadata |= _pooling(path, metadata["general.architecture"])

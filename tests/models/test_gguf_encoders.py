@@ -15,6 +15,7 @@ from boostr import backends
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
 from boostr.errors import ModelFileError
+from boostr.io.safetensors import SINGLE, save
 
 NUMPY = backends.get("numpy")
 # what only the folder can say: an activation, windows of other layers than every third, that an id
@@ -111,4 +112,14 @@ def test_what_the_file_cannot_say_is_not_written(name, tmp_path):
     (tmp_path / "f").mkdir()
     folder = cases.checkpoint(named(name), tmp_path / "f")
     with pytest.raises(ModelFileError, match="layer 0"):
+        boostr.convert(folder, tmp_path / "m.gguf")
+
+
+def test_a_classifier_is_not_written(tmp_path):
+    """A file with its head was written, which did not load."""
+    (tmp_path / "f").mkdir()
+    folder = cases.checkpoint(named("bert/mlm"), tmp_path / "f")
+    head = {"classifier.weight": np.ones((3, 36), np.float32)}
+    save(folder / SINGLE, cases.weights(named("bert/mlm")) | head)
+    with pytest.raises(ModelFileError, match=r"GGUF has no place for classifier\.weight"):
         boostr.convert(folder, tmp_path / "m.gguf")
