@@ -53,7 +53,8 @@ def test_perplexity(model):
     golden = GOLDEN["perplexity"]
     text = (real_models.DATA.parents[1] / "data" / golden["file"]).read_bytes().decode()
     found = boostr.perplexity(model, text, chunks=len(golden["running"]))
-    np.testing.assert_allclose(found.running, golden["running"], rtol=3e-5)
+    # x in two digits moves the loss of a token by 4.2e-4 (standard deviation): four of its mean's
+    np.testing.assert_allclose(found.running, golden["running"], rtol=4 * 4.2e-4 / 255**0.5)
 
 
 def test_batch_equals_each_alone(model):
