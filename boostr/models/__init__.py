@@ -37,6 +37,7 @@ FAMILIES = {
     "llama": ("llama", "CausalLM"),
     "ministral3": ("ministral3", "CausalLM"),
     "mistral": ("mistral", "CausalLM"),
+    "nanochat": ("nanochat", "CausalLM"),
     "nemotron": ("nemotron", "CausalLM"),
     "olmo": ("olmo", "CausalLM"),
     "olmo2": ("olmo2", "CausalLM"),
