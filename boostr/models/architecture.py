@@ -19,9 +19,13 @@ class Architecture:
 
     Attributes:
         name: the value.   hf_class: for `architectures` of a config.json.
-        layout: how rotated pairs lie in its q and k.
+        layout: how rotated pairs lie in its q and k, where those of a folder are split-half.
         names: tensors that mean something else than elsewhere: name in the file, with `{i}` for the
             layer and without its end -> canonical name.
+        flags: names in config.json whose value the presence of a tensor gives: its name in a layer,
+            and the value where it is there.
+        numbers: metadata with a number of each layer: key -> a parameter in the layer and its shape,
+            or the one number that is obeyed.
         packed: products that lie in one tensor: "attn_qkv" (q, k, v), "ffn_up" (gate, up).
         keys: metadata beyond what all have: key after "<name>." -> name in config.json.
         says: what the file does not say, being a constant of llama.cpp or of its converter, from
@@ -34,6 +38,8 @@ class Architecture:
     hf_class: str
     layout: str = "split-half"
     names: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[str, tuple[int, ...]] | float] = field(default_factory=dict)
     packed: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     says: Callable[[Config], Config] = lambda config: {}

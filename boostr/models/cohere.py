@@ -12,7 +12,7 @@ from boostr.nn.specs import HeadSpec, LayerNorms, LayerSpec, NormSpec
 DEFAULTS = {
     "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528,
     "num_hidden_layers": 40, "num_attention_heads": 64, "max_position_embeddings": 8192,
-    "logit_scale": 0.0625, "rope_theta": 5e5, "rope_layout": "interleaved",
+    "logit_scale": 0.0625, "rope_theta": 5e5,
     "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -43,8 +43,9 @@ def parallel_layer(config: RawConfig) -> LayerSpec:
     of_heads = norm if config.get("use_qk_norm", bool, False) else None
     bias = config.get("attention_bias", bool, False)
     mixer = read.attention(
-        config, bias=bias, output_bias=bias, q_norm=of_heads, k_norm=of_heads, norm_over="heads"
-    )
+        config, bias=bias, output_bias=bias, q_norm=of_heads, k_norm=of_heads, norm_over="heads",
+        layout="interleaved",
+    )  # fmt: skip
     return LayerSpec(mixer, read.mlp(config), LayerNorms(before_mixer=norm), "parallel")
 
 

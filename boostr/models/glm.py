@@ -12,7 +12,7 @@ DEFAULTS = {
     "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696,
     "num_hidden_layers": 40, "num_attention_heads": 32, "max_position_embeddings": 131072,
     "rms_norm_eps": 1.5625e-07, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True,
-    "partial_rotary_factor": 0.5, "rope_layout": "interleaved",
+    "partial_rotary_factor": 0.5,
 }  # fmt: skip
 
 
@@ -24,7 +24,9 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
-        mixer = read.attention(config, bias=config.get("attention_bias", bool))
+        mixer = read.attention(
+            config, bias=config.get("attention_bias", bool), layout="interleaved"
+        )
         layer = read.pre_norm_layer(config, mixer)
         return read.decoder_config(config, (layer,) * config.size("num_hidden_layers"))
 
