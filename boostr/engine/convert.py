@@ -30,8 +30,14 @@ from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.gguf import gguf_plan, reordered
 from boostr.models.gguf_config import hf_config
 from boostr.models.gguf_folder import rounded
-from boostr.models.gguf_metadata import architecture_for, differing, gguf_metadata, rope_tensors
-from boostr.models.gguf_mix import FLOATS, MIXES, Mix, check_mix
+from boostr.models.gguf_metadata import (
+    architecture_for,
+    differing,
+    gguf_metadata,
+    layer_numbers,
+    rope_tensors,
+)
+from boostr.models.gguf_mix import FLOATS, MIXES, Mix, check_mix, is_small
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import stored_weights
@@ -110,7 +116,7 @@ def write_folder(
     refuse_quantized(folder, raw.raw, raw.source)
     module = empty_module(raw)
     config = module.config
-    architecture_for(config.model_type, raw.source)  # refused before anything is read
+    row = architecture_for(config.model_type, raw.source)  # refused before anything is read
     with open_safetensors(folder) as files:
         naming = module.load_plan(config).load(stored_weights(files, str(folder)))
         if naming.problems:
@@ -118,8 +124,9 @@ def write_folder(
         unsaid = naming.weights.keys() - {name for name, _, _ in module.parameters()}
         if unsaid:
             raise ModelFileError(f"{folder}: GGUF has no place for {', '.join(sorted(unsaid))}")
+        numbers = layer_numbers(row, naming.weights, len(config.layers))
         tensors = _tensors(config, naming.weights, kind)
-        metadata = gguf_metadata(config, raw.source) | _general(folder, kind, tensors)
+        metadata = gguf_metadata(config, raw.source) | numbers | _general(folder, kind, tensors)
         metadata |= _pooling(path, metadata["general.architecture"])
         _check_said(config, metadata, tensors, raw.source)
         if tokenizer_file(folder):
@@ -169,7 +176,7 @@ def _tensors(
     ]
     plus = 0.0 if config.norm is None else config.norm.offset
     for name, weight in named.items():
-        stored = "F32" if len(weight.shape) < 2 else _stored_type(weight)
+        stored = "F32" if is_small(name, weight.shape) else _stored_type(weight)
         chosen = stored if mix is None else mix.type_of(name, weight.shape)
         added = plus if name.endswith("norm.weight") else 0.0
         data = partial(_bands, name, weight, chosen, added)

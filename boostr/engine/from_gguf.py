@@ -20,7 +20,13 @@ from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models.base import Model
 from boostr.models.config import RawConfig
-from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights, reordered
+from boostr.models.gguf import (
+    architecture_of,
+    gguf_plan,
+    gguf_weights,
+    layer_numbers,
+    reordered,
+)
 from boostr.models.gguf_config import hf_config
 from boostr.models.gguf_folder import Decoded, folder_config, shortest
 from boostr.models.gguf_metadata import differing
@@ -109,7 +115,8 @@ def _stored(
     """The folder's tensors: the file's plan forwards, then the family's backwards."""
     path, config = str(file.path), module.config
     row = architecture_of(file)[1]
-    plan, held = gguf_plan(config, row), gguf_weights(file)
+    plan = gguf_plan(config, row)
+    held = gguf_weights(file) | layer_numbers(file, row, len(config.layers))
     places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
     check_names(places, CheckpointWeights(held, path, plan))
     weights = plan.load(held).weights

@@ -29,7 +29,7 @@ from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of
 from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
-from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights
+from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights, layer_numbers
 from boostr.models.gguf_config import hf_config
 from boostr.models.heads import Classifier, ClassifierSpec, classifier_spec
 from boostr.models.quantized import method_in, quantized_plan
@@ -160,8 +160,10 @@ def _folder_module(
 def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
     path = str(file.path)
     module = empty_module(RawConfig(hf_config(file), path))
-    plan = gguf_plan(module.config, architecture_of(file)[1])
-    load_parameters(module, CheckpointWeights(gguf_weights(file), path, plan), backend, **options)
+    row, layers = architecture_of(file)[1], len(module.config.layers)
+    weights = gguf_weights(file) | layer_numbers(file, row, layers)
+    source = CheckpointWeights(weights, path, gguf_plan(module.config, row))
+    load_parameters(module, source, backend, **options)
     return module
 
 

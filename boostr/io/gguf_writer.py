@@ -23,7 +23,7 @@ from boostr.io.gguf import GGML_TYPES
 ALIGNMENT = 32
 _IDS = {name: (id_, size, nbytes) for id_, (name, size, nbytes) in GGML_TYPES.items()}
 _BOOL, _STRING, _ARRAY, _U32, _F32, _U64 = 7, 8, 9, 4, 6, 10
-_ARRAYS = {np.dtype("u1"): 0, np.dtype("i4"): 5, np.dtype("f4"): 6}
+_ARRAYS = {np.dtype("u1"): 0, np.dtype("i4"): 5, np.dtype("f4"): 6, np.dtype("?"): _BOOL}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write_gguf(
 
     Args:
         metadata: bool, int (32 bits, or 64 if need be), float (32 bits), str, a list of str, or an
-            array of int32 or float32.
+            array of bool, int32 or float32.
         progress: called after each tensor: (tensors done, of how many, name).
     Raises:
         ModelFileError: data of another size than the type and shape say.

@@ -11,6 +11,7 @@ from boostr import nn
 from boostr.errors import ModelFileError
 from boostr.models import config as read
 from boostr.models import decoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn import fusion
@@ -79,6 +80,18 @@ class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
     block = Block
+    gguf = (
+        Architecture(
+            "apertus",
+            "ApertusForCausalLM",
+            numbers={
+                "xielu.alpha_p": ("mlp.act_fn.alpha_p", (1,)),
+                "xielu.alpha_n": ("mlp.act_fn.alpha_n", (1,)),
+                "xielu.beta": ("mlp.act_fn.beta", ()),
+                "xielu.eps": -1e-6,
+            },
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -24,8 +24,8 @@ class Architecture:
             layer and without its end -> canonical name.
         flags: names in config.json whose value the presence of a tensor gives: its name in a layer,
             and the value where it is there.
-        numbers: metadata with a number of each layer: key -> a parameter in the layer and its shape,
-            or the one number that is obeyed.
+        numbers: metadata with a number of each layer: key -> a parameter in the layer and its
+            shape, or the one number that is obeyed.
         packed: products that lie in one tensor: "attn_qkv" (q, k, v), "ffn_up" (gate, up).
         keys: metadata beyond what all have: key after "<name>." -> name in config.json.
         says: what the file does not say, being a constant of llama.cpp or of its converter, from

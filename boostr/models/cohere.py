@@ -24,8 +24,9 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "command-r",
             "CohereForCausalLM",
-            "interleaved",
+            flags={"use_qk_norm": ("attn_q_norm.weight", True)},
             keys={"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"},
+            says=lambda config: {"tie_word_embeddings": True},  # no head is read
             writes=lambda config: {"logit_scale": factor_of(config)},
         ),
     )

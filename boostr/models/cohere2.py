@@ -19,12 +19,12 @@ class CausalLM(cohere.CausalLM):
         Architecture(
             "cohere2",
             "Cohere2ForCausalLM",
-            "interleaved",
             keys={
                 "attention.layer_norm_epsilon": "layer_norm_eps",
                 "attention.sliding_window": "sliding_window",
                 "logit_scale": "logit_scale",
             },
+            says=lambda config: {"tie_word_embeddings": True},  # no head is read
             writes=lambda config: {
                 "logit_scale": cohere.factor_of(config),
                 "attention.sliding_window": next(

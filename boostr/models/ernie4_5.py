@@ -17,7 +17,9 @@ DEFAULTS = {
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("ernie4_5", "Ernie4_5ForCausalLM", "interleaved"),)
+    gguf = (
+        Architecture("ernie4_5", "Ernie4_5ForCausalLM", spelled={"attention_bias": "use_bias"}),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from boostr.errors import ModelFileError
 from boostr.models import config as read
 from boostr.models import olmo2
-from boostr.models.architecture import Architecture
+from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.nn.specs import LayerNorms, LayerSpec
 
@@ -18,10 +18,24 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def _said(config: Config) -> Config:
+    """Of the 32B llama.cpp knows the window, of others none."""
+    known = 4096 if config["num_hidden_layers"] == 64 else None
+    return {"sliding_window": config.get("sliding_window", known) or None}
+
+
 class CausalLM(olmo2.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("exaone4", "Exaone4ForCausalLM"),)
+    gguf = (
+        Architecture(
+            "exaone4",
+            "Exaone4ForCausalLM",
+            keys={"attention.sliding_window": "sliding_window"},
+            says=_said,
+            writes=olmo2.windows,
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -114,6 +115,31 @@ def gguf_weights(file: GGUFSource) -> dict[str, LazyWeight]:
         for name, tensor in tensors.items()
         if name not in inert
     }
+
+
+def layer_numbers(file: GGUFSource, row: Architecture, layers: int) -> dict[str, LazyWeight]:
+    """The parameters that are numbers in the metadata, under canonical names.
+
+    Raises:
+        ModelFileError: numbers that are not there, or are not obeyed.
+    """
+    path, weights = str(file.path), {}
+    for key, what in row.numbers.items():
+        numbers = np.asarray(file.metadata.get(key))
+        if numbers.dtype.kind not in "fiu" or numbers.shape not in ((), (layers,)):
+            raise ModelFileError(f"{path}: {key} must be {layers} numbers, got {numbers!r:.80}")
+        if not np.isfinite(numbers).all():
+            raise ModelFileError(f"{path}: {key} has numbers that are nan or infinite")
+        if isinstance(what, float):
+            if not np.allclose(numbers, what, rtol=1e-6, atol=0):
+                raise ModelFileError(f"{path}: {key} must be {what}, got {numbers!r:.80}")
+            continue
+        name, shape = what
+        for i, number in enumerate(np.broadcast_to(numbers, layers).astype(np.float32)):
+            array = np.full(shape, number)
+            named = FromFile(path, f"{key}[{i}]", shape, partial(np.asarray, array))
+            weights[f"model.layers.{i}.{name}"] = named
+    return weights
 
 
 def _weight(path: str, tensor: GGUFTensor, scale: GGUFTensor | None) -> LazyWeight:

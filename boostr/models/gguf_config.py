@@ -60,8 +60,10 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
         config["type_vocab_size"] = types.shape[0]
     if act in file.metadata:
         config["hidden_activation"] = file.metadata[act]
+    for name, (part, there) in row.flags.items():
+        config[name] = there if f"blk.0.{part}" in tensors else not there
     config |= row.says(_with_sizes(file, config))
-    config |= _partial_rope(file, config)
+    config |= _layer_types(file, config) | _partial_rope(file, config)
     config["rope_scaling"] = _rope_scaling(file)
     return config
 
@@ -71,12 +73,33 @@ def _refuse_other_attention(file: GGUFSource, row: Architecture, causal: bool) -
         raise ModelFileError(
             f"{file.path}: a sliding window in a GGUF file of {row.name} is not supported"
         )
+    sections = file.metadata.get(f"{row.name}.rope.dimension_sections")
+    if sections is not None and np.any(np.asarray(sections) != 0):
+        raise ModelFileError(
+            f"{file.path}: rope.dimension_sections of {row.name}, for positions in images, are not "
+            "supported"
+        )
     if _value(file, "attention.causal") not in (None, causal):
         seen = "in both directions" if causal else "of earlier tokens alone"
         raise ModelFileError(
             f"{file.path}: {row.name} with attention.causal {str(not causal).lower()}, {seen}, is "
             "not supported"
         )
+
+
+def _layer_types(file: GGUFSource, config: dict[str, Any]) -> dict[str, Any]:
+    """`layer_types`, where the file says which layers have the window: a flag for each, or of how
+    many the last has none."""
+    name = f"{file.metadata['general.architecture']}.attention.sliding_window_pattern"
+    pattern, layers = file.metadata.get(name), config["num_hidden_layers"]
+    if pattern is None or not config.get("sliding_window"):
+        return {}
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+        pattern = np.arange(layers) % pattern < pattern - 1
+    flags = np.asarray(pattern)
+    if flags.dtype != np.bool_ or flags.shape != (layers,):
+        raise ModelFileError(f"{file.path}: {name} must be {layers} flags, got {pattern!r:.80}")
+    return {"layer_types": ["sliding_attention" if f else "full_attention" for f in flags]}
 
 
 def _value(file: GGUFSource, key: str) -> int | float | bool | None:

@@ -18,7 +18,7 @@ from boostr.tensor import Tensor
 
 _BAND_BYTES = 16 * 2**20  # of float32 rows that are decoded at once
 # what only files of GGUF have otherwise than folders; the tensors are brought to the latter's form
-_FILES_OWN = ("rope_layout", "norm_offset", "position_embedding_type")
+_FILES_OWN = ("rope_layout", "norm_offset", "position_embedding_type", "rope_theta_swa")
 
 
 def folder_config(
@@ -30,6 +30,8 @@ def folder_config(
         ModelFileError: a rope that a config.json cannot say.
     """
     config = {k: v for k, v in said.items() if v is not None and k not in _FILES_OWN}
+    if said.get("sliding_window", 0) is None:
+        config["sliding_window"] = None  # none; where it is absent some families have one
     scaling = {k: v for k, v in config.pop("rope_scaling").items() if v is not None}
     factors = scaling.pop("frequency_factors", None)
     if factors is not None:
@@ -88,6 +90,8 @@ class Decoded(LazyWeight):
         self._inner, self._dtype, self._added = inner, dtype, np.float32(added)
 
     def read(self, indices: Indices) -> np.ndarray:
+        if not indices:
+            return rounded(np.asarray(self._inner.read(()), np.float32), self._dtype)
         rows, *columns = indices
         out = np.empty([len(index) for index in indices], self._dtype)
         step = max(1, _BAND_BYTES // (4 * max(int(np.prod(self.shape[1:], dtype=int)), 1)))

@@ -12,6 +12,7 @@ from boostr.errors import ModelFileError
 from boostr.models import FAMILIES, family
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig
+from boostr.models.lazy import LazyWeight, whole
 from boostr.nn.specs import NormSpec
 from boostr.ops.rope_tables import RopeConfig, frequencies
 
@@ -61,6 +62,20 @@ def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
     if config.embedding.types is not None:
         named["tokenizer.ggml.token_type_count"] = config.embedding.types
     return {"general.architecture": row.name, **named}
+
+
+def layer_numbers(row: Architecture, weights: dict[str, LazyWeight], layers: int) -> dict[str, Any]:
+    """The parameters that are numbers in the metadata; they are taken out of the weights."""
+    keys: dict[str, Any] = {}
+    for key, what in row.numbers.items():
+        if isinstance(what, float):
+            keys[key] = np.full(layers, what, np.float32)
+            continue
+        name, _ = what
+        taken = [weights.pop(f"model.layers.{i}.{name}") for i in range(layers)]
+        numbers = [np.asarray(weight.read(whole(weight.shape)), np.float32) for weight in taken]
+        keys[key] = np.concatenate([n.reshape(1) for n in numbers])
+    return keys
 
 
 def _scaling(rope: RopeConfig, source: str) -> dict[str, Any]:

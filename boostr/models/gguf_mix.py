@@ -31,6 +31,11 @@ def check_mix(name: str) -> None:
         raise OptionError(f"GGUF type {name!r} is not known: {', '.join(MIXES)}{hint}")
 
 
+def is_small(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it stays float32: a vector, or the vectors of heads."""
+    return len(shape) < 2 or name.endswith("norm.weight")
+
+
 @dataclass(frozen=True)
 class Mix:
     """The types of a model's matrices.
@@ -49,8 +54,8 @@ class Mix:
         check_mix(self.name)
 
     def type_of(self, name: str, shape: tuple[int, ...]) -> str:
-        """The type of a tensor under its name in GGUF; vectors stay float32."""
-        if len(shape) < 2:
+        """The type of a tensor under its name in GGUF."""
+        if is_small(name, shape):
             return "F32"
         kind = self.wanted(name)
         if kind not in FLOATS and shape[-1] % BLOCK_TYPES[kind].size:

@@ -16,10 +16,13 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+SPELLED = {"partial_rotary_factor": "partial_rotary_factor"}  # said even if it is 1
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("chatglm", "GlmForCausalLM", "interleaved", packed=("ffn_up",)),)
+    gguf = (Architecture("chatglm", "GlmForCausalLM", packed=("ffn_up",), spelled=SPELLED),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

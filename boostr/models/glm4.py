@@ -13,7 +13,7 @@ from boostr.models.plan import LoadPlan
 class CausalLM(glm.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("glm4", "Glm4ForCausalLM", "interleaved", packed=("ffn_up",)),)
+    gguf = (Architecture("glm4", "Glm4ForCausalLM", packed=("ffn_up",), spelled=glm.SPELLED),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

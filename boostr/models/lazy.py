@@ -55,6 +55,8 @@ class LazyWeight(ABC):
             ModelFileError: a dtype that boostr does not compute with.
         """
         array = np.ascontiguousarray(self.read(whole(self.shape)))
+        if not self.shape:
+            array = array.reshape(())  # it makes [1] of one number
         if self.kind is not None:
             rows = array.reshape(-1, array.shape[-1])
             try:

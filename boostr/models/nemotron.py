@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.nn.specs import LayerNorms, LayerSpec, MLPSpec, NormSpec
 
@@ -17,6 +18,16 @@ DEFAULTS = {
 
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
+
+    gguf = (
+        Architecture(
+            "nemotron",
+            "NemotronForCausalLM",
+            keys={"attention.layer_norm_epsilon": "norm_eps"},
+            says=lambda config: {"norm_offset": 0.0},  # the converter adds the 1
+            spelled={"partial_rotary_factor": "partial_rotary_factor"},
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

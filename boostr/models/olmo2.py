@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr.models import config as read
 from boostr.models import decoder, plan
-from boostr.models.architecture import Architecture
+from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import LayerNorms, LayerSpec
@@ -24,10 +26,39 @@ def layer(config: RawConfig) -> LayerSpec:
     return LayerSpec(mixer, read.mlp(config), LayerNorms(after_mixer=norm, after_mlp=norm))
 
 
+def _said(config: Config) -> Config:
+    """With a window it is an OLMo 3."""
+    if not config.get("sliding_window"):
+        return {}
+    return {"model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"]}
+
+
+def windows(config: ModelConfig) -> Config:
+    """Metadata of windows: their size, and which layers have one."""
+    sizes = [layer.mixer.window for layer in config.layers]
+    size = next((size for size in sizes if size), None)
+    if size is None:
+        return {}
+    return {
+        "attention.sliding_window": size,
+        "attention.sliding_window_pattern": np.array([bool(size) for size in sizes]),
+    }
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("olmo2", "Olmo2ForCausalLM"),)
+    gguf = (
+        Architecture(
+            "olmo2",
+            "Olmo2ForCausalLM",
+            keys={
+                "attention.sliding_window": "sliding_window",
+                "rope.freq_base_swa": "rope_theta_swa",
+            },
+            says=_said,
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

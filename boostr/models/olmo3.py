@@ -6,16 +6,21 @@ from dataclasses import replace
 
 from boostr.models import config as read
 from boostr.models import olmo2
+from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.ops.rope_tables import RopeConfig
 
 THETA = 5e5
 
 
+def _written(config: ModelConfig) -> Config:
+    return {**olmo2.windows(config), "rope.freq_base_swa": float(config.ropes["local"].theta)}
+
+
 class CausalLM(olmo2.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = ()
+    gguf = (Architecture("olmo2", "Olmo3ForCausalLM", writes=_written),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
@@ -41,4 +46,5 @@ def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
             for name, kind in names.items()
         }
     full = read.rope_config(config, head_dim, positions, theta=THETA)
-    return {"full": full, "local": RopeConfig(head_dim, full.theta, positions)}
+    theta = config.get("rope_theta_swa", float, full.theta)  # of GGUF
+    return {"full": full, "local": RopeConfig(head_dim, theta, positions)}

@@ -21,7 +21,10 @@ class CausalLM(decoder.CausalLM):
 
     gguf = (
         Architecture(
-            "phi2", "PhiForCausalLM", keys={"attention.layer_norm_epsilon": "layer_norm_eps"}
+            "phi2",
+            "PhiForCausalLM",
+            keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
+            spelled={"partial_rotary_factor": "partial_rotary_factor"},
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 
 DEFAULTS = {
@@ -15,6 +16,15 @@ DEFAULTS = {
 
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
+
+    gguf = (
+        Architecture(
+            "seed_oss",
+            "SeedOssForCausalLM",
+            flags={"attention_out_bias": ("attn_output.bias", True)},
+            names={"blk.{i}.post_attention_norm": "model.layers.{i}.post_attention_layernorm"},
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 from boostr.nn.specs import LayerNorms, LayerSpec, NormSpec
@@ -15,8 +16,28 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+SPELLED = {"attention_bias": "use_qkv_bias", "partial_rotary_factor": "partial_rotary_factor"}
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
+
+    gguf = (
+        Architecture(
+            "stablelm",
+            "StableLmForCausalLM",
+            flags={
+                "use_parallel_residual": ("ffn_norm.weight", False),
+                "qk_layernorm": ("attn_q_norm.weight", True),
+            },
+            keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
+            says=lambda config: {"use_qkv_bias": config["attention_bias"]},
+            writes=lambda config: {
+                "use_parallel_residual": config.layers[0].form == "parallel",
+            },
+            spelled=SPELLED,
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -24,7 +24,8 @@ class CausalLM(decoder.CausalLM):
             "starcoder2",
             "Starcoder2ForCausalLM",
             keys={"attention.layer_norm_epsilon": "norm_epsilon"},
-            says=lambda config: {"use_bias": True, "hidden_act": "gelu_pytorch_tanh"},
+            says=lambda config: {"use_bias": config["attention_bias"]},
+            spelled={"attention_bias": "use_bias"},
         ),
     )
 

@@ -50,7 +50,9 @@ def convert(
     config = json.loads((folder / "config.json").read_text())
     family = FAMILIES[config["model_type"]]
     architecture = family.architecture
-    tensors = _tensors(folder, config, family) | _rope_tensors(config)
+    read = _read(folder)
+    numbers = _numbers(read, family)
+    tensors = _tensors(read, config, family) | _rope_tensors(config)
     tensors = _packed(tensors) if packed else tensors
     names = list(tensors)
     for number in range(parts):
@@ -60,6 +62,8 @@ def convert(
             said = {**_metadata(config), **family.metadata(config), **(metadata or {})}
             for key, value in said.items():
                 _add(writer, f"{architecture}.{key}", value)
+            for key, values in numbers.items():
+                writer.add_array(key, values)
             if tokenizer is not None:
                 writer.add_tokenizer_model(tokenizer[0])
                 writer.add_tokenizer_pre(tokenizer[1])
@@ -100,6 +104,9 @@ def _add_tensor(writer: GGUFWriter, name: str, tensor: np.ndarray, kind: str) ->
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
     if value is None:
+        return
+    if isinstance(value, list):
+        writer.add_array(key, value)
         return
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     add.get(type(value), writer.add_string)(key, value)
@@ -168,10 +175,23 @@ def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
     return {"rope_freqs.weight": np.asarray(factors, np.float32)}
 
 
-def _tensors(folder: Path, config: dict[str, Any], family: GGUF) -> dict[str, np.ndarray]:
+def _read(folder: Path) -> dict[str, np.ndarray]:
     with open_safetensors(folder) as files:
-        read = {name: files.tensor(name).astype(np.float32) for name in files.names}
-    names = _NAMES | family.names
+        return {name: files.tensor(name).astype(np.float32) for name in files.names}
+
+
+def _numbers(tensors: dict[str, np.ndarray], family: GGUF) -> dict[str, list[float]]:
+    """By key, a number of each layer, which is no tensor then."""
+    return {
+        key: [float(tensors.pop(name).item()) for name in list(tensors) if name.endswith(end)]
+        for end, key in family.numbers.items()
+    }
+
+
+def _tensors(
+    read: dict[str, np.ndarray], config: dict[str, Any], family: GGUF
+) -> dict[str, np.ndarray]:
+    names = {**_NAMES, **family.names}
     out = {_name(n, names): array for n, array in family.tensors(read, config).items()}
     if config.get("tie_word_embeddings"):
         out.pop("output.weight", None)

@@ -100,6 +100,8 @@ class GGUF:
         tensors: of a checkpoint, under its names, as the file has them.
         metadata: what it writes beside what the config says under Llama's keys, by key after
             "<architecture>."; None for what it leaves out.
+        numbers: of tensors that it writes as metadata, a number of each layer: the end of their
+            names -> key.
         constants: keys of config.json that it does not write, as llama.cpp has them.
     """
 
@@ -107,6 +109,7 @@ class GGUF:
     names: Mapping[str, str] = field(default_factory=dict)
     tensors: Callable[[Arrays, Config], Arrays] = lambda tensors, config: tensors
     metadata: Callable[[Config], Config] = lambda config: {}
+    numbers: Mapping[str, str] = field(default_factory=dict)
     constants: Callable[[Config], Config] = lambda config: {}
 
 

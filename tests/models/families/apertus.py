@@ -1,6 +1,6 @@
 """Apertus: xIELU, and norms of heads."""
 
-from families import SMALL, Case, Family, rope, without
+from families import GGUF, SMALL, Case, Family, rope, without
 
 SIZES = without(SMALL, "head_dim")
 FAMILY = Family(
@@ -16,4 +16,9 @@ FAMILY = Family(
         ),
     },
     weights={"*.eps": (-1e-6, 0.0), "*.beta": (0.5, 0.1)},
+    gguf=GGUF(
+        "apertus",
+        names={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
+        numbers={f"mlp.act_fn.{n}": f"xielu.{n}" for n in ("alpha_p", "alpha_n", "beta", "eps")},
+    ),
 )

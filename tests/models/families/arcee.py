@@ -1,6 +1,7 @@
 """Arcee AFM: an MLP without a gate, of squared positive parts."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
+from families.llama import permuted
 
 FAMILY = Family(
     config="ArceeConfig",
@@ -14,4 +15,5 @@ FAMILY = Family(
             | rope("yarn", factor=4.0, original_max_position_embeddings=64)
         ),
     },
+    gguf=GGUF("arcee", tensors=permuted),
 )

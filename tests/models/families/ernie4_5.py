@@ -1,6 +1,6 @@
 """ERNIE 4.5: pairs side by side, biases everywhere."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
 
 FAMILY = Family(
     config="Ernie4_5Config",
@@ -14,4 +14,5 @@ FAMILY = Family(
             | rope("linear", factor=4.0)
         ),
     },
+    gguf=GGUF("ernie4_5"),
 )

@@ -1,8 +1,21 @@
 """EXAONE 4: norms after the halves, full layers without positions beside windows."""
 
-from families import SMALL, Case, Family, rope, without
+from families import GGUF, SMALL, Case, Family, rope, without
+from families.olmo2 import NAMES
 
 SIZES = without(SMALL, "head_dim")
+
+
+def metadata(config):
+    """What is said of windows."""
+    window = config["sliding_window"]
+    flags = [kind == "sliding_attention" for kind in config["layer_types"]]
+    return {
+        "attention.sliding_window": window,
+        "attention.sliding_window_pattern": flags if window else None,
+    }
+
+
 FAMILY = Family(
     config="Exaone4Config",
     model="Exaone4ForCausalLM",
@@ -16,4 +29,5 @@ FAMILY = Family(
             | rope("linear", factor=4.0)
         ),
     },
+    gguf=GGUF("exaone4", names=NAMES, metadata=metadata),
 )

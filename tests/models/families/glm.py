@@ -1,6 +1,6 @@
 """GLM: packed gate and up, partial rope of pairs side by side."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
 
 SIZES = SMALL | {"pad_token_id": None}  # the class's is beyond a small vocabulary
 FAMILY = Family(
@@ -16,4 +16,18 @@ FAMILY = Family(
             | rope(partial_rotary_factor=1.0)
         ),
     },
+    gguf=GGUF(
+        "chatglm",
+        names={"mlp.gate_up_proj": "ffn_up"},
+        # the converter writes other sizes than the model's: a context of E, heads of E / heads
+        metadata=lambda config: {
+            "context_length": None,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.freq_base": 10000.0,
+        },
+        constants=lambda config: {
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {**config["rope_parameters"], "rope_theta": 10000.0},
+        },
+    ),
 )

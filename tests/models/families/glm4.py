@@ -1,6 +1,6 @@
 """GLM: packed gate and up, partial rope of pairs side by side, four norms."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
 
 SIZES = SMALL | {"pad_token_id": None}  # the class's is beyond a small vocabulary
 FAMILY = Family(
@@ -16,4 +16,12 @@ FAMILY = Family(
             | rope(partial_rotary_factor=1.0)
         ),
     },
+    gguf=GGUF(
+        "glm4",
+        names={
+            "mlp.gate_up_proj": "ffn_up",
+            "post_self_attn_layernorm": "post_attention_norm",
+            "post_mlp_layernorm": "post_ffw_norm",
+        },
+    ),
 )

@@ -1,6 +1,6 @@
 """Hunyuan: norms of heads after rope, a base that alpha makes larger."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
 
 
 def v4(raw):
@@ -9,6 +9,15 @@ def v4(raw):
     raw["rope_theta"] = parameters.pop("rope_theta")
     kind = parameters.pop("rope_type")
     return raw if kind == "default" else raw | {"rope_scaling": {"type": kind, **parameters}}
+
+
+def metadata(config):
+    """The larger base; the context is then a constant of the converter."""
+    rope, width = config["rope_parameters"], config["head_dim"]
+    if rope["rope_type"] != "dynamic":
+        return {}
+    grown = rope["rope_theta"] * rope["alpha"] ** (width / (width - 2))
+    return {"rope.freq_base": grown, "context_length": None}
 
 
 FAMILY = Family(
@@ -23,4 +32,12 @@ FAMILY = Family(
         ),
     },
     v4=v4,
+    gguf=GGUF(
+        "hunyuan-dense",
+        names={
+            "self_attn.query_layernorm": "attn_q_norm",
+            "self_attn.key_layernorm": "attn_k_norm",
+        },
+        metadata=metadata,
+    ),
 )

@@ -1,6 +1,7 @@
 """Nemotron: layer norms stored minus 1, partial rope, no gate."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
+from families.gemma3_text import tensors
 
 FAMILY = Family(
     config="NemotronConfig",
@@ -15,4 +16,10 @@ FAMILY = Family(
         ),
     },
     weights={"*norm.weight": (0.0, 0.2)},
+    gguf=GGUF(
+        "nemotron",
+        # the converter takes E / heads for the width of a head, which not all checkpoints have
+        tensors=tensors,
+        metadata=lambda config: {"attention.layer_norm_epsilon": config["norm_eps"]},
+    ),
 )

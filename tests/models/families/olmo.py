@@ -1,6 +1,7 @@
 """OLMo: layer norms without weights, clamped q, k and v."""
 
-from families import SMALL, Case, Family, rope, without
+from families import GGUF, SMALL, Case, Family, rope, without
+from families.llama import permuted
 
 SIZES = without(SMALL, "head_dim")
 FAMILY = Family(
@@ -15,4 +16,12 @@ FAMILY = Family(
             | rope("linear", factor=4.0)
         ),
     },
+    gguf=GGUF(
+        "olmo",
+        tensors=permuted,  # the converter forgets biases, which no checkpoint has
+        metadata=lambda config: {
+            "attention.layer_norm_epsilon": 1e-5,
+            "attention.clamp_kqv": config["clip_qkv"],
+        },
+    ),
 )

@@ -3,6 +3,10 @@
 from families import GGUF, SMALL, Case, Family, without
 
 SIZES = without(SMALL, "head_dim")
+NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 FAMILY = Family(
     config="Olmo2Config",
     model="Olmo2ForCausalLM",
@@ -16,9 +20,6 @@ FAMILY = Family(
     },
     gguf=GGUF(
         "olmo2",
-        names={
-            "post_attention_layernorm": "post_attention_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        names=NAMES,
     ),
 )

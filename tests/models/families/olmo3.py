@@ -1,6 +1,7 @@
 """OLMo 3: windows, and scaled full layers."""
 
-from families import SMALL, Case, Family, without
+from families import GGUF, SMALL, Case, Family, without
+from families.olmo2 import NAMES
 
 SIZES = without(SMALL, "head_dim") | {"sliding_window": 7, "num_hidden_layers": 5}
 
@@ -10,6 +11,17 @@ def v4(raw):
     full = dict(raw.pop("rope_parameters")["full_attention"])
     raw["rope_theta"] = full.pop("rope_theta")
     return raw | ({"rope_scaling": full} if full["rope_type"] != "default" else {})
+
+
+def metadata(config):
+    """What is said of windows."""
+    return {
+        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window_pattern": [
+            kind == "sliding_attention" for kind in config["layer_types"]
+        ],
+        "rope.freq_base_swa": config["rope_parameters"]["sliding_attention"]["rope_theta"],
+    }
 
 
 FAMILY = Family(
@@ -30,4 +42,5 @@ FAMILY = Family(
         ),
     },
     v4=v4,
+    gguf=GGUF("olmo2", names=NAMES, metadata=metadata),
 )

@@ -1,6 +1,6 @@
 """Seed-OSS: biases of q, k and v, and of the output apart."""
 
-from families import SMALL, Case, Family, rope
+from families import GGUF, SMALL, Case, Family, rope
 
 FAMILY = Family(
     config="SeedOssConfig",
@@ -15,4 +15,5 @@ FAMILY = Family(
             | rope("linear", factor=4.0)
         ),
     },
+    gguf=GGUF("seed_oss", names={"post_attention_layernorm": "post_attention_norm"}),
 )

@@ -1,8 +1,38 @@
 """StableLM: partial rope, norms of each head, halves that share a norm."""
 
-from families import SMALL, Case, Family, rope, without
+import numpy as np
+
+from families import GGUF, SMALL, Case, Family, rope, without
 
 SIZES = without(SMALL, "head_dim")
+NAMES = {"self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm"}
+
+
+def tensors(tensors, config):
+    """The norms of heads of a layer in one tensor."""
+    out, stacks = {}, {}
+    for name, array in tensors.items():
+        stack, found, _ = name.partition(".norms.")
+        if found:
+            stacks.setdefault(f"{stack}.weight", []).append((int(name.split(".")[-2]), array))
+        else:
+            out[name] = array
+    order = {name: sorted(items, key=lambda item: item[0]) for name, items in stacks.items()}
+    return out | {name: np.stack([array for _, array in items]) for name, items in order.items()}
+
+
+def metadata(config):
+    return {
+        "attention.layer_norm_epsilon": config["layer_norm_eps"],
+        "use_parallel_residual": config["use_parallel_residual"],
+        "rope.freq_base": None,
+    }
+
+
+def constants(config):
+    return {"rope_parameters": {**config["rope_parameters"], "rope_theta": 10000.0}}
+
+
 FAMILY = Family(
     config="StableLmConfig",
     model="StableLmForCausalLM",
@@ -19,4 +49,5 @@ FAMILY = Family(
             | rope(partial_rotary_factor=0.5)
         ),
     },
+    gguf=GGUF("stablelm", tensors=tensors, names=NAMES, metadata=metadata, constants=constants),
 )

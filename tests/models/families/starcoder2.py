@@ -1,6 +1,6 @@
 """StarCoder 2: an MLP without a gate, a window."""
 
-from families import SMALL, Case, Family, rope, without
+from families import GGUF, SMALL, Case, Family, rope, without
 
 SIZES = without(SMALL, "head_dim")
 FAMILY = Family(
@@ -15,4 +15,10 @@ FAMILY = Family(
             | rope("linear", factor=4.0)
         ),
     },
+    gguf=GGUF(
+        "starcoder2",
+        names={"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+        metadata=lambda config: {"attention.layer_norm_epsilon": config["norm_epsilon"]},
+        constants=lambda config: {"sliding_window": None},
+    ),
 )
