@@ -130,7 +130,7 @@ def layer_numbers(file: GGUFSource, row: Architecture, layers: int) -> dict[str,
             raise ModelFileError(f"{path}: {key} must be {layers} numbers, got {numbers!r:.80}")
         if not np.isfinite(numbers).all():
             raise ModelFileError(f"{path}: {key} has numbers that are nan or infinite")
-        if isinstance(what, float):
+        if not isinstance(what, tuple):
             if not np.allclose(numbers, what, rtol=1e-6, atol=0):
                 raise ModelFileError(f"{path}: {key} must be {what}, got {numbers!r:.80}")
             continue

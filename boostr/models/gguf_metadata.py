@@ -68,7 +68,7 @@ def layer_numbers(row: Architecture, weights: dict[str, LazyWeight], layers: int
     """The parameters that are numbers in the metadata; they are taken out of the weights."""
     keys: dict[str, Any] = {}
     for key, what in row.numbers.items():
-        if isinstance(what, float):
+        if not isinstance(what, tuple):
             keys[key] = np.full(layers, what, np.float32)
             continue
         name, _ = what
