@@ -62,7 +62,7 @@ def read_pieces(folder: Path, model_type: int) -> Pieces:
             "pip install boostr[sentencepiece]"
         ) from None
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
     except Exception as error:  # of protobuf, which has classes of its own
         raise TokenizerError(f"{path}: not a SentencePiece model: {error}") from None
     if proto.trainer_spec.model_type != model_type:
