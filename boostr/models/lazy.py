@@ -54,7 +54,7 @@ class LazyWeight(ABC):
         Raises:
             ModelFileError: a dtype that boostr does not compute with.
         """
-        array = np.ascontiguousarray(self.read(whole(self.shape)))
+        array: np.ndarray = np.ascontiguousarray(self.read(whole(self.shape)))
         if not self.shape:
             array = array.reshape(())  # it makes [1] of one number
         if self.kind is not None:
