@@ -130,7 +130,7 @@ def family_of(config: RawConfig) -> type[Model]:
     else:
         found = family(kind, config.source)
     Settings(config.raw, config.source, {**TABLES["config.json"], **found.keys})
-    return found
+    return found.of(config)
 
 
 def _module(name: str) -> ModuleType:

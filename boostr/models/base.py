@@ -50,6 +50,11 @@ class Model(Module):
     config: Any
     ropes: Mapping[str, RopeConfig]
 
+    @classmethod
+    def of(cls, config: RawConfig) -> type[Model]:
+        """The class for a config, where a family has several."""
+        return cls
+
     @staticmethod
     @abstractmethod
     def read_config(config: RawConfig) -> Any:

@@ -60,6 +60,15 @@ def model_alone(prefix: str, *heads: str) -> LoadPlan:
     ))  # fmt: skip
 
 
+def llamas_names() -> LoadPlan:
+    """Llama's names, without the prefix that decoders have."""
+    return model_alone("model.", "lm_head.") + LoadPlan((
+        plan.rename("embed_tokens", "model.embed_tokens"),
+        plan.rename("layers.{i}", "model.layers.{i}"),
+        plan.rename("norm", "model.norm"),
+    ))  # fmt: skip
+
+
 def packed_heads(name: str, config: ModelConfig) -> Rule:
     """The rule for q, k and v of each layer `{i}` end to end under one name."""
     mixer = config.layers[0].mixer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from boostr.io.settings import INERT, Table
 from boostr.models import config as read
-from boostr.models import encoder, plan
+from boostr.models import encoder
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
@@ -27,10 +27,8 @@ class Model(encoder.Model):
         config = config.filled(**DEFAULTS)
         bias = config.get("attention_bias", bool, False)
         mixer = read.attention(config, bias=bias, output_bias=bias, causal=False)
-        layer, positions = (
-            read.pre_norm_layer(config, mixer),
-            config.size("max_position_embeddings"),
-        )
+        layer = read.pre_norm_layer(config, mixer)
+        positions = config.size("max_position_embeddings")
         return encoder.encoder_config(
             config,
             (layer,) * config.size("num_hidden_layers"),
@@ -40,8 +38,4 @@ class Model(encoder.Model):
 
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
-        return encoder.model_alone("model.", "lm_head.") + LoadPlan((
-            plan.rename("embed_tokens", "model.embed_tokens"),
-            plan.rename("layers.{i}", "model.layers.{i}"),
-            plan.rename("norm", "model.norm"),
-        ))  # fmt: skip
+        return encoder.llamas_names()

@@ -1,4 +1,7 @@
-"""Gemma 3: Gemma 2 with norms on the heads of q and k, and a rope of their own for local layers."""
+"""Gemma 3: Gemma 2 with norms on the heads of q and k, and a rope of their own for local layers.
+
+EmbeddingGemma is one whose tokens see those after them, too.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from boostr.io.settings import INERT, Table
+from boostr.models import base, encoder, gemma, gemma2
 from boostr.models import config as read
-from boostr.models import gemma, gemma2
 from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
+from boostr.models.plan import LoadPlan
 from boostr.ops.rope_tables import RopeConfig
 
 DEFAULTS = gemma.SHARED | {
@@ -34,7 +38,7 @@ class CausalLM(gemma2.CausalLM):
     """See `decoder.CausalLM`."""
 
     # transformers does not use the softcap of attention in this family
-    keys: ClassVar[Table] = {**gemma.CausalLM.keys, "attn_logit_softcapping": INERT}
+    keys: ClassVar[Table] = {"attn_logit_softcapping": INERT}
     gguf = (
         Architecture(
             "gemma3",
@@ -53,8 +57,10 @@ class CausalLM(gemma2.CausalLM):
     def read_config(config: RawConfig) -> ModelConfig:
         config = config.filled(**DEFAULTS)
         norm, scale = gemma.norm(config), config.factor("query_pre_attn_scalar") ** -0.5
-        full = gemma.attention(config, q_norm=norm, k_norm=norm, scale=scale)
-        local = replace(full, window=config.size("sliding_window"), rope="local")
+        both = config.get("use_bidirectional_attention", bool, False)
+        window = config.size("sliding_window")
+        full = gemma.attention(config, q_norm=norm, k_norm=norm, scale=scale, causal=not both)
+        local = replace(full, window=window // 2 if both else window, rope="local")
         kinds = {"full_attention": full, "sliding_attention": local}
         pattern = read.every(
             config.size("sliding_window_pattern"), config.size("num_hidden_layers")
@@ -62,6 +68,25 @@ class CausalLM(gemma2.CausalLM):
         mixers = [kinds[kind] for kind in read.layer_types(config, pattern)]
         layers = read.by_layer(gemma.sandwich(config, full), mixers)
         return gemma.decoder_config(config, layers, ropes=_ropes(config, full.head_dim))
+
+    @classmethod
+    def of(cls, config: RawConfig) -> type[base.Model]:
+        """What it is where tokens see those after them."""
+        return Encoder if config.get("use_bidirectional_attention", bool, False) else cls
+
+
+class Encoder(encoder.Model):
+    """EmbeddingGemma."""
+
+    keys: ClassVar[Table] = CausalLM.keys
+
+    @staticmethod
+    def read_config(config: RawConfig) -> ModelConfig:
+        return replace(CausalLM.read_config(config), head=None)
+
+    @staticmethod
+    def load_plan(config: ModelConfig) -> LoadPlan:
+        return encoder.llamas_names() + CausalLM.load_plan(config)
 
 
 def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:

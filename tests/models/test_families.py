@@ -131,7 +131,6 @@ def test_a_softcap_of_0_is_none():
     [
         ("llama/odd", "rms_norm_eps", -1.0), ("llama/odd", "partial_rotary_factor", np.nan),
         ("olmo2/odd", "partial_rotary_factor", np.inf), ("gpt_neox/serial", "layer_norm_eps", -1),
-        ("gemma3_text/odd", "use_bidirectional_attention", True),
         ("gemma3_text/odd", "query_pre_attn_scalar", 0), ("gemma3_text/odd", "rope_parameters", 1),
     ],
 )  # fmt: skip

@@ -24,12 +24,12 @@ def test_every_family_has_something_to_say(name):
                    "mlp": "gated silu", "head": "its own", "state": "keys and values"}),
         ("gemma3_text", {"block": "sandwich, RMS + 1 norms, norms of q and k by head",
                          "positions": "rope θ 10000, rope θ 1e+06",
-                         "windows": "4096 in 20 of 24 layers", "head": "tied"}),
+                         "windows": "4096 in 22 of 26 layers", "head": "tied"}),
         ("gpt_neox", {"block": "parallel, pre-norm, layer norms", "mlp": "gelu with biases",
                       "positions": "rope θ 10000 of 25% of a head", "gguf": ("gptneox",)}),
         ("olmo2", {"block": "post-norm, RMS norms, norms of q and k over all heads"}),
         ("bert", {"kind": "embed", "block": "post-norm of the sum, layer norms",
-                  "positions": "learned", "state": "nothing", "gguf": ()}),
+                  "positions": "learned", "state": "nothing", "gguf": ("bert",)}),
     ],
 )  # fmt: skip
 def test_traits(name, words):

@@ -48,6 +48,11 @@ FAMILY = Family(
                 }
             }
         ),
+        "bidirectional": Case(
+            SIZES | {"num_hidden_layers": 7, "use_bidirectional_attention": True},
+            model="Gemma3TextModel",
+            in_gguf=False,
+        ),
     },
     # norms are stored minus 1, and what is embedded is multiplied by √E
     weights={
