@@ -25,6 +25,7 @@ from boostr.io.tokenizer import required
 from boostr.models.base import GENERATES, Model
 from boostr.models.lazy import Held, LazyWeight, whole
 from boostr.models.plan import LoadPlan
+from boostr.nn import Linear
 from boostr.operands import Recorded
 from boostr.ops import core
 from boostr.quant.scheme import QuantizedTensor
@@ -79,7 +80,7 @@ class Calibration:
         self._backend, runner = backend, Runner(module, backend)
         self._batches = [runner.packed([ids[at : at + CHUNK]]) for at in starts]
         with autograd.no_grad():
-            self._states = [self._decoder.embed_tokens(batch.ids) for batch in self._batches]
+            self._states = [next(self._decoder(batch)) for batch in self._batches]
 
     @classmethod
     def of(cls, path: Path, backend: Backend, text: str, chunks: int) -> Calibration:
@@ -139,7 +140,7 @@ class Calibration:
         return {
             name: owner
             for name, owner, attribute in block.parameters(prefix)
-            if attribute == "weight" and len(owner.weight.shape) == 2
+            if attribute == "weight" and isinstance(owner, Linear)
         }
 
 

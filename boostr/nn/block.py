@@ -42,11 +42,12 @@ class Block(Module):
     def feeds(self) -> Iterator[Feed]:
         """See `Module.feeds`: what norms, v and up make, as far as one part alone reads it."""
         before, own = self.input_layernorm, self.post_attention_layernorm
-        shared = before if self._form == "parallel" and own is None else None
-        if shared is not None:
+        is_shared = self._form == "parallel" and own is None
+        before, own = (n if n is not None and n.scales else None for n in (before, own))
+        if is_shared and before is not None:
             readers = (*self.self_attn.readers, *self.mlp.readers)
-            yield Feed(shared, readers, np.arange(self.mlp.up_proj.weight.shape[1]))
-        yield from self.self_attn.feeds(None if shared is before else before)
+            yield Feed(before, readers, np.arange(self.mlp.up_proj.weight.shape[1]))
+        yield from self.self_attn.feeds(None if is_shared else before)
         yield from self.mlp.feeds(own)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:

@@ -27,6 +27,11 @@ class Norm(Module):
         return fusion.normed(x, self.operand)
 
     @property
+    def scales(self) -> bool:
+        """Whether it has weights, which can be divided by what others are multiplied by."""
+        return self._spec.weight
+
+    @property
     def operand(self) -> NormOperand:
         """The norm as a fused op takes it."""
         spec = self._spec
