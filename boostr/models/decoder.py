@@ -74,10 +74,10 @@ class CausalLM(StackModel):
 
 # -- products that lie end to end in a checkpoint --------------------------------------------------
 def packed_qkv(name: str, mixer: AttentionSpec) -> Rule:
-    """q, k and v of a layer in one tensor."""
+    """q, k and v of a layer in one tensor, of this name with `{i}`."""
     heads = {"q": mixer.heads, "k": mixer.kv_heads, "v": mixer.kv_heads}
     parts = [(f"{LAYER}self_attn.{n}_proj", count * mixer.head_dim) for n, count in heads.items()]
-    return plan.rows(LAYER + name, parts)
+    return plan.rows(name, parts)
 
 
 def packed_gate_up(name: str, mlp: MLPSpec) -> Rule:

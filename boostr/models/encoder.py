@@ -11,7 +11,7 @@ from boostr.errors import OptionError
 from boostr.models import config as read
 from boostr.models import plan
 from boostr.models.config import ModelConfig, RawConfig
-from boostr.models.plan import LoadPlan, Rule
+from boostr.models.plan import LoadPlan
 from boostr.models.stack import StackModel
 from boostr.nn.specs import LayerSpec
 from boostr.nn.states import State
@@ -67,12 +67,3 @@ def llamas_names() -> LoadPlan:
         plan.rename("layers.{i}", "model.layers.{i}"),
         plan.rename("norm", "model.norm"),
     ))  # fmt: skip
-
-
-def packed_heads(name: str, config: ModelConfig) -> Rule:
-    """The rule for q, k and v of each layer `{i}` end to end under one name."""
-    mixer = config.layers[0].mixer
-    heads = {"q": mixer.heads, "k": mixer.kv_heads, "v": mixer.kv_heads}
-    parts = [(f"model.layers.{{i}}.self_attn.{part}_proj", n * mixer.head_dim)
-             for part, n in heads.items()]  # fmt: skip
-    return plan.rows(name, parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boostr.models import config as read
-from boostr.models import decoder, plan
+from boostr.models import decoder
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
@@ -36,7 +36,5 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
         """Gate and up end to end."""
-        layer, F = "model.layers.{i}.mlp.", config.layers[0].mlp.hidden
-        both = [(layer + "gate_proj", F), (layer + "up_proj", F)]
-        own = LoadPlan((plan.rows(layer + "gate_up_proj", both),))
+        own = LoadPlan((decoder.packed_gate_up("mlp.gate_up_proj", config.layers[0].mlp),))
         return decoder.CausalLM.load_plan(config) + own

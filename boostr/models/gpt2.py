@@ -82,7 +82,7 @@ class CausalLM(decoder.CausalLM):
             plan.rename("transformer.ln_f", "model.norm"),
             plan.rename("transformer.h.{i}", "model.layers.{i}"),
             *(plan.transpose(layer + name) for name in products),
-            decoder.packed_qkv("attn.c_attn", mixer),
+            decoder.packed_qkv(decoder.LAYER + "attn.c_attn", mixer),
             plan.rename(layer + "attn.c_proj", layer + "self_attn.o_proj"),
             plan.rename(layer + "ln_1", layer + "input_layernorm"),
             plan.rename(layer + "ln_2", layer + "post_attention_layernorm"),

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from boostr import nn
 from boostr.io.settings import INERT, Table, unless
-from boostr.models import bert, encoder, plan
+from boostr.models import bert, decoder, encoder, plan
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.nomic_bert import rope_bert_config
 from boostr.models.plan import LoadPlan
@@ -56,7 +56,7 @@ class Model(encoder.Model):
         return encoder.model_alone("gte.", "lm_head.") + LoadPlan((
             plan.prefixes("", ("new.", "")),
             *bert.EMBEDDINGS,
-            encoder.packed_heads(layer + "attention.qkv_proj", config),
+            decoder.packed_qkv(layer + "attention.qkv_proj", config.layers[0].mixer),
             plan.rename(layer + "attention.o_proj", canonical + "self_attn.o_proj"),
             plan.rename(layer + "attn_ln", canonical + "attention_output_norm"),
             plan.rows(layer + "mlp.up_gate_proj", halves),

@@ -7,7 +7,7 @@ from typing import Any
 
 from boostr.io.settings import INERT, Table
 from boostr.models import config as read
-from boostr.models import encoder, plan
+from boostr.models import decoder, encoder, plan
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
@@ -98,7 +98,7 @@ class Model(encoder.Model):
             plan.rename("embeddings.norm", "model.embed_norm"),
             plan.rename("final_norm", "model.norm"),
             plan.rename(layer + "attn_norm", canonical + "input_layernorm"),
-            encoder.packed_heads(layer + "attn.Wqkv", config),
+            decoder.packed_qkv(layer + "attn.Wqkv", config.layers[0].mixer),
             plan.rename(layer + "attn.Wo", canonical + "self_attn.o_proj"),
             plan.rename(layer + "mlp_norm", canonical + "post_attention_layernorm"),
             plan.rows(layer + "mlp.Wi", halves),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from boostr.errors import ModelFileError
 from boostr.io.settings import Table, unless
-from boostr.models import bert, encoder, plan
+from boostr.models import bert, decoder, encoder, plan
 from boostr.models import config as read
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
@@ -67,7 +67,7 @@ class Model(encoder.Model):
         return encoder.model_alone("nomic_bert.", "cls.") + LoadPlan((
             plan.rename("emb_ln", "embeddings.LayerNorm"),
             *bert.EMBEDDINGS,
-            encoder.packed_heads(layer + "attn.Wqkv", config),
+            decoder.packed_qkv(layer + "attn.Wqkv", config.layers[0].mixer),
             plan.rename(layer + "attn.out_proj", canonical + "self_attn.o_proj"),
             plan.rename(layer + "norm1", canonical + "attention_output_norm"),
             plan.rename(layer + "mlp.fc11", canonical + "mlp.up_proj"),

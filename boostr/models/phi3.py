@@ -62,6 +62,6 @@ class CausalLM(decoder.CausalLM):
         """Its products that lie end to end."""
         layer = config.layers[0]
         return decoder.CausalLM.load_plan(config) + LoadPlan((
-            decoder.packed_qkv("self_attn.qkv_proj", layer.mixer),
+            decoder.packed_qkv(decoder.LAYER + "self_attn.qkv_proj", layer.mixer),
             decoder.packed_gate_up("mlp.gate_up_proj", layer.mlp),
         ))  # fmt: skip
