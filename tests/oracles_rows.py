@@ -52,3 +52,18 @@ def embedding_backward(g, ids, rows):
     out = np.zeros((rows, g.shape[1]))
     np.add.at(out, ids, np.asarray(g).astype(F64))
     return out
+
+
+def advance_rows(state, chosen, places=None):
+    """The state [F, R] after a step, a row at a time: ids, positions, lengths, owners, draws,
+    limits, eight end tokens."""
+    state = state.copy()
+    for b, token in enumerate(chosen):
+        r = b if places is None else places[b]
+        if not 0 <= r < state.shape[1] or state[3, r] < 0:
+            continue
+        state[0, r] = token
+        state[[1, 2, 4], r] += 1
+        if token < 0 or token in state[6:14, r] or state[1, r] >= state[5, r]:
+            state[3, r], state[2, r] = -1, 0
+    return state

@@ -18,6 +18,7 @@ from boostr import Tensor, backends, dtypes, ops
 from boostr.nn import fusion
 from boostr.operands import Cache, HeadNorms, Norm, Rope
 from boostr.ops.optim import adamw
+from boostr.ops.rows import FIELDS
 from boostr.ops.sampling import filtered_probabilities, seed_words
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 
@@ -68,7 +69,7 @@ def heads() -> None:
             for layout in ("split-half", "interleaved"):
                 ops.rope(x, *tables, ints([0, 8, 3, 3, 1]), layout=layout).sum().backward()
             k, cache = normal(5, 3, D, dtype=dtype), normal(4, 3, 3, D, dtype=dtype)
-            slots = ops.slot_mapping(ints([0, 1, 2, 3, 9]), ints([0, 0, 1, 1, 1]),
+            slots = ops.slot_mapping(ints([0, 1, 2, 3, 9]), ints([0, 0, 1, -1, 1]),
                                      ints([[0, 1], [3, -1]]), 3)  # fmt: skip
             ops.kv_write(k, k, cache, normal(4, 3, 3, D, dtype=dtype), slots)
 
@@ -175,6 +176,7 @@ def sampling() -> None:
             ops.penalize(logits, seen, counts, *f)
             ops.record_tokens(ids, seen, counts)
             ops.advance(ids, ids + 1, [ints([1] * B)])
+            ops.advance_rows(ints(np.ones((FIELDS, B))), ids)
 
 
 def main() -> None:

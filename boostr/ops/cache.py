@@ -23,7 +23,8 @@ def slot_mapping(
     """The cache row of each token: slot = block · block_size + offset.
 
     Args:
-        positions: int32 [T].   sequence_ids: int32 [T], the row of `block_table` of each token.
+        positions: int32 [T].   sequence_ids: int32 [T], the row of `block_table` of each token;
+            negative: the token is of no sequence, and has slot -1.
         block_table: int32 [B, max_blocks]; it wraps, and a negative entry gives slot -1.
     Returns:
         int32 [T].
@@ -153,8 +154,8 @@ def _advance_composite(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> N
 
 def _slots(positions, sequence_ids, block_table, block_size) -> Tensor:
     column = core.mod(positions // block_size, block_table.shape[1])
-    flat = sequence_ids * block_table.shape[1] + column
-    block = core.take(block_table.flatten(), flat)
+    flat = core.maximum(sequence_ids, 0) * block_table.shape[1] + column
+    block = core.where(sequence_ids >= 0, core.take(block_table.flatten(), flat), -1)
     return core.where(block >= 0, block * block_size + core.mod(positions, block_size), -1)
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import oracles
+import oracles_rows
 import pytest
 from draws import normal, tensors
+from ops.test_rows import draw as rows_of_state
 from packed import BLOCKS, draw
 from tolerance import assert_close
 
@@ -187,8 +189,9 @@ def test_slots_and_kv_write(numpy_backend, rng):
     table[1, 3] = -1
     positions = np.arange(55, dtype=np.int32) % 38
     owner = (np.arange(55) >= 38).astype(np.int32)
+    owner[[7, 54]] = -1
     got = ops.slot_mapping(*tensors(numpy_backend, positions, owner, table), 4)
-    block = table[owner, positions // 4 % 10]
+    block = np.where(owner < 0, -1, table[owner, positions // 4 % 10])
     want = np.where(block < 0, -1, block * 4 + positions % 4)
     assert np.array_equal(got.numpy(), want)
     k, v = columns(normal(rng, (55, 3 * 8))).reshape(55, 3, 8), normal(rng, (55, 3, 5))
@@ -198,6 +201,15 @@ def test_slots_and_kv_write(numpy_backend, rng):
     ops.kv_write(*parts, got)
     for tensor, expected in zip(parts[2:], wanted, strict=True):
         assert np.array_equal(tensor.numpy(), expected)
+
+
+def test_rows_of_state(numpy_backend, rng):
+    state, chosen = rows_of_state(rng, 300), rng.integers(-1, 50, 260).astype(np.int32)
+    (held,) = tensors(numpy_backend, state.copy())
+    for places in (None, rng.permutation(300)[:260].astype(np.int32)):
+        ops.advance_rows(held, *tensors(numpy_backend, chosen, places))
+        state = oracles_rows.advance_rows(state, chosen, places)
+        assert np.array_equal(held.numpy(), state)
 
 
 # -- choosing tokens -----------------------------------------------------------------------------

@@ -40,11 +40,12 @@ def test_nothing_to_write(backend, rng):
 @pytest.mark.parametrize("bs", [1, 3, 16])
 def test_slot_mapping(bs, backend):
     table = i32([5, 2, 9], [1, -1, 4])
-    positions, rows = i32(0, bs, 3 * bs - 1, 3 * bs, 7 * bs, bs), i32(0, 0, 0, 0, 1, 1)
+    positions = i32(0, bs, 3 * bs - 1, 3 * bs, 7 * bs, bs, 0, bs)
+    rows = i32(0, 0, 0, 0, 1, 1, -1, -7)
     got = slot_mapping(*tensors(backend, positions, rows, table), bs)
     want = []
     for p, b in zip(positions, rows, strict=True):
-        block = table[b, p // bs % 3]
+        block = table[b, p // bs % 3] if b >= 0 else -1
         want.append(block * bs + p % bs if block >= 0 else -1)
     assert got.tolist() == want and got.dtype == np.int32
 

@@ -1,10 +1,11 @@
 // The paged cache: where tokens lie, writing rows of keys and values, stepping a decode loop.
 //
 // slot_mapping: slot = block * bs + position % bs, block = table[sequence, position / bs %
-//   columns]; -1 where the block is negative. One thread a token.
+//   columns]; -1 where the block or the sequence is negative. One thread a token.
 // kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped.
 //   `team` threads a token, runs of VEC elements; blockIdx.y is 0 for k and 1 for v.
 // advance: ids = chosen, then each counter += 1. One block.
+// advance_rows: state [F, R], a column a sequence; see boostr/ops/rows.py. One thread a place.
 //
 // Macros: X type of new rows, C type of the caches, VEC (only kv_write).
 #include "rows.cuh"
@@ -25,7 +26,8 @@ slot_mapping(const int* positions, const int* sequences, const int* table, int* 
   }
   int column = page % columns;
   if (column < 0) column += columns;
-  const int block = table[(i64)sequences[t] * columns + column];
+  const int sequence = sequences[t];
+  const int block = sequence < 0 ? -1 : table[(i64)sequence * columns + column];
   slots[t] = block < 0 ? -1 : block * block_size + offset;
 }
 
@@ -39,6 +41,29 @@ advance(int* ids, const int* chosen, int n, int* a, int an, int* b, int bn, int*
   for (int i = threadIdx.x; i < bn; i += 256) b[i]++;
   for (int i = threadIdx.x; i < cn; i += 256) c[i]++;
   for (int i = threadIdx.x; i < dn; i += 256) d[i]++;
+}
+
+enum { IDS, POSITIONS, LENGTHS, OWNERS, DRAWS, LIMITS, ENDS, FIELDS = ENDS + 8 };
+
+extern "C" __global__ void __launch_bounds__(64)
+advance_rows(int* state, const int* chosen, const int* places, int B, int R) {
+  const int b = blockIdx.x * 64 + threadIdx.x;
+  pdl_wait();
+  pdl_launch();
+  if (b >= B) return;
+  const int r = places ? places[b] : b, token = chosen[b];
+  if (r < 0 || r >= R) return;
+  auto at = [&](int field) -> int& { return state[(i64)field * R + r]; };
+  if (at(OWNERS) < 0) return;
+  const int position = at(POSITIONS) + 1;
+  bool ended = token < 0 || position >= at(LIMITS);
+#pragma unroll
+  for (int field = ENDS; field < FIELDS; field++) ended |= at(field) == token;
+  at(IDS) = token;
+  at(POSITIONS) = position;
+  at(LENGTHS) = ended ? 0 : at(LENGTHS) + 1;
+  at(DRAWS)++;
+  if (ended) at(OWNERS) = -1;
 }
 #else
 extern "C" __global__ void

@@ -1,14 +1,16 @@
 // The paged cache: where tokens lie, writing rows of keys and values, stepping a decode loop.
 //
 // slot_mapping: slot = block * bs + position mod bs, block = table[sequence, (position div bs) mod
-//   columns], rounding down; -1 where the block is negative. One thread a token.
+//   columns], rounding down; -1 where the block or the sequence is negative. One thread a token.
 // kv_write: row t of k and v, width elements, to row slots[t] of the caches [slots, width], which
 //   are f32 or 16-bit of their own; rows out of range are dropped. A thread has RUN elements (8, 4,
 //   2 or 1); COUNT 2: k and v at once, those of v behind those of k. RUN 1 with a 16-bit cache:
 //   rows share words, of which a thread replaces its half by atomics.
 // advance: ids = chosen, then each of COUNT - 1 counters += 1, all bound by themselves.
+// advance_rows: state [F, R], a column a sequence; see boostr/ops/rows.py. One thread a place.
 //
-// Values: ENTRY; of kv_write X, C (types of the rows and the caches), RUN, COUNT; of advance COUNT.
+// Values: ENTRY; of kv_write X, C (types of the rows and the caches), RUN, COUNT; of advance COUNT;
+//   of advance_rows PLACES.
 # if ENTRY == "slot_mapping"
 struct Params { T: u32, columns: u32, block_size: u32, positions_at: u32, sequences_at: u32,
                 table_at: u32 }
@@ -30,7 +32,9 @@ fn slot_mapping(@builtin(global_invocation_id) id: vec3<u32>,
   let offset = size - page * p.block_size;
   let column = page % p.columns;
   let at = select(column, p.columns - 1u - column, below);
-  let block = table[p.table_at + u32(sequences[p.sequences_at + t]) * p.columns + at];
+  let sequence = sequences[p.sequences_at + t];
+  var block = -1;
+  if (sequence >= 0) { block = table[p.table_at + u32(sequence) * p.columns + at]; }
   let inner = select(offset, p.block_size - 1u - offset, below);
   slots[t] = select(block * i32(p.block_size) + i32(inner), -1, block < 0);
 }
@@ -52,6 +56,36 @@ fn advance(@builtin(local_invocation_index) thread: u32) {
 # for n in range(1, COUNT)
   for (var i = thread; i < p.size{{ n }}; i += 64u) { state{{ n }}[p.at{{ n }} + i] += 1; }
 # endfor
+}
+# elif ENTRY == "advance_rows"
+struct Params { B: u32, R: u32, state_at: u32, chosen_at: u32, places_at: u32 }
+{{ read(0, "chosen", "i32") }}
+# if PLACES
+{{ read(1, "places", "i32") }}
+# endif
+{{ write(1 + PLACES, "state", "i32") }}
+{{ parameters(2 + PLACES) }}
+# for name in ("IDS", "POSITIONS", "LENGTHS", "OWNERS", "DRAWS", "LIMITS", "ENDS")
+const {{ name }} = {{ loop.index0 }}u;
+# endfor
+@compute @workgroup_size(64)
+fn advance_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                @builtin(local_invocation_index) thread: u32) {
+  let b = flat_workgroup(group, groups) * 64u + thread;
+  if (b >= p.B) { return; }
+  let r = {{ "places[p.places_at + b]" if PLACES else "i32(b)" }};
+  if (r < 0 || u32(r) >= p.R) { return; }
+  let at = p.state_at + u32(r);
+  if (state[at + OWNERS * p.R] < 0) { return; }
+  let token = chosen[p.chosen_at + b];
+  let position = state[at + POSITIONS * p.R] + 1;
+  var ended = token < 0 || position >= state[at + LIMITS * p.R];
+  for (var i = 0u; i < 8u; i++) { ended = ended || state[at + (ENDS + i) * p.R] == token; }
+  state[at + IDS * p.R] = token;
+  state[at + POSITIONS * p.R] = position;
+  state[at + LENGTHS * p.R] = select(state[at + LENGTHS * p.R] + 1, 0, ended);
+  state[at + DRAWS * p.R] += 1;
+  if (ended) { state[at + OWNERS * p.R] = -1; }
 }
 # elif ENTRY == "increment"
 struct Params { size: u32, at: u32 }

@@ -6,12 +6,14 @@ import oracles_rows
 import packed
 import pytest
 from draws import normal, tensors, view
+from ops.test_rows import draw
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import _embedding_backward, embedding
 from boostr.ops.quant import dequantize
+from boostr.ops.rows import advance_rows
 
 FLOATS = ("float32", "float16", "bfloat16")
 floats = pytest.mark.parametrize("dtype", FLOATS)
@@ -121,10 +123,23 @@ def test_counters_in_one_buffer(gpu):
     assert state.tolist() == [[3, 4, 5], [3, 4, 5], [7, 8, 9], [10, 11, 12]]
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_rows_of_state(first, gpu, rng):
+    """A state that begins within a buffer; places in any order."""
+    state = draw(rng, 700)
+    room = np.concatenate([rng.integers(0, 9, (first, 700)).astype(np.int32), state])
+    held, chosen = Tensor(room, backend=gpu)[first:], rng.integers(-1, 50, 650).astype(np.int32)
+    for places in (None, rng.permutation(700)[:650].astype(np.int32)):
+        ids, index = tensors(gpu, chosen, places)
+        advance_rows(held, ids, index)
+        state = oracles_rows.advance_rows(state, chosen, places)
+        np.testing.assert_array_equal(held.numpy(), state)
+
+
 def test_slot_mapping(gpu):
     table = np.array([[5, 2, 9], [1, -1, 4]], np.int32)
     positions = np.arange(-40, 860, dtype=np.int32)
-    rows = np.arange(900, dtype=np.int32) % 2
+    rows = np.arange(900, dtype=np.int32) % 3 - 1
     got = slot_mapping(*tensors(gpu, positions, rows, table), 16).numpy()
-    block = table[rows, positions // 16 % 3]
+    block = np.where(rows < 0, -1, table[rows, positions // 16 % 3])
     np.testing.assert_array_equal(got, np.where(block < 0, -1, block * 16 + positions % 16))

@@ -110,9 +110,19 @@ def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
     backend.launch("cache", "advance", (1,), (256,), args, dependent=True)
 
 
+def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
+    backend: CupyBackend = state.backend  # type: ignore[assignment]
+    reads = [None if x is None else backend.dense(x.data) for x in (chosen, places)]
+    args = [state.data, *reads, chosen.size, state.shape[1]]
+    backend.launch(
+        "cache", "advance_rows", (-(-chosen.size // 64),), (64,), args, dependent=True
+    )  # fmt: skip
+
+
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
+    "advance_rows": Kernel(_advance_rows),
     "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 

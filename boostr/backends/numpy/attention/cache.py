@@ -61,8 +61,19 @@ def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
     )  # fmt: skip
 
 
+def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
+    backend: NumpyBackend = state.backend  # type: ignore[assignment]
+    reads = [backend.dense(x.data) for x in (chosen, places) if x is not None]
+    params = [address(state.data), *map(address, reads), *([0] if places is None else [])]
+    backend.launch(
+        "cache.advance_rows", [*params, state.shape[1]], items=chosen.size, grain=64, reads=reads,
+        writes=[state.data],
+    )  # fmt: skip
+
+
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
     "advance": Kernel(_advance, _advance_supports),
+    "advance_rows": Kernel(_advance_rows),
 }

@@ -164,9 +164,22 @@ def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
         )  # fmt: skip
 
 
+def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
+    backend: WgpuBackend = state.backend  # type: ignore[assignment]
+    reads = [backend.dense(x.data) for x in (chosen, places) if x is not None]
+    reads = [backend.copy(x) if x.buffer.block is state.data.buffer.block else x for x in reads]
+    params = [chosen.size, state.shape[1], *map(backend.offset, (state.data, *reads))]
+    backend.launch(
+        "cache", "advance_rows", -(-chosen.size // 64), reads, [state.data],
+        params if places is not None else [*params, 0], ENTRY="advance_rows",
+        PLACES=int(places is not None),
+    )  # fmt: skip
+
+
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
+    "advance_rows": Kernel(_advance_rows),
     "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 
@@ -174,6 +187,8 @@ VARIANTS = [
     Variant("cache", {"ENTRY": "slot_mapping"}),
     Variant("cache", {"ENTRY": "advance", "COUNT": 3}),
     Variant("cache", {"ENTRY": "increment"}),
+    Variant("cache", {"ENTRY": "advance_rows", "PLACES": 0}),
+    Variant("cache", {"ENTRY": "advance_rows", "PLACES": 1}),
     *(
         Variant("cache", {"ENTRY": "kv_write", "X": x, "C": c, "RUN": run, "COUNT": count})
         for x, c, run, count in (

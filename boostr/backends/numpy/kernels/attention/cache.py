@@ -8,16 +8,17 @@ from boostr.backends.numpy.kernels.runtime.simd import LANES, inline
 def slot_mapping():
     """params: positions, sequence ids, block table, slots, columns, block size.
 
-    slot = table[sequence, position // size % columns] * size + position % size; -1 for no block.
+    slot = table[sequence, position // size % columns] * size + position % size; -1 for no block,
+    and for no sequence (negative).
     """
 
     def kernel(params, start, stop):
         positions, sequences, slots = i32(params[0]), i32(params[1]), i32(params[3])
         columns, size = params[4], params[5]
         for t in range(start, stop):
-            position = positions[t]
-            column = position // size % columns
-            block = i32(params[2])[sequences[t] * columns + column]
+            position, sequence, block = positions[t], sequences[t], -1
+            if sequence >= 0:
+                block = i32(params[2])[sequence * columns + position // size % columns]
             slots[t] = block * size + position % size if block >= 0 else -1
 
     return kernel
@@ -60,6 +61,33 @@ def kv_pack(kv: str):
                 for h in range(K):
                     write(k + h * D, params[4], params[5], slot * K + h, D)
                     write(v + h * Dv, params[6], params[7], slot * K + h, Dv)
+
+    return kernel
+
+
+IDS, POSITIONS, LENGTHS, OWNERS, DRAWS, LIMITS, ENDS, FIELDS = 0, 1, 2, 3, 4, 5, 6, 14
+
+
+def advance_rows():
+    """params: state [F, R], chosen, places or 0, R. An item is a place; see `ops/rows.py`."""
+
+    def kernel(params, start, stop):
+        chosen, R = i32(params[1]), params[3]
+        for b in range(start, stop):
+            r, token = b, chosen[b]
+            if params[2] != 0:
+                r = i32(params[2])[b]
+            if r >= 0 and r < R and i32(params[0])[OWNERS * R + r] >= 0:
+                state = i32(params[0]) + r
+                position = state[POSITIONS * R] + 1
+                ended = token < 0 or position >= state[LIMITS * R]
+                for field in range(ENDS, FIELDS):
+                    ended = ended or state[field * R] == token
+                state[IDS * R], state[POSITIONS * R] = token, position
+                state[LENGTHS * R] = 0 if ended else state[LENGTHS * R] + 1
+                state[DRAWS * R] += 1
+                if ended:
+                    state[OWNERS * R] = -1
 
     return kernel
 
