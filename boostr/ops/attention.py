@@ -328,6 +328,7 @@ def _paged_composite(
     written = (position >= 0) & (core.take(block_table, row // bs, 1) >= 0)
     owner = arange(B, backend=q.backend).unsqueeze(1)
     keys = _Places(core.where(written, owner, -1).flatten(), position.flatten())
+    v = core.where(written.reshape(B * capacity, 1, 1), v, 0)  # what others left may be nan
     queries = _query_places(cu_seqlens_q, kv_lens, len(q), options)
     return _attend(q, k, v, queries, keys, alibi, sinks, options)
 

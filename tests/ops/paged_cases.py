@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import oracles_kv
 from draws import normal
 from tolerance import rms
 
@@ -86,3 +87,49 @@ def build(rng, len_q, len_k, H, K, D, *, bs=16, columns=None, dtype="bfloat16", 
     k, v = (normal(rng, (NB, bs, K, d), cache or dtype) for d in (D, Dv or D))
     cu = np.cumsum([0, *len_q]).astype(np.int32)
     return q, k, v, cu, table, np.array(len_k, np.int32)
+
+
+# What rows of device state make of a call: sequences that have ended among others that run.
+# name -> (queries, keys; None: ended, with a table that still names blocks)
+ENDED = {
+    "alone": ([1], [0]),
+    "alone-with-table": ([1], [None]),
+    "between": ([1] * 7, [0, 40, None, 0, 333, 1, 0]),
+    "many": ([1] * 40, [0, 17, None, 0, 90] * 8),
+    "several-queries": ([3, 2, 4, 1], [0, 35, None, 64]),
+    "prompts": ([30, 20, 9, 70, 5], [0, 50, None, 70, 0]),
+}
+
+
+def ended(rng, name, *shape, columns=None, **options):
+    """A call of ENDED, in whose caches all that nobody may read is nan; and finite caches."""
+    len_q, len_k = ENDED[name]
+    arrays = build(
+        rng, len_q, [20 if n is None else n for n in len_k], *shape, columns=columns, **options
+    )
+    arrays[5][[n is None for n in len_k]] = 0
+    return poisoned(arrays), arrays[1:3]
+
+
+def poisoned(arrays):
+    """The arrays, with nan in the rows of the caches that are none of a sequence's positions."""
+    q, k, v, cu, table, lens = arrays
+    (B, columns), bs = table.shape, k.shape[1]
+    known = np.zeros(k.shape[:2], bool)
+    for b in range(B):
+        p = np.arange(max(0, lens[b] - columns * bs), lens[b])
+        blocks = table[b, p // bs % columns]
+        known[blocks[blocks >= 0], p[blocks >= 0] % bs] = True
+    nan = np.array(np.nan, k.dtype)
+    k, v = (np.where(known[:, :, None, None], x, nan) for x in (k, v))
+    return q, k, v, cu, table, lens
+
+
+def ended_packed(rng, name, form, *shape, **options):
+    """The same with caches packed in `form`: arrays of what they mean, planes, finite numbers."""
+    (q, *caches, cu, table, lens), _ = ended(rng, name, *shape, **options)
+    planes = [oracles_kv.drawn(rng, c.shape, form) for c in caches]
+    finite = [oracles_kv.numbers(*p) for p in planes]
+    for (_, scales), cache in zip(planes, caches, strict=True):
+        scales[np.isnan(cache.astype(np.float32)).any((2, 3))] = np.nan
+    return (q, *(oracles_kv.numbers(*p) for p in planes), cu, table, lens), planes, finite

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 from draws import leaves, normal, refused, strided, tensors
+from ops import paged_cases
 from ops.attention_cases import CASES, SINKS, SLOPES, SMALL, close, draw
 from tolerance import assert_close
 
@@ -255,6 +256,18 @@ def test_rings(bs, columns, backend, rng):
     close(got, want, q, k, v, "float32", options)
     whole = oracles.varlen_attention(q, k, v, base.cu_seqlens_q, base.cu_seqlens_k, **options)
     np.testing.assert_allclose(want[0], whole[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("bs", "columns"), [(16, None), (16, 40), (512, 1), (7, None)])
+@pytest.mark.parametrize("name", paged_cases.ENDED)
+def test_ended_sequences(name, bs, columns, backend, rng):
+    """They give 0 and -inf; what lies in blocks that nobody owns is never read."""
+    arrays, finite = paged_cases.ended(
+        rng, name, 4, 2, 16, bs=bs, columns=columns, dtype="float32", holes=0.2, extra=2
+    )
+    for options in ({}, {"window": (30, 0)}):
+        got = paged_attention(*tensors(backend, *arrays), **options)
+        paged_cases.compare(got, arrays, options, like=finite)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])

@@ -7,6 +7,7 @@ import oracles
 import oracles_kv
 import pytest
 from draws import normal, refused, strided, tensors
+from ops import paged_cases
 from ops.attention_cases import CASES, Case, close, draw
 from ops.test_attention import paged, placed
 
@@ -137,6 +138,18 @@ def test_dtypes_of_queries(stored, form, backend, rng):
 def test_rings(bs, columns, form, backend, rng):
     case = Case("ring", (4, 1), (40, 33), D=64, options={"causal": True, "window": (8, 0)})
     attend(backend, rng, case, form, bs, columns)
+
+
+@forms
+@pytest.mark.parametrize("name", paged_cases.ENDED)
+def test_ended_sequences(name, form, backend, rng):
+    """Scales are nan where nobody may read."""
+    arrays, planes, finite = paged_cases.ended_packed(
+        rng, name, form, 4, 2, 64, dtype="float32", holes=0.2, extra=2
+    )
+    q, *rest = tensors(backend, arrays[0], *arrays[3:])
+    got = paged_attention(q, *(held(backend, p) for p in planes), *rest)
+    paged_cases.compare(got, arrays, {}, like=finite)
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -61,14 +61,16 @@ var<private> last_row: u32;  // of the tile
 var<private> last_key: i32;  // that any of its rows sees
 # if BLOCK
 var<private> table_row: u32;
+const NO_ROW = 0xffffffffu;
 # endif
 
 // -- rows, and four columns of them ---------------------------------------------------------------
 {{ columns("q", Q, D, D % BK) -}}
 {{ columns("k", KV, D, D % BK) -}}
-{{ columns("v", KV, DV, DV - 4 * VP) -}}
+{{ columns("v", KV, DV, DV - 4 * VP, BLOCK) -}}
 // Where row r of the tile's queries starts, and row r of k and v behind key `start`; the last one
-// that there is stands in for those past the end.
+// that there is stands in for those past the end. Values of blocks that are not there are zeros, as
+// 0 times what another sequence left may be nan.
 fn q_row(r: u32, base: u32) -> u32 { return base + min(r, last_row) * p.q_row; }
 # if BLOCK
 fn block_of(j: u32) -> i32 {
@@ -82,8 +84,11 @@ var<private> {{ name }}_base: u32;
 fn {{ name }}_row(r: u32, start: i32) -> u32 {
   let j = u32(min(start + i32(r), last_key));
 # if BLOCK
-  let block = u32(max(block_of(j), 0));
-  return {{ name }}_base + block * p.{{ name }}_block + j % {{ block_size }} * p.{{ name }}_row;
+  let block = block_of(j);
+#   if name == "v"
+  if (block < 0) { return NO_ROW; }
+#   endif
+  return {{ name }}_base + u32(max(block, 0)) * p.{{ name }}_block + j % {{ block_size }} * p.{{ name }}_row;
 # else
   return {{ name }}_base + j * p.{{ name }}_row;
 # endif

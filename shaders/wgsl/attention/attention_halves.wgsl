@@ -2,8 +2,8 @@
 //
 // k, v: rows [.., K, D] and [.., K, DV], BLOCK rows to a block of the cache (0: packed) -> k_half,
 // v_half [rows, K, D or DV]. Paged, row r is slot r % capacity of sequence r / capacity, where
-// capacity = columns BLOCK; there[r]: whether the table has its block. Slots behind a sequence's end
-// are left alone. bf16 beyond f16 sets `flag`. A thread takes 8 columns of one head.
+// capacity = columns BLOCK; there[r]: whether the table has its block, else it is zeros. Slots behind
+// a sequence's end are left alone. bf16 beyond f16 sets `flag`. A thread takes 8 columns of one head.
 # set W = (D + DV) // 8
 struct Params {
   rows: u32, heads: u32, k_at: u32, k_row: u32, k_head: u32, v_at: u32, v_row: u32, v_head: u32,
@@ -55,17 +55,22 @@ fn halve(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) workgr
   if (i32(slot) >= lens[p.lens_at + row / capacity]) { return; }
   let block = table[p.table_at + row / capacity * p.columns + slot / {{ BLOCK }}u];
   if (column + head == 0u) { there[row] = u32(block >= 0); }
+  let exists = block >= 0;
   let k_from = p.k_at + u32(max(block, 0)) * p.k_block + slot % {{ BLOCK }}u * p.k_row;
   let v_from = p.v_at + u32(max(block, 0)) * p.v_block + slot % {{ BLOCK }}u * p.v_row;
 # else
+  let exists = true;
   let k_from = p.k_at + row * p.k_row;
   let v_from = p.v_at + row * p.v_row;
 # endif
   let line = row * p.heads + head;
+  var made = vec4<u32>();
   if (column < {{ D // 8 }}u) {
-    k_half[line * {{ D // 8 }}u + column] = halves(k[k_from + head * p.k_head + column]);
+    if (exists) { made = halves(k[k_from + head * p.k_head + column]); }
+    k_half[line * {{ D // 8 }}u + column] = made;
   } else {
     let c = column - {{ D // 8 }}u;
-    v_half[line * {{ DV // 8 }}u + c] = halves(v[v_from + head * p.v_head + c]);
+    if (exists) { made = halves(v[v_from + head * p.v_head + c]); }
+    v_half[line * {{ DV // 8 }}u + c] = made;
   }
 }

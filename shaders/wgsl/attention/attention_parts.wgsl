@@ -130,18 +130,22 @@ rg / {{ TX }}u * {{ 4 * TX }}u + rg % {{ TX }}u + {{ i }} * {{ TX }}u{% endif %}
   workgroupBarrier();
 # endif
 # endmacro
-# macro columns(name, type, W, edge)
+# macro columns(name, type, W, edge, gaps=0)
 {# NAME_raw(row, c): columns 4 c .. 4 c + 3 of the row that starts at `row` (0 past the end, where
-   there is an `edge`), as it lies in memory; NAME_wide: as f32. NAME_one(row, c): column c. #}
+   there is an `edge`), as it lies in memory; NAME_wide: as f32. NAME_one(row, c): column c.
+   gaps: a row may be NO_ROW, whose columns are 0. #}
 # if not AHEAD
 fn {{ name }}_one(row: u32, c: u32) -> f32 {
-  if (c >= {{ W }}u) { return 0.0; }
+  if (c >= {{ W }}u{{ " || row == NO_ROW" if gaps }}) { return 0.0; }
   return {{ name }}_at(row + c);
 }
 # else
 # set raw = "vec4<f32>" if type == "f32" or not VECTOR else "vec2<u32>"
 alias {{ name }}_four = {{ raw }};
 fn {{ name }}_raw(row: u32, c: u32) -> {{ raw }} {
+# if gaps
+  if (row == NO_ROW) { return {{ raw }}(); }
+# endif
 # if VECTOR
 # if edge
   if (c >= {{ W // 4 }}u) { return {{ raw }}(); }

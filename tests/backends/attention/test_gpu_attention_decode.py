@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from draws import every, large, normal, tensors
 from ops.attention_cases import CASES, close, draw
-from ops.paged_cases import build, compare
+from ops.paged_cases import ENDED, build, compare, ended
 from ops.test_attention import oracle, paged
 
 from boostr import Tensor
@@ -136,6 +136,28 @@ def test_ring_and_holes(bs, columns, gpu, rng):
     arrays = build(rng, [1, 2, 1, 1], lengths, 8, 2, 64, bs=bs, columns=columns, holes=0.3)
     for options in ({}, {"window": (60, 0)}):
         compare(attend(gpu, arrays, options), arrays, options)
+
+
+@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize(("dtype", "joined", "bs", "columns"), every(
+    [("bfloat16", True, 16, None), ("float32", False, 512, 1)],
+    ("bfloat16", "float32", "float16"), (True, False), (16, 3), (None, 130),
+))  # fmt: skip
+def test_ended_sequences(dtype, joined, bs, columns, name, gpu, rng):
+    """Their queries get 0 and -inf, and nothing is read of blocks that nobody owns."""
+    arrays, finite = ended(
+        rng, name, 8, 2, 64, dtype=dtype, bs=bs, columns=columns, holes=0.2, extra=2
+    )
+    for options in ({}, {"window": (30, 0)}):
+        got = attend(gpu, arrays, options, **split(gpu, joined, 1 if joined else 5))
+        compare(got, arrays, options, like=finite)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_ended_sequences_among_prompts(dtype, any_gpu, rng):
+    arrays, finite = ended(rng, "prompts", 8, 2, 64, dtype=dtype, holes=0.2, extra=2)
+    for options in ({}, {"window": (30, 0)}):
+        compare(paged_attention(*tensors(any_gpu, *arrays), **options), arrays, options, finite)
 
 
 @pytest.mark.parametrize("batch", [33, 70])

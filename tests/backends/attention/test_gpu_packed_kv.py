@@ -4,7 +4,7 @@ import numpy as np
 import oracles_kv
 import pytest
 from draws import every, normal, strided, tensors
-from ops.paged_cases import build, compare
+from ops.paged_cases import ENDED, build, compare, ended_packed
 
 from boostr import Tensor
 from boostr.operands import PackedKV
@@ -90,6 +90,18 @@ def test_ring_and_holes(bs, columns, queries, form, gpu, rng):
     lengths = [90, 1000, 151, 5000]
     arrays = build(rng, queries, lengths, 8, 2, 64, bs=bs, columns=columns, holes=0.3)
     attend(gpu, rng, arrays, form, {"window": (60, 0)})
+
+
+@forms
+@pytest.mark.parametrize("name", ENDED)
+def test_ended_sequences(name, form, gpu, rng):
+    """Nothing is read of blocks that nobody owns, whose scales are nan."""
+    arrays, planes, finite = ended_packed(
+        rng, name, form, 8, 2, 64, dtype="bfloat16", holes=0.2, extra=2
+    )
+    q, *rest = tensors(gpu, arrays[0], *arrays[3:])
+    caches = (PackedKV(*tensors(gpu, *p)) for p in planes)
+    compare(paged_attention(q, *caches, *rest), arrays, {}, like=finite)
 
 
 @forms

@@ -5,6 +5,7 @@ import oracles
 import oracles_kv
 import pytest
 from draws import normal, tensors
+from ops import paged_cases
 from ops.attention_cases import CASES, SMALL, Case, close, draw
 
 from boostr import Tensor, backends, capture, dispatch, ops
@@ -123,6 +124,21 @@ def test_ring_wraps(len_q, size, numpy_backend, rng):
     case = Case("ring", len_q, (250, 90), H=4, K=2, D=24,
                 options={"causal": True, "window": (20, None)})  # fmt: skip
     run_paged(numpy_backend, rng, case, size, columns=-(-64 // size))
+
+
+@pytest.mark.parametrize("form", [None, *KV_FORMS])
+@pytest.mark.parametrize("columns", [None, 130])
+@pytest.mark.parametrize("name", paged_cases.ENDED)
+def test_ended_sequences(name, columns, form, numpy_backend, rng):
+    shape, options = (4, 2, 64), {"dtype": "float32", "columns": columns, "holes": 0.2, "extra": 2}
+    if form is None:
+        arrays, finite = paged_cases.ended(rng, name, *shape, **options)
+        caches = tensors(numpy_backend, *arrays[1:3])
+    else:
+        arrays, planes, finite = paged_cases.ended_packed(rng, name, form, *shape, **options)
+        caches = [PackedKV(*tensors(numpy_backend, *p)) for p in planes]
+    q, *rest = tensors(numpy_backend, arrays[0], *arrays[3:])
+    paged_cases.compare(ops.paged_attention(q, *caches, *rest), arrays, {}, like=finite)
 
 
 @pytest.mark.parametrize("len_q", ((1, 1), (30, 40)), ids=("rows", "blocks"))

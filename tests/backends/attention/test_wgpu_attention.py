@@ -196,7 +196,8 @@ def test_keys_in_halves(dtype, plain, rng):
     """What tensor cores read of a paged cache: its rows side by side, and where it has none."""
     kind, lens = dtypes.parse(dtype), np.array([37, 90], np.int32)
     k, v = (rng.standard_normal((9, 16, 2, n)).astype(kind) for n in (16, 48))
-    table = np.array([[3, 8, -1, 0], [1, 7, 2, 5]], np.int32)
+    k[0], v[0] = np.inf, np.nan  # which nobody reads
+    table = np.array([[3, 8, -1, 4], [1, 7, 2, 5]], np.int32)
     options = attention_options("", 16, True, None, None, None, "bottom-right")
     q, cu = np.zeros((2, 4, 16), kind), np.array([0, 1, 2], np.int32)
     call = Call(*tensors(plain, q, k, v, cu, lens, table), None, None, options)
@@ -205,6 +206,7 @@ def test_keys_in_halves(dtype, plain, rng):
     assert made.capacity == 64 and made.there is not None
     there = plain.to_numpy(made.there)
     assert there[32] == there[36] == 0
+    assert not any(plain.to_numpy(half)[32:37].any() for half in (made.k, made.v))
     for b, slot in [(0, 0), (0, 20), (1, 5), (1, 63)]:
         block, row = table[b, slot // 16], 64 * b + slot
         assert there[row] == 1
