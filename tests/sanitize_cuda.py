@@ -171,6 +171,7 @@ def sampling() -> None:
             ids = ops.sample(logits, f[0], k, f[1], f[2], seeds, ints([0] * B))
             filtered_probabilities(logits, f[0], k, f[1], f[2])
             ops.core.argmax(logits, -1)
+            ops.top_logprobs(logits, ids, 20)
             seen = Tensor(np.zeros((B, V), np.uint8), backend=gpu())
             counts = ints(np.zeros((B, V)))
             ops.penalize(logits, seen, counts, *f)

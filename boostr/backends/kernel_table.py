@@ -28,6 +28,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "rows.optim": ("adamw", "global_norm"),
     "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens", "philox",
                  "filtered_probabilities"),
+    "sampling.logprobs": ("top_logprobs",),
     "products.fusion": ("products", "attention_inputs", "attend"),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}

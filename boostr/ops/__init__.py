@@ -16,6 +16,7 @@ from boostr.ops.attention import paged_attention, varlen_attention
 from boostr.ops.cache import advance, kv_write, slot_mapping
 from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
+from boostr.ops.logprobs import top_logprobs
 from boostr.ops.loss import cross_entropy
 from boostr.ops.norm import layer_norm, rms_norm
 from boostr.ops.optim import adamw, adamw_step, clip_scale, global_norm
@@ -29,5 +30,5 @@ __all__ = [
     "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "greedy",
     "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention", "penalize", "quantize",
     "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope", "sample", "silu",
-    "slot_mapping", "softmax", "swiglu", "varlen_attention",
+    "slot_mapping", "softmax", "swiglu", "top_logprobs", "varlen_attention",
 ]  # fmt: skip

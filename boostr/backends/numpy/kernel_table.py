@@ -21,6 +21,7 @@ _MODULES = {
         "attention.attention": ("varlen_attention", "paged_attention"),
         "products.quant": ("quantize", "dequantize", "read_blocks"),
         "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens"),
+        "sampling.logprobs": ("top_logprobs",),
     }.items()
     for op in ops
 }

@@ -35,12 +35,12 @@ def _cluster(backend: CupyBackend, rows: int, V: int) -> int:
     return 1
 
 
-def _defines(backend: CupyBackend, x: Tensor, rows: int, V: int) -> dict[str, Any]:
+def row_defines(backend: CupyBackend, x: Tensor, rows: int, V: int) -> dict[str, Any]:
     cluster = _cluster(backend, rows, V)
     return {"LOGIT": backend.c_type(x.dtype), "CLUSTER": cluster, "THREADS": _THREADS}
 
 
-def _dtype_reason(x: Tensor) -> str | None:
+def dtype_refusal(x: Tensor) -> str | None:
     if x.dtype not in dtypes.MODEL_FLOATS:
         return f"it is {x.dtype}, not float32, float16 or bfloat16"
     return None
@@ -50,7 +50,7 @@ def _dtype_reason(x: Tensor) -> str | None:
 def _argmax_supports(x: Tensor, axis: int) -> str | None:
     if axis != x.ndim - 1:
         return "only the last axis"
-    return _dtype_reason(x)
+    return dtype_refusal(x)
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
@@ -66,7 +66,7 @@ def _largest(x: Tensor, finite: int) -> Tensor:
     V = x.shape[-1]
     rows = x.size // V
     out = backend.empty(x.shape[:-1], np.int32)
-    defines = _defines(backend, x, rows, V)
+    defines = row_defines(backend, x, rows, V)
     if V <= 2048:
         defines["THREADS"] = 128
     backend.launch(
@@ -80,7 +80,7 @@ def _largest(x: Tensor, finite: int) -> Tensor:
 def _sample_supports(logits: Tensor, *rest: Tensor) -> str | None:
     if logits.shape[1] > _MOST:
         return f"{logits.shape[1]} columns are more than {_MOST}"
-    return _dtype_reason(logits)
+    return dtype_refusal(logits)
 
 
 def _sample(logits, temperature, top_k, top_p, min_p, seeds, counters) -> Tensor:
@@ -88,7 +88,7 @@ def _sample(logits, temperature, top_k, top_p, min_p, seeds, counters) -> Tensor
     B, V = logits.shape
     out = backend.empty((B,), np.int32)
     parts = (logits, temperature, top_k, top_p, min_p, seeds, counters)
-    defines = _defines(backend, logits, B, V)
+    defines = row_defines(backend, logits, B, V)
     backend.launch(
         "sampling", "sample", (B * defines["CLUSTER"],), (_THREADS,),
         [*(backend.dense(x.data) for x in parts), out, V],
@@ -102,7 +102,7 @@ def _filtered(logits, temperature, top_k, top_p, min_p) -> Tensor:
     B, V = logits.shape
     out = backend.empty((B, V), np.float32)
     parts = (logits, temperature, top_k, top_p, min_p)
-    defines = _defines(backend, logits, B, V)
+    defines = row_defines(backend, logits, B, V)
     backend.launch(
         "sampling", "filtered_probabilities", (B * defines["CLUSTER"],), (_THREADS,),
         [*(backend.dense(x.data) for x in parts), out, V],
@@ -115,7 +115,7 @@ def _filtered(logits, temperature, top_k, top_p, min_p) -> Tensor:
 def _penalize_supports(logits: Tensor, *rest: Any) -> str | None:
     if logits.shape[0] > 65535:
         return f"{logits.shape[0]} rows are more than 65535"
-    return _dtype_reason(logits)
+    return dtype_refusal(logits)
 
 
 def _aligned(backend: CupyBackend, x: Any, to: int) -> Any:
@@ -163,7 +163,7 @@ def _philox(counters: Tensor, keys: Tensor) -> Tensor:
 
 KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
-    "greedy": Kernel(_greedy, _dtype_reason),
+    "greedy": Kernel(_greedy, dtype_refusal),
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
     "penalize": Kernel(_penalize, _penalize_supports),

@@ -23,7 +23,7 @@ _PIECES = 64  # of a wider row, at most
 _SIZES = ((1024, 512, 1024), (512, 512, 1024), (256, 512, 512), (128, 256, 256))
 
 
-def _reason(x: Tensor, *others: Any) -> str | None:
+def refusal(x: Tensor, *others: Any) -> str | None:
     """Why the kernels do not take these logits and what comes with them."""
     if x.dtype not in dtypes.MODEL_FLOATS:
         return f"it is {x.dtype}, not float32, float16 or bfloat16"
@@ -34,13 +34,13 @@ def _reason(x: Tensor, *others: Any) -> str | None:
     return None
 
 
-def _threads(caps: Caps, V: int) -> int:
+def row_threads(caps: Caps, V: int) -> int:
     """A power of 2: of the workgroup that reads a row."""
     most = min(caps.workgroup_threads, 64 if caps.kind == "software" else 1024)
     return min(most, 64 if V <= 512 else 256 if V <= 8192 else 1024)
 
 
-def _reading(backend: WgpuBackend, logits: Any, threads: int) -> dict[str, Any]:
+def reading(backend: WgpuBackend, logits: Any, threads: int) -> dict[str, Any]:
     """Values of sources that read rows of logits."""
     aligned = logits.shape[-1] % 4 == 0 and backend.offset(logits) % 4 == 0
     software = backend.caps.kind == "software"  # its compiler is slow, and one source is enough
@@ -56,7 +56,7 @@ def _reading(backend: WgpuBackend, logits: Any, threads: int) -> dict[str, Any]:
 def _argmax_supports(x: Tensor, axis: int) -> str | None:
     if axis != x.ndim - 1:
         return "only the last axis"
-    return _reason(x)
+    return refusal(x)
 
 
 def _argmax(x: Tensor, axis: int) -> Tensor:
@@ -75,7 +75,7 @@ def _largest(x: Tensor, finite: int) -> Tensor:
         rows, source = out.size, backend.dense(x.data)
         parts = 1 if V <= 2 * _PIECE or rows >= _PIECES else min(_PIECES, -(-V // _PIECE))
         piece = -(-V // (4 * parts)) * 4 if parts > 1 else V
-        values = _reading(backend, source, _threads(backend.caps, piece))
+        values = reading(backend, source, row_threads(backend.caps, piece))
         values["LOADS"] *= 2
         found = backend.empty((rows, parts, 2), np.uint32) if parts > 1 else out
         backend.launch(
@@ -104,12 +104,12 @@ def _sample_supports(logits: Tensor, *rest: Tensor) -> str | None:
         return f"{logits.shape[1]} columns are more than {_MOST}"
     if logits.shape[0] > 65535:
         return f"{logits.shape[0]} rows are more than 65535"
-    return _reason(logits)
+    return refusal(logits)
 
 
 def _sizes(caps: Caps, V: int) -> dict[str, int]:
     """Threads, bins and list, the largest for which shared memory has room."""
-    most = _threads(caps, V)
+    most = row_threads(caps, V)
     lanes = caps.subgroup_min if 1 < caps.subgroup_min == caps.subgroup_max else 0
     for threads, bins, listed in _SIZES:
         threads = min(threads, most)
@@ -124,7 +124,7 @@ def _draw(parts: tuple[Tensor, ...], out: Any, draw: bool) -> Tensor:
     arrays = [backend.dense(x.data) for x in parts]
     B, V = arrays[0].shape
     sizes = _sizes(backend.caps, V)
-    values = {**_reading(backend, arrays[0], sizes["THREADS"]), **sizes}
+    values = {**reading(backend, arrays[0], sizes["THREADS"]), **sizes}
     params = [V, *map(backend.offset, arrays), *(() if draw else (0, 0)), 4, 13, 3 + draw]
     backend.launch(
         "sampling", "sample" if draw else "filtered_probabilities", (B, 1, 1), arrays, [out],
@@ -161,7 +161,7 @@ def _penalize(logits, seen, counts, repetition, presence, frequency, bias) -> Te
 def _record_supports(ids: Tensor, seen: Tensor, counts: Tensor) -> str | None:
     if seen.data.buffer.block is counts.data.buffer.block:
         return "seen and counts lie in one buffer"
-    return _reason(Tensor.wrap(counts.data.view(dtype=dtypes.float32), ids.backend), seen)
+    return refusal(Tensor.wrap(counts.data.view(dtype=dtypes.float32), ids.backend), seen)
 
 
 def _record_tokens(ids, seen, counts) -> None:
@@ -189,16 +189,16 @@ def _philox(counters: Tensor, keys: Tensor) -> Tensor:
 
 KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
-    "greedy": Kernel(_greedy, _reason),
+    "greedy": Kernel(_greedy, refusal),
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
-    "penalize": Kernel(_penalize, _reason),
+    "penalize": Kernel(_penalize, refusal),
     "record_tokens": Kernel(_record_tokens, _record_supports),
     "philox": Kernel(_philox),
 }
 
 
-def _variant(family: str, logit: str, vec: bool, subgroups: bool, threads: int, **rest) -> Variant:
+def variant(family: str, logit: str, vec: bool, subgroups: bool, threads: int, **rest) -> Variant:
     values = {
         "LOGIT": logit, "VEC": vec, "THREADS": threads, "LOADS": 2 if threads > 64 else 1,
         "SUBGROUPS": subgroups, **rest,
@@ -209,15 +209,15 @@ def _variant(family: str, logit: str, vec: bool, subgroups: bool, threads: int, 
 
 _LARGE = {"BINS": 512, "LIST": 1024}
 VARIANTS = [
-    _variant("sampling_argmax", "f32", True, True, 1024, PARTS=0, PAIRS=0),
-    _variant("sampling_argmax", "f32", True, True, 256, PARTS=1, PAIRS=0),
-    _variant("sampling_argmax", "f32", False, True, 64, PARTS=0, PAIRS=1),
-    _variant("sampling_argmax", "bf16", False, False, 64, PARTS=1, PAIRS=0),
-    _variant("sampling_argmax", "f32", False, False, 64, PARTS=0, PAIRS=1),
-    _variant("sampling", "f32", True, True, 1024, DRAW=True, **_LARGE),
-    _variant("sampling", "bf16", False, True, 64, DRAW=True, BINS=512, LIST=512),
-    _variant("sampling", "f16", False, False, 128, DRAW=True, BINS=256, LIST=256),
-    _variant("sampling", "f32", True, False, 128, DRAW=False, BINS=256, LIST=256),
+    variant("sampling_argmax", "f32", True, True, 1024, PARTS=0, PAIRS=0),
+    variant("sampling_argmax", "f32", True, True, 256, PARTS=1, PAIRS=0),
+    variant("sampling_argmax", "f32", False, True, 64, PARTS=0, PAIRS=1),
+    variant("sampling_argmax", "bf16", False, False, 64, PARTS=1, PAIRS=0),
+    variant("sampling_argmax", "f32", False, False, 64, PARTS=0, PAIRS=1),
+    variant("sampling", "f32", True, True, 1024, DRAW=True, **_LARGE),
+    variant("sampling", "bf16", False, True, 64, DRAW=True, BINS=512, LIST=512),
+    variant("sampling", "f16", False, False, 128, DRAW=True, BINS=256, LIST=256),
+    variant("sampling", "f32", True, False, 128, DRAW=False, BINS=256, LIST=256),
     Variant("sampling_penalties", {"RECORD": True, "LOGIT": "f32", "BIAS": 0}),
     Variant("sampling_penalties", {"RECORD": False, "LOGIT": "bf16", "BIAS": 1}),
     Variant("sampling_penalties", {"RECORD": False, "LOGIT": "f32", "BIAS": 0}),
