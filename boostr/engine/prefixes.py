@@ -1,0 +1,141 @@
+"""Prefixes: which full blocks of tokens are computed, or are just being computed, and by whom.
+
+The key of a block is chained (see `blocks.chain`), so it says all tokens up to the block's end; the
+first one's parent is made of the model's fingerprint and the job's salt. All groups of layers use
+the same keys, each in its own pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from boostr.engine.blocks import BlockPool, chain
+from boostr.engine.job import Job
+
+
+class Prefixes:
+    """The prefix cache over the pools of all groups.
+
+    Args:
+        root: fingerprint of the model.   enabled: False: nothing is ever found.
+    """
+
+    def __init__(
+        self, pools: Sequence[BlockPool], windows: Sequence[int | None], root: bytes, enabled: bool
+    ) -> None:
+        self._pools, self._windows = pools, windows
+        self._root, self._enabled = root, enabled
+        self._size = pools[0].size
+        self._computing: dict[bytes, Job] = {}
+
+    def first_seen(self, position: int, window: int | None) -> int:
+        """The first column that a token at `position` still sees."""
+        return 0 if window is None else max(0, position - window + 1) // self._size
+
+    def hash(self, job: Job) -> None:
+        """Make the keys of the full blocks of its tokens that it has not got yet."""
+        if job.keys is None:
+            return
+        start, stop = len(job.keys), len(job.tokens) // self._size
+        if start == stop:
+            return
+        parent = job.keys[-1] if job.keys else self._first_parent(job)
+        ids = np.array(job.tokens[start * self._size : stop * self._size], np.int32)
+        for block in ids.reshape(-1, self._size):
+            parent = chain(parent, block)
+            job.keys.append(parent)
+
+    def _first_parent(self, job: Job) -> bytes:
+        return hashlib.blake2b(self._root + job.salt, digest_size=16).digest()
+
+    def hit(self, job: Job) -> int:
+        """How many blocks of a waiting job are computed, so that at least one token is left to do.
+
+        Groups with a window need only what the next token sees.
+        """
+        if job.keys is None and self._enabled:
+            job.keys = []
+        self.hash(job)
+        keys = job.keys or []
+        count = min(len(keys), (len(job.tokens) - 1) // self._size)
+        found = None
+        while found != count:  # a group that lacks a block lowers the count for all
+            found = count
+            for pool, window in zip(self._pools, self._windows, strict=True):
+                count = self._computed(pool, window, keys, count)
+        return count
+
+    def _computed(
+        self, pool: BlockPool, window: int | None, keys: Sequence[bytes], count: int
+    ) -> int:
+        """The largest number of blocks up to `count` that leaves none out which is seen."""
+        if window is None:
+            missing = (j for j in range(count) if pool.find(keys[j]) is None)
+            return next(missing, count)
+        while True:
+            seen = range(self.first_seen(count * self._size, window), count)
+            missing = next((j for j in reversed(seen) if pool.find(keys[j]) is None), None)
+            if missing is None:
+                return count
+            count = missing
+
+    def is_coming(self, job: Job) -> bool:
+        """Whether an admitted job is just computing the next block that a waiting one would use."""
+        if job.awaited in self._computing:
+            return True
+        job.awaited, count = None, self.hit(job)
+        if job.keys is not None and count < (len(job.tokens) - 1) // self._size:
+            job.awaited = job.keys[count]
+        return job.awaited in self._computing
+
+    def tables(self, job: Job, count: int) -> list[list[int]]:
+        """The first `count` columns for each group: blocks that have one holder more now."""
+        tables = []
+        for pool, window in zip(self._pools, self._windows, strict=True):
+            first = self.first_seen(count * self._size, window)
+            keys = (job.keys or [])[first:count]
+            blocks = [block for key in keys if (block := pool.find(key)) is not None]
+            pool.share(blocks)
+            tables.append([-1] * first + blocks)
+        return tables
+
+    def begin(self, job: Job) -> None:
+        """An admitted job computes all its full blocks that were not found."""
+        for key in (job.keys or [])[job.entered :]:
+            self._computing.setdefault(key, job)
+
+    def enter(self, job: Job, stop: int) -> None:
+        """The blocks of its first `stop` tokens are computed."""
+        if job.keys is None:
+            return
+        self.hash(job)
+        for column in range(job.entered, stop // self._size):
+            key = job.keys[column]
+            for pool, table in zip(self._pools, job.tables, strict=True):
+                if table[column] >= 0:
+                    pool.enter(table[column], key)
+            self._arrived(job, key)
+            job.entered = column + 1
+
+    def end(self, job: Job) -> None:
+        """A job leaves: what it has not computed yet is nobody's."""
+        for key in (job.keys or [])[job.entered :]:
+            self._arrived(job, key)
+
+    def _arrived(self, job: Job, key: bytes) -> None:
+        if self._computing.get(key) is job:
+            del self._computing[key]
+
+    def forget(self, root: bytes) -> None:
+        """The model is another one now; jobs are for the caller to deal with."""
+        self._root = root
+        self._computing.clear()
+        for pool in self._pools:
+            pool.forget()
+
+    def forget_computing(self) -> None:
+        """The pools are other ones, in which nothing is known yet."""
+        self._computing.clear()

@@ -1,0 +1,374 @@
+"""Scheduler: which jobs run next, in which rows and blocks. Integers and lists only.
+
+A round is one decode step of every running row, then chunks of prompts up to a budget. Everything a
+round says is launched in order, so a block or row that was given back may be another job's in the
+next program: later writers are launched later on the same stream. For the same reason the scheduler
+never waits for results; the engine reports tokens with `accept` when it has read them.
+
+The rules: jobs are admitted first come, first served; running rows get blocks before prompts do;
+out of blocks, the job that arrived last gives up its row and goes back to the queue, to be computed
+again from the tokens it has. So the first to arrive always gets on, and nobody starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from boostr.engine.blocks import BlockPool
+from boostr.engine.job import Job
+from boostr.engine.prefixes import Prefixes
+from boostr.errors import BackendError, OptionError
+
+__all__ = ["Chunk", "Job", "Round", "Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, stop) of a job to compute; `final`: the next token is chosen after them."""
+
+    job: Job
+    start: int
+    stop: int
+    final: bool
+
+
+@dataclass(slots=True)
+class Round:
+    """What to launch, in this order.
+
+    Attributes:
+        cleared: rows whose jobs have left, which must stop.
+        writes: (row, group, column, block) of the block tables; a block of -1: none.
+        decoding: running jobs that compute one token each.
+        chunks: of prompts, in order of arrival; the row of a final one runs from the next round on.
+    """
+
+    cleared: list[int] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    decoding: list[Job] = field(default_factory=list)
+    writes: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+
+def _order(job: Job) -> int:
+    return job.order
+
+
+class Scheduler:
+    """Plans rounds for jobs that share pools of blocks. For one thread at a time.
+
+    Args:
+        pools: of each group of layers, with blocks of one size.
+        windows: of each group: a token at position p sees those after p - window; None: all.
+        rows: of the device's state.
+        prefill_tokens: the most prompt tokens of a round.   chunk: those of one job.
+        root: fingerprint of the model, under which prefixes are shared.
+        share_prefixes: False: every job computes all of its tokens.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[BlockPool],
+        windows: Sequence[int | None],
+        rows: int,
+        prefill_tokens: int,
+        root: bytes,
+        share_prefixes: bool = True,
+        chunk: int = 512,
+    ) -> None:
+        if len(pools) != len(windows) or len({pool.size for pool in pools}) != 1:
+            raise OptionError("Scheduler: one pool for each window, all with blocks of one size")
+        if min(rows, prefill_tokens, chunk) < 1:
+            raise OptionError("Scheduler: rows, prefill_tokens and chunk start at 1")
+        self.pools, self.windows, self.size = list(pools), list(windows), pools[0].size
+        self.prefill_tokens, self.chunk = prefill_tokens, chunk
+        self._prefixes = Prefixes(self.pools, self.windows, root, share_prefixes)
+        self._rows = list(range(rows))  # the free ones, a heap
+        self._waiting: deque[Job] = deque()  # these three in order of arrival
+        self._prefilling: list[Job] = []
+        self._running: list[Job] = []
+        self._arrivals = 0
+        self._cleared: list[int] = []
+        self._lost: set[int] = set()  # rows whose jobs the plan in progress has preempted
+        self._refused: tuple[Job, list[int]] | None = None  # and the room there was then
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job waits or runs."""
+        return not (self._waiting or self._prefilling or self._running)
+
+    # --- jobs come and go ---
+
+    def blocks_for(self, length: int) -> list[int]:
+        """For each group the most blocks that a job of `length` tokens ever holds."""
+        whole = -(-length // self.size)
+        most = []
+        for window in self.windows:
+            if window is None:
+                most.append(whole)
+            else:  # what a chunk writes and sees, wherever in a block it begins
+                span = window - 1 + min(self.chunk, self.prefill_tokens)
+                most.append(min(whole, (span + self.size - 2) // self.size + 1))
+        return most
+
+    def submit(self, job: Job) -> None:
+        """Put a job into the queue.
+
+        Raises OptionError for one that can never run: no token, no limit, more blocks than all.
+        """
+        if not job.tokens or job.limit <= job.accepted:
+            raise OptionError(
+                f"a job needs a token and a limit above its output, got {len(job.tokens)} tokens, "
+                f"{job.accepted} of output, limit {job.limit}"
+            )
+        length = job.prompt_length + job.limit - 1  # the last token is never computed
+        for pool, needed in zip(self.pools, self.blocks_for(length), strict=True):
+            if needed > pool.count:
+                raise OptionError(
+                    f"a prompt of {job.prompt_length} tokens and {job.limit} new ones need "
+                    f"{needed} blocks of {self.size}, there are {pool.count}; shorten the prompt, "
+                    "lower max_tokens, or give the keys and values more memory"
+                )
+        job.order, job.launched = self._arrivals, job.accepted
+        self._arrivals += 1
+        self._waiting.append(job)
+
+    def accept(self, job: Job, token: int) -> None:
+        """A running job's next token was read. One that has all its tokens must then be finished.
+
+        Raises BackendError when no step of it is in flight.
+        """
+        tokens = job.tokens
+        known = len(tokens)
+        if job.state != "running" or known - job.prompt_length >= job.launched:
+            raise BackendError(f"a token for a job that is {job.state} and has none in flight")
+        tokens.append(token)
+        # Of a row that ended on the device the steps in flight write nothing. That this token came
+        # proves that those before it are written.
+        if not known % self.size:
+            self._prefixes.enter(job, known)
+
+    def finish(self, job: Job) -> None:
+        """A job has ended: its row and blocks are free. Raises BackendError if it has no row."""
+        if job.row is None:
+            raise BackendError(f"a job that is {job.state} cannot finish; cancel it")
+        self._vacate(job)
+        job.state = "done"
+
+    def cancel(self, job: Job) -> None:
+        """A job is not wanted any more, in whatever state it is."""
+        if job.state == "waiting":
+            self._waiting.remove(job)
+        elif job.row is not None:
+            self._vacate(job)
+        job.state = "done"
+
+    def preempt_all(self) -> None:
+        """Everything that was launched is void: all jobs wait again, in order of arrival."""
+        while self._prefilling or self._running:
+            self._preempt(self._youngest())
+
+    def reset(self, pools: Sequence[BlockPool]) -> None:
+        """Go on with these pools in place of the old ones, whose contents are lost.
+
+        Raises OptionError for pools that are smaller or of another size.
+        """
+        kinds = zip(self.pools, pools, strict=True)
+        if any(new.size != old.size or new.count < old.count for old, new in kinds):
+            raise OptionError("reset: the new pools must be no smaller than the old ones")
+        self.preempt_all()
+        self.pools[:] = pools
+        self._prefixes.forget_computing()
+        self._refused = None
+
+    def rehash(self, root: bytes) -> None:
+        """The model has changed: what is computed serves nobody else. Those who run go on."""
+        self._prefixes.forget(root)
+        for job in (*self._prefilling, *self._running):
+            job.keys = None
+        for job in self._waiting:
+            job.keys = None  # made when its turn comes
+
+    # --- rounds ---
+
+    def plan(self) -> Round:
+        """The next round; its steps count as launched."""
+        found = Round()
+        self._lost.clear()
+        self._decode(found)
+        self._prefill(found)
+        found.cleared, self._cleared = self._cleared, []
+        if self._lost:
+            found.decoding = [job for job in found.decoding if job.row is not None]
+            found.chunks = [chunk for chunk in found.chunks if chunk.job.row is not None]
+            found.writes = [write for write in found.writes if write[0] not in self._lost]
+        for chunk in found.chunks:  # only now: a program does not read what it writes
+            self._prefixes.enter(chunk.job, chunk.stop)
+        return found
+
+    def _decode(self, found: Round) -> None:
+        decoding = found.decoding
+        for job in self._running:  # who is preempted meanwhile is behind this one
+            if job.computed == job.pause and not self._proceed(job, found):
+                continue
+            job.computed += 1
+            job.launched += 1
+            decoding.append(job)
+
+    def _proceed(self, job: Job, found: Round) -> bool:
+        """Blocks for the tokens up to the next `pause`; False: it decodes nothing now."""
+        if job.launched >= job.limit or not self._cover(job, job.computed + 1, found):
+            return False
+        block_end = (job.computed // self.size + 1) * self.size
+        job.pause = min(block_end, job.prompt_length + job.limit - 1)
+        return True
+
+    def _prefill(self, found: Round) -> None:
+        budget = self.prefill_tokens
+        for job in list(self._prefilling):
+            if job.state == "prefilling" and budget:
+                budget -= self._next_chunk(job, budget, found)
+        place = 0
+        while budget and self._rows and not self._lost and place < len(self._waiting):
+            job = self._waiting[place]
+            if self._was_refused(job):
+                break
+            if self._prefixes.is_coming(job):
+                place += 1  # it will find a block more soon; meanwhile others may pass
+            elif self._admit(job, found):
+                del self._waiting[place]
+                budget -= self._next_chunk(job, budget, found)
+            else:
+                break
+
+    def _next_chunk(self, job: Job, budget: int, found: Round) -> int:
+        """Plan the next tokens of a prompt; how many."""
+        start = job.computed
+        stop = min(len(job.tokens), start + min(budget, self.chunk))
+        if not self._cover(job, stop, found):
+            return 0
+        final = stop == len(job.tokens)
+        found.chunks.append(Chunk(job, start, stop, final))
+        job.computed = stop
+        if final:
+            job.launched += 1
+            job.pause = stop
+            job.state = "running"
+            self._prefilling.remove(job)
+            insort(self._running, job, key=_order)
+        return stop - start
+
+    def _admit(self, job: Job, found: Round) -> bool:
+        """Give a waiting job a row and the blocks that are computed, if there is room for all of
+        its tokens."""
+        room = self._room()
+        count = self._prefixes.hit(job)
+        job.tables = self._prefixes.tables(job, count)
+        job.first = [table.count(-1) for table in job.tables]
+        needed = self.blocks_for(len(job.tokens))
+        left = self._room()  # some of the blocks it found were free
+        if any(n - job.held(g) > left[g] for g, n in enumerate(needed)):
+            self._release(job)
+            self._refused = (job, room)
+            return False
+        job.computed, job.entered, job.state = count * self.size, count, "prefilling"
+        if not job.preemptions:
+            job.cached = job.computed
+        row = job.row = heapq.heappop(self._rows)
+        for group, table in enumerate(job.tables):
+            found.writes += [(row, group, column, block) for column, block in enumerate(table)]
+        self._prefixes.begin(job)
+        insort(self._prefilling, job, key=_order)
+        return True
+
+    def _was_refused(self, job: Job) -> bool:
+        """Whether there is no more room than when this job found too little."""
+        if self._refused is None or self._refused[0] is not job:
+            return False
+        return all(now <= then for now, then in zip(self._room(), self._refused[1], strict=True))
+
+    def _room(self) -> list[int]:
+        """Blocks of each group that nobody needs: prompts on their way get all of theirs, and every
+        row one more."""
+        rows = len(self._prefilling) + len(self._running)
+        room = [pool.free - rows for pool in self.pools]
+        for job in self._prefilling:
+            for group, most in enumerate(self.blocks_for(len(job.tokens))):
+                room[group] -= max(0, most - job.held(group))
+        return room
+
+    # --- blocks of a job ---
+
+    def _cover(self, job: Job, stop: int, found: Round) -> bool:
+        """Give a job its blocks for tokens up to `stop`, after taking those it sees no more.
+
+        A prompt gets all of its blocks at once, except where a window will pass them. False: there
+        were none, and it was preempted.
+        """
+        for group, window in enumerate(self.windows):
+            table = job.tables[group]
+            if window is not None:
+                self._pass_over(job, group, window, found)
+            reach = stop if window is not None else max(stop, len(job.tokens))
+            missing = -(-reach // self.size) - len(table)
+            if missing <= 0:
+                continue
+            if not self._make_free(missing, group, job):
+                return False
+            for block in self.pools[group].take(missing):
+                found.writes.append((job.row, group, len(table), block))  # type: ignore[arg-type]
+                table.append(block)
+        return True
+
+    def _pass_over(self, job: Job, group: int, window: int, found: Round) -> None:
+        """Give back the blocks that are wholly behind the window of the next token."""
+        first, table = self._prefixes.first_seen(job.computed, window), job.tables[group]
+        passed = range(job.first[group], first)
+        if passed:
+            self.pools[group].release(table[passed.start : first])
+            for column in passed:
+                table[column] = -1
+                found.writes.append((job.row, group, column, -1))  # type: ignore[arg-type]
+            job.first[group] = first
+
+    def _make_free(self, count: int, group: int, job: Job) -> bool:
+        """Preempt the youngest until `count` blocks are free; False: `job` itself was."""
+        while self.pools[group].free < count and len(self._prefilling) + len(self._running) > 1:
+            youngest = self._youngest()
+            self._lost.add(youngest.row)  # type: ignore[arg-type]
+            self._preempt(youngest)
+            if youngest is job:
+                return False
+        return True
+
+    def _youngest(self) -> Job:
+        """The last to arrive of those who have a row."""
+        return max((*self._prefilling[-1:], *self._running[-1:]), key=_order)
+
+    def _preempt(self, job: Job) -> None:
+        """Back to the queue, with the tokens that are accepted; its full blocks keep their keys."""
+        self._vacate(job)
+        job.state = "waiting"
+        job.preemptions += 1
+        job.launched = job.accepted
+        place = 0
+        while place < len(self._waiting) and self._waiting[place].order < job.order:
+            place += 1
+        self._waiting.insert(place, job)
+
+    def _vacate(self, job: Job) -> None:
+        """Take a job's row and blocks."""
+        (self._running if job.state == "running" else self._prefilling).remove(job)
+        self._prefixes.end(job)
+        self._release(job)
+        self._cleared.append(job.row)  # type: ignore[arg-type]
+        heapq.heappush(self._rows, job.row)  # type: ignore[arg-type]
+        job.row, job.computed, job.entered = None, 0, 0
+
+    def _release(self, job: Job) -> None:
+        for pool, table, first in zip(self.pools, job.tables, job.first, strict=True):
+            pool.release(table[first:])
+        job.tables, job.first = [], []

@@ -1,0 +1,220 @@
+"""The scheduler under every order of events: each job gets the tokens that it gets alone."""
+
+from itertools import takewhile
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rounds_device import END, VOCABULARY, RoundsDevice, alone
+
+from boostr.engine.blocks import BlockPool
+from boostr.engine.scheduler import Job, Scheduler
+from boostr.errors import OptionError
+
+WINDOWS = ([None], [4], [None, 3], [1, None, 9], [6, 2])
+SALTS = (b"", b"a")
+
+
+def common(a, b):
+    """Tokens that two jobs share from the start."""
+    if a.salt != b.salt:
+        return 0
+    pairs = zip(a.tokens, b.tokens, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+class Jobs(RuleBasedStateMachine):
+    @initialize(
+        windows=st.sampled_from(WINDOWS),
+        size=st.integers(1, 4),
+        rows=st.integers(1, 5),
+        blocks=st.integers(6, 24),
+        prefill=st.integers(1, 20),
+        chunk=st.integers(1, 12),
+        sharing=st.sampled_from((True, True, False)),
+    )
+    def start(self, windows, size, rows, blocks, prefill, chunk, sharing):
+        self.pools = [BlockPool(blocks + 2 * group, size) for group in range(len(windows))]
+        self.scheduler = Scheduler(self.pools, windows, rows, prefill, b"0", sharing, chunk)
+        self.device = RoundsDevice(windows, size)
+        self.prefill, self.chunk, self.size, self.rows = prefill, chunk, size, rows
+        self.sharing = sharing
+        self.jobs: list[Job] = []
+        self.flying: list = []  # what the steps that nobody has read yet chose
+
+    # --- what a client does ---
+
+    @rule(
+        family=st.integers(1, 2),
+        length=st.integers(1, 20),
+        tail=st.lists(st.integers(1, VOCABULARY - 1), max_size=2),
+        limit=st.integers(1, 12),
+        salt=st.sampled_from(SALTS),
+        ends=st.booleans(),
+        copies=st.integers(1, 3),
+    )
+    def submit(self, family, length, tail, limit, salt, ends, copies):
+        prompt = [(i * i + family) % 3 + 1 for i in range(length)] + tail
+        for _ in range(copies):
+            self._submit(Job(list(prompt), len(prompt), limit, salt, ends))
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=st.integers(0), tail=st.integers(1, VOCABULARY - 1))
+    def next_turn(self, which, tail):
+        before = self.jobs[which % len(self.jobs)]
+        tokens = [*before.tokens, tail]
+        self._submit(Job(tokens, len(tokens), 3, before.salt, before.owner))
+
+    def _submit(self, job):
+        try:
+            self.scheduler.submit(job)
+        except OptionError:
+            needed = self.scheduler.blocks_for(job.prompt_length + job.limit - 1)
+            assert any(n > pool.count for n, pool in zip(needed, self.pools, strict=True))
+        else:
+            self.jobs.append(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=st.integers(0))
+    def cancel(self, which):
+        job = self.jobs[which % len(self.jobs)]
+        self.scheduler.cancel(job)
+        assert job.state == "done"
+
+    # --- what the engine does ---
+
+    @rule(times=st.integers(1, 4))
+    def steps(self, times):
+        for _ in range(times):
+            self._step()
+
+    @rule()
+    def steps_and_reads(self):
+        for _ in range(8):
+            self._step()
+            self.read()
+
+    def _step(self):
+        before = {job: (job.state, job.preemptions, job.computed) for job in self.jobs}
+        found = self.scheduler.plan()
+        self._check_budget(found)
+        self._check_order(before)
+        assert {write[0] for write in found.writes} <= {job.row for job in self.jobs}
+        assert self.flying or self.scheduler.idle or found.decoding or found.chunks, "stalled"
+        self.flying.append(self.device.execute(found))
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def read(self):
+        for job, preemptions, token in self.flying.pop(0):
+            if job.state != "running" or job.preemptions != preemptions:
+                continue
+            assert token is not None
+            self.scheduler.accept(job, token)
+            if job.accepted == job.limit or (job.owner and token == END):
+                assert job.tokens == self._right(job)
+                self.scheduler.finish(job)
+
+    @rule(which=st.integers(0))
+    def stop_string(self, which):
+        running = [job for job in self.jobs if job.state == "running"]
+        if running:
+            self.scheduler.finish(running[which % len(running)])
+
+    @rule(event=st.sampled_from(("preempt_all", "failed_step", "other_model", "grow")))
+    def rare(self, event):
+        getattr(self, f"_{event}")()
+
+    def _preempt_all(self):
+        self.scheduler.preempt_all()
+        assert all(job.state in ("waiting", "done") for job in self.jobs)
+
+    def _failed_step(self):
+        self.pools = [BlockPool(pool.count, pool.size) for pool in self.pools]
+        self.scheduler.reset(self.pools)
+        self.device.lose_memory()
+        self.flying.clear()
+
+    def _other_model(self):
+        self.device.version += 1
+        self.scheduler.rehash(str(self.device.version).encode())
+
+    def _grow(self):
+        for pool in self.pools:
+            pool.grow(pool.count + 1)
+
+    # --- what must hold ---
+
+    def _right(self, job):
+        return alone(job.tokens[: job.prompt_length], job.salt, job.limit, job.owner)
+
+    def _check_budget(self, found):
+        assert sum(chunk.stop - chunk.start for chunk in found.chunks) <= self.prefill
+        for chunk in found.chunks:
+            assert 0 < chunk.stop - chunk.start <= self.chunk
+            assert chunk.final == (chunk.stop == len(chunk.job.tokens))
+
+    def _check_order(self, before):
+        """First come, first served, but for those whose prefix is coming; the oldest never loses
+        its row."""
+        had = [job for job in self.jobs if before[job][0] in ("prefilling", "running")]
+        if had:
+            assert had[0].preemptions == before[had[0]][1]
+        have = [job for job in self.jobs if job.row is not None]
+        new = [job for job in have if before[job][0] == "waiting"]
+        passed = [job for job in self.jobs if job.state == "waiting"]
+        for job in passed if new else []:
+            if job is self.jobs[-1] or self.jobs.index(job) > self.jobs.index(new[-1]):
+                continue
+            computed = {other: before[other][2] for other in have}
+            assert self.sharing
+            assert any(
+                min(common(job, other), len(job.tokens) - 1) // self.size > done // self.size
+                for other, done in computed.items()
+            )
+
+    @invariant()
+    def rows_have_one_job(self):
+        rows = [job.row for job in self.jobs if job.row is not None]
+        assert len(set(rows)) == len(rows) and all(0 <= row < self.rows for row in rows)
+        for job in self.jobs:
+            assert (job.row is not None) == (job.state in ("prefilling", "running"))
+            assert job.accepted <= job.launched <= job.limit or job.state == "done"
+            if job.state == "running":
+                assert job.computed == job.prompt_length + job.launched - 1
+            assert job.tokens == self._right(job)[: len(job.tokens)]
+
+    @invariant()
+    def blocks_are_those_of_the_tables(self):
+        for group, pool in enumerate(self.pools):
+            owners: dict[int, list[tuple[Job, int]]] = {}
+            for job in self.jobs:
+                for column, block in enumerate(job.tables[group] if job.tables else []):
+                    if block >= 0:
+                        owners.setdefault(block, []).append((job, column))
+            assert pool.free == pool.count - len(owners)
+            for (first, column), *others in owners.values():
+                for other, same in others:
+                    assert same == column and common(first, other) >= (column + 1) * self.size
+
+    def teardown(self):
+        """Without new events every job ends, and everything is free."""
+        if not hasattr(self, "scheduler"):
+            return
+        rounds = 0
+        while not self.scheduler.idle:
+            self._step()
+            self.read()
+            rounds += 1
+            assert rounds < 50 * (1 + len(self.jobs)), "somebody starves"
+        assert all(job.state == "done" for job in self.jobs)
+        assert [pool.free for pool in self.pools] == [pool.count for pool in self.pools]
+
+
+TestJobs = Jobs.TestCase
+TestJobs.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

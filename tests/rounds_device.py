@@ -1,0 +1,129 @@
+"""RoundsDevice: a device that runs the scheduler's rounds on memory of which it knows who wrote it.
+
+A place (group, block, offset) holds a number that stands for all tokens up to its own, the salt,
+and the version of the model. A token reads what its window shows, through the tables that the
+rounds wrote, and must find its own prefix everywhere. The token that follows is made of that
+number, so every job has one right continuation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from boostr.engine.scheduler import Job, Round
+
+END, VOCABULARY = 0, 5
+
+
+def contents(tokens: Sequence[int], salt: bytes) -> list[int]:
+    """The number of each position."""
+    found, last = [], int.from_bytes(salt, "little") + 17
+    for token in tokens:
+        last = hash((last, token))
+        found.append(last)
+    return found
+
+
+def continuation(content: int) -> int:
+    return content // 7 % VOCABULARY
+
+
+def alone(prompt: Sequence[int], salt: bytes, limit: int, ends: bool) -> list[int]:
+    """All tokens of a job: `limit` new ones, or up to END where that `ends` it."""
+    tokens, content = list(prompt), contents(prompt, salt)[-1]
+    for _ in range(limit):
+        tokens.append(continuation(content))
+        if ends and tokens[-1] == END:
+            break
+        content = hash((content, tokens[-1]))
+    return tokens
+
+
+@dataclass
+class Row:
+    """`active`: it computes `token` at the next `position`, until it chooses an end or has `left`
+    none. `version`: that of the model under which its first token was computed."""
+
+    tables: list[dict[int, int]]
+    active: bool = False
+    token: int = -1
+    left: int = 0
+    version: int = -1
+    contents: list[int] = field(default_factory=list)
+
+
+class RoundsDevice:
+    """Job owners are bools: whether END ends them."""
+
+    def __init__(self, windows: Sequence[int | None], size: int) -> None:
+        self.windows, self.size, self.version = windows, size, 0
+        self.rows: dict[int, Row] = {}
+        self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
+
+    def execute(self, found: Round) -> list[tuple[Job, int, int | None]]:
+        """Run a round. What each step chose: (job, its `preemptions`, token or None: it had ended
+        on the device)."""
+        for row in found.cleared:
+            self.rows.pop(row, None)
+        assert len({write[:3] for write in found.writes}) == len(found.writes), "a race"
+        for row, group, column, block in found.writes:
+            self._row(row).tables[group][column] = block
+        results = [(job, job.preemptions, self._step(job)) for job in found.decoding]
+        decoding = {job.row for job in found.decoding}
+        assert all(not row.active for i, row in self.rows.items() if i not in decoding)
+        for chunk in reversed(found.chunks):  # each stands for itself, in whatever order
+            token = self._compute(chunk.job, chunk.start, chunk.stop)
+            if chunk.final:
+                self._choose(chunk.job, token, chunk.job.limit - chunk.job.launched)
+                results.append((chunk.job, chunk.job.preemptions, token))
+        return results
+
+    def lose_memory(self) -> None:
+        self.rows.clear()
+        self.memory.clear()
+
+    def _row(self, row: int) -> Row:
+        return self.rows.setdefault(row, Row([{} for _ in self.windows], version=self.version))
+
+    def _step(self, job: Job) -> int | None:
+        row = self.rows[job.row]
+        if not row.active:
+            return None
+        row.contents.append(hash((row.contents[-1], row.token)))
+        position = len(row.contents) - 1
+        self._write(row, position)
+        self._read(row, position)
+        token = continuation(row.contents[-1])
+        self._choose(job, token, row.left - 1)
+        return token
+
+    def _choose(self, job: Job, token: int, left: int) -> None:
+        row = self.rows[job.row]
+        row.token, row.left = token, left
+        row.active = left > 0 and not (job.owner and token == END)
+
+    def _compute(self, job: Job, start: int, stop: int) -> int:
+        row = self._row(job.row)
+        row.contents = contents(job.tokens[:stop], job.salt)
+        for position in range(start, stop):
+            self._write(row, position)
+        for position in range(start, stop):
+            self._read(row, position)
+        return continuation(row.contents[-1])
+
+    def _write(self, row: Row, position: int) -> None:
+        column, offset = divmod(position, self.size)
+        for group, table in enumerate(row.tables):
+            block = table[column]
+            assert block >= 0, "a write to no block"
+            self.memory[group, block, offset] = (row.contents[position], row.version)
+
+    def _read(self, row: Row, position: int) -> None:
+        for group, (table, window) in enumerate(zip(row.tables, self.windows, strict=True)):
+            first = 0 if window is None else max(0, position - window + 1)
+            for seen in range(first, position + 1):
+                column, offset = divmod(seen, self.size)
+                content, version = self.memory[group, table[column], offset]
+                assert content == row.contents[seen], "another prefix"
+                assert version >= row.version, "keys and values of an older model"
