@@ -112,7 +112,7 @@ class CausalLM(decoder.CausalLM):
         """Its own names of the norms; what xIELU's eps of -1e-6 cuts off is no more than that."""
         layer = "model.layers.{i}."
         return decoder.CausalLM.load_plan(config) + LoadPlan((
-            plan.leftover(suffixes=("mlp.act_fn.eps",)),
+            plan.constant(layer + "mlp.act_fn.eps", layer + "mlp.act_fn.beta", -1e-6),
             plan.rename(layer + "attention_layernorm", layer + "input_layernorm"),
             plan.rename(layer + "feedforward_layernorm", layer + "post_attention_layernorm"),
         ))  # fmt: skip

@@ -132,6 +132,17 @@ class Held(LazyWeight):
         return pick(array, indices)
 
 
+class Constant(LazyWeight):
+    """One number in the shape and dtype of another weight."""
+
+    def __init__(self, like: LazyWeight, value: float) -> None:
+        self.path, self.sources, self.shape = like.path, (), like.shape
+        self._like, self._value = like, value
+
+    def read(self, indices: Indices) -> np.ndarray:
+        return np.full_like(self._like.read(indices), self._value)
+
+
 class Scaled(LazyWeight):
     """Another weight times a factor for each index of an axis, in float32."""
 

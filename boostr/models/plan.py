@@ -5,9 +5,8 @@ The canonical names are the attribute paths of the modules, which are Llama's in
 order to the weights of a checkpoint; read backwards it gives the checkpoint again, so that what was
 loaded and saved is the same. No rule reads a weight: they cut and gather what lies in the files.
 
-In a pattern `{i}` (one letter) is a number and `{path}` (more letters) anything. A pattern also
-stands for all names below it: `rename("gpt_neox.final_layer_norm", "model.norm")` renames its
-weight and its bias.
+In a pattern `{i}` (one letter) is a number and `{path}` (more letters) anything. A pattern stands
+for all below it, too: `rename("gpt_neox.final_layer_norm", "model.norm")` for weight and bias.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from boostr.models.lazy import (
+    Constant,
     Expected,
     Index,
     Item,
@@ -29,7 +29,7 @@ from boostr.models.lazy import (
     Stack,
     Turned,
     row_axis,
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -85,11 +85,9 @@ class Rule(Protocol):
 
     def load(self, naming: Naming) -> None:
         """From the checkpoint's names towards the canonical ones."""
-        ...
 
     def save(self, naming: Naming) -> None:
         """Back again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,12 @@ class LoadPlan:
         if naming.problems:
             raise ValueError("; ".join(naming.problems))
         return naming.weights
+
+    @property
+    def prefix(self) -> str:
+        """What a checkpoint with a head puts before the names of the model; "" if nothing."""
+        rules = (rule for rule in self.rules if isinstance(rule, _Prefixes))
+        return "".join(rule.options[0] for rule in rules if not rule.canonical)
 
     def checkpoint_names(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
         """Parameter -> names in a checkpoint that it is made of; from name -> shape of them all."""
@@ -348,6 +352,26 @@ class _Leftover:
 def leftover(prefixes: Iterable[str] = (), suffixes: Iterable[str] = ()) -> Rule:
     """Names that may be in a checkpoint and mean nothing here: buffers, other heads, towers."""
     return _Leftover(tuple(prefixes), tuple(suffixes))
+
+
+@dataclass(frozen=True)
+class _Constant:
+    name: Pattern
+    beside: Pattern
+    value: float
+
+    def load(self, naming: Naming) -> None:
+        for name, _ in naming.matches(self.name):
+            del naming.weights[name]
+
+    def save(self, naming: Naming) -> None:
+        for name, fields in naming.matches(self.beside):
+            naming.put(self.name.name(fields), Constant(naming.weights[name], self.value))
+
+
+def constant(name: str, beside: str, value: float) -> Rule:
+    """A number that means nothing here, and is a tensor of the shape of the one beside it."""
+    return _Constant(Pattern(name), Pattern(beside), value)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import numpy as np
 
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import INDEX, SINGLE, save
+from boostr.models.config import RawConfig
+from boostr.models.heads import Classifier, classifier_spec
 from boostr.models.lazy import Held, LazyWeight, whole
 from boostr.models.plan import LoadPlan
 from boostr.models.quantized import KEYS, method_of, quantized_plan
@@ -35,6 +37,7 @@ def save_folder(
     module: Module,
     folder: str | Path,
     *,
+    head: Classifier | None = None,
     plan: LoadPlan | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -45,11 +48,12 @@ def save_folder(
 
     Args:
         folder: made if need be; it must not hold weights yet.
+        head: of a model that classifies, its `classifier`.
         plan: default that of the model's family.
         shard_bytes: a file of more than that is split, at tensors.
     Raises:
-        ModelFileError: a folder with weights, or a model whose weights have no form in one: packed,
-            under an adapter, or from a GGUF file.
+        ModelFileError: a folder with weights, a model whose weights have no form in one (packed,
+            under an adapter, or from a GGUF file), or one that classifies without its head.
     """
     folder = Path(folder)
     config = module.config  # type: ignore[attr-defined]
@@ -64,9 +68,18 @@ def save_folder(
     chosen = module.load_plan(config) if plan is None else plan  # type: ignore[attr-defined]
     packed = any(isinstance(weight, QuantizedTensor) for weight in module.weights().values())
     said = {k: v for k, v in config.extra.items() if packed or k not in KEYS}
-    chosen = quantized_plan(method_of(said, "this model")) + chosen
-    stored = chosen.save(_held(module))
+    names_head = classifier_spec(RawConfig(said, "this model")) is not None
+    if names_head != (head is not None):
+        architectures, what = said.get("architectures"), "no" if head is None else "a"
+        raise ModelFileError(
+            f"{folder}: a config with architectures {architectures} cannot be saved with {what} "
+            "classifier; give that of a model that boostr.load made as head=model.classifier"
+        )
+    stored = (quantized_plan(method_of(said, "this model")) + chosen).save(_held(module))
     _check_unpacked(module, stored)
+    if head is not None:
+        stored = {chosen.prefix + name: weight for name, weight in stored.items()}
+        stored |= head.spec.load_plan().save(_held(head))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
     tensors = ((name, weight.read(whole(weight.shape))) for name, weight in stored.items())
