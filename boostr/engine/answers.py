@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from boostr.backends.base import Backend
 from boostr.engine.reranker import Pairing, Reranker
 from boostr.engine.sentence import ACTIVATIONS
+from boostr.engine.text_model import Parts
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.settings import read_settings
-from boostr.io.tokenizer import Tokenizer, required
-from boostr.models.base import Model
+from boostr.io.tokenizer import required
+from boostr.models.heads import Classifier
 from boostr.nn.batch import Batch
 from boostr.ops import core
 from boostr.tensor import Tensor
@@ -22,10 +23,15 @@ from boostr.tensor import Tensor
 
 @dataclass(frozen=True)
 class Answers:
-    """The tokens that a decoder answers with: a score is the logit of `yes`, less that of `no`."""
+    """What a decoder answers with: a score is the logit of `yes`, less that of `no`.
+
+    Attributes:
+        yes, no: tokens, or rows of `head`.   head: one of answers alone, as files of GGUF have it.
+    """
 
     yes: int
     no: int | None = None
+    head: Classifier | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> Answers:
@@ -44,29 +50,22 @@ class AnswerReranker(Reranker):
 
     is_a = "a decoder that ranks texts"
 
-    def __init__(
-        self,
-        module: Model,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        pairing: Pairing,
-        answers: Answers,
-    ) -> None:
-        super().__init__(module, tokenizer, backend, source, pairing)
+    def __init__(self, parts: Parts, pairing: Pairing, answers: Answers) -> None:
+        super().__init__(parts, pairing)
         self.answers = answers
 
     def _logits(
         self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
     ) -> np.ndarray:
-        logits = np.zeros((len(sequences), 1), np.float32)
-        for group, computed in self.passes(sequences, self._compute):
-            logits[group] = computed
-        return logits
+        return self.rows(sequences, self._compute, 1)
 
     def _compute(self, batch: Batch) -> Tensor:
-        last = core.take(self.module.hidden(batch), batch.cu_seqlens[1:] - 1)
-        logits, (yes, no) = self.module.head(last), (self.answers.yes, self.answers.no)
+        yes, no, head = self.answers.yes, self.answers.no, self.answers.head
+        if head is not None:
+            logits = head(self.module.last_hidden_state(batch), batch)
+        else:
+            last = core.take(self.module.hidden(batch), batch.cu_seqlens[1:] - 1)
+            logits = self.module.head(last)
         chosen = logits[:, yes : yes + 1]
         return chosen if no is None else chosen - logits[:, no : no + 1]
 
@@ -115,44 +114,75 @@ QUESTIONS = {
 }  # fmt: skip
 
 
-class QuestionReranker(AnswerReranker):
-    """A decoder that is asked by one of QUESTIONS; a prompt takes the place of its instruction."""
+_FIELD = re.compile(r"\{(query|text|instruction)\}")
 
-    def __init__(
-        self,
-        module: Model,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        name: str | None,
-    ) -> None:
+
+class QuestionReranker(AnswerReranker):
+    """A decoder that is asked a `Question`; a prompt takes the place of its instruction."""
+
+    def __init__(self, parts: Parts, question: Question, answers: Answers) -> None:
+        pairing = Pairing(activation=ACTIVATIONS[question.activation])
+        super().__init__(parts, pairing, answers)
+        self.question = question
+
+    @classmethod
+    def by_name(cls, parts: Parts, name: str | None) -> QuestionReranker:
+        """One that is asked by a row of QUESTIONS, and answers with tokens.
+
+        Raises:
+            OptionError: a name that there is not, or answers that are no tokens.
+        """
         if name is None or name not in QUESTIONS:
             raise OptionError(
-                f"rerank: {source} does not say how it ranks; template must be one of "
+                f"rerank: {parts.source} does not say how it ranks; template must be one of "
                 f"{list(QUESTIONS)}, got {name!r:.80}"
             )
-        question, known = QUESTIONS[name], required(tokenizer, source)
+        question, known = QUESTIONS[name], required(parts.tokenizer, parts.source)
         words = [word for word in (question.yes, question.no) if word is not None]
         ids = [known.encode(word, add_special_tokens=False) for word in words]
         if any(len(word) != 1 for word in ids):
-            raise OptionError(f"rerank: {words}, the answers of {name!r}: no tokens of {source}")
-        answers = Answers(*(word[0] for word in ids))
-        pairing = Pairing(activation=ACTIVATIONS[question.activation])
-        super().__init__(module, tokenizer, backend, source, pairing, answers)
-        self.question = question
+            raise OptionError(
+                f"rerank: {words}, the answers of {name!r}: no tokens of {parts.source}"
+            )
+        yes, *no = (word[0] for word in ids)
+        return cls(parts, question, Answers(yes, no[0] if no else None))
+
+    @classmethod
+    def from_gguf(cls, parts: Parts, head: Classifier) -> QuestionReranker:
+        """One whose file has the rows of yes and no, and as its template "rerank" what is asked.
+
+        Raises:
+            ModelFileError: a template without a place for the query or the text.
+        """
+        question, tokenizer = QUESTIONS["qwen3"], parts.tokenizer
+        asked = tokenizer and tokenizer.special.templates.get("rerank")
+        if asked is not None:
+            if "{query}" not in asked or asked.count("{document}") != 1:
+                raise ModelFileError(
+                    f"{parts.source}: the template 'rerank' must have {{query}}, and once "
+                    f"{{document}}, got {asked!r:.80}"
+                )
+            before, _, after = asked.partition("{document}")
+            pieces = (before + "{text}", after)
+            pieces = tuple(p.replace(question.instruction, "{instruction}") for p in pieces)
+            question = replace(question, pieces=pieces, cut=0)
+        return cls(parts, question, Answers(0, 1, head))
 
     def _pairs(
         self, query: str, texts: Sequence[str], before: str
     ) -> tuple[list[list[int]], list[list[int]] | None]:
-        return [
-            self._asked(query, text, before or self.question.instruction) for text in texts
-        ], None
+        question = self.question
+        if before and not any("{instruction}" in piece for piece in question.pieces):
+            raise OptionError(f"rerank: the question of {self.source} has no place for a prompt")
+        return [self._asked(query, text, before or question.instruction) for text in texts], None
 
     def _asked(self, query: str, text: str, instruction: str) -> list[int]:
         question, tokenizer = self.question, required(self.tokenizer, self.source)
         fields = {"query": query, "text": text, "instruction": instruction}
         pieces = [
-            tokenizer.encode(piece.format(**fields), add_special_tokens=False)
+            tokenizer.encode(
+                _FIELD.sub(lambda found: fields[found[1]], piece), add_special_tokens=False
+            )
             for piece in question.pieces
         ]
         bos = [tokenizer.bos_id] if question.bos and tokenizer.bos_id is not None else []

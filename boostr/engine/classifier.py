@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from boostr.backends.base import Backend
 from boostr.engine.inputs import pair_list, text_list
 from boostr.engine.reranker import Pairing, Reranker
 from boostr.engine.sentence import ACTIVATIONS
-from boostr.engine.text_model import TextModel
+from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError
 from boostr.io.encodings import Text
 from boostr.io.settings import TABLES, Settings
-from boostr.io.tokenizer import Tokenizer
-from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.heads import Classifier
 from boostr.nn.batch import Batch
@@ -85,16 +82,9 @@ class ClassificationModel(Reranker):
     is_a = "a classifier of texts"
 
     def __init__(
-        self,
-        module: Model,
-        classifier: Classifier,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        labels: Labels,
-        pairing: Pairing,
+        self, parts: Parts, classifier: Classifier, labels: Labels, pairing: Pairing
     ) -> None:
-        super().__init__(module, tokenizer, backend, source, pairing)
+        super().__init__(parts, pairing)
         self.classifier, self.labels = classifier, labels
 
     def classify(self, texts: Iterable[Text]) -> list[dict[str, float]]:
@@ -119,10 +109,7 @@ class ClassificationModel(Reranker):
     ) -> np.ndarray:
         if self.classifier.reads_last:
             sequences = [self._unpadded(ids) for ids in sequences]
-        logits = np.zeros((len(sequences), len(self.labels.names)), np.float32)
-        for group, computed in self.passes(sequences, _head_of(self), types):
-            logits[group] = computed
-        return logits
+        return self.rows(sequences, _head_of(self), len(self.labels.names), types)
 
     def _unpadded(self, ids: Sequence[int]) -> Sequence[int]:
         """Without the pad tokens at its end, which transformers passes over, the first apart."""
@@ -154,16 +141,8 @@ class TokenClassificationModel(TextModel):
 
     is_a = "a classifier of tokens"
 
-    def __init__(
-        self,
-        module: Model,
-        classifier: Classifier,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        labels: Labels,
-    ) -> None:
-        super().__init__(module, tokenizer, backend, source)
+    def __init__(self, parts: Parts, classifier: Classifier, labels: Labels) -> None:
+        super().__init__(parts)
         self.classifier, self.labels = classifier, labels
 
     def classify(self, texts: Iterable[str], *, join: bool = True) -> list[list[Span]]:

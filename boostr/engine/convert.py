@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from boostr.engine.classifier import Labels
 from boostr.engine.from_gguf import write_from_gguf
 from boostr.engine.inputs import of_types
-from boostr.engine.load import empty_module, end_ids, folder_config
+from boostr.engine.load import empty_module, end_ids, folder_config, heads_of
 from boostr.engine.modules import read_modules, transformer_folder
 from boostr.engine.sentence import GGUF_POOLINGS, Sentence
 from boostr.errors import ModelFileError, NumericsError, OptionError
@@ -26,24 +27,29 @@ from boostr.io.safetensors import open_safetensors
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_files import tokenizer_file
 from boostr.io.tokenizer_to_gguf import gguf_tokenizer, with_ends
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.gguf import gguf_plan, reordered
 from boostr.models.gguf_config import hf_config
 from boostr.models.gguf_folder import rounded
+from boostr.models.gguf_heads import ranking, written_head
 from boostr.models.gguf_metadata import (
     architecture_for,
+    as_written,
     differing,
     gguf_metadata,
     layer_numbers,
     rope_tensors,
 )
 from boostr.models.gguf_mix import FLOATS, MIXES, Mix, check_mix, is_small
+from boostr.models.heads import ClassifierSpec
 from boostr.models.lazy import LazyWeight, whole
 from boostr.models.quantized import refuse_quantized
 from boostr.models.weights import stored_weights
 from boostr.quant.gguf.rounding import round_blocks
 
 _BAND_BYTES = 16 * 2**20  # of float32 rows that are made at once; rounding takes several times that
+_POSITIONS = "model.embed_positions.weight"
 Progress = Callable[[int, int, str], None]
 
 
@@ -114,25 +120,50 @@ def write_folder(
     folder = transformer_folder(path)
     raw = folder_config(folder)
     refuse_quantized(folder, raw.raw, raw.source)
-    module = empty_module(raw)
+    headless, spec = heads_of(path, raw)
+    module = empty_module(raw, headless)
     config = module.config
-    row = architecture_for(config.model_type, raw.source)  # refused before anything is read
+    row = architecture_for(config, raw.source)  # refused before anything is read
     with open_safetensors(folder) as files:
-        naming = module.load_plan(config).load(stored_weights(files, str(folder)))
+        stored = stored_weights(files, str(folder))
+        head = {n: weight for n, weight in stored.items() if spec is not None and spec.owns(n)}
+        body = {n: weight for n, weight in stored.items() if n not in head}
+        naming = module.load_plan(config).load(body)
         if naming.problems:
             raise ModelFileError(f"{folder}: {'; '.join(naming.problems)}")
         unsaid = naming.weights.keys() - {name for name, _, _ in module.parameters()}
         if unsaid:
             raise ModelFileError(f"{folder}: GGUF has no place for {', '.join(sorted(unsaid))}")
         numbers = layer_numbers(row, naming.weights, len(config.layers))
+        if skipped := config.embedding.first_position:
+            table = naming.weights[_POSITIONS]
+            naming.weights[_POSITIONS] = table.take(0, range(skipped, table.shape[0]))
+            config = as_written(config)
         tensors = _tensors(config, naming.weights, kind)
         metadata = gguf_metadata(config, raw.source) | numbers | _general(folder, kind, tensors)
-        metadata |= _pooling(path, metadata["general.architecture"])
+        if spec is None:
+            metadata |= _pooling(path, row.name)
+        else:
+            tensors += _head(head, row, spec, raw.source)
+            labels = Labels.from_config(raw).names
+            metadata |= {f"{row.name}.{key}": v for key, v in ranking(spec, labels).items()}
         _check_said(config, metadata, tensors, raw.source)
         if tokenizer_file(folder):
             metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
         metadata = with_ends(metadata, end_ids(folder, raw), raw.source)
         write_gguf(out, metadata, tensors, progress)
+
+
+def _head(
+    stored: dict[str, LazyWeight], row: Architecture, spec: ClassifierSpec, source: str
+) -> list[NewTensor]:
+    """The tensors of a classifier, which are floats in every mix."""
+    canonical = spec.load_plan().load(stored).weights
+    named = written_head(row, spec, source).load_plan().save(canonical)
+    return [
+        NewTensor(name, "F32", weight.shape, partial(_bands, name, weight, "F32", 0.0))
+        for name, weight in named.items()
+    ]
 
 
 def _pooling(folder: Path, architecture: str) -> dict[str, Any]:
@@ -164,7 +195,7 @@ def _tensors(
     config: ModelConfig, weights: Mapping[str, LazyWeight], kind: str | None
 ) -> list[NewTensor]:
     """The tensors of the file, from the parameters of the model."""
-    row = architecture_for(config.model_type, "this model")
+    row = architecture_for(config, "this model")
     mixer, tied = config.layers[0].mixer, config.head is not None and config.head.tied
     placed = {n: reordered(n, w, config, "split-half", row.layout) for n, w in weights.items()}
     named = gguf_plan(config, row, writing=True).save(placed)

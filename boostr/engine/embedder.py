@@ -7,14 +7,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from boostr import autograd
-from boostr.backends.base import Backend
 from boostr.engine.inputs import text_list
 from boostr.engine.options import number
 from boostr.engine.sentence import Sentence
-from boostr.engine.text_model import TextModel
+from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError
-from boostr.io.tokenizer import Tokenizer, required
-from boostr.models.base import Model
+from boostr.io.tokenizer import required
 
 
 class EmbeddingModel(TextModel):
@@ -26,24 +24,16 @@ class EmbeddingModel(TextModel):
 
     is_a = "an encoder, which gives vectors"
 
-    def __init__(
-        self,
-        module: Model,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        sentence: Sentence,
-    ) -> None:
-        limit, special = sentence.max_length, sentence.special_tokens
-        super().__init__(module, tokenizer, backend, source, limit, special)
+    def __init__(self, parts: Parts, sentence: Sentence) -> None:
+        super().__init__(parts, sentence.max_length, sentence.special_tokens)
         self.sentence = sentence
-        pooled = module.config.hidden_size * len(sentence.poolings)
+        pooled = self.config.hidden_size * len(sentence.poolings)
         self.dimension: int = pooled if sentence.outputs is None else sentence.outputs
         """E of the vectors before they are truncated."""
         if sentence.inputs not in (None, pooled):
             raise ModelFileError(
-                f"{source}: the module behind the pooling takes {sentence.inputs} features, but "
-                f"the pooling gives {pooled}"
+                f"{self.source}: the module behind the pooling takes {sentence.inputs} features, "
+                f"but the pooling gives {pooled}"
             )
 
     def embed(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from boostr import backends, dtypes, env
 from boostr.backends.base import Backend
-from boostr.engine.answers import AnswerReranker, Answers
+from boostr.engine.answers import AnswerReranker, Answers, QuestionReranker
 from boostr.engine.classifier import ClassificationModel, Labels, TokenClassificationModel
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.inputs import of_types
@@ -17,6 +18,7 @@ from boostr.engine.modules import read_modules, transformer_folder
 from boostr.engine.reranker import Pairing
 from boostr.engine.sentence import Sentence
 from boostr.engine.static import load_static
+from boostr.engine.text_model import Parts
 from boostr.engine.vocabulary import check_vocabulary
 from boostr.errors import DTypeError, ModelFileError, OptionError, OutOfMemoryError
 from boostr.io.gguf_split import GGUFSource, open_gguf
@@ -31,7 +33,9 @@ from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights, layer_numbers
 from boostr.models.gguf_config import hf_config
+from boostr.models.gguf_heads import as_matrix, behind_pooling, gguf_classifier, gguf_labels
 from boostr.models.heads import Classifier, ClassifierSpec, classifier_spec
+from boostr.models.lazy import LazyWeight
 from boostr.models.quantized import method_in, quantized_plan
 from boostr.models.weights import CheckpointWeights, load_parameters, stored_weights
 from boostr.nn.module import Module
@@ -125,7 +129,7 @@ def load_module(
     if path.is_dir():
         return _folder_module(folder_config(path), path, backends.get(backend), options)[0]
     with open_gguf(path) as file:
-        return _gguf_module(file, backends.get(backend), options)
+        return _gguf_module(file, backends.get(backend), options)[0]
 
 
 def folder_config(folder: Path) -> RawConfig:
@@ -145,26 +149,42 @@ def _folder_module(
     with open_safetensors(folder) as files:
         stored = stored_weights(files, path)
         if spec is not None:
-            labels = Labels.from_config(config)
-            classifier = Classifier(module.config.hidden_size, len(labels.names), spec)
-            unpacked = stored_as.load(stored).weights
-            own = {name: weight for name, weight in unpacked.items() if spec.owns(name)}
+            labels = Labels.from_config(config).names
+            classifier = Classifier(module.config.hidden_size, len(labels), spec)
+            _load_head(classifier, stored_as.load(stored).weights, path, backend, options)
             stored = {name: weight for name, weight in stored.items() if not spec.owns(name)}
-            source = CheckpointWeights(own, path, spec.load_plan())
-            load_parameters(classifier, source, backend, dtype=options["dtype"])
         plan = stored_as + module.load_plan(module.config)
         load_parameters(module, CheckpointWeights(stored, path, plan), backend, **options)
     return module, classifier
 
 
-def _gguf_module(file: GGUFSource, backend: Backend, options: dict) -> Model:
-    path = str(file.path)
-    module = empty_module(RawConfig(hf_config(file), path))
+def _load_head(
+    head: Classifier, stored: Mapping[str, LazyWeight], path: str, backend: Backend, options: dict
+) -> None:
+    """The weights of a classifier from those of the whole checkpoint; they stay as stored."""
+    own = {name: weight for name, weight in stored.items() if head.spec.owns(name)}
+    source = CheckpointWeights(own, path, head.spec.load_plan())
+    load_parameters(head, source, backend, dtype=options["dtype"])
+
+
+def _gguf_module(
+    file: GGUFSource, backend: Backend, options: dict
+) -> tuple[Model, Classifier | None]:
+    """The model of a file, and the classifier that it has in place of a language head."""
+    path, raw, classifier = str(file.path), RawConfig(hf_config(file), str(file.path)), None
+    spec = gguf_classifier(file, family_of(raw).read_config(raw))
+    module = empty_module(raw, headless=spec is not None)
     row, layers = architecture_of(file)[1], len(module.config.layers)
     weights = gguf_weights(file) | layer_numbers(file, row, layers)
+    weights = {name: w for name, w in weights.items() if name not in behind_pooling(file)}
+    if spec is not None:
+        weights = as_matrix(weights)
+        classifier = Classifier(module.config.hidden_size, len(gguf_labels(file)), spec)
+        _load_head(classifier, weights, path, backend, options)
+        weights = {name: weight for name, weight in weights.items() if not spec.owns(name)}
     source = CheckpointWeights(weights, path, gguf_plan(module.config, row))
     load_parameters(module, source, backend, **options)
-    return module
+    return module, classifier
 
 
 def _weight_dtype(dtype: Any):
@@ -180,16 +200,22 @@ def _weight_dtype(dtype: Any):
 
 def _load_gguf(
     found: ResolvedModel, backend: Backend, options: dict, kv_form: KVForm | None
-) -> LanguageModel | EmbeddingModel:
+) -> AnyModel:
     with open_gguf(found.path) as file:
-        module, metadata = _gguf_module(file, backend, options), file.metadata
+        module, classifier = _gguf_module(file, backend, options)
         tokenizer = None
-        if has_tokenizer(metadata):
-            tokenizer = Tokenizer.from_gguf(metadata, str(found.path))
-    check_vocabulary(module, tokenizer)
-    if GENERATES not in module.capabilities:
-        sentence = Sentence.from_gguf(metadata, found.source)
-        return EmbeddingModel(module, tokenizer, backend, found.source, sentence)
+        if has_tokenizer(file.metadata):
+            tokenizer = Tokenizer.from_gguf(file.metadata, str(found.path))
+        check_vocabulary(module, tokenizer)
+        parts = Parts(module, tokenizer, backend, found.source)
+        generates = GENERATES in module.capabilities
+        if classifier is not None:
+            labels = gguf_labels(file)
+            if labels == ("yes", "no") and generates:
+                return QuestionReranker.from_gguf(parts, classifier)
+            return ClassificationModel(parts, classifier, Labels(labels), Pairing())
+        if not generates:
+            return EmbeddingModel(parts, Sentence.from_gguf(file))
     eos = module.config.eos_token_ids
     return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
@@ -214,29 +240,27 @@ def _load_folder(
     module, classifier = _folder_module(config, folder, backend, options, headless, spec)
     tokenizer = Tokenizer.from_folder(folder) if tokenizer_file(folder) else None
     check_vocabulary(module, tokenizer)
-    parts = (tokenizer, backend, found.source)
+    parts = Parts(module, tokenizer, backend, found.source)
     if classifier is not None and spec is not None:
         labels = Labels.from_config(config)
         if spec.pooling == "each":
-            return TokenClassificationModel(module, classifier, *parts, labels)
+            return TokenClassificationModel(parts, classifier, labels)
         pairing = Pairing.from_folder(found.path, config)
-        return ClassificationModel(module, classifier, *parts, labels, pairing)
+        return ClassificationModel(parts, classifier, labels, pairing)
     if asks:
         answers = Answers.from_folder(found.path / modules[1].path, module.config.vocab_size)
-        return AnswerReranker(module, *parts, Pairing.from_folder(found.path, config), answers)
+        return AnswerReranker(parts, Pairing.from_folder(found.path, config), answers)
     if embeds or not generates:
-        return _embedder(found.path, module, *parts)
+        return _embedder(found.path, parts)
     eos = end_ids(folder, config)
-    return LanguageModel(module, *parts, eos, kv_form)
+    return LanguageModel(module, tokenizer, backend, found.source, eos, kv_form)
 
 
-def _embedder(
-    folder: Path, module: Model, tokenizer: Tokenizer | None, backend: Backend, source: str
-) -> EmbeddingModel:
+def _embedder(folder: Path, parts: Parts) -> EmbeddingModel:
     sentence = Sentence.from_folder(folder)
-    if sentence.lower_case and tokenizer is not None:
-        tokenizer.lower_case()
-    return EmbeddingModel(module, tokenizer, backend, source, sentence)
+    if sentence.lower_case and parts.tokenizer is not None:
+        parts.tokenizer.lower_case()
+    return EmbeddingModel(parts, sentence)
 
 
 def end_ids(folder: Path, config: RawConfig) -> tuple[int, ...]:

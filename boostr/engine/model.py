@@ -275,8 +275,10 @@ class LanguageModel(Loaded):
             top_k: so many of them; default all.
         """
         from boostr.engine.answers import QuestionReranker
+        from boostr.engine.text_model import Parts
 
-        ranker = QuestionReranker(self.module, self.tokenizer, self.backend, self.source, template)
+        parts = Parts(self.module, self.tokenizer, self.backend, self.source)
+        ranker = QuestionReranker.by_name(parts, template)
         return ranker.rerank(query, texts, top_k=top_k, prompt=instruction)
 
     @property

@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from boostr.backends.base import Backend
 from boostr.engine.inputs import text_list
 from boostr.engine.modules import Prompts, transformer_settings
 from boostr.engine.options import number
 from boostr.engine.sentence import ACTIVATIONS, Step, named_activation
-from boostr.engine.text_model import TextModel
+from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.settings import TABLES, Settings, read_settings
-from boostr.io.tokenizer import Tokenizer, required
-from boostr.models.base import Model
+from boostr.io.tokenizer import required
 from boostr.models.config import RawConfig
 
 CROSS_ENCODER = "CrossEncoder"
@@ -89,18 +87,11 @@ class Pairing:
 class Reranker(TextModel):
     """A model that scores pairs of a query and a text."""
 
-    def __init__(
-        self,
-        module: Model,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        pairing: Pairing,
-    ) -> None:
-        super().__init__(module, tokenizer, backend, source, pairing.max_length)
+    def __init__(self, parts: Parts, pairing: Pairing) -> None:
+        super().__init__(parts, pairing.max_length)
         self.pairing = pairing
-        if pairing.lower_case and tokenizer is not None:
-            tokenizer.lower_case()
+        if pairing.lower_case and self.tokenizer is not None:
+            self.tokenizer.lower_case()
 
     @abstractmethod
     def _logits(

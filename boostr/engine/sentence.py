@@ -16,8 +16,10 @@ import numpy as np
 
 from boostr.engine.modules import Module, Prompts, read_modules, transformer_settings
 from boostr.errors import ModelFileError
+from boostr.io.gguf_split import GGUFSource
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import Settings, read_settings
+from boostr.models.gguf_heads import dense_weights
 
 Step = Callable[[np.ndarray], np.ndarray]  # vectors [N, E] -> [N, E']
 _MODEL_TYPE = "SentenceTransformer"
@@ -135,19 +137,25 @@ class Sentence:
         )
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> Sentence:
-        """From `pooling_type` of a file; unit vectors, as llama.cpp gives, of the mean without it.
+    def from_gguf(cls, file: GGUFSource) -> Sentence:
+        """From `pooling_type` of a file, the mean without it, and EmbeddingGemma's products behind
+        it; unit vectors, as llama.cpp gives.
 
         Raises:
-            ModelFileError: a pooling that is not known, as that of a ranker.
+            ModelFileError: a pooling that is not known.
         """
-        name = f"{metadata['general.architecture']}.pooling_type"
-        kind = metadata.get(name, 0)
+        name = f"{file.metadata['general.architecture']}.pooling_type"
+        kind = file.metadata.get(name, 0)
         if kind not in GGUF_POOLINGS:
             raise ModelFileError(
-                f"{source}: {name} must be one of {list(GGUF_POOLINGS)}, got {kind!r:.80}"
+                f"{file.path}: {name} must be one of {list(GGUF_POOLINGS)}, got {kind!r:.80}"
             )
-        return cls((GGUF_POOLINGS[kind],), steps=(normalize,))
+        made: dict[str, Any] = {"steps": (), "inputs": None, "outputs": None}
+        for weight in dense_weights(file):
+            N, K = weight.shape
+            _add_step(str(file.path), made, lambda x, weight=weight: x @ weight.T, K, N)
+        made["steps"] += (normalize,)
+        return cls((GGUF_POOLINGS[kind],), **made)
 
     def pool(self, states: np.ndarray, first: int) -> np.ndarray:
         """The vector of hidden states float32 [T, E], without those before `first`."""
@@ -202,7 +210,7 @@ def _dense(config: Settings, path: Path, made: dict[str, Any]) -> None:
             return out
         return out + (x if aside is None else x @ aside.T)
 
-    _add_step(config, made, dense, weight.shape[1], weight.shape[0])
+    _add_step(config.source, made, dense, weight.shape[1], weight.shape[0])
 
 
 def _layer_norm(config: Settings, path: Path, made: dict[str, Any]) -> None:
@@ -214,7 +222,7 @@ def _layer_norm(config: Settings, path: Path, made: dict[str, Any]) -> None:
         scaled = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
         return scaled * found["norm.weight"] + found["norm.bias"]
 
-    _add_step(config, made, layer_norm, size, size)
+    _add_step(config.source, made, layer_norm, size, size)
 
 
 def _normalize(config: Settings, path: Path, made: dict[str, Any]) -> None:
@@ -231,13 +239,11 @@ _AFTER: dict[str, Callable[[Settings, Path, dict[str, Any]], None]] = {
 }  # fmt: skip
 
 
-def _add_step(
-    config: Settings, made: dict[str, Any], step: Step, inputs: int, outputs: int
-) -> None:
+def _add_step(source: str, made: dict[str, Any], step: Step, inputs: int, outputs: int) -> None:
     before = made["outputs"]
     if before not in (None, inputs):
         raise ModelFileError(
-            f"{config.source}: takes {inputs} features, but what comes before gives {before}"
+            f"{source}: takes {inputs} features, but what comes before gives {before}"
         )
     made["steps"] += (step,)
     made |= {"inputs": made["inputs"] or inputs, "outputs": outputs}

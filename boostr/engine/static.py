@@ -10,6 +10,7 @@ from boostr.backends.base import Backend
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.modules import transformer_folder
 from boostr.engine.sentence import Sentence
+from boostr.engine.text_model import Parts
 from boostr.engine.vocabulary import check_vocabulary
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import open_safetensors
@@ -42,7 +43,7 @@ def load_static(folder: Path, source: str, backend: Backend, options: dict) -> E
         load_parameters(module, weights, backend, **options)
     sentence, tokenizer = Sentence.from_folder(folder), Tokenizer.from_folder(inner)
     check_vocabulary(module, tokenizer)
-    return EmbeddingModel(module, tokenizer, backend, source, sentence)
+    return EmbeddingModel(Parts(module, tokenizer, backend, source), sentence)
 
 
 def _one_row_a_token(arrays: dict[str, np.ndarray], name: str, path: str) -> LazyWeight:

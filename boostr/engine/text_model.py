@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,28 +23,36 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What every loaded model is made of.
+
+    Attributes:
+        tokenizer: None without tokenizer files: texts are refused.   source: where it came from.
+    """
+
+    module: Model
+    tokenizer: Tokenizer | None
+    backend: Backend
+    source: str
+
+
 class TextModel(Loaded):
     """A model of whole texts, no longer than `max_length` tokens; None: as the context holds.
 
     Attributes:
-        tokenizer, config, backend, module: what it is made of.   source: where it came from.
-            Without tokenizer files `tokenizer` is None: texts are refused.
+        tokenizer, config, backend, module, source: see `Parts`.
     """
 
     def __init__(
-        self,
-        module: Model,
-        tokenizer: Tokenizer | None,
-        backend: Backend,
-        source: str,
-        max_length: int | None = None,
-        special_tokens: bool = True,
+        self, parts: Parts, max_length: int | None = None, special_tokens: bool = True
     ) -> None:
-        self.module, self.tokenizer, self.backend, self.source = module, tokenizer, backend, source
-        self.config = module.config
-        self.runner, self._special_tokens = Runner(module, backend), special_tokens
-        context = module.config.max_position_embeddings
-        declared = max_length or (tokenizer and tokenizer.max_length)
+        self.module, self.tokenizer = parts.module, parts.tokenizer
+        self.backend, self.source = parts.backend, parts.source
+        self.config = self.module.config
+        self.runner, self._special_tokens = Runner(self.module, self.backend), special_tokens
+        context = self.config.max_position_embeddings
+        declared = max_length or (self.tokenizer and self.tokenizer.max_length)
         self.max_length: int = min(context, declared or context)
         """Tokens of a text with its special ones; longer ones are cut."""
 
@@ -93,6 +102,19 @@ class TextModel(Loaded):
                 batch = self.runner.packed([sequences[i] for i in group], own)
                 computed = compute(batch).to("float32").numpy()
             yield group, computed
+
+    def rows(
+        self,
+        sequences: Sequence[Sequence[int]],
+        compute: Callable[[Batch], Tensor],
+        width: int,
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> np.ndarray:
+        """What is computed of each sequence, a row of `width` numbers, float32 [N, width]."""
+        made = np.zeros((len(sequences), width), np.float32)
+        for group, computed in self.passes(sequences, compute, types):
+            made[group] = computed
+        return made
 
     @property
     def weight_bytes(self) -> int:

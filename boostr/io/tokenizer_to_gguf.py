@@ -106,6 +106,9 @@ def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
     around, bare = (inner.encode("a", add_special_tokens=flag).ids for flag in (True, False))
     found["add_bos_token"] = around[:1] != bare[:1]
     found["add_eos_token"] = around[-1:] != bare[-1:]
+    if found["add_bos_token"] and found["add_eos_token"]:  # RoBERTa's <s> a </s></s> b </s>
+        two = inner.encode("a", "a").ids
+        found["add_sep_token"] = two == [*around, around[-1], *around[1:]]
     if found["add_bos_token"]:
         found["bos_token_id"] = around[0]
     if found["add_eos_token"]:
@@ -153,7 +156,7 @@ def _mark(tokens: list[str], types: np.ndarray, unknown: str | None) -> None:
 
 def _unigram(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     vocab, unknown = state["model"]["vocab"], state["model"]["unk_id"]
-    tokens, inner = data["tokens"], tokenizer.inner
+    tokens = data["tokens"]
     scores = np.full(len(tokens), _UNUSED_SCORE, np.float32)
     known = vocab[: len(tokens)]
     scores[: len(known)] = [score for _, score in known]
@@ -161,14 +164,12 @@ def _unigram(state: dict, data: dict[str, Any], tokenizer: Tokenizer) -> dict[st
     scores[data["token_type"] == _BYTE] = 0
     normalizers, cuts = steps_of(state["normalizer"]), steps_of(state["pre_tokenizer"])
     trims = any(step["type"] in ("Replace", "WhitespaceSplit") for step in (*normalizers, *cuts))
-    one, two = inner.encode("a").ids, inner.encode("a", "a").ids
     made = {
         "model": "t5",
         "scores": scores,
         "unknown_token_id": unknown,
         "add_space_prefix": any(s.get("prepend_scheme") in ("always", "first") for s in cuts),
         "remove_extra_whitespaces": trims,
-        "add_sep_token": two == [*one, one[-1], *one[1:]],
     }
     for step in normalizers:
         if step["type"] == "Precompiled":

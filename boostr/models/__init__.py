@@ -78,6 +78,7 @@ ARCHITECTURES = {
     "bert": "bert",
     "eurobert": "eurobert",
     "gemma3": "gemma3_text",
+    "gemma-embedding": "gemma3_text",
     "glm4": "glm4",
     "gpt2": "gpt2",
     "gptneox": "gpt_neox",
@@ -99,6 +100,10 @@ ARCHITECTURES = {
     "modern-bert": "modernbert",
     "nomic-bert": "nomic_bert",
 }
+
+
+# of files that lack a tensor the model_type is another: `general.architecture` -> both
+WITHOUT = {"bert": ("token_types.weight", "distilbert")}
 
 
 def family(model_type: str, source: str) -> type[Model]:

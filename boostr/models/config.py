@@ -218,6 +218,29 @@ def rope_config(
         raise ModelFileError(f"{config.source}: {error}") from None
 
 
+def local_ropes(
+    config: RawConfig, head_dim: int, theta: float, local_theta: str, default: float | None
+) -> dict[str, RopeConfig]:
+    """Ropes "full", and "local" of layers with a window. transformers 5 has parameters by layer
+    type; before, what scaling there was is that of full layers.
+
+    Args:
+        theta: of full layers where the config has none.
+        local_theta: the older key of that of local ones, whose default is `default`; None: as full.
+    """
+    kinds = ("full_attention", "sliding_attention")
+    positions = config.size("max_position_embeddings")
+    if config.get("rope_parameters", dict, {}).keys() & {*kinds}:
+        thetas = {"full": theta, "local": theta if default is None else default}
+        return {
+            name: rope_config(config, head_dim, positions, theta=thetas[name], layer_type=kind)
+            for name, kind in zip(thetas, kinds, strict=True)
+        }
+    full = rope_config(config, head_dim, positions, theta=theta)
+    local = config.get(local_theta, float, full.theta if default is None else default)
+    return {"full": full, "local": RopeConfig(head_dim, local, positions)}
+
+
 def _rope_parameters(config: RawConfig, layer_type: str | None) -> Mapping[str, Any]:
     newer, older = (config.raw.get(n) or {} for n in ("rope_parameters", "rope_scaling"))
     for parameters in (newer, older):

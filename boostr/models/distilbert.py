@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from boostr.io.settings import INERT, Table
 from boostr.models import bert, encoder, plan
+from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 
@@ -16,9 +17,9 @@ DEFAULTS = {
     "vocab_size": 30522, "dim": 768, "hidden_dim": 3072, "n_layers": 6, "n_heads": 12,
     "max_position_embeddings": 512, "activation": "gelu",
 }  # fmt: skip
-_BERTS = {
-    "dim": "hidden_size", "hidden_dim": "intermediate_size", "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads", "activation": "hidden_act",
+_SPELLED = {  # what BERT calls it -> its name
+    "hidden_size": "dim", "intermediate_size": "hidden_dim", "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads", "hidden_act": "activation",
 }  # fmt: skip
 KEYS: Table = dict.fromkeys(
     ("dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"), INERT
@@ -29,13 +30,16 @@ class Model(encoder.Model):
     """See `encoder.Model`."""
 
     keys = KEYS
+    gguf = (
+        Architecture("bert", "DistilBertModel", names=encoder.POST_NORMS, spelled=_SPELLED),
+    )  # a file of BERT's without token types
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
         own = config.filled(**DEFAULTS)
-        berts = {name: own.raw[key] for key, name in _BERTS.items()}
+        berts = own.filled(**{berts: own.raw[key] for berts, key in _SPELLED.items()})
         read = bert.bert_config(
-            RawConfig({**own.raw, **berts, "layer_norm_eps": 1e-12}, own.source), types=None
+            RawConfig({**berts.raw, "layer_norm_eps": 1e-12}, own.source), types=None
         )
         return replace(read, extra=own.raw)
 

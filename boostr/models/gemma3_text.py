@@ -14,7 +14,6 @@ from boostr.models import config as read
 from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
-from boostr.ops.rope_tables import RopeConfig
 
 DEFAULTS = gemma.SHARED | {
     "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -29,9 +28,30 @@ def _said(config: Config) -> Config:
 
 def _written(config: ModelConfig) -> Config:
     keys = gemma2.written(config)
+    if not config.layers[0].mixer.causal:
+        keys["attention.sliding_window"] *= 2  # of both sides
     if "local" in config.ropes:
         keys["rope.freq_base_swa"] = float(config.ropes["local"].theta)
     return keys
+
+
+_DECODER = Architecture(
+    "gemma3",
+    "Gemma3ForCausalLM",
+    keys={
+        "attention.sliding_window": "sliding_window",
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    says=_said,
+    writes=_written,
+)
+_ENCODER = replace(
+    _DECODER,
+    name="gemma-embedding",
+    hf_class="Gemma3TextModel",
+    says=lambda config: {**_said(config), "use_bidirectional_attention": True},
+)
 
 
 class CausalLM(gemma2.CausalLM):
@@ -39,19 +59,7 @@ class CausalLM(gemma2.CausalLM):
 
     # transformers does not use the softcap of attention in this family
     keys: ClassVar[Table] = {"attn_logit_softcapping": INERT}
-    gguf = (
-        Architecture(
-            "gemma3",
-            "Gemma3ForCausalLM",
-            keys={
-                "attention.sliding_window": "sliding_window",
-                "rope.freq_base_swa": "rope_local_base_freq",
-                "final_logit_softcapping": "final_logit_softcapping",
-            },
-            says=_said,
-            writes=_written,
-        ),
-    )
+    gguf = (_DECODER, _ENCODER)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
@@ -67,7 +75,8 @@ class CausalLM(gemma2.CausalLM):
         )
         mixers = [kinds[kind] for kind in read.layer_types(config, pattern)]
         layers = read.by_layer(gemma.sandwich(config, full), mixers)
-        return gemma.decoder_config(config, layers, ropes=_ropes(config, full.head_dim))
+        ropes = read.local_ropes(config, full.head_dim, 1e6, "rope_local_base_freq", 1e4)
+        return gemma.decoder_config(config, layers, ropes=ropes)
 
     @classmethod
     def of(cls, config: RawConfig) -> type[base.Model]:
@@ -79,6 +88,7 @@ class Encoder(encoder.Model):
     """EmbeddingGemma."""
 
     keys: ClassVar[Table] = CausalLM.keys
+    gguf = (_ENCODER,)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
@@ -87,19 +97,3 @@ class Encoder(encoder.Model):
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
         return encoder.llamas_names() + CausalLM.load_plan(config)
-
-
-def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
-    """Full layers have the config's scaling, local ones none."""
-    positions = config.size("max_position_embeddings")
-    if "sliding_attention" in config.get("rope_parameters", dict, {}):
-        local = read.rope_config(
-            config, head_dim, positions, theta=1e4, layer_type="sliding_attention"
-        )
-        full = read.rope_config(config, head_dim, positions, theta=1e6, layer_type="full_attention")
-        return {"full": full, "local": local}
-    theta = config.get("rope_local_base_freq", float, 1e4)
-    return {
-        "full": read.rope_config(config, head_dim, positions, theta=1e6),
-        "local": RopeConfig(head_dim, theta, positions),
-    }

@@ -11,7 +11,7 @@ from boostr.backends.base import Backend
 from boostr.errors import ModelFileError
 from boostr.io.gguf import PLAIN_TYPES, GGUFTensor
 from boostr.io.gguf_split import GGUFSource
-from boostr.models import ARCHITECTURES, family, plan
+from boostr.models import ARCHITECTURES, WITHOUT, family, plan
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig
 from boostr.models.lazy import FromFile, Index, Indices, LazyWeight, pick
@@ -56,7 +56,8 @@ def architecture_of(file: GGUFSource) -> tuple[str, Architecture]:
             f"{file.path}: unknown architecture {name!r:.80}; boostr reads GGUF of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    model_type = ARCHITECTURES[name]
+    tensor, other = WITHOUT.get(name, ("", ""))
+    model_type = other if tensor and tensor not in file.tensors else ARCHITECTURES[name]
     rows = family(model_type, str(file.path)).gguf
     return model_type, next(row for row in rows if row.name == name)
 

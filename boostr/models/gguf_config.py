@@ -13,6 +13,7 @@ from boostr.io.gguf_split import GGUFSource
 from boostr.models import family
 from boostr.models.architecture import Architecture
 from boostr.models.base import GENERATES
+from boostr.models.config import RawConfig
 from boostr.models.gguf import architecture_of
 
 # key after "<architecture>." -> config.json
@@ -43,7 +44,6 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
         value = _value(file, key)
         if value is not None:
             config[name] = value
-    _refuse_other_attention(file, row, GENERATES in family(model_type, "").capabilities)
     config.setdefault("rope_theta", 10000.0)  # llama.cpp's, whatever the family's is
     table = tensors.get("token_embd.weight")
     if table is not None and len(table.shape) == 2:
@@ -63,6 +63,8 @@ def hf_config(file: GGUFSource) -> dict[str, Any]:
     for name, (part, there) in row.flags.items():
         config[name] = there if f"blk.0.{part}" in tensors else not there
     config |= row.says(_with_sizes(file, config))
+    made = family(model_type, "").of(RawConfig(config, str(file.path)))
+    _refuse_other_attention(file, row, GENERATES in made.capabilities)
     config |= _layer_types(file, config) | _partial_rope(file, config)
     config["rope_scaling"] = _rope_scaling(file)
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,16 @@ import numpy as np
 from boostr.errors import ModelFileError
 from boostr.models import FAMILIES, family
 from boostr.models.architecture import Architecture
-from boostr.models.config import ModelConfig
+from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.lazy import LazyWeight, whole
 from boostr.nn.specs import NormSpec
 from boostr.ops.rope_tables import RopeConfig, frequencies
 
 
-def architecture_for(model_type: str, source: str) -> Architecture:
-    """How a family is written as GGUF."""
-    rows = family(model_type, source).gguf
+def architecture_for(config: ModelConfig, source: str) -> Architecture:
+    """How a model is written as GGUF."""
+    model_type = config.model_type
+    rows = family(model_type, source).of(RawConfig(config.extra, source)).gguf
     if not rows:
         known = ", ".join(name for name in FAMILIES if family(name, source).gguf)
         raise ModelFileError(
@@ -28,13 +29,23 @@ def architecture_for(model_type: str, source: str) -> Architecture:
     return rows[0]
 
 
+def as_written(config: ModelConfig) -> ModelConfig:
+    """The model as a file has it: of learned positions the rows that texts take, which forgets that
+    an id of padding in a text takes none (RoBERTa)."""
+    spec = config.embedding
+    if spec.positions is None or not spec.first_position:
+        return config
+    rows = spec.positions - spec.first_position
+    return replace(config, embedding=replace(spec, positions=rows, first_position=0, padding=None))
+
+
 def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
     """Keys and values of the model itself.
 
     Raises:
         ModelFileError: something of the model that GGUF has no key for.
     """
-    row = architecture_for(config.model_type, source)
+    row = architecture_for(config, source)
     layer, rope = config.layers[0], config.ropes.get("full")
     mixer, norm = layer.mixer, config.norm or layer.norms.after_mixer or NormSpec()
     keys: dict[str, Any] = {
@@ -59,8 +70,8 @@ def gguf_metadata(config: ModelConfig, source: str) -> dict[str, Any]:
         keys["attention.causal"] = False
     keys |= row.writes(config)
     named = {f"{row.name}.{key}": value for key, value in keys.items()}
-    if config.embedding.types is not None:
-        named["tokenizer.ggml.token_type_count"] = config.embedding.types
+    if config.embedding.types is not None or row.name == "bert":  # DistilBERT has none
+        named["tokenizer.ggml.token_type_count"] = config.embedding.types or 1
     return {"general.architecture": row.name, **named}
 
 

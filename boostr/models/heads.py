@@ -71,7 +71,7 @@ class Classifier(nn.Module):
     """The head that a spec describes: logits float32 of the labels."""
 
     def __init__(self, features: int, labels: int, spec: ClassifierSpec) -> None:
-        E, self._spec = features, spec
+        E, self.spec = features, spec
         self.dense = nn.Linear(E, E, spec.dense_bias) if "dense" in spec.names else None
         self.norm = maybe_norm(E, spec.norm)
         self.output = nn.Linear(E, labels, spec.bias)
@@ -79,17 +79,17 @@ class Classifier(nn.Module):
     @property
     def reads_last(self) -> bool:
         """Whether a text is labelled by its last token."""
-        return self._spec.pooling == "last"
+        return self.spec.pooling == "last"
 
     def __call__(self, hidden: Tensor, batch: nn.Batch) -> Tensor:
         """Logits [B, labels], or [T, labels] where each token is labelled, of states [T, E]."""
-        pool, late = POOLINGS[self._spec.pooling], self._spec.late
+        pool, late = POOLINGS[self.spec.pooling], self.spec.late
         x = hidden if late else pool(hidden, batch)
-        if self.dense is not None and self._spec.act == "tanh":
+        if self.dense is not None and self.spec.act == "tanh":
             x = core.tanh(self.dense(x))
         elif self.dense is not None:
             weights, biases = [self.dense.weight], [self.dense.bias]
-            x = fusion.products(x, None, weights, biases, nn.activation(self._spec.act))
+            x = fusion.products(x, None, weights, biases, nn.activation(self.spec.act))
         if self.norm is not None:
             x = self.norm(x)  # type: ignore[arg-type]
         x = pool(x, batch) if late else x  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from boostr.models import config as read
 from boostr.models import olmo2
 from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
-from boostr.ops.rope_tables import RopeConfig
 
 THETA = 5e5
 
@@ -32,19 +31,5 @@ class CausalLM(olmo2.CausalLM):
         return read.decoder_config(
             config,
             [kinds[kind] for kind in read.layer_types(config, pattern)],
-            ropes=_ropes(config, full.mixer.head_dim),
+            ropes=read.local_ropes(config, full.mixer.head_dim, THETA, "rope_theta_swa", None),
         )
-
-
-def _ropes(config: RawConfig, head_dim: int) -> dict[str, RopeConfig]:
-    """transformers 5 has parameters by layer type; before, what there was scaled full layers."""
-    positions = config.size("max_position_embeddings")
-    if "full_attention" in config.get("rope_parameters", dict, {}):
-        names = {"full": "full_attention", "local": "sliding_attention"}
-        return {
-            name: read.rope_config(config, head_dim, positions, theta=THETA, layer_type=kind)
-            for name, kind in names.items()
-        }
-    full = read.rope_config(config, head_dim, positions, theta=THETA)
-    theta = config.get("rope_theta_swa", float, full.theta)  # of GGUF
-    return {"full": full, "local": RopeConfig(head_dim, theta, positions)}

@@ -13,6 +13,7 @@ class Model(encoder.Model):
     """See `encoder.Model`."""
 
     keys = bert.KEYS
+    gguf = bert.Model.gguf
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

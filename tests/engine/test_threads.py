@@ -12,6 +12,7 @@ import boostr
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.load import load_module
 from boostr.engine.sentence import Sentence
+from boostr.engine.text_model import Parts
 
 PROMPTS = ("hello", "a quick fox", "x")
 SAMPLED = {"temperature": 0.9, "seed": 3, "repetition_penalty": 1.2}
@@ -29,7 +30,7 @@ def models(where, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(where, tmp_path_factory):
     module = load_module(cases.checkpoint(BERT, tmp_path_factory.mktemp("bert")), backend=where)
-    return EmbeddingModel(module, None, where, "tiny", Sentence())  # type: ignore[arg-type]
+    return EmbeddingModel(Parts(module, None, where, "tiny"), Sentence())
 
 
 def together(jobs, rounds):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from boostr.io.safetensors import open_safetensors
 
 FAMILIES = {name: family.gguf for name, family in all_families().items() if family.gguf}
+BOTH_WAYS = "use_bidirectional_attention"
 _NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -37,6 +39,7 @@ def convert(
     packed: bool = False,
     parts: int = 1,
     tokenizer: tuple[str, str] | None = None,
+    head: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the checkpoint in `folder` as a GGUF file; the path of (the first part of) it.
 
@@ -46,13 +49,14 @@ def convert(
         packed: q, k and v end to end in one tensor, as some architectures have them.
         parts: files to split it into, as llama-gguf-split does.
         tokenizer: what `tokenizer.ggml.model` and `.pre` say, without any token.
+        head: tensors beside those of the model, under their names in the file.
     """
     config = json.loads((folder / "config.json").read_text())
     family = FAMILIES[config["model_type"]]
-    architecture = family.architecture
+    architecture = family.encoder if config.get(BOTH_WAYS) else family.architecture
     read = _read(folder)
     numbers = _numbers(read, family)
-    tensors = _tensors(read, config, family) | _rope_tensors(config)
+    tensors = _tensors(read, config, family) | _rope_tensors(config) | dict(head or {})
     tensors = _packed(tensors) if packed else tensors
     names = list(tensors)
     for number in range(parts):

@@ -11,12 +11,13 @@ import boostr
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.load import load_module
 from boostr.engine.sentence import Sentence
+from boostr.engine.text_model import Parts
 
 
 @each(ENCODERS)
 def test_packed_hidden_states_equal_transformers(case, backend, tmp_path):
     module = load_module(cases.checkpoint(case, tmp_path), backend=backend)
-    model = EmbeddingModel(module, None, backend, "tiny", Sentence())  # type: ignore[arg-type]
+    model = EmbeddingModel(Parts(module, None, backend, "tiny"), Sentence())
     close(
         cases.kept(model.hidden(cases.sequences(case))), cases.expected(case, "hidden_states")[-1]
     )

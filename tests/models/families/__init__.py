@@ -95,7 +95,7 @@ class GGUF:
     """How llama.cpp's converter writes the family; gguf_files.py has what most share.
 
     Attributes:
-        architecture: its name there.
+        architecture: its name there.   encoder: that of those whose tokens see those after them.
         names: modules in the checkpoint, without layer -> in the file, beside those of Llama.
         tensors: of a checkpoint, under its names, as the file has them.
         metadata: what it writes beside what the config says under Llama's keys, by key after
@@ -111,6 +111,7 @@ class GGUF:
     metadata: Callable[[Config], Config] = lambda config: {}
     numbers: Mapping[str, str] = field(default_factory=dict)
     constants: Callable[[Config], Config] = lambda config: {}
+    encoder: str = ""
 
 
 @dataclass(frozen=True)

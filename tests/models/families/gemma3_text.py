@@ -49,9 +49,10 @@ FAMILY = Family(
             }
         ),
         "bidirectional": Case(
-            SIZES | {"num_hidden_layers": 7, "use_bidirectional_attention": True},
+            SIZES
+            | {"num_hidden_layers": 7, "use_bidirectional_attention": True}
+            | {"query_pre_attn_scalar": 16},
             model="Gemma3TextModel",
-            in_gguf=False,
         ),
     },
     # norms are stored minus 1, and what is embedded is multiplied by √E
@@ -61,7 +62,10 @@ FAMILY = Family(
     v4=v4,
     gguf=GGUF(
         "gemma3",
+        encoder="gemma-embedding",
         names={
+            "embed_tokens": "token_embd",
+            "norm": "output_norm",
             "post_attention_layernorm": "post_attention_norm",
             "pre_feedforward_layernorm": "ffn_norm",
             "post_feedforward_layernorm": "post_ffw_norm",
