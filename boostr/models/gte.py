@@ -53,8 +53,7 @@ class Model(encoder.Model):
             (canonical + part, config.layers[0].mlp.hidden)
             for part in ("mlp.up_proj", "mlp.gate_proj")
         ]
-        return encoder.model_alone("gte.", "lm_head.") + LoadPlan((
-            plan.prefixes("", ("new.", "")),
+        return encoder.model_alone(f"{config.model_type}.", "lm_head.") + LoadPlan((
             *bert.EMBEDDINGS,
             decoder.packed_qkv(layer + "attention.qkv_proj", config.layers[0].mixer),
             plan.rename(layer + "attention.o_proj", canonical + "self_attn.o_proj"),
