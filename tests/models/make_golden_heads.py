@@ -2,11 +2,10 @@
 
     python tests/models/make_golden_heads.py    needs torch, transformers 5, sentence-transformers 6
 
-Run by hand; tests import neither this nor torch. Each folder has a random model of a few kilobytes
-with a tokenizer, as the libraries write them, and golden.json. heads.npz has, for every kind of
-head of transformers, its tensors ("ARCHITECTURE/NAME"), hidden states of two texts end to end
-(".../hidden") and the logits ("/logits"); whole.json logits of whole classifiers, whose weights are
-drawn from a seed.
+Run by hand; tests import neither this nor torch. Each folder has a small model with a tokenizer, as
+the libraries write them, and golden.json; whole.json has logits of classifiers of texts and tokens
+with every kind of head. Weights are drawn from a seed (seeded.py): of a model.safetensors only the
+shapes are kept, which head_folders.py makes one of again.
 """
 
 import json
@@ -92,19 +91,20 @@ HEADS = {
 }  # fmt: skip
 
 
-def randomise(model, seed=0):
-    """Weights of which no output is nearly constant."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            vector = 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
-            p.copy_(
-                vector
-                if p.ndim == 1
-                else noise * (0.7 if "embed" in name else p.shape[1] ** -0.5 * 1.5)
-            )
-    return model.eval()
+def drawn(model, folder, seed):
+    """The model with weights that are drawn, as it is read from the folder that it is saved in."""
+    model.save_pretrained(folder)
+    draw(folder, seed)
+    return type(model).from_pretrained(folder).eval()
+
+
+def draw(folder, seed):
+    file = Path(folder) / "model.safetensors"
+    save_file(seeded.weights(seed, shapes(file), {}), file, {"format": "pt"})
+
+
+def shapes(file):
+    return {name: [*array.shape] for name, array in load_file(file).items()}
 
 
 def fresh(name):
@@ -113,11 +113,25 @@ def fresh(name):
     return DATA / name
 
 
-def finish(folder, golden):
+def finish(folder, seed, golden):
     for path in folder.glob("README.md"):
         path.unlink()
-    (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    file = folder / "model.safetensors"
+    golden["weights"] = {"seed": seed, "shapes": shapes(file)}
+    again = seeded.weights(seed, golden["weights"]["shapes"], {})
+    assert all(np.array_equal(again[name], array) for name, array in load_file(file).items())
+    file.unlink()
+    (folder / "golden.json").write_text(json.dumps(rounded(golden)) + "\n")
     print(folder.name, sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+
+
+def rounded(value):
+    """Numbers with seven digits, about those of a float32."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value if isinstance(value, str | int | None) else float(f"{float(value):.7g}")
 
 
 def bert_tokenizer(folder, **more):
@@ -147,9 +161,7 @@ def byte_tokenizer(template=None, ends=False, side="left"):
 
 def bert_reranker():
     folder = fresh("bert_reranker")
-    randomise(
-        hf.BertForSequenceClassification(hf.BertConfig(**BERT, num_labels=1))
-    ).save_pretrained(folder)
+    drawn(hf.BertForSequenceClassification(hf.BertConfig(**BERT, num_labels=1)), folder, 0)
     bert_tokenizer(folder).save_pretrained(folder)
     model = CrossEncoder(str(folder), prompts={"ask": "who , "}, device="cpu")
     golden = {"pairs": PAIRS, "scores": model.predict(PAIRS).tolist()}
@@ -157,14 +169,14 @@ def bert_reranker():
     golden["logits"] = model.predict(PAIRS, activation_fn=torch.nn.Identity()).tolist()
     golden["rank"] = model.rank("what is a cat ?", TEXTS)
     model.save_pretrained(str(folder))
-    finish(folder, json.loads(json.dumps(golden, default=float)))
+    finish(folder, 0, golden)
 
 
 def bert_labels():
     folder = fresh("bert_labels")
     labels = {0: "good", 1: "bad", 2: "neither"}
     config = hf.BertConfig(**BERT, num_labels=3, id2label=labels)
-    randomise(hf.BertForSequenceClassification(config), 1).save_pretrained(folder)
+    drawn(hf.BertForSequenceClassification(config), folder, 1)
     tokenizer = bert_tokenizer(folder, model_max_length=24)
     tokenizer.save_pretrained(folder)
     golden = {"texts": [*TEXTS, LONG], "pairs": PAIRS}
@@ -179,19 +191,20 @@ def bert_labels():
         golden[f"{key} of pairs"] = [
             pipe({"text": a, "text_pair": b}, truncation=True) for a, b in PAIRS
         ]
-    finish(folder, golden)
+    finish(folder, 1, golden)
 
 
 def bert_tokens():
     folder = fresh("bert_tokens")
     labels = dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")))
-    model = randomise(hf.BertForTokenClassification(hf.BertConfig(**BERT, id2label=labels)), 3)
     tokenizer = bert_tokenizer(folder)
     tokenizer.save_pretrained(folder)
-    with torch.no_grad():  # no label that is likelier than others
-        logits = model(**tokenizer(TEXTS[0], return_tensors="pt")).logits
-        model.classifier.bias.sub_(logits.mean((0, 1)))
-    model.save_pretrained(folder)
+    for seed in range(100):  # one that tells things apart
+        made = hf.BertForTokenClassification(hf.BertConfig(**BERT, id2label=labels))
+        model = drawn(made, folder, seed)
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in TEXTS]
+        if len(set(torch.cat(logits).argmax(1).tolist())) == len(labels):
+            break
     golden = {
         "texts": ["the Cats sat on a mat .", "who  is anna , in\nparis ?", "bad dogs in paris", "a"]
     }
@@ -201,14 +214,13 @@ def bert_tokens():
             aggregation_strategy=strategy, ignore_labels=left_out,
         )  # fmt: skip
         golden[strategy] = [pipe(text) for text in golden["texts"]]
-    finish(folder, json.loads(json.dumps(golden, default=float)))
+    finish(folder, seed, golden)
 
 
 def llama_labels():
     folder = fresh("llama_labels")
     config = hf.LlamaConfig(**DECODER, num_labels=2, id2label={0: "no", 1: "yes"})
-    model = randomise(hf.LlamaForSequenceClassification(config), 4)
-    model.save_pretrained(folder)
+    model = drawn(hf.LlamaForSequenceClassification(config), folder, 4)
     tokenizer = byte_tokenizer(side="right")
     tokenizer.save_pretrained(folder)
     texts = [*TEXTS, "ends in pads<|endoftext|><|endoftext|>", "<|endoftext|>"]
@@ -216,13 +228,13 @@ def llama_labels():
         logits = model(
             **tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
         ).logits
-    finish(folder, {"texts": texts, "logits": logits.tolist()})
+    finish(folder, 4, {"texts": texts, "logits": logits.tolist()})
 
 
 def qwen3_reranker():
     folder = fresh("qwen3_reranker")
     config = hf.Qwen3Config(**DECODER)
-    randomise(hf.Qwen3ForCausalLM(config), 5).save_pretrained(folder)
+    drawn(hf.Qwen3ForCausalLM(config), folder, 5)
     byte_tokenizer(TEMPLATE).save_pretrained(folder)
     model = CrossEncoder(str(folder), device="cpu")
     model[0].processing_kwargs = {"chat_template": {"add_generation_prompt": True}}
@@ -232,12 +244,12 @@ def qwen3_reranker():
     golden["logits"] = model.predict(golden["pairs"], activation_fn=torch.nn.Identity()).tolist()
     golden["prompted"] = model.predict(golden["pairs"], prompt="Other task.").tolist()
     model.save_pretrained(str(folder))
-    finish(folder, golden)
+    finish(folder, 5, golden)
 
 
 def qwen3_embedding():
     folder = fresh("qwen3_embedding")
-    randomise(hf.Qwen3Model(hf.Qwen3Config(**DECODER)), 6).save_pretrained(folder)
+    drawn(hf.Qwen3Model(hf.Qwen3Config(**DECODER)), folder, 6)
     byte_tokenizer(ends=True).save_pretrained(folder)
     modules = [Transformer(str(folder)), Pooling(8, pooling_mode="lasttoken"), Normalize()]
     model = SentenceTransformer(
@@ -247,39 +259,20 @@ def qwen3_embedding():
     texts = [*TEXTS, LONG]
     golden = {"texts": texts, "vectors": model.encode(texts).tolist()}
     golden["queries"] = model.encode(texts, prompt_name="query").tolist()
-    finish(folder, golden)
+    finish(folder, 6, golden)
 
 
 def static_embedding():
     folder = fresh("static_embedding")
     inner = bert_tokenizer(folder).backend_tokenizer
-    table = np.random.default_rng(7).standard_normal((len(WORDS), 12)).astype("f4")
+    name = "embedding.weight"
+    table = seeded.weights(7, {name: (len(WORDS), 12)}, {})[name]
     model = SentenceTransformer(
         modules=[StaticEmbedding(inner, embedding_weights=table), Normalize()], device="cpu"
     )
     model.save_pretrained(str(folder))
     texts = [*TEXTS, LONG]
-    finish(folder, {"texts": texts, "vectors": model.encode(texts).tolist()})
-
-
-def heads():
-    arrays = {}
-    ids = torch.tensor([[1, 5, 9, 3, 7], [1, 6, 8, 2, 4]])
-    for name, (kind, changes) in HEADS.items():
-        for task in ("Sequence", "Token"):
-            config = getattr(hf, f"{kind}Config")(**ALL | changes)
-            model = randomise(getattr(hf, f"{kind}For{task}Classification")(config), 8)
-            with torch.no_grad():
-                out = model(ids, output_hidden_states=True)
-            key = f"{name}/{type(model).__name__}"
-            arrays[f"{key}/hidden"] = out.hidden_states[-1].reshape(10, 4).numpy()
-            arrays[f"{key}/logits"] = out.logits.reshape(-1, 3).numpy()
-            own = ("classifier", "score", "head.", "pre_classifier", "dense.")
-            for tensor, value in model.state_dict().items():
-                if tensor.startswith(own) or (".pooler" in tensor and task == "Sequence"):
-                    arrays[f"{key}/{tensor}"] = value.numpy()
-    np.savez_compressed(DATA / "heads.npz", **arrays)
-    print("heads.npz", (DATA / "heads.npz").stat().st_size)
+    finish(folder, 7, {"texts": texts, "vectors": model.encode(texts).tolist()})
 
 
 def whole():
@@ -288,34 +281,43 @@ def whole():
     found = {}
     for name, (kind, changes) in HEADS.items():
         config = getattr(hf, f"{kind}Config")(**ALL | {"max_position_embeddings": 12} | changes)
-        made = getattr(hf, f"{kind}ForSequenceClassification")
-        with tempfile.TemporaryDirectory() as folder:  # under the names that files have
-            made(config).save_pretrained(folder)
-            file = Path(folder) / "model.safetensors"
-            shapes = {name: [*array.shape] for name, array in load_file(file).items()}
-            save_file(seeded.weights(1, shapes, {}), file, {"format": "pt"})
-            model = made.from_pretrained(folder).eval()
         types = None
         if getattr(config, "type_vocab_size", 0) > 1:
             types = [[int(at > 2) for at in range(len(row))] for row in ids]
-        rows = []
-        for i, row in enumerate(ids):
-            more = {} if types is None else {"token_type_ids": torch.tensor([types[i]])}
-            with torch.no_grad():
-                rows.append(model(torch.tensor([row]), **more).logits[0].tolist())
-        said = config.to_diff_dict() | {"architectures": [type(model).__name__]}
-        said |= {"model_type": config.model_type, "id2label": {i: f"L{i}" for i in range(3)}}
-        found[name] = {"config": said, "shapes": shapes, "ids": ids, "types": types, "logits": rows}
-    text = json.dumps(found).replace('}, "', '},\n"')
+        row = found[name] = {"config": config.to_diff_dict(), "ids": ids, "types": types}
+        row["config"] |= {
+            "model_type": config.model_type,
+            "id2label": {i: f"L{i}" for i in range(3)},
+        }
+        for task in ("Sequence", "Token"):
+            made = getattr(hf, f"{kind}For{task}Classification")
+            with tempfile.TemporaryDirectory() as folder:  # under the names that files have
+                model = drawn(made(config), folder, 1)
+                named = shapes(Path(folder) / "model.safetensors")
+            row[task] = {"architecture": made.__name__, "logits": logits(model, ids, types)}
+            body = row.setdefault("shapes", named)
+            row[task] |= {"has": {n: s for n, s in named.items() if body.get(n) != s}}
+            row[task] |= {"lacks": [n for n in body if n not in named]}
+    text = json.dumps(rounded(found)).replace('}, "', '},\n"')
     (DATA / "whole.json").write_text(text + "\n")
     print("whole.json", len(text))
+
+
+def logits(model, ids, types):
+    """Of each text, or of each of all tokens."""
+    rows = []
+    for i, row in enumerate(ids):
+        more = {} if types is None else {"token_type_ids": torch.tensor([types[i]])}
+        with torch.no_grad():
+            rows.append(model(torch.tensor([row]), **more).logits.reshape(-1, 3))
+    return torch.cat(rows).tolist()
 
 
 def main():
     hf.logging.set_verbosity_error()
     torch.set_num_threads(1)
     for make in (bert_reranker, bert_labels, bert_tokens, llama_labels, qwen3_reranker,
-                 qwen3_embedding, static_embedding, heads, whole):  # fmt: skip
+                 qwen3_embedding, static_embedding, whole):  # fmt: skip
         make()
 
 

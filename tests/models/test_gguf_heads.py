@@ -13,9 +13,8 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
-import seeded
 from click.testing import CliRunner
-from head_folders import DATA, golden, rewritten
+from head_folders import DATA, WHOLE, golden, rewritten, whole
 
 import boostr
 from boostr.cli.app import app
@@ -23,7 +22,6 @@ from boostr.engine.answers import QUESTIONS
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.safetensors import save
 
-WHOLE = json.loads((DATA / "whole.json").read_text())
 # case of WHOLE -> tensors of its head in the file: those that the converter has names for
 HEADS = {
     "roberta": {"cls": "classifier.dense", "cls.output": "classifier.out_proj"},
@@ -37,7 +35,7 @@ WRITTEN = [name for name in HEADS if name != "distilbert"]  # of which programs 
 
 def folder_of(name: str, to: Path, *, headed: bool = True) -> tuple[Path, dict[str, np.ndarray]]:
     """A classifier of transformers as a folder, and its head as the file has it."""
-    config, tensors = WHOLE[name]["config"], seeded.weights(1, WHOLE[name]["shapes"], {})
+    config, tensors = whole(name, "Sequence")
     defaults = json.loads((cases.DATA / f"{config['model_type']}.json").read_text())["defaults"]
     to.mkdir(exist_ok=True)
     (to / "config.json").write_text(json.dumps({**defaults, **config}))
@@ -55,7 +53,8 @@ def folder_of(name: str, to: Path, *, headed: bool = True) -> tuple[Path, dict[s
 
 def assert_logits(model: Any, name: str) -> None:
     given = model._logits(WHOLE[name]["ids"], WHOLE[name]["types"])
-    np.testing.assert_allclose(given, WHOLE[name]["logits"], rtol=1e-4, atol=5e-5)
+    wanted = WHOLE[name]["Sequence"]["logits"]
+    np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=5e-5)
 
 
 SAID = {"pooling_type": 4, "classifier.output_labels": ["a", "b", "c"]}
@@ -95,7 +94,9 @@ def test_a_ranker_whose_one_row_lies_as_a_vector(tmp_path) -> None:
     model: Any = boostr.load(path, backend="numpy")
     row = WHOLE["roberta"]
     given = model._logits(row["ids"], row["types"])
-    np.testing.assert_allclose(given[:, 0], np.array(row["logits"])[:, 1], rtol=1e-4, atol=5e-5)
+    np.testing.assert_allclose(
+        given[:, 0], np.array(row["Sequence"]["logits"])[:, 1], rtol=1e-4, atol=5e-5
+    )
 
 
 def test_rerank_of_a_file(tmp_path) -> None:

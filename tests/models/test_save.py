@@ -8,9 +8,8 @@ import cases
 import gguf_files
 import numpy as np
 import pytest
-import seeded
 from cases import each, named
-from head_folders import DATA
+from head_folders import DATA, WHOLE, whole
 
 import boostr
 from boostr.engine.load import load_module
@@ -43,17 +42,15 @@ def test_loaded_and_saved_is_the_same(case, tmp_path):
         assert np.array_equal(array, original[name].astype(array.dtype)), name
 
 
-WHOLE = json.loads((DATA / "whole.json").read_text())
-
-
 @pytest.mark.parametrize("name", [*WHOLE, "bert_labels", "bert_tokens", "llama_labels"])
 def test_a_classifier_keeps_its_head(name, tmp_path):
     """It was dropped. The tensors are those that transformers wrote, but for unused poolers."""
     folder = DATA / name
     if name in WHOLE:
         folder = tmp_path
-        (folder / "config.json").write_text(json.dumps(WHOLE[name]["config"]))
-        save(folder / SINGLE, seeded.weights(1, WHOLE[name]["shapes"], {}))
+        config, tensors = whole(name, "Sequence")
+        (folder / "config.json").write_text(json.dumps(config))
+        save(folder / SINGLE, tensors)
     model = boostr.load(folder, backend="numpy")
     save_folder(model.module, tmp_path / "saved", head=model.classifier)
     want, got = arrays(folder), arrays(tmp_path / "saved")
