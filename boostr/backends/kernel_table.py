@@ -26,8 +26,8 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "attention.attention_backward": ("varlen_attention_backward",),
     "rows.loss": ("cross_entropy", "cross_entropy_backward"),
     "rows.optim": ("adamw", "global_norm"),
-    "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens", "philox",
-                 "filtered_probabilities"),
+    "sampling.sampling": ("argmax", "greedy", "penalize", "add_bias", "sample", "record_tokens",
+                          "philox", "filtered_probabilities"),
     "sampling.logprobs": ("top_logprobs",),
     "products.fusion": ("products", "attention_inputs", "attend"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from boostr import ops
 from boostr.backends.base import Backend
 from boostr.engine.options import SamplingOptions
 from boostr.errors import OptionError
-from boostr.ops.sampling import penalize, record_tokens, sample, seed_words
+from boostr.ops.sampling import add_bias, penalize, record_tokens, sample, seed_words
 from boostr.tensor import Tensor
 
 
@@ -51,15 +51,18 @@ class Sampler:
 
     def _add_penalties(self, options, prompts, vocab_size: int) -> None:
         seen = np.zeros((len(options), vocab_size), np.uint8)
-        bias = np.zeros((len(options), vocab_size), np.float32)
+        biases = max(len(o.logit_bias) for o in options)
+        bias_ids = np.full((len(options), biases), -1, np.int32)
+        bias = np.zeros(bias_ids.shape, np.float32)
         for row, (chosen, prompt) in enumerate(zip(options, prompts, strict=True)):
             seen[row, list(prompt)] = 1
-            for token, value in chosen.logit_bias.items():
+            for n, (token, value) in enumerate(chosen.logit_bias.items()):
                 if not 0 <= token < vocab_size:
                     raise OptionError(f"logit_bias: token {token} is not in 0..{vocab_size - 1}")
-                bias[row, token] = value
+                bias_ids[row, n], bias[row, n] = token, value
         self._put("seen", seen)
         self._put("counts", np.zeros_like(seen, dtype=np.int32))
+        self._put("bias_ids", bias_ids)
         self._put("bias", bias)
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
             self._put(name, np.array([getattr(o, name) for o in options], np.float32))
@@ -83,8 +86,9 @@ class Sampler:
         if self._penalizes:
             logits = penalize(
                 logits, s["seen"], s["counts"], s["repetition_penalty"], s["presence_penalty"],
-                s["frequency_penalty"], s["bias"],
+                s["frequency_penalty"],
             )  # fmt: skip
+            add_bias(logits, s["bias_ids"], s["bias"])
         if self._greedy:
             ids = ops.greedy(logits)
         else:

@@ -23,12 +23,19 @@ from boostr.ops.optim import adamw, adamw_step, clip_scale, global_norm
 from boostr.ops.quant import dequantize, quantize
 from boostr.ops.rope import rope
 from boostr.ops.rows import advance_rows
-from boostr.ops.sampling import filtered_probabilities, greedy, penalize, record_tokens, sample
+from boostr.ops.sampling import (
+    add_bias,
+    filtered_probabilities,
+    greedy,
+    penalize,
+    record_tokens,
+    sample,
+)
 
 __all__ = [
-    "adamw", "adamw_step", "advance", "advance_rows", "clip_scale", "core", "cross_entropy",
-    "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "greedy",
-    "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention", "penalize", "quantize",
-    "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope", "sample", "silu",
-    "slot_mapping", "softmax", "swiglu", "top_logprobs", "varlen_attention",
+    "adamw", "adamw_step", "add_bias", "advance", "advance_rows", "clip_scale", "core",
+    "cross_entropy", "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu",
+    "global_norm", "greedy", "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention",
+    "penalize", "quantize", "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope",
+    "sample", "silu", "slot_mapping", "softmax", "swiglu", "top_logprobs", "varlen_attention",
 ]  # fmt: skip

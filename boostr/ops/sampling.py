@@ -39,9 +39,8 @@ def penalize(
     repetition: Tensor,
     presence: Tensor,
     frequency: Tensor,
-    bias: Tensor | None = None,
 ) -> Tensor:
-    """Logits after the penalties on tokens that are there already, plus a bias.
+    """Logits after the penalties on tokens that are there already.
 
     A seen token's logit x becomes x / repetition if x > 0, else x · repetition; then presence is
     subtracted once and frequency counts times from every token with a count.
@@ -50,7 +49,6 @@ def penalize(
         logits: [B, V] float.   seen: bool or uint8 [B, V], tokens of the prompt or the output.
         counts: int32 [B, V], how often each token is in the output.
         repetition (1 is none), presence, frequency (0 is none): float32 [B].
-        bias: float32 [B, V], added at the end.
     Returns:
         float32 [B, V]. No gradient.
     Source: Keskar et al. 2019, CTRL (repetition); OpenAI's API (presence, frequency).
@@ -61,9 +59,28 @@ def penalize(
     rows = (("repetition", repetition), ("presence", presence), ("frequency", frequency))
     for name, x in rows:
         _check("penalize", name, x, logits.shape[:1], (dtypes.float32,))
-    if bias is not None:
-        _check("penalize", "bias", bias, logits.shape, (dtypes.float32,))
-    return _penalize(logits.detach(), seen, counts, repetition, presence, frequency, bias)
+    return _penalize(logits.detach(), seen, counts, repetition, presence, frequency)
+
+
+def add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    """logits[b, ids[b, n]] += values[b, n], in place: OpenAI's logit_bias, behind `penalize`.
+
+    Args:
+        logits: float32 [B, V], contiguous.   ids: int32 [B, N], distinct in a row; those outside
+            of 0..V-1 are skipped.   values: float32 [B, N].
+    """
+    _check_logits("add_bias", logits)
+    _check("add_bias", "logits", logits, logits.shape, (dtypes.float32,))
+    if ids.ndim != 2 or ids.shape[0] != logits.shape[0]:
+        raise ShapeError(
+            f"add_bias: ids must be [B, N] with B = {logits.shape[0]}, got {list(ids.shape)}"
+        )
+    _check("add_bias", "ids", ids, ids.shape, (dtypes.int32,))
+    _check("add_bias", "values", values, ids.shape, (dtypes.float32,))
+    if not logits.backend.is_contiguous(logits.data):
+        raise BackendError("add_bias: logits are written in place and must be contiguous")
+    if ids.size:
+        _add_bias(logits.detach(), ids, values)
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -175,13 +192,21 @@ def _check_filters(op, logits, temperature, top_k, top_p, min_p) -> None:
 
 
 # -- composites ----------------------------------------------------------------------------------
-def _penalize_composite(logits, seen, counts, repetition, presence, frequency, bias) -> Tensor:
+def _penalize_composite(logits, seen, counts, repetition, presence, frequency) -> Tensor:
     x = core.cast(logits, dtypes.float32)
     r = repetition.unsqueeze(1)
     x = core.where(core.ne(seen, 0), core.where(x > 0, x / r, x * r), x)
     used = core.cast(counts > 0, dtypes.float32) * presence.unsqueeze(1)
-    x = x - (used + core.cast(counts, dtypes.float32) * frequency.unsqueeze(1))
-    return x if bias is None else x + bias
+    return x - (used + core.cast(counts, dtypes.float32) * frequency.unsqueeze(1))
+
+
+def _add_bias_composite(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    B, V = logits.shape
+    known = (ids >= 0) & (ids < V)
+    places = core.where(known, arange(B, backend=ids.backend).unsqueeze(1) * V + ids, -1).flatten()
+    flat = logits.flatten()
+    biased = core.take(flat, core.maximum(places, 0)) + values.flatten()
+    logits.backend.put_rows(flat.data, places.data, biased.data)
 
 
 def _candidates(logits, temperature, top_k, top_p, min_p):
@@ -267,6 +292,7 @@ def _record_composite(ids: Tensor, seen: Tensor, counts: Tensor) -> None:
 
 
 _penalize = Op("penalize", _penalize_composite)
+_add_bias = Op("add_bias", _add_bias_composite)
 _filtered = Op("filtered_probabilities", _filtered_composite)
 _greedy = Op("greedy", _greedy_composite)
 _sample = Op("sample", _sample_composite)

@@ -20,7 +20,14 @@ _MODULES = {
         "attention.cache": ("slot_mapping", "kv_write", "advance", "advance_rows"),
         "attention.attention": ("varlen_attention", "paged_attention"),
         "products.quant": ("quantize", "dequantize", "read_blocks"),
-        "sampling.sampling": ("argmax", "greedy", "penalize", "sample", "record_tokens"),
+        "sampling.sampling": (
+            "argmax",
+            "greedy",
+            "penalize",
+            "add_bias",
+            "sample",
+            "record_tokens",
+        ),
         "sampling.logprobs": ("top_logprobs",),
     }.items()
     for op in ops

@@ -3,11 +3,11 @@
 // Macros: LOGIT float | f16 | bf16.
 #include "philox.cuh"
 
-// y = x / r or x r if seen; - presence if counts - counts * frequency; + bias. A thread for 4
-// columns; logits [B, V], seen u8, counts int32, bias float32 (or null) -> out float32 [B, V].
+// y = x / r or x r if seen; - presence if counts - counts * frequency. A thread for 4 columns;
+// logits [B, V], seen u8, counts int32 -> out float32 [B, V].
 extern "C" __global__ __launch_bounds__(256) void penalize(
     const LOGIT* logits, const u8* seen, const int* counts, const float* repetition,
-    const float* presence, const float* frequency, const float* bias, float* out, int V) {
+    const float* presence, const float* frequency, float* out, int V) {
   pdl_launch();
   pdl_wait();
   int b = blockIdx.y;
@@ -15,7 +15,7 @@ extern "C" __global__ __launch_bounds__(256) void penalize(
   float r = repetition[b], p = presence[b], f = frequency[b];
   int first = (blockIdx.x * 256 + threadIdx.x) * 4;
   if (first >= V) return;
-  float x[4], add[4] = {0.f, 0.f, 0.f, 0.f};
+  float x[4];
   int n[4];
   u8 was[4];
   bool whole = V % 4 == 0;
@@ -29,10 +29,6 @@ extern "C" __global__ __launch_bounds__(256) void penalize(
     for (int i = 0; i < 4; i++) x[i] = a[i];
     n[0] = c.x, n[1] = c.y, n[2] = c.z, n[3] = c.w;
     was[0] = w.x, was[1] = w.y, was[2] = w.z, was[3] = w.w;
-    if (bias) {
-      float4 d = *(const float4*)(bias + at);
-      add[0] = d.x, add[1] = d.y, add[2] = d.z, add[3] = d.w;
-    }
   } else {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -40,19 +36,30 @@ extern "C" __global__ __launch_bounds__(256) void penalize(
       x[i] = to_float(logits[at + i]);
       n[i] = counts[at + i];
       was[i] = seen[at + i];
-      if (bias) add[i] = bias[at + i];
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     if (was[i]) x[i] = x[i] > 0.f ? x[i] / r : x[i] * r;
-    x[i] = x[i] - ((n[i] > 0 ? p : 0.f) + (float)n[i] * f) + add[i];
+    x[i] = x[i] - ((n[i] > 0 ? p : 0.f) + (float)n[i] * f);
   }
   if (whole) *(float4*)(out + at) = make_float4(x[0], x[1], x[2], x[3]);
   else
 #pragma unroll
     for (int i = 0; i < 4; i++)
       if (i < most) out[at + i] = x[i];
+}
+
+// logits[b, ids[b, n]] += values[b, n], ids distinct in a row; those out of range are skipped.
+// logits float32 [B, V], ids int32 [B, N], values float32 [B, N], `size` = B N. A thread each.
+extern "C" __global__ __launch_bounds__(128) void add_bias(
+    float* logits, const int* ids, const float* values, int size, int N, int V) {
+  pdl_launch();
+  pdl_wait();
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  if (i >= size) return;
+  const int id = ids[i];
+  if (id >= 0 && id < V) logits[(i64)(i / N) * V + id] += values[i];
 }
 
 // seen[b, ids[b]] = 1, counts[b, ids[b]] += 1; a negative id is skipped. A thread a row.

@@ -8,6 +8,7 @@ from draws import normal, strided, tensors
 from boostr import Tensor, dispatch, dtypes
 from boostr.ops import core
 from boostr.ops.sampling import (
+    add_bias,
     filtered_probabilities,
     greedy,
     penalize,
@@ -162,7 +163,7 @@ def test_argmax_of_views(gpu, rng):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_penalize(V, dtype, gpu, rng):
     B = 3
-    x, bias = normal(rng, (B, V), dtype, 3.0), normal(rng, (B, V))
+    x = normal(rng, (B, V), dtype, 3.0)
     seen = rng.integers(0, 2, (B, V)).astype(np.uint8)
     counts = (rng.integers(0, 5, (B, V)) * seen).astype(np.int32)
     knobs = [np.array(v, np.float32) for v in ((1, 1.3, 0.8), (0, 0.5, 2), (0, 0.25, 0.1))]
@@ -170,9 +171,14 @@ def test_penalize(V, dtype, gpu, rng):
     wide = x.astype(np.float64)
     want = np.where(seen > 0, np.where(wide > 0, wide / r, wide * r), wide)
     want = want - (counts > 0) * p - counts * f
-    for extra in (bias, None):
-        got = penalize(*tensors(gpu, x, seen, counts, *knobs, extra)).numpy()
-        np.testing.assert_allclose(got, want + (0 if extra is None else extra), atol=5e-6)
+    got = penalize(*tensors(gpu, x, seen, counts, *knobs))
+    np.testing.assert_allclose(got.numpy(), want, atol=5e-6)
+    ids = np.stack([rng.permutation(V + 60)[:300] - 30 for _ in range(B)]).astype(np.int32)
+    values = normal(rng, ids.shape)
+    add_bias(got, *tensors(gpu, strided(ids), values))
+    for b, n in np.argwhere((ids >= 0) & (ids < V)):
+        want[b, ids[b, n]] += values[b, n]
+    np.testing.assert_allclose(got.numpy(), want, atol=5e-6)
 
 
 def test_record_tokens(gpu, rng):

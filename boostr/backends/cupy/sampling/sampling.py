@@ -124,19 +124,28 @@ def _aligned(backend: CupyBackend, x: Any, to: int) -> Any:
     return x if x.data.ptr % to == 0 else backend.copy(x)
 
 
-def _penalize(logits, seen, counts, repetition, presence, frequency, bias) -> Tensor:
+def _penalize(logits, seen, counts, repetition, presence, frequency) -> Tensor:
     backend: CupyBackend = logits.backend
     B, V = logits.shape
     out = backend.empty((B, V), np.float32)
     args = [_aligned(backend, logits.data, 4 * logits.dtype.itemsize)]
     args += [_aligned(backend, seen.data, 4), _aligned(backend, counts.data, 16)]
     args += [backend.dense(x.data) for x in (repetition, presence, frequency)]
-    args.append(None if bias is None else _aligned(backend, bias.data, 16))
     backend.launch(
         "penalties", "penalize", (-(-V // 1024), B), (256,), [*args, out, V], dependent=True,
         LOGIT=backend.c_type(logits.dtype),
     )  # fmt: skip
     return Tensor.wrap(out, backend)
+
+
+def _add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    backend: CupyBackend = logits.backend  # type: ignore[assignment]
+    reads = [backend.dense(x.data) for x in (ids, values)]
+    backend.launch(
+        "penalties", "add_bias", (-(-ids.size // 128),), (128,),
+        [logits.data, *reads, ids.size, ids.shape[1], logits.shape[1]], dependent=True,
+        LOGIT="float",
+    )  # fmt: skip
 
 
 def _record_tokens(ids, seen, counts) -> None:
@@ -167,6 +176,7 @@ KERNELS = {
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
     "penalize": Kernel(_penalize, _penalize_supports),
+    "add_bias": Kernel(_add_bias),
     "record_tokens": Kernel(_record_tokens),
     "philox": Kernel(_philox),
 }

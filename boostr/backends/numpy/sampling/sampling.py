@@ -42,22 +42,30 @@ def _penalize_supports(logits: Tensor, seen: Tensor, counts: Tensor, *rest) -> s
 
 def _penalize(
     logits: Tensor, seen: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor,
-    frequency: Tensor, bias: Tensor | None,
+    frequency: Tensor,
 ) -> Tensor:  # fmt: skip
     backend: NumpyBackend = logits.backend  # type: ignore[assignment]
     source, inner, stride = rows(backend, logits.data)
     state = [backend.dense(t.data) for t in (seen, counts, repetition, presence, frequency)]
-    offsets = None if bias is None else backend.dense(bias.data)
     out = backend.empty(logits.shape)
     B, V = logits.shape
     chunks = -(-V // PENALTY_CHUNK)
     params = [address(source), inner, stride, *map(address, state)]
-    params += [0 if offsets is None else address(offsets), address(out), V, chunks]
+    params += [address(out), V, chunks]
     backend.launch(
-        "sampling.penalize", params, items=B * chunks, grain=4,
-        reads=[source, *state, *([] if offsets is None else [offsets])], writes=[out],
+        "sampling.penalize", params, items=B * chunks, grain=4, reads=[source, *state],
+        writes=[out],
     )  # fmt: skip
     return Tensor.wrap(out, backend)
+
+
+def _add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    backend: NumpyBackend = logits.backend  # type: ignore[assignment]
+    (B, V), reads = logits.shape, [backend.dense(x.data) for x in (ids, values)]
+    params = [address(logits.data), *map(address, reads), V, ids.shape[1]]
+    backend.launch(
+        "sampling.add_bias", params, items=B, grain=16, reads=reads, writes=[logits.data]
+    )
 
 
 def _sample(
@@ -91,6 +99,7 @@ KERNELS = {
     "argmax": Kernel(_argmax, _argmax_supports),
     "greedy": Kernel(_greedy, not_float32),
     "penalize": Kernel(_penalize, _penalize_supports),
+    "add_bias": Kernel(_add_bias),
     "sample": Kernel(_sample, lambda logits, *rest: not_float32(logits)),
     "record_tokens": Kernel(_record_tokens),
 }

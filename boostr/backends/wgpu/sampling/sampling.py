@@ -144,18 +144,28 @@ def _filtered(logits, temperature, top_k, top_p, min_p) -> Tensor:
 
 
 # -- the rest ------------------------------------------------------------------------------------
-def _penalize(logits, seen, counts, repetition, presence, frequency, bias) -> Tensor:
+def _penalize(logits, seen, counts, repetition, presence, frequency) -> Tensor:
     backend: WgpuBackend = logits.backend  # type: ignore[assignment]
     out = backend.empty(logits.shape, np.float32)
-    tensors = [logits, seen, counts, repetition, presence, frequency, bias]
-    arrays = [backend.dense(x.data) for x in tensors if x is not None]
-    params = [logits.shape[1], out.size, *map(backend.offset, arrays)]
+    tensors = (logits, seen, counts, repetition, presence, frequency)
+    arrays = [backend.dense(x.data) for x in tensors]
     backend.launch(
         "sampling_penalties", "penalize", -(-out.size // 1024), arrays, [out],
-        params if bias is not None else [*params, 0], RECORD=False,
-        LOGIT=name_of(logits.dtype), BIAS=int(bias is not None),
+        [logits.shape[1], out.size, *map(backend.offset, arrays)], ENTRY="penalize",
+        LOGIT=name_of(logits.dtype),
     )  # fmt: skip
     return Tensor.wrap(out, backend)
+
+
+def _add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    backend: WgpuBackend = logits.backend  # type: ignore[assignment]
+    x, reads = logits.data, [backend.dense(t.data) for t in (ids, values)]
+    reads = [backend.copy(a) if a.buffer.block is x.buffer.block else a for a in reads]
+    backend.launch(
+        "sampling_penalties", "add_bias", -(-ids.size // 64), reads, [x],
+        [ids.size, ids.shape[1], logits.shape[1], *map(backend.offset, (*reads, x))],
+        ENTRY="add_bias",
+    )  # fmt: skip
 
 
 def _record_supports(ids: Tensor, seen: Tensor, counts: Tensor) -> str | None:
@@ -173,7 +183,7 @@ def _record_tokens(ids, seen, counts) -> None:
     params = [B, V, *map(backend.offset, (tokens, seen.data, counts.data))]
     backend.launch(
         "sampling_penalties", "record_tokens", -(-B // 64), [tokens], [seen.data, counts.data],
-        params, RECORD=True, LOGIT="f32", BIAS=0,
+        params, ENTRY="record_tokens",
     )  # fmt: skip
 
 
@@ -193,6 +203,7 @@ KERNELS = {
     "sample": Kernel(_sample, _sample_supports),
     "filtered_probabilities": Kernel(_filtered, _sample_supports),
     "penalize": Kernel(_penalize, refusal),
+    "add_bias": Kernel(_add_bias, refusal),
     "record_tokens": Kernel(_record_tokens, _record_supports),
     "philox": Kernel(_philox),
 }
@@ -218,8 +229,8 @@ VARIANTS = [
     variant("sampling", "bf16", False, True, 64, DRAW=True, BINS=512, LIST=512),
     variant("sampling", "f16", False, False, 128, DRAW=True, BINS=256, LIST=256),
     variant("sampling", "f32", True, False, 128, DRAW=False, BINS=256, LIST=256),
-    Variant("sampling_penalties", {"RECORD": True, "LOGIT": "f32", "BIAS": 0}),
-    Variant("sampling_penalties", {"RECORD": False, "LOGIT": "bf16", "BIAS": 1}),
-    Variant("sampling_penalties", {"RECORD": False, "LOGIT": "f32", "BIAS": 0}),
+    Variant("sampling_penalties", {"ENTRY": "record_tokens"}),
+    Variant("sampling_penalties", {"ENTRY": "add_bias"}),
+    *(Variant("sampling_penalties", {"ENTRY": "penalize", "LOGIT": x}) for x in ("bf16", "f32")),
     Variant("sampling_philox"),
 ]

@@ -89,19 +89,19 @@ def argmax():
 def penalize():
     """One chunk of PENALTY_CHUNK logits of a row is an item.
 
-    params: logits, inner, stride, seen, counts, repetition, presence, frequency, bias or 0, y, V,
-    chunks of a row.
+    params: logits, inner, stride, seen, counts, repetition, presence, frequency, y, V, chunks of a
+    row.
     """
 
     def kernel(params, start, stop):
-        V, chunks = params[10], params[11]
+        V, chunks = params[9], params[10]
         for item in range(start, stop):
             row, first = item // chunks, item % chunks * PENALTY_CHUNK
             last = min(V, first + PENALTY_CHUNK)
             x = f32(params[0]) + ((row // params[1]) * params[2] + row % params[1] * V)
             seen, counts = u8(params[3]) + row * V, i32(params[4]) + row * V
             repetition, presence = f32(params[5])[row], f32(params[6])[row]
-            frequency, bias, y = f32(params[7])[row], f32(params[8]), f32(params[9]) + row * V
+            frequency, y = f32(params[7])[row], f32(params[8]) + row * V
             for e in range(first, last, LANES):
                 n = last - e
                 value = load_n(x, e, n)
@@ -109,9 +109,22 @@ def penalize():
                 value = select(equal(load_n(seen, e, n), 0.0), value, worse)
                 count = to_f32(load_n(counts, e, n))
                 value = value - select(greater(count, 0.0), presence, 0.0) - count * frequency
-                if params[8] != 0:
-                    value = value + load_n(bias + row * V, e, n)
                 store_n(y, e, value, n)
+
+    return kernel
+
+
+def add_bias():
+    """x[b, ids[b, n]] += values[b, n]. params: x, ids, values, V, N."""
+
+    def kernel(params, start, stop):
+        V, N = params[3], params[4]
+        for row in range(start, stop):
+            x = f32(params[0]) + row * V
+            for i in range(row * N, row * N + N):
+                token = i32(params[1])[i]
+                if token >= 0 and token < V:
+                    x[token] = x[token] + f32(params[2])[i]
 
     return kernel
 
