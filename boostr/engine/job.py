@@ -47,7 +47,7 @@ class Job:
     pause: int = field(default=0, init=False, repr=False)
     first: list[int] = field(default_factory=list, init=False, repr=False)
     # of the prefix cache: keys of full blocks (None: not to be entered), how many are entered, the
-    # key that was missing when it was last looked for
+    # key that it waits for
     keys: list[bytes] | None = field(default=None, init=False, repr=False)
     entered: int = field(default=0, init=False, repr=False)
     awaited: bytes | None = field(default=None, init=False, repr=False)

@@ -83,13 +83,16 @@ class Prefixes:
             count = missing
 
     def is_coming(self, job: Job) -> bool:
-        """Whether an admitted job is just computing the next block that a waiting one would use."""
+        """Whether an admitted job is just computing blocks that a waiting one would use.
+
+        It is to wait for the last of them: who computes one computes those before it, too.
+        """
         if job.awaited in self._computing:
             return True
-        job.awaited, count = None, self.hit(job)
-        if job.keys is not None and count < (len(job.tokens) - 1) // self._size:
-            job.awaited = job.keys[count]
-        return job.awaited in self._computing
+        count, wanted = self.hit(job), (len(job.tokens) - 1) // self._size
+        coming = (key for key in reversed((job.keys or [])[count:wanted]) if key in self._computing)
+        job.awaited = next(coming, None)
+        return job.awaited is not None
 
     def tables(self, job: Job, count: int) -> list[list[int]]:
         """The first `count` columns for each group: blocks that have one holder more now."""

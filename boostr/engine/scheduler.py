@@ -84,9 +84,9 @@ class Scheduler:
         if min(rows, prefill_tokens, chunk) < 1:
             raise OptionError("Scheduler: rows, prefill_tokens and chunk start at 1")
         self.pools, self.windows, self.size = list(pools), list(windows), pools[0].size
-        self.prefill_tokens, self.chunk = prefill_tokens, chunk
+        self.rows, self.prefill_tokens, self.chunk = rows, prefill_tokens, chunk
         self._prefixes = Prefixes(self.pools, self.windows, root, share_prefixes)
-        self._rows = list(range(rows))  # the free ones, a heap
+        self._free_rows = list(range(rows))  # a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
         self._running: list[Job] = []
@@ -232,7 +232,8 @@ class Scheduler:
             if job.state == "prefilling" and budget:
                 budget -= self._next_chunk(job, budget, found)
         place = 0
-        while budget and self._rows and not self._lost and place < len(self._waiting):
+        looked_at = min(len(self._waiting), self.rows)
+        while budget and self._free_rows and not self._lost and place < looked_at:
             job = self._waiting[place]
             if self._was_refused(job):
                 break
@@ -240,6 +241,7 @@ class Scheduler:
                 place += 1  # it will find a block more soon; meanwhile others may pass
             elif self._admit(job, found):
                 del self._waiting[place]
+                looked_at -= 1
                 budget -= self._next_chunk(job, budget, found)
             else:
                 break
@@ -277,7 +279,7 @@ class Scheduler:
         job.computed, job.entered, job.state = count * self.size, count, "prefilling"
         if not job.preemptions:
             job.cached = job.computed
-        row = job.row = heapq.heappop(self._rows)
+        row = job.row = heapq.heappop(self._free_rows)
         for group, table in enumerate(job.tables):
             found.writes += [(row, group, column, block) for column, block in enumerate(table)]
         self._prefixes.begin(job)
@@ -365,7 +367,7 @@ class Scheduler:
         self._prefixes.end(job)
         self._release(job)
         self._cleared.append(job.row)  # type: ignore[arg-type]
-        heapq.heappush(self._rows, job.row)  # type: ignore[arg-type]
+        heapq.heappush(self._free_rows, job.row)  # type: ignore[arg-type]
         job.row, job.computed, job.entered = None, 0, 0
 
     def _release(self, job: Job) -> None:

@@ -99,6 +99,16 @@ def test_admission_is_first_come_first_served():
     assert (b.state, small.state) == ("running", "running")
 
 
+def test_who_is_refused_and_leaves_lets_others_in():
+    plans = scheduler(blocks=7)
+    submitted(plans, 16, limit=5)
+    large, small = submitted(plans, 12, limit=5, first=50), submitted(plans, 1, limit=1)
+    run(plans)
+    plans.cancel(large)
+    run(plans)
+    assert small.state == "running"
+
+
 def test_every_row_has_a_block_in_reserve():
     """After rows that need r blocks more, n more rows leave a block for each."""
     plans = scheduler(blocks=8)
@@ -174,6 +184,26 @@ def test_out_of_blocks_the_youngest_goes_back_to_the_head_with_its_tokens():
     found = plans.plan()
     assert [chunk.job for chunk in found.chunks] == [b, c]
     assert found.chunks[0].stop == 6 and b.launched == 3 and found.chunks[0].final
+
+
+def test_the_youngest_may_be_a_prompt():
+    plans = scheduler(blocks=20, prefill=4, chunk=4)
+    a, b = submitted(plans, 4), submitted(plans, 40, first=50)
+    run(plans, 2)
+    assert (a.state, b.state) == ("running", "prefilling")
+    plans.pools[0].take(plans.pools[0].free)
+    run(plans, 4)
+    assert (a.preemptions, b.preemptions) == (0, 1)
+
+
+def test_who_is_preempted_is_behind_who_came_before():
+    """Even where the other has not had a row yet."""
+    plans = scheduler(prefill=8, chunk=4)
+    a, same, late = submitted(plans, 6), submitted(plans, 6), submitted(plans, 6, first=50)
+    plans.plan()
+    assert (same.state, late.state) == ("waiting", "prefilling")
+    plans.preempt_all()
+    assert [chunk.job for chunk in plans.plan().chunks] == [a, same, late]
 
 
 def test_a_preempted_job_finds_its_own_blocks():
@@ -283,10 +313,22 @@ def test_a_round_copies_no_tokens():
     assert len(jobs[0].tokens) == 4015
 
 
-def test_waiting_costs_little():
-    """Nobody who waits, for a prefix or for room, has its blocks looked up in each round."""
+def test_waiting_for_a_prefix_costs_little():
+    """The blocks of those who wait are not looked up in each round, and who is far behind not at
+    all."""
     plans = scheduler(blocks=250, prefill=8, chunk=4, rows=4)
-    jobs = [submitted(plans, 800), submitted(plans, 800), submitted(plans, 798, first=3000)]
+    jobs = [submitted(plans, 800) for _ in range(1000)]
     plans.plan(), plans.plan()
-    assert [job.state for job in jobs] == ["prefilling", "waiting", "waiting"]
-    assert calls_of(plans.plan) < 150
+    assert {job.state for job in jobs[1:]} == {"waiting"}
+    assert calls_of(plans.plan) < 100
+
+
+def test_waiting_for_room_costs_little():
+    plans = scheduler(blocks=250, prefill=800, chunk=800)
+    submitted(plans, 800), submitted(plans, 100, first=3000)
+    for _ in range(3):
+        plans.plan()
+    job = submitted(plans, 900)  # its first 800 tokens are there
+    plans.plan(), plans.plan()
+    assert job.state == "waiting"
+    assert calls_of(plans.plan) < 60
