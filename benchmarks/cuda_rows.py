@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from boostr import Tensor, backends, ops
-from boostr.backends.cupy.rows.rope import rope_write
+from boostr.backends.cupy.rows.rope import Norms, Tables, rope_write
 from boostr.ops import norm as norm_ops
 from boostr.ops.activation import _swiglu_backward
 from boostr.ops.embedding import _embedding_backward, embedding
@@ -96,11 +96,9 @@ class Case:
             H, K, D = self.shape[1:]
             qkv, q_gain, k_gain, cos, sin, slots, *caches = (a.data for a in t)
             rows = cupy.arange(len(qkv), dtype=np.int32)
-            slots, caches = slots.astype(np.int32), [c.reshape(-1, 64, K, D) for c in caches]
-            return lambda: rope_write(
-                BACKEND, qkv, H, K, D, q_gain, k_gain, EPS, cos, sin, rows, "split-half", *caches,
-                slots,
-            )  # fmt: skip
+            slots, (k, v) = slots.astype(np.int32), [c.reshape(-1, 64, K, D) for c in caches]
+            norms, tables = Norms(q_gain, k_gain, EPS), Tables(cos, sin, rows)
+            return lambda: rope_write(BACKEND, qkv, H, K, D, norms, tables, k, v, slots)
         if self.name == "rope":
             return lambda: ops.rope(*t)
         if self.name == "embedding":

@@ -33,6 +33,7 @@ from boostr.tensor import Tensor
 PROMPT, HEAD_DIM, VOCAB = 16, 64, 32768
 # what a family must have otherwise
 OWN: dict[str, dict[str, Any]] = {
+    "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 12.0},
     "granitemoehybrid": {"num_local_experts": 0, "shared_intermediate_size": 8192},
 }
 

@@ -11,8 +11,8 @@ from boostr.backends.base import Kernel
 OPS_OF: dict[str, tuple[str, ...]] = {
     "products.linear": ("linear",),
     "rows.norm": (
-        "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rms_norm_backward",
-        "layer_norm_backward",
+        "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_norm",
+        "rms_norm_backward", "layer_norm_backward",
     ),
     "rows.rope": ("rope", "rope_backward"),
     "rows.activation": (
@@ -29,7 +29,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "sampling.sampling": ("argmax", "greedy", "penalize", "add_bias", "sample", "record_tokens",
                           "philox", "filtered_probabilities"),
     "sampling.logprobs": ("top_logprobs",),
-    "products.fusion": ("products", "attention_inputs", "attend"),
+    "products.fusion": ("products", "attention_inputs", "attend", "product"),
 }  # fmt: skip
 _MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from boostr import dtypes
-from boostr.operands import KV, HeadNorms, Norm, PackedKV
+from boostr.operands import KV, HeadNorms, Norm, PackedKV, Rope
 from boostr.tensor import Tensor
 
 
@@ -30,11 +30,19 @@ def activation_backward(g: Tensor, x: Tensor, *args: Any) -> str | None:
 
 
 def layer_norm(*args: Any) -> str | None:
-    """Of [add_]layer_norm: x, [residual,] weight, bias, eps."""
+    """Of norms: x, [residual,] weight, bias, eps."""
     weight, bias = args[-3], args[-2]
     if bias is not None and bias.dtype != weight.dtype:
         return f"bias is {bias.dtype}, weight {weight.dtype}"
     return floats(*args)
+
+
+def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> str | None:
+    if (x.dtype, x.shape) != (residual.dtype, residual.shape):
+        return f"x is {x.dtype}{list(x.shape)}, the residual {residual.dtype}{list(residual.shape)}"
+    if norm.kind == "rms" and norm.bias is not None:
+        return "an RMS norm with a bias"
+    return layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
 
 
 def norm_backward(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) -> str | None:
@@ -64,30 +72,35 @@ def advance(most: int, ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> s
 
 
 def norm_before(norm: Norm | None) -> str | None:
-    """Products that normalise what they read: by RMS, with a float32 weight."""
+    """Products that normalise what they read, by float32 weights."""
     if norm is None:
         return None
-    if norm.kind != "rms" or norm.bias is not None:
-        return f"a {norm.kind} norm before the product"
-    if norm.weight.dtype != dtypes.float32:
-        return f"norm weights are {norm.weight.dtype}, not float32"
+    if norm.kind == "rms" and norm.bias is not None:
+        return "an RMS norm with a bias"
+    for name, part in (("weights", norm.weight), ("biases", norm.bias)):
+        if part is not None and part.dtype != dtypes.float32:
+            return f"norm {name} are {part.dtype}, not float32"
     return None
 
 
-def head_norms(norms: HeadNorms, head_dim: int) -> str | None:
-    """Both of q and k or neither, of each head, by one eps."""
+def heads(norms: HeadNorms, rope: Rope | None) -> str | None:
+    """Norms of q and k alike or none, and what queries are multiplied by."""
     q, k, after_rope = norms
     if q is None and k is None:
         return None
-    if after_rope:
-        return "norms of heads after rope"
     if q is None or k is None:
         return "only one of q and k is normalised"
-    for norm in (q, k):
-        if norm.weight.shape != (head_dim,):
-            return f"a norm of heads with weights {list(norm.weight.shape)}"
-        if norm.offset:
-            return f"norms of heads with an offset, {norm.offset}"
-    if q.eps != k.eps:
-        return f"norms of heads with two eps, {q.eps} and {k.eps}"
+    if "layer" in (q.kind, k.kind):
+        return "layer norms of heads"
+    if (q.eps, q.offset) != (k.eps, k.offset):
+        return f"norms of q and k with two eps or offsets, {q.eps}, {q.offset}, {k.eps}, {k.offset}"
+    if after_rope and rope is not None and rope.query_factors is not None:
+        return "norms of heads after rope, and queries with a factor by position"
     return norm_before(q) or norm_before(k)
+
+
+def norm_over(q: Norm, head_dim: int) -> str:
+    """What a norm of heads goes over: see `AttentionSpec.norm_over`."""
+    if q.weight.ndim == 2:
+        return "heads"
+    return "head" if q.weight.shape == (head_dim,) else "all"

@@ -241,12 +241,22 @@ def product(
     """residual + factor · (x @ weightᵀ + bias); `ops.linear` where the factor is 1."""
     if factor == 1.0:
         return ops.linear(x, weight, bias, residual)
+    return _product(x, weight, bias, residual, factor)
+
+
+def _product_of(
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, factor: float
+) -> Tensor:
     y = ops.linear(x, weight, bias) * factor
     return y if residual is None else residual + y
 
 
 def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float = 1.0) -> Tensor:
     """residual + factor · norm(x): the end of a half of a layer that is normalised after it."""
+    return _add_norm(x, norm, residual, factor)
+
+
+def _norm_added(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> Tensor:
     y = normed(x, norm)
     return residual + (y if factor == 1.0 else y * factor)
 
@@ -254,3 +264,5 @@ def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float = 1.0) -> Te
 _products = Op("products", _products_of, fusion=True)
 _attention_inputs = Op("attention_inputs", _inputs_of, fusion=True)
 _attend = Op("attend", _attended, fusion=True)
+_product = Op("product", _product_of, fusion=True)
+_add_norm = Op("add_norm", _norm_added, fusion=True)

@@ -1,8 +1,9 @@
 // y[m, n] = sum_k x[m, k] w[n, k] (+ bias[n]) (+ residual[m, n]) for the 1..8 rows m of a decode
-// step, at the speed at which the weights can be read. w [N, K] is in a stored form (weights.cuh),
-// sums are f32 (int32 under W8A8), y is OUT_T. x comes as it is or through an RMS norm
-// (gemv_input.cuh). With ACT it is y = ACT(sum (+ bias)) residual: the second half of a gated pair
-// whose weights are not stored alike.
+// step, at the speed at which the weights can be read; SCALED: times `scale`, but for the residual.
+// w [N, K] is in a stored form (weights.cuh), sums are f32 (int32 under W8A8), y is OUT_T. x comes as
+// it is or through a norm (gemv_input.cuh).
+// With ACT it is y = ACT(sum (+ bias)) (residual): an MLP's first half, or the second half of a
+// gated pair whose weights are not stored alike.
 // Grid: as many blocks as fill the device at most; each takes neighbouring units of rows
 // (gemv_rows.cuh). Shared: ring | x | partial sums. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
@@ -19,8 +20,14 @@
 #ifndef REST_T
 #define REST_T X_T
 #endif
+#ifndef SCALED
+#define SCALED 0
+#endif
 #ifdef ACT
 #include "gemv_activation.cuh"
+#define NO_REST 1.f
+#else
+#define NO_REST 0.f
 #endif
 
 struct Product : Input {
@@ -28,6 +35,7 @@ struct Product : Input {
   const BIAS_T* bias;
   const REST_T* residual;
   OUT_T* out;
+  float scale;
   int N;
   int units, first, stride;
   float factor[PER_LANE], add[PER_LANE], rest[PER_LANE];
@@ -50,7 +58,7 @@ struct Product : Input {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = min(index(unit, lane_row, r), N - 1);
-      rest[r] = residual ? to_float(residual[(i64)m * N + n]) : 0.f;
+      rest[r] = residual ? to_float(residual[(i64)m * N + n]) : NO_REST;
     }
   }
   DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
@@ -61,7 +69,7 @@ struct Product : Input {
 #ifdef ACT
       y = activated(y) * rest[r];
 #else
-      y += rest[r];
+      y = SCALED ? fmaf(scale, y, rest[r]) : y + rest[r];
 #endif
       if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }
@@ -71,13 +79,15 @@ struct Product : Input {
 // gemv[min(SMs * blocks, units / TEAMS), THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemv(X_T* x, Planes weight, const BIAS_T* bias, const REST_T* residual, OUT_T* out,
-     const NORM_T* norm, int M, int N, int K, float eps, float offset) {
+     const NORM_T* norm, const NORM_T* norm_bias, int M, int N, int K, float eps, float offset,
+     float scale) {
   extern __shared__ __align__(128) u8 shared[];
-  __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
+  __shared__ float room[ROOMS * BLOCK_WARPS], x_scales[ROWS];
   Product job;
-  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
+  job.x = x, job.norm = norm, job.norm_bias = norm_bias, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.weight = weight, job.bias = bias, job.residual = residual, job.out = out, job.N = N;
+  job.scale = scale;
   share_out(job, (N + UNIT_ROWS - 1) / UNIT_ROWS);
   stream_rows(job, shared, K);
 }

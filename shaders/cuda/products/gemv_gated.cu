@@ -1,6 +1,6 @@
 // out[m, f] = act(gate) * up, gate = sum_k x[m, k] gate_w[f, k] (+ gate_bias[f]), up likewise: the
-// gated MLP's first half for the 1..8 rows m of a decode step. x comes through an RMS norm or as
-// it is; weights [F, K] in a stored form, f32 sums. ACT: SILU, GELU (by erf) or GELU_TANH.
+// gated MLP's first half for the 1..8 rows m of a decode step. x comes through a norm or as it
+// is; weights [F, K] in a stored form, f32 sums. ACT: gemv_activation.cuh.
 // Thread mapping, grid and shared memory as gemv.cu; a lane has the gate row and the up row of an f
 // (rows 2j and 2j + 1 of its PER_LANE, which is even). Source: Shazeer 2020, GLU Variants.
 #include "prelude.cuh"
@@ -52,11 +52,12 @@ struct Gated : Input {
 // gemv_gated[min(SMs * blocks, units / TEAMS), THREADS]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemv_gated(X_T* x, Planes gate, const BIAS_T* gate_bias, Planes up, const BIAS_T* up_bias,
-           X_T* out, const NORM_T* norm, int M, int F, int K, float eps, float offset) {
+           X_T* out, const NORM_T* norm, const NORM_T* norm_bias, int M, int F, int K, float eps,
+           float offset) {
   extern __shared__ __align__(128) u8 shared[];
-  __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
+  __shared__ float room[ROOMS * BLOCK_WARPS], x_scales[ROWS];
   Gated job;
-  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
+  job.x = x, job.norm = norm, job.norm_bias = norm_bias, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.gate = gate, job.gate_bias = gate_bias, job.up = up, job.up_bias = up_bias;
   job.out = out, job.F = F;

@@ -1,12 +1,14 @@
 // The ROWS rows of x of a GEMV into shared memory, in every block anew (cheaper than a kernel):
 //   INPUT PLAIN     x as it is
 //   INPUT RMS_NORM  x / sqrt(mean(x^2) + eps) (weight + offset), rounded to X_T
+//   INPUT LAYER_NORM  (x - mean(x)) / sqrt(var(x) + eps) (weight + offset) + bias, rounded to X_T
 // Under ROUNDS each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
 // ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
 // (1, 2, 4: the groups of four values of a thread; 8: if there are more).
 #define PLAIN 0
 #define RMS_NORM 1
+#define LAYER_NORM 2
 #ifndef INPUT
 #define INPUT PLAIN
 #endif
@@ -22,6 +24,8 @@ const int ROW_WARPS = BLOCK_WARPS / ROWS;
 const int ROW_THREADS = ROW_WARPS * 32;
 const bool MORE = KEEP == 8;  // K may need more groups of a thread than it keeps: read again
 
+const int ROOMS = INPUT == LAYER_NORM ? 3 : 2;  // of sums over the threads of a row
+
 template <typename T> struct IsHalf { static const bool value = false; };
 template <> struct IsHalf<f16> { static const bool value = true; };
 
@@ -33,24 +37,31 @@ const bool LATE = INPUT == RMS_NORM && !ROUNDS && !(PACKED && IsHalf<X_T>::value
 struct Input {
   X_T* x;
   const NORM_T* norm;
+  const NORM_T* norm_bias;  // of LAYER_NORM, null: none
   float* scales;  // shared memory of ROUNDS: one of each row
-  float* room;    // shared memory for 2 * BLOCK_WARPS floats
+  float* room;    // shared memory for ROOMS * BLOCK_WARPS floats
   int M, K;       // M <= ROWS: rows that there are; rows past them read the last one
   float eps, offset;
-  float weight[INPUT == RMS_NORM ? KEEP : 1][4];  // zeros past the end
+  float weight[INPUT != PLAIN ? KEEP : 1][4];  // zeros past the end
+  float shift[INPUT == LAYER_NORM ? KEEP : 1][4];
   float x_factor;  // of this lane's row of x, once `settle` has found it
 
   DEVICE int quads() const { return (K + 3) / 4; }
 
   // Constants, before the kernel before this one has ended.
   DEVICE void ready() {
-#if INPUT == RMS_NORM
+#if INPUT != PLAIN
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
       const int q = threadIdx.x % ROW_THREADS + i * ROW_THREADS;
 #pragma unroll
       for (int e = 0; e < 4; e++) weight[i][e] = 0.f;
       if (q < quads()) load_four(norm, q, weight[i]);
+#if INPUT == LAYER_NORM
+#pragma unroll
+      for (int e = 0; e < 4; e++) shift[i][e] = 0.f;
+      if (norm_bias && q < quads()) load_four(norm_bias, q, shift[i]);
+#endif
     }
 #endif
   }
@@ -86,11 +97,11 @@ struct Input {
     }
   }
 
-  // Of all threads of a row of x, known to them; `of` picks the room.
-  template <bool MAX> DEVICE float over_row(float value) const {
+  // Of all threads of a row of x, known to them; each call has a room of its own, a maximum 1.
+  template <bool MAX, int ROOM = MAX> DEVICE float over_row(float value) const {
     value = MAX ? warp_max(value) : warp_sum(value);
     if (ROW_WARPS == 1) return value;
-    float* own = room + (MAX ? BLOCK_WARPS : 0);
+    float* own = room + ROOM * BLOCK_WARPS;
     if ((threadIdx.x & 31) == 0) own[threadIdx.x >> 5] = value;
     __syncthreads();
     const float* row = own + threadIdx.x / ROW_THREADS * ROW_WARPS;
@@ -172,7 +183,21 @@ struct Input {
       for (int e = 0; e < 4; e++) kept[i][e] = 0.f;
       if (q < quads()) raw(m, q, kept[i]);
     }
-    float scale = 0.f, top = 0.f;
+    float scale = 0.f, top = 0.f, mean = 0.f;
+    if (INPUT == LAYER_NORM) {
+      float sum = 0.f;
+      each(m, kept, [&](const float (&v)[4], int, int) { sum += (v[0] + v[1]) + (v[2] + v[3]); });
+      mean = __fdividef(over_row<false>(sum), (float)K);
+      float squares = 0.f;
+      each(m, kept, [&](const float (&v)[4], int q, int) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const float d = 4 * q + e < K ? v[e] - mean : 0.f;
+          squares = fmaf(d, d, squares);
+        }
+      });
+      scale = rsqrtf(__fdividef(over_row<false, ROOMS - 1>(squares), (float)K) + eps);
+    }
     if (INPUT == RMS_NORM) {
       float squares = 0.f;
       each(m, kept, [&](const float (&v)[4], int, int) {
@@ -187,11 +212,18 @@ struct Input {
       }
     }
     auto value = [&](const float (&v)[4], int q, int i, float (&out)[4]) {
-      float w[4] = {0.f, 0.f, 0.f, 0.f};
-      if (INPUT == RMS_NORM && i < 0 && q < quads()) load_four(norm, q, w);
+      float w[4] = {0.f, 0.f, 0.f, 0.f}, b[4] = {0.f, 0.f, 0.f, 0.f};
+      if (INPUT != PLAIN && i < 0 && q < quads()) load_four(norm, q, w);
+      if (INPUT == LAYER_NORM && i < 0 && norm_bias && q < quads()) load_four(norm_bias, q, b);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         out[e] = v[e];
+        if (INPUT == LAYER_NORM) {
+          const float factor = (i < 0 ? w[e] : weight[i < 0 ? 0 : i % KEEP][e]) + offset;
+          const float more = i < 0 ? b[e] : shift[i < 0 ? 0 : i % KEEP][e];
+          const float y = to_float(from_float<X_T>(fmaf((v[e] - mean) * scale, factor, more)));
+          out[e] = 4 * q + e < K ? y : 0.f;
+        }
         if (INPUT == RMS_NORM) {
           const float factor = (i < 0 ? w[e] : weight[i < 0 ? 0 : i % KEEP][e]) + offset;
           out[e] = LATE ? v[e] * factor : to_float(from_float<X_T>(v[e] * scale * factor));

@@ -1,11 +1,12 @@
 // The attention block's first half for the T = 1..8 tokens of a decode step, in one kernel:
-//   h = RMS norm of x (or x);  q, k, v = h w^T (+ bias);  q, k = RMS norm of each head (QK_NORM);
-//   q, k = rope(q, k);  q -> [T, H, D], k and v -> slot slots[t] (without slots t) of the caches
-//   [NB, bs, KH, D].
+//   h = norm of x (or x);  q, k, v = h w^T (+ bias);  q, k = RMS norm of each head (QK_NORM);
+//   q, k = rope(q, k), q times q_factors[rows[t]] if there are any;  q -> [T, H, D], k and v ->
+//   slot slots[t] (without slots t) of the caches [NB, bs, KH, D]. Rows of q and of the caches may
+//   lie more heads apart, q_pitch and kv_pitch.
 // Weights q_w [H D, E], k_w, v_w [KH D, E]. The launch makes some_heads of the H + 2 KH heads of q,
 // k and v, from first_head on, whose weights are in one stored form; others are another launch's.
-// cos, sin f32 [S, R/2], R <= D even, rows int32 [T] picks their row; a negative slot is not
-// written.
+// cos, sin and q_factors f32 [S, R/2] and [S], R <= D even (0: no rope, and no tables), rows int32
+// [T] picks their row; D is even; a negative slot is not written.
 // A lane has the two rows of a head that rope turns together (PER_LANE is 2): pair p < R/2 is
 // (p, p + R/2), or (2p, 2p + 1) when INTERLEAVED; the rest of the head is paired too, but not
 // turned.
@@ -46,12 +47,13 @@ struct Heads : Input {
   X_T* v_cache;
   const float* cos;
   const float* sin;
+  const float* q_factors;  // null: none
   const int* positions;
   const int* slots;
   const HEAD_NORM_T* q_norm;
   const HEAD_NORM_T* k_norm;
   float* values;  // QK_NORM: shared, [ROWS][2 * pairs of this block]
-  int heads, kv_heads, D, half;  // half = R / 2
+  int heads, kv_heads, q_pitch, kv_pitch, D, half;  // half = R / 2
   int pairs, base;  // pairs: of the launch's heads, or of this block; base: their first
   int units, first, stride;
   float factor[2], add[2], c, s;
@@ -102,6 +104,10 @@ struct Heads : Input {
       const i64 from = (i64)positions[t] * half + at.i;
       c = cos[from], s = sin[from];
     }
+    if (q_factors && at.head < heads) {
+      const float f = q_factors[positions[t]];
+      c *= f, s *= f;
+    }
   }
   DEVICE void finish(int unit, int lane_row, int t, const Sum (&total)[2]) {
     const int pair = index(unit, lane_row);
@@ -114,11 +120,11 @@ struct Heads : Input {
   DEVICE void write(Place at, int t, float a, float b) const {
     X_T* to;
     if (at.head < heads) {
-      to = out + ((i64)t * heads + at.head) * D;
+      to = out + ((i64)t * q_pitch + at.head) * D;
     } else {
       if (slot < 0) return;
       const int own = (at.head - heads) % kv_heads;
-      to = (at.head < heads + kv_heads ? k_cache : v_cache) + ((i64)slot * kv_heads + own) * D;
+      to = (at.head < heads + kv_heads ? k_cache : v_cache) + ((i64)slot * kv_pitch + own) * D;
     }
     to[row_of(at.i, 0)] = from_float<X_T>(a * c - b * s);
     to[row_of(at.i, 1)] = from_float<X_T>(b * c + a * s);
@@ -126,7 +132,7 @@ struct Heads : Input {
 
 #if QK_NORM
   // The block's values are in shared memory: norm, rope, store.
-  DEVICE void finish_head(float head_eps) {
+  DEVICE void finish_head(float head_eps, float head_offset) {
     __shared__ float squares[ROWS];
     const int head = find(0).head, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const bool normed = head < heads + kv_heads;
@@ -149,8 +155,8 @@ struct Heads : Input {
       float a = values[2 * i], b = values[2 * i + 1];
       if (normed) {
         const float scale = rsqrtf(cluster_total(squares + t) / D + head_eps);
-        a *= scale * to_float(norm_weight[row_of(at.i, 0)]);
-        b *= scale * to_float(norm_weight[row_of(at.i, 1)]);
+        a *= scale * (to_float(norm_weight[row_of(at.i, 0)]) + head_offset);
+        b *= scale * (to_float(norm_weight[row_of(at.i, 1)]) + head_offset);
       }
       write(at, t, a, b);
     }
@@ -190,19 +196,23 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias, Planes v,
          const BIAS_T* v_bias, X_T* out, X_T* k_cache, X_T* v_cache, const NORM_T* norm,
-         const HEAD_NORM_T* q_norm, const HEAD_NORM_T* k_norm, const float* cos, const float* sin,
-         const int* positions, const int* slots, int first_head, int some_heads, int heads,
-         int kv_heads, int D, int half, int M, int K, float eps, float offset, float head_eps) {
+         const NORM_T* norm_bias, const HEAD_NORM_T* q_norm, const HEAD_NORM_T* k_norm,
+         const float* cos, const float* sin, const float* q_factors, const int* positions,
+         const int* slots, int first_head, int some_heads, int heads, int kv_heads, int q_pitch,
+         int kv_pitch, int D, int half, int M, int K, float eps, float offset, float head_eps,
+         float head_offset) {
   extern __shared__ __align__(128) u8 shared[];
-  __shared__ float room[2 * BLOCK_WARPS], x_scales[ROWS];
+  __shared__ float room[ROOMS * BLOCK_WARPS], x_scales[ROWS];
   Heads job;
-  job.x = x, job.norm = norm, job.room = room, job.scales = x_scales;
+  job.x = x, job.norm = norm, job.norm_bias = norm_bias, job.room = room, job.scales = x_scales;
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.q = {q, q_bias}, job.k = {k, k_bias}, job.v = {v, v_bias};
   job.out = out, job.k_cache = k_cache, job.v_cache = v_cache;
-  job.cos = cos, job.sin = sin, job.positions = positions, job.slots = slots;
+  job.cos = cos, job.sin = sin, job.q_factors = q_factors;
+  job.positions = positions, job.slots = slots;
   job.q_norm = q_norm, job.k_norm = k_norm;
   job.heads = heads, job.kv_heads = kv_heads, job.D = D, job.half = half;
+  job.q_pitch = q_pitch, job.kv_pitch = kv_pitch;
   job.values = (float*)behind(shared, K);
 #if QK_NORM
   job.pairs = D / 2 / CLUSTER, job.base = (first_head * CLUSTER + blockIdx.x) * job.pairs;
@@ -214,6 +224,6 @@ gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias,
 #endif
   stream_rows(job, shared, K);
 #if QK_NORM
-  job.finish_head(head_eps);
+  job.finish_head(head_eps, head_offset);
 #endif
 }

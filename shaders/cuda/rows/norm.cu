@@ -1,15 +1,16 @@
-// RMS and layer normalisation of rows, with the residual add before it.
+// RMS and layer normalisation of rows, with the residual add before or behind it.
 //
 //   RMS    y = h * r * (w + offset)            r = 1 / sqrt(mean(h^2) + eps)
 //   layer  y = (h - m) * r * w + b             r = 1 / sqrt(mean((h - m)^2) + eps), m = mean(h)
-// h = x + residual (ADD; then written too) or x. Sums and products in f32.
+// h = x + residual (ADD; then written too) or x. AFTER: y = residual + factor * (the above).
+// Sums and products in f32.
 //
 // Threads: LANES of them a row, ROWS rows a block (1 where LANES > 32). Thread l has the runs l,
 // l + LANES, ... of VEC elements: ITEMS of them, kept in registers, so that memory is read once;
 // ITEMS = 0: as many as it takes, read again (rows that are too long or not in runs of 16 bytes).
 //
-// Macros: X type of x, W of weight and bias, VEC, ITEMS, LANES, ROWS; ADD, LAYER, BIAS (0 or 1);
-// EXACT: a row is just ITEMS * LANES * VEC elements; EARLY: the weight is loaded with x, which
+// Macros: X type of x, W of weight and bias, VEC, ITEMS, LANES, ROWS; ADD, AFTER, LAYER, BIAS (0 or
+// 1); EXACT: a row is just ITEMS * LANES * VEC elements; EARLY: the weight is loaded with x, which
 // costs registers and saves a latency: for few rows.
 // Source: Zhang & Sennrich 2019; Ba et al. 2016.
 #include "rows.cuh"
@@ -33,7 +34,7 @@ DEVICE i64 row_start(int row, int E, int inner, i64 stride) {
 
 extern "C" __global__ void __launch_bounds__(LANES* ROWS)
 norm_forward(const X* x, const X* residual, const W* weight, const W* bias, X* y, X* h, int rows,
-             int E, int inner, i64 stride, float eps, float offset) {
+             int E, int inner, i64 stride, float eps, float offset, float factor) {
   __shared__ float room[LANES > 32 ? LANES / 16 : 1];
   int turn = 0;
   const int lane = threadIdx.x % LANES;
@@ -119,6 +120,11 @@ norm_forward(const X* x, const X* residual, const W* weight, const W* bias, X* y
       Pack<W, VEC> b = load_pack<W, VEC>(bias + COLUMN(i));
 #pragma unroll
       for (int j = 0; j < VEC; j++) result[j] += b[j];
+#endif
+#if AFTER
+      Run other = load_pack<X, VEC>(residual + out + COLUMN(i));
+#pragma unroll
+      for (int j = 0; j < VEC; j++) result[j] = fmaf(factor, result[j], other[j]);
 #endif
       store_floats<X, VEC>(y + out + COLUMN(i), result);
     }

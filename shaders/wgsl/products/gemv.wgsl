@@ -1,14 +1,16 @@
-// y [M, N] = h Wᵀ + bias + residual, h = x, rms_norm(x), or the splits of attention combined.
+// y [M, N] = factor (h Wᵀ + bias) + residual, h = x, norm(x), or the splits of attention combined.
 // W [N, K] in its stored form (boostr/quant/scheme.py); see gemv_rows.wgsl for threads and values.
 // Workgroup g has rows g·TEAMS·R.. of this launch; p.first is added to them in bias, residual, y.
 // A word of 16-bit results is two rows of W, so p.out_N is even unless there is one row of x.
-// With ACT y = act(h Wᵀ + bias) · residual: a gate, whose other half is stored otherwise.
-// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), ACT ("silu", "gelu", "gelu_tanh", or ""), XS (of
-//   a rounded x), PARTS_S, PARTS_DV (combine).
+// With ACT y = act(h Wᵀ + bias), times the residual if there is one: of a gate, whose other half is
+// stored otherwise.
+// More values: OUT, BIAS, RESIDUAL (dtypes, or ""), ACT (of gemv_activation.wgsl, or ""), XS (of a
+//   rounded x), PARTS_S, PARTS_DV (combine), SCALED (whether there is a factor; not with ACT).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
   M: u32, N: u32, first: u32, out_N: u32, x_base: u32, {{ g.bases("w") }}
-  bias_base: u32, residual_base: u32, norm_base: u32, x_scales_base: u32, eps: f32,
+  bias_base: u32, residual_base: u32, {{ g.norm_bases() }} x_scales_base: u32, eps: f32,
+  {{ "factor: f32," if SCALED }}
 }
 # set b = namespace(n=1)
 {{ g.declarations() }}
@@ -20,7 +22,7 @@ struct Params {
 # set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
-#   set b.n = b.n + 1
+#   set b.n = b.n + g.NORM_ARRAYS | length
 # endif
 # if BIAS
 {{ read(b.n, "bias", BIAS) }}
@@ -67,12 +69,14 @@ fn item_of(group: u32, item: u32) -> Item {
 fn finish(it: Item, shares: u32) {
   if (it.m >= p.M || it.n >= p.N) { return; }
   var y = vec2<f32>(f32(total(it.own, it.i, shares)), f32(total(it.own, it.i + {{ M }}u, shares)));
-# if NORM
+# if g.LATE
   y *= inverse_rms(it.own, it.m, shares);
 # endif
 # if ACT
   y = fma(y, it.factor, it.bias);
-  y = vec2<f32>(activated(y.x), activated(y.y)) * it.residual;
+  y = vec2<f32>(activated(y.x), activated(y.y)){{ " * it.residual" if RESIDUAL }};
+# elif SCALED
+  y = fma(vec2<f32>(p.factor), fma(y, it.factor, it.bias), it.residual);
 # else
   y = fma(y, it.factor, it.bias + it.residual);
 # endif

@@ -1,4 +1,5 @@
-// The activation of a gate, for gemv.wgsl and gemv_gated.wgsl. Value: ACT ("silu", "gelu", "gelu_tanh").
+// The activation of a gate, for gemv.wgsl and gemv_gated.wgsl. Value: ACT ("silu", "gelu",
+// "gelu_tanh", "quick_gelu", "relu", "relu2").
 # if ACT == "gelu"
 // Abramowitz and Stegun 7.1.26 for |z| (error 1.5e-7), odd in z.
 fn erf(z: f32) -> f32 {
@@ -13,6 +14,13 @@ fn activated(z: f32) -> f32 {
   return z / (1.0 + exp(-z));
 # elif ACT == "gelu"
   return 0.5 * z * (1.0 + erf(z * 0.7071067811865476));
+# elif ACT == "quick_gelu"
+  return z / (1.0 + exp(-1.702 * z));
+# elif ACT == "relu"
+  return select(z, 0.0, z < 0.0);  // a nan stays one
+# elif ACT == "relu2"
+  let t = select(z, 0.0, z < 0.0);
+  return t * t;
 # else
   // tanh(t) = 1 - 2 / (exp(2t) + 1); its argument is held where exp has not overflowed
   let t = clamp(0.7978845608028654 * fma(0.044715 * z * z, z, z), -15.0, 15.0);

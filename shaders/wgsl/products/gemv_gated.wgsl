@@ -1,11 +1,12 @@
-// y [M, F] = act(h Gᵀ) · (h Uᵀ), h = x or rms_norm(x): the gated half of a feed-forward layer.
+// y [M, F] = act(h Gᵀ) · (h Uᵀ), h = x or norm(x): the gated half of a feed-forward layer.
 // Threads and values: gemv_rows.wgsl. A team's R rows are R/2 of G and the same of U, so that a
 // thread that finishes two results has all four sums; two results are a word of 16-bit ones.
-// More values: OUT, BIAS, UP_BIAS (dtypes, or ""), ACT ("silu", "gelu", "gelu_tanh"), XS (of a rounded x).
+// More values: OUT, BIAS, UP_BIAS (dtypes, or ""), ACT (of gemv_activation.wgsl), XS (of a
+// rounded x).
 # import "gemv_rows.wgsl" as g with context
 struct Params {
   M: u32, N: u32, first: u32, out_N: u32, x_base: u32, {{ g.bases("w") }}
-  {{ g.bases("up") }} bias_base: u32, up_bias_base: u32, norm_base: u32,
+  {{ g.bases("up") }} bias_base: u32, up_bias_base: u32, {{ g.norm_bases() }}
   x_scales_base: u32, eps: f32,
 }
 # set b = namespace(n=1)
@@ -20,7 +21,7 @@ struct Params {
 # set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
-#   set b.n = b.n + 1
+#   set b.n = b.n + g.NORM_ARRAYS | length
 # endif
 # if BIAS
 {{ read(b.n, "bias", BIAS) }}
@@ -75,7 +76,7 @@ fn finish(it: Item, shares: u32) {
   let j = it.i + {{ R // 2 * M }}u;
   var z = vec2<f32>(f32(total(it.own, it.i, shares)), f32(total(it.own, it.i + {{ M }}u, shares)));
   var u = vec2<f32>(f32(total(it.own, j, shares)), f32(total(it.own, j + {{ M }}u, shares)));
-# if NORM
+# if g.LATE
   let f = inverse_rms(it.own, it.m, shares);
   z *= f;
   u *= f;

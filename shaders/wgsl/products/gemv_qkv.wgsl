@@ -1,14 +1,14 @@
-// q, k, v = h Wᵀ + bias with rope on q and k; h = x or rms_norm(x). q [M, H, D] is written, k and v
+// q, k, v = h Wᵀ + bias, q and k with rope if there is one; h = x or norm(x). q [M, H, D] is written, k and v
 // go to rows of the caches [.., KH, D] (SLOTS) or to [M, KH, D].
 // W is heads of D rows: this launch has p.heads of them from head p.first of q, k, v end to end.
 // A team's R rows are R/4 units of gemv_units.wgsl.
-// More values: H, KH, D, ROT (multiples of 4), INTERLEAVED, CACHE (dtype of caches), SLOTS,
-//   BIAS (dtype or ""; of all three), XS (of a rounded x).
+// More values: those of gemv_units.wgsl, BIAS (dtype or ""; of all three), XS (of a rounded x).
 # import "gemv_rows.wgsl" as g with context
+# import "gemv_units.wgsl" as units with context
 struct Params {
   M: u32, heads: u32, first: u32, x_base: u32, {{ g.bases("w") }} q_bias_base: u32,
-  k_bias_base: u32, v_bias_base: u32, norm_base: u32, x_scales_base: u32, cos_base: u32,
-  sin_base: u32, rows_base: u32, slots_base: u32, k_base: u32, v_base: u32, eps: f32,
+  k_bias_base: u32, v_bias_base: u32, {{ g.norm_bases() }} x_scales_base: u32,
+  {{ units.bases() }} eps: f32,
 }
 # set b = namespace(n=1)
 {{ g.declarations() }}
@@ -20,7 +20,7 @@ struct Params {
 # set b.n = b.n + g.PLANES | length
 # if NORM
 {{ g.norm(b.n) }}
-#   set b.n = b.n + 1
+#   set b.n = b.n + g.NORM_ARRAYS | length
 # endif
 # if BIAS
 {{ read(b.n, "q_bias", BIAS) }}
@@ -28,20 +28,10 @@ struct Params {
 {{ read(b.n + 2, "v_bias", BIAS) }}
 #   set b.n = b.n + 3
 # endif
-{{ read(b.n, "cosines", "f32") }}
-{{ read(b.n + 1, "sines", "f32") }}
-{{ read(b.n + 2, "rows", "i32") }}
-# set b.n = b.n + 3
-# if SLOTS
-{{ read(b.n, "slots", "i32") }}
-#   set b.n = b.n + 1
-# endif
-{{ write(b.n, "q", X) }}
-{{ write(b.n + 1, "keys", CACHE) }}
-{{ write(b.n + 2, "values", CACHE) }}
-{{ parameters(b.n + 3) }}
+{{ units.bindings(b.n) }}
+{{ parameters(b.n + units.ARRAYS + 3) }}
 
-# include "gemv_units.wgsl"
+{{ units.functions() }}
 fn bias_of(head: u32, dim: u32) -> f32 {
 # if BIAS
   if (head < {{ H }}u) { return q_bias_at(p.q_bias_base + head * {{ D }}u + dim); }
@@ -92,10 +82,10 @@ fn finish(it: Item, shares: u32) {
     f32(total(it.own, it.i + {{ r * M }}u, shares)),
 # endfor
   );
-# if NORM
+# if g.LATE
   y *= inverse_rms(it.own, it.m, shares);
 # endif
-  settle(it.head, it.j, it.m, fma(y, it.factor, it.rest), it.turn);
+  settle(it.head, it.j, it.m, turned(fma(y, it.factor, it.rest), it.turn), it.turn.slot);
 }
 
 {{ g.entry() }}
@@ -108,7 +98,7 @@ fn finish(it: Item, shares: u32) {
   // read is asked for when the weights are on their way
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(["w"] * R, "if (thread < %du) { it.turn = turn_of(it.turn, it.j); }" % ITEMS) }}
+{{ g.accumulate(["w"] * R, "if (thread < %du) { it.turn = turn_of(it.turn, it.head, it.j); }" % ITEMS) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
@@ -116,7 +106,7 @@ fn finish(it: Item, shares: u32) {
 {{ g.meet() }}
   for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
     var it = item_of(group, item);
-    it.turn = turn_of(it.turn, it.j);
+    it.turn = turn_of(it.turn, it.head, it.j);
     finish(it, shares);
   }
 # endif

@@ -1,13 +1,16 @@
-// q [M, XS] int8 = rint(h / scale), scale [M] = max |h| / 127, of h = x or rms_norm(x) [M, K] in
+// q [M, XS] int8 = rint(h / scale), scale [M] = max |h| / 127, of h = x or norm(x) [M, K] in
 // x's dtype: what products with rounded inputs read. Columns K..XS-1 (XS a multiple of 16) are 0.
 // One workgroup of THREADS a row; a thread makes whole words of four.
-// Values: X, K, XS, THREADS, NORM.
-struct Params { x_base: u32, norm_base: u32, eps: f32 }
+// Values: X, K, XS, THREADS, NORM (a `NormForm` of gemv_input.py, or "").
+struct Params { x_base: u32, norm_base: u32, norm_bias_base: u32, eps: f32 }
 {{ read(0, "x", X) }}
 # if NORM
 {{ read(1, "norm", "f32") }}
+#   if NORM.bias
+{{ read(2, "norm_bias", "f32") }}
+#   endif
 # endif
-# set first = 2 if NORM else 1
+# set first = 1 if not NORM else 3 if NORM.bias else 2
 {{ write(first, "q", "i8") }}
 {{ write(first + 1, "scale", "f32") }}
 {{ parameters(first + 2) }}
@@ -19,8 +22,10 @@ fn quotient(v: f32, s: f32) -> f32 {
   return fma(fma(-q, s, v), 1.0 / s, q);
 }
 # if NORM
-fn value(row: u32, k: u32, f: f32) -> f32 {
-  let h = x_at(p.x_base + row * {{ K }}u + k) * f * norm[p.norm_base + k];
+fn value(row: u32, k: u32, mean: f32, f: f32) -> f32 {
+  let x = x_at(p.x_base + row * {{ K }}u + k){{ " - mean" if NORM.layer }};
+  let gain = norm[p.norm_base + k]{{ " + %s" % NORM.offset if NORM.offset }};
+  let h = x * f * gain{{ " + norm_bias[p.norm_bias_base + k]" if NORM.bias }};
 #   if X == "f32"
   return h;
 #   else
@@ -28,7 +33,7 @@ fn value(row: u32, k: u32, f: f32) -> f32 {
 #   endif
 }
 # else
-fn value(row: u32, k: u32, f: f32) -> f32 { return x_at(p.x_base + row * {{ K }}u + k); }
+fn value(row: u32, k: u32, mean: f32, f: f32) -> f32 { return x_at(p.x_base + row * {{ K }}u + k); }
 # endif
 # macro tree(combine)
   workgroupBarrier();
@@ -55,10 +60,21 @@ fn main(
   {{ poison("thread", THREADS) }}
   let row = flat_workgroup(workgroup_id, num_workgroups);
   var f = 1.0;
+  var mean = 0.0;
+# if NORM and NORM.layer
+  var sum = 0.0;
+  for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) {
+    sum += x_at(p.x_base + row * {{ K }}u + k);
+  }
+  shared_sums[thread] = sum;
+{{ tree(added) }}
+  mean = shared_sums[0] / {{ K }}.0;
+  workgroupBarrier();
+# endif
 # if NORM
   var squares = 0.0;
   for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) {
-    let v = x_at(p.x_base + row * {{ K }}u + k);
+    let v = x_at(p.x_base + row * {{ K }}u + k){{ " - mean" if NORM.layer }};
     squares += v * v;
   }
   shared_sums[thread] = squares;
@@ -67,7 +83,9 @@ fn main(
   workgroupBarrier();
 # endif
   var top = 0.0;
-  for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) { top = max(top, abs(value(row, k, f))); }
+  for (var k = thread; k < {{ K }}u; k += {{ THREADS }}u) {
+    top = max(top, abs(value(row, k, mean, f)));
+  }
   shared_sums[thread] = top;
 {{ tree(larger) }}
   let s = quotient(shared_sums[0], 127.0);
@@ -76,7 +94,7 @@ fn main(
   for (var w = thread; w < {{ XS // 4 }}u; w += {{ THREADS }}u) {
     var v = vec4<f32>();
     for (var i = 0u; i < 4u; i++) {
-      if (4u * w + i < {{ K }}u) { v[i] = quotient(value(row, 4u * w + i, f), divisor); }
+      if (4u * w + i < {{ K }}u) { v[i] = quotient(value(row, 4u * w + i, mean, f), divisor); }
     }
     let rounded = clamp(round(v), vec4<f32>(-127.0), vec4<f32>(127.0));
     q_put(row * {{ XS // 4 }}u + w, vec4<i32>(rounded));

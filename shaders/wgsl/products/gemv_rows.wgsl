@@ -6,11 +6,13 @@
 // c % TEAM. A thread first issues the loads of UNROLL chunks of all R rows, then those of x, then
 // multiplies. Sums meet by shuffles within a subgroup and through shared memory across them, once.
 // RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
+// Layer norm: every workgroup first makes the mean and the variance of the rows of x.
 // Values: FORM (of the weight, boostr/quant/forms.py; planes.wgsl reads it), SLOW (rows or x off 16
 //   bytes: CHUNK 1), X, K, M (rows of x that the text holds; p.M are real), THREADS, TEAM, R,
 //   UNROLL, LANES (of a subgroup, 0: only the device knows), INPUT ("plain", or "combine": x from
-//   the splits of attention), NORM.
+//   the splits of attention), NORM (a `NormForm` of gemv_input.py, or "").
 # import "planes.wgsl" as planes with context
+# from "reduce_rows.wgsl" import reduction with context
 # set ROUNDED = FORM.rounds_input
 # set WORDS = 0 if SLOW else 4
 # set CHUNK = 1 if SLOW else {0: 8, 8: 16}.get(planes.BITS, 32)
@@ -26,7 +28,8 @@
 # set SUM = "i32" if ROUNDED else "f32"
 # set DIGITS = (caps.dot4_native and planes.BITS and not (SLOW or ROUNDED or planes.LOOKED_UP)
                 and X != "f32")
-# set SUMS = R * M + (M if NORM else 0)
+# set LATE = NORM and not NORM.layer
+# set SUMS = R * M + (M if LATE else 0)
 # set SUBGROUPS = caps.subgroup_max > 0
 # set LEAST = [TEAM, (LANES or caps.subgroup_min) if SUBGROUPS else 1]|min
 
@@ -46,6 +49,9 @@ fn input(m: u32, c: u32) -> Input { return x_at(p.x_base + m * {{ XS }}u + c); }
 fn input(m: u32, c: u32) -> Input { return x_at(p.x_base + m * {{ K }}u + c); }
 fn squares(x: Input) -> f32 { return x * x; }
 fn scaled(x: Input, g: Input) -> Input { return x * g; }
+fn added(x: Input) -> f32 { return x; }
+fn centred(x: Input, mean: f32, f: f32) -> Input { return (x - mean) * f; }
+fn shifted(x: Input, b: Input) -> Input { return x + b; }
 #   endif
 fn kept(x: Input, live: bool) -> Input { return select({{ SUM }}(0), x, live); }
 # elif ROUNDED
@@ -99,6 +105,21 @@ fn scaled(x: Input, g: Input) -> Input {
 fn total8(x: Eight, sum: f32) -> f32 {
   return sum + dot(x.a, vec4<f32>(1.0)) + dot(x.b, vec4<f32>(1.0));
 }
+#   if NORM and NORM.layer
+fn added(x: Input) -> f32 {
+  return {% for i in parts %}{{ " + " if i }}total8(x.e{{ i }}, 0.0){% endfor %};
+}
+fn centred8(x: Eight, mean: f32, f: f32) -> Eight {
+  return Eight((x.a - mean) * f, (x.b - mean) * f);
+}
+fn centred(x: Input, mean: f32, f: f32) -> Input {
+  return Input({% for i in parts %}centred8(x.e{{ i }}, mean, f), {% endfor %});
+}
+fn shifted8(x: Eight, b: Eight) -> Eight { return Eight(x.a + b.a, x.b + b.b); }
+fn shifted(x: Input, b: Input) -> Input {
+  return Input({% for i in parts %}shifted8(x.e{{ i }}, b.e{{ i }}), {% endfor %});
+}
+#   endif
 #   if DIGITS
 // A chunk of x as whole numbers q = 256 high + low, both signed bytes: x = scale · q within 2^-17 of
 // the chunk's largest. Of these and codes instructions make sums of four products, exactly.
@@ -289,7 +310,7 @@ fn total(team: u32, i: u32, shares: u32) -> {{ SUM }} {
   return sum;
 # endif
 }
-# if NORM
+# if LATE
 // 1 / rms of row m of x.
 fn inverse_rms(team: u32, m: u32, shares: u32) -> f32 {
   return inverseSqrt(total(team, {{ R * M }}u + m, shares) / {{ K }}.0 + p.eps);
@@ -342,21 +363,66 @@ fn {{ name }}_scale_of(row: u32) -> f32 {
 }
 # endmacro
 
+// Arrays of a norm, and where they begin among the parameters.
+# set NORM_ARRAYS = ([] if not NORM else ["norm", "norm_bias"] if NORM.bias else ["norm"])
+# macro norm_bases()
+norm_base: u32,{{ " norm_bias_base: u32," if NORM_ARRAYS | length > 1 }}
+# endmacro
 # macro norm(binding)
+{{ _vector(binding, "norm", "gains", " + %s" % NORM.offset if NORM.offset else "") }}
+#   if NORM.bias
+{{ _vector(binding + 1, "norm_bias", "shifts", "") }}
+#   endif
+#   if NORM.layer
+{{ reduction("row_sums", ROW_SUMS, "add", THREADS) }}
+#   endif
+# endmacro
+# macro _vector(binding, name, function, more)
 #   if SLOW
-{{ read(binding, "norm", "f32") }}
-fn gains(c: u32) -> Input { return norm[p.norm_base + c]; }
+{{ read(binding, name, "f32") }}
+fn {{ function }}(c: u32) -> Input { return {{ name }}[p.{{ name }}_base + c]{{ more }}; }
 #   else
-{{ read(binding, "norm", "f32", 4) }}
-fn gains(c: u32) -> Input {
-  let i = p.norm_base + c * {{ CHUNK // 4 }}u;
+{{ read(binding, name, "f32", 4) }}
+fn {{ function }}(c: u32) -> Input {
+  let i = p.{{ name }}_base + c * {{ CHUNK // 4 }}u;
   return Input(
 #     for e in range(CHUNK // 8)
-    Eight(norm[i + {{ 2 * e }}u], norm[i + {{ 2 * e + 1 }}u]),
+    Eight({{ name }}[i + {{ 2 * e }}u]{{ more }}, {{ name }}[i + {{ 2 * e + 1 }}u]{{ more }}),
 #     endfor
   );
 }
 #   endif
+# endmacro
+// mean{m} and inverse{m}, 1 / sqrt(variance + eps), of the rows of x; up to four at a time.
+# set TOGETHER = [M, 4] | min
+# set ROW_SUMS = "vec%d<f32>" % TOGETHER if TOGETHER > 1 else "f32"
+# macro statistics()
+#   set lanes = "%du" % LANES if LANES else "lanes" if SUBGROUPS else "1u"
+#   for first in range(0, M, TOGETHER)
+  var parts{{ first }} = {{ ROW_SUMS }}();
+{{ _over_rows(first, "added(%s)") }}
+  let means{{ first }} = row_sums(parts{{ first }}, 0u, thread, {{ lanes }}) / {{ K }}.0;
+#     for m in range(first, first + TOGETHER)
+  let mean{{ m }} = means{{ first }}{{ "[%d]" % (m - first) if TOGETHER > 1 }};
+#     endfor
+  parts{{ first }} = {{ ROW_SUMS }}();
+{{ _over_rows(first, "squares(centred(%s, mean%d, 1.0))") }}
+  let spread{{ first }} = row_sums(parts{{ first }}, 1u, thread, {{ lanes }}) / {{ K }}.0;
+#     for m in range(first, first + TOGETHER)
+  let spread_of{{ m }} = spread{{ first }}{{ "[%d]" % (m - first) if TOGETHER > 1 }};
+  let inverse{{ m }} = inverseSqrt(spread_of{{ m }} + p.eps);
+#     endfor
+#   endfor
+# endmacro
+# macro _over_rows(first, of)
+  for (var c = thread; c < {{ CHUNKS }}u; c += {{ THREADS }}u) {
+    parts{{ first }} += {{ ROW_SUMS }}(
+#   for m in range(first, first + TOGETHER)
+#     set x = "input(%s, c)" % ("min(%du, p.M - 1u)" % m if m else "0u")
+      {{ of % ((x, m) if "%d" in of else x) }},
+#   endfor
+    );
+  }
 # endmacro
 
 // Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. What
@@ -381,14 +447,21 @@ fn gains(c: u32) -> Input {
 #     if NORM
     let g{{ u }} = gains(c{{ u }});
 #     endif
+#     if NORM and NORM.bias
+    let b{{ u }} = shifts(c{{ u }});
+#     endif
 #     for m in range(M)
-#       set row = "min(%du, p.M - 1u)" % m if m else "0u"
-#       if last
-    let x{{ u }}_{{ m }} = kept(input({{ row }}, c{{ u }}), at + {{ u * TEAM }}u < {{ CHUNKS }}u);
-#       else
-    let x{{ u }}_{{ m }} = input({{ row }}, c{{ u }});
+#       set value = "input(%s, c%d)" % ("min(%du, p.M - 1u)" % m if m else "0u", u)
+#       if NORM and NORM.layer
+#         set value = "scaled(centred(%s, mean%d, inverse%d), g%d)" % (value, m, m, u)
+#         set value = "shifted(%s, b%d)" % (value, u) if NORM.bias else value
 #       endif
-#       if NORM
+#       if last
+    let x{{ u }}_{{ m }} = kept({{ value }}, at + {{ u * TEAM }}u < {{ CHUNKS }}u);
+#       else
+    let x{{ u }}_{{ m }} = {{ value }};
+#       endif
+#       if LATE
     sum{{ R * M + m }} += squares(x{{ u }}_{{ m }});
     let h{{ u }}_{{ m }} = {{ ready }}(scaled(x{{ u }}_{{ m }}, g{{ u }}));
 #       else
@@ -403,8 +476,11 @@ fn gains(c: u32) -> Input {
 # endmacro
 
 // sum{r·M + m} = row r of the team (row0, row1, ... of the weights `names`) · row m of x; with NORM
-// sum{R·M + m} = the sum of squares of row m of x.
+// sum{R·M + m} = the sum of squares of row m of x, where the norm is by these.
 # macro accumulate(names, meanwhile="")
+#   if NORM and NORM.layer
+{{ statistics() }}
+#   endif
 #   for i in range(SUMS)
   var sum{{ i }}: {{ SUM }} = {{ SUM }}(0);
 #   endfor

@@ -1,12 +1,35 @@
 // Units of a head, for gemv_qkv.wgsl and gemv_heads.wgsl: four rows whose results are pairs that
 // rope turns and, together, whole words of 16-bit numbers. Unit j has dims (2j, 2j + 1, ROT/2 + 2j,
 // ROT/2 + 2j + 1) where rope is split-half, else (4j .. 4j + 3), as behind the ROT dims that turn.
-// The source binds cosines, sines, rows, slots (SLOTS), q, keys and values, and has their places in
-// its parameters. Values: H, KH, D, ROT (multiples of 4), INTERLEAVED, X, CACHE, SLOTS.
+// The source binds cosines, sines and rows (ROT), factors (FACTORS: of queries, by row), slots
+// (SLOTS), q, keys and values, and has their places in its parameters.
+// Values: H, KH, D, ROT (multiples of 4; 0: no rope), INTERLEAVED, X, CACHE, SLOTS, FACTORS.
+# macro bases()
+  {{ "cos_base: u32, sin_base: u32, rows_base: u32," if ROT }} {{ "factors_base: u32," if FACTORS }}
+  {{ "slots_base: u32," if SLOTS }} k_base: u32, v_base: u32,
+# endmacro
+# set ARRAYS = (3 if ROT else 0) + (1 if FACTORS else 0) + (1 if SLOTS else 0)
+# macro bindings(first)
+#   if ROT
+{{ read(first, "cosines", "f32") }}
+{{ read(first + 1, "sines", "f32") }}
+{{ read(first + 2, "rows", "i32") }}
+#   endif
+#   if FACTORS
+{{ read(first + 3, "factors", "f32") }}
+#   endif
+#   if SLOTS
+{{ read(first + ARRAYS - 1, "slots", "i32") }}
+#   endif
+{{ write(first + ARRAYS, "q", X) }}
+{{ write(first + ARRAYS + 1, "keys", CACHE) }}
+{{ write(first + ARRAYS + 2, "values", CACHE) }}
+# endmacro
+# macro functions()
 
 // The dim of row r of unit j of a head.
 fn dim_of(j: u32, r: u32) -> u32 {
-# if INTERLEAVED
+# if INTERLEAVED or not ROT
   return 4u * j + r;
 # else
   return select(4u * j + r, 2u * j + (r & 1u) + (r >> 1u) * {{ ROT // 2 }}u, j < {{ ROT // 4 }}u);
@@ -21,16 +44,29 @@ fn row_of_turn(head: u32, j: u32, m: u32) -> Turn {
 # if SLOTS
   if (head >= {{ H }}u) { turn.slot = slots[p.slots_base + m]; }
 # endif
-  if (head < {{ H + KH }}u && j < {{ ROT // 4 }}u) { turn.row = rows[p.rows_base + m]; }
+# if ROT
+  if ((head < {{ H + KH }}u && j < {{ ROT // 4 }}u){{ " || head < %du" % H if FACTORS }}) {
+    turn.row = rows[p.rows_base + m];
+  }
+# endif
   return turn;
 }
-fn turn_of(begun: Turn, j: u32) -> Turn {
+fn turn_of(begun: Turn, head: u32, j: u32) -> Turn {
   var turn = begun;
-  if (turn.row >= 0) {
+# if ROT
+  if (turn.row >= 0{{ " && j < %du" % (ROT // 4) if FACTORS }}) {
     let at = u32(turn.row) * {{ ROT // 2 }}u + 2u * j;
     turn.c = vec2<f32>(cosines[p.cos_base + at], cosines[p.cos_base + at + 1u]);
     turn.s = vec2<f32>(sines[p.sin_base + at], sines[p.sin_base + at + 1u]);
   }
+# endif
+# if FACTORS
+  if (head < {{ H }}u) {
+    let f = factors[p.factors_base + u32(turn.row)];
+    turn.c *= f;
+    turn.s *= f;
+  }
+# endif
   return turn;
 }
 # for name, dtype in (("q", X), ("keys", CACHE), ("values", CACHE))
@@ -57,23 +93,22 @@ fn place(head: u32, dim: u32, m: u32, slot: i32, pair: vec2<f32>) {
     put_values(p.v_base + (row + head - {{ H + KH }}u) * {{ D }}u + dim, pair);
   }
 }
-// The results of unit j of a head of token m, turned and put in their place. Where nothing turns,
-// c = 1 and s = 0; pairs are then no pairs, but in one order again in the end.
-fn settle(head: u32, j: u32, m: u32, y: vec4<f32>, turn: Turn) {
-# if INTERLEAVED
-  let a = y.xz;
-  let b = y.yw;
+// The results of a unit, turned. Where nothing turns, c = 1 and s = 0; pairs are then no pairs, but
+// in one order again in the end.
+fn turned(y: vec4<f32>, turn: Turn) -> vec4<f32> {
+# if not ROT and not FACTORS
+  return y;
+# elif INTERLEAVED
+  let first = y.xz * turn.c - y.yw * turn.s;
+  let second = y.yw * turn.c + y.xz * turn.s;
+  return vec4<f32>(first.x, second.x, first.y, second.y);
 # else
-  let a = y.xy;
-  let b = y.zw;
-# endif
-  let first = a * turn.c - b * turn.s;
-  let second = b * turn.c + a * turn.s;
-# if INTERLEAVED
-  place(head, dim_of(j, 0u), m, turn.slot, vec2<f32>(first.x, second.x));
-  place(head, dim_of(j, 2u), m, turn.slot, vec2<f32>(first.y, second.y));
-# else
-  place(head, dim_of(j, 0u), m, turn.slot, first);
-  place(head, dim_of(j, 2u), m, turn.slot, second);
+  return vec4<f32>(y.xy * turn.c - y.zw * turn.s, y.zw * turn.c + y.xy * turn.s);
 # endif
 }
+// The results of unit j of a head of token m put in their place.
+fn settle(head: u32, j: u32, m: u32, y: vec4<f32>, slot: i32) {
+  place(head, dim_of(j, 0u), m, slot, y.xy);
+  place(head, dim_of(j, 2u), m, slot, y.zw);
+}
+# endmacro

@@ -1,8 +1,9 @@
-// RMS and layer normalisation of rows, with the residual add before it.
+// RMS and layer normalisation of rows, with the residual add before or behind it.
 //
 //   RMS    y = h * r * (w + offset)            r = 1 / sqrt(mean(h^2) + eps)
 //   layer  y = (h - m) * r * w + b             r = 1 / sqrt(mean((h - m)^2) + eps), m = mean(h)
-// h = x + residual (ADD; then written too) or x. Sums and products in f32.
+// h = x + residual (ADD; then written too) or x. AFTER: y = residual + factor * (the above).
+// Sums and products in f32.
 //
 // x: rows of E elements, row r from (r / inner) * stride + (r % inner) * E; residual, y, h dense.
 // Threads: LANES of them a row, ROWS rows a workgroup (1 where LANES > 32). Thread l has the runs
@@ -12,16 +13,16 @@
 // whole words.
 //
 // Values: X of x, W of weight and bias; RUN, ITEMS, LANES, ROWS; EXACT: a row is just ITEMS * LANES
-// runs; ADD, LAYER, BIAS. Source: Zhang & Sennrich 2019; Ba et al. 2016.
+// runs; ADD, AFTER, LAYER, BIAS. Source: Zhang & Sennrich 2019; Ba et al. 2016.
 # from "reduce_rows.wgsl" import reduction, lanes_parameter, lanes_value with context
 # from "runs.wgsl" import Q, bindings, rounding with context
 {% set PER = PER_WORD[X] %}
 struct Params {
   rows: u32, runs: u32, inner: u32, stride: u32,
   x_at: u32, residual_at: u32, weight_at: u32, bias_at: u32, y_at: u32, h_at: u32,
-  inverse: f32, eps: f32, offset: f32,
+  inverse: f32, eps: f32, offset: f32,{{ " factor: f32," if AFTER }}
 }
-{% set reads = [("x", X)] + ([("residual", X)] if ADD else []) + [("weight", W)] %}
+{% set reads = [("x", X)] + ([("residual", X)] if ADD or AFTER else []) + [("weight", W)] %}
 {% set reads = reads + ([("bias", W)] if BIAS else []) %}
 {{ bindings(reads, [("y", X)] + ([("h", X)] if ADD else [])) }}
 {{ rounding(X) }}
@@ -119,6 +120,12 @@ fn norm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     result[{{ k }}] = {{ centred }} * r * (w[{{ k }}] + p.offset)
                 {{ "+ b[%d]" % k if BIAS else "" }};
 # endfor
+# if AFTER
+    let other = residual_run(p.residual_at + out + {{ c }});
+# for k in range(Q)
+    result[{{ k }}] = fma(vec4<f32>(p.factor), result[{{ k }}], other[{{ k }}]);
+# endfor
+# endif
     y_put_run(p.y_at + out + {{ c }}, result);
 # endcall
 }
@@ -174,6 +181,9 @@ fn norm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
       outs[{{ k }}] = (v - select(means.x, means.y, second)) * select(scales.x, scales.y, second)
                 * (weight_at(p.weight_at + e) + p.offset)
                 {{ "+ bias_at(p.bias_at + e)" if BIAS else "" }};
+# if AFTER
+      outs[{{ k }}] = fma(p.factor, outs[{{ k }}], residual_at(p.residual_at + first * p.runs + j));
+# endif
     }
 # endfor
     let at = number * p.runs + w;

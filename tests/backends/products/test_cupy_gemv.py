@@ -31,7 +31,9 @@ from toys import drawn, meaning
 from boostr import Tensor
 from boostr.backends.cupy.products import gemv
 from boostr.backends.cupy.products.gemv_plan import Plan
+from boostr.backends.cupy.products.gemv_qkv import HeadNorm, qkv_rope_write
 from boostr.backends.cupy.products.stored import form_refusal
+from boostr.backends.cupy.rows.rope import Tables
 from boostr.quant.forms import scheme_form
 
 BF16 = ml_dtypes.bfloat16
@@ -108,10 +110,10 @@ def check_qkv(backend, rng, form, M, H, KH, D, R, K, *, interleaved, head_norm, 
     caches = [rng.standard_normal((7, 4, KH, D)).astype(BF16) for _ in range(2)]
     k_cache, v_cache = up(backend, *caches)
     own = (rng.random((2, D)) + 0.5).astype(np.float32)
-    q = gemv.qkv_rope_write(
+    q = qkv_rope_write(
         backend, up(backend, x), gemv.Norm(up(backend, norm), EPS), tuple(w for w, _ in weights),
-        gemv.Rope(*up(backend, cos, sin, rows), interleaved), k_cache, v_cache, up(backend, slots),
-        head_norm=gemv.HeadNorm(*up(backend, *own), EPS) if head_norm else None,
+        Tables(*up(backend, cos, sin, rows), None, interleaved), k_cache, v_cache,
+        up(backend, slots), head_norm=HeadNorm(*up(backend, *own), EPS) if head_norm else None,
         biases=tuple(up(backend, *biases)), plan=plan,
     )  # fmt: skip
     h, made = normed(x, norm), []

@@ -57,16 +57,16 @@ def close(backend, actual, reference, dtype, form, K, scale, c=None, message="")
 
 def check_product(backend, rng, form, dtype, M, N, K, *, norm=False, out=None, **chosen):
     """chosen: plan (cupy) or tile (wgpu)."""
-    gemv, offset = kernels(backend), (0.5,) if backend.name == "cupy" else ()
+    gemv, offset = kernels(backend), 0.5
     K = fitted(form, K)
     w, values = weight(backend, rng, form, N, K)
     x, bias, residual = (normal(rng, s, dtype) for s in ((M, K), (N,), (M, N)))
     vector = normal(rng, K, scale=0.3) + 1
-    first = gemv.Norm(up(backend, vector), EPS, *offset) if norm else None
+    first = gemv.Norm(up(backend, vector), EPS, offset) if norm else None
     y = gemv.gemv(
         backend, up(backend, x), w, *up(backend, bias, residual), out, norm=first, **chosen
     )
-    h = seen(normed(x, vector, *offset) if norm else x, form)
+    h = seen(normed(x, vector, offset) if norm else x, form)
     reference = h @ values.T + bias.astype("f8") + residual.astype("f8")
     c = WIDE_C if norm and dtype != "float32" else None
     judged = dtype if c else dtype_name(y.dtype)

@@ -10,7 +10,7 @@ from tolerance import assert_close, rms
 
 from boostr import Tensor, ops, zeros
 from boostr.backends.cupy.rows.activation import gated
-from boostr.backends.cupy.rows.rope import rope_write
+from boostr.backends.cupy.rows.rope import Norms, Tables, rope_write
 from boostr.ops import norm as norm_ops
 
 
@@ -29,9 +29,10 @@ def test_rope_write(T, normed, cached, dtype, stored, D, half, layout, cupy_back
     caches = [normal(rng, (50, bs, K, D), stored) for _ in range(2)] if cached else [None] * 2
     ts = tensors(cupy_backend, *gains, cos, sin, rows, *caches, slots)
     data = [None if t is None else t.data for t in ts]
+    tables = Tables(*data[2:5], None, layout == "interleaved")
     q, k, v = rope_write(
-        cupy_backend, view(cupy_backend, x, 16).data, H, K, D, data[0], data[1], 1e-5, data[2],
-        data[3], data[4], layout, data[5], data[6], data[7] if cached else None,
+        cupy_backend, view(cupy_backend, x, 16).data, H, K, D, Norms(*data[:2], 1e-5), tables,
+        data[5], data[6], data[7] if cached else None,
     )  # fmt: skip
     heads = x.astype(np.float64).reshape(T, H + 2 * K, D)
     want_q, want_k, want_v = heads[:, :H], heads[:, H : H + K], heads[:, H + K :]

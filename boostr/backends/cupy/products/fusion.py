@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boostr import dtypes
 from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.attention import attention
 from boostr.backends.cupy.attention.cache import pack
-from boostr.backends.cupy.products import gemv, linear
+from boostr.backends.cupy.products import gemv, gemv_qkv, linear
 from boostr.backends.cupy.rows import activation
 from boostr.backends.cupy.rows import norm as norms
 from boostr.backends.cupy.rows import rope as ropes
@@ -51,13 +52,14 @@ def _norm(backend: CupyBackend, norm: Norm | None) -> gemv.Norm | None:
     """The norm as the GEMVs take it."""
     if norm is None:
         return None
-    return gemv.Norm(backend.dense(norm.weight.data), norm.eps, norm.offset)
+    weight, bias = _dense(backend, norm.weight, norm.bias)
+    return gemv.Norm(weight, norm.eps, norm.offset, norm.kind == "layer", bias)
 
 
 def _normed(x: Tensor, norm: Norm | None) -> Any:
     if norm is None:
         return x.backend.dense(x.data)  # type: ignore[attr-defined]
-    return norms.rms(x, norm.weight, norm.eps, norm.offset).data
+    return norms.normed(x, norm).data
 
 
 # -- q, k, v -------------------------------------------------------------------------------------
@@ -68,52 +70,75 @@ def _inputs_supports(
     reason = (
         _supports_products(x, weights, biases)
         or refusals.norm_before(norm)
-        or refusals.head_norms(own, head_dim)
+        or refusals.heads(own, rope)
     )
     if reason is not None:
         return reason
+    if head_dim % 2:
+        return f"head_dim {head_dim} is odd"
     if rope is None:
-        return "heads without rope"
-    if rope.query_factors is not None:
-        return "queries with a factor by position"
-    heads = Tensor.wrap(x.data.reshape(x.shape[0], 1, -1)[:, :, :head_dim], x.backend)
-    return ropes.KERNELS["rope"].supports(heads, rope.cos, rope.sin, rope.rows, rope.layout)
+        return ropes.size_refusal(head_dim, 0)
+    for name, table in (("cos", rope.cos), ("sin", rope.sin), ("factors", rope.query_factors)):
+        if table is not None and table.dtype != dtypes.float32:
+            return f"{name} is {table.dtype}, not float32"
+    return ropes.size_refusal(head_dim, rope.cos.shape[1])
 
 
 def _inputs(
-    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope | None,
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
     if cache is not None and isinstance(cache.keys, PackedKV):
         return _packed_inputs(x, norm, weights, biases, own, rope, cache, head_dim)
     backend: CupyBackend = x.backend  # type: ignore[assignment]
-    cos, sin, rows = _dense(backend, rope.cos, rope.sin, rope.rows)
-    q_norm, k_norm = _dense(backend, *(None if n is None else n.weight for n in own[:2]))
-    eps, flat = 0.0 if own.q is None else own.q.eps, _dense(backend, *biases)
+    flat, few = _dense(backend, *biases), _few(x, *weights)
+    tables, head_norms = _tables(backend, rope), _head_norms(backend, own, head_dim)
     kept: Any = (None,) * 3 if cache is None else (cache.keys, cache.values, cache.slots)
-    if cache is not None and _few(x, *weights) and kept[0].dtype == x.dtype:
-        q = gemv.qkv_rope_write(
-            backend, backend.dense(x.data), _norm(backend, norm),
-            (weights[0], weights[1], weights[2]),
-            gemv.Rope(cos, sin, rows, rope.layout == "interleaved"),
-            *(None if t is None else t.data for t in kept),
-            head_norm=gemv.HeadNorm(q_norm, k_norm, eps) if own.q else None,
-            biases=(flat[0], flat[1], flat[2]),
+    k_cache, v_cache, slots = (None if t is None else t.data for t in kept)
+    each = head_norms.over == "head" and not head_norms.last
+    if cache is not None and few and each and kept[0].dtype == x.dtype:
+        q = gemv_qkv.qkv_rope_write(
+            backend, backend.dense(x.data), _norm(backend, norm), tuple(weights), tables, k_cache,
+            v_cache, slots, head_norm=gemv_qkv.HeadNorm(*head_norms[:4]) if own.q else None,
+            biases=tuple(flat),
         )  # fmt: skip
         return Tensor.wrap(q, backend)
-    qkv = linear.segments_gemm(backend, _normed(x, norm), weights, flat, x.dtype)
+    if few:
+        qkv = gemv_qkv.qkv(
+            backend,
+            backend.dense(x.data),
+            _norm(backend, norm),
+            tuple(weights),
+            tuple(flat),
+            head_dim,
+        )
+    else:
+        qkv = linear.segments_gemm(backend, _normed(x, norm), weights, flat, x.dtype)
     heads, kv_heads = (w.shape[0] // head_dim for w in weights[:2])
-    k_cache, v_cache, slots = (None if t is None else t.data for t in kept)
     made = ropes.rope_write(
-        backend, qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, cos, sin, rows, rope.layout,
-        k_cache, v_cache, slots,
-    )  # fmt: skip
+        backend, qkv, heads, kv_heads, head_dim, head_norms, tables, k_cache, v_cache, slots
+    )
     q, k, v = (None if a is None else Tensor.wrap(a, backend) for a in made)
     return (q, k, v) if cache is None else q
 
 
+def _tables(backend: CupyBackend, rope: Rope | None) -> ropes.Tables | None:
+    if rope is None:
+        return None
+    cos, sin, rows, factors = _dense(backend, rope.cos, rope.sin, rope.rows, rope.query_factors)
+    return ropes.Tables(cos, sin, rows, factors, rope.layout == "interleaved")
+
+
+def _head_norms(backend: CupyBackend, own: HeadNorms, head_dim: int) -> ropes.Norms:
+    if own.q is None or own.k is None:
+        return ropes.Norms()
+    q, k = _dense(backend, own.q.weight, own.k.weight)
+    over = refusals.norm_over(own.q, head_dim)
+    return ropes.Norms(q, k, own.q.eps, own.q.offset, over, own.after_rope)
+
+
 def _packed_inputs(
-    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope | None,
     cache: Cache, head_dim: int,
 ) -> Any:  # fmt: skip
     """Keys and values as floats in rows of their own, then rounded into the cache by a kernel."""
@@ -132,11 +157,11 @@ def _attend_supports(
     q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
     weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> str | None:  # fmt: skip
-    if factor != 1.0:
-        return f"a residual factor, {factor}"
     if len(q) == 0:
         return "no rows"
     rows = Tensor.wrap(q.data.reshape(len(q), -1), q.backend)
+    if factor != 1.0 and len(q) > linear.FEW:
+        return f"a residual factor of {len(q)} rows"
     return linear.KERNELS["linear"].supports(
         rows, weight, bias, residual, q.dtype
     ) or attention.KERNELS["paged_attention"].supports(q, cache.keys, cache.values)
@@ -150,7 +175,27 @@ def _attend(
         q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, alibi, sinks, options
     )
     rows = Tensor.wrap(out.data.reshape(len(q), weight.shape[1]), q.backend)
-    return linear.KERNELS["linear"].run(rows, weight, bias, residual, q.dtype)
+    if factor == 1.0:
+        return linear.KERNELS["linear"].run(rows, weight, bias, residual, q.dtype)
+    return _product(rows, weight, bias, residual, factor)
+
+
+# -- a product that is added to the residual -----------------------------------------------------
+def _product_supports(
+    x: Tensor, weight: Any, bias: Tensor | None, residual: Tensor | None, factor: float
+) -> str | None:
+    if not 0 < len(x) <= linear.FEW:
+        return f"{len(x)} rows are not in 1..{linear.FEW}"
+    return linear.KERNELS["linear"].supports(x, weight, bias, residual, x.dtype)
+
+
+def _product(
+    x: Tensor, weight: Any, bias: Tensor | None, residual: Tensor | None, factor: float
+) -> Tensor:
+    backend: CupyBackend = x.backend  # type: ignore[assignment]
+    rows, own_bias, rest = _dense(backend, x, bias, residual)
+    y = gemv.gemv(backend, rows, weight, own_bias, rest, x.dtype, factor=factor)
+    return Tensor.wrap(y, backend)
 
 
 # -- products of one input: the gated half of a feed-forward layer, and the head -----------------
@@ -160,12 +205,17 @@ def _products_supports(
     reason = refusals.norm_before(norm)
     if reason is not None:
         return reason
-    if len(weights) == 1 and act is None:
-        if not _few(x, *weights):
+    if act is not None and act not in gemv.ACTIVATIONS:
+        return f"the activation {act!r}"
+    few = _few(x, *weights)
+    if len(weights) == 1:
+        if not few:
             return f"more than {linear.FEW} rows, or they do not fit shared memory"
         return linear.KERNELS["linear"].supports(x, weights[0], biases[0], None, dtype)
-    if len(weights) != 2 or act not in gemv.ACTIVATIONS or dtype != x.dtype:
+    if len(weights) != 2 or act is None or dtype != x.dtype:
         return f"{len(weights)} products with the activation {act!r}"
+    if act not in activation.FORMS and not few:
+        return f"the activation {act!r} of {len(x)} rows"
     return _supports_products(x, weights, biases)
 
 
@@ -174,10 +224,10 @@ def _products(
 ) -> Tensor:
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     flat = _dense(backend, *biases)
-    if act is None:
+    if act is None or len(weights) == 1:
         y = gemv.gemv(
             backend, backend.dense(x.data), weights[0], flat[0], None, dtype,
-            norm=_norm(backend, norm),
+            norm=_norm(backend, norm), act=act,
         )  # fmt: skip
     elif _few(x, *weights):
         y = gemv.norm_gated_gemv(
@@ -193,5 +243,6 @@ def _products(
 KERNELS = {
     "attention_inputs": Kernel(_inputs, _inputs_supports),
     "attend": Kernel(_attend, _attend_supports),
+    "product": Kernel(_product, _product_supports),
     "products": Kernel(_products, _products_supports),
 }

@@ -8,21 +8,19 @@ fetch weights before they wait), and return device arrays:
     gemv(backend, x [M, K], weight, bias [N], residual [M, N], out_dtype, act=) -> [M, N]
     norm_gemv(backend, x, norm, weight, bias=, residual=, out_dtype=) -> [M, N]
     norm_gated_gemv(backend, x, norm, gate, up, act=, gate_bias=, up_bias=) -> [M, F]
-    qkv_rope_write(backend, x, norm, q, k, v, caches, rope, ...) -> q [M, H, D]
 
 `shared_refusal(...)` says why rows of x do not fit the device's shared memory, or None.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from boostr.backends.cupy.products.gemv_plan import (  # isort: skip
-    C_TYPES, Array, Plan, choose, choose_for_block, padded_rows, shared_bytes, shared_refusal,
+    C_TYPES, Array, Plan, choose, padded_rows, shared_bytes, shared_refusal,
 )  # fmt: skip
 from boostr.backends.cupy.products.stored import SNIPPETS, Stored, Weight
 from boostr.backends.cupy.runtime.kernels import Variant
@@ -32,35 +30,20 @@ from boostr.quant.scheme import SCHEMES
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
-ACTIVATIONS = {"silu": "SILU", "gelu": "GELU", "gelu_tanh": "GELU_TANH"}
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")  # as ACT, in capitals
 
 
 class Norm(NamedTuple):
-    """An RMS norm of x before the product: weight [K] float, eps, what is added to the weight."""
+    """A norm of x before the product: weight and bias [K] float, eps; see `operands.Norm`."""
 
     weight: Array
     eps: float
     offset: float = 0.0
+    layer: bool = False
+    bias: Array | None = None
 
 
-class Rope(NamedTuple):
-    """cos, sin: float32 [S, R/2]; rows: int32 [T], the row of the tables of each token."""
-
-    cos: Array
-    sin: Array
-    rows: Array
-    interleaved: bool = False
-
-
-class HeadNorm(NamedTuple):
-    """RMS norms of the heads of q and k before rope: weights [D], eps."""
-
-    q: Array
-    k: Array
-    eps: float
-
-
-def _launch(
+def launch(
     backend: CupyBackend, family: str, plan: Plan, w: Stored, units: int, args: list, shared: int,
     blocks: int = 0, **defines: int | str,
 ) -> None:  # fmt: skip
@@ -75,15 +58,25 @@ def _launch(
     )  # fmt: skip
 
 
-def _floats(norm: Norm | None) -> tuple[float, float]:
+def floats(norm: Norm | None) -> tuple[float, float]:
     return (float(norm.eps), float(norm.offset)) if norm else (0.0, 0.0)
 
 
-def _c_type(array: Array | None) -> str:
+def vectors(norm: Norm | None) -> tuple[Array | None, Array | None]:
+    return (norm.weight, norm.bias) if norm else (None, None)
+
+
+def input_macros(norm: Norm | None) -> dict[str, Any]:
+    """The macros of gemv_input.cuh."""
+    kind = "PLAIN" if norm is None else "LAYER_NORM" if norm.layer else "RMS_NORM"
+    return {"INPUT": kind, "NORM_T": c_type(norm and norm.weight)}
+
+
+def c_type(array: Array | None) -> str:
     return "float" if array is None else C_TYPES[array.dtype]
 
 
-def _alike(plan: Plan, weights: tuple[Stored, ...], *arrays: Array | None) -> Plan:
+def alike(plan: Plan, weights: tuple[Stored, ...], *arrays: Array | None) -> Plan:
     """The plan, slow if a weight or an array that is read 16 bytes at a time is not aligned."""
     off = any(a is not None and a.data.ptr % 16 for a in arrays)
     return replace(plan, slow=True) if off or not all(w.aligned for w in weights) else plan
@@ -94,37 +87,38 @@ def gemv(
     backend: CupyBackend, x: Array, weight: Weight, bias: Array | None = None,
     residual: Array | None = None, out_dtype: Any = None, *, plan: Plan | None = None,
     norm: Norm | None = None, out: Array | None = None, act: str | None = None,
+    factor: float = 1.0,
 ) -> Array:  # fmt: skip
-    """x weightᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of normed x.
+    """factor (x weightᵀ + bias) + residual in `out_dtype` (x's by default), or of norm(x).
 
-    act: one of ACTIVATIONS, for act(x weightᵀ + bias) · residual.
+    act: one of ACTIVATIONS, for act(x weightᵀ + bias), times the residual if there is one.
     """
     x = backend.dense(x)
     M, K = x.shape
     if M > 1 and plan is None and shared_refusal(backend, weight, M, x.dtype):
-        return _halves(backend, x, weight, bias, residual, out_dtype, norm, out, act)
+        return _halves(backend, x, weight, bias, residual, out_dtype, norm, out, act, factor)
     w, rows = Stored.of(weight, backend), padded_rows(M)
     if out is None:
         out = backend.empty((M, w.N), np.dtype(out_dtype or x.dtype))
     plan = plan or choose(backend, w, rows, w.N, x.dtype.itemsize)
-    plan = _alike(plan, (w,), x, norm and norm.weight)
+    plan = alike(plan, (w,), x, *vectors(norm))
     shared = shared_bytes(backend, plan, w, rows, x.dtype.itemsize)
     args = [
-        x, *w.planes, bias, residual, out, norm and norm.weight, M, w.N, K, *_floats(norm),
+        x, *w.planes, bias, residual, out, *vectors(norm), M, w.N, K, *floats(norm),
+        float(factor),
     ]  # fmt: skip
-    gated: dict[str, Any] = {"ACT": ACTIVATIONS[act]} if act else {}
-    _launch(
+    gated: dict[str, Any] = {"ACT": act.upper()} if act else {"SCALED": int(factor != 1.0)}
+    launch(
         backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared, **gated,
-        INPUT="RMS_NORM" if norm else "PLAIN", ROWS=rows, X_T=C_TYPES[x.dtype],
-        OUT_T=_c_type(out), REST_T=_c_type(residual), BIAS_T=_c_type(bias),
-        NORM_T=_c_type(norm and norm.weight),
+        **input_macros(norm), ROWS=rows, X_T=C_TYPES[x.dtype], OUT_T=c_type(out),
+        REST_T=c_type(residual), BIAS_T=c_type(bias),
     )  # fmt: skip
     return out
 
 
 def _halves(
     backend: CupyBackend, x: Array, weight: Weight, bias: Array | None, residual: Array | None,
-    out_dtype: Any, norm: Norm | None, out: Array | None, act: str | None,
+    out_dtype: Any, norm: Norm | None, out: Array | None, act: str | None, factor: float,
 ) -> Array:  # fmt: skip
     """As gemv, half of the rows after the other: for rows that do not fit shared memory at once."""
     M = len(x)
@@ -133,7 +127,10 @@ def _halves(
     )
     for part in (slice(0, (M + 1) // 2), slice((M + 1) // 2, M)):
         rest = None if residual is None else residual[part]
-        gemv(backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=made[part], act=act)
+        gemv(
+            backend, x[part], weight, bias, rest, out_dtype, norm=norm, out=made[part], act=act,
+            factor=factor,
+        )  # fmt: skip
     return made
 
 
@@ -141,7 +138,7 @@ def norm_gemv(
     backend: CupyBackend, x: Array, norm: Norm, weight: Weight, *, bias: Array | None = None,
     residual: Array | None = None, out_dtype: Any = None, plan: Plan | None = None,
 ) -> Array:  # fmt: skip
-    """rms_norm(x) weightᵀ + bias + residual; the head's logits with out_dtype float32."""
+    """norm(x) weightᵀ + bias + residual; the head's logits with out_dtype float32."""
     return gemv(backend, x, weight, bias, residual, out_dtype, plan=plan, norm=norm)
 
 
@@ -150,7 +147,7 @@ def norm_gated_gemv(
     x: Array, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
     gate_bias: Array | None = None, up_bias: Array | None = None, plan: Plan | None = None,
 ) -> Array:  # fmt: skip
-    """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
+    """act(h gateᵀ) · (h upᵀ) with h = norm(x), or x without `norm`: [M, F] in x's dtype.
 
     act: one of ACTIVATIONS. gate and up [F, K] that are not stored alike take two kernels.
     """
@@ -163,89 +160,22 @@ def norm_gated_gemv(
         return gemv(backend, x, gate, gate_bias, upper, x.dtype, norm=norm, plan=plan, act=act)
     out = backend.empty((M, g.N), x.dtype)
     plan = plan or choose(backend, g, rows, 2 * g.N, x.dtype.itemsize, (4, 2))
-    plan = _alike(plan, (g, u), x, norm and norm.weight)
+    plan = alike(plan, (g, u), x, *vectors(norm))
     shared = shared_bytes(backend, plan, g, rows, x.dtype.itemsize)
     args = [
-        x, *g.planes, gate_bias, *u.planes, up_bias, out, norm and norm.weight, M, g.N, K,
-        *_floats(norm),
+        x, *g.planes, gate_bias, *u.planes, up_bias, out, *vectors(norm), M, g.N, K,
+        *floats(norm),
     ]  # fmt: skip
     units = -(-g.N // (plan.unit_rows // 2))
-    _launch(
+    launch(
         backend, "gemv_gated", plan, g, units, args, shared, ROWS=rows, X_T=C_TYPES[x.dtype],
-        INPUT="RMS_NORM" if norm else "PLAIN", ACT=ACTIVATIONS[act],
-        BIAS_T=_c_type(gate_bias), NORM_T=_c_type(norm and norm.weight),
+        **input_macros(norm), ACT=act.upper(), BIAS_T=c_type(gate_bias),
     )  # fmt: skip
     return out
 
 
-def qkv_rope_write(
-    backend: CupyBackend, x: Array, norm: Norm | None, weights: tuple[Weight, Weight, Weight],
-    rope: Rope, k_cache: Array, v_cache: Array, slots: Array | None, *,
-    head_norm: HeadNorm | None = None,
-    biases: tuple[Array | None, Array | None, Array | None] = (None, None, None),
-    plan: Plan | None = None,
-) -> Array:  # fmt: skip
-    """q, k, v of rms_norm(x) with rope; k and v into the caches at `slots`; returns q [M, H, D].
-
-    Args:
-        x: [M, K].   weights: of q [H D, K], k and v [KH D, K]; neighbours that are stored alike
-            take one kernel.
-        k_cache, v_cache: [NB, bs, KH, D] of x's dtype.   slots: int32 [M], negative: not written;
-            None: row m goes to row m of them.
-        head_norm: RMS norms of the heads of q and k.   biases: of q, k and v, of one dtype.
-    """
-    M, K = x.shape
-    KH, D = k_cache.shape[2:]
-    q, k, v = (Stored.of(w, backend) for w in weights)
-    H, rows = q.N // D, padded_rows(M)
-    out = backend.empty((M, H, D), x.dtype)
-    bias = next((b for b in biases if b is not None), None)
-    own = (head_norm.q, head_norm.k, float(head_norm.eps)) if head_norm else (None, None, 0.0)
-    eps, offset = _floats(norm)
-    first = 0
-    for _, run in itertools.groupby((q, k, v), lambda w: w.form):
-        alike = tuple(run)
-        some, w = sum(w.N for w in alike) // D, alike[0]
-        cut = plan or _qkv_plan(backend, w, rows, some, D, x.dtype.itemsize, head_norm is not None)
-        cut = _alike(cut, alike, x, norm and norm.weight)
-        values = rows * (D // cut.cluster) * 4 if head_norm else 0
-        args = [
-            x, *q.planes, biases[0], *k.planes, biases[1], *v.planes, biases[2], out, k_cache,
-            v_cache, norm and norm.weight, *own[:2], rope.cos, rope.sin, rope.rows, slots, first,
-            some, H, KH, D, rope.cos.shape[1], M, K, eps, offset, own[2],
-        ]  # fmt: skip
-        pairs = D // 2 // cut.cluster if head_norm else some * (D // 2)
-        _launch(
-            backend, "gemv_qkv", cut, w, -(-pairs // (32 // cut.lanes)), args,
-            shared_bytes(backend, cut, w, rows, x.dtype.itemsize, values),
-            some * cut.cluster if head_norm else 0, ROWS=rows, X_T=C_TYPES[x.dtype],
-            INPUT="RMS_NORM" if norm else "PLAIN", BIAS_T=_c_type(bias),
-            NORM_T=_c_type(norm and norm.weight), QK_NORM=int(bool(head_norm)),
-            HEAD_NORM_T=_c_type(own[0]), INTERLEAVED=int(rope.interleaved), CLUSTER=cut.cluster,
-        )  # fmt: skip
-        first += some
-    return out
-
-
-def _qkv_plan(
-    backend: CupyBackend, q: Stored, rows: int, heads: int, D: int, item: int, normed: bool
-) -> Plan:
-    """As `choose`; with head norms the pairs of a head are shared out to a cluster of blocks."""
-    if not normed:
-        return choose(backend, q, rows, heads * D, item, (2,))
-    caps, cluster = backend.caps, 1
-    while (
-        caps.compute_capability >= 90
-        and cluster < 8
-        and 4 * heads * cluster <= 3 * caps.sms
-        and D // 2 % (2 * cluster) == 0
-    ):
-        cluster *= 2
-    return choose_for_block(backend, q, rows, D // cluster, item, cluster)
-
-
 # -- what the compile gate builds -------------------------------------------------------------
-def _variant(
+def variant(
     family: str, form: Form, rows: int = 1, least: int = 75, **defines: int | str
 ) -> Variant:
     x = {"f32": "float", "f16": "f16"}.get(form.codes, "bf16")
@@ -260,29 +190,39 @@ def _variant(
     return Variant(family, both, least)
 
 
-def _form(scheme: str) -> Form:
+def form_of_scheme(scheme: str) -> Form:
     return scheme_form(SCHEMES[scheme])
 
 
 BF16, F16 = Form("bf16"), Form("f16")
 VARIANTS = [
-    _variant("gemv", Form("f32"), least=80),
-    *(_variant("gemv", _form(s), least=80) for s in ("int8-g32", "w8a8", "q4_0", "q4_1", "q6_k")),
-    *(_variant("gemv", _form(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
-    *(_variant("gemv", form, least=80) for form in SNIPPETS.values()),
-    *(_variant("gemv", _form(s), least=80, X_T="float", DIGITS=0) for s in ("q4_1", "q6_k")),
-    _variant("gemv", BF16, 8, 80),
-    _variant("gemv", _form("q8_0"), least=80, PIECE=2),
-    _variant("gemv", _form("q6_k")),
-    _variant("gemv", _form("q6_k"), SLOW=1, DIGITS=0),
-    _variant("gemv", BF16, least=80, KSPLIT=4, OUT_T="float"),
-    _variant("gemv", BF16, INPUT="PLAIN", SLOW=1),
-    _variant("gemv", _form("q6_k"), least=80, REST_T="float", ACT="GELU_TANH"),
-    _variant("gemv_gated", BF16, least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
-    _variant("gemv_gated", F16, ACT="GELU_TANH"),
-    _variant("gemv_gated", _form("q4_1"), 4, 80),
-    _variant("gemv_qkv", _form("int8"), least=80),
-    _variant("gemv_qkv", _form("q4_1"), least=80),
-    _variant("gemv_qkv", F16, INTERLEAVED=1, QK_NORM=1),
-    replace(_variant("gemv_qkv", BF16, least=80, QK_NORM=1, CLUSTER=4), only="sm_90a"),
+    variant("gemv", Form("f32"), least=80),
+    *(
+        variant("gemv", form_of_scheme(s), least=80)
+        for s in ("int8-g32", "w8a8", "q4_0", "q4_1", "q6_k")
+    ),
+    *(variant("gemv", form_of_scheme(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
+    *(variant("gemv", form, least=80) for form in SNIPPETS.values()),
+    *(
+        variant("gemv", form_of_scheme(s), least=80, X_T="float", DIGITS=0)
+        for s in ("q4_1", "q6_k")
+    ),
+    variant("gemv", BF16, 8, 80),
+    variant("gemv", form_of_scheme("q8_0"), least=80, PIECE=2),
+    variant("gemv", form_of_scheme("q6_k")),
+    variant("gemv", form_of_scheme("q6_k"), SLOW=1, DIGITS=0),
+    variant("gemv", BF16, least=80, KSPLIT=4, OUT_T="float"),
+    variant("gemv", BF16, INPUT="PLAIN", SLOW=1),
+    variant("gemv", form_of_scheme("q6_k"), least=80, REST_T="float", ACT="GELU_TANH"),
+    variant("gemv_gated", BF16, least=80, WHOLE=1, SINGLE=1, FILLED=1, KEEP=1),
+    variant("gemv_gated", F16, ACT="GELU_TANH"),
+    variant("gemv_gated", form_of_scheme("q4_1"), 4, 80),
+    *(
+        variant(family, form, rows, 80, INPUT="LAYER_NORM", KEEP=keep)
+        for family in ("gemv", "gemv_gated")
+        for form, rows, keep in ((BF16, 1, 2), (form_of_scheme("q4_1"), 8, 8))
+    ),
+    variant("gemv", form_of_scheme("w8a8"), least=80, INPUT="LAYER_NORM", ACT="RELU2"),
+    variant("gemv", BF16, INPUT="LAYER_NORM", SLOW=1, ACT="QUICK_GELU"),
+    variant("gemv", BF16, least=80, INPUT="PLAIN", SCALED=1),
 ]

@@ -11,6 +11,7 @@ from boostr.backends import refusals
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.rows.rows import plan, power_of_two, rows, run_length
 from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.operands import Norm
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -27,15 +28,17 @@ def _launch(
     layer: bool,
     eps: float,
     offset: float = 0.0,
+    factor: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, h): h only with a residual."""
+    """(y, h): h only with a residual before the norm; behind it and times `factor` if that is."""
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     source, inner, stride = rows(backend, x.data)
     other = None if residual is None else backend.dense(residual.data)
     w = backend.dense(weight.data)
     b = None if bias is None else backend.dense(bias.data)
     y = backend.empty(x.shape, x.dtype)
-    h = None if residual is None else backend.empty(x.shape, x.dtype)
+    before = residual is not None and factor is None
+    h = backend.empty(x.shape, x.dtype) if before else None
     E = x.shape[-1]
     if x.size:
         count = x.size // E
@@ -47,10 +50,10 @@ def _launch(
             "norm", "norm_forward", (-(-count // shape["ROWS"]),),
             (shape["LANES"] * shape["ROWS"],),
             [source, other, w, b, y, h, count, E, inner, np.int64(stride), float(eps),
-             float(offset)],
+             float(offset), float(factor or 0.0)],
             dependent=True, X=backend.c_type(x.dtype), W=backend.c_type(weight.dtype),
-            ADD=int(h is not None), LAYER=int(layer), BIAS=int(b is not None),
-            EARLY=int(not busy), **shape,
+            ADD=int(h is not None), AFTER=int(factor is not None), LAYER=int(layer),
+            BIAS=int(b is not None), EARLY=int(not busy), **shape,
         )  # fmt: skip
     return Tensor.wrap(y, backend), None if h is None else Tensor.wrap(h, backend)
 
@@ -114,8 +117,18 @@ def _backward(
     return Tensor.wrap(dh, backend), dw, db if layer else None
 
 
-def rms(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
-    """rms_norm(x), for kernels that follow it."""
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """x under a norm operand, for kernels that follow it."""
+    layer = norm.kind == "layer"
+    return _launch(x, None, norm.weight, norm.bias, layer, norm.eps, norm.offset)[0]
+
+
+def _add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> Tensor:
+    layer = norm.kind == "layer"
+    return _launch(x, residual, norm.weight, norm.bias, layer, norm.eps, norm.offset, factor)[0]
+
+
+def _rms_norm(x, weight, eps: float, weight_offset: float):
     return _launch(x, None, weight, None, False, eps, weight_offset)[0]
 
 
@@ -140,7 +153,8 @@ def _layer_norm_backward(g, passed, x, weight, eps: float, wants: bool):
 
 
 KERNELS = {
-    "rms_norm": Kernel(rms, refusals.floats),
+    "add_norm": Kernel(_add_norm, refusals.add_norm),
+    "rms_norm": Kernel(_rms_norm, refusals.floats),
     "add_rms_norm": Kernel(_add_rms_norm, refusals.floats),
     "layer_norm": Kernel(_layer_norm, refusals.layer_norm),
     "add_layer_norm": Kernel(_add_layer_norm, refusals.layer_norm),
@@ -153,7 +167,9 @@ def _variants(x: str, w: str, run: int, E: int, add: int, layer: int) -> list[Va
     """The forward and the gradient."""
     macros = {"X": x, "W": w, "ADD": add, "LAYER": layer}
     return [
-        Variant("norm", {**macros, "BIAS": layer, "EARLY": 0, **plan(E, run, True)}),
+        Variant(
+            "norm", {**macros, "AFTER": 1 - add, "BIAS": layer, "EARLY": 0, **plan(E, run, True)}
+        ),
         Variant("norm_backward", {**macros, **backward_plan(E, run)[0]}),
     ]
 
@@ -164,7 +180,10 @@ VARIANTS = [
     *(v for E in (576, 8192) for v in _variants("float", "float", 4, E, 1, 1)),
     *_variants("f16", "float", 1, 33, 1, 1),
     *_variants("bf16", "bf16", 8, 100000, 1, 1),
-    Variant("norm", {"X": "bf16", "W": "float", "ADD": 1, "LAYER": 0, "BIAS": 0, "EARLY": 1,
-                     **plan(2048, 8, False)}),
+    *(
+        Variant("norm", {"X": "bf16", "W": "float", "ADD": add, "AFTER": 1 - add, "LAYER": 0,
+                         "BIAS": 0, "EARLY": 1, **plan(2048, 8, False)})
+        for add in (0, 1)
+    ),
     Variant("norm_weights", {"W": "bf16"}),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,20 +35,48 @@ def _shape(D: int, half: int, run: int) -> dict[str, int]:
     return {"VEC": run, "ITEMS": -(-runs // lanes), "LANES": lanes}
 
 
+class Tables(NamedTuple):
+    """cos, sin float32 [S, R/2]; rows int32 [T], the row of each token; what queries are multiplied
+    by, float32 [S]; how pairs lie."""
+
+    cos: Any = None
+    sin: Any = None
+    rows: Any = None
+    factors: Any = None
+    interleaved: bool = False
+
+
+class Norms(NamedTuple):
+    """RMS norms of the heads of q and k: weights float32, eps, what is added to the weights; what
+    they go over (`AttentionSpec.norm_over`); whether they come after rope."""
+
+    q: Any = None
+    k: Any = None
+    eps: float = 0.0
+    offset: float = 0.0
+    over: str = "head"
+    last: bool = False
+
+    def macros(self) -> dict[str, int]:
+        norm = 0 if self.q is None else 2 if self.over == "all" else 1
+        return {"NORM": norm, "LAST": int(self.last)}
+
+
 def _launch(
-    backend: CupyBackend, x: Any, out: Any, k_out: Any, v_out: Any, tables: list[Any], slots: Any,
-    norms: list[Any], sizes: tuple[int, int, int], layout: str, eps: float,
-    turn: float = 1.0,
+    backend: CupyBackend, x: Any, out: Any, k_out: Any, v_out: Any, tables: Tables | None,
+    slots: Any, norms: Norms, sizes: tuple[int, int, int], turn: float = 1.0,
 ) -> None:  # fmt: skip
-    """x: rows of H + 2K heads, `sizes` = (H, K, D); tables: cos, sin and rows."""
+    """x: rows of H + 2K heads, `sizes` = (H, K, D)."""
     H, K, D = sizes
     T = x.shape[0]
     if not out.size and not (K and T):
         return
-    half, heads = tables[0].shape[1], H + 2 * K
+    tables = tables or Tables()
+    half, heads = 0 if tables.cos is None else tables.cos.shape[1], H + 2 * K
+    gains = (norms.q, norms.k)
     stride = x.strides[0] // x.itemsize
     starts = [x.data.ptr, x.strides[0] if T > 1 else 0, D * x.itemsize]
-    starts += [a.data.ptr for a in (out, k_out, v_out, *tables[:2], *norms) if a is not None]
+    starts += [a.data.ptr for a in (out, k_out, v_out, *tables[:2], *gains) if a is not None]
     item = x.itemsize if k_out is None else min(x.itemsize, k_out.itemsize)
     shape = _shape(D, half, _run_pairs(D, half, item, *starts))
     lanes = shape["LANES"]
@@ -60,11 +88,10 @@ def _launch(
     cache = x.dtype if k_out is None else k_out.dtype
     backend.launch(
         "rope", "rope", (T, shares), (threads,),
-        [x, out, k_out, v_out, *tables, slots, *norms, H, K, D, half, total, np.int64(stride),
-         float(eps), turn],
+        [x, out, k_out, v_out, *tables[:4], slots, *gains, H, K, D, half, total, np.int64(stride),
+         float(norms.eps), float(norms.offset), 0 if norms.over == "head" else D, turn],
         dependent=True, X=backend.c_type(x.dtype), C=backend.c_type(cache),
-        INTERLEAVED=int(layout == "interleaved"), NORM=int(any(n is not None for n in norms)),
-        **shape,
+        INTERLEAVED=int(tables.interleaved), **norms.macros(), **shape,
     )  # fmt: skip
 
 
@@ -73,12 +100,11 @@ def _rope(
 ) -> Tensor:
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     source = x.data if x.data.size and has_dense_rows(x.data) else backend.dense(x.data)
-    tables = [backend.dense(t.data) for t in (cos, sin, positions)]
+    arrays = (backend.dense(t.data) for t in (cos, sin, positions))
+    tables = Tables(*arrays, interleaved=layout == "interleaved")
     out = backend.empty(x.shape, x.dtype)
     _, H, D = x.shape
-    _launch(
-        backend, source, out, None, None, tables, None, [None, None], (H, 0, D), layout, 0.0, turn
-    )
+    _launch(backend, source, out, None, None, tables, None, Norms(), (H, 0, D), turn)
     return Tensor.wrap(out, backend)
 
 
@@ -88,13 +114,8 @@ def rope_write(
     heads: int,
     kv_heads: int,
     head_dim: int,
-    q_norm: Any | None,
-    k_norm: Any | None,
-    eps: float,
-    cos: Any,
-    sin: Any,
-    rows: Any,
-    layout: str,
+    norms: Norms,
+    tables: Tables | None,
     k_cache: Any | None = None,
     v_cache: Any | None = None,
     slots: Any | None = None,
@@ -102,8 +123,7 @@ def rope_write(
     """(q [T, H, D], k, v): heads of a qkv product normed, rotated and put where attention reads.
 
     Args (arrays):
-        qkv: [T, (H + 2K) D], rows may be strided.   q_norm, k_norm: float32 [D] or None.
-        cos, sin: float32 [S, R/2].   rows: int32 [T], their rows.   layout: as ops.rope.
+        qkv: [T, (H + 2K) D], rows may be strided.   norms, tables: of dense arrays.
         k_cache, v_cache: dense [NB, bs, K, D].   slots: int32 [T], rows of the caches; negative
             ones are skipped. Without caches k and v are made, [T, K, D]; with them they are None.
     """
@@ -117,19 +137,26 @@ def rope_write(
     if k_cache is None:
         k, v = (backend.empty((T, K, D), qkv.dtype) for _ in range(2))
         slots = None
-    tables = [backend.dense(a) for a in (cos, sin, rows)]
-    norms = [None if n is None else backend.dense(n) for n in (q_norm, k_norm)]
-    _launch(backend, source, out, k, v, tables, slots, norms, (H, K, D), layout, eps)
+    _launch(backend, source, out, k, v, tables, slots, norms, (H, K, D))
     return (out, k, v) if k_cache is None else (out, None, None)
 
 
 def _supports(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> str | None:
     if str(cos.dtype) != "float32" or str(sin.dtype) != "float32":
         return f"the tables are {cos.dtype}, not float32"
-    D, half = x.shape[2], cos.shape[1]
-    if half and _shape(D, half, 1)["ITEMS"] > _MOST_ITEMS:
+    half = cos.shape[1]
+    return (
+        "no dimension is rotated"
+        if not half
+        else size_refusal(x.shape[2], half) or refusals.floats(x)
+    )
+
+
+def size_refusal(D: int, half: int) -> str | None:
+    """Why the kernel does not take heads of D, 2 half of which are rotated; None if it does."""
+    if _shape(D, half, 1)["ITEMS"] > _MOST_ITEMS:
         return f"head_dim {D} is above {64 * _MOST_ITEMS}"
-    return "no dimension is rotated" if not half else refusals.floats(x)
+    return None
 
 
 def _rope_backward(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:
@@ -140,11 +167,12 @@ KERNELS = {"rope": Kernel(_rope, _supports), "rope_backward": Kernel(_rope_backw
 
 VARIANTS = [
     Variant("rope", {"X": x, "C": c, "INTERLEAVED": interleaved, "NORM": norm,
-                     **_shape(D, half, run)})
+                     "LAST": int(half == 24 or norm == 2), **_shape(D, half, run)})
     for x, c, D, half, run, norm, interleaved in (
         ("bf16", "bf16", 128, 64, 8, 1, 0), ("bf16", "bf16", 64, 32, 8, 0, 0),
         ("bf16", "float", 80, 16, 8, 1, 1), ("float", "f16", 256, 128, 4, 0, 1),
         ("float", "float", 96, 24, 4, 1, 0), ("f16", "f16", 512, 256, 1, 1, 0),
-        ("f16", "f16", 512, 256, 1, 1, 1),
+        ("f16", "f16", 512, 256, 1, 1, 1), ("bf16", "bf16", 128, 64, 8, 2, 0),
+        ("bf16", "bf16", 128, 0, 8, 0, 0),
     )
 ]  # fmt: skip

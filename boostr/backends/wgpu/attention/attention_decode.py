@@ -317,14 +317,15 @@ def _partials(backend, call, planned, tensors, alibi, options) -> Any:
 
 
 def left_to_reader(
-    q: Tensor, k_cache: KV, v_cache: KV, block_table: Tensor, options: AttentionOptions
-) -> int:
+    q: Tensor, k_cache: KV, v_cache: KV, block_table: Tensor, options: AttentionOptions,
+    alibi: Tensor | None,
+) -> int:  # fmt: skip
     """The splits that `partials` should leave to the reader; 0 if `attend` had better do it all."""
     backend: WgpuBackend = q.backend  # type: ignore[assignment]
     T, H, _ = q.shape
     # a row of the product reads all heads of a token; 8 rows are read together
     most = min(8, _IN_READER // (min(max(T, 1), 8) * H * (v_cache.shape[3] + 4) * 4))
-    call = _call(q, k_cache, v_cache, block_table, options, None, None)
+    call = _call(q, k_cache, v_cache, block_table, options, alibi, None)
     splits = plan(call, backend.caps, max(most, 1)).splits
     codes = planes_of(k_cache)[0]
     nbytes = call.capacity * (call.D + call.Dv) * codes.nbytes // max(1, math.prod(k_cache.shape))

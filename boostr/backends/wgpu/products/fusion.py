@@ -61,15 +61,17 @@ def _planes(weight: Any) -> int:
     return 1 if isinstance(weight, Tensor) else len(weight.parts)
 
 
-def _norm_before(norm: Norm | None) -> str | None:
-    if norm is not None and norm.offset:
-        return f"a norm with an offset, {norm.offset}"
-    return refusals.norm_before(norm)
-
-
 def _first(norm: Norm | None) -> gemv.Norm | None:
     """The norm as the GEMVs take it."""
-    return None if norm is None else gemv.Norm(norm.weight.data, norm.eps)
+    if norm is None:
+        return None
+    layer = norm.kind == "layer"
+    return gemv.Norm(norm.weight.data, norm.eps, norm.offset, layer, _data(norm.bias))
+
+
+def _vectors(norm: Norm | None) -> int:
+    """The arrays that a norm is bound as."""
+    return 0 if norm is None else 1 + (norm.bias is not None)
 
 
 # -- q, k, v -------------------------------------------------------------------------------------
@@ -79,15 +81,11 @@ def _inputs_supports(
 ) -> str | None:  # fmt: skip
     reason = (
         _rows(x, weights, biases, few=False)
-        or _norm_before(norm)
-        or refusals.head_norms(own, head_dim)
+        or refusals.norm_before(norm)
+        or refusals.heads(own, rope)
     )
     if reason is not None:
         return reason
-    if rope is None:
-        return "heads without rope"
-    if rope.query_factors is not None:
-        return "queries with a factor by position"
     if own.q is not None and any(b is not None for b in biases):
         return "biases come before norms of heads"
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
@@ -97,15 +95,18 @@ def _inputs_supports(
     forms = {stored_form(w) for w in weights}
     if len(forms) > 1 and any(form.rounds_input for form in forms):
         return "only some of the weights round their input"
-    given = sum(b is not None for b in biases)  # beside them x, norm, rope, slots, q, k and v
-    reason = _too_many(backend, max(map(_planes, weights)) + given + 9)
+    given = sum(b is not None for b in biases)  # beside them x, rope, slots, q, k and v
+    given += rope is not None and rope.query_factors is not None
+    reason = _too_many(backend, max(map(_planes, weights)) + given + _vectors(norm) + 8)
     if reason is not None:
         return reason
     kinds = {None if b is None else b.dtype for b in biases}
     if len(kinds) > 1:
         return "the biases are of several types, or only some are there"
-    for name, table in (("cos", rope.cos), ("sin", rope.sin)):
-        if table.dtype != dtypes.float32:
+    if rope is None:
+        return _cache_refusal(0, head_dim, cache)
+    for name, table in (("cos", rope.cos), ("sin", rope.sin), ("factors", rope.query_factors)):
+        if table is not None and table.dtype != dtypes.float32:
             return f"{name} is {table.dtype}, not float32"
     return _cache_refusal(2 * rope.cos.shape[1], head_dim, cache)
 
@@ -120,7 +121,7 @@ def _cache_refusal(rotated: int, head_dim: int, cache: Cache | None) -> str | No
 
 
 def _inputs(
-    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope,
+    x: Tensor, norm: Norm | None, weights: list, biases: list, own: HeadNorms, rope: Rope | None,
     cache: Cache | None, head_dim: int,
 ) -> Any:  # fmt: skip
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
@@ -128,15 +129,20 @@ def _inputs(
         q, k, v = _inputs(x, norm, weights, biases, own, rope, None, head_dim)
         pack(backend, k.data, v.data, cache.keys, cache.values, cache.slots.data)
         return q
-    head_norm, kept = None, None
+    head_norm, kept, tables = None, None, None
     if own.q is not None and own.k is not None:
-        head_norm = gemv_qkv.Norms(own.q.weight.data, own.k.weight.data, own.q.eps)
+        head_norm = gemv_qkv.Norms(
+            own.q.weight.data, own.k.weight.data, own.q.eps, refusals.norm_over(own.q, head_dim),
+            own.q.offset, own.after_rope,
+        )  # fmt: skip
     if cache is not None:
         planes: Any = (cache.keys, cache.values, cache.slots)
         kept = gemv_qkv.Cache(*(t.data for t in planes))
-    tables = gemv_qkv.Rope(
-        rope.cos.data, rope.sin.data, rope.rows.data, rope.layout == "interleaved"
-    )
+    if rope is not None:
+        tables = gemv_qkv.Rope(
+            rope.cos.data, rope.sin.data, rope.rows.data, rope.layout == "interleaved",
+            _data(rope.query_factors),
+        )  # fmt: skip
     if len(x) <= linear.few(backend):
         made = gemv_qkv.qkv_rope(
             backend, x.data, _first(norm), weights, tables, head_dim,
@@ -152,11 +158,9 @@ def _inputs(
 
 
 def _normed_product(x: Tensor, norm: Norm | None, weights: Any) -> Any:
-    """rms_norm(x), or x, times weights that lie end to end."""
+    """norm(x), or x, times weights that lie end to end."""
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
-    h = x
-    if norm is not None:
-        h = norms.KERNELS["rms_norm"].run(x, norm.weight, norm.eps, norm.offset)
+    h = x if norm is None else norms.normed(x, norm)
     whole: Any = linear.joined(backend, weights)
     return gemm.linear(backend, h.data, whole, None, None, x.dtype)
 
@@ -166,8 +170,6 @@ def _attend_supports(
     q: Tensor, cache: Cache, cu: Tensor, alibi: Tensor | None, sinks: Tensor | None, options: Any,
     weight: Any, bias: Tensor | None, factor: float, residual: Tensor | None,
 ) -> str | None:  # fmt: skip
-    if factor != 1.0:
-        return f"a residual factor, {factor}"
     rows = Tensor.wrap(q.backend.reshape(q.data, (len(q), weight.shape[1])), q.backend)
     return _rows(rows, [weight], [bias]) or attention_decode.supports(
         q, cache.keys, cache.values, cu, cache.block_table, cache.kv_lens, alibi, sinks, options
@@ -182,20 +184,36 @@ def _attend(
     Dv = cache.values.shape[3]
     kept: tuple[Any, Any] = (cache.keys, cache.values)
     splits = 0
-    if sinks is None and alibi is None:
-        splits = attention_decode.left_to_reader(q, *kept, cache.block_table, options)
+    if sinks is None:
+        splits = attention_decode.left_to_reader(q, *kept, cache.block_table, options, alibi)
     places = (cu, cache.block_table, cache.kv_lens)
     if splits and gemv.combine_refusal(weight, Dv) is None:
         parts, _ = attention_decode.partials(
-            backend, q, *kept, *places, None, options, max_splits=splits
+            backend, q, *kept, *places, alibi, options, max_splits=splits
         )
         y = gemv.combine_gemv(
-            backend, parts, weight, dtype=q.dtype, bias=_data(bias), residual=_data(residual)
-        )
+            backend, parts, weight, dtype=q.dtype, bias=_data(bias), residual=_data(residual),
+            factor=factor,
+        )  # fmt: skip
         return Tensor.wrap(y, backend)
     out, _ = attention_decode.attend(q, *kept, *places, alibi, sinks, options)
     rows = backend.reshape(out.data, (len(q), weight.shape[1]))
-    y = gemv.gemv(backend, rows, weight, _data(bias), _data(residual), q.dtype)
+    y = gemv.gemv(backend, rows, weight, _data(bias), _data(residual), q.dtype, factor=factor)
+    return Tensor.wrap(y, backend)
+
+
+# -- a product that is added to the residual -----------------------------------------------------
+def _product_supports(
+    x: Tensor, weight: Any, bias: Tensor | None, residual: Tensor | None, factor: float
+) -> str | None:
+    return _rows(x, [weight], [bias]) or refusals.floats(*([] if residual is None else [residual]))
+
+
+def _product(
+    x: Tensor, weight: Any, bias: Tensor | None, residual: Tensor | None, factor: float
+) -> Tensor:
+    backend: WgpuBackend = x.backend  # type: ignore[assignment]
+    y = gemv.gemv(backend, x.data, weight, _data(bias), _data(residual), x.dtype, factor=factor)
     return Tensor.wrap(y, backend)
 
 
@@ -203,17 +221,21 @@ def _attend(
 def _products_supports(
     x: Tensor, norm: Norm | None, weights: list, biases: list, act: str | None, dtype: np.dtype
 ) -> str | None:
-    reason = _norm_before(norm)
+    reason = refusals.norm_before(norm)
     if reason is not None:
         return reason
-    if len(weights) == 1 and act is None:
+    if act is not None and act not in gemv.ACTIVATIONS:
+        return f"the activation {act!r}"
+    if len(weights) == 1:
         return _rows(x, weights, biases) or linear.KERNELS["linear"].supports(
             x, weights[0], biases[0], None, dtype
         )
-    if len(weights) != 2 or act not in gemv.ACTIVATIONS or dtype != x.dtype:
+    if len(weights) != 2 or act is None or dtype != x.dtype:
         return f"{len(weights)} products with the activation {act!r}"
-    given = sum(b is not None for b in biases)  # beside them x, norm and the result
-    arrays = sum(map(_planes, weights)) + given + 3
+    if act not in activation.FORMS and len(x) > linear.few(x.backend):  # type: ignore[arg-type]
+        return f"the activation {act!r} of {len(x)} rows"
+    given = sum(b is not None for b in biases)  # beside them x and the result
+    arrays = sum(map(_planes, weights)) + given + _vectors(norm) + 2
     return _rows(x, weights, biases, few=False) or _too_many(x.backend, arrays)  # type: ignore[arg-type]
 
 
@@ -222,8 +244,8 @@ def _products(
 ) -> Tensor:
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
     first, flat = _first(norm), [_data(b) for b in biases]
-    if act is None:
-        y = gemv.gemv(backend, x.data, weights[0], flat[0], None, dtype, norm=first)
+    if act is None or len(weights) == 1:
+        y = gemv.gemv(backend, x.data, weights[0], flat[0], None, dtype, norm=first, act=act or "")
     elif len(x) > linear.few(backend):
         both = Tensor.wrap(_normed_product(x, norm, weights), backend)
         F = weights[0].shape[0]
@@ -238,5 +260,6 @@ def _products(
 KERNELS = {
     "attention_inputs": Kernel(_inputs, _inputs_supports),
     "attend": Kernel(_attend, _attend_supports),
+    "product": Kernel(_product, _product_supports),
     "products": Kernel(_products, _products_supports),
 }

@@ -18,10 +18,12 @@ import numpy as np
 from boostr.backends.wgpu.products.gemv_input import (
     Input,
     Norm,
+    NormForm,
     base,
     common_values,
     name_or_none,
-    norm_base,
+    norm_arrays,
+    norm_bases,
     prepared,
     present,
     x_base,
@@ -38,32 +40,33 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
 MOST_ROWS = 8  # of x that one launch takes
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 
 
 # -- the products --------------------------------------------------------------------------------
 def gemv(
     backend: WgpuBackend, x: GpuArray, weight: Weight, bias: GpuArray | None = None,
     residual: GpuArray | None = None, out_dtype: Any = None, *, norm: Norm | None = None,
-    act: str = "", tile: Tile | None = None,
+    act: str = "", factor: float = 1.0, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
-    """x Wᵀ + bias + residual in `out_dtype` (x's by default); under `norm` of rms_norm(x).
+    """factor (x Wᵀ + bias) + residual in `out_dtype` (x's by default); under `norm` of norm(x).
 
-    act: one of ACTIVATIONS, for act(x Wᵀ + bias) · residual.
+    act: one of ACTIVATIONS, for act(x Wᵀ + bias), times the residual if there is one.
     """
     w = stored(backend, weight, off=x.shape[1] % 8 != 0)
     given = prepared(backend, x, w, norm)
     out = np.dtype(out_dtype or x.dtype)
     bound = [given.x, *present(given.scales)]
-    return product(backend, given, [w], bound, bias, residual, out, tile, {"ACT": act})
+    values = {"ACT": act}
+    return product(backend, given, [w], bound, bias, residual, out, tile, values, factor)
 
 
 def combine_gemv(
     backend: WgpuBackend,
     partials: GpuArray, weight: Weight, *, dtype: Any, bias: GpuArray | None = None,
-    residual: GpuArray | None = None, tile: Tile | None = None,
+    residual: GpuArray | None = None, factor: float = 1.0, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
-    """The splits of attention combined to x [M, H D]; then x Wᵀ + bias + residual, in `dtype`.
+    """The splits of attention combined to x [M, H D]; then as `gemv`, in `dtype`.
 
     partials: float32 [M, H, S, D + 4] of `attention_decode.partials`; D a multiple of 8.
     """
@@ -72,7 +75,7 @@ def combine_gemv(
     given = Input(partials, M, None, None, False, {"X": "f32", "XS": w.K})
     values = {"INPUT": "combine", "PARTS_S": S, "PARTS_DV": pitch - 4}
     dtype = np.dtype(dtype)
-    return product(backend, given, [w], [partials], bias, residual, dtype, tile, values)
+    return product(backend, given, [w], [partials], bias, residual, dtype, tile, values, factor)
 
 
 def combine_refusal(weight: Weight, head_dim: int) -> str | None:
@@ -87,7 +90,7 @@ def combine_refusal(weight: Weight, head_dim: int) -> str | None:
 def product(
     backend: WgpuBackend, given: Input, weights: list[Stored], bound: list[GpuArray],
     bias: GpuArray | None, residual: GpuArray | None, out_dtype: np.dtype, tile: Tile | None,
-    values: dict[str, Any],
+    values: dict[str, Any], factor: float = 1.0,
 ) -> GpuArray:  # fmt: skip
     """x times weights side by side: [M, sum of their N]."""
     M, N = given.M, sum(w.N for w in weights)
@@ -100,9 +103,10 @@ def product(
     residual = None if residual is None else backend.dense(residual)
     values = {
         "ACT": "", **values, "OUT": name_of(made), "BIAS": name_or_none(bias),
-        "RESIDUAL": name_or_none(residual),
+        "RESIDUAL": name_or_none(residual), "SCALED": factor != 1.0,
     }  # fmt: skip
-    norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
+    scale = [] if factor == 1.0 else [float(factor)]
+    eps = given.norm.eps if given.norm else 0.0
     before = 0
     for w in weights:
         cut = tile or choose(backend.caps, w._replace(N=N), rows)
@@ -111,9 +115,9 @@ def product(
             params = [
                 M, part.N, before + first, N, x_base(backend, given),
                 *part.bases(backend), base(backend, bias), base(backend, residual),
-                norm_base(backend, given), base(backend, given.scales), float(eps),
+                *norm_bases(backend, given), base(backend, given.scales), float(eps), *scale,
             ]  # fmt: skip
-            reads = [*bound, *part.planes, *present(norm, bias, residual)]
+            reads = [*bound, *part.planes, *norm_arrays(given), *present(bias, residual)]
             grid = -(-part.N // cut.group)
             backend.launch("gemv", "main", grid, reads, [out], params, **known)
         before += w.N
@@ -125,7 +129,7 @@ def norm_gated_gemv(
     x: GpuArray, norm: Norm | None, gate: Weight, up: Weight, *, act: str = "silu",
     gate_bias: GpuArray | None = None, up_bias: GpuArray | None = None, tile: Tile | None = None,
 ) -> GpuArray:  # fmt: skip
-    """act(h gateᵀ) · (h upᵀ) with h = rms_norm(x), or x without `norm`: [M, F] in x's dtype.
+    """act(h gateᵀ) · (h upᵀ) with h = norm(x), or x without `norm`: [M, F] in x's dtype.
 
     act: one of ACTIVATIONS. gate and up [F, K] that are not stored alike take two kernels.
     """
@@ -145,17 +149,16 @@ def norm_gated_gemv(
         **common_values(g, given, tile, rows), "OUT": name_of(made), "BIAS": name_or_none(bias),
         "UP_BIAS": name_or_none(up_bias), "ACT": act,
     }  # fmt: skip
-    weight = given.norm.weight if given.norm else None
     for (first, g_part), (_, u_part) in zip(g.parts(backend), u.parts(backend), strict=True):
         params = [
             M, g_part.N, first, F, x_base(backend, given), *g_part.bases(backend),
             *u_part.bases(backend), base(backend, bias), base(backend, up_bias),
-            norm_base(backend, given), base(backend, given.scales),
+            *norm_bases(backend, given), base(backend, given.scales),
             float(given.norm.eps if given.norm else 0),
         ]  # fmt: skip
         reads = [
             *present(given.x, given.scales), *g_part.planes, *u_part.planes,
-            *present(weight, bias, up_bias),
+            *norm_arrays(given), *present(bias, up_bias),
         ]  # fmt: skip
         grid = -(-2 * g_part.N // tile.group)
         backend.launch("gemv_gated", "main", grid, reads, [out], params, **values)
@@ -165,7 +168,7 @@ def norm_gated_gemv(
 # -- what the compile gate builds ----------------------------------------------------------------
 SMALL, LARGE = Tile(32, 8, 4, 0), Tile(256, 64, 4, 2)  # for subgroups of any size
 KNOWN = Tile(96, 96, 4, 2, lanes=32)
-
+RMS, LAYER = NormForm(), NormForm(layer=True, offset=1.0, bias=True)
 
 BF16, INT8 = Form("bf16"), scheme_form(SCHEMES["int8"])
 ROUNDED = scheme_form(SCHEMES["w8a8"])
@@ -176,14 +179,15 @@ def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: A
     K = form.super or 224
     x = "f32" if form.codes == "f32" or form.rounds_input else "bf16"
     common = {
-        "FORM": form, "SLOW": False, "K": K, "M": M, "NORM": not form.rounds_input,
+        "FORM": form, "SLOW": False, "K": K, "M": M, "NORM": "" if form.rounds_input else RMS,
         "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
     }  # fmt: skip
     own = {
-        "gemv": {"RESIDUAL": x, "ACT": ""},
+        "gemv": {"RESIDUAL": x, "ACT": "", "SCALED": False},
         "gemv_gated": {"UP_BIAS": "", "ACT": "silu"},
         "gemv_qkv": {
             "H": 3, "KH": 1, "D": 16, "ROT": 16, "INTERLEAVED": False, "CACHE": x, "SLOTS": True,
+            "FACTORS": False,
         },
     }[family]  # fmt: skip
     needs = () if tile is SMALL else ("subgroup_max",)
@@ -192,7 +196,7 @@ def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: A
 
 ODD: dict[str, Any] = {"SLOW": True, "K": 33, "XS": 48}
 _COMBINED: dict[str, Any] = {
-    "INPUT": "combine", "PARTS_S": 4, "PARTS_DV": 16, "NORM": False, "X": "f32",
+    "INPUT": "combine", "PARTS_S": 4, "PARTS_DV": 16, "NORM": "", "X": "f32",
 }  # fmt: skip
 VARIANTS = [
     *(variant("gemv", form, 1 << i % 4) for i, form in enumerate(FORMS)),
@@ -202,16 +206,19 @@ VARIANTS = [
     variant("gemv", BF16, 1, LARGE, BIAS="f32", RESIDUAL="f32", ACT="gelu"),
     variant("gemv", BF16, 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
     variant("gemv", INT8, 1, LARGE, X="f16", OUT="f16", BIAS="f16"),
+    variant("gemv", BF16, 1, KNOWN, NORM=LAYER, RESIDUAL="", ACT="relu2"),
+    variant("gemv", Form("c4", 8, 32, "f16"), 8, LARGE, NORM=LAYER._replace(offset=0.0)),
     variant("gemv", BF16, 1, LARGE, **_COMBINED),
-    variant("gemv", INT8, 2, **_COMBINED),
+    variant("gemv", INT8, 2, **_COMBINED, SCALED=True, BIAS="f32"),
     variant("gemv_gated", BF16, 1, LARGE, BIAS="f32", UP_BIAS="f32"),
     variant("gemv_gated", BF16, 2, KNOWN),
-    variant("gemv_gated", INT8, 2, ACT="gelu"),
+    variant("gemv_gated", INT8, 2, ACT="gelu", NORM=NormForm(offset=1.0)),
+    variant("gemv_gated", BF16, 2, NORM=NormForm(layer=True), ACT="quick_gelu"),
     variant("gemv_gated", ROUNDED, 2, ACT="gelu_tanh"),
-    variant("gemv_gated", Form("f32"), 1, **ODD),
+    variant("gemv_gated", Form("f32"), 1, **ODD, NORM=LAYER),
     *(variant("gemv_gated", form) for form in FORMS if form.codes in PACKED),
     *(
         Variant("gemv_quantize", {"X": x, "K": 33, "XS": 48, "THREADS": 256, "NORM": norm})
-        for x, norm in (("f32", False), ("bf16", True), ("f16", True))
+        for x, norm in (("f32", ""), ("bf16", RMS), ("f16", LAYER))
     ),
 ]

@@ -16,11 +16,26 @@ if TYPE_CHECKING:
 QUANTIZE_THREADS = 256
 
 
+class NormForm(NamedTuple):
+    """What sources are specialised by of a norm: of RMS, or a layer's; what is added to weights."""
+
+    layer: bool = False
+    offset: float = 0.0
+    bias: bool = False
+
+
 class Norm(NamedTuple):
-    """An RMS norm of x before the product: weight float32 [K], eps."""
+    """A norm of x before the product: weight and bias float32 [K], eps; see `operands.Norm`."""
 
     weight: GpuArray
     eps: float
+    offset: float = 0.0
+    layer: bool = False
+    bias: GpuArray | None = None
+
+    @property
+    def form(self) -> NormForm:
+        return NormForm(self.layer, float(self.offset), self.bias is not None)
 
 
 class Input(NamedTuple):
@@ -46,7 +61,8 @@ def prepared(backend: WgpuBackend, x: GpuArray, w: Stored, norm: Norm | None) ->
         return Input(values, M, scales, None, w.slow, {"X": "f32", "XS": values.shape[1]})
     x = aligned(backend, x)
     if norm is not None:
-        norm = Norm(aligned(backend, norm.weight), norm.eps)
+        weight, bias = (a and aligned(backend, a) for a in (norm.weight, norm.bias))
+        norm = norm._replace(weight=weight, bias=bias)
     return Input(x, M, None, norm, w.slow, {"X": name_of(x.dtype), "XS": K})
 
 
@@ -58,17 +74,19 @@ def aligned(backend: WgpuBackend, x: GpuArray) -> GpuArray:
 def quantized_rows(
     backend: WgpuBackend, x: GpuArray, norm: Norm | None = None
 ) -> tuple[GpuArray, GpuArray]:
-    """(int8 [M, K rounded up to 16], zeros behind K; float32 [M]): rows of x or rms_norm(x) by
-    their absmax / 127."""
+    """(int8 [M, K rounded up to 16], zeros behind K; float32 [M]): rows of x or norm(x) by their
+    absmax / 127."""
     x = backend.dense(x)
     M, K = x.shape
     padded = -(-K // 16) * 16
     values, scales = backend.empty((M, padded), np.int8), backend.empty((M,), np.float32)
-    reads = [x] if norm is None else [x, backend.dense(norm.weight)]
+    gains = [] if norm is None else [backend.dense(a) for a in present(norm.weight, norm.bias)]
+    places = [*map(backend.offset, gains), 0, 0][:2]
     backend.launch(
-        "gemv_quantize", "main", M, reads, [values, scales],
-        [backend.offset(x), backend.offset(reads[-1]) if norm else 0, norm.eps if norm else 0.0],
-        X=name_of(x.dtype), K=K, XS=padded, THREADS=QUANTIZE_THREADS, NORM=norm is not None,
+        "gemv_quantize", "main", M, [x, *gains], [values, scales],
+        [backend.offset(x), *places, norm.eps if norm else 0.0],
+        X=name_of(x.dtype), K=K, XS=padded, THREADS=QUANTIZE_THREADS,
+        NORM=norm.form if norm else "",
     )  # fmt: skip
     return values, scales
 
@@ -77,7 +95,8 @@ def common_values(w: Stored, given: Input, tile: Tile, M: int) -> dict[str, Any]
     """What every product's source is specialised by."""
     return {
         "FORM": w.form, "SLOW": given.slow, "K": w.K, "M": M,
-        "NORM": given.norm is not None, "INPUT": "plain", **given.values, **tile.values(),
+        "NORM": given.norm.form if given.norm else "", "INPUT": "plain", **given.values,
+        **tile.values(),
     }  # fmt: skip
 
 
@@ -90,8 +109,13 @@ def x_base(backend: WgpuBackend, given: Input) -> int:
     return base(backend, given.x, 1 if given.slow else 16 // given.x.dtype.itemsize)
 
 
-def norm_base(backend: WgpuBackend, given: Input) -> int:
-    return 0 if given.norm is None else base(backend, given.norm.weight, 1 if given.slow else 4)
+def norm_arrays(given: Input) -> list[GpuArray]:
+    """Those of the norm that is left to the product."""
+    return present(given.norm.weight, given.norm.bias) if given.norm else []
+
+
+def norm_bases(backend: WgpuBackend, given: Input) -> list[int]:
+    return [base(backend, a, 1 if given.slow else 4) for a in norm_arrays(given)] or [0]
 
 
 def present(*arrays: GpuArray | None) -> list[GpuArray]:

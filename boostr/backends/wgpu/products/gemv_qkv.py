@@ -14,6 +14,7 @@ from boostr.backends.wgpu.products.gemv import (
     INT8,
     KNOWN,
     LARGE,
+    LAYER,
     ODD,
     ROUNDED,
     product,
@@ -25,7 +26,8 @@ from boostr.backends.wgpu.products.gemv_input import (
     base,
     common_values,
     name_or_none,
-    norm_base,
+    norm_arrays,
+    norm_bases,
     prepared,
     present,
     x_base,
@@ -47,24 +49,30 @@ from boostr.quant.forms import Form
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
-_HEAD_THREADS = 32
+_HEAD_THREADS, _ALL_THREADS = 32, 128
 
 
 class Rope(NamedTuple):
-    """cos, sin: float32 [S, R/2]; rows: int32 [T], the row of the tables of each token."""
+    """cos, sin: float32 [S, R/2]; rows: int32 [T], the row of the tables of each token; factors:
+    float32 [S], of queries."""
 
     cos: GpuArray
     sin: GpuArray
     rows: GpuArray
     interleaved: bool = False
+    factors: GpuArray | None = None
 
 
 class Norms(NamedTuple):
-    """RMS norms of the heads of q and k before rope: weights float32 [D], eps."""
+    """RMS norms of the heads of q and k: weights float32, eps; over: see gemv_heads.wgsl; offset:
+    added to the weights; last: whether they come after rope."""
 
     q: GpuArray
     k: GpuArray
     eps: float
+    over: str = "head"
+    offset: float = 0.0
+    last: bool = False
 
 
 def qkv_refusal(rotated: int, head_dim: int, *caches: GpuArray | None) -> str | None:
@@ -91,27 +99,26 @@ class _Places(NamedTuple):
     q: GpuArray
     k: GpuArray
     v: GpuArray
-    cos: GpuArray
-    sin: GpuArray
-    rows: GpuArray
+    rope: Rope | None
     slots: GpuArray | None
-    interleaved: bool
 
     def values(self) -> dict[str, Any]:
         """What the sources that write them are specialised by."""
         return {
             "H": self.q.shape[1], "KH": self.k.shape[-2], "D": self.q.shape[2],
-            "ROT": 2 * self.cos.shape[1], "INTERLEAVED": self.interleaved,
+            "ROT": 2 * self.rope.cos.shape[1] if self.rope else 0,
+            "INTERLEAVED": bool(self.rope and self.rope.interleaved),
+            "FACTORS": bool(self.rope and self.rope.factors is not None),
             "X": name_of(self.q.dtype), "CACHE": name_of(self.k.dtype),
             "SLOTS": self.slots is not None,
         }  # fmt: skip
 
     def reads(self) -> list[GpuArray]:
-        return present(self.cos, self.sin, self.rows, self.slots)
+        rope = self.rope
+        return present(*((rope.cos, rope.sin, rope.rows, rope.factors) if rope else ()), self.slots)
 
     def bases(self, backend: WgpuBackend) -> list[int]:
-        arrays = (self.cos, self.sin, self.rows, self.slots, self.k, self.v)
-        return [base(backend, a) for a in arrays]
+        return [base(backend, a) for a in (*self.reads(), self.k, self.v)]
 
 
 def _places(
@@ -121,24 +128,28 @@ def _places(
     KH: int,
     D: int,
     dtype: Any,
-    rope: Rope,
+    rope: Rope | None,
     cache: Cache | None,
 ) -> _Places:
     q = backend.empty((M, H, D), dtype)
-    cos, sin, rows = (backend.dense(a) for a in (rope.cos, rope.sin, rope.rows))
+    if rope is not None:
+        cos, sin, rows = (backend.dense(a) for a in rope[:3])
+        factors = None if rope.factors is None else backend.dense(rope.factors)
+        rope = Rope(cos, sin, rows, rope.interleaved, factors)
     if cache is None:
         k, v, slots = backend.empty((M, KH, D), dtype), backend.empty((M, KH, D), dtype), None
     else:
         k, v, slots = cache.keys, cache.values, backend.dense(cache.slots)
-    return _Places(q, k, v, cos, sin, rows, slots, rope.interleaved)
+    return _Places(q, k, v, rope, slots)
 
 
 def qkv_rope(
-    backend: WgpuBackend, x: GpuArray, norm: Norm | None, weights: Sequence[Weight], rope: Rope,
-    head_dim: int, *, cache: Cache | None = None, biases: Sequence[GpuArray | None] = (None,) * 3,
-    head_norm: Norms | None = None, tile: Tile | None = None,
+    backend: WgpuBackend, x: GpuArray, norm: Norm | None, weights: Sequence[Weight],
+    rope: Rope | None, head_dim: int, *, cache: Cache | None = None,
+    biases: Sequence[GpuArray | None] = (None,) * 3, head_norm: Norms | None = None,
+    tile: Tile | None = None,
 ) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
-    """q, k, v of rms_norm(x), q and k turned: q [M, H, D]; k and v [M, KH, D], or the caches.
+    """q, k, v of norm(x), q and k turned by rope: q [M, H, D]; k and v [M, KH, D], or the caches.
 
     Args:
         x: [M, K], few rows.   weights: of q [H D, K], k and v [KH D, K]; those that are
@@ -172,17 +183,17 @@ def _qkv(
     M, D, rows = given.M, to.q.shape[2], padded_rows(given.M)
     total = sum(w.N for w in weights)
     values = {**to.values(), "BIAS": name_or_none(biases[0])}
-    norm, eps = (given.norm.weight, given.norm.eps) if given.norm else (None, 0.0)
+    eps = given.norm.eps if given.norm else 0.0
     head = 0
     for w in weights:
         cut = tile or choose(backend.caps, w._replace(N=total), rows, least=4)
         known = {**common_values(w, given, cut, rows), **values}
         params = [
             M, w.N // D, head, x_base(backend, given), *w.bases(backend),
-            *(base(backend, b) for b in biases), norm_base(backend, given),
+            *(base(backend, b) for b in biases), *norm_bases(backend, given),
             base(backend, given.scales), *to.bases(backend), float(eps),
         ]  # fmt: skip
-        reads = [*present(given.x, given.scales), *w.planes, *present(norm, *biases)]
+        reads = [*present(given.x, given.scales), *w.planes, *norm_arrays(given), *present(*biases)]
         backend.launch(
             "gemv_qkv", "main", -(-w.N // cut.group), [*reads, *to.reads()], [to.q, to.k, to.v],
             params, **known,
@@ -191,8 +202,8 @@ def _qkv(
 
 
 def heads_rope(
-    backend: WgpuBackend, heads: GpuArray, H: int, KH: int, rope: Rope, norm: Norms | None = None,
-    cache: Cache | None = None,
+    backend: WgpuBackend, heads: GpuArray, H: int, KH: int, rope: Rope | None,
+    norm: Norms | None = None, cache: Cache | None = None,
 ) -> tuple[GpuArray, GpuArray, GpuArray]:  # fmt: skip
     """q, k, v as `qkv_rope` returns them, of heads [M, (H + 2 KH) D] as a product made them."""
     M, D = heads.shape[0], heads.shape[1] // (H + 2 * KH)
@@ -206,25 +217,41 @@ def heads_rope(
     ]  # fmt: skip
     backend.launch(
         "gemv_heads", "main", count, [heads, *norms, *to.reads()], [to.q, to.k, to.v], params,
-        **to.values(), NORM=norm is not None, THREADS=_HEAD_THREADS,
+        **to.values(), **_norm_values(norm),
     )  # fmt: skip
     return to.q, to.k, to.v
 
 
+def _norm_values(norm: Norms | None) -> dict[str, Any]:
+    if norm is None:
+        return {"NORM": "", "THREADS": _HEAD_THREADS}
+    threads = _ALL_THREADS if norm.over == "all" else _HEAD_THREADS
+    return {
+        "NORM": norm.over, "OFFSET": float(norm.offset), "LAST": norm.last, "THREADS": threads,
+    }  # fmt: skip
+
+
 # -- what the compile gate builds ----------------------------------------------------------------
+_NORMS: Any = Norms(None, None, 0.0)  # type: ignore[arg-type]
 VARIANTS = [
     variant("gemv_qkv", BF16, 1, LARGE),
     variant("gemv_qkv", BF16, 1, KNOWN),
     variant("gemv_qkv", BF16, 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
-    variant("gemv_qkv", INT8, 2, LARGE, ROT=8, SLOTS=False),
+    variant("gemv_qkv", INT8, 2, LARGE, ROT=8, SLOTS=False, NORM=LAYER),
     variant("gemv_qkv", ROUNDED, 2, SLOTS=False),
     variant("gemv_qkv", Form("f32"), 1, **ODD),
     *(variant("gemv_qkv", form) for form in FORMS if form.codes in PACKED),
+    variant("gemv_qkv", BF16, 1, KNOWN, ROT=0),
+    variant("gemv_qkv", BF16, 2, FACTORS=True, ROT=8, SLOTS=False),
     *(
         Variant("gemv_heads", {
-            "H": 3, "KH": 1, "D": 16, "ROT": rot, "INTERLEAVED": rot < 16, "X": x, "CACHE": cache,
-            "SLOTS": rot < 16, "NORM": rot < 16, "THREADS": _HEAD_THREADS,
+            "H": 3, "KH": 1, "D": 16, "ROT": rot, "INTERLEAVED": rot == 8, "X": x, "CACHE": cache,
+            "SLOTS": rot < 16, "FACTORS": rot == 8, **_norm_values(norm),
         })
-        for rot, x, cache in ((16, "bf16", "bf16"), (8, "f32", "f16"))
+        for rot, x, cache, norm in (
+            (16, "bf16", "bf16", None), (8, "f32", "f16", _NORMS), (0, "f32", "f32", _NORMS),
+            (16, "bf16", "bf16", _NORMS._replace(last=True, over="heads", offset=1.0)),
+            (16, "f16", "f16", _NORMS._replace(over="all")),
+        )
     ),
 ]  # fmt: skip

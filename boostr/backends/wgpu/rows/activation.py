@@ -14,6 +14,7 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
+FORMS = ("silu", "gelu", "gelu_tanh")
 _THREADS = 256
 _FEW = 256  # rows that leave a large GPU idle, so that each is split
 _LONG = 8192  # elements of a row that is worth splitting

@@ -15,6 +15,7 @@ from boostr.backends.wgpu.rows.rows import (
 )
 from boostr.backends.wgpu.runtime.device import Caps
 from boostr.backends.wgpu.runtime.kernels import Variant
+from boostr.operands import Norm
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ def _forward(
     layer: bool,
     eps: float,
     offset: float = 0.0,
+    factor: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, h): h only with a residual."""
+    """(y, h): h only with a residual before the norm; behind it and times `factor` if that is."""
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
     other = None if residual is None else backend.dense(residual.data)
     gains = [backend.dense(t.data) for t in (weight, bias) if t is not None]
     y = backend.empty(x.shape, x.dtype)
-    h = None if residual is None else backend.empty(x.shape, x.dtype)
+    before = residual is not None and factor is None
+    h = backend.empty(x.shape, x.dtype) if before else None
     if x.size:
         for piece in parts(backend, x.data, other, y, h):
-            _launch(backend, piece, gains, layer, eps, offset)
+            _launch(backend, piece, gains, layer, eps, offset, factor)
     return Tensor.wrap(y, backend), None if h is None else Tensor.wrap(h, backend)
 
 
@@ -52,6 +55,7 @@ def _launch(
     layer: bool,
     eps: float,
     offset: float,
+    factor: float | None,
 ) -> None:
     x, other, y, h = arrays
     source, inner, stride = rows(backend, x)
@@ -67,9 +71,10 @@ def _launch(
     out = [backend.offset(a) // run for a in (y, y if h is None else h)]
     backend.launch(
         "norm", "norm_forward", -(-count // share), reads, writes,
-        (count, E // run, inner, stride // run, *at, *out, 1 / E, float(eps), float(offset)),
-        X=type_of(x), W=type_of(gains[0]), ADD=int(h is not None), LAYER=int(layer),
-        BIAS=len(gains) - 1, **shape,
+        (count, E // run, inner, stride // run, *at, *out, 1 / E, float(eps), float(offset),
+         *([] if factor is None else [float(factor)])),
+        X=type_of(x), W=type_of(gains[0]), ADD=int(h is not None), AFTER=int(factor is not None),
+        LAYER=int(layer), BIAS=len(gains) - 1, **shape,
     )  # fmt: skip
 
 
@@ -136,7 +141,19 @@ def _backward_supports(g: Tensor, passed: Tensor | None, x: Tensor, *args: Any) 
     return refusals.norm_backward(g, passed, x, *args)
 
 
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """x under a norm operand, for kernels that follow it."""
+    layer = norm.kind == "layer"
+    return _forward(x, None, norm.weight, norm.bias, layer, norm.eps, norm.offset)[0]
+
+
+def _add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> Tensor:
+    layer = norm.kind == "layer"
+    return _forward(x, residual, norm.weight, norm.bias, layer, norm.eps, norm.offset, factor)[0]
+
+
 KERNELS = {
+    "add_norm": Kernel(_add_norm, refusals.add_norm),
     "rms_norm": Kernel(
         lambda x, weight, eps, offset: _forward(x, None, weight, None, False, eps, offset)[0],
         refusals.floats,
@@ -177,8 +194,8 @@ _SIZES = (
 )  # fmt: skip
 VARIANTS = [
     *(
-        Variant("norm", {"X": x, "W": w, "ADD": add, "LAYER": layer, "BIAS": layer,
-                         **plan(E, run, count, caps)})
+        Variant("norm", {"X": x, "W": w, "ADD": add, "AFTER": 1 - add, "LAYER": layer,
+                         "BIAS": layer, **plan(E, run, count, caps)})
         for x, w, run, E, count, add, layer, caps in _SIZES
     ),
     *(
