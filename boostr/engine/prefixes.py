@@ -20,15 +20,20 @@ class Prefixes:
     """The prefix cache over the pools of all groups.
 
     Args:
-        root: fingerprint of the model.   enabled: False: nothing is ever found.
+        size: of a block, in tokens.   root: fingerprint of the model.
+        enabled: False: nothing is ever found.
     """
 
     def __init__(
-        self, pools: Sequence[BlockPool], windows: Sequence[int | None], root: bytes, enabled: bool
+        self,
+        pools: Sequence[BlockPool],
+        windows: Sequence[int | None],
+        size: int,
+        root: bytes,
+        enabled: bool,
     ) -> None:
-        self._pools, self._windows = pools, windows
+        self._pools, self._windows, self._size = pools, windows, size
         self._root, self._enabled = root, enabled
-        self._size = pools[0].size
         self._computing: dict[bytes, Job] = {}
 
     def first_seen(self, position: int, window: int | None) -> int:

@@ -61,7 +61,7 @@ class Scheduler:
     """Plans rounds for jobs that share pools of blocks. For one thread at a time.
 
     Args:
-        pools: of each group of layers, with blocks of one size.
+        pools: of each group of layers, with blocks of one size; none: rows are the only limit.
         windows: of each group: a token at position p sees those after p - window; None: all.
         rows: of the device's state.
         prefill_tokens: the most prompt tokens of a round.   chunk: those of one job.
@@ -79,13 +79,15 @@ class Scheduler:
         share_prefixes: bool = True,
         chunk: int = 512,
     ) -> None:
-        if len(pools) != len(windows) or len({pool.size for pool in pools}) != 1:
+        sizes = {pool.size for pool in pools} or {1}
+        if len(pools) != len(windows) or len(sizes) > 1:
             raise OptionError("Scheduler: one pool for each window, all with blocks of one size")
         if min(rows, prefill_tokens, chunk) < 1:
             raise OptionError("Scheduler: rows, prefill_tokens and chunk start at 1")
-        self.pools, self.windows, self.size = list(pools), list(windows), pools[0].size
+        self.pools, self.windows, self.size = list(pools), list(windows), sizes.pop()
         self.rows, self.prefill_tokens, self.chunk = rows, prefill_tokens, chunk
-        self._prefixes = Prefixes(self.pools, self.windows, root, share_prefixes)
+        sharing = share_prefixes and bool(pools)
+        self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing)
         self._free_rows = list(range(rows))  # a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
@@ -93,7 +95,7 @@ class Scheduler:
         self._arrivals = 0
         self._cleared: list[int] = []
         self._lost: set[int] = set()  # rows whose jobs the plan in progress has preempted
-        self._refused: tuple[Job, list[int]] | None = None  # and the room there was then
+        self._refused: tuple[int, list[int]] | None = None  # whose order, and the room then
 
     @property
     def idle(self) -> bool:
@@ -115,10 +117,12 @@ class Scheduler:
         return most
 
     def submit(self, job: Job) -> None:
-        """Put a job into the queue.
+        """Put a new job into the queue.
 
         Raises OptionError for one that can never run: no token, no limit, more blocks than all.
         """
+        if job.order >= 0:
+            raise BackendError(f"a job is submitted once; this one is {job.state}")
         if not job.tokens or job.limit <= job.accepted:
             raise OptionError(
                 f"a job needs a token and a limit above its output, got {len(job.tokens)} tokens, "
@@ -274,7 +278,7 @@ class Scheduler:
         left = self._room()  # some of the blocks it found were free
         if any(n - job.held(g) > left[g] for g, n in enumerate(needed)):
             self._release(job)
-            self._refused = (job, room)
+            self._refused = (job.order, room)
             return False
         job.computed, job.entered, job.state = count * self.size, count, "prefilling"
         if not job.preemptions:
@@ -288,7 +292,7 @@ class Scheduler:
 
     def _was_refused(self, job: Job) -> bool:
         """Whether there is no more room than when this job found too little."""
-        if self._refused is None or self._refused[0] is not job:
+        if self._refused is None or self._refused[0] != job.order:
             return False
         return all(now <= then for now, then in zip(self._room(), self._refused[1], strict=True))
 

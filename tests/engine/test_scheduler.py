@@ -139,6 +139,9 @@ def test_what_can_never_run_is_refused():
         submitted(plans, 0)
     with pytest.raises(OptionError, match="limit 0"):
         submitted(plans, 3, limit=0)
+    with pytest.raises(BackendError, match="once; this one is waiting"):
+        job = submitted(plans, 3)
+        plans.submit(job)
     with pytest.raises(OptionError, match="one size"):
         Scheduler([BlockPool(2, 4), BlockPool(2, 8)], [None, 3], 1, 8, b"")
     with pytest.raises(OptionError, match="start at 1"):
@@ -161,6 +164,17 @@ def test_blocks_for_is_the_most_that_any_chunks_hold(length, window, size, chunk
     assert most >= max(touched(start) for start in range(length))
     if length > window + chunk + 2 * size:
         assert most == max(touched(start) for start in range(length))
+
+
+def test_without_pools_rows_are_the_limit():
+    """As for a model whose layers keep no keys and values."""
+    plans = scheduler(windows=(), rows=1)
+    a, b = submitted(plans, 9, limit=3), submitted(plans, 9)
+    assert spans(run(plans)) == [(a, 0, 9, True)]
+    run(plans, 2)
+    plans.finish(a)
+    assert spans(run(plans)) == [(b, 0, 9, True)]
+    assert (a.accepted, b.cached) == (3, 0)
 
 
 # --- preemption ---

@@ -11,7 +11,7 @@ from boostr.engine.blocks import BlockPool
 from boostr.engine.scheduler import Job, Scheduler
 from boostr.errors import OptionError
 
-WINDOWS = ([None], [4], [None, 3], [1, None, 9], [6, 2])
+WINDOWS = ([None], [4], [None, 3], [1, None, 9], [6, 2], [])
 SALTS = (b"", b"a")
 
 
