@@ -106,8 +106,8 @@ TABLES: dict[str, Table] = {
         # of training: dropout, first values, what is kept for gradients
         **_inert("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
                  "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop",
-                 "residual_dropout", "embedding_dropout",
-                 "initializer_range", "use_cache",
+                 "residual_dropout", "embedding_dropout", "resid_dropout", "embed_dropout",
+                 "emb_pdrop", "dropout", "layerdrop", "init_std", "initializer_range", "use_cache",
                  "gradient_checkpointing", "pretraining_tp", "chunk_size_feed_forward"),
         # of classifiers
         "architectures": obeyed(list),

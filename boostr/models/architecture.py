@@ -21,7 +21,7 @@ class Architecture:
         name: the value.   hf_class: for `architectures` of a config.json.
         layout: how rotated pairs lie in its q and k, where those of a folder are split-half.
         names: tensors that mean something else than elsewhere: name in the file, with `{i}` for the
-            layer and without its end -> canonical name.
+            layer and without its end -> canonical name, of a config.
         flags: names in config.json whose value the presence of a tensor gives: its name in a layer,
             and the value where it is there.
         numbers: metadata with a number of each layer: key -> a parameter in the layer and its
@@ -37,7 +37,7 @@ class Architecture:
     name: str
     hf_class: str
     layout: str = "split-half"
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Callable[[ModelConfig], Mapping[str, str]] = lambda config: {}
     flags: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     numbers: Mapping[str, tuple[str, tuple[int, ...]] | float] = field(default_factory=dict)
     packed: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ class Model(encoder.Model):
         Architecture(
             "bert",
             "BertModel",
-            names=encoder.POST_NORMS,
+            names=lambda config: encoder.POST_NORMS,
             keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
         ),
     )

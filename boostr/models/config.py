@@ -143,6 +143,14 @@ def mlp(config: RawConfig, **changes: Any) -> MLPSpec:
     return MLPSpec(**{**spec, **changes})
 
 
+def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
+    """ALiBi's slopes: 2**(-most · i / n) for i from 1 to n, the next power of 2; fewer heads have
+    every second of them first. Source: Press et al. 2021, arXiv:2108.12409."""
+    n = 1 << (heads - 1).bit_length()
+    slopes = [2.0 ** (-most * i / n) for i in range(1, n + 1)]
+    return tuple(slopes if n == heads else (slopes[1::2] + slopes[::2])[:heads])
+
+
 def pre_norm_layer(config: RawConfig, mixer: AttentionSpec) -> LayerSpec:
     """Llama's layer around a mixer."""
     norm = rms_norm(config)

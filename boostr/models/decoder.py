@@ -80,6 +80,13 @@ def packed_qkv(name: str, mixer: AttentionSpec) -> Rule:
     return plan.rows(name, parts)
 
 
+def qkv_by_head(name: str, mixer: AttentionSpec) -> Rule:
+    """The same, where they lie by key head: the q that share it, it and its v."""
+    D, K = mixer.head_dim, mixer.kv_heads
+    rows = {"q": mixer.heads // K * D, "k": D, "v": D}
+    return plan.heads(name, K, [(f"{LAYER}self_attn.{n}_proj", count) for n, count in rows.items()])
+
+
 def packed_gate_up(name: str, mlp: MLPSpec) -> Rule:
     """gate and up of a layer in one tensor."""
     return plan.rows(LAYER + name, [(f"{LAYER}mlp.{n}_proj", mlp.hidden) for n in ("gate", "up")])

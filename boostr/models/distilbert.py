@@ -31,7 +31,12 @@ class Model(encoder.Model):
 
     keys = KEYS
     gguf = (
-        Architecture("bert", "DistilBertModel", names=encoder.POST_NORMS, spelled=_SPELLED),
+        Architecture(
+            "bert",
+            "DistilBertModel",
+            names=lambda config: encoder.POST_NORMS,
+            spelled=_SPELLED,
+        ),
     )  # a file of BERT's without token types
 
     @staticmethod

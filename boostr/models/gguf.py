@@ -67,9 +67,9 @@ def gguf_plan(config: ModelConfig, row: Architecture, writing: bool = False) -> 
 
     Any file may have q, k and v packed end to end; only some architectures are written so.
     """
-    own = row.names.values()
+    own = row.names(config)
     rules = [plan.leftover(ROPE_TENSORS)]
-    rules += [plan.rename(name, canonical) for name, canonical in row.names.items()]
+    rules += [plan.rename(name, canonical) for name, canonical in own.items()]
     rules += [plan.rename(name, canonical) for name, canonical in _TOP.items()]
     for i, layer in enumerate(config.layers):
         mixer, hidden = layer.mixer, layer.mlp.hidden
@@ -82,7 +82,7 @@ def gguf_plan(config: ModelConfig, row: Architecture, writing: bool = False) -> 
             rules.append(plan.rows(f"blk.{i}.ffn_up", gated))
             rules.append(plan.rename(f"blk.{i}.ffn_up_half", f"blk.{i}.ffn_up"))
     layer = {f"blk.{{i}}.{name}": f"model.layers.{{i}}.{part}" for name, part in _LAYER.items()}
-    rules += [plan.rename(name, part) for name, part in layer.items() if part not in own]
+    rules += [plan.rename(name, part) for name, part in layer.items() if part not in own.values()]
     return LoadPlan(tuple(rules))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from boostr.models import config as read
 from boostr.models import decoder, plan
 from boostr.models.architecture import Architecture
 from boostr.models.config import ModelConfig, RawConfig
-from boostr.models.plan import LoadPlan
+from boostr.models.plan import LoadPlan, Rule
 from boostr.nn.specs import EmbeddingSpec, LayerNorms, LayerSpec, MLPSpec, NormSpec
 
 # what others call it -> its name
@@ -25,6 +26,10 @@ DEFAULTS = {
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }  # fmt: skip
+MLP = {"mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
+PRODUCTS = {"attn.c_proj": "self_attn.o_proj", **MLP}  # q, k and v lie in one more
+# buffers of old checkpoints, GPT Neo's among them
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
 
 class CausalLM(decoder.CausalLM):
@@ -47,8 +52,7 @@ class CausalLM(decoder.CausalLM):
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:
-        config = config.filled(**DEFAULTS)
-        config = config.filled(**{name: config.raw[own] for name, own in SPELLED.items()})
+        config = respelled(config.filled(**DEFAULTS))
         norm = NormSpec(config.get("layer_norm_epsilon", float), "layer", bias=True)
         mixer = read.attention(
             config, bias=True, output_bias=True, rope=None,
@@ -71,22 +75,32 @@ class CausalLM(decoder.CausalLM):
 
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
-        """Its own names, with or without a prefix, as on the hub."""
-        layer, mixer = decoder.LAYER, config.layers[0].mixer
+        """Its own names, and products that lie [in, out]."""
         products = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-        rules = LoadPlan((
-            plan.prefixes("transformer.", ("transformer.", ""), outside=("lm_head.",)),
-            plan.leftover(suffixes=(".attn.bias", ".attn.masked_bias")),  # old buffers
-            plan.rename("transformer.wte", "model.embed_tokens"),
-            plan.rename("transformer.wpe", "model.embed_positions"),
-            plan.rename("transformer.ln_f", "model.norm"),
-            plan.rename("transformer.h.{i}", "model.layers.{i}"),
-            *(plan.transpose(layer + name) for name in products),
-            decoder.packed_qkv(decoder.LAYER + "attn.c_attn", mixer),
-            plan.rename(layer + "attn.c_proj", layer + "self_attn.o_proj"),
-            plan.rename(layer + "ln_1", layer + "input_layernorm"),
-            plan.rename(layer + "ln_2", layer + "post_attention_layernorm"),
-            plan.rename(layer + "mlp.c_fc", layer + "mlp.up_proj"),
-            plan.rename(layer + "mlp.c_proj", layer + "mlp.down_proj"),
-        ))  # fmt: skip
-        return rules + decoder.CausalLM.load_plan(config)
+        return plan_of(
+            PRODUCTS,
+            *(plan.transpose(decoder.LAYER + name) for name in products),
+            decoder.packed_qkv(decoder.LAYER + "attn.c_attn", config.layers[0].mixer),
+        ) + decoder.CausalLM.load_plan(config)
+
+
+def respelled(config: RawConfig) -> RawConfig:
+    """The config with others' names for GPT-2's, all of which it has."""
+    return config.filled(**{name: config.raw[own] for name, own in SPELLED.items()})
+
+
+def plan_of(products: Mapping[str, str], *before: Rule) -> LoadPlan:
+    """GPT-2's names, with or without a prefix, as on the hub, those of `products` in a layer, and
+    what has to be done to these before."""
+    layer = decoder.LAYER
+    norms = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
+    return LoadPlan((
+        plan.prefixes("transformer.", ("transformer.", ""), outside=("lm_head.",)),
+        plan.leftover(suffixes=_BUFFERS),
+        plan.rename("transformer.wte", "model.embed_tokens"),
+        plan.rename("transformer.wpe", "model.embed_positions"),
+        plan.rename("transformer.ln_f", "model.norm"),
+        plan.rename("transformer.h.{i}", "model.layers.{i}"),
+        *before,
+        *(plan.rename(layer + old, layer + new) for old, new in {**products, **norms}.items()),
+    ))  # fmt: skip

@@ -70,8 +70,7 @@ class CausalLM(decoder.CausalLM):
     @staticmethod
     def load_plan(config: ModelConfig) -> LoadPlan:
         """Its own names, and q, k, v of each head end to end."""
-        mixer, layer = config.layers[0].mixer, "model.layers.{i}."
-        qkv = [(f"{layer}self_attn.{n}_proj", mixer.head_dim) for n in "qkv"]
+        layer = decoder.LAYER
         rules = LoadPlan((
             plan.prefixes("gpt_neox.", ("gpt_neox.", ""), outside=("embed_out.",)),
             plan.leftover(suffixes=("attention.bias", "attention.masked_bias")),  # old buffers
@@ -79,7 +78,7 @@ class CausalLM(decoder.CausalLM):
             plan.rename("gpt_neox.embed_in", "model.embed_tokens"),
             plan.rename("gpt_neox.final_layer_norm", "model.norm"),
             plan.rename("gpt_neox.layers.{i}", "model.layers.{i}"),
-            plan.heads(layer + "attention.query_key_value", mixer.heads, qkv),
+            decoder.qkv_by_head(layer + "attention.query_key_value", config.layers[0].mixer),
             plan.rename(layer + "attention.dense", layer + "self_attn.o_proj"),
             plan.rename(layer + "mlp.dense_h_to_4h", layer + "mlp.up_proj"),
             plan.rename(layer + "mlp.dense_4h_to_h", layer + "mlp.down_proj"),

@@ -42,7 +42,7 @@ class Model(encoder.Model):
         Architecture(
             "nomic-bert",
             "NomicBertModel",
-            names=encoder.POST_NORMS,
+            names=lambda config: encoder.POST_NORMS,
             packed=("attn_qkv",),
             keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
         ),

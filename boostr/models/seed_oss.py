@@ -22,7 +22,9 @@ class CausalLM(decoder.CausalLM):
             "seed_oss",
             "SeedOssForCausalLM",
             flags={"attention_out_bias": ("attn_output.bias", True)},
-            names={"blk.{i}.post_attention_norm": "model.layers.{i}.post_attention_layernorm"},
+            names=lambda config: {
+                "blk.{i}.post_attention_norm": "model.layers.{i}.post_attention_layernorm"
+            },
         ),
     )
 

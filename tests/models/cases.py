@@ -118,6 +118,15 @@ def expected(case: Tiny, field: str) -> np.ndarray:
         return arrays[f"{name}.{field}"]
 
 
+def hidden_states(case: Tiny) -> list[np.ndarray]:
+    """What `expected` has after the embedding and after each layer."""
+    name = case.name.split("/")[1]
+    with np.load(DATA / f"{case.family}.npz") as arrays:
+        narrower = f"{name}.last_hidden_state"
+        last = [arrays[narrower]] if narrower in arrays else []
+        return [*arrays[f"{name}.hidden_states"], *last]
+
+
 def kept(outputs: Sequence[Any]) -> np.ndarray:
     """Of one output [T, ...] for each sequence, the rows that `expected` has."""
     return np.concatenate([np.asarray(output) for output in outputs])[list(seeded.ROWS)]

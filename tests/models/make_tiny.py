@@ -8,9 +8,9 @@ data/FAMILY.json: `defaults`, the config that its class has without arguments; f
 config.json as transformers 5 writes it, the shapes of its weights by name, and the seed of these
 and of the prompt (seeded.py).
 data/FAMILY.npz, by "case.field": for the tokens seeded.ROWS of three sequences, run one at a time,
-`hidden_states` [L + 1, N, E] and `logits` [N, V] (of other heads: one row a sequence) and
-`pooler_output`; of decoders `greedy_ids` [64] (argmax, with a KV cache). All in float32; of bf16
-checkpoints `logits_bf16`, too.
+`hidden_states` [L + 1, N, E] (a narrower last one apart, `last_hidden_state`) and `logits` [N, V]
+(of other heads: one row a sequence) and `pooler_output`; of decoders `greedy_ids` [64] (argmax,
+with a KV cache). All in float32; of bf16 checkpoints `logits_bf16`, too.
 """
 
 import json
@@ -63,7 +63,7 @@ def loaded(family: Family, case: Case, record: dict, dtype="float32"):
         save_file(tensors, Path(folder, "model.safetensors"), {"format": "pt"})
         Path(folder, "config.json").write_text(json.dumps(record["config"]))
         model, report = getattr(transformers, case.model or family.model).from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="eager",
+            folder, dtype=getattr(torch, dtype), attn_implementation=case.attention,
             output_loading_info=True,
         )  # fmt: skip
     if wrong := {key: names for key, names in report.items() if names}:
@@ -80,7 +80,11 @@ def outputs(model, sequences) -> dict[str, np.ndarray]:
     ]
     rows = list(seeded.ROWS)
     layers = zip(*(run.hidden_states for run in runs), strict=True)
-    fields = {"hidden_states": torch.stack([torch.cat(layer, 1)[0, rows] for layer in layers])}
+    states = [torch.cat(layer, 1)[0, rows] for layer in layers]
+    fields = {}
+    if states[-1].shape != states[0].shape:  # what a narrower head reads
+        fields["last_hidden_state"] = states.pop()
+    fields["hidden_states"] = torch.stack(states)
     for name in ("logits", "pooler_output"):
         if name in runs[0]:
             whole = [run[name] for run in runs]

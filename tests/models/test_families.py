@@ -146,7 +146,7 @@ def test_hidden_states_equal_transformers(case, plain_backend, tmp_path):
     module = load_module(cases.checkpoint(case, tmp_path), backend=plain_backend, **options)
     runner = Runner(module, plain_backend)
     runs = [runner.hidden_states(ids) for ids in cases.sequences(case)]
-    truth = cases.expected(case, "hidden_states")
+    truth = cases.hidden_states(case)
     for layer, want in zip(zip(*runs, strict=True), truth, strict=True):
         close(cases.kept([states.numpy() for states in layer]), want)
 

@@ -80,6 +80,7 @@ class Case:
             with a cache, whose keys were rotated when the sequence was shorter, then differs from
             one long prefill.
         in_gguf: whether a file of GGUF can say it.
+        attention: which of transformers' ways to compute it is the truth.
     """
 
     config: Config
@@ -88,6 +89,7 @@ class Case:
     shards: int = 1
     cache_sensitive: bool = False
     in_gguf: bool = True
+    attention: str = "eager"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,18 @@ SIZES = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+GPT2_NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
 
 def tensors(tensors, config):
     """Products lie [out, in]."""
@@ -42,17 +54,7 @@ FAMILY = Family(
     v4=lambda raw: raw,
     gguf=GGUF(
         "gpt2",
-        names={
-            "transformer.wte": "token_embd",
-            "transformer.wpe": "position_embd",
-            "transformer.ln_f": "output_norm",
-            "attn.c_attn": "attn_qkv",
-            "attn.c_proj": "attn_output",
-            "ln_1": "attn_norm",
-            "ln_2": "ffn_norm",
-            "mlp.c_fc": "ffn_up",
-            "mlp.c_proj": "ffn_down",
-        },
+        names=GPT2_NAMES,
         tensors=tensors,
         metadata=metadata,
     ),

@@ -1,5 +1,7 @@
 """GPT-NeoX: layer norms, halves of a layer that read the same input or not, partial rope."""
 
+import numpy as np
+
 from families import GGUF, SMALL, Case, Family, rope, without
 
 SIZES = without(SMALL, "head_dim", "num_key_value_heads")
@@ -13,13 +15,18 @@ def v4(raw):
     }
 
 
-def tensors(tensors, config):
-    """q, k and v of all heads end to end, instead of those of each head."""
+def regrouped(tensors, heads, kv_heads):
+    """q, k and v of all heads end to end, instead of those of each head of keys."""
     for name, array in tensors.items():
         if "query_key_value" in name:
-            heads = array.reshape(config["num_attention_heads"], 3, -1, *array.shape[1:])
-            tensors[name] = heads.swapaxes(0, 1).reshape(array.shape)
+            groups = array.reshape(kv_heads, heads // kv_heads + 2, -1, *array.shape[1:])
+            parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
+            tensors[name] = np.concatenate([p.reshape(-1, *array.shape[1:]) for p in parts])
     return tensors
+
+
+def tensors(tensors, config):
+    return regrouped(tensors, config["num_attention_heads"], config["num_attention_heads"])
 
 
 def metadata(config):
