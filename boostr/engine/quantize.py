@@ -114,7 +114,7 @@ def quantize(
         source = _Source(empty_module(config, headless), files, str(inner), classifier)
         plan = recipe(scheme, quantize_embeddings, scale_name(source.dtype))
         source.check(plan, quantize_embeddings)
-        with room_for(out, _bytes(files, source.schemes(plan))), new_folder(out) as made:
+        with new_folder(out) as made, room_for(out, _bytes(files, source.schemes(plan))):
             carry_over(found.path, made, inner / "config.json")
             folder = made / inner.relative_to(found.path)
             method = _described(folder, config, plan, source)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from boostr.errors import ModelFileError
 from boostr.io.disk import room_for
 from boostr.io.gguf import GGML_TYPES
+from boostr.io.scratch import scratch_beside
 
 ALIGNMENT = 32
 _IDS = {name: (id_, size, nbytes) for id_, (name, size, nbytes) in GGML_TYPES.items()}
@@ -63,12 +63,9 @@ def write_gguf(
         DiskFullError: too little room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, scratch_name = sum(tensor.nbytes for tensor in tensors), f".{path.name}."
-    with (
-        room_for(path, size),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=scratch_name) as scratch,
-    ):
-        made = Path(scratch) / path.name
+    size = sum(tensor.nbytes for tensor in tensors)
+    with scratch_beside(path) as scratch, room_for(path, size):
+        made = scratch / path.name
         with made.open("wb") as file:
             file.write(b"".join(_header(metadata, tensors)))
             for number, tensor in enumerate(tensors):

@@ -12,7 +12,6 @@ import errno
 import json
 import mmap
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from safetensors.numpy import save_file
 from boostr.dtypes import bfloat16, float8_e4m3, float8_e5m2
 from boostr.errors import ModelFileError
 from boostr.io.mapping import map_file, refuse_foreign, view_bytes
+from boostr.io.scratch import scratch_beside
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -270,15 +270,15 @@ def save(
     if "__metadata__" in tensors:
         raise ModelFileError(f"{path}: cannot write a tensor named '__metadata__': it is reserved")
     dense = {n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        made = Path(scratch) / path.name
+    with scratch_beside(path) as scratch:
+        made = scratch / path.name
         try:
             save_file(dense, made, dict(metadata) if metadata else None)
         except SafetensorError as error:
             if f"(os error {errno.ENOSPC})" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
             raise ModelFileError(f"{path}: cannot write these tensors: {error}") from None
-        plain = Path(scratch) / "mode"  # the package writes for the owner alone
+        plain = scratch / "mode"  # the package writes for the owner alone
         plain.touch()
         made.chmod(plain.stat().st_mode)
         with made.open("rb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import INDEX, SINGLE, save
+from boostr.io.scratch import scratch_beside
 from boostr.models.config import RawConfig
 from boostr.models.heads import Classifier, classifier_spec
 from boostr.models.lazy import Held, LazyWeight, whole
@@ -116,8 +116,8 @@ def _check_unpacked(module: Module, stored: Mapping[str, LazyWeight]) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` if all goes well, and of which else nothing is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        made = Path(scratch) / out.name
+    with scratch_beside(out) as scratch:
+        made = scratch / out.name
         made.mkdir()
         yield made
         made.rename(out)
