@@ -1,6 +1,6 @@
 """Random models of real shapes as GGUF files, for llama.cpp beside us.
 
-    python benchmarks/random_gguf.py 1B F16 1B-F16.gguf        any type; needs gguf
+    python benchmarks/random_gguf.py 1B F16 1B-F16.gguf        any type, or mix of types; needs gguf
 
 They have no tokenizer, which llama-bench does not ask for.
 """
@@ -13,13 +13,18 @@ import gguf
 import numpy as np
 from model_shapes import MODELS
 
+from boostr.models.gguf_mix import MIXES, Mix
 from boostr.quant.gguf import BLOCK_TYPES, blocks
+
+TYPES = ("F32", "F16", *BLOCK_TYPES)
 
 
 def write(name: str, form: str, path: Path) -> None:
-    """Write the model of that name in `model_shapes.MODELS`."""
+    """Write the model of that name in `model_shapes.MODELS`, in a type or a mix such as Q4_K_M."""
     config, writer = MODELS[name], gguf.GGUFWriter(path, "llama")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    sharing, tied = heads // config["num_key_value_heads"], config["tie_word_embeddings"]
+    mix = None if form in TYPES else Mix(form, config["num_hidden_layers"], sharing, tied)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(8192)
     writer.add_embedding_length(hidden)
@@ -35,7 +40,7 @@ def write(name: str, form: str, path: Path) -> None:
         if len(shape) == 1:
             writer.add_tensor(tensor, np.ones(shape, np.float32))
         else:
-            kind = gguf.GGMLQuantizationType[form]
+            kind = gguf.GGMLQuantizationType[form if mix is None else mix.type_of(tensor, shape)]
             writer.add_tensor(tensor, _rows(shape, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -85,7 +90,7 @@ def _random_blocks(kind: str, N: int, K: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("form", choices=["F32", "F16", *BLOCK_TYPES])
+    parser.add_argument("form", choices=dict.fromkeys((*TYPES, *MIXES)))
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
     write(options.model, options.form, options.path)
