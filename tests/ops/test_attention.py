@@ -197,6 +197,21 @@ def test_gradcheck_of_sinks(backend64, rng):
     gradcheck(fn, leaves(backend64, *arrays))
 
 
+@pytest.mark.parametrize("length", [5, 300])  # of the cache in one part, and in several
+def test_a_key_that_is_nan_is_seen(length, backend, rng):
+    """By those that see it, in all of their output, and by no others; in a cache too."""
+    q, k, v = (normal(rng, (length, H, 64)) for H in (2, 1, 1))
+    k[-2, 0, 9] = np.nan
+    cu = np.array([0, length], np.int32)
+    whole, _ = varlen_attention(*tensors(backend, q, k, v, cu, cu), causal=True)
+    caches = (x.reshape(1, length, 1, 64) for x in (k, v))
+    few = tensors(backend, q[-3:], *caches, np.array([0, 3], np.int32), np.array([[0]], np.int32))
+    last, _ = paged_attention(*few, Tensor(np.array([length], np.int32), backend=backend))
+    for made in (whole, last):
+        seen = np.isnan(made.numpy()).reshape(len(made), -1)
+        assert seen[-2:].all() and not seen[:-2].any()
+
+
 # -- paged ---------------------------------------------------------------------------------------
 def paged(rng, k, case, bs, columns=None):
     """A cache with k's rows in blocks in random order among other numbers, and its table."""

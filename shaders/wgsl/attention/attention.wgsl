@@ -336,11 +336,13 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     share = exp2(top{{ a }}.{{ c }} - base);
     total = total * share + exp2(sink - base);
 # endif
-    let inverse = select(0.0, share / max(total, 1.0e-38), total > 0.0);
+    let none = total == 0.0;  // and not total > 0, which nan is not either
+    let divisor = select(total, 1.0, none);
+    let inverse = select(share / divisor, 0.0, none);
     if (r <= last_row) {
       let at = (first + r) * p.heads + head;
       if (x == 0u) {
-        lse[at] = select(bitcast<f32>(minus_infinity), (base + log2(max(total, 1.0e-38))) / LOG2E, total > 0.0);
+        lse[at] = select((base + log2(divisor)) / LOG2E, bitcast<f32>(minus_infinity), none);
       }
 # for g in range(G)
       put_out(at, {{ g * TX }}u + x, o{{ r }}_{{ g }} * inverse);

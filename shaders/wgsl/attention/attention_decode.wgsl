@@ -114,7 +114,7 @@ fn result_of(first: u32, R: u32, kv: u32) -> u32 {
 
 fn write_result(row: u32, split: u32, d4: u32, sum: vec4<f32>, m: f32, l: f32) {
 # if FINISH
-  let y = select(vec4<f32>(0.0), sum / l, l > 0.0);
+  let y = select(sum / l, vec4<f32>(0.0), l == 0.0);  // nan is not > 0
 #   if Q == "f32"
 #     for i in range(4)
   out_put(row * {{ DV }}u + 4u * d4 + {{ i }}u, y[{{ i }}]);
@@ -125,7 +125,7 @@ fn write_result(row: u32, split: u32, d4: u32, sum: vec4<f32>, m: f32, l: f32) {
 #   endif
 #   if LSE
   var nothing = 0xff800000u;  // -inf, which a constant must not be
-  if (d4 == 0u) { lse[row] = select(bitcast<f32>(nothing), (m + log2(l)) * LN2, l > 0.0); }
+  if (d4 == 0u) { lse[row] = select((m + log2(l)) * LN2, bitcast<f32>(nothing), l == 0.0); }
 #   endif
 # else
   let at = (row * p.S + split) * {{ PITCH }}u;

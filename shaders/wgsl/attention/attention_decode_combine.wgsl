@@ -72,7 +72,7 @@ fn attention_combine(
     {
       let w = exp2(e{{ u }}.x - top);
       l += l{{ u }} * w;
-      sum += select(vec4<f32>(0.0), o{{ u }} * w, l{{ u }} > 0.0);
+      sum += select(o{{ u }} * w, vec4<f32>(0.0), l{{ u }} == 0.0);
     }
 # endfor
   }
@@ -99,7 +99,7 @@ fn attention_combine(
 # if SINKS
   l += select(0.0, exp2(sink - m), sink > LOWEST);
 # endif
-  put(row, t, select(vec4<f32>(0.0), sum / l, l > 0.0));
+  put(row, t, select(sum / l, vec4<f32>(0.0), l == 0.0));
   var nothing = 0xff800000u;  // -inf, which a constant must not be
-  if (t == 0u) { lse[row] = select(bitcast<f32>(nothing), (m + log2(l)) * LN2, l > 0.0); }
+  if (t == 0u) { lse[row] = select((m + log2(l)) * LN2, bitcast<f32>(nothing), l == 0.0); }
 }

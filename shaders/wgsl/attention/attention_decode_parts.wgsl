@@ -20,7 +20,7 @@ fn combined4(row: u32, d4: u32) -> vec4<f32> {
 # for s in range(PARTS_S)
   let w{{ s }} = exp2(e{{ s }}.x - m);
   total += e{{ s }}.y * w{{ s }};
-  sum += select(vec4<f32>(0.0), o{{ s }} * w{{ s }}, e{{ s }}.y > 0.0);
+  sum += select(o{{ s }} * w{{ s }}, vec4<f32>(0.0), e{{ s }}.y == 0.0);
 # endfor
-  return select(vec4<f32>(0.0), sum / total, total > 0.0);
+  return select(sum / total, vec4<f32>(0.0), total == 0.0);
 }

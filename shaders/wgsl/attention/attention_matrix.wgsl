@@ -298,9 +298,11 @@ fn attention(@builtin(local_invocation_index) id: u32, @builtin(workgroup_id) wo
     share = exp2(top - base);
     total = total * share + exp2(sink - base);
 # endif
-    fades[row] = select(0.0, share / max(total, 1.0e-38), total > 0.0);
+    let none = total == 0.0;  // and not total > 0, which nan is not either
+    let divisor = select(total, 1.0, none);
+    fades[row] = select(share / divisor, 0.0, none);
     if (row <= last_row) {
-      lse[at] = select(bitcast<f32>(minus_infinity), (base + log2(max(total, 1.0e-38))) / LOG2E, total > 0.0);
+      lse[at] = select((base + log2(divisor)) / LOG2E, bitcast<f32>(minus_infinity), none);
     }
   }
 # endif

@@ -55,6 +55,7 @@ K_CODES, V_CODES = at.K_CODES, at.V_CODES
 TILE = 32
 ROOM = 12 * TILE  # two lists of keys, values and positions: 2 * 3 * TILE int64, in floats
 MINUS_INF = float("-inf")
+LEAST = -1e38  # below every score, and finite: exp(-inf - LEAST) = 0 where there are none
 
 
 @inline
@@ -140,7 +141,7 @@ def _end(params, out, lse, tops, totals):
     Dv, splits = params[V_WIDTH], params[SPLITS]
     for h in range(params[HEADS]):
         row, total = out + h * splits * Dv, totals[h]
-        if total > 0:
+        if total != 0:  # nan is not > 0
             share = float32(1.0) / total
             for d in range(0, Dv, LANES):
                 store_n(row, d, load_n(row, d, Dv - d) * share, Dv - d)
@@ -213,13 +214,12 @@ def decode(kv: str):
                             mine = tile(params, keys, keys + TILE, n, h // G, floats)
                         k_rows, v_rows, k_first, v_first = mine
                         top = _scores(params, q, h, k_first, k_rows, places, position, n, scores)
-                        top = max(tops[h], top)
-                        if top > MINUS_INF:
-                            decay = exp(tops[h] - top)
-                            tops[h] = top
-                            totals[h] = totals[h] * decay + _weights(scores, n, top)
-                            row = out + h * splits * Dv
-                            _add_values(row, v_rows, v_first, scores, n, decay, Dv)
+                        top = max(max(tops[h], top), float32(LEAST))
+                        decay = exp(tops[h] - top)
+                        tops[h] = top
+                        totals[h] = totals[h] * decay + _weights(scores, n, top)
+                        row = out + h * splits * Dv
+                        _add_values(row, v_rows, v_first, scores, n, decay, Dv)
                 keys, n = ask, more
             _end(params, out, lse, tops, totals)
 
@@ -237,13 +237,14 @@ def combine():
         for row in range(start, stop):
             parts, logs = f32(params[0]) + row * splits * Dv, f32(params[1]) + row * splits
             out = f32(params[2]) + row * Dv
-            top = float32(MINUS_INF)
+            top, empty = float32(MINUS_INF), True
             for s in range(splits):
                 top = max(top, logs[s])
+                empty = empty and logs[s] == MINUS_INF
             for d in range(0, Dv, LANES):
                 store_n(out, d, vector(0.0), Dv - d)
             f32(params[3])[row] = top
-            if top > MINUS_INF:
+            if not empty:
                 total = float32(0.0)
                 for s in range(splits):
                     total += exp(logs[s] - top)
@@ -251,7 +252,7 @@ def combine():
                 f32(params[3])[row] = lse
                 for s in range(splits):
                     share = exp(logs[s] - lse)
-                    if share > 0:
+                    if share != 0:
                         for d in range(0, Dv, LANES):
                             n = Dv - d
                             part = load_n(parts + s * Dv, d, n)
