@@ -1,13 +1,14 @@
 """Schemes of quantization against perplexity, size, memory and speed: a table, and a picture.
 
     python benchmarks/quant_table.py MODEL --text FILE [--chunks 8] [--schemes int8,int4-g64]
-        [--files A.gguf B ...] [--backend numpy] [--picture error.png]
+        [--files A.gguf B ...] [--backend numpy] [--repetitions 3] [--picture error.svg]
 
 Every row is a process of `boostr ppl` and one of `boostr bench` (pp512, tg64, peak memory). MODEL
 is the reference, a folder of float weights or a GGUF file; schemes are made of it at load, files
-are read as they are. The picture (with matplotlib) has the error against the size: rows on the
-line are such that no other is both smaller and better. Numbers of a table are from one machine in
-one run: rows of two runs are not to be compared in speed.
+and folders are read as they are. `--repetitions 0` leaves speed out, for a machine that has other
+work; all else is the same there. The picture (with matplotlib) has the error against the size: rows
+on the line are such that no other is both smaller and better. Numbers of a table are from one
+machine in one run: rows of two runs are not to be compared in speed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Row:
 
     Attributes:
         perplexity, error: of the text.   weight_bytes, peak_bytes: of weights, of the process.
-        prompt, decode: tokens a second.
+        prompt, decode: tokens a second; None if they were not measured.
     """
 
     name: str
@@ -40,8 +41,8 @@ class Row:
     weight_bytes: int
     parameters: int
     peak_bytes: int | None
-    prompt: float
-    decode: float
+    prompt: float | None
+    decode: float | None
 
     @property
     def bits(self) -> float:
@@ -61,29 +62,31 @@ def measured(name: str, model: str, options: list[str], arguments: argparse.Name
     common = [*options, *(["--backend", arguments.backend] if arguments.backend else [])]
     text = ["--text", arguments.text, "--chunks", str(arguments.chunks)]
     (ppl,) = boostr("ppl", model, *text, *common)
-    speed = ["-p", "512", "-n", "64", "-r", str(arguments.repetitions)]
+    timed = arguments.repetitions > 0
+    new = 64 if timed else 1
+    speed = ["-p", "512", "-n", str(new), "-r", str(max(arguments.repetitions, 1))]
     bench = {row["n_gen"]: row for row in boostr("bench", "-m", model, *speed, *common)}
     row = Row(
-        name, ppl["perplexity"], ppl["error"], ppl["weight_bytes"], bench[64]["parameters"],
-        bench[64]["peak_bytes"], bench[0]["avg_ts"], bench[64]["avg_ts"],
+        name, ppl["perplexity"], ppl["error"], ppl["weight_bytes"], bench[new]["parameters"],
+        bench[new]["peak_bytes"], *(bench[n]["avg_ts"] if timed else None for n in (0, new)),
     )  # fmt: skip
-    print(f"{name}: {row.perplexity:.4f}, {row.decode:.1f} tok/s", file=sys.stderr)
+    print(f"{name}: {row.perplexity:.4f}", file=sys.stderr)
     return row
 
 
 def table(rows: list[Row]) -> str:
     """Markdown; changes of perplexity are those to the first row."""
-    lines = [
-        "| weights | bits a weight | perplexity | change | size, MB | peak, MB | pp512, tok/s | "
-        "tg64, tok/s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    timed = rows[0].decode is not None
+    heads = ["weights", "bits a weight", "perplexity", "change", "size, MB", "peak, MB"]
+    heads += ["pp512, tok/s", "tg64, tok/s"] if timed else []
+    lines = [f"| {' | '.join(heads)} |", f"|---{'|--:' * (len(heads) - 1)}|"]
     for row in rows:
         change = 100 * (row.perplexity / rows[0].perplexity - 1)
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+        speed = f" {row.prompt:.0f} | {row.decode:.1f} |" if timed else ""
         lines.append(
             f"| {row.name} | {row.bits:.2f} | {row.perplexity:.3f} | {change:+.2f} % | "
-            f"{row.weight_bytes / 1e6:.1f} | {peak} | {row.prompt:.0f} | {row.decode:.1f} |"
+            f"{row.weight_bytes / 1e6:.1f} | {peak} |{speed}"
         )
     return "\n".join(lines)
 
