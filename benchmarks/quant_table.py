@@ -118,6 +118,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.annotate(row.name, (row.bits, error(row)), (4, 4), textcoords="offset points", size=8)
     front = best(others)
     axes.plot([r.bits for r in front], [error(r) for r in front], color="tab:orange", lw=1)
+    axes.margins(x=0.12)  # for the names
     axes.set(xlabel="bits a weight", ylabel="nats a token above the reference", yscale="log")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
@@ -139,7 +140,7 @@ def main() -> None:
     wanted: list[tuple[str, str, list[str]]] = [
         ("as stored", model, []),
         *((scheme, model, ["--quantize", scheme]) for scheme in schemes),
-        *((Path(file).name, file, []) for file in arguments.files),
+        *((Path(file).name.removesuffix(".gguf"), file, []) for file in arguments.files),
     ]
     rows = [measured(*row, arguments) for row in wanted]
     print(table(rows))
