@@ -74,6 +74,9 @@ def config_of(model_type: str, hidden: int, layers: int) -> RawConfig:
     }  # fmt: skip
     if model_type == "granitemoehybrid":
         said["layer_types"] = ["attention"] * layers
+    if model_type == "gpt_neo":
+        kinds = [[["global", "local"], layers // 2]]
+        said |= {"num_layers": layers, "num_heads": heads, "attention_types": kinds}
     return RawConfig(said | OWN.get(model_type, {}), model_type)
 
 

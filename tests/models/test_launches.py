@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAUNCHES = {
     5: "llama mistral ministral3 qwen2 qwen3 phi3 smollm3 granite granitemoehybrid seed_oss arcee "
        "helium ernie4_5 glm gemma nemotron gpt2 gpt_neox phi olmo stablelm starcoder2 cohere "
-       "cohere2",
+       "cohere2 opt bloom mpt falcon gpt_neo gptj gpt_bigcode",
     6: "hunyuan_v1_dense nanochat",
     7: "gemma2 gemma3_text glm4 exaone4",
     8: "olmo2 olmo3",

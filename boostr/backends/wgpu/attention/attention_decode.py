@@ -329,7 +329,8 @@ def left_to_reader(
     splits = plan(call, backend.caps, max(most, 1)).splits
     codes = planes_of(k_cache)[0]
     nbytes = call.capacity * (call.D + call.Dv) * codes.nbytes // max(1, math.prod(k_cache.shape))
-    return splits if 1 < splits <= most and nbytes <= splits * _OF_SPLIT else 0
+    least = 2 if alibi is None else 1  # `attend` does one split in one kernel, but not with ALiBi
+    return splits if least <= splits <= most and nbytes <= splits * _OF_SPLIT else 0
 
 
 def attend(
