@@ -48,9 +48,9 @@ def product_c(backend: Backend, scheme: Scheme, rows: int) -> float | None:
     """`c` of `tolerance` for a product: the CPU cuts few and many rows of x into digits."""
     numbers = () if isinstance(scheme.values, str) else scheme.values
     floats = scheme.values == "e4m3" or any(value % 1 for value in numbers)
-    if backend.name != "numpy" or 4 < rows <= 8 or floats or scheme.activations_int8:
+    if backend.name != "numpy" or floats or scheme.activations_int8:
         return None
-    return THREE_DIGITS if rows <= 4 and (scheme.bits == 8 or scheme.values) else TWO_DIGITS
+    return THREE_DIGITS if rows <= 2 and (scheme.bits == 8 or scheme.values) else TWO_DIGITS
 
 
 def group_of(scheme: str) -> int | None:

@@ -125,13 +125,14 @@ def few(case, grain=8):
 
 def many(case, depth, per_item):
     """The calls of the tiled product."""
-    rows, vectors = jit.target().tile
-    tiles, panels = -(-case.M // rows), -(-case.N // (vectors * jit.target().lanes))
+    target = jit.target()
+    rows, columns = target.tile_rows(case.M, digits=False), target.tile[1] * target.lanes
+    tiles, panels = -(-case.M // rows), -(-case.N // columns)
     case.scratch(tiles * rows * -(-case.K // 32) * 32 * 4)
     case.params[layout.TILES_PER_ITEM] = per_item
     calls = threads.Calls()
-    calls.add(jit.kernel("gemm.pack"), case.params, tiles, 1)
-    product = jit.kernel("gemm.product", form=case.form, depth=depth)
+    calls.add(jit.kernel("gemm.pack", rows=rows), case.params, tiles, 1)
+    product = jit.kernel("gemm.product", form=case.form, depth=depth, rows=rows)
     calls.add(product, case.params, panels * -(-tiles // per_item), 1)
     return calls.freeze().records
 
@@ -194,20 +195,22 @@ def test_digits(pool, form, digits, M, N, K):
 
 def many_in_digits(case, steps, per_item):
     """The calls of the tiled product in integers; a panel has the blocks of so many steps."""
-    lanes, (rows, vectors) = jit.target().lanes, jit.target().digit_tile
-    tiles, panels = -(-case.M // rows), -(-case.N // (vectors * lanes))
+    target = jit.target()
+    rows, lanes = target.tile_rows(case.M, digits=True), target.lanes
+    tiles, panels = -(-case.M // rows), -(-case.N // (target.digit_tile[1] * lanes))
     case.scratch(tiles * case.K // 32 * layout.digit_block(rows))
     case.params[layout.TILES_PER_ITEM] = per_item
     calls = threads.Calls()
-    calls.add(jit.kernel("gemm_digits.pack"), case.params, tiles, 1)
-    product = jit.kernel("gemm_digits.product", form=case.form, depth=8 * lanes * steps)
+    calls.add(jit.kernel("gemm_digits.pack", rows=rows), case.params, tiles, 1)
+    constants = {"form": case.form, "depth": 8 * lanes * steps, "rows": rows}
+    product = jit.kernel("gemm_digits.product", **constants)
     calls.add(product, case.params, panels * -(-tiles // per_item), 1)
     return calls.freeze().records
 
 
 # without such an instruction sums of products of bytes do not fit, and the plan is not this kernel
 BYTES = ("int8", "int8-g64", "q8_0") if jit.target().dots_bytes else ()
-MANY_DIGITS = (*BYTES, "q4_0", "q4_1", "q2_k", "q4_k", "q6_k")
+MANY_DIGITS = (*BYTES, "q5_0", "q4_0", "q4_1", "q2_k", "q4_k", "q6_k")
 
 
 @pytest.mark.parametrize("form", MANY_DIGITS)

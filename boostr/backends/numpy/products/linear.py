@@ -1,4 +1,4 @@
-"""Launches of the linear kernels: GEMV for few rows of x, packed GEMM for many. See
+"""Launches of the linear kernels: GEMV for few rows of x, a tiled product for more. See
 `linear.py` and `gemm.py` in `kernels/products/`; weights are read in their stored form."""
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.products.planes import Weight, place, stored_form, why_not
-from boostr.backends.numpy.runtime import jit
+from boostr.backends.numpy.runtime import jit, threads
 from boostr.quant.forms import Form
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
-_LEAST_ITEMS = 16  # pieces of work of a GEMM, so that threads finish together
+_LEAST_ITEMS = 4  # pieces of work of a GEMM for each thread, so that they finish together
 _GRAIN = 32  # rows of w that a thread takes at the least
 _DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 _INT8_DEPTH = 2048  # the same of w8a8
-_DIGIT_DEPTH = 512  # the same of products in digits; they stay in the L1 cache
+_DIGIT_DEPTH = 2048  # the same of products in digits
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 
 
@@ -54,10 +54,23 @@ def _linear(
         p[layout.RESIDUAL], p[layout.LDR] = address(extra[1]), N
     reads = [source, *planes, *(a for a in extra if a is not None)]
     rounds = isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8
-    product = _gemv if M <= FEW else _gemm
+    form = stored_form(weight)
     if M:
-        product(backend, p, stored_form(weight), rounds, (M, N, K), reads, out)
+        product = _gemv if few_rows(form, K, rounds) >= M else _gemm
+        product(backend, p, form, rounds, (M, N, K), reads, out)
     return Tensor.wrap(out, backend)
+
+
+def few_rows(form: Form, K: int, rounds: bool) -> int:
+    """The rows of x up to which a GEMV is faster than the tiled product."""
+    if rounds:
+        return 4 if jit.target().int8_dot else FEW
+    return _few_in_digits(form) if tiles_digits(form, K) else FEW
+
+
+def tiles_digits(form: Form, K: int) -> bool:
+    """Whether the tiled product meets codes of a form with digits of x."""
+    return jit.target().dots_bytes and has_integers(form, K)
 
 
 def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, reads, out) -> None:
@@ -86,9 +99,16 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
     Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits.
     """
-    if not has_integers(form, K) or rows > (2 if form.codes == "c8" else 4):
+    if not has_integers(form, K) or rows > _few_in_digits(form):
         return 0
     return 3 if form.codes == "c8" or form.table else 2
+
+
+def _few_in_digits(form: Form) -> int:
+    """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
+    of them, three digits or two scales a block, than the tiled product."""
+    more = form.table or form.group == 16
+    return 2 if form.codes == "c8" or (more and jit.target().dots_bytes) else 4
 
 
 def has_integers(form: Form, K: int) -> bool:
@@ -143,24 +163,22 @@ def _gemm(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         backend.launch("int8.round_rows", q, items=M, grain=8, reads=reads, writes=[rounded])
         p[layout.X], p[layout.LDX] = address(rounded), K
         reads = [rounded, *reads[1:]]
-    target = jit.target()
-    digits = target.dots_bytes and has_integers(form, K)
-    rows, vectors = target.digit_tile if digits else target.tile
-    tiles, panels, blocks = -(-M // rows), -(-N // (vectors * target.lanes)), -(-K // 32)
+    target, digits = jit.target(), tiles_digits(form, K)
     family, depth = ("gemm_digits", _DIGIT_DEPTH) if digits else ("gemm", _DEPTH)
+    rows, vectors = target.tile_rows(M, digits), (target.digit_tile if digits else target.tile)[1]
+    tiles, panels, blocks = -(-M // rows), -(-N // (vectors * target.lanes)), -(-K // 32)
     nbytes = tiles * blocks * (layout.digit_block(rows) if digits else 128 * rows)
-    packed = _pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2)
+    packed = _pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2, rows=rows)
     p[layout.PACKED] = address(packed)
-    items = _share_out(p, tiles, panels)
     backend.launch(
-        f"{family}.product", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
-        form=form, depth=depth,
+        f"{family}.product", p, items=_share_out(p, tiles, panels), grain=1,
+        reads=[*reads, packed], writes=[out], form=form, depth=depth, rows=rows,
     )  # fmt: skip
 
 
 def _share_out(p: list[int], tiles: int, panels: int) -> int:
     """Sets how many tiles an item takes against its panel, which is decoded once for each item."""
-    groups = min(tiles, max(1, _LEAST_ITEMS // panels))
+    groups = min(tiles, max(1, _LEAST_ITEMS * threads.pool().threads // panels))
     p[layout.TILES_PER_ITEM] = -(-tiles // groups)
     return panels * -(-tiles // p[layout.TILES_PER_ITEM])
 
@@ -168,16 +186,18 @@ def _share_out(p: list[int], tiles: int, panels: int) -> int:
 def _gemm_int8(backend: NumpyBackend, p: list[int], sizes, reads, out) -> None:
     M, N, K = sizes
     target = jit.target()
-    tile_rows, columns = target.tile[0], target.tile[1] * target.lanes
-    tiles, group = -(-M // tile_rows), layout.int8_group(target.int8_dot)
-    size = layout.int8_tile(K, tile_rows, group * target.lanes, group)
+    rows, columns = target.tile_rows(M, digits=False), target.tile[1] * target.lanes
+    tiles, group = -(-M // rows), layout.int8_group(target.int8_dot)
+    size = layout.int8_tile(K, rows, group * target.lanes, group)
     packed = backend.empty((tiles * size,), np.uint8)
     p[layout.PACKED] = address(packed)
     items = _share_out(p, tiles, -(-N // columns))
-    backend.launch("int8_gemm.pack", p, items=tiles, grain=1, reads=reads, writes=[packed])
+    backend.launch(
+        "int8_gemm.pack", p, items=tiles, grain=1, reads=reads, writes=[packed], rows=rows
+    )
     backend.launch(
         "int8_gemm.product", p, items=items, grain=1, reads=[*reads, packed], writes=[out],
-        depth=_INT8_DEPTH,
+        depth=_INT8_DEPTH, rows=rows,
     )  # fmt: skip
 
 

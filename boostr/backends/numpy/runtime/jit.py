@@ -73,6 +73,18 @@ class Target:
         registers too."""
         return (4, 2) if self.has("avx512f") or self.has("neon") else (4, 1)
 
+    def tile_rows(self, rows: int, digits: bool) -> int:
+        """The rows of a tile for a product with `rows` rows of x.
+
+        Up to 32 rows lower tiles may leave less of the last one empty; each height is a kernel to
+        compile, so there are few.
+        """
+        tallest = self.digit_tile[0] if digits else self.tile[0]
+        heights = {4: (4, 3), 6: (6, 5, 4), 12: (12, 10, 8), 14: (14, 10, 8)}[tallest]
+        return (
+            tallest if rows > 32 else min(heights, key=lambda height: -(-rows // height) * height)
+        )
+
     @property
     def converts_f16(self) -> bool:
         """Whether LLVM has an instruction for f16 -> f32; without one it would call a library."""

@@ -1,24 +1,18 @@
 """y = x wᵀ (+ bias) (+ residual) for many rows of x: the product runs from registers.
 
-Two calls. `pack` lays x out in tiles of MR rows, [tiles, K rounded up to 32, MR], in a scratch
+Two calls. `pack` lays x out in tiles of R rows, [tiles, K rounded up to 32, R], in a scratch
 array. `product` takes one panel of NR rows of w against a range of these tiles: it decodes KC
 columns of the panel into f32, transposed to [KC, NR] on its stack (it stays in L2), and for each
-tile adds up MR x NR products in registers: per step of k, NR floats of the panel are loaded, MR
-floats of the tile spread, and MR * NR / LANES fused multiply-adds done. The scheme is that of Goto
+tile adds up R x NR products in registers: per step of k, NR floats of the panel are loaded, R
+floats of the tile spread, and R * NR / LANES fused multiply-adds done. The scheme is that of Goto
 and van de Geijn (2008).
 """
 
-from boostr.backends.numpy.kernels.products.codes import has_tail
-from boostr.backends.numpy.kernels.products.tiles import (
-    BLOCK,
-    COLUMN_VECTORS,
-    MR,
-    NR,
-    outer,
-    pack_block,
-    transpose_block,
-)
-from boostr.backends.numpy.kernels.products.weights import decoder, plane_rows, scales_last
+from boostr.backends.numpy.kernels.products.ahead import asker
+from boostr.backends.numpy.kernels.products.codes import BLOCK
+from boostr.backends.numpy.kernels.products.float_panels import panel_filler, some_floats
+from boostr.backends.numpy.kernels.products.tiles import COLUMN_VECTORS, NR, outer, pack_block
+from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
@@ -34,7 +28,6 @@ from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, inline
 X, LDX, SCALES, Y, LDY = layout.X, layout.LDX, layout.SCALES, layout.Y, layout.LDY
 M, N, K, BIAS, RESIDUAL = layout.M, layout.N, layout.K, layout.BIAS, layout.RESIDUAL
 LDR, PACKED, TILES_PER_ITEM = layout.LDR, layout.PACKED, layout.TILES_PER_ITEM
-SOME = 4  # blocks of a row that are decoded before its neighbour's, and then transposed
 
 
 @inline
@@ -43,17 +36,16 @@ def padded(length):
     return (length + BLOCK - 1) // BLOCK * BLOCK
 
 
-def pack():
-    """Item t packs rows t MR .. t MR + MR - 1 of x; rows past M become zeros."""
+def pack(rows: int):
+    """Item t packs tile t, of `rows` rows of x; those past M repeat the last one."""
 
     def kernel(params, start, stop):
         length, count = params[K], params[M]
         for tile in range(start, stop):
-            first = tile * MR
-            rows = spread(MR, params[X], params[LDX] * 4, first, count - 1)
-            target = params[PACKED] + tile * padded(length) * MR * 4
+            xs = spread(rows, params[X], params[LDX] * 4, tile * rows, count - 1)
+            target = params[PACKED] + tile * padded(length) * rows * 4
             for k in range(0, length, LANES):
-                pack_block(target + k * MR * 4, rows, k, min(length - k, LANES))
+                pack_block(target + k * rows * 4, xs, k, min(length - k, LANES))
 
     return kernel
 
@@ -88,64 +80,41 @@ def writer(rows: int, columns: int, row_scale: bool):
     return write
 
 
-def panel_decoder(form):
-    """decode(params, panel, some, n, k, here): `here` columns from k on of NR rows from n on, into
-    panel [here rounded up to 32, NR]; `some` has room for SOME blocks of LANES rows."""
-    whole, partial = decoder(form)
-    rows_of, tails = plane_rows(form, 1), has_tail(form)
-    stride = SOME * BLOCK * 4
-
-    @inline
-    def decode_blocks(params, some, n, first, here):
-        """`here` inputs from block `first` on of LANES rows from n on, each row in turn."""
-        for i in range(LANES):
-            planes, target = rows_of(params, n + i, params[N] - 1), f32(some + i * stride)
-            for b in range(here // BLOCK):
-                put(target + b * BLOCK, whole(planes, first + b))
-            if tails and here % BLOCK != 0:
-                last = here // BLOCK
-                put(target + last * BLOCK, partial(planes, first + last, here % BLOCK))
-
-    @inline
-    def decode_panel(params, panel, some, n, k, here):
-        for v in range(COLUMN_VECTORS):
-            target = panel + v * LANES * 4
-            for done in range(0, here, SOME * BLOCK):
-                count = min(here - done, SOME * BLOCK)
-                decode_blocks(params, some, n + v * LANES, (k + done) // BLOCK, count)
-                for b in range((count + BLOCK - 1) // BLOCK):
-                    transpose_block(target, some + b * BLOCK * 4, stride)
-                    target += BLOCK * NR * 4
-
-    return decode_panel
-
-
-def product(form, depth: int):
+def product(form, depth: int, rows: int):
     """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
 
-    `depth` is KC, a multiple of 32.
+    `depth` is KC, a multiple of 32; `rows` those of a tile.
     """
-    decode_panel, write = panel_decoder(form), writer(MR, NR, scales_last(form))
-    panel_floats, some_floats = depth * NR, LANES * SOME * BLOCK
-    tile, tile_floats = MR * COLUMN_VECTORS, MR * NR
+    fill_panel, write, ask = (
+        panel_filler(form),
+        writer(rows, NR, scales_last(form)),
+        asker(form, NR),
+    )
+    panel_floats, scratch = depth * NR, some_floats(form)
+    tile, tile_floats = rows * COLUMN_VECTORS, rows * NR
 
     def kernel(params, start, stop):
         length, per_item = params[K], params[TILES_PER_ITEM]
-        tiles = (params[M] + MR - 1) // MR
+        tiles = (params[M] + rows - 1) // rows
         groups = (tiles + per_item - 1) // per_item
-        panel, some, result = stack(panel_floats), stack(some_floats), f32(stack(tile_floats))
+        panel, some, result = stack(panel_floats), stack(scratch), f32(stack(tile_floats))
         for item in range(start, stop):
             n, first = item // groups * NR, item % groups * per_item
+            end = min(first + per_item, tiles)
             for k in range(0, max(length, 1), depth):
                 here = min(depth, length - k)
-                decode_panel(params, panel, some, n, k, here)
-                for t in range(first, min(first + per_item, tiles)):
-                    a, b = params[PACKED] + (t * padded(length) + k) * MR * 4, panel
+                fill_panel(params, panel, some, n, k, here)
+                next_k = k + depth if k + depth < length else 0
+                next_n = n if next_k > 0 else n + NR
+                for t in range(first, end):
+                    a, b = params[PACKED] + (t * padded(length) + k) * rows * 4, panel
                     acc = fill(tile, 0.0)
-                    for _ in range(here):
-                        acc = outer(a, b, acc)
-                        a += MR * 4
-                        b += NR * 4
+                    for done in range(0, here, BLOCK):
+                        ask(params, next_n, (next_k + done) // BLOCK, t - first, end - first)
+                        for _ in range(min(here - done, BLOCK)):
+                            acc = outer(a, b, acc)
+                            a += rows * 4
+                            b += NR * 4
                     put(result, acc)
                     write(params, result, t, n, k)
 

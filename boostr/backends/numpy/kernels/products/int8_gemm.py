@@ -3,10 +3,10 @@
     y[m, n] = s[m] t[n] sum over k of q[m, k] w[n, k]   (+ bias) (+ residual)
 
 q and s as in `int8.py`, w int8 [N, K], t f32 [N]. Two calls. `pack` rounds x and lays it out in
-tiles of MR rows: a head (s of each row, the offset of each row), then words [K / GROUP, MR] of
+tiles of R rows: a head (s of each row, the offset of each row), then words [K / GROUP, R] of
 GROUP neighbouring elements. `product` takes one panel of NR rows of w against a range of these
 tiles: it puts DEPTH columns of the panel, transposed to words [DEPTH / GROUP, NR], on its stack,
-and for each tile adds up MR x NR sums in registers, GROUP * NR multiplications an instruction.
+and for each tile adds up R x NR sums in registers, GROUP * NR multiplications an instruction.
 Sums over more than DEPTH columns lie as int32 in y until the last columns come.
 
 `jit.Target.int8_dot` says how words are multiplied:
@@ -21,8 +21,10 @@ Limits: K < 133000, so that the sums fit int32. On the way there they may wrap, 
 from llvmlite import ir
 from numba import types
 
+from boostr.backends.numpy.kernels.products.ahead import asker
+from boostr.backends.numpy.kernels.products.codes import BLOCK
 from boostr.backends.numpy.kernels.products.int8 import row_scale
-from boostr.backends.numpy.kernels.products.tiles import COLUMN_VECTORS, MR, NR, transpose
+from boostr.backends.numpy.kernels.products.tiles import COLUMN_VECTORS, NR, transpose
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     _count_mask,
@@ -52,6 +54,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     to_f32,
 )
 from boostr.backends.numpy.runtime import jit
+from boostr.quant.forms import W8A8
 
 X, LDX, CODES, SCALES = layout.X, layout.LDX, layout.CODES, layout.SCALES
 Y, LDY, M, N, K, BIAS = layout.Y, layout.LDY, layout.M, layout.N, layout.K, layout.BIAS
@@ -117,28 +120,29 @@ def _rounded(builder, address, divisor, count):
 
 @intrinsic
 def pack_words(typingctx, head, target, rows, k, count):
-    """Rounds SPAN elements from k on of MR rows of x and writes them as words [LANES, MR].
+    """Rounds SPAN elements from k on of R rows of x and writes them as words [LANES, R].
 
     `count` of the elements exist, zeros are taken for the others. Up to LANES - 1 words after the
     last one are overwritten. With dpbusd it also adds 128 q to the offsets in `head`.
     """
+    many = len(rows)
 
     def codegen(context, builder, sig, values):
         base, words, row_tuple, offset, valid = values
         vectors = []
-        for r in range(MR):
+        for r in range(many):
             row = builder.extract_value(row_tuple, r)
             scale = builder.load(_at(builder, base, r * 4, F32), align=4)
             zero = builder.fcmp_ordered("==", scale, F32(0.0))
             divisor = splat(builder, builder.select(zero, F32(1.0), scale), LANES)
             where = builder.add(row, builder.mul(offset, I64(4)))
             vectors.append(_rounded(builder, where, divisor, valid))
-        groups = -(-MR // LANES)
-        vectors += [ir.Constant(_VI, [0] * LANES)] * (groups * LANES - MR)
+        groups = -(-many // LANES)
+        vectors += [ir.Constant(_VI, [0] * LANES)] * (groups * LANES - many)
         columns = [transpose(builder, vectors[g * LANES :][:LANES]) for g in range(groups)]
         for i in range(LANES):
             for g in range(groups):
-                where = _at(builder, words, (i * MR + g * LANES) * 4, _VI)
+                where = _at(builder, words, (i * many + g * LANES) * 4, _VI)
                 builder.store(columns[g][i], where, align=4)
         if ROUTE == "dpbusd":
             for g in range(groups):
@@ -153,21 +157,23 @@ def pack_words(typingctx, head, target, rows, k, count):
     return signature(types.none, number, number, rows, number, number), codegen
 
 
-def pack():
-    """Item t rounds and packs rows t MR .. of x; rows past M repeat the last one."""
+def pack(rows: int):
+    """Item t rounds and packs tile t, of `rows` rows of x; those past M repeat the last one."""
 
     def kernel(params, start, stop):
         length, last, stride = params[K], params[M] - 1, params[LDX] * 4
         for tile in range(start, stop):
-            head = params[PACKED] + tile * tile_bytes(length, MR, SPAN, GROUP)
+            head = params[PACKED] + tile * tile_bytes(length, rows, SPAN, GROUP)
             for r in range(HEAD // 8):
                 i32(head + OFFSETS)[r] = 0
-            for r in range(MR):
-                f32(head)[r] = row_scale(f32(params[X] + min(tile * MR + r, last) * stride), length)
-            rows, target = spread(MR, params[X], stride, tile * MR, last), head + HEAD
+            for r in range(rows):
+                f32(head)[r] = row_scale(
+                    f32(params[X] + min(tile * rows + r, last) * stride), length
+                )
+            xs, target = spread(rows, params[X], stride, tile * rows, last), head + HEAD
             for k in range(0, length, SPAN):
-                pack_words(head, target, rows, k, length - k)
-                target += LANES * MR * 4
+                pack_words(head, target, xs, k, length - k)
+                target += LANES * rows * 4
 
     return kernel
 
@@ -200,20 +206,24 @@ def pack_panel(typingctx, panel, rows, k, count):
 
 
 @intrinsic
-def begin(typingctx, offsets, real):
-    """MR * COLUMN_VECTORS sums: those of row r are minus its offset, or 0 if `real` is 0."""
-    result = types.UniTuple(i32x, MR * COLUMN_VECTORS)
+def begin(typingctx, rows, offsets, real):
+    """COLUMN_VECTORS sums for each of `rows` (a constant) rows of x: those of row r are minus its
+    offset, or 0 if `real` is 0."""
+    if not isinstance(rows, types.IntegerLiteral):
+        return None
+    many = rows.literal_value
+    result = types.UniTuple(i32x, many * COLUMN_VECTORS)
 
     def codegen(context, builder, sig, values):
         out = []
-        used = builder.icmp_signed("!=", values[1], I64(0))
-        for r in range(MR):
-            offset = builder.load(_at(builder, values[0], r * 4, I32), align=4)
+        used = builder.icmp_signed("!=", values[2], I64(0))
+        for r in range(many):
+            offset = builder.load(_at(builder, values[1], r * 4, I32), align=4)
             offset = builder.select(used, builder.neg(offset), I32(0))
             out += [splat(builder, offset, LANES)] * COLUMN_VECTORS
         return context.make_tuple(builder, result, out)
 
-    return signature(result, types.int64, types.int64), codegen
+    return signature(result, rows, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -226,7 +236,7 @@ def step(typingctx, a, b, acc):
             builder.load(_at(builder, values[1], v * LANES * 4, _VI), align=4)
             for v in range(COLUMN_VECTORS)
         ]
-        for r in range(MR):
+        for r in range(len(acc) // COLUMN_VECTORS):
             x = splat(builder, builder.load(_at(builder, values[0], r * 4, I32), align=4), LANES)
             for v in range(COLUMN_VECTORS):
                 i = r * COLUMN_VECTORS + v
@@ -237,13 +247,14 @@ def step(typingctx, a, b, acc):
 
 
 @inline
-def _finish(params, result, head, first, n, partial):
-    """Scales the sums at `result` and writes them to rows `first` .. and columns n .. of y.
+def _finish(params, result, head, first, many, n, partial):
+    """Scales the sums at `result` and writes them to `many` rows from `first` on of y, if there
+    are as many, from column n on.
 
     `partial` > 0: y holds sums of earlier columns of x; bit 1: and more are to come.
     """
     columns = min(NR, params[N] - n)
-    for r in range(min(MR, params[M] - first)):
+    for r in range(min(many, params[M] - first)):
         y = params[Y] + (first + r) * params[LDY] * 4
         residual = f32(params[RESIDUAL]) + (first + r) * params[LDR]
         for j in range(0, columns, LANES):
@@ -272,33 +283,38 @@ def _fill_panel(params, panel, n, k, here):
             pack_panel(target, rows, k + e, here - e)
 
 
-def product(depth: int):
+def product(depth: int, rows: int):
     """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
 
-    `depth` is DEPTH, a multiple of SPAN.
+    `depth` is DEPTH, a multiple of SPAN; `rows` those of a tile.
     """
-    panel_words, tile_words = depth // GROUP * NR, MR * NR
+    panel_words, tile_words, ask = depth // GROUP * NR, rows * NR, asker(W8A8, NR)
 
     def kernel(params, start, stop):
         length, per_item = params[K], params[TILES_PER_ITEM]
-        tiles, size = (params[M] + MR - 1) // MR, tile_bytes(length, MR, SPAN, GROUP)
+        tiles, size = (params[M] + rows - 1) // rows, tile_bytes(length, rows, SPAN, GROUP)
         groups = (tiles + per_item - 1) // per_item
         panel, result = stack(panel_words), stack(tile_words)
         for item in range(start, stop):
             n, first = item // groups * NR, item % groups * per_item
+            end = min(first + per_item, tiles)
             for k in range(0, max(length, 1), depth):
                 here = min(depth, length - k)
                 partial = int(k > 0) + 2 * int(k + depth < length)
                 _fill_panel(params, panel, n, k, here)
-                for t in range(first, min(first + per_item, tiles)):
+                next_k = k + depth if k + depth < length else 0
+                next_n = n if next_k > 0 else n + NR
+                for t in range(first, end):
                     head, b = params[PACKED] + t * size, panel
-                    a = head + HEAD + k // GROUP * MR * 4
-                    acc = begin(head + OFFSETS, int(k == 0))
-                    for _ in range((here + GROUP - 1) // GROUP):
-                        acc = step(a, b, acc)
-                        a += MR * 4
-                        b += NR * 4
+                    a = head + HEAD + k // GROUP * rows * 4
+                    acc = begin(rows, head + OFFSETS, int(k == 0))
+                    for done in range(0, here, BLOCK):
+                        ask(params, next_n, (next_k + done) // BLOCK, t - first, end - first)
+                        for _ in range((min(here - done, BLOCK) + GROUP - 1) // GROUP):
+                            acc = step(a, b, acc)
+                            a += rows * 4
+                            b += NR * 4
                     put(i32(result), acc)
-                    _finish(params, result, head, t * MR, n, partial)
+                    _finish(params, result, head, t * rows, rows, n, partial)
 
     return kernel

@@ -36,10 +36,9 @@ def finish(params, value, m, n):
     f32(params[Y])[m * params[LDY] + n] = value
 
 
-# Bytes; rows of weights side by side are streams, which prefetchers follow badly. Kernels that wait
-# for memory more than they compute ask from FAR, into L2: what is on its way to L1 takes one of few
-# places.
-AHEAD, FAR = 2048, 8192
+# Bytes; rows of weights side by side are streams, which prefetchers follow badly. They are fetched
+# into L2: what is on its way to L1 takes one of few places.
+FAR = 8192
 
 
 def gemv(form, columns: int, rows: int = 0):
@@ -50,7 +49,7 @@ def gemv(form, columns: int, rows: int = 0):
     addresses.
     """
     rows = rows or (1 if columns == 1 and form.is_float else 2)
-    distance = AHEAD if rows > 1 else 0
+    distance = FAR if rows > 1 else 0
     whole, partial = decoder(form)
     rows_of, tails = plane_rows(form, rows), has_tail(form)
     step = block_bytes(form) * rows
@@ -76,7 +75,7 @@ def gemv(form, columns: int, rows: int = 0):
                 scaled = blocks // SPAN * SPAN
             for b in range(scaled, blocks):
                 if distance:
-                    prefetch(ahead + b * step, step, 3)
+                    prefetch(ahead + b * step, step, 2)
                 acc = contract(whole(ws, b), load_block(xs, b), acc)
             if tails and tail != 0:
                 x = load_block_n(xs, blocks, tail)

@@ -52,19 +52,24 @@ def parts(form) -> int:
 def step_codes(builder, form, row, block, valid=None):
     """(inputs 0..15 of STEP blocks, inputs 16..31), as unsigned bytes."""
     if form.codes == "c8":
-        added = constant(bias(form), VB)
         halves = _bytes(builder, row["codes"], block, valid)
-        return [builder.xor(half, added) for half in halves]
+        return [number_bytes(builder, form, half) for half in halves]
     low, *high = fields(form)
     halves = _field(builder, row["codes"], block, valid, low, 0)
     for bits in high:
         above = _field(builder, row["high"], block, valid, bits, low)
         halves = [builder.or_(*both) for both in zip(halves, above, strict=True)]
+    return [number_bytes(builder, form, half) for half in halves]
+
+
+def number_bytes(builder, form, codes):
+    """A vector of code bytes from one of codes as they are stored, a code in each byte."""
+    if form.codes == "c8":
+        return builder.xor(codes, constant(bias(form), VB))
     if not form.table:
-        return halves
+        return codes
     numbers = [int(value) + bias(form) for value in table_of(form)]
-    table = constant(numbers * (BYTES // len(numbers)), VB)
-    return [_shuffle(builder, table, half) for half in halves]
+    return _shuffle(builder, constant(numbers * (BYTES // len(numbers)), VB), codes)
 
 
 def _shuffle(builder, table, index):

@@ -18,7 +18,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 )
 from boostr.backends.numpy.runtime import jit
 
-MR, COLUMN_VECTORS = jit.target().tile
+COLUMN_VECTORS = jit.target().tile[1]
 NR = COLUMN_VECTORS * LANES  # rows of w, columns of y, in one panel
 _VF = ir.VectorType(F32, LANES)
 
@@ -48,7 +48,7 @@ def _store(builder, value, address, offset):
 
 @intrinsic
 def outer(typingctx, a, b, acc):
-    """acc[r, v] += a[r] * b[v]: MR floats at `a`, NR floats at `b`, MR * COLUMN_VECTORS vectors."""
+    """acc[r, v] += a[r] * b[v]: a float at `a` for each row of the tile, NR floats at `b`."""
 
     def codegen(context, builder, sig, values):
         out = [builder.extract_value(values[2], i) for i in range(len(acc))]
@@ -58,7 +58,7 @@ def outer(typingctx, a, b, acc):
                 builder.add(values[1], I64(v * LANES * 4)), ir.PointerType(_VF)
             )
             columns.append(builder.load(where, align=4))
-        for r in range(MR):
+        for r in range(len(acc) // COLUMN_VECTORS):
             where = builder.inttoptr(builder.add(values[0], I64(r * 4)), ir.PointerType(F32))
             row = splat(builder, builder.load(where, align=4), LANES)
             for v in range(COLUMN_VECTORS):
@@ -87,37 +87,35 @@ def transpose_block(typingctx, panel, source, stride):
 
 @intrinsic
 def pack_block(typingctx, target, rows, k, count):
-    """Writes LANES elements from k on of up to MR rows of x, `count` of them real, to target[i*MR +
-    r].
+    """Writes LANES elements from k on of R rows of x, `count` of them real, to target[i * R + r].
 
-    The rows come as a tuple of MR int64 addresses; absent ones are 0 and read as zeros. The last
-    vector written is cut to MR lanes, so that nothing past the tile is touched.
+    The rows come as a tuple of R int64 addresses. The last vector written is cut to what is left of
+    R lanes, so that nothing past the tile is touched.
     """
+    many = len(rows)
 
     def codegen(context, builder, sig, values):
         base, row_tuple, offset, valid = values
         from boostr.backends.numpy.kernels.runtime.memory import _count_mask
 
         zeros = ir.Constant(_VF, [0.0] * LANES)
-        none = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
         mask = _count_mask(builder, valid, LANES)
         vectors = []
-        for r in range(MR):
+        for r in range(many):
             row = builder.extract_value(row_tuple, r)
-            real = builder.icmp_signed("!=", row, I64(0))
             where = builder.add(row, builder.mul(offset, I64(4)))
             where = builder.inttoptr(where, ir.PointerType(_VF))
-            vectors.append(_read(builder, where, _VF, builder.select(real, mask, none)))
-        groups = -(-MR // LANES)
-        vectors += [zeros] * (groups * LANES - MR)
+            vectors.append(_read(builder, where, _VF, mask))
+        groups = -(-many // LANES)
+        vectors += [zeros] * (groups * LANES - many)
         for g in range(groups):
-            lanes = min(LANES, MR - g * LANES)
+            lanes = min(LANES, many - g * LANES)
             columns = transpose(builder, vectors[g * LANES : (g + 1) * LANES])
             keep = ir.Constant(
                 ir.VectorType(ir.IntType(1), LANES), [int(i < lanes) for i in range(LANES)]
             )
             for i, column in enumerate(columns):
-                address = builder.add(base, I64((i * MR + g * LANES) * 4))
+                address = builder.add(base, I64((i * many + g * LANES) * 4))
                 where = builder.inttoptr(address, ir.PointerType(_VF))
                 name = f"llvm.masked.store.v{LANES}f32.p0"
                 call(builder, name, ir.VoidType(), [column, where, I32(1), keep])
@@ -126,4 +124,4 @@ def pack_block(typingctx, target, rows, k, count):
     return signature(types.none, types.int64, rows, types.int64, types.int64), codegen
 
 
-__all__ = ["BLOCK", "COLUMN_VECTORS", "MR", "NR", "f32x", "outer", "pack_block", "transpose_block"]
+__all__ = ["BLOCK", "COLUMN_VECTORS", "NR", "f32x", "outer", "pack_block", "transpose_block"]

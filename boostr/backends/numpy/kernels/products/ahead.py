@@ -1,0 +1,80 @@
+"""Weights asked for before they are read: the next panel's, while a product runs in registers.
+
+A panel is read row beside row, which prefetchers follow badly, and then nothing is read for as long
+as the product takes: without this, memory and arithmetic would wait for each other.
+"""
+
+from fractions import Fraction
+
+from llvmlite import ir
+from numba import types
+
+from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, block_bytes, fields
+from boostr.backends.numpy.kernels.products.weights import plane_names
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.kernels.runtime.memory import at
+from boostr.backends.numpy.kernels.runtime.simd import (
+    I8,
+    I32,
+    I64,
+    call,
+    inline,
+    intrinsic,
+    signature,
+)
+
+LINE = 64  # bytes
+_L2 = 2
+
+
+def _plane_bytes(form, name) -> Fraction:
+    """Bytes of a block of a row in a plane; 0 for what a row has once."""
+    if name == "codes":
+        return Fraction(block_bytes(form))
+    if name == "high":
+        return Fraction(4 * fields(form)[1])
+    if name in ("supers", "floors"):
+        return Fraction(4 * BLOCK, form.super)
+    kinds = {"scales": form.scale, "offsets": form.offsets, "zeros": "i8"}
+    return Fraction(STORED[kinds[name]][1] * BLOCK, form.group) if form.group else Fraction(0)
+
+
+def asker(form, rows: int):
+    """ask(params, n, block, turn, turns): asks for block `block` of a share of `rows` rows from n
+    on, such that `turns` calls ask for all. Any row and block may be named."""
+    ask_row = _row_asker(form)
+
+    @inline
+    def ask(params, n, block, turn, turns):
+        for row in range(rows * turn // turns, rows * (turn + 1) // turns):
+            ask_row(params, n + row, block)
+
+    return ask
+
+
+def _row_asker(form):
+    """An intrinsic op(params, row, block): fetches the lines that begin with this block into L2."""
+    rates = {layout.PLANES[name]: _plane_bytes(form, name) for name in plane_names(form)}
+    rates = {slot: rate for slot, rate in rates.items() if rate}
+
+    def op(typingctx, params, row, block):
+        def codegen(context, builder, sig, args):
+            def word(slot):
+                return builder.load(at(builder, args[0], 8 * slot, I64), align=8)
+
+            for slot, rate in rates.items():
+                apart = max(int(LINE / rate), 1)  # blocks from one line to the next
+                first = builder.srem(args[2], I64(apart))
+                with builder.if_then(builder.icmp_signed("==", first, I64(0))):
+                    offset = builder.mul(args[2], I64(rate.numerator))
+                    offset = builder.sdiv(offset, I64(rate.denominator))
+                    start = builder.add(word(slot), builder.mul(args[1], word(slot + 1)))
+                    for line in range(0, max(int(rate), 1), LINE):
+                        where = at(builder, builder.add(start, offset), line, I8)
+                        hints = I32(0), I32(_L2), I32(1)
+                        call(builder, "llvm.prefetch.p0", ir.VoidType(), [where, *hints])
+            return context.get_dummy_value()
+
+        return signature(types.none, params, types.int64, types.int64), codegen
+
+    return intrinsic(op)

@@ -1,0 +1,183 @@
+"""Panels of integer codes for `gemm_digits.py`: NR rows of w, side by side.
+
+Each block of 32 inputs of a panel is WORDS vectors [NR] of 4 neighbouring code bytes (`steps.py`),
+then the scales and offsets [NR] of its groups, which `extras` counts.
+
+Rows are read a vector of words at a time and transposed as they are stored: a word of a field of
+`bits` holds the bits of 4 inputs 8 / bits times, those of word t bits + j of the block in word j,
+shifted by t bits.
+"""
+
+from llvmlite import ir
+from numba import types
+
+from boostr.backends.numpy.kernels.products.codes import BLOCK, fields
+from boostr.backends.numpy.kernels.products.steps import (
+    ROWS,
+    STEP,
+    VB,
+    VI,
+    centre,
+    has_offsets,
+    number_bytes,
+    parts,
+    step_groups,
+    super_of,
+)
+from boostr.backends.numpy.kernels.products.tiles import transpose
+from boostr.backends.numpy.kernels.products.weights import (
+    plane_rows,
+    scales_last,
+    split_rows,
+)
+from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
+from boostr.backends.numpy.kernels.runtime.simd import (
+    I32,
+    I64,
+    LANES,
+    constant,
+    inline,
+    intrinsic,
+    signature,
+)
+from boostr.backends.numpy.runtime import jit
+
+COLUMN_VECTORS = jit.target().digit_tile[1]
+N = layout.N
+NR = COLUMN_VECTORS * LANES
+WORDS = BLOCK // 4
+_QUAD = ir.VectorType(I32, ROWS)
+
+
+def offsets_of(form) -> bool:
+    """Whether blocks of the panel have offsets."""
+    return has_offsets(form, centre(form))
+
+
+def extras(form) -> int:
+    """Vectors of scales and offsets that a block of rows of w has."""
+    return parts(form) * (int(not scales_last(form)) + int(offsets_of(form)))
+
+
+def block_bytes(form) -> int:
+    """Of a block of the panel."""
+    return (WORDS + extras(form)) * NR * 4
+
+
+# ---------------------------------------------------------------- reading
+
+
+class _Target:
+    """STEP blocks of a vector of the panel's rows."""
+
+    def __init__(self, builder, form, address):
+        self.builder, self.size, self.address = builder, block_bytes(form), address
+
+    def place(self, block, word, kind, first=0):
+        offset = block * self.size + (word * NR + first) * 4
+        return at(self.builder, self.address, offset, kind)
+
+    def store(self, value, block, word, first=0):
+        self.builder.store(value, self.place(block, word, value.type, first), align=4)
+
+
+def _raw_words(builder, plane, block, valid, bits):
+    """For each row's plane the words that a field of `bits` has of STEP blocks, transposed.
+
+    The result has a vector of LANES rows for each word."""
+    count = STEP * bits
+    found = []
+    for first in range(0, count, LANES):
+        width = min(LANES, count - first)
+        kind, mask = ir.VectorType(I32, width), None
+        if valid is not None:
+            real = builder.sub(builder.mul(valid, I64(bits)), I64(first))
+            mask = _count_mask(builder, real, width)
+        order = constant([min(i, width - 1) for i in range(LANES)], VI)
+        rows = []
+        for row in plane:
+            offset = builder.add(builder.mul(block, I64(4 * bits)), I64(4 * first))
+            raw = _read(builder, at(builder, row, offset, kind), kind, mask)
+            rows.append(raw if width == LANES else builder.shuffle_vector(raw, raw, order))
+        found += transpose(builder, rows)[:width]
+    return found
+
+
+def _moved(builder, value, shift):
+    """Shifted right, to the left if `shift` is negative."""
+    if shift == 0:
+        return value
+    move = builder.lshr if shift > 0 else builder.shl
+    return move(value, constant(abs(shift), VI))
+
+
+def _store_codes(builder, form, planes, block, valid, target):
+    place = 0
+    names = ("codes", "high")
+    widths = fields(form) or (8,)
+    for name, bits in zip(names, widths, strict=False):
+        raw = _raw_words(builder, [row[name] for row in planes], block, valid, bits)
+        mask = constant(((1 << bits) - 1) * 0x01010101 << place, VI)
+        for i, value in enumerate(raw):
+            for turn in range(8 // bits):
+                where = i // bits, turn * bits + i % bits
+                code = value
+                if bits < 8:
+                    code = builder.and_(_moved(builder, value, turn * bits - place), mask)
+                if name == "high":
+                    below = builder.load(target.place(*where, VI), align=4)
+                    code = builder.or_(code, below)
+                if name == names[len(widths) - 1]:
+                    code = number_bytes(builder, form, builder.bitcast(code, VB))
+                target.store(code, *where)
+        place += bits
+
+
+def _store_groups(builder, form, planes, block, valid, target):
+    above = super_of(builder, form, block)
+    for first in range(0, LANES, ROWS):
+        quad = planes[first : first + ROWS]
+        groups = step_groups(builder, form, quad, block, above, centre(form), valid)
+        found = [value for group in groups for value in group if value is not None]
+        for i, values in enumerate(found):
+            for b in range(STEP):
+                lanes = constant([r * STEP + b for r in range(ROWS)], _QUAD)
+                column = builder.shuffle_vector(values, values, lanes)
+                target.store(column, b, WORDS + i, first)
+
+
+def step_reader(form, masked: bool):
+    """An intrinsic op(target, rows, block, valid): STEP blocks of LANES rows of w become blocks of
+    a vector of the panel's rows. `masked`: only `valid` blocks exist."""
+
+    def op(typingctx, target, rows, block, valid):
+        def codegen(context, builder, sig, args):
+            planes, limit = split_rows(builder, form, args[1]), args[3] if masked else None
+            place = _Target(builder, form, args[0])
+            _store_codes(builder, form, planes, args[2], limit, place)
+            _store_groups(builder, form, planes, args[2], limit, place)
+            return context.get_dummy_value()
+
+        return signature(types.none, target, rows, block, valid), codegen
+
+    return intrinsic(op)
+
+
+def panel_filler(form):
+    """fill_panel(params, panel, n, block, here): `here` blocks from `block` on of NR rows from n
+    on."""
+    whole, partial = step_reader(form, False), step_reader(form, True)
+    rows_of, size = plane_rows(form, LANES), block_bytes(form)
+
+    @inline
+    def fill_panel(params, panel, n, block, here):
+        for v in range(COLUMN_VECTORS):
+            planes, target = rows_of(params, n + v * LANES, params[N] - 1), panel + v * LANES * 4
+            for b in range(0, here, STEP):
+                if here - b >= STEP:
+                    whole(target + b * size, planes, block + b, 0)
+                else:
+                    partial(target + b * size, planes, block + b, here - b)
+
+    return fill_panel
