@@ -29,9 +29,8 @@ from model_shapes import MODELS, decoder_module, prompts, step_bytes
 
 from boostr import backends, dtypes, env
 from boostr.bench.resources import read_bandwidth
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.fixed_rows import FixedRows
+from boostr.engine.runner import Runner
 from boostr.models.weights import Weight, WeightSource, load_parameters
 from boostr.quant.scheme import SCHEMES, QuantizedTensor
 from boostr.tensor import Tensor
@@ -98,7 +97,7 @@ class Model:
 
     def __init__(self, config: dict[str, Any], form: str) -> None:
         self.runner = random_runner(config, form)
-        self.cache = self.runner.new_cache(1, max(PREFILL, PROMPT + NEW + 8))
+        self.rows = FixedRows(self.runner, 1, max(PREFILL, PROMPT + NEW + 8))
         self.bytes = step_bytes(self.runner, 1, PROMPT + NEW // 2)
         weights = self.runner.module.weights().values()
         self.bits = 8 * sum(w.nbytes for w in weights) / sum(w.size for w in weights)
@@ -111,18 +110,17 @@ class Model:
     def _prefill(self) -> float:
         tokens = prompts(1, PREFILL, self.runner.module.config.vocab_size)
         start = time.perf_counter()
-        self.runner.prefill(self.cache, [0], tokens)
+        self.rows.prefill(tokens)
         return PREFILL / (time.perf_counter() - start)
 
     def _decode(self) -> float:
         vocab = self.runner.module.config.vocab_size
-        sampler = Sampler(self.runner.backend, [SamplingOptions()], [[]], vocab)
-        self.runner.prefill(self.cache, [0], prompts(1, PROMPT, vocab))
-        loop = DecodeLoop(self.runner, self.cache, sampler, [0], [1], [PROMPT], NEW + 1, 0)
-        loop.step()
+        self.rows.prefill(prompts(1, PROMPT, vocab))
+        self.rows.begin([1], [PROMPT])
+        self.rows.step()
         start = time.perf_counter()
         for _ in range(NEW):
-            loop.step()
+            self.rows.step()
         return NEW / (time.perf_counter() - start)
 
 

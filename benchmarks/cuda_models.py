@@ -23,9 +23,8 @@ import cuda_timing
 from model_shapes import MODELS, RandomWeights, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import backends, dtypes
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.fixed_rows import FixedRows
+from boostr.engine.runner import Runner
 from boostr.models.weights import load_parameters
 from boostr.quant.scheme import QuantizedTensor
 
@@ -50,25 +49,20 @@ def random_runner(config: dict[str, Any], form: str) -> Runner:
     return Runner(module, backend)
 
 
-def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, DecodeLoop]:
+def decode_rate(runner: Runner, batch: int, repetitions: int) -> tuple[float, FixedRows]:
     """Tokens per second of all sequences together."""
     vocab = runner.module.config.vocab_size
-    cache = runner.new_cache(batch, PROMPT + NEW + 8)
-    rows = range(batch)
-    runner.prefill(cache, rows, prompts(batch, PROMPT, vocab))
+    rows = FixedRows(runner, batch, PROMPT + NEW + 8, runner.backend.run_ahead)
+    rows.prefill(prompts(batch, PROMPT, vocab))
     seconds = []
     for _ in range(repetitions):
-        sampler = Sampler(runner.backend, [SamplingOptions()] * batch, [[]] * batch, vocab)
-        decoder = DecodeLoop(
-            runner, cache, sampler, rows, [1] * batch, [PROMPT] * batch, NEW + 1,
-            runner.backend.run_ahead,
-        )  # fmt: skip
-        decoder.step()
+        rows.begin([1] * batch, [PROMPT] * batch)
+        rows.step()
         start = time.perf_counter()
         for _ in range(NEW):
-            decoder.step()
+            rows.step()
         seconds.append(time.perf_counter() - start)
-    return batch * NEW / statistics.median(seconds), decoder
+    return batch * NEW / statistics.median(seconds), rows
 
 
 # -- the peer ------------------------------------------------------------------------------------

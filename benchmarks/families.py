@@ -22,9 +22,8 @@ from model_shapes import prompts, step_bytes
 
 from boostr import backends, dtypes
 from boostr.backends.base import Backend
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.fixed_rows import FixedRows
+from boostr.engine.runner import Runner
 from boostr.models import FAMILIES, family
 from boostr.models.config import RawConfig
 from boostr.models.weights import WeightSource, load_parameters
@@ -90,16 +89,14 @@ class Step:
         self.runner, self.best = Runner(module, backend), float("inf")
         self.loop: Any = None
 
-    def start(self, steps: int) -> DecodeLoop:
-        """A loop of so many steps, the first of which has been taken."""
-        runner = self.runner
-        cache = runner.new_cache(1, PROMPT + steps + 8)
-        runner.prefill(cache, [0], prompts(1, PROMPT, VOCAB))
-        sampler = Sampler(runner.backend, [SamplingOptions()], [[]], VOCAB)
-        ahead = runner.backend.run_ahead
-        loop = DecodeLoop(runner, cache, sampler, [0], [1], [PROMPT], steps + 1, ahead)
-        loop.step()
-        return loop
+    def start(self, steps: int) -> FixedRows:
+        """Room for so many steps, the first of which has been taken."""
+        ahead = self.runner.backend.run_ahead
+        rows = FixedRows(self.runner, 1, PROMPT + steps + 8, ahead)
+        rows.prefill(prompts(1, PROMPT, VOCAB))
+        rows.begin([1], [PROMPT])
+        rows.step()
+        return rows
 
     def measure(self, steps: int) -> None:
         """Take steps; the best rate counts."""
@@ -112,7 +109,7 @@ class Step:
 
 def launches(model_type: str, backend: Backend) -> float:
     """Of a layer, in a narrow model of the same form."""
-    counts = [len(Step(model_type, backend, 256, n).start(2).calls()) for n in (8, 16)]
+    counts = [len(Step(model_type, backend, 256, n).start(2).program.calls()) for n in (8, 16)]
     return (counts[1] - counts[0]) / 8
 
 

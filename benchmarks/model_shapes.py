@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from boostr import dtypes
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.runner import Runner
 from boostr.models import family
 from boostr.models.config import RawConfig
@@ -148,13 +149,13 @@ def prefill_rate(runner: Runner, length: int, repetitions: int) -> float:
 
     Of prompts after the first three, in which kernels are compiled and the pass is recorded.
     """
-    cache = runner.new_cache(1, length)
+    rows = FixedRows(runner, 1, length)
     tokens = prompts(1, length, runner.module.config.vocab_size)
     seconds = []
     for _ in range(repetitions + 3):
         runner.backend.synchronize()
         start = time.perf_counter()
-        runner.prefill(cache, [0], tokens)
+        rows.prefill(tokens)
         runner.backend.synchronize()
         seconds.append(time.perf_counter() - start)
     return length / statistics.median(seconds[3:])

@@ -30,9 +30,8 @@ import wgpu_timing
 from model_shapes import MODELS, RandomWeights, decoder_module, prefill_rate, prompts, step_bytes
 
 from boostr import dtypes
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.fixed_rows import FixedRows
+from boostr.engine.runner import Runner
 from boostr.models.weights import load_parameters
 
 PROMPT, NEW, PREFILL = 128, 128, 512
@@ -65,22 +64,21 @@ def decode(runner: Runner, repetitions: int) -> tuple[float, list[float], list[s
     """(tokens per second, microseconds of host, other threads and GPU a step, the commands)."""
     backend: Any = runner.backend
     vocab = runner.module.config.vocab_size
-    cache = runner.new_cache(1, PROMPT + NEW + 8)
-    runner.prefill(cache, [0], prompts(1, PROMPT, vocab))
+    rows = FixedRows(runner, 1, PROMPT + NEW + 8, backend.run_ahead)
+    rows.prefill(prompts(1, PROMPT, vocab))
     clocks = (time.perf_counter, time.thread_time, time.process_time)
     spent = []
     for _ in range(repetitions):
-        sampler = Sampler(backend, [SamplingOptions()], [[]], vocab)
-        decoder = DecodeLoop(runner, cache, sampler, [0], [1], [PROMPT], NEW + 1, backend.run_ahead)
-        decoder.step()
+        rows.begin([1], [PROMPT])
+        rows.step()
         start = [clock() for clock in clocks]
         for _ in range(NEW):
-            decoder.step()
+            rows.step()
         spent.append([(clock() - at) / NEW * 1e6 for clock, at in zip(clocks, start, strict=True)])
     wall, main, process = (statistics.median(column) for column in zip(*spent, strict=True))
-    program: Any = decoder._program
+    program: Any = rows.program
     micro = statistics.median(busy_seconds(program) for _ in range(5)) * 1e6
-    return 1e6 / wall, [main, process - main, micro], decoder.calls()
+    return 1e6 / wall, [main, process - main, micro], program.calls()
 
 
 def peer_rates(name: str, form: str) -> tuple[float, float]:

@@ -26,6 +26,7 @@ OPS: dict[str, Op] = {}
 _strict: ContextVar[bool | None] = ContextVar("strict", default=None)
 _reported: set[tuple[str, str, str]] = set()
 _fallbacks: ContextVar[dict[str, int] | None] = ContextVar("fallbacks", default=None)
+COMPOSITE, APART = "runs its composite", "fell apart"
 
 
 class Op:
@@ -182,7 +183,7 @@ def _report(op: str, backend: str, reason: str, apart: bool) -> None:
     loud = env.DEBUG.integer() >= 1
     if collected is None and not loud:
         return
-    line = f"{op}[{backend}] {'fell apart' if apart else 'runs its composite'}: {reason}"
+    line = f"{op}[{backend}] {APART if apart else COMPOSITE}: {reason}"
     if collected is not None:
         collected[line] = collected.get(line, 0) + 1
     if loud and (op, backend, reason) not in _reported:

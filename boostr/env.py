@@ -25,6 +25,28 @@ class Variable:
         except ValueError:
             raise OptionError(f"{self.name} must be a whole number, got {text!r}") from None
 
+    def bytes(self) -> int | None:
+        """An amount of memory, such as 512M, 4G or 2.5GiB; None where it is empty."""
+        text = self.text().strip()
+        return parse_bytes(text, self.name) if text else None
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """An amount of memory in bytes: 512M, 4G, 2.5GiB or a plain number.
+
+    Raises:
+        OptionError: anything else; `name` says of what.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = next((i for i, u in enumerate("KMGT", 1) if number.endswith(u)), 0)
+    try:
+        size = int(float(number[:-1] if unit else number) * 1024**unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise OptionError(f"{name} must be an amount such as 512M or 4G, got {text!r}")
+    return size
+
 
 BACKEND = Variable(
     "BOOSTR_BACKEND",
@@ -38,6 +60,10 @@ DTYPE = Variable(
 KV_DTYPE = Variable(
     "BOOSTR_KV_DTYPE", "", "how keys and values are kept: int8 or int4; empty keeps them as floats."
 )
+KV_MEMORY = Variable(
+    "BOOSTR_KV_MEMORY", "", "the most memory for keys and values, such as 4G; empty is a quarter "
+    "of what is free (2G where a device does not say).",
+)  # fmt: skip
 NUM_THREADS = Variable(
     "BOOSTR_NUM_THREADS", "0", "threads of the numpy backend's kernels; 0 is one for each core."
 )
@@ -75,6 +101,7 @@ VARIABLES = (
     BACKEND,
     DTYPE,
     KV_DTYPE,
+    KV_MEMORY,
     NUM_THREADS,
     CACHE,
     STRICT,

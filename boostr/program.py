@@ -37,6 +37,12 @@ class Program(ABC):
     def calls(self) -> list[str]:
         """The name of each recorded call, in order."""
 
+    def composites(self) -> list[str]:
+        """What ran without its kernel, a line each; ops that fell apart into others are none."""
+        from boostr.dispatch import COMPOSITE  # which imports the tensor, and it this module
+
+        return [line for line in self.fallbacks if COMPOSITE in line]
+
     def describe(self) -> list[str]:
         """One line for each recorded call, in order; then one for each fused op that fell apart
         into its parts and each op that ran its composite, with the reason and how often."""

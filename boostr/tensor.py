@@ -31,9 +31,10 @@ class Tensor:
         dtype: dtype or its name; default that of `data` (Python floats: float32, ints: int32).
         backend: name or instance; default that of `data`, else the one BOOSTR_BACKEND chooses.
         requires_grad: record what is computed from this tensor, so that `backward` reaches it.
+    `version`, once it is set, counts how often the values were written in place.
     """
 
-    __slots__ = ("__weakref__", "backend", "data", "grad", "node", "requires_grad")
+    __slots__ = ("__weakref__", "backend", "data", "grad", "node", "requires_grad", "version")
     __array_priority__ = 100  # numpy_array + tensor is ours
 
     def __init__(
@@ -163,6 +164,7 @@ class Tensor:
         if source.shape != self.shape:
             raise ShapeError(f"assign: expected shape {list(self.shape)}, got {list(source.shape)}")
         self.backend.assign(self.data, source.data)
+        self.version = getattr(self, "version", 0) + 1
         return self
 
     def full_like(self, value: Number) -> Tensor:

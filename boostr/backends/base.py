@@ -61,6 +61,8 @@ class Backend(ABC):
     prefill_chunk = 512  # tokens of one forward pass of a prompt, which bounds its scratch memory
     text_tokens = 4096  # of one forward pass over whole texts, which are embedded or classified
     records_prefill = False  # whether the forward pass over a chunk is worth a program
+    kv_block = 16  # tokens of a block of keys and values
+    sequence_rows = 32  # the most sequences that are decoded together
     run_ahead = 0  # decode steps that are started before the token of an earlier one is read
     joins_weights = False  # whether weights that read the same input should lie end to end
 
@@ -218,6 +220,10 @@ class Backend(ABC):
 
     def used_memory(self) -> int | None:
         """Bytes of the device's own memory taken since it was opened; None where it has none."""
+        return None
+
+    def free_memory(self) -> int | None:
+        """Bytes that can still be taken; None if the device does not say."""
         return None
 
     def release_memory(self) -> None:  # noqa: B027  (most backends keep none)

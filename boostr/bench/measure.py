@@ -15,13 +15,10 @@ from importlib import metadata
 
 import numpy as np
 
-from boostr import __version__, env
+from boostr import __version__, env, ops
 from boostr.bench.resources import PeakMemory, read_bandwidth
-from boostr.engine.kv_cache import KVCache
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.model import LanguageModel
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop
-from boostr.engine.sampler import Sampler
 from boostr.errors import OptionError
 from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
@@ -188,9 +185,7 @@ class _Case:
         self._vocab = model.config.vocab_size
         tokens = np.random.default_rng(0).integers(0, self._vocab, (batch, depth + length))
         self._tokens: list[list[int]] = tokens.tolist()
-        self._cache = self._runner.new_cache(batch, depth + length)
-        # A ring forgets what a run overwrites; elsewhere a run may write its positions again.
-        self._reusable = not self._cache.has_rings
+        self._rows = FixedRows(self._runner, batch, depth + length)
         self._filled = False
 
     def prompt(self, count: int, repetitions: int) -> Row:
@@ -198,14 +193,12 @@ class _Case:
         prompts = [tokens[: self._depth + count] for tokens in self._tokens]
         rates, firsts = [], []
         for run in range(repetitions + 1):
-            cache, sampler = self._at_depth(), self._sampler()
+            self._to_depth()
             start = time.perf_counter()
-            logits = self._runner.prefill(
-                cache, range(self._batch), prompts, [self._depth] * self._batch
-            )
+            logits = self._rows.prefill(prompts, [self._depth] * self._batch)
             self._runner.backend.synchronize()
             end = time.perf_counter()
-            sampler.choose(logits).numpy()
+            ops.greedy(logits).numpy()
             if run:  # the first is the warm-up
                 rates.append(count * self._batch / (end - start))
                 firsts.append(time.perf_counter() - start)
@@ -216,59 +209,52 @@ class _Case:
 
     def decode(self, count: int, repetitions: int) -> Row:
         """Rates of `count` decode steps behind the depth."""
-        self._steps(min(count, 8))
+        _, capture = self._steps(min(count, 8))
         runs = [self._steps(count) for _ in range(repetitions)]
         rates = tuple(count * self._batch / seconds for seconds, _ in runs)
         return Row(
             0, count, self._depth, self._batch, rates,
-            capture_seconds=statistics.mean(capture for _, capture in runs),
+            capture_seconds=capture,
             step=self._step_cost(min(count, _OVERHEAD_STEPS)),
         )  # fmt: skip
 
     def _steps(self, count: int) -> tuple[float, float]:
         """Seconds of `count` steps, and of the step before them that is captured."""
-        loop = self._loop(count + 1, self._runner.backend.run_ahead)
-        start = time.perf_counter()
-        loop.step()
+        self._begin(self._runner.backend.run_ahead)
+        rows, start = self._rows, time.perf_counter()
+        rows.step()
         captured = time.perf_counter()
         for _ in range(count):
-            loop.step()
+            rows.step()
         return time.perf_counter() - captured, captured - start
 
     def _step_cost(self, count: int) -> StepCost | None:
         timed = self._runner.backend.timed_kernels()
         if timed is None:
             return None
-        loop = self._loop(count + 1, 0)
-        loop.step()
+        self._begin(0)
+        rows = self._rows
+        rows.step()
         with timed as clock:
             start = time.perf_counter()
             for _ in range(count):
-                loop.step()
+                rows.step()
             seconds = (time.perf_counter() - start) / count
-        calls = loop.calls()
+        calls = rows.program.calls()
         in_numpy = sum(call.startswith("numpy ") for call in calls)
         return StepCost(seconds, seconds - clock.seconds / count, len(calls) - in_numpy, in_numpy)
 
-    def _loop(self, steps: int, run_ahead: int) -> DecodeLoop:
-        B = self._batch
+    def _begin(self, run_ahead: int) -> None:
+        self._to_depth()
+        self._rows.run_ahead = run_ahead
         ids = [tokens[self._depth] for tokens in self._tokens]
-        return DecodeLoop(
-            self._runner, self._at_depth(), self._sampler(), range(B), ids, [self._depth] * B,
-            steps, run_ahead,
-        )  # fmt: skip
+        self._rows.begin(ids, [self._depth] * self._batch)
 
-    def _at_depth(self) -> KVCache:
-        """The cache with the first `depth` tokens in it."""
-        if self._depth and not (self._filled and self._reusable):
-            prompts = [tokens[: self._depth] for tokens in self._tokens]
-            self._runner.prefill(self._cache, range(self._batch), prompts)
+    def _to_depth(self) -> None:
+        """The first `depth` tokens are kept; a run may write the positions behind them again."""
+        if self._depth and not self._filled:
+            self._rows.prefill([tokens[: self._depth] for tokens in self._tokens])
             self._filled = True
-        return self._cache
-
-    def _sampler(self) -> Sampler:
-        greedy = [SamplingOptions()] * self._batch
-        return Sampler(self._runner.backend, greedy, [[]] * self._batch, self._vocab)
 
 
 def _check_context(model: LanguageModel, workload: Workload) -> None:

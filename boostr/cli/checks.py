@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boostr import __version__, backends, env
+from boostr.backends.numpy.runtime import memory
 from boostr.cli.output import human_bytes
 from boostr.errors import BoostrError
 
@@ -95,10 +96,8 @@ def _memory() -> Check:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return Check("memory", SKIP, "this system does not say how much there is")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
+    free = memory.available()
+    if free is None:
         return Check("memory", PASS, human_bytes(total))
     status = WARN if free < 1 << 30 else PASS
     return Check("memory", status, f"{human_bytes(total)}, {human_bytes(free)} of it available")

@@ -34,7 +34,6 @@ class Conversation:
         if not has_template(model):
             raise OptionError(f"{model.source} has no chat template; use: boostr run --raw")
         self._model, self._options, self._chat = model, options, chat or Chat()
-        self._cache = model.new_prompt_cache()
         self.system = system_prompt(model, system)
         self.turns: list[dict[str, str]] = []
         self.dropped = 0
@@ -61,7 +60,6 @@ class Conversation:
         pieces = self._model.stream(
             messages=as_messages(self.system, *kept),
             options=replace(self._options),
-            prompt_cache=self._cache,
             **asdict(self._chat),
         )
         self.turns = kept

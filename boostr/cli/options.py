@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boostr.cli.types import (
+    AMOUNT,
     ASSIGNMENT,
     BACKEND,
     DTYPE,
@@ -42,6 +43,7 @@ class ModelChoice:
     quantize: str | None = None
     quantize_embeddings: str | bool | None = None
     kv_dtype: str | None = None
+    kv_memory: str | None = None
     revision: str | None = None
     offline: bool = False
     verbose: bool = False
@@ -65,6 +67,7 @@ class ModelChoice:
             quantize=self.quantize,
             quantize_embeddings=self.quantize_embeddings,
             kv_dtype=self.kv_dtype,
+            kv_memory=self.kv_memory,
             revision=self.revision,
             offline=self.offline or None,
             progress=True,
@@ -171,6 +174,10 @@ _kv_dtype = click.option(
     "--kv-dtype", type=KV_FORM, metavar="NAME",
     help="Keep keys and values as int8 or int4. [default: floats]",
 )  # fmt: skip
+_kv_memory = click.option(
+    "--kv-memory", type=AMOUNT, metavar="AMOUNT",
+    help="The most memory for keys and values, such as 4G. [default: a quarter of what is free]",
+)  # fmt: skip
 _source = [
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
     click.option("--offline", is_flag=True, help="Use the cache only, never the network."),
@@ -188,12 +195,14 @@ encoder_choice = packed(
     ],
 )  # fmt: skip
 model_argument = packed(  # for verbs whose subject is the model, not a prompt
-    "choice", ModelChoice, [click.argument("model", required=False), _kv_dtype, *_loading]
+    "choice",
+    ModelChoice,
+    [click.argument("model", required=False), _kv_dtype, _kv_memory, *_loading],
 )
 task_model = packed(  # for verbs of which the default model knows nothing
     "choice", ModelChoice, [click.argument("model"), *_loading]
 )
-decoder_choice = packed("choice", ModelChoice, [_model, _kv_dtype, *_loading])
+decoder_choice = packed("choice", ModelChoice, [_model, _kv_dtype, _kv_memory, *_loading])
 template_choice = packed(
     "template",
     TemplateChoice,

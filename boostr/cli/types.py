@@ -143,6 +143,12 @@ def _check_kv_form(value: str) -> None:
     parse_kv_form(value)
 
 
+def _check_amount(value: str) -> None:
+    from boostr.env import parse_bytes
+
+    parse_bytes(value, "kv_memory")
+
+
 TEXT = _Text()
 JSON_FILE = _JsonFile()
 ASSIGNMENT = _Assignment()
@@ -151,3 +157,4 @@ DTYPE = _Checked("dtype", _check_dtype)
 SCHEME = _Checked("scheme", _check_scheme)
 TABLE_SCHEME = _TableScheme()
 KV_FORM = _Checked("kv_dtype", _check_kv_form)
+AMOUNT = _Checked("amount", _check_amount)

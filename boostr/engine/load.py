@@ -49,7 +49,7 @@ AnyModel = (
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
     "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
-    "kv_dtype": (str, type(None)),
+    "kv_dtype": (str, type(None)), "kv_memory": (str, int, type(None)),
     "revision": (str, type(None)), "offline": (bool, type(None)), "progress": (bool,),
 }  # fmt: skip
 
@@ -62,6 +62,7 @@ def load(
     quantize: str | None = None,
     quantize_embeddings: str | bool | None = None,
     kv_dtype: str | None = None,
+    kv_memory: str | int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
@@ -79,6 +80,7 @@ def load(
             False to keep them; None keeps them with 8 bits and makes them int8-g32 with 4.
         kv_dtype: "int8" or "int4": how keys and values are kept; default BOOSTR_KV_DTYPE, else as
             floats.
+        kv_memory: the most memory for these, as "4G" or in bytes; default BOOSTR_KV_MEMORY.
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
     Returns:
@@ -106,13 +108,21 @@ def load(
     read = _load_gguf if found.kind == "gguf" else _load_folder
     try:
         made = read(found, chosen, options, kv_form)
-        if kv_dtype is not None and not isinstance(made, LanguageModel):
-            raise OptionError(f"kv_dtype: {found.source} is no text generator: it keeps no keys")
+        _set_kv_memory(made, kv_memory, kv_dtype)
         return made
     except OutOfMemoryError as error:
         failure = str(error)
     chosen.release_memory()  # what was loaded is free now that the error's frames are gone
     raise OutOfMemoryError(f"loading {found.source}: {failure}")
+
+
+def _set_kv_memory(made: AnyModel, kv_memory: str | int | None, kv_dtype: str | None) -> None:
+    """Give a text generator its budget; refuse both options for what is none."""
+    for name, value in (("kv_dtype", kv_dtype), ("kv_memory", kv_memory)):
+        if value is not None and not isinstance(made, LanguageModel):
+            raise OptionError(f"{name}: {made.source} is no text generator: it keeps no keys")
+    if isinstance(made, LanguageModel) and kv_memory is not None:
+        made.engine.kv_memory = env.parse_bytes(str(kv_memory), "kv_memory")
 
 
 def load_module(

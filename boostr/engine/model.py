@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boostr.backends.base import Backend
-from boostr.engine.generate import finite, generate
-from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, of_types, prompt_list
+from boostr.engine.engine import Engine
+from boostr.engine.fixed_rows import FixedRows
+from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, prompt_list
 from boostr.engine.loaded import Loaded
 from boostr.engine.options import SamplingOptions
-from boostr.engine.prompt_cache import PromptCache
 from boostr.engine.runner import Runner
 from boostr.engine.sequence import Completion, Piece, TokenLogprobs, Usage
 from boostr.engine.sequence import Sequence as Generation
-from boostr.errors import OptionError, TokenizerError
+from boostr.errors import NumericsError, OptionError, TokenizerError
 from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
 from boostr.quant.kv import KVForm
@@ -66,6 +66,7 @@ class LanguageModel(Loaded):
         self.config = module.config
         self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids if tokenizer else ())
         self.runner = Runner(module, backend, kv_form)
+        self.engine = Engine(self.runner)
 
     # -- generation ------------------------------------------------------------------------------
     def generate(
@@ -94,7 +95,7 @@ class LanguageModel(Loaded):
         """
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        return self._complete([sequence], finite(self._pieces([sequence])))[0]
+        return self._complete([sequence], _finite(self.engine.pieces([sequence])))[0]
 
     def stream(
         self,
@@ -105,24 +106,15 @@ class LanguageModel(Loaded):
         continue_final_message: bool | str = False,
         template_arguments: Mapping[str, Any] | None = None,
         options: SamplingOptions | None = None,
-        prompt_cache: PromptCache | None = None,
         **changes: Any,
     ) -> Iterator[Piece]:
         """As `generate`, a piece at a time; the last has `finish_reason` and `timings`.
 
-        With a `prompt_cache` (see `new_prompt_cache`) the tokens that the prompt shares with the
-        one before are not processed again.
+        A stream that is closed, or dropped, stops.
         """
-        of_types("stream", {"prompt_cache": (PromptCache, type(None))}, locals())
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        if prompt_cache is not None:
-            return finite(prompt_cache.generate(sequence))
-        return finite(self._pieces([sequence]))
-
-    def new_prompt_cache(self) -> PromptCache:
-        """What a conversation keeps from turn to turn; for `stream`."""
-        return PromptCache(self.runner)
+        return _finite(self.engine.pieces([sequence]))
 
     def generate_batch(
         self,
@@ -153,7 +145,7 @@ class LanguageModel(Loaded):
                 sequences.append(self._start(index, None, prompt, chat, own))  # type: ignore
             else:
                 sequences.append(self._start(index, prompt, None, plain, own))  # type: ignore
-        return self._complete(sequences, self._pieces(sequences)) if sequences else []
+        return self._complete(sequences, self.engine.pieces(sequences))
 
     def _start(
         self, index: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,
@@ -168,6 +160,10 @@ class LanguageModel(Loaded):
             )
         if options.stop:
             required(self.tokenizer, self.source)
+        vocab = self.config.vocab_size
+        wrong = next((token for token in options.logit_bias if token >= vocab), None)
+        if wrong is not None:
+            raise OptionError(f"logit_bias: token {wrong} is not in 0..{vocab - 1}")
         limit = min(options.max_tokens, context - len(ids))
         return Generation.start(index, ids, options, limit, self.eos_ids, self.tokenizer)
 
@@ -204,10 +200,6 @@ class LanguageModel(Loaded):
             raise TokenizerError(
                 f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}"
             )
-
-    def _pieces(self, sequences: Sequence[Generation]) -> Iterator[Piece]:
-        length = max(len(s.prompt) + s.limit for s in sequences)
-        return generate(self.runner, sequences, self.runner.new_cache(len(sequences), length))
 
     def _complete(self, sequences: list[Generation], pieces: Iterator[Piece]) -> list[Completion]:
         texts = ["" for _ in sequences]
@@ -255,7 +247,8 @@ class LanguageModel(Loaded):
         context = self.config.max_position_embeddings
         if not 2 <= len(ids) <= context:
             raise OptionError(f"score: expected 2 to {context} tokens, got {len(ids)}")
-        return Score(float(self.runner.losses(ids).sum(dtype=np.float64)), len(ids) - 1)
+        losses = FixedRows(self.runner, 1, len(ids)).losses(ids)
+        return Score(float(losses.sum(dtype=np.float64)), len(ids) - 1)
 
     def rerank(
         self,
@@ -291,6 +284,17 @@ class LanguageModel(Loaded):
         """Weights counted as numbers; packed ones by their logical shape."""
         weights = self.module.weights().values()
         return sum(w.size for w in weights)
+
+
+def _finite(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces of one sequence; NumericsError in place of one that ends with an error."""
+    for count, piece in enumerate(pieces):
+        if piece.finish_reason == "error":
+            raise NumericsError(
+                f"the logits after {count} generated tokens are nan or infinite: the weights are "
+                "damaged, or their values are too large for the dtype; try dtype='float32'"
+            )
+        yield piece
 
 
 def _options(options: SamplingOptions | None, changes: Mapping[str, Any]) -> SamplingOptions:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.inputs import of_types
 from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
@@ -67,13 +68,13 @@ def perplexity(
             f"perplexity: the text has {len(ids)} tokens, a chunk has {context}; give a longer "
             "text or a smaller context"
         )
-    cache = model.runner.new_cache(1, context)
+    rows = FixedRows(model.runner, 1, context)
     losses: list[np.ndarray] = []
     running: list[float] = []
     for number in range(count):
         chunk = ids[number * context : (number + 1) * context]
         chunk[: len(bos)] = bos
-        losses.append(_checked(model.runner.losses(chunk, context // 2, cache), model.source))
+        losses.append(_checked(rows.losses(chunk, context // 2), model.source))
         running.append(_mean(losses)[0])
         if progress is not None:
             progress(number + 1, count, running[-1])

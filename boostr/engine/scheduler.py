@@ -196,6 +196,18 @@ class Scheduler:
         for job in self._waiting:
             job.keys = None  # made when its turn comes
 
+    def move_down(self, least: int) -> tuple[Job, int] | None:
+        """Give the running job in the highest row, if that is `least` or above, the lowest free
+        row below it; the job and the row that it had. None: there is nothing to gain."""
+        if not self._free_rows or not self._running:
+            return None
+        job = max(self._running, key=lambda job: job.row or 0)
+        row = job.row
+        if row is None or row < least or self._free_rows[0] > row:
+            return None
+        job.row = heapq.heapreplace(self._free_rows, row)
+        return job, row
+
     # --- rounds ---
 
     def plan(self) -> Round:

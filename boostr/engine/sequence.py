@@ -25,12 +25,13 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
     @classmethod
-    def of(cls, logits: np.ndarray, token_id: int, count: int) -> TokenLogprobs:
-        """From logits [V]."""
-        shifted = logits.astype(np.float64) - float(logits.max())
-        log_p = shifted - np.log(np.exp(shifted).sum())
-        best = np.argsort(-log_p, kind="stable")[:count]
-        return cls(token_id, float(log_p[token_id]), tuple((int(i), float(log_p[i])) for i in best))
+    def of_row(
+        cls, token_id: int, arrays: tuple[np.ndarray, ...], row: int, count: int
+    ) -> TokenLogprobs:
+        """From a row of what `ops.top_logprobs` gives."""
+        chosen, ids, logprobs = (array[row] for array in arrays)
+        top = zip(ids[:count].tolist(), logprobs[:count].tolist(), strict=True)
+        return cls(token_id, float(chosen), tuple(top))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. Of a batch, each completion carries the times of the whole batch."""
+    """Seconds, from when a sequence was asked for.
+
+    Attributes:
+        prompt_seconds, first_token_seconds: until its first token.   decode_seconds: from there on.
+        prompt_tokens: of the prompt, those that were computed, not found.
+        decoded_tokens: those behind the first.
+    """
 
     prompt_seconds: float
     first_token_seconds: float

@@ -89,6 +89,8 @@ def adamw_step(
             None if masters is None else [t.detach() for t in masters],
             step, lr, grad_scale, beta1, beta2, eps, weight_decay,
         )  # fmt: skip
+    for param in params:
+        param.version = getattr(param, "version", 0) + 1
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

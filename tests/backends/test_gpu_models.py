@@ -9,10 +9,10 @@ from draws import every
 from packed import INT8
 
 import boostr
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.load import load_module
 from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.runner import Runner
 
 FEW = [("float32", None), ("bfloat16", None), ("float16", "int8"), ("bfloat16", "int8-g32"),
        ("float32", "w8a8")]  # fmt: skip
@@ -38,20 +38,17 @@ def prompts(batch, vocab):
 
 
 def decode(made: Runner, batch: int, steps: int, run_ahead: int = 0, options=None):
-    """(ids [batch][steps], logits of the last step, the decoder)."""
+    """(ids [batch][steps], logits of the last step, the rows)."""
     vocab = made.module.config.vocab_size
     given = prompts(batch, vocab)
-    cache = made.new_cache(batch, 16 + steps)
-    sampler = Sampler(made.backend, options or [SamplingOptions()] * batch, given, vocab)
-    rows = range(batch)
-    first = sampler.choose(made.prefill(cache, rows, given)).numpy().tolist()
-    lengths = [len(p) for p in given]
-    decoder = DecodeLoop(made, cache, sampler, rows, first, lengths, steps - 1, run_ahead)
+    rows = FixedRows(made, batch, 16 + steps + run_ahead, run_ahead)
+    first = rows.prefill(given).numpy().argmax(1).tolist()
+    rows.begin(first, [len(p) for p in given], options)
     ids, logits = [first], None
     for _ in range(steps - 1):
-        chosen, logits = decoder.step()
+        chosen, logits = rows.step()
         ids.append(chosen.tolist())
-    return np.array(ids).T.tolist(), None if logits is None else logits.numpy(), decoder
+    return np.array(ids).T.tolist(), None if logits is None else logits.numpy(), rows
 
 
 @pytest.mark.parametrize("name", ["llama/bf16", "llama/odd", "mistral/window", "qwen2/tied",
@@ -86,8 +83,8 @@ def test_a_decode_step_is_five_kernels_a_layer(sampled, gpu, tmp_path):
     made = runner("llama/bf16", tmp_path, gpu)
     layers, rest = made.module.config.num_hidden_layers, {"cupy": 8, "wgpu": 5}[gpu.name]
     options = [SamplingOptions(temperature=0.9, top_k=20, top_p=0.9, seed=0)]
-    _, _, decoder = decode(made, 1, 3, 0, options if sampled else None)
-    names = [n for n in decoder.calls() if n != "device.fill"]  # of poisoned memory
+    _, _, rows = decode(made, 1, 3, 0, options if sampled else None)
+    names = [n for n in rows.program.calls() if n != "device.fill"]  # of poisoned memory
     of_layers = [n for n in names if n.startswith(("gemv", "attention"))]
     assert len(of_layers) == 5 * layers + 1, names  # and the head
     assert len(names) <= 5 * layers + rest, names
@@ -99,18 +96,6 @@ def test_running_ahead_changes_nothing(sampled, gpu, tmp_path):
     options = [SamplingOptions(temperature=0.9, top_k=20, seed=i) for i in range(3)]
     found = [decode(made, 3, 12, ahead, options if sampled else None)[0] for ahead in (0, 1, 2, 5)]
     assert found[0] == found[1] == found[2] == found[3]
-
-
-def test_a_cache_that_is_full_is_refused(gpu, tmp_path):
-    made = runner("llama/bf16", tmp_path, gpu)
-    cache = made.new_cache(1, 4)
-    sampler = Sampler(gpu, [SamplingOptions()], [[1]], made.module.config.vocab_size)
-    made.prefill(cache, [0], [[1, 2]])
-    decoder = DecodeLoop(made, cache, sampler, [0], [3], [2], run_ahead=2)
-    decoder.step()
-    decoder.step()
-    with pytest.raises(boostr.errors.BackendError, match="no room"):
-        decoder.step()
 
 
 def test_weights_that_a_program_writes_are_read_after_that(gpu):

@@ -154,11 +154,6 @@ def test_arguments_of_load(name: str, value) -> None:
         boostr.load(**{"model": "x", "offline": True, name: value})
 
 
-def test_what_is_no_prompt_cache(model) -> None:
-    with pytest.raises(OptionError, match="stream: prompt_cache must be PromptCache or None"):
-        model.stream("x", prompt_cache={})
-
-
 @pytest.mark.parametrize("ids", [None, 3, "a", [1.5], ["a"], [None], [[1]]])
 def test_what_cannot_be_decoded(model, ids) -> None:
     with pytest.raises(BoostrError, match="expected a list of whole numbers to decode"):

@@ -9,9 +9,7 @@ from tiny_model import make_tiny, make_tiny_encoder
 
 import boostr
 from boostr import env
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop
-from boostr.engine.sampler import Sampler
+from boostr.engine.fixed_rows import FixedRows
 from boostr.errors import OptionError
 from boostr.quant.kv import KV_FORMS
 
@@ -32,10 +30,12 @@ def model(request, where, folder):
 
 def test_a_cache_is_smaller(model):
     form = model.runner.kv_form
-    cache = model.runner.new_cache(3, 5)
-    rows = 3 * 5 * 2 * 2  # of 2 kv heads, keys and values
-    assert cache.nbytes == rows * {"int8": 32 + 4, "int4": 16 + 4}[form.name]
-    assert cache.nbytes == 15 * model.runner.kv_token_bytes
+    pool = model.runner.new_pool()
+    pool.grow([3])
+    tokens = 3 * pool.block_size
+    rows = tokens * 2 * 2  # of 2 kv heads, keys and values
+    assert pool.nbytes == rows * {"int8": 32 + 4, "int4": 16 + 4}[form.name]
+    assert pool.nbytes == tokens * model.runner.kv_token_bytes
 
 
 def test_scores_are_near_those_of_floats(model, folder, where):
@@ -53,28 +53,28 @@ def test_a_batch_is_each_alone(model):
 
 
 def test_step_by_step_is_prefill(model):
-    runner, backend = model.runner, model.backend
+    runner = model.runner
     prompt = model.encode("some words and more")
-    cache = runner.new_cache(1, len(prompt) + 12)
-    sampler = Sampler(backend, [SamplingOptions()], [prompt], model.config.vocab_size)
-    first = int(sampler.choose(runner.prefill(cache, [0], [prompt])).numpy()[0])
-    loop = DecodeLoop(runner, cache, sampler, [0], [first], [len(prompt)])
+    rows = FixedRows(runner, 1, len(prompt) + 12)
+    first = int(rows.prefill([prompt]).numpy()[0].argmax())
+    rows.begin([first], [len(prompt)])
     sequence = [*prompt, first]
     for _ in range(8):
-        ids, logits = loop.step()
-        whole = runner.prefill(runner.new_cache(1, len(sequence)), [0], [sequence]).numpy()
+        ids, logits = rows.step()
+        whole = FixedRows(runner, 1, len(sequence)).prefill([sequence]).numpy()
         error = np.abs(logits.numpy() - whole).max() / np.abs(whole).max()
         # a number that lies between two codes may be rounded to either
         assert error <= {"int8": 1e-2, "int4": 1e-1}[runner.kv_form.name]
         sequence.append(int(ids[0]))
 
 
-def test_a_conversation_is_as_without_its_cache(model):
-    cache, text = model.new_prompt_cache(), []
+def test_a_conversation_is_as_without_its_cache(model, folder, where):
+    text, form = [], model.runner.kv_form.name
     for turn in ("Hello there. ", "A second question?", "And so on: " * 9):
         text += model.encode(turn)
-        kept = [p.token_id for p in model.stream(text, max_tokens=9, prompt_cache=cache)]
-        assert kept == model.generate(text, max_tokens=9).token_ids
+        kept = model.generate(text, max_tokens=9).token_ids
+        fresh = boostr.load(folder, backend=where, kv_dtype=form)
+        assert kept == fresh.generate(text, max_tokens=9).token_ids
         text += kept
 
 

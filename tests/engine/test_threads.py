@@ -61,14 +61,14 @@ def test_generations_and_embeddings_at_once(models, encoder):
 
 
 def test_a_conversation_a_thread(models):
-    """Prompt caches keep to their thread while others prefill and decode."""
+    """What turns share is kept while others prefill and decode."""
 
     def conversation(model, words):
         def run():
-            cache, text = model.new_prompt_cache(), ""
+            text = ""
             for word in words:
                 text += word
-                pieces = model.stream(text, max_tokens=4, prompt_cache=cache)
+                pieces = model.stream(text, max_tokens=4)
                 text += "".join(piece.text for piece in pieces)
             return text
 

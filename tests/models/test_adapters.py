@@ -9,10 +9,9 @@ from cases import ENCODERS, PLAIN, close, each, named
 
 from boostr import Tensor, autograd, dtypes, nn, ops
 from boostr.dispatch import strict
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.load import load_module
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.runner import Runner
 from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
 
@@ -47,13 +46,11 @@ def pair(case, tmp_path, backend, quantize=None):
 
 def decoded(runner, prompts, steps):
     """Logits of every step of a batch, after the same tokens."""
-    cache = runner.new_cache(len(prompts), max(map(len, prompts)) + steps)
-    V = runner.module.config.vocab_size
-    sampler = Sampler(runner.backend, [SamplingOptions()] * len(prompts), prompts, V)
-    logits = [runner.prefill(cache, range(len(prompts)), prompts).numpy()]
+    rows = FixedRows(runner, len(prompts), max(map(len, prompts)) + steps)
+    logits = [rows.prefill(prompts).numpy()]
     first = logits[0].argmax(1).tolist()
-    decoder = DecodeLoop(runner, cache, sampler, range(len(prompts)), first, [*map(len, prompts)])
-    logits += [decoder.step()[1].numpy().copy() for _ in range(steps - 1)]
+    rows.begin(first, [*map(len, prompts)])
+    logits += [rows.step()[1].numpy().copy() for _ in range(steps - 1)]
     return np.stack(logits)
 
 
@@ -66,7 +63,7 @@ def test_decoders(case, plain_backend, tmp_path):
         close(made.logits(ids).numpy(), dense.logits(ids).numpy())
         for prompts in ([ids], [ids[:7], ids[:1], ids[:12]]):
             close(decoded(made, prompts, 6), decoded(dense, prompts, 6))
-    got, want = made.losses(ids), dense.losses(ids)
+    got, want = (FixedRows(m, 1, len(ids)).losses(ids) for m in (made, dense))
     assert np.abs(got - want).max() <= RTOL * want.max()
 
 

@@ -11,12 +11,10 @@ import pytest
 from cases import DECODERS, PLAIN, close, each, named
 
 from boostr import backends, dtypes
-from boostr.engine import prefill as prefill_module
-from boostr.engine import runner as runner_module
+from boostr.engine import steps as steps_module
+from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.load import load_module
-from boostr.engine.options import SamplingOptions
-from boostr.engine.runner import DecodeLoop, Runner
-from boostr.engine.sampler import Sampler
+from boostr.engine.runner import Runner
 from boostr.program import capture
 
 
@@ -31,14 +29,11 @@ def make_runner(case, tmp_path, backend, **options) -> Runner:
 
 def greedy(runner, prompts, count):
     """Greedy ids [len(prompts)][count], all prompts decoded together."""
-    cache = runner.new_cache(len(prompts), max(map(len, prompts)) + count)
-    options = [SamplingOptions()] * len(prompts)
-    sampler = Sampler(runner.backend, options, prompts, runner.module.config.vocab_size)
-    rows = range(len(prompts))
-    ids = [sampler.choose(runner.prefill(cache, rows, prompts)).numpy().tolist()]
-    decoder = DecodeLoop(runner, cache, sampler, rows, ids[0], [len(p) for p in prompts])
+    rows = FixedRows(runner, len(prompts), max(map(len, prompts)) + count)
+    ids = [rows.prefill(prompts).numpy().argmax(1).tolist()]
+    rows.begin(ids[0], [len(p) for p in prompts])
     while len(ids) < count:
-        ids.append(decoder.step()[0].tolist())
+        ids.append(rows.step()[0].tolist())
     return np.array(ids).T.tolist()
 
 
@@ -58,7 +53,7 @@ def test_activations_in_the_dtype_of_the_checkpoint(backend, tmp_path):
     for ids in cases.sequences(case):
         found.append(ours := runner.logits(ids).numpy())
         assert ours.dtype == np.float32
-        cached = runner.prefill(runner.new_cache(1, len(ids)), [0], [ids.tolist()]).numpy()
+        cached = FixedRows(runner, 1, len(ids)).prefill([ids.tolist()]).numpy()
         assert np.linalg.norm(cached[0] - ours[-1]) <= 2e-2 * np.linalg.norm(ours[-1])
     assert np.linalg.norm(cases.kept(found) - truth) <= 2e-2 * np.linalg.norm(truth)
 
@@ -84,22 +79,20 @@ def test_chunked_prefill_equals_whole(case, backend, tmp_path):
     runner, ids = make_runner(case, tmp_path, backend), cases.sequences(case)[-1]
     whole = runner.logits(ids).numpy()[-1:]
     for chunk in (1, 5, len(ids)):
-        cache = runner.new_cache(1, len(ids))
-        cache.chunk = chunk
-        close(runner.prefill(cache, [0], [ids]).numpy(), whole)
+        rows = FixedRows(runner, 1, len(ids))
+        close(rows.prefill([ids], chunk=chunk).numpy(), whole)
 
 
 @each(PLAIN)
 def test_decoding_step_by_step_equals_prefill(case, backend, tmp_path):
     """The logits of every step of the captured program are those of the sequence as one prompt."""
     runner, prompt = make_runner(case, tmp_path, backend), cases.prompt(case)
-    cache = runner.new_cache(1, len(prompt) + 24)
-    sampler = Sampler(backend, [SamplingOptions()], [prompt], runner.module.config.vocab_size)
-    first = int(sampler.choose(runner.prefill(cache, [0], [prompt])).numpy()[0])
-    decoder = DecodeLoop(runner, cache, sampler, [0], [first], [len(prompt)])
+    rows = FixedRows(runner, 1, len(prompt) + 24)
+    first = int(rows.prefill([prompt]).numpy()[0].argmax())
+    rows.begin([first], [len(prompt)])
     sequence, steps = [*prompt, first], []
     for _ in range(20):
-        ids, logits = decoder.step()
+        ids, logits = rows.step()
         sequence.append(int(ids[0]))
         steps.append(logits.numpy()[0].copy())
     whole = runner.logits(sequence[:-1]).numpy()[len(prompt) :]
@@ -111,9 +104,9 @@ def test_batch_of_eight_lengths_equals_each_alone(case, backend, tmp_path):
     runner, ids = make_runner(case, tmp_path, backend), cases.sequences(case)[-1].tolist()
     spans = ((0, 1), (3, 5), (0, 8), (2, 13), (1, 18), (5, 28), (0, 33), (7, 40))
     prompts = [ids[a:b] for a, b in spans]
-    together = runner.prefill(runner.new_cache(8, 48), range(8), prompts).numpy()
+    together = FixedRows(runner, 8, 48).prefill(prompts).numpy()
     for row, prompt in zip(together, prompts, strict=True):
-        alone = runner.prefill(runner.new_cache(1, 48), [0], [prompt]).numpy()[0]
+        alone = FixedRows(runner, 1, 48).prefill([prompt]).numpy()[0]
         close(row, alone)
     assert greedy(runner, prompts, 12) == [greedy(runner, [p], 12)[0] for p in prompts]
 
@@ -134,7 +127,7 @@ def test_quantized_models_stay_close(scheme, embeddings, backend, tmp_path):
 
 @each(PLAIN)
 def test_recorded_chunks_equal_eager_ones(case, backend, tmp_path, monkeypatch):
-    """Prompts that need several whole chunks, on a cache that has seen chunks before."""
+    """Prompts that need several chunks, of sizes that have been seen before."""
     runner = make_runner(case, tmp_path, backend)
     rng = np.random.default_rng(2)
     lengths = (23, 12, 8, 3)
@@ -143,10 +136,10 @@ def test_recorded_chunks_equal_eager_ones(case, backend, tmp_path, monkeypatch):
     found = []
     for recorded in (False, True):
         monkeypatch.setattr(type(backend), "records_prefill", recorded)
-        cache = runner.new_cache(len(prompts), 32)
+        rows = FixedRows(runner, len(prompts), 32)
         for _ in range(2):  # the second time over what the first has left
-            logits = runner.prefill(cache, range(len(prompts)), prompts)
-        assert bool(cache.programs.get(4)) == recorded
+            logits = rows.prefill(prompts)
+        assert bool(rows.steps.captures) == recorded
         found.append(logits.numpy())
     close(found[1], found[0])
 
@@ -160,22 +153,20 @@ def test_a_cache_is_freed_without_the_garbage_collector(monkeypatch, tmp_path):
         program.keep = fn  # type: ignore[attr-defined]
         return program
 
-    monkeypatch.setattr(runner_module, "capture", keeping)
-    monkeypatch.setattr(prefill_module, "capture", keeping)
+    monkeypatch.setattr(steps_module, "capture", keeping)
     monkeypatch.setattr(type(backend), "records_prefill", True)
     monkeypatch.setattr(type(backend), "prefill_chunk", 4)
     runner = make_runner(named("llama/tied"), tmp_path, backend)
     gc.collect()
     gc.disable()
     try:
-        cache = runner.new_cache(1, 20)
-        runner.prefill(cache, [0], [list(range(1, 13))])
-        assert cache.programs[4] is not None
-        sampler = Sampler(backend, [SamplingOptions()], [[1]], runner.module.config.vocab_size)
-        decoder = DecodeLoop(runner, cache, sampler, [0], [1], [12])
-        decoder.step()
-        gone = weakref.ref(cache)
-        del cache, decoder, sampler
+        rows = FixedRows(runner, 1, 20)
+        rows.prefill([list(range(1, 13))])
+        rows.begin([1], [12])
+        rows.step()
+        assert rows.steps.captures > 1
+        gone = weakref.ref(rows.steps.pool)
+        del rows
         assert gone() is None
     finally:
         gc.enable()

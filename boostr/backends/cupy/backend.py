@@ -55,6 +55,7 @@ class CupyBackend(ArrayBackend):
     name = "cupy"
     prefill_chunk = 2048
     records_prefill = True
+    kv_block, sequence_rows = 128, 256
     run_ahead = 2
     joins_weights = True
 
@@ -114,6 +115,18 @@ class CupyBackend(ArrayBackend):
             "GiB are free now. A smaller or quantized model (--quantize int8), a shorter context "
             "or a smaller batch needs less"
         )
+
+    def _concat(self, axis: int, *arrays: Array) -> Array:
+        if not self.capturing:
+            return super()._concat(axis, *arrays)
+        shape = list(arrays[0].shape)  # CuPy would upload pointers, which no capture takes
+        shape[axis] = sum(x.shape[axis] for x in arrays)
+        out, start = cupy.empty(shape, np.result_type(*(x.dtype for x in arrays))), 0
+        for x in arrays:
+            stop = start + x.shape[axis]
+            out[(*(slice(None),) * axis, slice(start, stop))] = x
+            start = stop
+        return out
 
     def from_numpy(self, array: np.ndarray) -> Array:
         if array.dtype in _UNKNOWN:
@@ -262,6 +275,11 @@ class CupyBackend(ArrayBackend):
 
     def used_memory(self) -> int:
         return max(0, self._taken() - self._taken_at_start)
+
+    def free_memory(self) -> int:
+        """What the device has free, and what CuPy keeps for reuse."""
+        self._use()
+        return cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
 
     def release_memory(self) -> None:
         gc.collect()

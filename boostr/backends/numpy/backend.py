@@ -16,7 +16,7 @@ from boostr import env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, KernelClock
 from boostr.backends.numpy.kernel_table import find_kernel
-from boostr.backends.numpy.runtime import jit, slabs, threads
+from boostr.backends.numpy.runtime import jit, memory, slabs, threads
 from boostr.errors import BackendError
 from boostr.program import Program
 
@@ -50,6 +50,9 @@ class NumpyBackend(ArrayBackend):
     @property
     def device(self) -> str:
         return "numpy"
+
+    def free_memory(self) -> int | None:
+        return memory.available()
 
     def from_numpy(self, array: np.ndarray) -> Array:
         return array

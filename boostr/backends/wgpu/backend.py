@@ -51,6 +51,7 @@ class WgpuBackend(Primitives):
     name = "wgpu"
     prefill_chunk = 512
     records_prefill = True
+    kv_block, sequence_rows = 64, 64
     run_ahead = 3
     joins_weights = True
 

@@ -1,0 +1,342 @@
+"""Engine: every generation of a model, as rows of one batch that sequences join and leave.
+
+A round is: take what callers have asked for, let the scheduler plan, start one decode step and
+then a pass over prompts, read the oldest step. The device runs some steps ahead of what has been
+read. There is no thread: the caller that waits for a piece runs rounds until it has one, for
+everybody; others wait, and one of them goes on when it leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boostr import dispatch
+from boostr.engine.blocks import BlockPool
+from boostr.engine.job import Job
+from boostr.engine.kv_budget import wanted_blocks
+from boostr.engine.passes import Outcome, Part, Variant
+from boostr.engine.request import Outbox, Request
+from boostr.engine.runner import Runner
+from boostr.engine.scheduler import Chunk, Scheduler
+from boostr.engine.sequence import Piece, TokenLogprobs
+from boostr.engine.sequence import Sequence as Generation
+from boostr.engine.slots import Slots
+from boostr.engine.steps import Steps, row_bucket
+from boostr.errors import BackendError, FallbackError
+
+
+class _Reading(NamedTuple):
+    """A step that was started: how its results are read, and whose they are."""
+
+    reads: list[Callable[[], np.ndarray]]
+    rows: list[tuple[int, Job, int]]  # row of the results, whose, and its count of preemptions
+
+
+class Engine:
+    """Generates for one model, for any number of threads.
+
+    Attributes:
+        pool: its keys and values.   steps: its programs.
+        kv_memory: bytes that keys and values may take; None: see `wanted_blocks`.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.kv_memory: int | None = None
+        self.runner, self.backend = runner, runner.backend
+        self.pool = runner.new_pool()
+        self._context = runner.module.config.max_position_embeddings
+        self._weights: tuple[Any, ...] = ()
+        self._lock, self._process = threading.Lock(), os.getpid()
+        self._busy = False  # a caller is in a round
+        self._waiting: dict[Outbox, None] = {}  # of callers that leave the rounds to it
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._live: dict[Request, None] = {}  # in order of arrival
+        self._pending: deque[_Reading] = deque()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Empty rows and a scheduler without jobs, over the memory there is."""
+        backend, pool = self.backend, self.pool
+        columns = -(-self._context // pool.block_size)
+        self._slots = Slots(backend, backend.sequence_rows, columns, len(pool.windows))
+        self.steps = Steps(self.runner, pool, self._slots)
+        self._scheduler = Scheduler(
+            [BlockPool(count, pool.block_size) for count in pool.counts],
+            pool.windows,
+            backend.sequence_rows,
+            backend.prefill_chunk,
+            self._root(),
+            share_prefixes=not self.runner.rotary.depends_on_length,
+            chunk=backend.prefill_chunk,
+        )
+        self._pending.clear()
+
+    # -- for callers -----------------------------------------------------------------------------
+    def pieces(self, sequences: Sequence[Generation]) -> Iterator[Piece]:
+        """Pieces of all sequences as they come. What is left when the iterator is closed stops.
+
+        Raises:
+            OptionError: a sequence that the memory for keys and values does not hold.
+            BackendError: a step failed; other errors of it as they are.
+        """
+        self._check_process()
+        outbox = Outbox(self._lock)
+        requests = [Request(sequence, outbox) for sequence in sequences]
+        left = len(requests)
+        try:
+            with self._lock:
+                self._inbox.extend(requests)
+            while left:
+                self._wait(outbox)
+                piece = outbox.pieces.popleft()
+                if isinstance(piece, BaseException):
+                    raise piece
+                left -= piece.finish_reason is not None
+                yield piece
+        finally:
+            if left:
+                with self._lock:
+                    self._cancelled.extend(r for r in requests if not r.done)
+
+    def _check_process(self) -> None:
+        """After a fork the child has an engine of its own, without its parent's requests."""
+        if os.getpid() != self._process:
+            self._process, self._lock, self._busy = os.getpid(), threading.Lock(), False
+            for held in (self._inbox, self._cancelled, self._live, self._waiting):
+                held.clear()
+            self._renew()
+
+    def _wait(self, outbox: Outbox) -> None:
+        """Return when there is something in the outbox; until then run rounds, or let others."""
+        while not outbox.pieces:
+            with self._lock:
+                if self._busy:
+                    self._waiting[outbox] = None
+                    while self._busy and not outbox.pieces:
+                        outbox.turn.wait()
+                    del self._waiting[outbox]
+                if outbox.pieces:
+                    self._hand_over()
+                    return
+                self._busy = True
+            leaves = True
+            try:
+                self._round()
+                leaves = False
+            except BaseException as error:
+                self._recover(error)
+                if not isinstance(error, Exception):
+                    raise
+                leaves = False
+            finally:
+                with self._lock:
+                    self._busy = False
+                    for other in self._waiting:
+                        if other.pieces:
+                            other.turn.notify()
+                    if leaves or outbox.pieces:
+                        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Have one of those who wait run the rounds, unless somebody does."""
+        if not self._busy:
+            for other in self._waiting:
+                if not other.pieces:
+                    other.turn.notify()
+                    return
+
+    # -- a round ---------------------------------------------------------------------------------
+    def _round(self) -> None:
+        self._take_inbox()
+        plan, slots = self._scheduler.plan(), self._slots
+        for row in plan.cleared:
+            slots.clear(row)
+        for row, group, column, block in plan.writes:
+            slots.place(row, group, column, block)
+        slots.flush()
+        if plan.cleared:
+            self._close_up(plan.decoding)
+        with dispatch.strict(any(request.strict for request in self._live)):
+            if plan.decoding:
+                self._decode(plan.decoding)
+            if plan.chunks:
+                self._prefill(plan.chunks)
+        started = bool(plan.decoding or plan.chunks)
+        if not (started or self._pending) and not self._scheduler.idle:
+            raise BackendError("the engine has jobs and can start none of them")
+        while len(self._pending) > (self.backend.run_ahead if started else 0):
+            self._deliver(self._pending.popleft())
+            started = True  # what was read may let others begin
+
+    def _close_up(self, jobs: Sequence[Job]) -> None:
+        """Move rows down where a step gets narrower by it."""
+        least = row_bucket(len(jobs))
+        while (moved := self._scheduler.move_down(least)) is not None:
+            job, source = moved
+            assert job.row is not None
+            self._slots.move(source, job.row)
+            self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
+            penalties = self.steps.penalties
+            if penalties is not None and source < penalties.rows:
+                penalties.move(source, job.row)
+            self._slots.flush()
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        variant, rows, longest = Variant(), 0, 0
+        for job in jobs:
+            variant |= job.owner.variant
+            rows, longest = max(rows, job.row or 0), max(longest, job.computed)
+        outcome = self.steps.decode(rows + 1, longest, variant)
+        self._read(outcome, [(job.row or 0, job, job.preemptions) for job in jobs])
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> None:
+        variant, parts, ends = None, [], []
+        for index, chunk in enumerate(chunks):
+            job, row = chunk.job, -1
+            if chunk.final:
+                row = self._begin(job)
+                variant = job.owner.variant | (variant or Variant())
+                ends.append((index, job, job.preemptions))
+            ids = np.array(job.tokens[chunk.start : chunk.stop], np.int32)
+            parts.append(Part(ids, chunk.start, len(job.tokens), job.tables, row))
+        self._slots.flush()
+        if variant is None:
+            self.steps.hidden(parts)
+        else:
+            self._read(self.steps.prefill(parts, variant), ends)
+
+    def _begin(self, job: Job) -> int:
+        """The job's row takes part from now on; its number."""
+        request, row = job.owner, job.row
+        assert row is not None
+        options, sequence = request.sequence.options, request.sequence
+        if not job.preemptions:
+            request.cached = job.cached
+        self._slots.admit(row, options, request.seed)
+        last = job.prompt_length + job.limit - 1
+        ends = sorted(sequence.eos_ids)
+        self._slots.activate(row, len(job.tokens), job.accepted, last, ends)
+        penalties = self.steps.penalties
+        if options.penalizes:
+            penalties = self.steps.penalties_for(row, len(options.logit_bias))
+        if penalties is not None and row < penalties.rows:
+            penalties.admit(row, options, job.tokens, job.prompt_length)
+        return row
+
+    def _read(self, outcome: Outcome, rows: list[tuple[int, Job, int]]) -> None:
+        tensors = [outcome.chosen, *(outcome.logprobs or ())]
+        reads = [self.backend.start_read(tensor.data) for tensor in tensors]
+        self._pending.append(_Reading(reads, rows))
+
+    def _deliver(self, reading: _Reading) -> None:
+        chosen, *logprobs = [read() for read in reading.reads]
+        tokens = chosen.tolist()
+        for at, job, preemptions in reading.rows:
+            if job.state != "running" or job.preemptions != preemptions:
+                continue
+            request: Request = job.owner
+            token, wanted = tokens[at], request.sequence.options.logprobs
+            own = None
+            if logprobs and wanted is not None and token >= 0:
+                own = TokenLogprobs.of_row(token, tuple(logprobs), at, wanted)
+            request.take(token, own)
+            if token >= 0:
+                self._scheduler.accept(job, token)
+            if request.done:
+                self._scheduler.finish(job)
+                self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        request.done, request.job.owner = True, None
+        del self._live[request]
+
+    # -- what comes and goes ---------------------------------------------------------------------
+    def _take_inbox(self) -> None:
+        with self._lock:
+            new, gone = list(self._inbox), list(self._cancelled)
+            self._inbox.clear()
+            self._cancelled.clear()
+        for request in gone:
+            if request in self._live:
+                self._scheduler.cancel(request.job)
+                self._leave(request)
+        new = [request for request in new if request not in gone]
+        if not new:
+            return
+        self._note_changes()
+        try:
+            fits = self._room_for(new)
+        except Exception as error:  # these cannot run; the others can
+            for request in new:
+                request.fail(error)
+            return
+        if fits:
+            for request in new:
+                self._submit(request)
+        else:  # the pool grows once nobody stands in it
+            with self._lock:
+                self._inbox.extendleft(reversed(new))
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self._scheduler.submit(request.job)
+        except Exception as error:  # this one cannot run; the others can
+            request.fail(error)
+        else:
+            self._live[request] = None
+
+    def _room_for(self, requests: Sequence[Request]) -> bool:
+        """Grow the pool to what these need, if that is more than it has; False: not yet, as others
+        are at work and what they do must not be moved."""
+        lengths = [r.job.prompt_length + r.job.limit for r in requests]
+        needs = [self._scheduler.blocks_for(length) for length in lengths]
+        counts = wanted_blocks(self.pool, needs, self.backend, self.kv_memory)
+        if all(now >= wanted for now, wanted in zip(self.pool.counts, counts, strict=True)):
+            return True
+        if not self._scheduler.idle or self._pending:
+            alone = [max(column) for column in zip(*needs, strict=True)]
+            return all(n >= m for n, m in zip(self.pool.counts, alone, strict=True))
+        self.pool.grow(counts)
+        for blocks, count in zip(self._scheduler.pools, counts, strict=True):
+            blocks.grow(count)
+        self.steps.forget_programs()
+        return True
+
+    # -- changes and failures --------------------------------------------------------------------
+    def _note_changes(self) -> None:
+        """Forget what was computed with weights that have changed since."""
+        weights = _identity(self.runner.module.weights())
+        if weights == self._weights:
+            return
+        if [w[0] for w in weights] != [w[0] for w in self._weights]:
+            self.steps.forget_programs()
+        self._weights = weights
+        self._scheduler.rehash(self._root())
+
+    def _root(self) -> bytes:
+        return repr(hash(self._weights)).encode()
+
+    def _recover(self, error: BaseException) -> None:
+        """After a round that broke off: nothing on the device is sure. Those who ran fail with the
+        error, or begin again if it was meant for somebody else alone."""
+        fails = isinstance(error, Exception)
+        for request in list(self._live):
+            strict_only = isinstance(error, FallbackError) and not request.strict
+            if fails and request.job.state != "waiting" and not strict_only:
+                request.fail(error)
+                self._leave(request)
+        self._renew()
+        for request in self._live:
+            self._scheduler.submit(request.new_job())
+
+
+def _identity(weights: dict[str, Any]) -> tuple[Any, ...]:
+    """What changes when weights do: the objects, and how often each was written."""
+    return tuple((id(weight), getattr(weight, "version", 0)) for weight in weights.values())

@@ -1,0 +1,87 @@
+"""Request: one generation on its way through the engine, and what its caller waits for."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+
+from boostr.dispatch import is_strict
+from boostr.engine.job import Job
+from boostr.engine.passes import Variant
+from boostr.engine.sequence import Piece, Timings, TokenLogprobs
+from boostr.engine.sequence import Sequence as Generation
+
+
+class Outbox:
+    """What the requests of one call have for their caller, and where it waits for that.
+
+    Attributes:
+        pieces: not taken yet; an error ends the call.   turn: to be notified of them.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.pieces: deque[Piece | BaseException] = deque()
+        self.turn = threading.Condition(lock)
+
+
+class Request:
+    """A sequence, the pieces of it that its caller has not taken, and when things happened.
+
+    Attributes:
+        outbox: shared by the requests of one call.   job: what the scheduler knows of it.
+        seed: of its draws.   strict: whether its caller forbids composites.
+    """
+
+    def __init__(self, sequence: Generation, outbox: Outbox) -> None:
+        options = sequence.options
+        self.sequence, self.outbox = sequence, outbox
+        self.seed = secrets.randbits(63) if options.seed is None else options.seed
+        self.strict = is_strict()
+        self.variant = Variant(
+            options.temperature > 0, options.penalizes, options.logprobs is not None
+        )
+        self.cached = 0
+        self.done = False
+        self.job = self.new_job()
+        self._start, self._first = time.perf_counter(), 0.0
+
+    def new_job(self) -> Job:
+        """The rest of it as a job: the prompt, and the output so far."""
+        sequence = self.sequence
+        tokens = [*sequence.prompt, *sequence.output]
+        self.job = Job(tokens, len(sequence.prompt), sequence.limit, owner=self)
+        return self.job
+
+    def take(self, token: int, logprobs: TokenLogprobs | None) -> None:
+        """The next token; -1: its logits are not finite."""
+        sequence = self.sequence
+        if not sequence.output:
+            self._first = time.perf_counter()
+        if token < 0:
+            sequence.finish_reason = "error"
+            self._put(sequence.stream.finish(), None, None)
+        else:
+            self._put(sequence.add(token), token, logprobs)
+        self.done = sequence.finish_reason is not None
+
+    def fail(self, error: BaseException) -> None:
+        self.done = True
+        self.outbox.pieces.append(error)
+
+    def _put(self, text: str, token: int | None, logprobs: TokenLogprobs | None) -> None:
+        sequence = self.sequence
+        ended = sequence.finish_reason is not None
+        timings = self._timings() if ended else None
+        self.outbox.pieces.append(
+            Piece(text, token, sequence.index, sequence.finish_reason, logprobs, timings)
+        )
+
+    def _timings(self) -> Timings:
+        now, count = time.perf_counter(), len(self.sequence.output)
+        first = self._first - self._start
+        return Timings(
+            first, first, now - self._first, len(self.sequence.prompt) - self.cached,
+            max(0, count - 1),
+        )  # fmt: skip

@@ -1,0 +1,237 @@
+"""Slots: the rows of state on the device that decode steps work on, one for each sequence.
+
+The host changes rows only between programs: it notes what is to be written, and `flush` writes it
+in a launch for each tensor. What a step changes (ids, positions, lengths, ends) the device changes
+itself, see `ops.advance_rows`; the host may be some steps late and never needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from boostr import dtypes
+from boostr.backends.base import Backend
+from boostr.engine.options import SamplingOptions
+from boostr.ops import core
+from boostr.ops import rows as fields
+from boostr.ops.sampling import seed_words
+from boostr.tensor import Tensor, full, zeros
+
+_FLOATS = ("temperature", "top_p", "min_p")
+
+
+class _Field:
+    """A tensor whose elements are written one by one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._flat = tensor.reshape(-1)
+        self.changes: dict[int, int | float] = {}
+
+    def flush(self) -> None:
+        if not self.changes:
+            return
+        backend = self.tensor.backend
+        places = Tensor(np.fromiter(self.changes.keys(), np.int32), backend=backend)
+        values = np.fromiter(self.changes.values(), self.tensor.dtype)
+        new = Tensor(values, backend=backend)
+        backend.put_rows(self._flat.data, places.data, new.data)
+        self.changes.clear()
+
+
+class Slots:
+    """`rows` rows, all empty.
+
+    Args:
+        columns: of the block table of each group, for sequences as long as the context.
+    Attributes:
+        state: int32 [FIELDS, rows], see `ops.advance_rows`.
+    """
+
+    def __init__(self, backend: Backend, rows: int, columns: int, groups: int) -> None:
+        self.backend, self.rows, self.columns = backend, rows, columns
+        empty = np.full((fields.FIELDS, rows), -1, np.int32)
+        empty[: fields.ENDS] = 0
+        empty[fields.OWNERS] = -1
+        self._state = _Field(Tensor(empty, backend=backend))
+        self._floats = _Field(zeros((len(_FLOATS), rows), dtypes.float32, backend))
+        self._top_k = _Field(zeros((rows,), dtypes.int32, backend))
+        self._seeds = _Field(zeros((rows, 2), dtypes.uint32, backend))
+        self._mirror = [np.full((rows, columns), -1, np.int32) for _ in range(groups)]
+        self._tables: dict[tuple[int, int], _Field] = {}
+
+    @property
+    def state(self) -> Tensor:
+        return self._state.tensor
+
+    def field(self, number: int, count: int) -> Tensor:
+        """A field of the first rows, int32 [count]: a view."""
+        return self._state.tensor[number, :count]
+
+    def sampling(self) -> dict[str, Tensor]:
+        """What `ops.sample` takes, of all rows."""
+        found = {name: self._floats.tensor[i] for i, name in enumerate(_FLOATS)}
+        state = self._state.tensor
+        return found | {
+            "top_k": self._top_k.tensor, "seeds": self._seeds.tensor,
+            "counters": state[fields.DRAWS],
+        }  # fmt: skip
+
+    def table(self, group: int, width: int) -> Tensor:
+        """The first `width` columns of a group's block table, int32 [rows, width]."""
+        key = (group, width)
+        if key not in self._tables:
+            made = Tensor(self._mirror[group][:, :width].copy(), backend=self.backend)
+            self._tables[key] = _Field(made)
+        return self._tables[key].tensor
+
+    # -- what the host writes --------------------------------------------------------------------
+    def place(self, row: int, group: int, column: int, block: int) -> None:
+        """Give a row a block; -1 takes it away."""
+        self._mirror[group][row, column] = block
+        for (of, width), field in self._tables.items():
+            if of == group and column < width:
+                field.changes[row * width + column] = block
+
+    def admit(self, row: int, options: SamplingOptions, seed: int) -> None:
+        """Note how the row draws."""
+        for i, name in enumerate(_FLOATS):
+            self._floats.changes[i * self.rows + row] = getattr(options, name)
+        self._top_k.changes[row] = options.top_k
+        for i, word in enumerate(seed_words([seed])[0].tolist()):
+            self._seeds.changes[row * 2 + i] = word
+
+    def activate(
+        self, row: int, length: int, drawn: int, limit: int, end_ids: Sequence[int]
+    ) -> None:
+        """From now on the row takes part: `length` tokens are computed, the next is chosen.
+
+        drawn: tokens chosen so far.   limit: the position of the last token that it may have.
+        """
+        ends = [*end_ids][: fields.END_IDS]
+        ends += [-1] * (fields.END_IDS - len(ends))
+        values = {
+            fields.IDS: 0, fields.POSITIONS: length - 1, fields.LENGTHS: length,
+            fields.OWNERS: row, fields.DRAWS: drawn, fields.LIMITS: limit,
+        }  # fmt: skip
+        values |= {fields.ENDS + i: token for i, token in enumerate(ends)}
+        self._write(row, values)
+
+    def give(self, row: int, field: int, value: int) -> None:
+        """Write one field of a row."""
+        self._write(row, {field: value})
+
+    def move(self, source: int, target: int) -> None:
+        """The sequence in row `source` goes on in row `target`, wherever it stands by now."""
+        self.flush()
+        state, backend = self.state, self.backend
+        column = state[:, source]
+        owner = column[fields.OWNERS : fields.OWNERS + 1]
+        owner = core.where(owner >= 0, target, owner)
+        new = core.concat([column[: fields.OWNERS], owner, column[fields.OWNERS + 1 :]])
+        places = np.arange(fields.FIELDS, dtype=np.int32) * self.rows + target
+        at = Tensor(places, backend=backend)
+        backend.put_rows(state.reshape(-1).data, at.data, new.data)
+        for group, mirror in enumerate(self._mirror):
+            for column_number in np.flatnonzero(mirror[source] >= 0).tolist():
+                self.place(target, group, column_number, int(mirror[source, column_number]))
+        self.clear(source)
+
+    def clear(self, row: int) -> None:
+        """The row stops: it writes nothing and sees nothing."""
+        self._write(row, {fields.OWNERS: -1, fields.LENGTHS: 0})
+        for group, mirror in enumerate(self._mirror):
+            for column in np.flatnonzero(mirror[row] >= 0).tolist():
+                self.place(row, group, column, -1)
+
+    def _write(self, row: int, values: dict[int, int]) -> None:
+        for field, value in values.items():
+            self._state.changes[field * self.rows + row] = value
+
+    def flush(self) -> None:
+        """Write what was noted; launched behind the programs that were started before."""
+        for field in (self._state, self._floats, self._top_k, self._seeds):
+            field.flush()
+        for field in self._tables.values():
+            field.flush()
+
+
+class Penalties:
+    """What `ops.penalize` and `ops.add_bias` take, of `rows` rows with up to `biases` biases:
+    neutral until a row is admitted."""
+
+    _OF_TOKENS = ("seen", "counts", "repetition", "presence", "frequency")
+    _PARTS = (*_OF_TOKENS, "bias_ids", "bias")
+
+    def __init__(self, backend: Backend, rows: int, vocab_size: int, biases: int) -> None:
+        wide, few = (rows, vocab_size), (rows, biases)
+        self.rows, self.biases = rows, biases
+        self.seen, self.counts = zeros(wide, dtypes.uint8, backend), zeros(wide, "int32", backend)
+        self.repetition = full((rows,), 1.0, dtypes.float32, backend)
+        self.presence, self.frequency = (zeros((rows,), "float32", backend) for _ in range(2))
+        self.bias_ids = full(few, -1, dtypes.int32, backend)
+        self.bias = zeros(few, dtypes.float32, backend)
+        self._dirty: set[int] = set()
+
+    def of_tokens(self) -> list[Tensor]:
+        """In the order of `ops.penalize`."""
+        return [getattr(self, name) for name in self._OF_TOKENS]
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._PARTS]
+
+    def first(self, rows: int) -> Penalties:
+        """Those of the first rows, as views."""
+        return self._made(rows, [tensor[:rows] for tensor in self._tensors()])
+
+    def of(self, rows: Tensor) -> Penalties:
+        """Copies of those of some rows int32 [B]."""
+        return self._made(rows.size, [core.take(tensor, rows) for tensor in self._tensors()])
+
+    def _made(self, rows: int, parts: Sequence[Tensor]) -> Penalties:
+        found = object.__new__(Penalties)
+        found.rows, found.biases, found._dirty = rows, self.biases, set()
+        for name, tensor in zip(self._PARTS, parts, strict=True):
+            setattr(found, name, tensor)
+        return found
+
+    def take_over(self, smaller: Penalties) -> None:
+        """Be in these rows what that was."""
+        self._dirty = smaller._dirty
+        for mine, its in zip(self._tensors(), smaller._tensors(), strict=True):
+            corner = tuple(slice(0, size) for size in its.shape)
+            mine[corner].assign(its)
+
+    def admit(
+        self, row: int, options: SamplingOptions, tokens: Sequence[int], prompt_length: int
+    ) -> None:
+        """A row begins that has these tokens, of which those behind the prompt were generated."""
+        if not options.penalizes and row not in self._dirty:
+            return
+        vocab, biases = self.seen.shape[1], len(options.logit_bias)
+        seen = np.zeros(vocab, np.uint8)
+        seen[list(tokens)] = 1
+        output = np.asarray(tokens[prompt_length:], np.int64)
+        bias_ids, bias = np.full(self.biases, -1, np.int32), np.zeros(self.biases, np.float32)
+        bias_ids[:biases] = list(options.logit_bias)
+        bias[:biases] = list(options.logit_bias.values())
+        values = (
+            seen, np.bincount(output, minlength=vocab).astype(np.int32),
+            *(np.float32(getattr(options, f"{name}_penalty")) for name in self._OF_TOKENS[2:]),
+            bias_ids, bias,
+        )  # fmt: skip
+        for tensor, value in zip(self._tensors(), values, strict=True):
+            tensor[row : row + 1].assign(np.asarray(value)[None])
+        self._dirty.discard(row)
+        if options.penalizes:
+            self._dirty.add(row)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes what row `source` is."""
+        for tensor in self._tensors():
+            tensor[target : target + 1].assign(tensor[source : source + 1])
+        self._dirty.discard(target)
+        if source in self._dirty:
+            self._dirty.add(target)

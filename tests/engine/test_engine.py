@@ -1,0 +1,244 @@
+"""Sequences that join and leave one batch: each is as it would be alone."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tiny_model import make_tiny
+
+import boostr
+from boostr import SamplingOptions, env
+from boostr.errors import BackendError, FallbackError, OptionError
+
+KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
+OPTIONS = [
+    {},
+    {"temperature": 0.9, "seed": 3},
+    {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 11},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+    {"stop": ("e",)},
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
+
+
+@pytest.fixture
+def model(where, folder):
+    return boostr.load(folder, backend=where)
+
+
+def free_blocks(model):
+    return [pool.free for pool in model.engine._scheduler.pools]
+
+
+def requests(rng, count):
+    """Prompts and options that differ in everything."""
+    for _ in range(count):
+        prompt = [rng.randrange(3, 250) for _ in range(rng.choice((1, 2, 7, 20, 45)))]
+        yield prompt, SamplingOptions(max_tokens=rng.choice((1, 2, 9, 23)), **rng.choice(OPTIONS))
+
+
+def test_every_interleaving_gives_each_alone(model, folder, where):
+    """Threads start, read slowly and drop streams, while the cache is too small for all."""
+    rng = random.Random(5)
+    wanted = list(requests(rng, 24))
+    alone = boostr.load(folder, backend=where)
+    truth = [alone.generate(p, options=o).token_ids for p, o in wanted]
+    model.engine.pool.grow([7] * len(model.engine.pool.windows))
+    model.engine._renew()
+    taken = [rng.choice((None, None, 1, 3)) for _ in wanted]
+
+    def run(index):
+        prompt, options = wanted[index]
+        found = []
+        stream = model.stream(prompt, options=options)
+        for piece in stream:
+            found.append(piece.token_id)
+            if len(found) == taken[index]:
+                stream.close()
+                break
+        return found
+
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(run, range(len(wanted))))
+    for got, ids, count in zip(found, truth, taken, strict=True):
+        assert got == ids[: count or len(ids)]
+    model.generate([1], max_tokens=1)  # a round, in which dropped streams leave
+    assert free_blocks(model) == model.engine.pool.counts
+
+
+def test_sequences_that_do_not_fit_wait_or_are_computed_again(model, folder, where, monkeypatch):
+    pool = model.engine.pool
+    monkeypatch.setenv(env.KV_MEMORY.name, str(sum(pool.block_bytes(g) for g in (0,)) * 6))
+    prompts = [[i + 3] * 20 for i in range(5)]
+    together = model.generate_batch(prompts, max_tokens=30)
+    assert max(pool.counts) <= 6
+    monkeypatch.delenv(env.KV_MEMORY.name)
+    alone = boostr.load(folder, backend=where)
+    assert [c.token_ids for c in together] == [
+        alone.generate(p, max_tokens=30).token_ids for p in prompts
+    ]
+
+
+def test_a_request_larger_than_the_budget_is_refused(model, monkeypatch):
+    monkeypatch.setenv(env.KV_MEMORY.name, str(model.engine.pool.block_bytes(0)))
+    if len(model.engine.pool.windows) == 1 and model.engine.pool.windows[0] is None:
+        with pytest.raises(OptionError, match=r"BOOSTR_KV_MEMORY\) allows .* lower max_tokens"):
+            model.generate([5] * 100, max_tokens=100)
+    monkeypatch.setenv(env.KV_MEMORY.name, "much")
+    with pytest.raises(OptionError, match="an amount such as 512M or 4G, got 'much'"):
+        model.generate([5], max_tokens=3)
+    monkeypatch.delenv(env.KV_MEMORY.name)
+    assert len(model.generate([5], max_tokens=3).token_ids) == 3
+
+
+def test_few_programs_serve_batches_of_all_lengths(model):
+    rng = random.Random(1)
+    prompts = [[rng.randrange(3, 250) for _ in range(n)] for n in range(1, 17)]
+    options = [SamplingOptions(max_tokens=3 + 2 * i) for i in range(16)]
+    model.generate_batch(prompts, options=options)
+    steps = model.engine.steps
+    assert steps.captures <= 6
+    before = steps.captures
+    model.generate_batch(prompts[::-1], options=options)
+    assert model.engine.steps is steps
+    if not model.backend.records_prefill:
+        assert steps.captures == before
+
+
+def test_a_dropped_stream_frees_its_row(model):
+    stream = model.stream([5, 6, 7], max_tokens=50)
+    next(stream)
+    del stream
+    gc.collect()
+    model.generate([9], max_tokens=2)
+    assert not model.engine._live
+    assert free_blocks(model) == model.engine.pool.counts
+
+
+def test_a_step_that_fails_ends_those_that_ran_and_no_others(model, monkeypatch):
+    truth = model.generate([5, 6], max_tokens=9).token_ids
+    stream = model.stream([5, 6], max_tokens=9)
+    assert next(stream).token_id == truth[0]
+    broken = monkeypatch.context()
+    with broken as patch:
+
+        def fail(*args):
+            raise BackendError("the device is gone")
+
+        patch.setattr(type(model.engine.steps), "decode", fail)
+        with pytest.raises(BackendError, match="the device is gone"):
+            list(stream)
+    assert model.generate([5, 6], max_tokens=9).token_ids == truth
+    assert free_blocks(model) == model.engine.pool.counts
+
+
+def test_an_interrupt_is_its_callers_alone(model, monkeypatch):
+    truth = model.generate([5, 6], max_tokens=9).token_ids
+    other = model.stream([5, 6], max_tokens=9)
+    found = [next(other).token_id]
+    stream = model.stream([7], max_tokens=9)
+    steps = type(model.engine.steps)
+    decode = steps.decode
+
+    def interrupted(self, *args):
+        monkeypatch.setattr(steps, "decode", decode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    assert found + [piece.token_id for piece in other] == truth
+
+
+def test_strict_callers_are_told_of_composites(where, folder, monkeypatch):
+    model = boostr.load(folder, backend=where)
+    plain = model.generate([5, 6], max_tokens=4).token_ids
+    kernel = model.backend.kernel
+    hidden = lambda op: "the test wants composites" if op == "rms_norm" else kernel(op)  # noqa: E731
+    other = boostr.load(folder, backend=where)
+    monkeypatch.setattr(other.backend, "kernel", hidden)
+    assert len(other.generate([5, 6], max_tokens=4).token_ids) == len(plain)
+    if "rms_norm" in str(other.engine.steps.decoding.fallbacks):
+        with boostr.strict(), pytest.raises(FallbackError):
+            other.generate([5, 6], max_tokens=4)
+    assert len(other.generate([5, 6], max_tokens=4).token_ids) == len(plain)
+
+
+def test_threads_join_one_batch(model, monkeypatch):
+    """Requests that arrive while others run are decoded with them."""
+    rows = []
+    steps = type(model.engine.steps)
+    decode = steps.decode
+
+    def watched(self, count, *args):
+        rows.append(count)
+        return decode(self, count, *args)
+
+    monkeypatch.setattr(steps, "decode", watched)
+    start = threading.Barrier(4)
+
+    def run(i):
+        start.wait()
+        return model.generate([i + 3] * 4, max_tokens=40).token_ids
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(4)))
+    assert max(rows) > 1
+    monkeypatch.setattr(steps, "decode", decode)
+    assert found == [model.generate([i + 3] * 4, max_tokens=40).token_ids for i in range(4)]
+
+
+def test_a_model_that_is_dropped_frees_its_memory(where, folder):
+    model = boostr.load(folder, backend=where)
+    model.generate_batch([[5], [6, 7]], max_tokens=4, temperature=1.0, presence_penalty=0.1)
+    gone = weakref.ref(model.engine.pool)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_an_engine_of_its_own(folder):
+    model = boostr.load(folder, backend="numpy")
+    truth = model.generate([5, 6], max_tokens=5).token_ids
+    stream = model.stream([5, 6], max_tokens=5)
+    next(stream)
+    child = os.fork()
+    if child == 0:
+        same = model.generate([5, 6], max_tokens=5).token_ids == truth
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_rows_close_up_when_others_leave(model, monkeypatch):
+    """A long answer in a high row goes on in a low one, in a narrower step."""
+    widths = []
+    steps = type(model.engine.steps)
+    decode = steps.decode
+
+    def watched(self, count, *args):
+        widths.append(count)
+        return decode(self, count, *args)
+
+    options = [SamplingOptions(max_tokens=4)] * 8 + [
+        SamplingOptions(max_tokens=40, temperature=0.9, seed=1, presence_penalty=0.3)
+    ]
+    prompts = [[3 + i, 9] for i in range(9)]
+    alone = model.generate(prompts[-1], options=options[-1]).token_ids
+    monkeypatch.setattr(steps, "decode", watched)
+    assert model.generate_batch(prompts, options=options)[-1].token_ids == alone
+    assert max(widths) == 9 and widths[-1] == 1

@@ -1,0 +1,106 @@
+"""Blocks of a prompt that are known are not computed again, and that changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_model import make_tiny
+
+import boostr
+from boostr import Tensor
+
+TURNS = ["Hello there. ", "A second, rather longer question about things? ", "x", "And so on: " * 9]
+KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
+
+
+@pytest.fixture
+def model(where, folder):
+    return boostr.load(folder, backend=where)
+
+
+def last(model, prompt, **changes):
+    """(token ids, the last piece) of a stream."""
+    pieces = list(model.stream(prompt, **changes))
+    return [piece.token_id for piece in pieces], pieces[-1]
+
+
+@pytest.mark.parametrize("stop_after", [None, 4])
+def test_turns_say_the_same_as_without(model, folder, where, stop_after):
+    text = []
+    for turn in TURNS:
+        text += model.encode(turn)
+        ids = []
+        for piece in model.stream(text, max_tokens=9):
+            ids.append(piece.token_id)
+            if len(ids) == stop_after:
+                break
+        fresh = boostr.load(folder, backend=where).generate(text, max_tokens=9).token_ids
+        assert ids == fresh[: len(ids)]
+        text += ids
+
+
+def test_only_blocks_that_are_new_are_computed(model):
+    size = model.backend.kv_block
+    first = model.encode("some words to begin with, " * 12)
+    answer, _ = last(model, first, max_tokens=size + 4)
+    follow = [*first, *answer, *model.encode("more")]
+    _, end = last(model, follow, max_tokens=2)
+    known = (len(first) + len(answer) - 1) // size * size
+    assert end.timings.prompt_tokens == len(follow) - known
+
+
+def test_another_prompt_starts_over_where_they_part(model, folder, where):
+    size = model.backend.kv_block
+    shared = (model.encode("some words and others ") * 99)[: 2 * size + 3]
+    last(model, [*shared, 1, 2, 3], max_tokens=12)
+    for tail in ([4, 5], [], [1, 2, 9]):
+        ids, end = last(model, [*shared, *tail], max_tokens=12)
+        fresh = boostr.load(folder, backend=where).generate([*shared, *tail], max_tokens=12)
+        assert ids == fresh.token_ids
+        assert end.timings.prompt_tokens == 3 + len(tail)
+
+
+def test_the_same_prompt_again_computes_its_last_block(model):
+    size = model.backend.kv_block
+    prompt = (model.encode("abc") * size)[: 2 * size]
+    once, first = last(model, prompt, max_tokens=1)
+    again, second = last(model, prompt, max_tokens=1)
+    assert once == again and np.isfinite(second.timings.prompt_seconds)
+    assert (first.timings.prompt_tokens, second.timings.prompt_tokens) == (2 * size, size)
+
+
+def test_prompts_of_a_batch_share_what_they_begin_with(model):
+    size = model.backend.kv_block
+    shared = (model.encode("The same system prompt. ") * 99)[: 3 * size]
+    prompts = [[*shared, i] for i in range(4)]
+    found = model.generate_batch(prompts, max_tokens=3)
+    computed = sorted(c.timings.prompt_tokens for c in found)
+    assert computed == [1, 1, 1, 3 * size + 1]
+    assert [c.token_ids for c in found] == [
+        model.generate(p, max_tokens=3).token_ids for p in prompts
+    ]
+
+
+def test_weights_that_change_are_used_at_once(model, folder, where):
+    """Another tensor in a weight's place, and other values in the same one."""
+    prompt = (model.encode("some words ") * 99)[: 3 * model.backend.kv_block]
+    found = [model.generate(prompt, max_tokens=8).token_ids]
+    layer = model.module.model.layers[0].self_attn.v_proj
+    values = layer.weight.numpy().copy()
+    for factor in (-3.0, 5.0):
+        if factor < 0:
+            layer.weight = Tensor(values * factor, backend=model.backend)
+        else:
+            layer.weight.assign(values * np.float32(factor))
+        found.append(model.generate(prompt, max_tokens=8).token_ids)
+        other = boostr.load(folder, backend=where)
+        other.module.model.layers[0].self_attn.v_proj.weight = Tensor(
+            values * np.float32(factor), backend=model.backend
+        )
+        assert found[-1] == other.generate(prompt, max_tokens=8).token_ids
+    assert found[0] != found[1] != found[2]
