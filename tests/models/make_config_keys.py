@@ -3,12 +3,14 @@
     python tests/models/make_config_keys.py        needs transformers 5
 
 model_type -> keys that its class has and not all classes have, "*" -> those of all, of wrappers
-also "model_type.text_config". Run it by hand for a new type; test_keys.py reads the file.
+also "model_type.text_config"; of families that transformers lacks those that families/NAME.py has.
+Run it by hand for a new type; test_keys.py reads the file.
 """
 
 import json
 from pathlib import Path
 
+from families import all_families
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 TYPES = """
@@ -39,6 +41,7 @@ def main() -> None:
         keys[name] = own(config, shared)
         if "text_config" in config:
             keys[f"{name}.text_config"] = own(config["text_config"], shared)
+    keys |= {name: sorted(family.defaults) for name, family in all_families().items() if family.own}
     lines = [f"{json.dumps(name)}: {json.dumps(keys[name])}" for name in sorted(keys)]
     path = Path(__file__).parent / "data" / "config_keys.json"
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")

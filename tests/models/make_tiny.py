@@ -32,6 +32,8 @@ GREEDY, MIN_GAP, TRIALS = 64, 0.01, 2000
 
 def defaults(family: Family) -> dict:
     """What the class of its config has without arguments, beside what all classes have."""
+    if family.own is not None:
+        return dict(family.defaults)
     config = json.loads(getattr(transformers, family.config)().to_json_string(use_diff=False))
     shared = transformers.PretrainedConfig().to_dict()
     own = {key: value for key, value in config.items() if key not in shared}
@@ -40,7 +42,7 @@ def defaults(family: Family) -> dict:
 
 def named_as_saved(family: Family, case: Case) -> tuple[dict, dict]:
     """(config.json, shapes of the weights) of a checkpoint that transformers writes."""
-    config = getattr(transformers, family.config)(**case.config)
+    config = getattr(transformers, case.config_class or family.config)(**case.config)
     model = getattr(transformers, case.model or family.model)(config)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size="50GB")
@@ -115,7 +117,8 @@ def make(family: Family, case: Case):
     """(record of the JSON file, arrays) of a case; decoders take the first seed that is fair."""
     config, shapes = named_as_saved(family, case)
     record = {"seed": 0, "config": config, "shapes": shapes}
-    check_spellings(family, record["config"])
+    if family.own is None:
+        check_spellings(family, record["config"])
     vocab_size = config.get("text_config", config)["vocab_size"]
     greedy_ids = {}
     for seed in range(TRIALS if family.generates(case) else 1):
@@ -161,6 +164,8 @@ def write(name: str, family: Family) -> None:
     records, arrays = {}, {}
     for key, case in family.cases.items():
         records[key], made = make(family, case)
+        if family.own is not None:
+            records[key]["config"] = family.own(records[key]["config"])
         arrays |= {f"{key}.{field}": array for field, array in made.items()}
         rms = {field: round(float(a.std()), 2) for field, a in made.items() if a.dtype.kind == "f"}
         print(f"{name}/{key}: seed {records[key]['seed']}, spread {rms}", flush=True)

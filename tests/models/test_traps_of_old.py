@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import cases
+import gguf_files
 import numpy as np
 import pytest
 from cases import named
 from test_families import read
 
 from boostr import dtypes
+from boostr.engine.load import load_module
 from boostr.errors import ModelFileError
 from boostr.models import family_of
 from boostr.models.config import RawConfig, alibi_slopes
@@ -48,10 +51,11 @@ def test_what_mpts_attention_is_not(key, value):
     ("name", "key", "value"),
     [("mpt/clipped", "no_bias", False), ("mpt/clipped", "logit_scale", "inv_sqrt_d_model"),
      ("mpt/clipped", "norm_type", "rmsnorm"),
-     ("bloom/plain", "apply_residual_connection_post_layernorm", True)],
+     ("bloom/plain", "apply_residual_connection_post_layernorm", True),
+     ("minicpm/odd", "sparse_config", {"topk": 64})],
 )  # fmt: skip
 def test_what_is_refused(name, key, value):
-    with pytest.raises(ModelFileError, match=f"{key} = {value!r} is not supported"):
+    with pytest.raises(ModelFileError, match=re.escape(f"{key} = {value!r} is not")):
         family_of(RawConfig({**named(name).config, key: value}, "config.json"))
 
 
@@ -82,3 +86,15 @@ def test_falcons_slopes_are_bfloat16_and_divided_with_the_scores():
 def test_what_no_such_model_has(name, key, value, message):
     with pytest.raises(ModelFileError, match=re.escape(message)):
         read({**named(name).config, key: value})
+
+
+def test_minicpms_first_files_of_gguf_say_no_factors(tmp_path):
+    """They are of checkpoints that had the same."""
+    case, keys = named("minicpm/odd"), ("embedding_scale", "residual_scale", "logit_scale")
+    want = read({**case.config, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256})
+    made = gguf_files.convert(
+        cases.checkpoint(case, tmp_path), tmp_path / "m.gguf", metadata=dict.fromkeys(keys)
+    )
+    got = load_module(made, backend="numpy").config
+    assert got.embedding == want.embedding and got.head.factor == want.head.factor
+    assert got.layers[0].residual_factor == want.layers[0].residual_factor

@@ -61,7 +61,7 @@ def bare(raw: Config, defaults: Config) -> Config:
     """The config without the keys that say what its class's defaults say, except SAID."""
     kept = {}
     for key, value in raw.items():
-        if key.endswith("_config") and key in defaults:
+        if key.endswith("_config") and isinstance(defaults.get(key), dict):
             kept[key] = bare(value, defaults[key])
         elif key in SAID or key not in defaults or value != defaults[key]:
             kept[key] = value
@@ -74,7 +74,7 @@ class Case:
 
     Attributes:
         config: arguments of the family's config class.
-        model: class of transformers, where it is not the family's.
+        model, config_class: of transformers, where they are not the family's.
         dtype, shards: of the checkpoint.
         cache_sensitive: the rope's tables depend on the length so far (dynamic, longrope). Decoding
             with a cache, whose keys were rotated when the sequence was shorter, then differs from
@@ -85,6 +85,7 @@ class Case:
 
     config: Config
     model: str = ""
+    config_class: str = ""
     dtype: str = "float32"
     shards: int = 1
     cache_sensitive: bool = False
@@ -128,6 +129,9 @@ class Family:
             spread of 0.5, matrices one that keeps activations near 1.
         v4: a config.json of transformers 5 as transformers 4 wrote it.
         gguf: None if llama.cpp, or boostr, reads no such file.
+        own: of a family that transformers lacks: its config.json, from that of the classes above,
+            which compute the same of the same tensors.
+        defaults: of such a family, those of the code beside its checkpoints.
     """
 
     config: str
@@ -136,6 +140,8 @@ class Family:
     weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     v4: Callable[[Config], Config] = flat_rope
     gguf: GGUF | None = None
+    own: Callable[[Config], Config] | None = None
+    defaults: Config = field(default_factory=dict)
 
     def generates(self, case: Case) -> bool:
         """Whether it is a decoder with logits; else an encoder, or under a head of another kind."""
