@@ -34,7 +34,9 @@ def test_greedy_ids_equal_transformers(model, run):
 def test_top_logits(model):
     run = RUNS[0]
     logits = model.logits(run["prompt_ids"])[-1]
-    np.testing.assert_allclose(logits[run["top_ids"]], run["top_logits"], rtol=1e-4)
+    # bytes meet x in digits on the CPU: docs/numerics.md
+    within = 3e-4 * np.abs(logits).max()
+    np.testing.assert_allclose(logits[run["top_ids"]], run["top_logits"], rtol=0, atol=within)
 
 
 def test_the_capital_of_france(model):
