@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from boostr.models import config as read
 from boostr.models import decoder
-from boostr.models.architecture import Architecture
+from boostr.models.architecture import Architecture, Config
 from boostr.models.config import ModelConfig, RawConfig
 from boostr.models.plan import LoadPlan
 
@@ -19,10 +19,24 @@ DEFAULTS = {
 SPELLED = {"partial_rotary_factor": "partial_rotary_factor"}  # said even if it is 1
 
 
+def _said(config: Config) -> Config:
+    """The converter leaves out how wide heads are."""
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return {"head_dim": config.get("head_dim", width)}
+
+
 class CausalLM(decoder.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("chatglm", "GlmForCausalLM", packed=("ffn_up",), spelled=SPELLED),)
+    gguf = (
+        Architecture(
+            "chatglm",
+            "GlmForCausalLM",
+            packed=("ffn_up",),
+            says=_said,
+            spelled=SPELLED,
+        ),
+    )
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -5,7 +5,7 @@ from families import GGUF, Family, glm
 FAMILY = Family(
     config="Glm4Config",
     model="Glm4ForCausalLM",
-    cases=glm.FAMILY.cases,
+    cases=glm.CASES,
     gguf=GGUF(
         "glm4",
         names={

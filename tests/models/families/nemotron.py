@@ -7,10 +7,11 @@ FAMILY = Family(
     config="NemotronConfig",
     model="NemotronForCausalLM",
     cases={
-        "plain": Case(SMALL),
+        "plain": Case(SMALL, in_gguf=False),
+        "minitron": Case(SMALL | {"hidden_size": 64}),
         "odd": Case(
             SMALL
-            | {"hidden_size": 42, "num_attention_heads": 7, "num_key_value_heads": 1}
+            | {"hidden_size": 84, "num_attention_heads": 7, "num_key_value_heads": 1}
             | {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "norm_eps": 1e-2}
             | rope(partial_rotary_factor=1.0)
         ),
@@ -18,8 +19,14 @@ FAMILY = Family(
     weights={"*norm.weight": (0.0, 0.2)},
     gguf=GGUF(
         "nemotron",
-        # the converter takes E / heads for the width of a head, which not all checkpoints have
         tensors=tensors,
-        metadata=lambda config: {"attention.layer_norm_epsilon": config["norm_eps"]},
+        # of E / heads it rotates a part, which not all checkpoints have for the width of a head
+        metadata=lambda config: {
+            "attention.layer_norm_epsilon": config["norm_eps"],
+            "rope.dimension_count": int(
+                config["rope_parameters"]["partial_rotary_factor"] * config["hidden_size"]
+            )
+            // config["num_attention_heads"],
+        },
     ),
 )

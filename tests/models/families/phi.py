@@ -7,7 +7,8 @@ FAMILY = Family(
     config="PhiConfig",
     model="PhiForCausalLM",
     cases={
-        "plain": Case(SIZES),
+        "plain": Case(SIZES, in_gguf=False),
+        "phi-2": Case(SIZES | {"num_key_value_heads": 4, "intermediate_size": 128}),
         "odd": Case(
             SIZES
             | {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
@@ -24,7 +25,10 @@ FAMILY = Family(
             "mlp.fc2": "ffn_down",
             "model.final_layernorm": "output_norm",
         },
+        # sizes of Phi 2, whatever the model's are
         metadata=lambda config: {
+            "feed_forward_length": 4 * config["hidden_size"],
+            "attention.head_count_kv": config["num_attention_heads"],
             "attention.layer_norm_epsilon": config["layer_norm_eps"],
             "rope.freq_base": None,
         },
