@@ -78,10 +78,14 @@ def on_hardware(backend: backends.Backend) -> bool:
 
 
 def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> None:
-    """End a test that is marked `large` where it would take too long; `--large` runs it."""
-    asked = request.config.getoption("--large") or on_hardware(backend)
-    if request.node.get_closest_marker("large") and backend.name != "numpy" and not asked:
-        pytest.skip("too large for a GPU in software")
+    """End a test that is marked `large`, or `kernel` where it is about composites, where it would
+    take too long; `--large` runs it."""
+    if backend.name == "numpy" or request.config.getoption("--large") or on_hardware(backend):
+        return
+    composite = str(getattr(request, "param", "")).endswith(COMPOSITE)
+    for name in ("large", "kernel") if composite else ("large",):
+        if request.node.get_closest_marker(name):
+            pytest.skip("too large for a GPU in software")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

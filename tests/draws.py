@@ -45,10 +45,24 @@ def large(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.large)
 
 
+def kernels_alone(few: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
+    """The rows, of which a GPU in software goes through `few` without kernels."""
+    marks = pytest.mark.kernel
+    return [row if row in few else pytest.param(row, marks=marks) for row in rows]
+
+
 def every(few: Sequence[Any], *axes: Any) -> list[Any]:
     """The product of the axes, of which a GPU in software goes through the rows of `few` alone."""
     rows = dict.fromkeys([*few, *itertools.product(*axes)])
     return [row if row in few else large(*row) for row in rows]
+
+
+def in_turn(first: Sequence[Any], *others: Any) -> list[Any]:
+    """Every value of `first` with one of each other axis, these in turn; its first value with the
+    product of the others."""
+    rest = list(itertools.product(*others))
+    rows = [(value, *rest[i % len(rest)]) for i, value in enumerate(first)]
+    return list(dict.fromkeys([*rows, *((first[0], *row) for row in rest)]))
 
 
 def leaves(backend: str | Backend, *arrays: np.ndarray) -> list[Any]:

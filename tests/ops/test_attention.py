@@ -3,7 +3,7 @@
 import numpy as np
 import oracles
 import pytest
-from draws import leaves, normal, refused, strided, tensors
+from draws import every, in_turn, kernels_alone, leaves, normal, refused, strided, tensors
 from ops import paged_cases
 from ops.attention_cases import CASES, SINKS, SLOPES, SMALL, close, draw
 from tolerance import assert_close
@@ -15,10 +15,9 @@ from boostr.ops import core
 from boostr.ops.attention import paged_attention, varlen_attention
 
 BY_NAME = {case.name: case for case in CASES}
-rows = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-few = pytest.mark.parametrize(
-    "case", [BY_NAME[n] for n in ("ragged", "prefix-hit", "everything")], ids=lambda c: c.name
-)
+RICH = ("ragged", "prefix-hit", "everything")
+FEW = (*RICH, "empty-segments", "all-empty", "no-keys", "no-queries", "tokens-outside-with-sinks")
+few = pytest.mark.parametrize("case", [BY_NAME[name] for name in RICH], ids=lambda c: c.name)
 
 
 def placed(backend, options):
@@ -43,8 +42,9 @@ def oracle(q, k, v, case):
 
 
 # -- forward -------------------------------------------------------------------------------------
-@rows
-def test_varlen(case, backend, rng):
+@pytest.mark.parametrize("name", kernels_alone(FEW, list(BY_NAME)))
+def test_varlen(name, backend, rng):
+    case = BY_NAME[name]
     q, k, v = draw(rng, case, "float32")
     out, lse = attend(backend, q, k, v, case)
     assert out.shape == (*q.shape[:2], v.shape[2]) and lse.shape == q.shape[:2]
@@ -234,9 +234,13 @@ def paged(rng, k, case, bs, columns=None):
     return *caches, table, np.array(case.len_k, np.int32)
 
 
-@pytest.mark.parametrize("bs", [1, 3, 16])
-@pytest.mark.parametrize("case", [c for c in CASES if not c.extra], ids=lambda c: c.name)
-def test_paged_is_varlen(case, bs, backend, rng):
+WHOLE = ["everything", *(c.name for c in CASES if not c.extra and c.name != "everything")]
+SIZES = (1, 3, 16)
+
+
+@pytest.mark.parametrize(("name", "bs"), every(in_turn(WHOLE, SIZES), WHOLE, SIZES))
+def test_paged_is_varlen(name, bs, backend, rng):
+    case = BY_NAME[name]
     q, k, v = draw(rng, case, "float32")
     k_cache, v_cache, table, kv_lens = paged(rng, (k, v), case, bs)
     options = {"causal": False, **placed(backend, case.options)}

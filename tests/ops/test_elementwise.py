@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from draws import leaves, normal, refused, strided, tensors
+from draws import every, in_turn, leaves, normal, refused, strided, tensors
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes, full
@@ -75,8 +75,10 @@ def test_sign(plain_backend):
     assert core.sign(Tensor([-2.0, 0.0, 3.0], backend=plain_backend)).tolist() == [-1, 0, 1]
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((3, 1), (4,)), ((), (2, 2)), ((0, 3), (3,))])
-@pytest.mark.parametrize("name", BINARY)
+PAIRS = (list(BINARY), [((3, 4), (3, 4)), ((3, 1), (4,)), ((), (2, 2)), ((0, 3), (3,))])
+
+
+@pytest.mark.parametrize(("name", "shapes"), every(in_turn(*PAIRS), *PAIRS), ids=str)
 def test_binary(name, shapes, backend, dtype, rng):
     a, b = (normal(rng, s, dtype) for s in shapes)
     b = b + b.dtype.type(5) if name == "div" else b

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import packed
 import pytest
-from draws import leaves, normal, refused, strided, tensors
+from draws import every, in_turn, large, leaves, normal, refused, strided, tensors
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dtypes
@@ -16,8 +16,9 @@ from boostr.ops.linear import linear
 from boostr.ops.quant import quantize
 from boostr.quant.scheme import SCHEMES
 
-SHAPES = [(1, 64, 64), (3, 96, 33), (17, 576, 48), (0, 32, 8), (2, 1, 1), (5, 100, 7)]
+SHAPES = [(5, 100, 7), (1, 64, 64), (3, 96, 33), (17, 576, 48), (0, 32, 8), (2, 1, 1)]
 GROUPED = ("int8", "int8-g32", "int8-g64", "int8-g128")
+FLOAT, INT8 = (SHAPES, ("float32", "float16", "bfloat16")), (SHAPES, GROUPED)
 
 
 def decoded(scheme, parts):
@@ -31,8 +32,7 @@ def close(got, want, x, w, dtype, c=None):
     assert_close(got.numpy(), want, dtype=dtype, reduce=K, scale=rms(x) * rms(w), c=c)
 
 
-@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "stored"), every(in_turn(*FLOAT), *FLOAT), ids=str)
 def test_float_weights(shape, stored, backend, dtype, rng):
     T, K, N = shape
     x, w = normal(rng, (T, K), dtype), normal(rng, (N, K), stored)
@@ -73,8 +73,7 @@ def test_weights_in_bands(backend, rng, monkeypatch):
     close(got, oracles.linear(x, truth), x, truth, "float32")
 
 
-@pytest.mark.parametrize("scheme", GROUPED)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "scheme"), every(in_turn(*INT8), *INT8), ids=str)
 def test_int8_weights(shape, scheme, backend, dtype, rng):
     T, K, N = shape
     x, b = normal(rng, (T, K), dtype), normal(rng, (N,))
@@ -101,7 +100,9 @@ def test_w8a8(shape, backend, rng):
 
 
 @pytest.mark.parametrize("scheme", packed.BLOCKS)
-@pytest.mark.parametrize("shape", [(1, 64, 8), (2, 256, 5), (7, 576, 33), (0, 32, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 8), large((2, 256, 5)), (7, 576, 33), large((0, 32, 4))], ids=str
+)
 def test_blocks(shape, scheme, backend, dtype, rng):
     T, K, N = shape[0], packed.fitted(scheme, shape[1]), shape[2]
     x, b = normal(rng, (T, K), dtype), normal(rng, (N,))
@@ -113,8 +114,10 @@ def test_blocks(shape, scheme, backend, dtype, rng):
     assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth) + 1, c=c)
 
 
-@pytest.mark.parametrize("T", [1, 20])
-@pytest.mark.parametrize("scheme", packed.FORMS)
+SLICED = (packed.FORMS, (1, 20))
+
+
+@pytest.mark.parametrize(("scheme", "T"), every(in_turn(*SLICED), *SLICED))
 def test_slices_of_a_packed_weight(scheme, T, backend, rng):
     """Some rows, and the columns from one cut on: parts that do not begin where memory does."""
     unit = SCHEMES[scheme].unit

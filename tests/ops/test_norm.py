@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import oracles_rows
 import pytest
-from draws import leaves, normal, refused, strided, tensors
+from draws import every, in_turn, leaves, normal, refused, strided, tensors
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
@@ -14,11 +14,10 @@ from boostr.ops import core
 from boostr.ops.norm import layer_norm, rms_norm
 
 SHAPES = [(5, 64), (1, 576), (3, 2, 33), (0, 16), (7, 1), (2, 1000)]
+RMS, LAYER = (SHAPES, (0.0, 1.0), (False, True)), (SHAPES, (False, True), (False, True))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("offset", [0.0, 1.0])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "offset", "residual"), every(in_turn(*RMS), *RMS), ids=str)
 def test_rms_norm(shape, offset, residual, backend, dtype, rng):
     x, r = normal(rng, shape, dtype), normal(rng, shape, dtype) if residual else None
     w = normal(rng, shape[-1:], dtype)
@@ -28,9 +27,7 @@ def test_rms_norm(shape, offset, residual, backend, dtype, rng):
     check_norm(got, y, h, residual, dtype)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "bias", "residual"), every(in_turn(*LAYER), *LAYER), ids=str)
 def test_layer_norm(shape, bias, residual, backend, dtype, rng):
     x, r = normal(rng, shape, dtype), normal(rng, shape, dtype) if residual else None
     w, b = normal(rng, shape[-1:], dtype), normal(rng, shape[-1:], dtype) if bias else None
@@ -93,8 +90,10 @@ def test_layer_norm_gradient(backend64, rng):
         )
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+OPS = (("rms_norm", "layer_norm"), (False, True))
+
+
+@pytest.mark.parametrize(("op", "residual"), every(in_turn(*OPS), *OPS))
 def test_gradient_of_every_dtype(op, residual, backend, dtype, rng):
     N, E = 9, 40
     x, r, g, p = (normal(rng, (N, E), dtype) for _ in range(4))

@@ -6,10 +6,10 @@ import numpy as np
 import oracles
 import oracles_kv
 import pytest
-from draws import normal, refused, strided, tensors
+from draws import kernels_alone, normal, refused, strided, tensors
 from ops import paged_cases
 from ops.attention_cases import CASES, Case, close, draw
-from ops.test_attention import paged, placed
+from ops.test_attention import FEW, paged, placed
 
 from boostr import Tensor
 from boostr.errors import BackendError, DTypeError, OptionError, ShapeError
@@ -109,9 +109,9 @@ def attend(backend, rng, case, form, bs, columns=None, dtype="float32"):
     close(got, want, q, k, v, dtype, case.options, (case.cu_seqlens_q, case.cu_seqlens_k))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_edge_table(case, backend, rng):
-    attend(backend, rng, case, "int8", 16)
+@pytest.mark.parametrize("name", kernels_alone(FEW, list(BY_NAME)))
+def test_edge_table(name, backend, rng):
+    attend(backend, rng, BY_NAME[name], "int8", 16)
 
 
 def test_small_blocks(backend, rng):
