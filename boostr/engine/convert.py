@@ -138,7 +138,7 @@ def write_folder(
         if skipped := config.embedding.first_position:
             table = naming.weights[_POSITIONS]
             naming.weights[_POSITIONS] = table.take(0, range(skipped, table.shape[0]))
-            config = as_written(config)
+        config = as_written(config, row)
         tensors = _tensors(config, naming.weights, kind)
         metadata = gguf_metadata(config, raw.source) | numbers | _general(folder, kind, tensors)
         if spec is None:
@@ -199,6 +199,8 @@ def _tensors(
     mixer, tied = config.layers[0].mixer, config.head is not None and config.head.tied
     placed = {n: reordered(n, w, config, "split-half", row.layout) for n, w in weights.items()}
     named = gguf_plan(config, row, writing=True).save(placed)
+    if row.untied and config.head is not None:
+        named.setdefault("output.weight", named["token_embd.weight"])
     sharing = mixer.heads // mixer.kv_heads
     mix = None if kind is None else Mix(kind, len(config.layers), sharing, tied)
     made = [

@@ -84,6 +84,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "apertus",
             "ApertusForCausalLM",
+            untied=True,
             numbers={
                 "xielu.alpha_p": ("mlp.act_fn.alpha_p", (1,)),
                 "xielu.alpha_n": ("mlp.act_fn.alpha_n", (1,)),

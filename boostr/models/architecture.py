@@ -28,6 +28,7 @@ class Architecture:
             shape, or the one number that is obeyed.
         packed: products that lie in one tensor: "attn_qkv" (q, k, v), "ffn_up" (gate, up).
         keys: metadata beyond what all have: key after "<name>." -> name in config.json.
+        untied: whether programs want the head as a tensor where it is the embedding, too.
         says: what the file does not say, being a constant of llama.cpp or of its converter, from
             what it does.
         writes: metadata beyond what all have, by key after "<name>.".
@@ -42,6 +43,7 @@ class Architecture:
     numbers: Mapping[str, tuple[str, tuple[int, ...]] | float] = field(default_factory=dict)
     packed: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    untied: bool = False
     says: Callable[[Config], Config] = lambda config: {}
     writes: Callable[[ModelConfig], Config] = lambda config: {}
     spelled: Mapping[str, str] = field(default_factory=dict)

@@ -29,10 +29,12 @@ def architecture_for(config: ModelConfig, source: str) -> Architecture:
     return rows[0]
 
 
-def as_written(config: ModelConfig) -> ModelConfig:
+def as_written(config: ModelConfig, row: Architecture) -> ModelConfig:
     """The model as a file has it: of learned positions the rows that texts take, which forgets that
-    an id of padding in a text takes none (RoBERTa)."""
+    an id of padding in a text takes none (RoBERTa); and with a head of its own."""
     spec = config.embedding
+    if row.untied and config.head is not None:
+        config = replace(config, head=replace(config.head, tied=False))
     if spec.positions is None or not spec.first_position:
         return config
     rows = spec.positions - spec.first_position

@@ -28,6 +28,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "gptneox",
             "GPTNeoXForCausalLM",
+            untied=True,
             packed=("attn_qkv",),
             keys={
                 "attention.layer_norm_epsilon": "layer_norm_eps",

@@ -23,6 +23,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "nemotron",
             "NemotronForCausalLM",
+            untied=True,
             keys={"attention.layer_norm_epsilon": "norm_eps"},
             says=lambda config: {"norm_offset": 0.0},  # the converter adds the 1
             spelled={"partial_rotary_factor": "partial_rotary_factor"},

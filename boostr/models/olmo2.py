@@ -52,6 +52,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "olmo2",
             "Olmo2ForCausalLM",
+            untied=True,
             keys={
                 "attention.sliding_window": "sliding_window",
                 "rope.freq_base_swa": "rope_theta_swa",

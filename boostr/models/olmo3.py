@@ -19,7 +19,7 @@ def _written(config: ModelConfig) -> Config:
 class CausalLM(olmo2.CausalLM):
     """See `decoder.CausalLM`."""
 
-    gguf = (Architecture("olmo2", "Olmo3ForCausalLM", writes=_written),)
+    gguf = (Architecture("olmo2", "Olmo3ForCausalLM", untied=True, writes=_written),)
 
     @staticmethod
     def read_config(config: RawConfig) -> ModelConfig:

@@ -23,6 +23,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "phi2",
             "PhiForCausalLM",
+            untied=True,
             keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
             spelled={"partial_rotary_factor": "partial_rotary_factor"},
         ),

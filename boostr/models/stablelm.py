@@ -26,6 +26,7 @@ class CausalLM(decoder.CausalLM):
         Architecture(
             "stablelm",
             "StableLmForCausalLM",
+            untied=True,
             flags={
                 "use_parallel_residual": ("ffn_norm.weight", False),
                 "qk_layernorm": ("attn_q_norm.weight", True),
