@@ -150,6 +150,8 @@ def write_folder(
         _check_said(config, metadata, tensors, raw.source)
         if tokenizer_file(folder):
             metadata |= gguf_tokenizer(Tokenizer.from_folder(folder), config.vocab_size)
+        else:
+            metadata["tokenizer.ggml.model"] = "none"  # programs want the key
         metadata = with_ends(metadata, end_ids(folder, raw), raw.source)
         write_gguf(out, metadata, tensors, progress)
 

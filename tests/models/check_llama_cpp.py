@@ -100,7 +100,7 @@ def main(source: Path, families: list[str]) -> None:
         program = build(source, Path(made))
         known = [c for c in cases.CASES if c.data.gguf and (not families or c.family in families)]
         jobs = [(case.name, of_case, case) for case in known]
-        jobs += [(f"{name} with a head", of_head, name) for name in WHOLE if not families]
+        jobs += [(n + " with a head", of_head, n) for n in WHOLE if not families or n in families]
         for name, check, what in jobs:
             with tempfile.TemporaryDirectory() as scratch:
                 try:

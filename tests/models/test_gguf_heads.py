@@ -79,7 +79,9 @@ def test_convert_writes_the_head(name, tmp_path) -> None:
     model: Any = boostr.load(boostr.convert(folder, tmp_path / "m.gguf"), backend="numpy")
     assert_logits(model, name)
     assert model.labels.names == ("L0", "L1", "L2")
-    written = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    written = {t.name: t.data for t in reader.tensors}
+    assert reader.fields["tokenizer.ggml.model"].contents() == "none"
     assert {n for n in written if n.startswith("cls")} == head.keys()
     for key, array in head.items():
         np.testing.assert_array_equal(written[key].reshape(array.shape), array)
