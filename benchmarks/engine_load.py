@@ -9,8 +9,8 @@ batch:   --requests prompts of 32 to 512 tokens at once, 128 new each; a second 
          nothing. With --peer transformers' `generate_batch` does the same beside it.
 ragged:  16 rows of random lengths that join and leave, against 16 equal ones, in new tokens/s.
 prefix:  time to the first token of a prompt of which all but the end is known, against a cold one.
-poisson: requests of 1024 tokens, 256 new, at 0.7 of the rate of `batch`: percentiles of the time to
-         the first token and between tokens.
+poisson: requests of 1024 tokens, 256 new, at 0.7 of the rate that all at once reach: percentiles of
+         the time to the first token and between tokens.
 
 Weights are random, of the model's shapes; `--weights` as in model_shapes.
 """
@@ -93,7 +93,6 @@ class Load:
         self.name, self.runner, self.options = name, runner, options
         self.vocab = runner.module.config.vocab_size
         self.engine = Engine(runner)
-        self.requests_a_second = 0.0
 
     def rows(self) -> Iterator[str]:
         one = 0.0
@@ -141,7 +140,6 @@ class Load:
             seconds, count = run(self.engine, wanted)
             rates.append(count / seconds)
             captures = self.engine.steps.captures - captures
-        self.requests_a_second = max(rates) / NEW
         line = f"{len(lengths)} prompts of 32-512, {NEW} new: {max(rates):.0f} new tok/s"
         yield f"{line}, first time {rates[0]:.0f}; captures the third time: {captures}"
         if self.options.peer:
@@ -152,15 +150,27 @@ class Load:
         lengths = [64] * 48
         new = rng.integers(16, 2 * NEW - 16, 48).tolist()
         equal = [int(np.mean(new))] * 16
-        for _ in range(2):  # the second time everything is recorded
-            seconds, count = run(self.engine, sequences([64] * 16, equal, self.vocab))
-            even = count / seconds
-            seconds, count = self._in_sixteens(sequences(lengths, new, self.vocab))
-            uneven = count / seconds
-        yield f"16 rows that join and leave: {uneven:.0f} tok/s, {uneven / even:.2f} of equal ones"
+        backend = self.runner.backend
+        known, backend.sequence_rows = backend.sequence_rows, 16
+        engine, rates = Engine(self.runner), {"equal": 0.0, "one caller": 0.0, "16 threads": 0.0}
+        backend.sequence_rows = known
+        for _ in range(3):  # at first much is recorded
+            for how in rates:
+                wanted = sequences(lengths, new, self.vocab)
+                if how == "equal":
+                    wanted = sequences([64] * 16, equal, self.vocab)
+                timed = self._in_sixteens if how == "16 threads" else run
+                seconds, count = timed(engine, wanted)
+                rates[how] = max(rates[how], count / seconds)
+        even = rates.pop("equal")
+        found = ", ".join(
+            f"{how} {rate:.0f} tok/s ({rate / even:.2f})" for how, rate in rates.items()
+        )
+        yield f"16 rows that join and leave, of {even:.0f} tok/s of equal ones: {found}"
 
-    def _in_sixteens(self, wanted: Sequence[Generation]) -> tuple[float, int]:
-        """Keep sixteen at work until all are done."""
+    @staticmethod
+    def _in_sixteens(engine: Engine, wanted: Sequence[Generation]) -> tuple[float, int]:
+        """Sixteen threads that ask for one after another until all are done."""
         queue, counts, lock = list(wanted), [0], threading.Lock()
 
         def client() -> None:
@@ -169,7 +179,7 @@ class Load:
                     if not queue:
                         return
                     own = queue.pop()
-                count = sum(1 for _ in self.engine.pieces([own]))
+                count = sum(1 for _ in engine.pieces([own], whole=True))
                 with lock:
                     counts[0] += count
 
@@ -201,8 +211,10 @@ class Load:
         return run(self.engine, [own])[0]
 
     def poisson(self) -> Iterator[str]:
-        rate = 0.7 * (self.requests_a_second or 1.0) * NEW / 256
         count = min(self.options.requests, 64)
+        for _ in range(2):
+            seconds, _ = run(self.engine, sequences([1024] * count, [256] * count, self.vocab))
+        rate = 0.7 * count / seconds
         rng = np.random.default_rng(7)
         firsts: list[float] = []
         gaps: list[float] = []

@@ -59,10 +59,12 @@ class Backend(ABC):
 
     name: str
     prefill_chunk = 512  # tokens of one forward pass of a prompt, which bounds its scratch memory
+    prefill_beside = 128  # of a prompt, between two decode steps of others, which wait for them
     text_tokens = 4096  # of one forward pass over whole texts, which are embedded or classified
     records_prefill = False  # whether the forward pass over a chunk is worth a program
     kv_block = 16  # tokens of a block of keys and values
     sequence_rows = 32  # the most sequences that are decoded together
+    row_buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32)  # rows that a step is recorded for
     run_ahead = 0  # decode steps that are started before the token of an earlier one is read
     joins_weights = False  # whether weights that read the same input should lie end to end
 

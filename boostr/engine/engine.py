@@ -27,7 +27,7 @@ from boostr.engine.scheduler import Chunk, Scheduler
 from boostr.engine.sequence import Piece, TokenLogprobs
 from boostr.engine.sequence import Sequence as Generation
 from boostr.engine.slots import Slots
-from boostr.engine.steps import Steps, row_bucket
+from boostr.engine.steps import Steps
 from boostr.errors import BackendError, FallbackError
 
 
@@ -75,19 +75,23 @@ class Engine:
             self._root(),
             share_prefixes=not self.runner.rotary.depends_on_length,
             chunk=backend.prefill_chunk,
+            beside=backend.prefill_beside,
         )
         self._pending.clear()
 
     # -- for callers -----------------------------------------------------------------------------
-    def pieces(self, sequences: Sequence[Generation]) -> Iterator[Piece]:
+    def pieces(self, sequences: Sequence[Generation], whole: bool = False) -> Iterator[Piece]:
         """Pieces of all sequences as they come. What is left when the iterator is closed stops.
+
+        whole: the caller wants all of them: the first comes when the last is there, and the caller
+        is not woken between.
 
         Raises:
             OptionError: a sequence that the memory for keys and values does not hold.
             BackendError: a step failed; other errors of it as they are.
         """
         self._check_process()
-        outbox = Outbox(self._lock)
+        outbox = Outbox(self._lock, len(sequences) if whole else 0)
         requests = [Request(sequence, outbox) for sequence in sequences]
         left = len(requests)
         try:
@@ -115,14 +119,14 @@ class Engine:
 
     def _wait(self, outbox: Outbox) -> None:
         """Return when there is something in the outbox; until then run rounds, or let others."""
-        while not outbox.pieces:
+        while not outbox.ready:
             with self._lock:
                 if self._busy:
                     self._waiting[outbox] = None
-                    while self._busy and not outbox.pieces:
+                    while self._busy and not outbox.ready:
                         outbox.turn.wait()
                     del self._waiting[outbox]
-                if outbox.pieces:
+                if outbox.ready:
                     self._hand_over()
                     return
                 self._busy = True
@@ -139,16 +143,16 @@ class Engine:
                 with self._lock:
                     self._busy = False
                     for other in self._waiting:
-                        if other.pieces:
+                        if other.ready:
                             other.turn.notify()
-                    if leaves or outbox.pieces:
+                    if leaves or outbox.ready:
                         self._hand_over()
 
     def _hand_over(self) -> None:
         """Have one of those who wait run the rounds, unless somebody does."""
         if not self._busy:
             for other in self._waiting:
-                if not other.pieces:
+                if not other.ready:
                     other.turn.notify()
                     return
 
@@ -177,7 +181,7 @@ class Engine:
 
     def _close_up(self, jobs: Sequence[Job]) -> None:
         """Move rows down where a step gets narrower by it."""
-        least = row_bucket(len(jobs))
+        least = self.steps.row_bucket(len(jobs))
         while (moved := self._scheduler.move_down(least)) is not None:
             job, source = moved
             assert job.row is not None

@@ -30,6 +30,8 @@ def wanted_blocks(
     least = -(-_LEAST_POSITIONS // pool.block_size)
     wanted = [_rounded(max(sum(need[g] for need in needs), least)) for g in groups]
     wanted = [max(w, c) for w, c in zip(wanted, pool.counts, strict=True)]
+    if wanted == pool.counts:
+        return wanted
     explicit = env.KV_MEMORY.bytes() if given is None else given
     budget = _free_share(backend, pool.nbytes) if explicit is None else explicit
     if _bytes(pool, wanted) <= budget:

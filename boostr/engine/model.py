@@ -95,7 +95,7 @@ class LanguageModel(Loaded):
         """
         chat = Chat(tools, continue_final_message, template_arguments)
         sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        return self._complete([sequence], _finite(self.engine.pieces([sequence])))[0]
+        return self._complete([sequence], _finite(self.engine.pieces([sequence], whole=True)))[0]
 
     def stream(
         self,
@@ -145,7 +145,7 @@ class LanguageModel(Loaded):
                 sequences.append(self._start(index, None, prompt, chat, own))  # type: ignore
             else:
                 sequences.append(self._start(index, prompt, None, plain, own))  # type: ignore
-        return self._complete(sequences, self.engine.pieces(sequences))
+        return self._complete(sequences, self.engine.pieces(sequences, whole=True))
 
     def _start(
         self, index: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,

@@ -19,11 +19,17 @@ class Outbox:
 
     Attributes:
         pieces: not taken yet; an error ends the call.   turn: to be notified of them.
+        awaited: requests that must end before the caller wants any.
     """
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.Lock, awaited: int = 0) -> None:
         self.pieces: deque[Piece | BaseException] = deque()
-        self.turn = threading.Condition(lock)
+        self.turn, self.awaited = threading.Condition(lock), awaited
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something that the caller waits for."""
+        return self.awaited <= 0 and bool(self.pieces)
 
 
 class Request:
@@ -65,9 +71,10 @@ class Request:
         else:
             self._put(sequence.add(token), token, logprobs)
         self.done = sequence.finish_reason is not None
+        self.outbox.awaited -= self.done
 
     def fail(self, error: BaseException) -> None:
-        self.done = True
+        self.done, self.outbox.awaited = True, 0
         self.outbox.pieces.append(error)
 
     def _put(self, text: str, token: int | None, logprobs: TokenLogprobs | None) -> None:

@@ -65,6 +65,8 @@ class Scheduler:
         windows: of each group: a token at position p sees those after p - window; None: all.
         rows: of the device's state.
         prefill_tokens: the most prompt tokens of a round.   chunk: those of one job.
+        beside: the most prompt tokens of a round in which rows decode, which wait for them; None:
+            prefill_tokens.
         root: fingerprint of the model, under which prefixes are shared.
         share_prefixes: False: every job computes all of its tokens.
     """
@@ -78,6 +80,7 @@ class Scheduler:
         root: bytes,
         share_prefixes: bool = True,
         chunk: int = 512,
+        beside: int | None = None,
     ) -> None:
         sizes = {pool.size for pool in pools} or {1}
         if len(pools) != len(windows) or len(sizes) > 1:
@@ -86,6 +89,7 @@ class Scheduler:
             raise OptionError("Scheduler: rows, prefill_tokens and chunk start at 1")
         self.pools, self.windows, self.size = list(pools), list(windows), sizes.pop()
         self.rows, self.prefill_tokens, self.chunk = rows, prefill_tokens, chunk
+        self.beside = min(prefill_tokens, beside or prefill_tokens)
         sharing = share_prefixes and bool(pools)
         self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing)
         self._free_rows = list(range(rows))  # a heap
@@ -243,7 +247,7 @@ class Scheduler:
         return True
 
     def _prefill(self, found: Round) -> None:
-        budget = self.prefill_tokens
+        budget = self.beside if found.decoding else self.prefill_tokens
         for job in list(self._prefilling):
             if job.state == "prefilling" and budget:
                 budget -= self._next_chunk(job, budget, found)

@@ -23,7 +23,6 @@ from boostr.errors import FallbackError
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
 
-_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _SEQUENCES = (1, 4, 16, 64, 256)  # of a recorded pass over prompts
 _LEAST_TOKENS = 16
 _LEAST_POSITIONS = 2048  # of the narrowest block table
@@ -61,12 +60,16 @@ class Steps:
             most *= 4
         return max(1, min(-(-most // self.pool.block_size), self.slots.columns))
 
+    def row_bucket(self, count: int) -> int:
+        """Rows of the decode step that `count` rows get."""
+        return min(_bucket(count, self.backend.row_buckets), self.slots.rows)
+
     def penalties_for(self, row: int, biases: int = 0) -> Penalties:
         """Room for the penalties of this row, and so many biases."""
         old = self.penalties
         if old is not None and row < old.rows and biases <= old.biases:
             return old
-        rows = max(old.rows if old else 0, min(row_bucket(row + 1), self.slots.rows))
+        rows = max(old.rows if old else 0, self.row_bucket(row + 1))
         width = max(old.biases if old else 0, 1 << biases.bit_length())
         made = Penalties(self.backend, rows, self.runner.module.config.vocab_size, width)
         if old is not None:
@@ -78,7 +81,7 @@ class Steps:
     # -- decoding --------------------------------------------------------------------------------
     def decode(self, rows: int, positions: int, variant: Variant) -> Outcome:
         """One token more for each row below `rows` that takes part; `positions`: of the longest."""
-        B = min(row_bucket(rows), self.slots.rows)
+        B = self.row_bucket(rows)
         width = self.width(positions)
         if variant.penalized:
             self.penalties_for(B - 1)
@@ -143,11 +146,6 @@ class Steps:
         if len(self._programs) > _MOST_PROGRAMS:
             self._programs.popitem(last=False)
         return program.outputs
-
-
-def row_bucket(count: int) -> int:
-    """Rows of the decode step that `count` rows get."""
-    return _bucket(count, _ROWS)
 
 
 def _bucket(count: int, sizes: Sequence[int]) -> int:

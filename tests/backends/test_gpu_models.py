@@ -73,7 +73,7 @@ def test_every_form_of_weights_decodes_as_it_prefills(dtype, scheme, gpu, tmp_pa
             whole = made.logits([*prompt, *ids[row][:-1]]).numpy()[-1]
             # the same arithmetic in another order; w8a8 rounds what differs anew, to steps of 1 %
             exact, coarse = dtype == "float32", scheme == "w8a8"
-            limit = {(1, 0): 1e-4, (0, 0): 3e-2, (1, 1): 3e-2, (0, 1): 6e-2}[exact, coarse]
+            limit = {(1, 0): 1e-4, (0, 0): 3e-2, (1, 1): 3e-2, (0, 1): 8e-2}[exact, coarse]
             assert np.linalg.norm(logits[row] - whole) <= limit * np.linalg.norm(whole)
 
 

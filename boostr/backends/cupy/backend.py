@@ -53,9 +53,9 @@ class CupyBackend(ArrayBackend):
     """
 
     name = "cupy"
-    prefill_chunk = 2048
+    prefill_chunk, prefill_beside = 2048, 512
     records_prefill = True
-    kv_block, sequence_rows = 128, 256
+    kv_block, sequence_rows, row_buckets = 128, 256, (1, 2, 4, 8, 16, 32, 64, 128, 256)
     run_ahead = 2
     joins_weights = True
 

@@ -9,6 +9,13 @@ fn erf(z: f32) -> f32 {
   return sign(z) * (1.0 - q * exp(-z * z));
 }
 # endif
+# if ACT in ("relu", "relu2")
+// z, or 0 where it is negative, by its bits: a driver makes a comparison a max, which drops a nan.
+fn positive(z: f32) -> f32 {
+  let bits = bitcast<u32>(z);
+  return select(z, 0.0, bits > 0x80000000u && bits <= 0xff800000u);
+}
+# endif
 fn activated(z: f32) -> f32 {
 # if ACT == "silu"
   return z / (1.0 + exp(-z));
@@ -17,9 +24,9 @@ fn activated(z: f32) -> f32 {
 # elif ACT == "quick_gelu"
   return z / (1.0 + exp(-1.702 * z));
 # elif ACT == "relu"
-  return select(z, 0.0, z < 0.0);  // a nan stays one
+  return positive(z);
 # elif ACT == "relu2"
-  let t = select(z, 0.0, z < 0.0);
+  let t = positive(z);
   return t * t;
 # else
   // tanh(t) = 1 - 2 / (exp(2t) + 1); its argument is held where exp has not overflowed
