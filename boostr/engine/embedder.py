@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
-from boostr import autograd
+from boostr import autograd, ops
 from boostr.engine.inputs import text_list
 from boostr.engine.options import number
 from boostr.engine.sentence import Sentence
 from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError
 from boostr.io.tokenizer import required
+from boostr.models.base import Model
+from boostr.nn.batch import Batch
+from boostr.tensor import Tensor
+
+
+def _first_states(module: Model, batch: Batch) -> Tensor:
+    return ops.core.take(module.last_hidden_state(batch), batch.cu_seqlens[:-1])
+
+
+def _last_states(module: Model, batch: Batch) -> Tensor:
+    return ops.core.take(module.last_hidden_state(batch), batch.cu_seqlens[1:] - 1)
+
+
+# poolings that are done where the states are, of which the host then reads one a text
+_TAKEN = {("cls",): _first_states, ("lasttoken",): _last_states}
 
 
 class EmbeddingModel(TextModel):
@@ -60,9 +76,13 @@ class EmbeddingModel(TextModel):
         first = 0 if self.sentence.include_prompt else self._prompt_tokens(before)
         tokens = [e.ids for e in self.encode([before + text for text in chosen], "embed", first)]
         vectors = np.zeros((len(tokens), self.dimension), np.float32)
-        for group, states in self.passes(tokens, self.module.last_hidden_state):
-            ends = np.cumsum([len(tokens[i]) for i in group])[:-1]
-            pooled = np.stack([self.sentence.pool(s, first) for s in np.split(states, ends)])
+        taken = None if first else _TAKEN.get(self.sentence.poolings)
+        compute = partial(taken, self.module) if taken else self.module.last_hidden_state
+        for group, pooled in self.passes(tokens, compute):
+            if taken is None:
+                ends = np.cumsum([len(tokens[i]) for i in group])[:-1]
+                states = np.split(pooled, ends)
+                pooled = np.stack([self.sentence.pool(own, first) for own in states])
             for step in self.sentence.steps:
                 pooled = step(pooled)
             vectors[group] = pooled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,13 +96,20 @@ class TextModel(Loaded):
         compute: Callable[[Batch], Tensor],
         types: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices of sequences, what is computed of those packed, in float32) of each pass."""
+        """(indices of sequences, what is computed of those packed, in float32) of each pass. One is
+        started before the one ahead of it is read."""
+        started: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
         for group in _groups([len(ids) for ids in sequences], self.backend.text_tokens):
             own = None if types is None else [types[i] for i in group]
             with autograd.no_grad():
                 batch = self.runner.packed([sequences[i] for i in group], own)
-                computed = compute(batch).to("float32").numpy()
-            yield group, computed
+                computed = compute(batch).to("float32")
+            started.append((group, self.backend.start_read(computed.data)))
+            while len(started) > min(1, self.backend.run_ahead):
+                done, read = started.popleft()
+                yield done, read()
+        for done, read in started:
+            yield done, read()
 
     def rows(
         self,
