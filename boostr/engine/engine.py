@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from boostr.engine.sequence import Sequence as Generation
 from boostr.engine.slots import Slots
 from boostr.engine.steps import Steps
 from boostr.errors import BackendError, FallbackError
+from boostr.tensor import Tensor
 
 
 class _Reading(NamedTuple):
@@ -51,7 +53,9 @@ class Engine:
         self.runner, self.backend = runner, runner.backend
         self.pool = runner.new_pool()
         self._context = runner.module.config.max_position_embeddings
-        self._weights: tuple[Any, ...] = ()
+        self._places = [(owner, name) for _, owner, name in runner.module.parameters()]
+        self._weights: list[tuple[Callable[[], Any], int]] = []  # as they were last seen
+        self._changes = 0
         self._lock, self._process = threading.Lock(), os.getpid()
         self._busy = False  # a caller is in a round
         self._waiting: dict[Outbox, None] = {}  # of callers that leave the rounds to it
@@ -316,16 +320,20 @@ class Engine:
     # -- changes and failures --------------------------------------------------------------------
     def _note_changes(self) -> None:
         """Forget what was computed with weights that have changed since."""
-        weights = _identity(self.runner.module.weights())
-        if weights == self._weights:
+        now = [getattr(owner, name) for owner, name in self._places]
+        known = [seen() for seen, _ in self._weights]
+        others = len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True))
+        versions = [_version(weight) for weight in now]
+        if not others and versions == [version for _, version in self._weights]:
             return
-        if [w[0] for w in weights] != [w[0] for w in self._weights]:
+        if others:  # programs read the old ones
             self.steps.forget_programs()
-        self._weights = weights
+        self._weights = [(_reference(w), v) for w, v in zip(now, versions, strict=True)]
+        self._changes += 1
         self._scheduler.rehash(self._root())
 
     def _root(self) -> bytes:
-        return repr(hash(self._weights)).encode()
+        return b"%d" % self._changes
 
     def _recover(self, error: BaseException) -> None:
         """After a round that broke off: nothing on the device is sure. Those who ran fail with the
@@ -341,6 +349,15 @@ class Engine:
             self._scheduler.submit(request.new_job())
 
 
-def _identity(weights: dict[str, Any]) -> tuple[Any, ...]:
-    """What changes when weights do: the objects, and how often each was written."""
-    return tuple((id(weight), getattr(weight, "version", 0)) for weight in weights.values())
+def _version(weight: Any) -> int:
+    """How often a weight was written in place, whatever it is made of."""
+    parts = (weight,) if isinstance(weight, Tensor) else dispatch.tensors_in([weight])
+    return sum(getattr(part, "version", 0) for part in parts)
+
+
+def _reference(weight: Any) -> Callable[[], Any]:
+    """Something that gives the weight as long as it lives, and lets it die where it can."""
+    try:
+        return weakref.ref(weight)
+    except TypeError:  # a form that is a tuple
+        return lambda: weight

@@ -119,9 +119,10 @@ class Steps:
             return known.program.run()
         step = PromptStep(self, T, B, width, variant)
         step.fill(parts)
-        if recorded and key in self._met:
-            return self._record(key, step, step.fill)
-        self._met.add(key)  # one that comes once is not worth recording
+        if recorded:
+            if key in self._met:
+                return self._record(key, step, step.fill)
+            self._met.add(key)  # one that comes once is not worth recording
         with no_grad():
             return step()
 

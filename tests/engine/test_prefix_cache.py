@@ -8,6 +8,7 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr import Tensor
+from boostr.operands import LowRank
 
 TURNS = ["Hello there. ", "A second, rather longer question about things? ", "x", "And so on: " * 9]
 KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
@@ -104,3 +105,12 @@ def test_weights_that_change_are_used_at_once(model, folder, where):
         )
         assert found[-1] == other.generate(prompt, max_tokens=8).token_ids
     assert found[0] != found[1] != found[2]
+    down, up = (
+        Tensor(np.full(shape, 0.3, np.float32), backend=model.backend)
+        for shape in ((2, values.shape[1]), (values.shape[0], 2))
+    )
+    layer.weight = LowRank(layer.weight, down, up)
+    found.append(model.generate(prompt, max_tokens=8).token_ids)
+    up.assign(np.full(up.shape, -2.0, np.float32))
+    found.append(model.generate(prompt, max_tokens=8).token_ids)
+    assert found[2] != found[3] != found[4]
