@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,10 @@ def _last_states(module: Model, batch: Batch) -> Tensor:
 
 
 # poolings that are done where the states are, of which the host then reads one a text
-_TAKEN = {("cls",): _first_states, ("lasttoken",): _last_states}
+_TAKEN: dict[tuple[str, ...], Callable[..., Tensor]] = {
+    ("cls",): _first_states,
+    ("lasttoken",): _last_states,
+}
 
 
 class EmbeddingModel(TextModel):
