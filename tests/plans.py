@@ -27,5 +27,14 @@ def run(plans, rounds=1):
     return found
 
 
+def short_of_blocks(plans):
+    """A round in which no block is free; those that were are free again after it, without keys."""
+    free = [pool.take(pool.free) for pool in plans.pools]
+    found = plans.plan()
+    for pool, blocks in zip(plans.pools, free, strict=True):
+        pool.release(blocks)
+    return found
+
+
 def spans(found):
     return [(chunk.job, chunk.start, chunk.stop, chunk.final) for chunk in found.chunks]

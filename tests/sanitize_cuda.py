@@ -177,7 +177,6 @@ def sampling() -> None:
             ops.penalize(logits, seen, counts, *f)
             ops.add_bias(logits, ints([[0, V - 1, -1]] * B), normal(B, 3))
             ops.record_tokens(ids, seen, counts)
-            ops.advance(ids, ids + 1, [ints([1] * B)])
             ops.advance_rows(ints(np.ones((FIELDS, B))), ids)
 
 

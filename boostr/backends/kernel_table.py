@@ -20,7 +20,7 @@ OPS_OF: dict[str, tuple[str, ...]] = {
         "gelu_backward", "swiglu_backward", "geglu_backward",
     ),
     "rows.embedding": ("embedding", "embedding_backward"),
-    "attention.cache": ("slot_mapping", "kv_write", "advance", "advance_rows"),
+    "attention.cache": ("slot_mapping", "kv_write", "advance_rows"),
     "products.quant": ("quantize", "dequantize"),
     "attention.attention": ("varlen_attention", "paged_attention"),
     "attention.attention_backward": ("varlen_attention_backward",),

@@ -64,13 +64,6 @@ def kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> s
     return only_floats(k, k_cache)
 
 
-def advance(most: int, ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
-    """most: counters that one launch takes."""
-    if not all(t.backend.is_contiguous(t.data) for t in (ids, *counters)):
-        return "a tensor is not dense"
-    return f"{len(counters)} counters, more than {most}" if len(counters) > most else None
-
-
 def norm_before(norm: Norm | None) -> str | None:
     """Products that normalise what they read, by float32 weights."""
     if norm is None:

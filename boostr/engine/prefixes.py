@@ -143,7 +143,3 @@ class Prefixes:
         self._computing.clear()
         for pool in self._pools:
             pool.forget()
-
-    def forget_computing(self) -> None:
-        """The pools are other ones, in which nothing is known yet."""
-        self._computing.clear()

@@ -174,24 +174,6 @@ class Scheduler:
             self._vacate(job)
         job.state = "done"
 
-    def preempt_all(self) -> None:
-        """Everything that was launched is void: all jobs wait again, in order of arrival."""
-        while self._prefilling or self._running:
-            self._preempt(self._youngest())
-
-    def reset(self, pools: Sequence[BlockPool]) -> None:
-        """Go on with these pools in place of the old ones, whose contents are lost.
-
-        Raises OptionError for pools that are smaller or of another size.
-        """
-        kinds = zip(self.pools, pools, strict=True)
-        if any(new.size != old.size or new.count < old.count for old, new in kinds):
-            raise OptionError("reset: the new pools must be no smaller than the old ones")
-        self.preempt_all()
-        self.pools[:] = pools
-        self._prefixes.forget_computing()
-        self._refused = None
-
     def rehash(self, root: bytes) -> None:
         """The model has changed: what is computed serves nobody else. Those who run go on."""
         self._prefixes.forget(root)

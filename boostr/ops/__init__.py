@@ -13,7 +13,7 @@ from boostr.ops.activation import (
     swiglu,
 )
 from boostr.ops.attention import paged_attention, varlen_attention
-from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.cache import kv_write, slot_mapping
 from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
 from boostr.ops.logprobs import top_logprobs
@@ -33,7 +33,7 @@ from boostr.ops.sampling import (
 )
 
 __all__ = [
-    "adamw", "adamw_step", "add_bias", "advance", "advance_rows", "clip_scale", "core",
+    "adamw", "adamw_step", "add_bias", "advance_rows", "clip_scale", "core",
     "cross_entropy", "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu",
     "global_norm", "greedy", "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention",
     "penalize", "quantize", "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope",

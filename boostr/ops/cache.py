@@ -132,26 +132,6 @@ def _number(scales: Tensor) -> Tensor:
     return core.where(scales < math.inf, scales, math.nan)
 
 
-def advance(ids: Tensor, chosen: Tensor, counters: Sequence[Tensor]) -> None:
-    """Make a decode step's outcome the next step's input, in place: ids = chosen, counters += 1.
-
-    Args:
-        ids, chosen: int32 [B].   counters: int32 tensors (positions, lengths, draws).
-    """
-    for name, x in (("ids", ids), ("chosen", chosen), *(("a counter", c) for c in counters)):
-        if x.dtype != dtypes.int32:
-            raise DTypeError(f"advance: {name} must be int32, got {x.dtype}")
-    if ids.shape != chosen.shape:
-        raise ShapeError(f"advance: ids {list(ids.shape)} and chosen {list(chosen.shape)} differ")
-    _advance(ids, chosen, list(counters))
-
-
-def _advance_composite(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    ids.assign(chosen)
-    for counter in counters:
-        counter.assign(counter + 1)
-
-
 def _slots(positions, sequence_ids, block_table, block_size) -> Tensor:
     column = core.mod(positions // block_size, block_table.shape[1])
     flat = core.maximum(sequence_ids, 0) * block_table.shape[1] + column
@@ -169,4 +149,3 @@ def _write(k, v, k_cache, v_cache, slots) -> None:
 
 _slot_mapping = Op("slot_mapping", _slots)
 _kv_write = Op("kv_write", _write)
-_advance = Op("advance", _advance_composite)

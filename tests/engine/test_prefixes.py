@@ -1,7 +1,7 @@
 """Which blocks the scheduler's jobs share, wait for, and give back behind a window."""
 
 import pytest
-from plans import run, scheduler, spans, submitted
+from plans import run, scheduler, short_of_blocks, spans, submitted
 
 from boostr.engine.scheduler import Job
 
@@ -157,28 +157,34 @@ def test_a_hit_is_one_in_every_group(lost_by_window, cached):
 
 
 def test_another_model_finds_nothing_of_the_old_one():
-    plans = scheduler(prefill=16, chunk=16, rows=2)
-    old = submitted(plans, 9)
+    plans = scheduler(blocks=8, prefill=16, chunk=16)
+    oldest, old = submitted(plans, 3, first=50), submitted(plans, 9)
     run(plans)
-    waiting = submitted(plans, 9, salt=b"x")
+    refused = submitted(plans, 9, salt=b"x")
     plans.plan()
-    plans.preempt_all()
+    assert refused.keys  # of the old model
+    short_of_blocks(plans)
+    assert known(plans.pools[0], old) == [True, True]
     plans.rehash(b"new")
-    assert spans(plans.plan()) == [(old, 0, 10, True), (waiting, 0, 6, False)]
+    plans.pools[0].grow(20)
+    assert spans(plans.plan()) == [(old, 0, 10, True), (refused, 0, 6, False)]
     run(plans, 4)
-    plans.cancel(waiting)
-    again = submitted(plans, 9)
-    assert spans(plans.plan()) == [(again, 8, 9, True)]  # old runs under the new model
+    plans.cancel(oldest)
+    again, same = submitted(plans, 9), submitted(plans, 9, salt=b"x")
+    # those who waited run under the new model
+    assert spans(plans.plan()) == [(again, 8, 9, True), (same, 8, 9, True)]
 
 
 def test_a_job_that_goes_on_under_another_model_is_not_shared():
     plans = scheduler()
-    old = submitted(plans, 6)
+    _, old = submitted(plans, 3, limit=30, first=50), submitted(plans, 6, limit=30)
     run(plans)
     plans.rehash(b"new")
-    run(plans, 8)
+    run(plans, 9)
     new = Job(old.tokens[:13], 13, 3)
     plans.submit(new)
     assert spans(plans.plan()) == [(new, 0, 13, True)]
-    plans.preempt_all()  # then it is computed again, and may share
-    assert [chunk.start for chunk in plans.plan().chunks] == [12, 12]
+    plans.pools[0].share(new.tables[0])  # so that their keys stay
+    plans.finish(new)
+    short_of_blocks(plans)  # old needs one for position 16
+    assert spans(plans.plan()) == [(old, 12, 16, True)]  # it is computed again, and may share

@@ -6,10 +6,10 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import run, scheduler, spans, submitted
+from plans import run, scheduler, short_of_blocks, spans, submitted
 
 from boostr.engine.blocks import BlockPool
-from boostr.engine.scheduler import Scheduler
+from boostr.engine.scheduler import Job, Scheduler
 from boostr.errors import BackendError, OptionError
 
 # --- rounds ---
@@ -213,24 +213,30 @@ def test_the_youngest_may_be_a_prompt():
 def test_who_is_preempted_is_behind_who_came_before():
     """Even where the other has not had a row yet."""
     plans = scheduler(prefill=8, chunk=4)
+    oldest = submitted(plans, 3, first=90)
+    plans.plan()
     a, same, late = submitted(plans, 6), submitted(plans, 6), submitted(plans, 6, first=50)
     plans.plan()
     assert (same.state, late.state) == ("waiting", "prefilling")
-    plans.preempt_all()
-    assert [chunk.job for chunk in plans.plan().chunks] == [a, same, late]
+    found = short_of_blocks(plans)
+    assert (found.decoding, spans(found)) == ([oldest], [(a, 4, 6, True)])
+    assert (same.state, late.state) == ("waiting", "waiting")
+    assert [chunk.job for chunk in plans.plan().chunks] == [same, late]
 
 
 def test_a_preempted_job_finds_its_own_blocks():
     plans = scheduler()
-    job = submitted(plans, 9)
+    _, job = submitted(plans, 3, first=50), submitted(plans, 9)
     run(plans, 5)
     plans.plan()  # in flight when it loses its row
-    plans.preempt_all()
+    assert (job.launched, job.accepted) == (6, 5)
+    assert short_of_blocks(plans).cleared == [1]
     assert (job.launched, job.accepted) == (5, 5)
     assert spans(plans.plan()) == [(job, 12, 14, True)]
     assert job.cached == 0  # what it once computed itself
+    plans.accept(job, 1)
     with pytest.raises(BackendError, match="none in flight"):
-        plans.accept(job, 1), plans.accept(job, 1)
+        plans.accept(job, 1)
 
 
 def test_the_oldest_is_never_preempted():
@@ -241,27 +247,27 @@ def test_the_oldest_is_never_preempted():
     assert b.preemptions >= 1
 
 
-def test_preempt_all_keeps_the_order_of_arrival():
-    plans = scheduler(rows=3, prefill=8, chunk=8)
-    jobs = [submitted(plans, 4, first=10 * i) for i in range(5)]
-    run(plans, 2)
-    plans.preempt_all()
-    assert {job.state for job in jobs} == {"waiting"}
-    found = plans.plan()
-    assert sorted(found.cleared) == [0, 1, 2]
-    assert [chunk.job for chunk in found.chunks][:2] == jobs[:2]
+def test_those_preempted_in_a_round_keep_the_order_of_arrival():
+    plans = scheduler(rows=4, prefill=16)
+    jobs = [submitted(plans, 4, first=10 * i) for i in range(6)]
+    run(plans)
+    found = short_of_blocks(plans)  # each needs a block for position 4
+    assert (found.decoding, found.cleared) == (jobs[:2], [3, 2])
+    assert {job.state for job in jobs[2:]} == {"waiting"}
+    assert [chunk.job for chunk in plans.plan().chunks] == jobs[2:4]
 
 
-def test_reset_goes_on_with_fresh_pools():
+def test_the_rest_of_a_job_goes_on_in_another_scheduler():
+    """As after a failed step, when nothing on the device is sure."""
     plans = scheduler()
     job = submitted(plans, 9)
     run(plans, 2)
-    fresh = [BlockPool(100, 4)]
-    plans.reset(fresh)
-    assert spans(plans.plan()) == [(job, 0, 11, True)]  # nothing is known in them
-    assert fresh[0].free == 97
-    with pytest.raises(OptionError, match="no smaller"):
-        plans.reset([BlockPool(99, 4)])
+    rest, plans = Job(list(job.tokens), job.prompt_length, job.limit), scheduler()
+    plans.submit(rest)
+    assert spans(run(plans)) == [(rest, 0, 11, True)]  # nothing is known in its pools
+    assert (rest.launched, rest.accepted, plans.pools[0].free) == (3, 3, 97)
+    run(plans, 7)
+    assert (plans.plan().decoding, rest.accepted) == ([], rest.limit)
 
 
 # --- leaving ---

@@ -34,13 +34,22 @@ class Jobs(RuleBasedStateMachine):
         sharing=st.sampled_from((True, True, False)),
     )
     def start(self, windows, size, rows, blocks, prefill, chunk, sharing):
-        self.pools = [BlockPool(blocks + 2 * group, size) for group in range(len(windows))]
-        self.scheduler = Scheduler(self.pools, windows, rows, prefill, b"0", sharing, chunk)
-        self.device = RoundsDevice(windows, size)
+        self.windows, self.device = windows, RoundsDevice(windows, size)
         self.prefill, self.chunk, self.size, self.rows = prefill, chunk, size, rows
         self.sharing = sharing
+        self._renew(blocks + 2 * group for group in range(len(windows)))
         self.jobs: list[Job] = []
         self.flying: list = []  # what the steps that nobody has read yet chose
+
+    def _renew(self, counts):
+        self.pools = [BlockPool(count, self.size) for count in counts]
+        self.scheduler = Scheduler(
+            self.pools, self.windows, self.rows, self.prefill, self._root(), self.sharing,
+            self.chunk,
+        )  # fmt: skip
+
+    def _root(self):
+        return str(self.device.version).encode()
 
     # --- what a client does ---
 
@@ -121,23 +130,47 @@ class Jobs(RuleBasedStateMachine):
         if running:
             self.scheduler.finish(running[which % len(running)])
 
-    @rule(event=st.sampled_from(("preempt_all", "failed_step", "other_model", "grow")))
+    @rule(times=st.integers(1, 4))
+    def steps_short_of_blocks(self, times):
+        for _ in range(times):
+            self._short_step()
+
+    def _short_step(self):
+        """Only the oldest who has a row gets blocks from the pools: others lose their rows."""
+        oldest = next((job for job in self.jobs if job.row is not None), None)
+        taken = []
+        for group, pool in enumerate(self.pools if oldest else []):
+            if oldest.state == "running":
+                needed = oldest.computed // self.size + 1 - len(oldest.tables[group])
+            else:
+                most = self.scheduler.blocks_for(len(oldest.tokens))
+                needed = most[group] - oldest.held(group)
+            taken.append(pool.take(max(0, pool.free - max(0, needed))))
+        self._step()
+        for pool, blocks in zip(self.pools, taken, strict=False):
+            pool.release(blocks)
+
+    @rule(event=st.sampled_from(("failed_step", "other_model", "grow")))
     def rare(self, event):
         getattr(self, f"_{event}")()
 
-    def _preempt_all(self):
-        self.scheduler.preempt_all()
-        assert all(job.state in ("waiting", "done") for job in self.jobs)
-
     def _failed_step(self):
-        self.pools = [BlockPool(pool.count, pool.size) for pool in self.pools]
-        self.scheduler.reset(self.pools)
+        self._renew([pool.count for pool in self.pools])
         self.device.lose_memory()
         self.flying.clear()
+        self.jobs = [self._again(job) for job in self.jobs]
+
+    def _again(self, job):
+        """The rest of a job, for a new scheduler."""
+        if job.state == "done":
+            return job
+        rest = Job(list(job.tokens), job.prompt_length, job.limit, job.salt, job.owner)
+        self.scheduler.submit(rest)
+        return rest
 
     def _other_model(self):
         self.device.version += 1
-        self.scheduler.rehash(str(self.device.version).encode())
+        self.scheduler.rehash(self._root())
 
     def _grow(self):
         for pool in self.pools:

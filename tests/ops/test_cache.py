@@ -7,7 +7,7 @@ from draws import normal, refused, strided, tensors
 
 from boostr import Tensor, zeros
 from boostr.errors import BackendError, DTypeError, ShapeError
-from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.cache import kv_write, slot_mapping
 
 
 def i32(*values):
@@ -73,19 +73,3 @@ def test_refuses(rng):
         slot_mapping(slots, slots[:1], table, 2)
     with refused(ShapeError, "slot_mapping", "[B, max_blocks]", "int32[2]"):
         slot_mapping(slots, slots, table[0], 2)
-
-
-def test_advance(backend):
-    ids, chosen, positions, lengths = tensors(backend, i32(1, 2), i32(8, 9), i32(4, 0), i32(5, 1))
-    assert advance(ids, chosen, [positions, lengths]) is None
-    assert [x.tolist() for x in (ids, positions, lengths)] == [[8, 9], [5, 1], [6, 2]]
-
-
-def test_advance_refuses():
-    ids, chosen = tensors("numpy", i32(1, 2), i32(8, 9))
-    with refused(DTypeError, "advance", "chosen", "int32", "float32"):
-        advance(ids, chosen.to("float32"), [])
-    with refused(DTypeError, "advance", "counter", "float32"):
-        advance(ids, chosen, [ids.to("float32")])
-    with refused(ShapeError, "advance", "[2]", "[1]"):
-        advance(ids, chosen[:1], [])

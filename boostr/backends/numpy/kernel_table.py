@@ -17,7 +17,7 @@ _MODULES = {
         "rows.rope": ("rope",),
         "rows.activation": ("silu", "gelu", "swiglu", "geglu", "softmax", "log_softmax"),
         "rows.embedding": ("embedding",),
-        "attention.cache": ("slot_mapping", "kv_write", "advance", "advance_rows"),
+        "attention.cache": ("slot_mapping", "kv_write", "advance_rows"),
         "attention.attention": ("varlen_attention", "paged_attention"),
         "products.quant": ("quantize", "dequantize", "read_blocks"),
         "sampling.sampling": (

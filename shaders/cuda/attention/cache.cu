@@ -4,7 +4,6 @@
 //   columns]; -1 where the block or the sequence is negative. One thread a token.
 // kv_write: row t of k and v to row slots[t] of the caches; rows out of range are dropped.
 //   `team` threads a token, runs of VEC elements; blockIdx.y is 0 for k and 1 for v.
-// advance: ids = chosen, then each counter += 1. One block.
 // advance_rows: state [F, R], a column a sequence; see boostr/ops/rows.py. One thread a place.
 //
 // Macros: X type of new rows, C type of the caches, VEC (only kv_write).
@@ -29,18 +28,6 @@ slot_mapping(const int* positions, const int* sequences, const int* table, int* 
   const int sequence = sequences[t];
   const int block = sequence < 0 ? -1 : table[(i64)sequence * columns + column];
   slots[t] = block < 0 ? -1 : block * block_size + offset;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-advance(int* ids, const int* chosen, int n, int* a, int an, int* b, int bn, int* c, int cn, int* d,
-        int dn) {
-  pdl_wait();
-  pdl_launch();
-  for (int i = threadIdx.x; i < n; i += 256) ids[i] = chosen[i];
-  for (int i = threadIdx.x; i < an; i += 256) a[i]++;
-  for (int i = threadIdx.x; i < bn; i += 256) b[i]++;
-  for (int i = threadIdx.x; i < cn; i += 256) c[i]++;
-  for (int i = threadIdx.x; i < dn; i += 256) d[i]++;
 }
 
 enum { IDS, POSITIONS, LENGTHS, OWNERS, DRAWS, LIMITS, ENDS, FIELDS = ENDS + 8 };

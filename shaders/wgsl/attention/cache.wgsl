@@ -6,11 +6,10 @@
 //   are f32 or 16-bit of their own; rows out of range are dropped. A thread has RUN elements (8, 4,
 //   2 or 1); COUNT 2: k and v at once, those of v behind those of k. RUN 1 with a 16-bit cache:
 //   rows share words, of which a thread replaces its half by atomics.
-// advance: ids = chosen, then each of COUNT - 1 counters += 1, all bound by themselves.
 // advance_rows: state [F, R], a column a sequence; see boostr/ops/rows.py. One thread a place.
 //
-// Values: ENTRY; of kv_write X, C (types of the rows and the caches), RUN, COUNT; of advance COUNT;
-//   of advance_rows PLACES.
+// Values: ENTRY; of kv_write X, C (types of the rows and the caches), RUN, COUNT; of advance_rows
+//   PLACES.
 # if ENTRY == "slot_mapping"
 struct Params { T: u32, columns: u32, block_size: u32, positions_at: u32, sequences_at: u32,
                 table_at: u32 }
@@ -37,25 +36,6 @@ fn slot_mapping(@builtin(global_invocation_id) id: vec3<u32>,
   if (sequence >= 0) { block = table[p.table_at + u32(sequence) * p.columns + at]; }
   let inner = select(offset, p.block_size - 1u - offset, below);
   slots[t] = select(block * i32(p.block_size) + i32(inner), -1, block < 0);
-}
-# elif ENTRY == "advance"
-struct Params {
-# for n in range(COUNT)
-  size{{ n }}: u32, at{{ n }}: u32,
-# endfor
-  chosen_at: u32,
-}
-{{ read(0, "chosen", "i32") }}
-# for n in range(COUNT)
-{{ write(n + 1, "state" ~ n, "i32") }}
-# endfor
-{{ parameters(COUNT + 1) }}
-@compute @workgroup_size(64)
-fn advance(@builtin(local_invocation_index) thread: u32) {
-  for (var i = thread; i < p.size0; i += 64u) { state0[p.at0 + i] = chosen[p.chosen_at + i]; }
-# for n in range(1, COUNT)
-  for (var i = thread; i < p.size{{ n }}; i += 64u) { state{{ n }}[p.at{{ n }} + i] += 1; }
-# endfor
 }
 # elif ENTRY == "advance_rows"
 struct Params { B: u32, R: u32, state_at: u32, chosen_at: u32, places_at: u32 }
@@ -86,14 +66,6 @@ fn advance_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   state[at + LENGTHS * p.R] = select(state[at + LENGTHS * p.R] + 1, 0, ended);
   state[at + DRAWS * p.R] += 1;
   if (ended) { state[at + OWNERS * p.R] = -1; }
-}
-# elif ENTRY == "increment"
-struct Params { size: u32, at: u32 }
-{{ write(0, "state", "i32") }}
-{{ parameters(1) }}
-@compute @workgroup_size(64)
-fn increment(@builtin(local_invocation_index) thread: u32) {
-  for (var i = thread; i < p.size; i += 64u) { state[p.at + i] += 1; }
 }
 # else
 struct Params {

@@ -10,7 +10,7 @@ from ops.test_rows import draw
 from tolerance import assert_close
 
 from boostr import Tensor, dtypes
-from boostr.ops.cache import advance, kv_write, slot_mapping
+from boostr.ops.cache import kv_write, slot_mapping
 from boostr.ops.embedding import _embedding_backward, embedding
 from boostr.ops.quant import dequantize
 from boostr.ops.rows import advance_rows
@@ -109,20 +109,6 @@ def test_caches_in_one_buffer(D, gpu, rng):
     np.testing.assert_array_equal(both.numpy(), room)
 
 
-def test_steps_of_a_decode_loop(gpu):
-    ids, chosen = np.arange(600, dtype=np.int32), np.arange(600, 0, -1).astype(np.int32)
-    held = tensors(gpu, ids, chosen, ids, ids[:3], ids[:1])
-    advance(held[0], held[1], held[2:])
-    assert held[0].tolist() == chosen.tolist() and held[2].tolist() == (ids + 1).tolist()
-    assert held[3].tolist() == [1, 2, 3] and held[4].tolist() == [1]
-
-
-def test_counters_in_one_buffer(gpu):
-    state = Tensor(np.arange(12, dtype=np.int32).reshape(4, 3), backend=gpu)
-    advance(state[0].detach(), state[1].detach(), [state[2].detach(), state[3].detach()])
-    assert state.tolist() == [[3, 4, 5], [3, 4, 5], [7, 8, 9], [10, 11, 12]]
-
-
 @pytest.mark.parametrize("first", [0, 3])
 def test_rows_of_state(first, gpu, rng):
     """A state that begins within a buffer; places in any order."""
@@ -134,6 +120,19 @@ def test_rows_of_state(first, gpu, rng):
         advance_rows(held, ids, index)
         state = oracles_rows.advance_rows(state, chosen, places)
         np.testing.assert_array_equal(held.numpy(), state)
+
+
+def test_rows_of_state_in_one_buffer(gpu, rng):
+    """The buffer of the state, which is bound to be written, has what is read as well."""
+    state, chosen = draw(rng, 70), rng.integers(-1, 50, 70).astype(np.int32)
+    places = rng.permutation(70).astype(np.int32)
+    F = len(state)
+    room = Tensor(np.concatenate([state, [chosen, places]]), backend=gpu)
+    for with_places in (False, True):
+        index = room[F + 1].detach() if with_places else None
+        advance_rows(room[:F].detach(), room[F].detach(), index)
+        state = oracles_rows.advance_rows(state, chosen, places if with_places else None)
+        np.testing.assert_array_equal(room.numpy(), np.concatenate([state, [chosen, places]]))
 
 
 def test_slot_mapping(gpu):

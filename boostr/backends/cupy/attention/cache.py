@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
-_MOST_COUNTERS = 4
 _WARPS = 4  # of a block, in cache_packed.cu
 
 
@@ -101,15 +99,6 @@ def _planes(k_cache: Any, v_cache: Any) -> list[Any]:
     return [plane.data for plane in (*k_cache, *v_cache)]
 
 
-def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    backend: CupyBackend = ids.backend  # type: ignore[assignment]
-    args = [ids.data, backend.dense(chosen.data), ids.size]
-    for counter in counters:
-        args += [counter.data, counter.size]
-    args += [None, 0] * (_MOST_COUNTERS - len(counters))
-    backend.launch("cache", "advance", (1,), (256,), args, dependent=True)
-
-
 def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
     backend: CupyBackend = state.backend  # type: ignore[assignment]
     reads = [None if x is None else backend.dense(x.data) for x in (chosen, places)]
@@ -123,7 +112,6 @@ KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
     "advance_rows": Kernel(_advance_rows),
-    "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 
 VARIANTS = [

@@ -44,23 +44,6 @@ def _kv_write(k: Tensor, v: Tensor, k_cache: KV, v_cache: KV, slots: Tensor) -> 
     )  # fmt: skip
 
 
-def _advance_supports(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> str | None:
-    if all(t.data.flags.c_contiguous for t in (ids, chosen, *counters)):
-        return None
-    return "a tensor is not dense"
-
-
-def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    backend: NumpyBackend = ids.backend  # type: ignore[assignment]
-    params = [address(ids.data), address(chosen.data), ids.size, len(counters)]
-    for counter in counters:
-        params += [address(counter.data), counter.size]
-    backend.launch(
-        "cache.advance", params, items=1, grain=1, reads=[chosen.data],
-        writes=[ids.data, *(c.data for c in counters)],
-    )  # fmt: skip
-
-
 def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
     backend: NumpyBackend = state.backend  # type: ignore[assignment]
     reads = [backend.dense(x.data) for x in (chosen, places) if x is not None]
@@ -74,6 +57,5 @@ def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
 KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
-    "advance": Kernel(_advance, _advance_supports),
     "advance_rows": Kernel(_advance_rows),
 }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from boostr.tensor import Tensor
 if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
-_MOST_COUNTERS = 4
 _THREADS = 64  # of a workgroup of cache_packed.wgsl
 
 
@@ -141,29 +139,6 @@ def _words(backend: WgpuBackend, cache: PackedKV) -> list[int]:
     return [backend.offset(plane.data) * plane.dtype.itemsize // 4 for plane in cache]
 
 
-def _advance(ids: Tensor, chosen: Tensor, counters: list[Tensor]) -> None:
-    backend: WgpuBackend = ids.backend  # type: ignore[assignment]
-    source = backend.dense(chosen.data)
-    if source.buffer.block is ids.data.buffer.block:
-        source = backend.copy(source)
-    together, apart = [ids.data], []
-    blocks = {id(a.buffer.block) for a in (source, ids.data)}
-    for counter in (t.data for t in counters):  # a buffer cannot be bound twice to be written
-        home = id(counter.buffer.block)
-        (apart if home in blocks else together).append(counter)
-        blocks.add(home)
-    params = [n for a in together for n in (a.size, backend.offset(a))]
-    backend.launch(
-        "cache", "advance", 1, [source], together, (*params, backend.offset(source)),
-        ENTRY="advance", COUNT=len(together),
-    )  # fmt: skip
-    for counter in apart:
-        backend.launch(
-            "cache", "increment", 1, [], [counter], (counter.size, backend.offset(counter)),
-            ENTRY="increment",
-        )  # fmt: skip
-
-
 def _advance_rows(state: Tensor, chosen: Tensor, places: Tensor | None) -> None:
     backend: WgpuBackend = state.backend  # type: ignore[assignment]
     reads = [backend.dense(x.data) for x in (chosen, places) if x is not None]
@@ -180,13 +155,10 @@ KERNELS = {
     "slot_mapping": Kernel(_slot_mapping),
     "kv_write": Kernel(_kv_write, _kv_supports),
     "advance_rows": Kernel(_advance_rows),
-    "advance": Kernel(_advance, partial(refusals.advance, _MOST_COUNTERS)),
 }
 
 VARIANTS = [
     Variant("cache", {"ENTRY": "slot_mapping"}),
-    Variant("cache", {"ENTRY": "advance", "COUNT": 3}),
-    Variant("cache", {"ENTRY": "increment"}),
     Variant("cache", {"ENTRY": "advance_rows", "PLACES": 0}),
     Variant("cache", {"ENTRY": "advance_rows", "PLACES": 1}),
     *(

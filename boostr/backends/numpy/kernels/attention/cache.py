@@ -90,18 +90,3 @@ def advance_rows():
                     state[OWNERS * R] = -1
 
     return kernel
-
-
-def advance():
-    """params: ids, chosen, their count, counters, then address and size of each counter."""
-
-    def kernel(params, start, stop):
-        ids, chosen = i32(params[0]), i32(params[1])
-        for b in range(params[2]):
-            ids[b] = chosen[b]
-        for c in range(params[3]):
-            counter = i32(params[4 + 2 * c])
-            for i in range(params[5 + 2 * c]):
-                counter[i] += 1
-
-    return kernel
