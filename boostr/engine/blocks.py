@@ -99,6 +99,8 @@ class BlockPool:
         """Make it `count` blocks in all. Raises OptionError where it has more."""
         if count < self.count:
             raise OptionError(f"a pool of {self.count} blocks cannot shrink to {count}")
-        self._free.update(dict.fromkeys(range(self.count, count)))
+        for block in reversed(range(self.count, count)):  # nothing is known of them: taken first
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
         self._holders += [0] * (count - self.count)
         self.count = count

@@ -97,11 +97,13 @@ class Engine:
         self._check_process()
         outbox = Outbox(self._lock, len(sequences) if whole else 0)
         requests = [Request(sequence, outbox) for sequence in sequences]
-        left = len(requests)
+        left, process = len(requests), self._process
         try:
             with self._lock:
                 self._inbox.extend(requests)
             while left:
+                if os.getpid() != process:
+                    raise BackendError("a stream goes on only in the process that began it")
                 self._wait(outbox)
                 piece = outbox.pieces.popleft()
                 if isinstance(piece, BaseException):
@@ -109,9 +111,9 @@ class Engine:
                 left -= piece.finish_reason is not None
                 yield piece
         finally:
-            if left:
-                with self._lock:
-                    self._cancelled.extend(r for r in requests if not r.done)
+            if left and os.getpid() == process:
+                # without the lock: the collector may close a stream in a thread that holds it
+                self._cancelled.extend([r for r in requests if not r.done])
 
     def _check_process(self) -> None:
         """After a fork the child has an engine of its own, without its parent's requests."""
@@ -124,33 +126,45 @@ class Engine:
     def _wait(self, outbox: Outbox) -> None:
         """Return when there is something in the outbox; until then run rounds, or let others."""
         while not outbox.ready:
-            with self._lock:
-                if self._busy:
-                    self._waiting[outbox] = None
-                    while self._busy and not outbox.ready:
-                        outbox.turn.wait()
-                    del self._waiting[outbox]
-                if outbox.ready:
-                    self._hand_over()
-                    return
-                self._busy = True
-            leaves = True
+            leaves, mine = True, False
             try:
+                with self._lock:
+                    self._wait_for_turn(outbox)
+                    if outbox.ready:
+                        self._hand_over()
+                        return
+                    self._busy = mine = True
                 self._round()
                 leaves = False
             except BaseException as error:
-                self._recover(error)
-                if not isinstance(error, Exception):
+                if mine:
+                    self._recover(error)
+                if not (mine and isinstance(error, Exception)):
                     raise
                 leaves = False
             finally:
+                if mine:
+                    self._busy = False  # before the lock, for which an interrupt may come
                 with self._lock:
-                    self._busy = False
                     for other in self._waiting:
                         if other.ready:
                             other.turn.notify()
                     if leaves or outbox.ready:
                         self._hand_over()
+
+    def _wait_for_turn(self, outbox: Outbox) -> None:
+        """Wait, with the lock, until nobody runs rounds or there is something in the outbox."""
+        if not self._busy:
+            return
+        self._waiting[outbox] = None
+        try:
+            while self._busy and not outbox.ready:
+                outbox.turn.wait()
+        except BaseException:  # an interrupt: whoever woke this caller counted on it
+            del self._waiting[outbox]
+            self._hand_over()
+            raise
+        del self._waiting[outbox]
 
     def _hand_over(self) -> None:
         """Have one of those who wait run the rounds, unless somebody does."""
@@ -171,7 +185,8 @@ class Engine:
         slots.flush()
         if plan.cleared:
             self._close_up(plan.decoding)
-        with dispatch.strict(any(request.strict for request in self._live)):
+        runs = (request for request in self._live if request.job.state != "waiting")
+        with dispatch.strict(any(request.strict for request in runs)):
             if plan.decoding:
                 self._decode(plan.decoding)
             if plan.chunks:
@@ -192,7 +207,7 @@ class Engine:
             self._slots.move(source, job.row)
             self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
             penalties = self.steps.penalties
-            if penalties is not None and source < penalties.rows:
+            if penalties is not None:
                 penalties.move(source, job.row)
             self._slots.flush()
 
@@ -213,7 +228,7 @@ class Engine:
                 variant = job.owner.variant | (variant or Variant())
                 ends.append((index, job, job.preemptions))
             ids = np.array(job.tokens[chunk.start : chunk.stop], np.int32)
-            parts.append(Part(ids, chunk.start, len(job.tokens), job.tables, row))
+            parts.append(Part(ids, chunk.start, job.prompt_length, job.tables, row))
         self._slots.flush()
         if variant is None:
             self.steps.hidden(parts)
@@ -254,7 +269,10 @@ class Engine:
             own = None
             if logprobs and wanted is not None and token >= 0:
                 own = TokenLogprobs.of_row(token, tuple(logprobs), at, wanted)
-            request.take(token, own)
+            try:
+                request.take(token, own)
+            except Exception as error:  # of this one's text
+                request.fail(error)
             if token >= 0:
                 self._scheduler.accept(job, token)
             if request.done:
@@ -267,36 +285,41 @@ class Engine:
 
     # -- what comes and goes ---------------------------------------------------------------------
     def _take_inbox(self) -> None:
-        with self._lock:
-            new, gone = list(self._inbox), list(self._cancelled)
-            self._inbox.clear()
-            self._cancelled.clear()
-        for request in gone:
+        while self._cancelled:
+            request = self._cancelled[0]
             if request in self._live:
                 self._scheduler.cancel(request.job)
                 self._leave(request)
-        new = [request for request in new if request not in gone]
-        if not new:
-            return
-        self._note_changes()
+            request.done = True
+            self._cancelled.popleft()
+        new = [r for r in list(self._inbox) if not r.done and r not in self._live]
+        if new:
+            self._admit(new)
+        # who is still wanted stays in the inbox until here, so that an interrupt loses nobody
+        while self._inbox and (self._inbox[0].done or self._inbox[0] in self._live):
+            self._inbox.popleft()
+
+    def _admit(self, new: Sequence[Request]) -> None:
         try:
+            self._note_changes()
             fits = self._room_for(new)
-        except Exception as error:  # these cannot run; the others can
-            for request in new:
-                request.fail(error)
+        except Exception as error:
+            for request in new:  # one that cannot run must not take the others with it
+                if len(new) > 1:
+                    self._admit([request])
+                else:
+                    request.fail(error)
             return
-        if fits:
+        if fits:  # else the pool grows once nobody stands in it
             for request in new:
                 self._submit(request)
-        else:  # the pool grows once nobody stands in it
-            with self._lock:
-                self._inbox.extendleft(reversed(new))
 
     def _submit(self, request: Request) -> None:
         try:
             self._scheduler.submit(request.job)
         except Exception as error:  # this one cannot run; the others can
             request.fail(error)
+            self._live.pop(request, None)
         else:
             self._live[request] = None
 
@@ -311,7 +334,13 @@ class Engine:
         if not self._scheduler.idle or self._pending:
             alone = [max(column) for column in zip(*needs, strict=True)]
             return all(n >= m for n, m in zip(self.pool.counts, alone, strict=True))
-        self.pool.grow(counts)
+        try:
+            self.pool.grow(counts)
+        except BackendError:
+            alone = [max(column) for column in zip(*needs, strict=True)]
+            if any(n < m for n, m in zip(self.pool.counts, alone, strict=True)):
+                raise
+            return True  # one after another
         for blocks, count in zip(self._scheduler.pools, counts, strict=True):
             blocks.grow(count)
         self.steps.forget_programs()
@@ -338,15 +367,23 @@ class Engine:
     def _recover(self, error: BaseException) -> None:
         """After a round that broke off: nothing on the device is sure. Those who ran fail with the
         error, or begin again if it was meant for somebody else alone."""
-        fails = isinstance(error, Exception)
+        fails, count = isinstance(error, Exception), len(self._live)
         for request in list(self._live):
+            if request.done:  # the round broke off before it could leave
+                self._leave(request)
+                continue
             strict_only = isinstance(error, FallbackError) and not request.strict
             if fails and request.job.state != "waiting" and not strict_only:
                 request.fail(error)
                 self._leave(request)
+        if fails and len(self._live) == count:  # nobody's: it would only come again
+            for request in list(self._live):
+                request.fail(error)
+                self._leave(request)
         self._renew()
-        for request in self._live:
-            self._scheduler.submit(request.new_job())
+        for request in list(self._live):
+            request.new_job()
+            self._submit(request)
 
 
 def _version(weight: Any) -> int:

@@ -96,6 +96,9 @@ class FixedRows:
         chosen = options or [SamplingOptions()] * len(ids)
         self._variant = Variant(any(o.temperature > 0 for o in chosen), _penalize(chosen))
         self._pending.clear()
+        for row in range(len(ids), slots.rows):  # of an earlier beginning
+            slots.give(row, fields.OWNERS, -1)
+            slots.give(row, fields.LENGTHS, 0)
         for row, (token, position, own) in enumerate(zip(ids, positions, chosen, strict=True)):
             slots.admit(row, own, own.seed or 0)
             slots.activate(row, position + 1, 1, 2**31 - 1, ())

@@ -41,7 +41,7 @@ def wanted_blocks(
     if explicit is not None and lowest > explicit:
         raise OptionError(
             f"kv_memory ({env.KV_MEMORY.name}) allows {explicit / 2**30:.3g} GiB for keys and "
-            f"values, this request needs {lowest / 2**30:.3g}; lower max_tokens, shorten the "
+            f"values, {lowest / 2**30:.3g} are needed; lower max_tokens, shorten the "
             "prompt or raise it"
         )
     share = 0.0 if highest == lowest else max(0.0, (budget - lowest) / (highest - lowest))
@@ -51,7 +51,7 @@ def wanted_blocks(
 def _free_share(backend: Backend, held: int) -> int:
     """Bytes that the pool may have where nobody said it, what it holds included."""
     free = backend.free_memory()
-    return max(held, _UNKNOWN) if free is None else held + int(free * _SHARE)
+    return max(held, _UNKNOWN if free is None else int((held + free) * _SHARE))
 
 
 def _bytes(pool: KVPool, counts: Sequence[int]) -> int:

@@ -99,7 +99,7 @@ class KVPool:
                 if known:
                     planes = zip(planes_of(new[layer]), planes_of(old[layer]), strict=True)
                     for target, source in planes:
-                        target[:known].assign(source)
+                        target[: len(source)].assign(source)
         return found
 
     @property

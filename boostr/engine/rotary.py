@@ -33,12 +33,12 @@ class _Table:
         self, positions: np.ndarray, places: Tensor, lengths: Sequence[int], whole: Sequence[int]
     ) -> Rope:
         """See `Rotary.prompt`; `places` are the positions on the backend."""
-        longest, config = max(whole), self.config
-        if not config.depends_on_length or longest <= config.original_positions:
+        longest, config = max(max(whole), int(positions.max()) + 1), self.config
+        if not config.depends_on_length or max(whole) <= config.original_positions:
             return self.decode(longest, places)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         rows = [
-            tuple(t[positions[a:b]] for t in prompt_tables(config, n))
+            tuple(t[positions[a:b]] for t in self._mixed(n, longest))
             for a, b, n in zip(starts[:-1], starts[1:], whole, strict=True)
         ]
         tables = (np.concatenate(part) for part in zip(*rows, strict=True))
@@ -47,6 +47,11 @@ class _Table:
         each = np.arange(len(positions), dtype=np.int32)
         cos, sin, factors, numbers = self._uploaded(*tables, own, each)
         return Rope(cos, sin, numbers, query_factors=factors)
+
+    def _mixed(self, prompt: int, length: int) -> list[np.ndarray]:
+        """Rows of a prompt, then of what was decoded behind it."""
+        first, then = prompt_tables(self.config, prompt), decode_tables(self.config, length)
+        return [np.concatenate([a, b[prompt:]]) for a, b in zip(first, then, strict=True)]
 
     def _uploaded(self, *tables: np.ndarray | None) -> tuple[Any, ...]:
         return tuple(None if t is None else Tensor(t, backend=self.backend) for t in tables)

@@ -230,6 +230,10 @@ class Penalties:
 
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes what row `source` is."""
+        if source >= self.rows:  # it has none: neutral
+            if target < self.rows:
+                self.admit(target, SamplingOptions(), (), 0)
+            return
         for tensor in self._tensors():
             tensor[target : target + 1].assign(tensor[source : source + 1])
         self._dirty.discard(target)

@@ -14,6 +14,8 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr import SamplingOptions, env
+from boostr.engine.inputs import Chat
+from boostr.engine.request import Outbox, Request
 from boostr.errors import BackendError, FallbackError, OptionError
 
 KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
@@ -242,3 +244,128 @@ def test_rows_close_up_when_others_leave(model, monkeypatch):
     monkeypatch.setattr(steps, "decode", watched)
     assert model.generate_batch(prompts, options=options)[-1].token_ids == alone
     assert max(widths) == 9 and widths[-1] == 1
+
+
+def test_an_interrupted_waiter_leaves_the_rounds_to_others(model):
+    """Threads that wait are woken although one of them is gone."""
+    engine, seen = model.engine, []
+
+    class Interrupted(BaseException):
+        pass
+
+    def wait_once(outbox):
+        raise Interrupted
+
+    outbox = Outbox(engine._lock)
+    outbox.turn.wait = lambda: wait_once(outbox)  # type: ignore[method-assign]
+    with engine._lock:
+        engine._busy = True
+        with pytest.raises(Interrupted):
+            engine._wait_for_turn(outbox)
+        engine._busy = False
+    assert not engine._waiting
+    seen.append(model.generate([5, 6], max_tokens=3).token_ids)
+    assert len(seen[0]) == 3
+
+
+def test_a_stream_may_be_collected_while_the_engine_works(model):
+    """Closing takes no lock: the collector may do it inside of one."""
+    stream = model.stream([5, 6, 7], max_tokens=50)
+    next(stream)
+    with model.engine._lock:
+        stream.close()
+    assert len(model.generate([9], max_tokens=2).token_ids) == 2
+    assert not model.engine._live
+
+
+def generations(model, *wanted):
+    """Sequences for the engine itself: (prompt, options) each."""
+    return [model._start(i, ids, None, Chat(), options) for i, (ids, options) in enumerate(wanted)]
+
+
+def test_a_moved_row_inherits_no_penalties(where, folder, monkeypatch):
+    """A row goes where one with a bias was, while a neighbour has penalties."""
+    model = boostr.load(folder, backend=where)
+    truth = model.generate([30, 31, 32], max_tokens=30).token_ids
+    monkeypatch.setattr(type(model.backend), "run_ahead", 2)
+    monkeypatch.setattr(type(model.backend), "prefill_chunk", 16)
+    model = boostr.load(folder, backend=where)
+    short = SamplingOptions(max_tokens=1, logit_bias={200: 100.0})
+    both = generations(model, ([5] * 16, short), ([30, 31, 32], SamplingOptions(max_tokens=30)))
+    found, pieces = [], model.engine.pieces(both)
+    while len(found) < 4:
+        piece = next(pieces)
+        found += [piece.token_id] if piece.index == 1 else []
+    next(other := model.stream([9, 9], max_tokens=30, presence_penalty=0.1))
+    found += [piece.token_id for piece in pieces if piece.index == 1]
+    other.close()
+    assert found == truth
+
+
+def test_a_request_that_does_not_fit_takes_no_other_with_it(where, folder):
+    model = boostr.load(folder, backend=where)
+    engine = model.engine
+    engine.kv_memory = sum(map(engine.pool.block_bytes, range(len(engine.pool.windows)))) * 3
+    context = model.config.max_position_embeddings
+    (big,) = generations(model, ([5] * (context - 60), SamplingOptions(max_tokens=50)))
+    outbox = Outbox(engine._lock)
+    engine._inbox.append(Request(big, outbox))
+    small = len(model.generate([5] * 4, max_tokens=4).token_ids)
+    assert small == 4
+    if engine.pool.windows == (None,):
+        assert isinstance(outbox.pieces[0], OptionError)
+
+
+def test_a_strict_request_that_waits_stops_nobody(where, folder, monkeypatch):
+    model = boostr.load(folder, backend=where)
+    kernel = model.backend.kernel
+    monkeypatch.setattr(
+        model.backend, "kernel",
+        lambda op: "the test wants composites" if op == "embedding" else kernel(op),
+    )  # fmt: skip
+    first = model.stream([5] * 20, max_tokens=20)
+    next(first)
+    monkeypatch.setattr(model.engine._scheduler, "_free_rows", [])  # so that the next one waits
+    with boostr.strict():
+        (waits,) = generations(model, ([6] * 20, SamplingOptions(max_tokens=4)))
+        model.engine._inbox.append(Request(waits, Outbox(model.engine._lock)))
+    assert len(list(first)) == 19
+
+
+def test_a_round_that_breaks_off_in_delivery_loses_nobody(model, monkeypatch):
+    """The request had ended when the interrupt came: it is not begun again."""
+    truth = model.generate([5, 6], max_tokens=4).token_ids
+    finish = type(model.engine._scheduler).finish
+
+    def interrupted(self, job):
+        monkeypatch.setattr(type(model.engine._scheduler), "finish", finish)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model.engine._scheduler), "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(model.stream([5, 6], max_tokens=4))
+    assert model.generate([5, 6], max_tokens=4).token_ids == truth
+    assert free_blocks(model) == model.engine.pool.counts
+
+
+def test_tables_by_length_are_the_same_after_a_restart(where, tmp_path, monkeypatch):
+    """Keys of the prompt are rotated by its length, also when they are computed again."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 5.0, 9.0],
+            "original_max_position_embeddings": 32}  # fmt: skip
+    folder = make_tiny(tmp_path / "m", rope_scaling=rope, max_position_embeddings=256)
+    model = boostr.load(folder, backend=where)
+    prompt = [(7 * i) % 240 + 3 for i in range(20)]
+    truth = model.generate(prompt, max_tokens=60).token_ids
+    stream = model.stream(prompt, max_tokens=60)
+    found = [next(stream).token_id for _ in range(30)]
+    steps = type(model.engine.steps)
+    decode = steps.decode
+
+    def interrupted(self, *args):
+        monkeypatch.setattr(steps, "decode", decode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(model.stream([7], max_tokens=9))
+    assert found + [piece.token_id for piece in stream] == truth

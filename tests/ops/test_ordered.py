@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from draws import leaves, normal, tensors
-from tolerance import assert_close, rms
+from tolerance import TWO_DIGITS, assert_close, rms
 
 from boostr import Tensor, ops, strict
 from boostr.autograd import gradcheck
@@ -38,10 +38,10 @@ def test_linear(T, made, backend, rng):
     x, bias, residual = (normal(rng, shape) for shape in ((T, K), (N,), (T, N)))
     scale = rms(x) * rms(meant)
     moved = tensors(backend, x, bias, residual)
-    got = ops.linear(moved[0], weight).numpy()
-    assert_close(got, x @ meant.T, dtype="float32", reduce=K, scale=scale)
+    close = {"dtype": "float32", "reduce": K, "scale": scale, "c": TWO_DIGITS}
+    assert_close(ops.linear(moved[0], weight).numpy(), x @ meant.T, **close)
     got = ops.linear(moved[0], weight, *moved[1:]).numpy()
-    assert_close(got, x @ meant.T + bias + residual, dtype="float32", reduce=K, scale=scale)
+    assert_close(got, x @ meant.T + bias + residual, **close)
 
 
 def test_its_parts_have_the_kernels_of_its_base(plain_backend, rng):
@@ -64,7 +64,8 @@ def test_an_adapter_over_it(made, backend, rng):
     adapted = LowRank(weight, Tensor(down, backend=backend), Tensor(up, backend=backend), 0.5)
     got = ops.linear(Tensor(x, backend=backend), adapted).numpy()
     want = x @ (meant + 0.5 * up.astype(np.float64) @ down).T
-    assert_close(got, want, dtype="float32", reduce=K, scale=rms(x) * rms(want))
+    close = {"dtype": "float32", "reduce": K, "c": TWO_DIGITS}
+    assert_close(got, want, scale=rms(x) * rms(meant), **close)
 
 
 def test_gradient(backend64, rng):
