@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from draws import normal
 from tiny_model import make_tiny
 
 import boostr
@@ -87,7 +88,7 @@ def test_prompts_of_a_batch_share_what_they_begin_with(model):
     ]
 
 
-def test_weights_that_change_are_used_at_once(model, folder, where):
+def test_weights_that_change_are_used_at_once(model, folder, where, rng):
     """Another tensor in a weight's place, and other values in the same one."""
     prompt = (model.encode("some words ") * 99)[: 3 * model.backend.kv_block]
     found = [model.generate(prompt, max_tokens=8).token_ids]
@@ -106,11 +107,11 @@ def test_weights_that_change_are_used_at_once(model, folder, where):
         assert found[-1] == other.generate(prompt, max_tokens=8).token_ids
     assert found[0] != found[1] != found[2]
     down, up = (
-        Tensor(np.full(shape, 0.3, np.float32), backend=model.backend)
+        Tensor(normal(rng, shape, scale=3), backend=model.backend)
         for shape in ((2, values.shape[1]), (values.shape[0], 2))
     )
     layer.weight = LowRank(layer.weight, down, up)
     found.append(model.generate(prompt, max_tokens=8).token_ids)
-    up.assign(np.full(up.shape, -2.0, np.float32))
+    up.assign(normal(rng, up.shape, scale=9))
     found.append(model.generate(prompt, max_tokens=8).token_ids)
     assert found[2] != found[3] != found[4]
