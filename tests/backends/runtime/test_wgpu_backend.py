@@ -86,7 +86,8 @@ def test_smollm2_generates_the_same_text_as_on_numpy(gpu):
 def test_generating_leaves_nothing_behind(gpu, tiny):
     model = boostr.load(tiny, backend=gpu)
     options = {"max_tokens": 12, "temperature": 0.0}
-    model.generate("Hello there", **options)
+    for _ in range(3):  # a pass over a prompt is recorded when its size comes again
+        model.generate("Hello there", **options)
     before = live(gpu)
     for _ in range(4):
         model.generate("Hello there", **options)
