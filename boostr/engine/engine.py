@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,8 @@ from boostr.engine.sequence import Piece, TokenLogprobs
 from boostr.engine.sequence import Sequence as Generation
 from boostr.engine.slots import Slots
 from boostr.engine.steps import Steps
+from boostr.engine.weight_watch import WeightWatch
 from boostr.errors import BackendError, FallbackError
-from boostr.tensor import Tensor
 
 
 class _Reading(NamedTuple):
@@ -53,8 +52,7 @@ class Engine:
         self.runner, self.backend = runner, runner.backend
         self.pool = runner.new_pool()
         self._context = runner.module.config.max_position_embeddings
-        self._places = [(owner, name) for _, owner, name in runner.module.parameters()]
-        self._weights: list[tuple[Callable[[], Any], int]] = []  # as they were last seen
+        self._weights = WeightWatch(runner.module)
         self._changes = 0
         self._lock, self._process = threading.Lock(), os.getpid()
         self._busy = False  # a caller is in a round
@@ -329,37 +327,35 @@ class Engine:
         lengths = [r.job.prompt_length + r.job.limit for r in requests]
         needs = [self._scheduler.blocks_for(length) for length in lengths]
         counts = wanted_blocks(self.pool, needs, self.backend, self.kv_memory)
-        if all(now >= wanted for now, wanted in zip(self.pool.counts, counts, strict=True)):
+        if self._holds(counts):
             return True
+        one_by_one = all(map(self._holds, needs))
         if not self._scheduler.idle or self._pending:
-            alone = [max(column) for column in zip(*needs, strict=True)]
-            return all(n >= m for n, m in zip(self.pool.counts, alone, strict=True))
+            return one_by_one
         try:
             self.pool.grow(counts)
         except BackendError:
-            alone = [max(column) for column in zip(*needs, strict=True)]
-            if any(n < m for n, m in zip(self.pool.counts, alone, strict=True)):
+            if not one_by_one:
                 raise
-            return True  # one after another
+            return True
         for blocks, count in zip(self._scheduler.pools, counts, strict=True):
             blocks.grow(count)
         self.steps.forget_programs()
         return True
 
+    def _holds(self, counts: Sequence[int]) -> bool:
+        """Whether the pool has so many blocks in each group."""
+        return all(has >= need for has, need in zip(self.pool.counts, counts, strict=True))
+
     # -- changes and failures --------------------------------------------------------------------
     def _note_changes(self) -> None:
         """Forget what was computed with weights that have changed since."""
-        now = [getattr(owner, name) for owner, name in self._places]
-        known = [seen() for seen, _ in self._weights]
-        others = len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True))
-        versions = [_version(weight) for weight in now]
-        if not others and versions == [version for _, version in self._weights]:
-            return
-        if others:  # programs read the old ones
+        replaced, written = self._weights.changed()
+        if replaced:  # programs read the old ones
             self.steps.forget_programs()
-        self._weights = [(_reference(w), v) for w, v in zip(now, versions, strict=True)]
-        self._changes += 1
-        self._scheduler.rehash(self._root())
+        if replaced or written:
+            self._changes += 1
+            self._scheduler.rehash(self._root())
 
     def _root(self) -> bytes:
         return b"%d" % self._changes
@@ -384,17 +380,3 @@ class Engine:
         for request in list(self._live):
             request.new_job()
             self._submit(request)
-
-
-def _version(weight: Any) -> int:
-    """How often a weight was written in place, whatever it is made of."""
-    parts = (weight,) if isinstance(weight, Tensor) else dispatch.tensors_in([weight])
-    return sum(getattr(part, "version", 0) for part in parts)
-
-
-def _reference(weight: Any) -> Callable[[], Any]:
-    """Something that gives the weight as long as it lives, and lets it die where it can."""
-    try:
-        return weakref.ref(weight)
-    except TypeError:  # a form that is a tuple
-        return lambda: weight

@@ -58,24 +58,20 @@ class FixedRows:
 
         starts: how many tokens of each prompt its row has already.   chunk: tokens of one pass.
         """
-        spans = [(i, s, len(p)) for i, (p, s) in enumerate(self._pairs(prompts, starts))]
+        starts = starts or [0] * len(prompts)
+        spans = [(i, s, len(p)) for i, (p, s) in enumerate(zip(prompts, starts, strict=True))]
         found: dict[int, Tensor] = {}
         for parts in _passes(spans, chunk or self.runner.backend.prefill_chunk):
-            ends = [row for row, _, stop in parts if stop == len(prompts[row])]
-            made = [self._part(prompts[row], *(row, start, stop)) for row, start, stop in parts]
+            ends = {i: row for i, (row, _, stop) in enumerate(parts) if stop == len(prompts[row])}
+            made = [self._part(prompts[row], row, start, stop) for row, start, stop in parts]
             if not ends:
                 self.steps.hidden(made)
                 continue
             logits = self.steps.prefill(made, Variant()).logits
-            for index, (row, _, stop) in enumerate(parts):
-                if stop == len(prompts[row]):
-                    kept = self.runner.backend.copy(logits[index : index + 1].data)
-                    found[row] = Tensor.wrap(kept, self.runner.backend)
+            for index, row in ends.items():
+                kept = self.runner.backend.copy(logits[index : index + 1].data)
+                found[row] = Tensor.wrap(kept, self.runner.backend)
         return ops.core.concat([found[row] for row in range(len(prompts))])
-
-    @staticmethod
-    def _pairs(prompts, starts):
-        return list(zip(prompts, starts or [0] * len(prompts), strict=True))
 
     def _part(self, prompt: Sequence[int], row: int, start: int, stop: int) -> Part:
         ids = np.asarray(prompt[start:stop], np.int32)
@@ -94,7 +90,9 @@ class FixedRows:
         """
         slots, self._active, self._longest = self.steps.slots, len(ids), max(positions)
         chosen = options or [SamplingOptions()] * len(ids)
-        self._variant = Variant(any(o.temperature > 0 for o in chosen), _penalize(chosen))
+        self._variant = Variant(
+            any(own.temperature > 0 for own in chosen), any(own.penalizes for own in chosen)
+        )
         self._pending.clear()
         for row in range(len(ids), slots.rows):  # of an earlier beginning
             slots.give(row, fields.OWNERS, -1)
@@ -150,10 +148,6 @@ class FixedRows:
                     logits = module.head(hidden[at - start : to - start])
                     found.append(ops.cross_entropy(logits, targets, reduction="none").numpy())
         return np.concatenate(found)
-
-
-def _penalize(options: Sequence[SamplingOptions]) -> bool:
-    return any(own.penalizes for own in options)
 
 
 def _passes(

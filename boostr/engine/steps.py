@@ -52,6 +52,7 @@ class Steps:
     def forget_programs(self) -> None:
         """Drop what was recorded over memory that is no more."""
         self._programs.clear()
+        self.decoding = None
 
     def width(self, positions: int) -> int:
         """Columns of the block tables that a pass over so many positions gets."""
@@ -107,7 +108,7 @@ class Steps:
         if variant is not None and variant.penalized:
             self.penalties_for(max(part.row for part in parts))
         T, B = sum(len(part.ids) for part in parts), len(parts)
-        width = self.width(max(part.start + len(part.ids) for part in parts))
+        width = self.width(max(part.stop for part in parts))
         recorded = self.backend.records_prefill and not self.runner.rotary.depends_on_length
         if recorded:
             T = max(_LEAST_TOKENS, 1 << (T - 1).bit_length())

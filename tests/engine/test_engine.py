@@ -42,6 +42,17 @@ def free_blocks(model):
     return [pool.free for pool in model.engine._scheduler.pools]
 
 
+def interrupt_once(monkeypatch, owner, name):
+    """The next call of a method is an interrupt; those behind it are as before."""
+    method = getattr(owner, name)
+
+    def interrupted(self, *args):
+        monkeypatch.setattr(owner, name, method)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
 def requests(rng, count):
     """Prompts and options that differ in everything."""
     for _ in range(count):
@@ -149,14 +160,7 @@ def test_an_interrupt_is_its_callers_alone(model, monkeypatch):
     other = model.stream([5, 6], max_tokens=9)
     found = [next(other).token_id]
     stream = model.stream([7], max_tokens=9)
-    steps = type(model.engine.steps)
-    decode = steps.decode
-
-    def interrupted(self, *args):
-        monkeypatch.setattr(steps, "decode", decode)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "decode", interrupted)
+    interrupt_once(monkeypatch, type(model.engine.steps), "decode")
     with pytest.raises(KeyboardInterrupt):
         list(stream)
     assert found + [piece.token_id for piece in other] == truth
@@ -335,13 +339,7 @@ def test_a_strict_request_that_waits_stops_nobody(where, folder, monkeypatch):
 def test_a_round_that_breaks_off_in_delivery_loses_nobody(model, monkeypatch):
     """The request had ended when the interrupt came: it is not begun again."""
     truth = model.generate([5, 6], max_tokens=4).token_ids
-    finish = type(model.engine._scheduler).finish
-
-    def interrupted(self, job):
-        monkeypatch.setattr(type(model.engine._scheduler), "finish", finish)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(model.engine._scheduler), "finish", interrupted)
+    interrupt_once(monkeypatch, type(model.engine._scheduler), "finish")
     with pytest.raises(KeyboardInterrupt):
         list(model.stream([5, 6], max_tokens=4))
     assert model.generate([5, 6], max_tokens=4).token_ids == truth
@@ -358,14 +356,7 @@ def test_tables_by_length_are_the_same_after_a_restart(where, tmp_path, monkeypa
     truth = model.generate(prompt, max_tokens=60).token_ids
     stream = model.stream(prompt, max_tokens=60)
     found = [next(stream).token_id for _ in range(30)]
-    steps = type(model.engine.steps)
-    decode = steps.decode
-
-    def interrupted(self, *args):
-        monkeypatch.setattr(steps, "decode", decode)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "decode", interrupted)
+    interrupt_once(monkeypatch, type(model.engine.steps), "decode")
     with pytest.raises(KeyboardInterrupt):
         list(model.stream([7], max_tokens=9))
     assert found + [piece.token_id for piece in stream] == truth
