@@ -53,7 +53,7 @@ class Engine:
         self.pool = runner.new_pool()
         self._context = runner.module.config.max_position_embeddings
         self._weights = WeightWatch(runner.module)
-        self._changes = 0
+        self._changes, self._fits = 0, True  # of weights; whether the pool is the layers'
         self._lock, self._process = threading.Lock(), os.getpid()
         self._busy = False  # a caller is in a round
         self._waiting: dict[Outbox, None] = {}  # of callers that leave the rounds to it
@@ -353,9 +353,15 @@ class Engine:
         replaced, written = self._weights.changed()
         if replaced:  # programs read the old ones
             self.steps.forget_programs()
+            self._fits = self.pool.fits(self.runner.module.states())
         if replaced or written:
             self._changes += 1
             self._scheduler.rehash(self._root())
+        if not self._fits:
+            raise BackendError(
+                "the layers of this model keep something else of a sequence than those that it was "
+                "loaded with; put layers that keep the same in their place, or load it anew"
+            )
 
     def _root(self) -> bytes:
         return b"%d" % self._changes

@@ -49,6 +49,7 @@ class KVPool:
         packed: KVForm | None = None,
     ) -> None:
         self.backend, self.block_size = backend, block_size
+        self._states = _listed(states)
         self._dtype, self._packed = dtype, packed
         paged = _paged(states)
         self.windows = tuple(dict.fromkeys(state.window for state in paged.values()))
@@ -57,6 +58,10 @@ class KVPool:
             for window in self.windows
         ]
         self.counts = [0] * len(self._groups)
+
+    def fits(self, states: Sequence[Sequence[State]]) -> bool:
+        """Whether layers that keep this can use it."""
+        return _listed(states) == self._states
 
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of a group, in all of its layers."""
@@ -126,6 +131,10 @@ class KVPool:
             for layer, keys in group.keys.items():
                 found[layer] = Cache(keys, group.values[layer], slots, table, kv_lens)
         return found
+
+
+def _listed(states: Sequence[Sequence[State]]) -> list[list[State]]:
+    return [list(kept) for kept in states]
 
 
 def _paged(states: Sequence[Sequence[State]]) -> dict[int, Paged]:

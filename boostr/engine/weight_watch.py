@@ -2,40 +2,93 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from boostr import dispatch
-from boostr.nn.module import Module
+from boostr.nn.module import WEIGHTS, Module
 from boostr.tensor import Tensor
 
 
 class WeightWatch:
-    """The weights of a module's parameters; the first look finds all of them new."""
+    """A module's tree as it was seen last: weights, and what else its modules have that is public;
+    the first look finds all of it new.
+
+    A look compares places, and walks the tree only when one has changed. A part that was replaced
+    lives until the next look; a weight does not.
+    """
 
     def __init__(self, module: Module) -> None:
-        self._places = [(owner, name) for _, owner, name in module.parameters()]
-        self._seen: list[tuple[Callable[[], Any], int]] = []
+        self._module = module
+        self._weights, self._parts = _Places(), _Places()
+        self._lists: list[tuple[list, tuple]] = []  # and what was in them
+        self._versions: list[int] | None = None
 
     def changed(self) -> tuple[bool, bool]:
         """Since the last call: (whether others stand in their place, whether any was written)."""
-        now = [getattr(owner, name) for owner, name in self._places]
-        known = [seen() for seen, _ in self._seen]
-        versions = [_version(weight) for weight in now]
-        replaced = len(known) != len(now) or any(
-            a is not b for a, b in zip(known, now, strict=True)
-        )
-        written = versions != [version for _, version in self._seen]
-        if replaced or written:
-            self._seen = [(_reference(w), v) for w, v in zip(now, versions, strict=True)]
+        weights = self._weights.values()
+        replaced = self._versions is None or not self._in_place(weights)
+        if replaced:
+            self._weights, self._parts, self._lists = _Places(), _Places(), []
+            self._walk(self._module)
+            weights = self._weights.values()
+        versions = list(map(_version, weights))
+        written = versions != self._versions
+        self._versions = versions
         return replaced, written
+
+    def _in_place(self, weights: list[Any]) -> bool:
+        seen = (reference() for reference in self._weights.held)
+        return (
+            all(map(operator.is_, weights, seen))
+            and all(map(operator.is_, self._parts.values(), self._parts.held))
+            and all(
+                len(now) == len(then) and all(map(operator.is_, now, then))
+                for now, then in self._lists
+            )
+        )
+
+    def _walk(self, module: Module) -> None:
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if name.startswith("_"):
+                continue
+            if isinstance(value, WEIGHTS):
+                self._weights.add(attributes, name, _reference(value))
+                continue
+            self._parts.add(attributes, name, value)
+            if isinstance(value, list):
+                self._lists.append((value, tuple(value)))
+            for child in value if isinstance(value, list) else (value,):
+                if isinstance(child, Module):
+                    self._walk(child)
+
+
+class _Places:
+    """Attributes of modules, and what was held there; side by side, to be compared fast."""
+
+    def __init__(self) -> None:
+        self._owners: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self.held: list[Any] = []
+
+    def add(self, owner: dict[str, Any], name: str, held: Any) -> None:
+        self._owners.append(owner)
+        self._names.append(name)
+        self.held.append(held)
+
+    def values(self) -> list[Any]:
+        """What is there now; None where nothing is."""
+        return list(map(dict.get, self._owners, self._names))
 
 
 def _version(weight: Any) -> int:
     """How often a weight was written in place, whatever it is made of."""
-    parts = (weight,) if isinstance(weight, Tensor) else dispatch.tensors_in([weight])
-    return sum(getattr(part, "version", 0) for part in parts)
+    if isinstance(weight, Tensor):
+        return getattr(weight, "version", 0)
+    return sum(getattr(part, "version", 0) for part in dispatch.tensors_in([weight]))
 
 
 def _reference(weight: Any) -> Callable[[], Any]:

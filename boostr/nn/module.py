@@ -69,7 +69,7 @@ class Module:
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(checkpoint name, owner, attribute) of every parameter, in order of definition."""
         for attribute, value in vars(self).items():
-            if isinstance(value, _WEIGHTS) and not attribute.startswith("_"):
+            if isinstance(value, WEIGHTS) and not attribute.startswith("_"):
                 yield prefix + attribute, self, attribute
             for place, child in _children(attribute, value):
                 yield from child.parameters(f"{prefix}{place}.")
@@ -103,7 +103,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} cannot be called")
 
 
-_WEIGHTS = Parameter | Tensor | QuantizedTensor | Ordered | LowRank
+WEIGHTS = Parameter | Tensor | QuantizedTensor | Ordered | LowRank  # what an attribute may be
 
 
 def _children(attribute: str, value: Any) -> Iterator[tuple[str, Module]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from draws import normal
+from draws import normal, refused
 from tiny_model import make_tiny
 
 import boostr
 from boostr import Tensor
+from boostr.errors import BackendError
 from boostr.operands import LowRank
 
 TURNS = ["Hello there. ", "A second, rather longer question about things? ", "x", "And so on: " * 9]
@@ -115,3 +116,42 @@ def test_weights_that_change_are_used_at_once(model, folder, where, rng):
     up.assign(normal(rng, up.shape, scale=9))
     found.append(model.generate(prompt, max_tokens=8).token_ids)
     assert found[2] != found[3] != found[4]
+
+
+def test_parts_that_are_replaced_are_used_at_once(model, folder, where):
+    """A layer, a part of one, a weight where there was none: as in a model that was made so."""
+    prompt = (model.encode("some words ") * 99)[: 3 * model.backend.kv_block]
+    other = boostr.load(folder, backend=where)
+    layer, its = model.module.model.layers, other.module.model.layers
+    weight = its[0].mlp.down_proj.weight
+    its[0].mlp.down_proj.weight = Tensor(-2 * weight.numpy(), backend=model.backend)
+    bias = Tensor(np.arange(weight.shape[0], dtype=np.float32) / 9, backend=model.backend)
+    found = [model.generate(prompt, max_tokens=8).token_ids]
+
+    def replace_layer():
+        layer[0] = its[0]
+
+    def replace_part():
+        layer[0].mlp = boostr.load(folder, backend=where).module.model.layers[0].mlp
+
+    def add_bias():
+        layer[0].mlp.down_proj.bias = bias
+
+    for change in (replace_layer, replace_part, add_bias):
+        change()
+        found.append(model.generate(prompt, max_tokens=8).token_ids)
+        fresh = boostr.load(folder, backend=where)
+        fresh.module.model.layers[0] = layer[0]
+        assert found[-1] == fresh.generate(prompt, max_tokens=8).token_ids
+    assert found[0] != found[1] != found[2] != found[3]
+
+
+def test_layers_that_keep_something_else_are_refused(model):
+    model.generate([5], max_tokens=2)
+    layers = model.module.model.layers
+    layers.append(layers[0])
+    for _ in range(2):
+        with refused(BackendError, "keep something else of a sequence", "load it anew"):
+            model.generate([5], max_tokens=2)
+    layers.pop()
+    assert len(model.generate([5], max_tokens=2).token_ids) == 2
