@@ -26,6 +26,21 @@ def chain(parent: bytes, ids: np.ndarray) -> bytes:
     return hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
 
 
+def most_blocks(length: int, windows: Sequence[int | None], size: int, chunk: int) -> list[int]:
+    """For each group the most blocks of `size` that a job of `length` tokens ever holds.
+
+    windows: how far back each group sees; None: all.   chunk: the most tokens that it computes at
+    once.
+    """
+    whole, most = -(-length // size), []
+    for window in windows:
+        if window is None:
+            most.append(whole)
+        else:  # what a chunk writes and sees, wherever in a block it begins
+            most.append(min(whole, (window - 1 + chunk + size - 2) // size + 1))
+    return most
+
+
 class BlockPool:
     """`count` blocks 0 .. count - 1 of `size` tokens each."""
 

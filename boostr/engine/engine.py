@@ -19,7 +19,7 @@ import numpy as np
 from boostr import dispatch
 from boostr.engine.blocks import BlockPool
 from boostr.engine.job import Job
-from boostr.engine.kv_budget import wanted_blocks
+from boostr.engine.kv_budget import Room, wanted_room
 from boostr.engine.passes import Outcome, Part, Variant
 from boostr.engine.request import Outbox, Request
 from boostr.engine.runner import Runner
@@ -44,13 +44,13 @@ class Engine:
 
     Attributes:
         pool: its keys and values.   steps: its programs.
-        kv_memory: bytes that keys and values may take; None: see `wanted_blocks`.
+        kv_memory: bytes that keys and values may take; None: see `wanted_room`.
     """
 
     def __init__(self, runner: Runner) -> None:
         self.kv_memory: int | None = None
         self.runner, self.backend = runner, runner.backend
-        self.pool = runner.new_pool()
+        self.pool, self._chunk = runner.new_pool(), self.backend.prefill_chunk
         self._context = runner.module.config.max_position_embeddings
         self._weights = WeightWatch(runner.module)
         self._changes, self._fits = 0, True  # of weights; whether the pool is the layers'
@@ -76,7 +76,7 @@ class Engine:
             backend.prefill_chunk,
             self._root(),
             share_prefixes=not self.runner.rotary.depends_on_length,
-            chunk=backend.prefill_chunk,
+            chunk=self._chunk,
             beside=backend.prefill_beside,
         )
         self._pending.clear()
@@ -322,30 +322,37 @@ class Engine:
             self._live[request] = None
 
     def _room_for(self, requests: Sequence[Request]) -> bool:
-        """Grow the pool to what these need, if that is more than it has; False: not yet, as others
-        are at work and what they do must not be moved."""
+        """Make the pool what these need, if that is not what it is; False: not yet, as others are
+        at work and what they do must not be moved."""
         lengths = [r.job.prompt_length + r.job.limit for r in requests]
-        needs = [self._scheduler.blocks_for(length) for length in lengths]
-        counts = wanted_blocks(self.pool, needs, self.backend, self.kv_memory)
-        if self._holds(counts):
+        room = wanted_room(self.pool, lengths, self.backend, self.kv_memory)
+        if room == (self.pool.counts, self._chunk):
             return True
-        one_by_one = all(map(self._holds, needs))
+        needs = [self._scheduler.blocks_for(length) for length in lengths]
+        one_by_one = all(
+            has >= need for each in needs for has, need in zip(self.pool.counts, each, strict=True)
+        )
         if not self._scheduler.idle or self._pending:
             return one_by_one
         try:
-            self.pool.grow(counts)
+            self._make(room)
         except BackendError:
             if not one_by_one:
                 raise
-            return True
-        for blocks, count in zip(self._scheduler.pools, counts, strict=True):
-            blocks.grow(count)
-        self.steps.forget_programs()
         return True
 
-    def _holds(self, counts: Sequence[int]) -> bool:
-        """Whether the pool has so many blocks in each group."""
-        return all(has >= need for has, need in zip(self.pool.counts, counts, strict=True))
+    def _make(self, room: Room) -> None:
+        """Resize the pool, in which nobody stands; one that shrinks forgets what it knows."""
+        self._chunk = self._scheduler.chunk = room.chunk
+        if room.counts == self.pool.counts:
+            return
+        if any(new < has for new, has in zip(room.counts, self.pool.counts, strict=True)):
+            self.pool = self.runner.new_pool()
+            self._renew()
+        self.pool.grow(room.counts)
+        for blocks, count in zip(self._scheduler.pools, room.counts, strict=True):
+            blocks.grow(count)
+        self.steps.forget_programs()
 
     # -- changes and failures --------------------------------------------------------------------
     def _note_changes(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from boostr import env
 from boostr.backends.base import Backend
+from boostr.engine.blocks import most_blocks
 from boostr.engine.kv_pool import KVPool
 from boostr.errors import OptionError
 
@@ -14,38 +16,75 @@ _UNKNOWN = 2 << 30  # bytes, where a device does not say what is free
 _LEAST_POSITIONS = 2048
 
 
-def wanted_blocks(
-    pool: KVPool, needs: Sequence[Sequence[int]], backend: Backend, given: int | None = None
-) -> list[int]:
-    """Blocks of each group for jobs that need so many: room for all of them where the budget
-    allows it, at least for the largest.
+class Room(NamedTuple):
+    """Blocks of each group, and the most tokens of a prompt in one pass, which layers with a window
+    keep beside what it sees."""
+
+    counts: list[int]
+    chunk: int
+
+
+def wanted_room(
+    pool: KVPool, lengths: Sequence[int], backend: Backend, given: int | None = None
+) -> Room:
+    """Room for jobs of so many tokens: for all of them where the budget allows it, at least for
+    the largest. An explicit budget is never exceeded: prompts are cut finer for it, and what the
+    pool has may become less.
 
     given: the budget in bytes; None: that of BOOSTR_KV_MEMORY, else a share of what is free.
 
     Raises:
         OptionError: the largest does not fit into an explicit budget.
     """
-    groups = range(len(pool.windows))
-    alone = [max(need[g] for need in needs) for g in groups]
-    least = -(-_LEAST_POSITIONS // pool.block_size)
-    wanted = [_rounded(max(sum(need[g] for need in needs), least)) for g in groups]
-    wanted = [max(w, c) for w, c in zip(wanted, pool.counts, strict=True)]
-    if wanted == pool.counts:
-        return wanted
     explicit = env.KV_MEMORY.bytes() if given is None else given
+    chunk, kept = backend.prefill_chunk, pool.counts
+    alone, together = _needs(pool, lengths, chunk)
+    if explicit is not None:
+        while _bytes(pool, alone) > explicit and chunk > pool.block_size:
+            chunk = max(chunk // 2, pool.block_size)
+            alone, together = _needs(pool, lengths, chunk)
+        if _bytes(pool, _most(alone, kept)) > explicit:
+            kept = [0] * len(kept)
+    least = -(-_LEAST_POSITIONS // pool.block_size)
+    ample = [_rounded(max(count, least)) for count in together]
+    levels = [_most(level, kept) for level in (alone, together, ample)]
+    if levels[-1] == kept:
+        return Room(kept, chunk)
     budget = _free_share(backend, pool.nbytes) if explicit is None else explicit
-    if _bytes(pool, wanted) <= budget:
-        return wanted
-    floor = [max(a, c) for a, c in zip(alone, pool.counts, strict=True)]
-    lowest, highest = _bytes(pool, floor), _bytes(pool, wanted)
-    if explicit is not None and lowest > explicit:
+    if explicit is not None and _bytes(pool, levels[0]) > explicit:
         raise OptionError(
             f"kv_memory ({env.KV_MEMORY.name}) allows {explicit / 2**30:.3g} GiB for keys and "
-            f"values, {lowest / 2**30:.3g} are needed; lower max_tokens, shorten the "
-            "prompt or raise it"
+            f"values, {_bytes(pool, levels[0]) / 2**30:.3g} are needed; lower max_tokens, shorten "
+            "the prompt or raise it"
         )
-    share = 0.0 if highest == lowest else max(0.0, (budget - lowest) / (highest - lowest))
-    return [f + int((w - f) * share) for f, w in zip(floor, wanted, strict=True)]
+    return Room(_filled(pool, levels, budget), chunk)
+
+
+def _needs(pool: KVPool, lengths: Sequence[int], chunk: int) -> tuple[list[int], list[int]]:
+    """Blocks of each group for the largest job, and for all together."""
+    needs = [most_blocks(length, pool.windows, pool.block_size, chunk) for length in lengths]
+    by_group = list(zip(*needs, strict=True))
+    return list(map(max, by_group)), list(map(sum, by_group))
+
+
+def _filled(pool: KVPool, levels: Sequence[Sequence[int]], budget: int) -> list[int]:
+    """The highest of the levels that is within the budget, or the lowest, and as much of the next
+    one as the rest of the budget holds: in equal parts, then in single blocks."""
+    fits = sum(_bytes(pool, level) <= budget for level in levels)
+    if fits == len(levels):
+        return list(levels[-1])
+    low, high = levels[max(fits - 1, 0)], levels[max(fits, 1)]
+    span = _bytes(pool, high) - _bytes(pool, low)
+    share = max(0.0, (budget - _bytes(pool, low)) / span) if span else 0.0
+    counts = [a + int((b - a) * share) for a, b in zip(low, high, strict=True)]
+    for group, most in enumerate(high):
+        rest = max(0, budget - _bytes(pool, counts))
+        counts[group] += min(most - counts[group], rest // pool.block_bytes(group))
+    return counts
+
+
+def _most(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    return [max(pair) for pair in zip(left, right, strict=True)]
 
 
 def _free_share(backend: Backend, held: int) -> int:

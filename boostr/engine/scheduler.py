@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from boostr.engine.blocks import BlockPool
+from boostr.engine.blocks import BlockPool, most_blocks
 from boostr.engine.job import Job
 from boostr.engine.prefixes import Prefixes
 from boostr.errors import BackendError, OptionError
@@ -110,15 +110,7 @@ class Scheduler:
 
     def blocks_for(self, length: int) -> list[int]:
         """For each group the most blocks that a job of `length` tokens ever holds."""
-        whole = -(-length // self.size)
-        most = []
-        for window in self.windows:
-            if window is None:
-                most.append(whole)
-            else:  # what a chunk writes and sees, wherever in a block it begins
-                span = window - 1 + min(self.chunk, self.prefill_tokens)
-                most.append(min(whole, (span + self.size - 2) // self.size + 1))
-        return most
+        return most_blocks(length, self.windows, self.size, min(self.chunk, self.prefill_tokens))
 
     def submit(self, job: Job) -> None:
         """Put a new job into the queue.

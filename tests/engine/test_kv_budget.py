@@ -1,0 +1,130 @@
+"""An explicit budget for keys and values is kept to the block, whatever windows layers have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import make_tiny
+
+import boostr
+from boostr.engine.blocks import most_blocks
+from boostr.engine.kv_budget import wanted_room
+from boostr.errors import OptionError
+
+SIZE, CHUNK = 16, 512
+MIXED = {"model_type": "smollm3", "use_sliding_window": True}
+MIXES = {
+    "as Gemma 3": MIXED | {
+        "num_hidden_layers": 6, "sliding_window": 32,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    },
+    "as gpt-oss": MIXED | {
+        "num_hidden_layers": 2, "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "window alone": {"model_type": "mistral", "sliding_window": 24},
+}  # fmt: skip
+
+
+class Pool(SimpleNamespace):
+    """What a budget asks of a pool."""
+
+    windows: tuple[int | None, ...]
+    counts: list[int]
+    each: tuple[int, ...]
+    block_size = SIZE
+
+    def block_bytes(self, group):
+        return self.each[group]
+
+    @property
+    def nbytes(self):
+        return self.bytes_of(self.counts)
+
+    def bytes_of(self, counts):
+        return sum(n * b for n, b in zip(counts, self.each, strict=True))
+
+
+BACKEND = SimpleNamespace(prefill_chunk=CHUNK, free_memory=lambda: 1 << 30)
+GROUPS = st.lists(
+    st.tuples(st.sampled_from((None, 1, 20, 128, 4096)), st.integers(1, 900)),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(GROUPS, st.lists(st.integers(1, 9000), min_size=1, max_size=9), st.integers(0, 2_000_000))
+def test_a_budget_is_used_up_and_never_exceeded(groups, lengths, budget):
+    windows, each = zip(*groups, strict=True)
+    pool = Pool(windows=windows, each=each, counts=[0] * len(groups))
+    least = [max(most_blocks(n, (w,), SIZE, SIZE)[0] for n in lengths) for w in windows]
+    if pool.bytes_of(least) > budget:
+        with pytest.raises(OptionError, match="are needed"):
+            wanted_room(pool, lengths, BACKEND, budget)
+        return
+    room = wanted_room(pool, lengths, BACKEND, budget)
+    rest = budget - pool.bytes_of(room.counts)
+    assert rest >= 0
+    sums = [0] * len(groups)
+    for length in lengths:
+        need = most_blocks(length, windows, SIZE, room.chunk)
+        assert all(has >= n for has, n in zip(room.counts, need, strict=True))
+        sums = [a + b for a, b in zip(sums, need, strict=True)]
+    for has, wanted, size in zip(room.counts, sums, each, strict=True):
+        assert has >= wanted or rest < size  # room for one more is left only to who needs none
+    pool.counts = room.counts
+    assert wanted_room(pool, lengths, BACKEND, budget) == room
+
+
+@given(GROUPS, st.integers(1, 9000), st.integers(1, 9000), st.floats(0.3, 1))
+def test_a_budget_that_falls_is_kept_to(groups, first, second, part):
+    windows, each = zip(*groups, strict=True)
+    pool = Pool(windows=windows, each=each, counts=[0] * len(groups))
+    pool.counts = wanted_room(pool, [first], BACKEND, 1 << 40).counts
+    budget = int(pool.nbytes * part)
+    try:
+        room = wanted_room(pool, [second], BACKEND, budget)
+    except OptionError:
+        least = most_blocks(second, windows, SIZE, SIZE)
+        assert pool.bytes_of(least) > budget
+    else:
+        assert pool.bytes_of(room.counts) <= budget
+
+
+@pytest.fixture(scope="module", params=MIXES)
+def folder(request, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **MIXES[request.param])
+
+
+def test_the_least_budget_gives_the_same_tokens(where, folder):
+    """Layers with a window keep few blocks, where prompts are cut fine enough."""
+    free, tight = (boostr.load(folder, backend=where) for _ in range(2))
+    prompts = [[7 + i] * 90 + [i, 9, 4 * i] for i in range(3)]
+    truth = [free.generate(p, max_tokens=40).token_ids for p in prompts]
+    pool = tight.engine.pool
+    size = pool.block_size
+    least = most_blocks(93 + 40, pool.windows, size, size)
+    budget = sum(pool.block_bytes(g) * n for g, n in enumerate(least))
+    tight.engine.kv_memory = budget - 1
+    with pytest.raises(OptionError, match="are needed"):
+        tight.generate(prompts[0], max_tokens=40)
+    tight.engine.kv_memory = budget
+    found = tight.generate_batch(prompts, max_tokens=40)
+    assert [c.token_ids for c in found] == truth
+    assert tight.engine.pool.nbytes == budget
+
+
+def test_a_pool_shrinks_when_the_budget_does(where, folder):
+    model = boostr.load(folder, backend=where)
+    truth = model.generate([5] * 300, max_tokens=9).token_ids
+    before = model.engine.pool.nbytes
+    model.engine.kv_memory = before // 3
+    assert model.generate([5] * 300, max_tokens=9).token_ids == truth
+    assert before // 3 - max(map(model.engine.pool.block_bytes, (0,))) < model.engine.pool.nbytes
+    assert model.engine.pool.nbytes <= before // 3
+    model.engine.kv_memory = None
+    assert model.generate([5] * 300, max_tokens=9).token_ids == truth
+    assert model.engine.pool.nbytes == before
