@@ -19,7 +19,7 @@ import numpy as np
 from boostr import dispatch
 from boostr.engine.blocks import BlockPool
 from boostr.engine.job import Job
-from boostr.engine.kv_budget import Room, wanted_room
+from boostr.engine.kv_budget import Room, own_lengths, wanted_room
 from boostr.engine.passes import Outcome, Part, Variant
 from boostr.engine.request import Outbox, Request
 from boostr.engine.runner import Runner
@@ -75,7 +75,6 @@ class Engine:
             backend.sequence_rows,
             backend.prefill_chunk,
             self._root(),
-            share_prefixes=not self.runner.rotary.depends_on_length,
             chunk=self._chunk,
             beside=backend.prefill_beside,
         )
@@ -94,7 +93,8 @@ class Engine:
         """
         self._check_process()
         outbox = Outbox(self._lock, len(sequences) if whole else 0)
-        requests = [Request(sequence, outbox) for sequence in sequences]
+        by_length = self.runner.rotary.depends_on_length
+        requests = [Request(sequence, outbox, by_length) for sequence in sequences]
         left, process = len(requests), self._process
         try:
             with self._lock:
@@ -324,7 +324,7 @@ class Engine:
     def _room_for(self, requests: Sequence[Request]) -> bool:
         """Make the pool what these need, if that is not what it is; False: not yet, as others are
         at work and what they do must not be moved."""
-        lengths = [r.job.prompt_length + r.job.limit for r in requests]
+        lengths = own_lengths([r.job for r in requests], self.pool.block_size)
         room = wanted_room(self.pool, lengths, self.backend, self.kv_memory)
         if room == (self.pool.counts, self._chunk):
             return True

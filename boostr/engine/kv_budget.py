@@ -8,6 +8,7 @@ from typing import NamedTuple
 from boostr import env
 from boostr.backends.base import Backend
 from boostr.engine.blocks import most_blocks
+from boostr.engine.job import Job
 from boostr.engine.kv_pool import KVPool
 from boostr.errors import OptionError
 
@@ -58,6 +59,18 @@ def wanted_room(
             "the prompt or raise it"
         )
     return Room(_filled(pool, levels, budget), chunk)
+
+
+def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
+    """The most tokens of each job, but for those that it finds: one that continues the prompt of
+    the job before it needs no blocks for that."""
+    lengths, before = [], []
+    for job in jobs:
+        prompt = job.tokens[: job.prompt_length]
+        found = len(prompt) // block_size * block_size if prompt == before else 0
+        lengths.append(len(prompt) + job.limit - found)
+        before = prompt
+    return lengths
 
 
 def _needs(pool: KVPool, lengths: Sequence[int], chunk: int) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -87,15 +88,17 @@ class LanguageModel(Loaded):
             continue_final_message: go on with the last message instead of answering it, or with
                 what it has under this key, such as "reasoning_content".
             template_arguments: further variables of the template, such as enable_thinking.
-            changes: fields of `SamplingOptions`, over those of `options`.
+            changes: fields of `SamplingOptions`, over those of `options`. With n above 1 the
+                result is the first of its `choices`.
 
         Raises:
             OptionError: an option out of range, or a prompt that the context does not hold.
             NumericsError: the model's logits are nan or infinite.
         """
         chat = Chat(tools, continue_final_message, template_arguments)
-        sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        return self._complete([sequence], _finite(self.engine.pieces([sequence], whole=True)))[0]
+        sequences = self._start(0, prompt, messages, chat, _options(options, changes))
+        (found,) = self._complete([sequences], _finite(self.engine.pieces(sequences, whole=True)))
+        return found
 
     def stream(
         self,
@@ -110,11 +113,12 @@ class LanguageModel(Loaded):
     ) -> Iterator[Piece]:
         """As `generate`, a piece at a time; the last has `finish_reason` and `timings`.
 
+        Pieces of several choices (n) come in turns; `index` says whose each is.
         A stream that is closed, or dropped, stops.
         """
         chat = Chat(tools, continue_final_message, template_arguments)
-        sequence = self._start(0, prompt, messages, chat, _options(options, changes))
-        return _finite(self.engine.pieces([sequence]))
+        sequences = self._start(0, prompt, messages, chat, _options(options, changes))
+        return _finite(self.engine.pieces(sequences))
 
     def generate_batch(
         self,
@@ -139,18 +143,21 @@ class LanguageModel(Loaded):
             chosen = [_options(o, changes) for o in options]
         else:
             chosen = [_options(options, changes)] * len(prompts)
-        sequences = []
-        for index, (prompt, own) in enumerate(zip(prompts, chosen, strict=True)):
+        groups, count = [], 0
+        for prompt, own in zip(prompts, chosen, strict=True):
             if is_messages(prompt):
-                sequences.append(self._start(index, None, prompt, chat, own))  # type: ignore
+                groups.append(self._start(count, None, prompt, chat, own))  # type: ignore
             else:
-                sequences.append(self._start(index, prompt, None, plain, own))  # type: ignore
-        return self._complete(sequences, self.engine.pieces(sequences, whole=True))
+                groups.append(self._start(count, prompt, None, plain, own))  # type: ignore
+            count += own.n
+        pieces = self.engine.pieces([s for group in groups for s in group], whole=True)
+        return self._complete(groups, pieces)
 
     def _start(
-        self, index: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,
+        self, first: int, prompt: Prompt | None, messages: Messages | None, chat: Chat,
         options: SamplingOptions,
-    ) -> Generation:  # fmt: skip
+    ) -> list[Generation]:  # fmt: skip
+        """The n continuations of a prompt, numbered from `first` on."""
         ids = self.encode(prompt, messages, chat)
         context = self.config.max_position_embeddings
         if len(ids) >= context:
@@ -165,7 +172,10 @@ class LanguageModel(Loaded):
         if wrong is not None:
             raise OptionError(f"logit_bias: token {wrong} is not in 0..{vocab - 1}")
         limit = min(options.max_tokens, context - len(ids))
-        return Generation.start(index, ids, options, limit, self.eos_ids, self.tokenizer)
+        return [
+            Generation.start(first + i, ids, own, limit, self.eos_ids, self.tokenizer)
+            for i, own in enumerate(options.choices())
+        ]
 
     def encode(
         self, prompt: Prompt | None, messages: Messages | None = None, chat: Chat | None = None
@@ -201,9 +211,12 @@ class LanguageModel(Loaded):
                 f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}"
             )
 
-    def _complete(self, sequences: list[Generation], pieces: Iterator[Piece]) -> list[Completion]:
-        texts = ["" for _ in sequences]
-        logprobs: list[list[TokenLogprobs]] = [[] for _ in sequences]
+    def _complete(
+        self, groups: list[list[Generation]], pieces: Iterator[Piece]
+    ) -> list[Completion]:
+        """One completion for each group of continuations."""
+        texts: dict[int, str] = defaultdict(str)
+        logprobs: dict[int, list[TokenLogprobs]] = defaultdict(list)
         timings = {}
         for piece in pieces:
             texts[piece.index] += piece.text
@@ -211,17 +224,19 @@ class LanguageModel(Loaded):
                 logprobs[piece.index].append(piece.logprobs)
             if piece.timings is not None:
                 timings[piece.index] = piece.timings
-        return [
-            Completion(
+
+        def completion(s: Generation, others: Sequence[Completion] = ()) -> Completion:
+            return Completion(
                 texts[s.index],
                 s.output,
                 s.finish_reason or "length",
                 Usage(len(s.prompt), len(s.output)),
                 timings[s.index],
                 logprobs[s.index] if s.options.logprobs is not None else None,
+                tuple(others),
             )
-            for s in sequences
-        ]
+
+        return [completion(first, [*map(completion, rest)]) for first, *rest in groups]
 
     # -- looking at the model --------------------------------------------------------------------
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -287,13 +302,16 @@ class LanguageModel(Loaded):
 
 
 def _finite(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces of one sequence; NumericsError in place of one that ends with an error."""
-    for count, piece in enumerate(pieces):
+    """The same pieces; NumericsError in place of one that ends with an error."""
+    counts = Counter[int]()
+    for piece in pieces:
+        count = counts[piece.index]
         if piece.finish_reason == "error":
             raise NumericsError(
                 f"the logits after {count} generated tokens are nan or infinite: the weights are "
                 "damaged, or their values are too large for the dtype; try dtype='float32'"
             )
+        counts[piece.index] += 1
         yield piece
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy as np
 from boostr.errors import OptionError
 
 Bounds = tuple[float, float, bool, bool]  # least, most, whole number, whether the least is out
+_SEEDS = 2**63
 _MOST_INT, _MOST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)  # of what devices are given
+_MOST_CHOICES = 128  # as OpenAI's API has it
 _BOUNDS: dict[str, Bounds] = {
+    "n": (1, _MOST_CHOICES, True, False),
     "max_tokens": (1, math.inf, True, False),
     "temperature": (0, _MOST_FLOAT, False, False),
     "top_k": (0, _MOST_INT, True, False),
@@ -22,7 +25,7 @@ _BOUNDS: dict[str, Bounds] = {
     "repetition_penalty": (0, _MOST_FLOAT, False, True),
     "presence_penalty": (-_MOST_FLOAT, _MOST_FLOAT, False, False),
     "frequency_penalty": (-_MOST_FLOAT, _MOST_FLOAT, False, False),
-    "seed": (0, 2**63 - 1, True, False),
+    "seed": (0, _SEEDS - 1, True, False),
     "logprobs": (0, 20, True, False),
 }
 
@@ -52,6 +55,8 @@ class SamplingOptions:
         ignore_eos: go on past end-of-sequence tokens.
         logprobs: None, or how many most likely tokens to report for each token, with the chosen
         one.
+        n: continuations of the prompt, which is computed once. The i-th draws with seed + i, as one
+            alone with that seed would; without a seed each has a fresh one.
     """
 
     max_tokens: int = 256
@@ -67,6 +72,7 @@ class SamplingOptions:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         for name, bounds in _BOUNDS.items():
@@ -77,6 +83,13 @@ class SamplingOptions:
             raise OptionError(f"ignore_eos must be True or False, got {self.ignore_eos!r:.80}")
         object.__setattr__(self, "stop", _stop_texts(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+    def choices(self) -> list[SamplingOptions]:
+        """The options of each of the n continuations."""
+        if self.n == 1:
+            return [self]
+        seeds = [None if self.seed is None else (self.seed + i) % _SEEDS for i in range(self.n)]
+        return [replace(self, n=1, seed=seed) for seed in seeds]
 
     @property
     def penalizes(self) -> bool:

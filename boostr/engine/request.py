@@ -35,14 +35,17 @@ class Outbox:
 class Request:
     """A sequence, the pieces of it that its caller has not taken, and when things happened.
 
+    Args:
+        by_length: whether keys depend on the prompt's length: it shares those of its own alone.
     Attributes:
         outbox: shared by the requests of one call.   job: what the scheduler knows of it.
         seed: of its draws.   strict: whether its caller forbids composites.
     """
 
-    def __init__(self, sequence: Generation, outbox: Outbox) -> None:
+    def __init__(self, sequence: Generation, outbox: Outbox, by_length: bool = False) -> None:
         options = sequence.options
         self.sequence, self.outbox = sequence, outbox
+        self._salt = b"%d" % len(sequence.prompt) if by_length else b""
         self.seed = secrets.randbits(63) if options.seed is None else options.seed
         self.strict = is_strict()
         self.variant = Variant(
@@ -57,7 +60,7 @@ class Request:
         """The rest of it as a job: the prompt, and the output so far."""
         sequence = self.sequence
         tokens = [*sequence.prompt, *sequence.output]
-        self.job = Job(tokens, len(sequence.prompt), sequence.limit, owner=self)
+        self.job = Job(tokens, len(sequence.prompt), sequence.limit, self._salt, owner=self)
         return self.job
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> None:

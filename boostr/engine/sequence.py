@@ -76,6 +76,7 @@ class Completion:
             in a batch also "error" (logits that are nan or infinite).
         token_ids: all generated tokens, an end token included.
         logprobs: one entry a token if they were asked for.
+        others: the further ones of n.
     """
 
     text: str
@@ -84,11 +85,21 @@ class Completion:
     usage: Usage
     timings: Timings
     logprobs: list[TokenLogprobs] | None = None
+    others: tuple[Completion, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Completion, ...]:
+        """All n completions of the prompt, this one first."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a stream. The last has a finish_reason, and timings."""
+    """One step of a stream. The last has a finish_reason, and timings.
+
+    Attributes:
+        index: which of the n continuations it belongs to; each has a last piece.
+    """
 
     text: str
     token_id: int | None

@@ -284,7 +284,8 @@ def test_a_stream_may_be_collected_while_the_engine_works(model):
 
 def generations(model, *wanted):
     """Sequences for the engine itself: (prompt, options) each."""
-    return [model._start(i, ids, None, Chat(), options) for i, (ids, options) in enumerate(wanted)]
+    groups = [model._start(i, ids, None, Chat(), own) for i, (ids, own) in enumerate(wanted)]
+    return [sequence for group in groups for sequence in group]
 
 
 def test_a_moved_row_inherits_no_penalties(where, folder, monkeypatch):

@@ -253,6 +253,15 @@ def test_nan_logits_end_one_of_a_batch(damaged):
     assert good.finish_reason == also_good.finish_reason == "length"
 
 
+def test_nan_logits_of_a_choice_count_its_own_tokens(damaged):
+    model, mark = damaged
+    forced = {"logit_bias": {mark: 1e6}, "n": 3}
+    with pytest.raises(NumericsError, match="after 1 generated tokens"):
+        list(model.stream("hi", max_tokens=9, **forced))
+    (done,) = model.generate_batch(["hi"], max_tokens=9, **forced)
+    assert [(c.finish_reason, c.token_ids) for c in done.choices] == [("error", [mark])] * 3
+
+
 def test_nan_logits_change_nothing_for_those_that_come_after(damaged):
     model, mark = damaged
     before = model.generate("hi there", max_tokens=9).token_ids
