@@ -11,32 +11,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from boostr import dispatch
 from boostr.engine.blocks import BlockPool
-from boostr.engine.job import Job
 from boostr.engine.kv_budget import Room, own_lengths, wanted_room
-from boostr.engine.passes import Outcome, Part, Variant
+from boostr.engine.launches import Launches, Reading
 from boostr.engine.request import Outbox, Request
 from boostr.engine.runner import Runner
-from boostr.engine.scheduler import Chunk, Scheduler
-from boostr.engine.sequence import Piece, TokenLogprobs
+from boostr.engine.scheduler import Scheduler
+from boostr.engine.sequence import Piece
 from boostr.engine.sequence import Sequence as Generation
 from boostr.engine.slots import Slots
 from boostr.engine.steps import Steps
 from boostr.engine.weight_watch import WeightWatch
 from boostr.errors import BackendError, FallbackError
-
-
-class _Reading(NamedTuple):
-    """A step that was started: how its results are read, and whose they are."""
-
-    reads: list[Callable[[], np.ndarray]]
-    rows: list[tuple[int, Job, int]]  # row of the results, whose, and its count of preemptions
 
 
 class Engine:
@@ -60,15 +49,15 @@ class Engine:
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._live: dict[Request, None] = {}  # in order of arrival
-        self._pending: deque[_Reading] = deque()
+        self._pending: deque[Reading] = deque()
         self._renew()
 
     def _renew(self) -> None:
         """Empty rows and a scheduler without jobs, over the memory there is."""
         backend, pool = self.backend, self.pool
         columns = -(-self._context // pool.block_size)
-        self._slots = Slots(backend, backend.sequence_rows, columns, len(pool.windows))
-        self.steps = Steps(self.runner, pool, self._slots)
+        slots = Slots(backend, backend.sequence_rows, columns, len(pool.windows))
+        self.steps = Steps(self.runner, pool, slots)
         self._scheduler = Scheduler(
             [BlockPool(count, pool.block_size) for count in pool.counts],
             pool.windows,
@@ -78,6 +67,7 @@ class Engine:
             chunk=self._chunk,
             beside=backend.prefill_beside,
         )
+        self._launches = Launches(self.steps, self._scheduler)
         self._pending.clear()
 
     # -- for callers -----------------------------------------------------------------------------
@@ -175,20 +165,11 @@ class Engine:
     # -- a round ---------------------------------------------------------------------------------
     def _round(self) -> None:
         self._take_inbox()
-        plan, slots = self._scheduler.plan(), self._slots
-        for row in plan.cleared:
-            slots.clear(row)
-        for row, group, column, block in plan.writes:
-            slots.place(row, group, column, block)
-        slots.flush()
-        if plan.cleared:
-            self._close_up(plan.decoding)
+        plan = self._scheduler.plan()
+        self._launches.place(plan)
         runs = (request for request in self._live if request.job.state != "waiting")
         with dispatch.strict(any(request.strict for request in runs)):
-            if plan.decoding:
-                self._decode(plan.decoding)
-            if plan.chunks:
-                self._prefill(plan.chunks)
+            self._pending.extend(self._launches.run(plan))
         started = bool(plan.decoding or plan.chunks)
         if not (started or self._pending) and not self._scheduler.idle:
             raise BackendError("the engine has jobs and can start none of them")
@@ -196,79 +177,11 @@ class Engine:
             self._deliver(self._pending.popleft())
             started = True  # what was read may let others begin
 
-    def _close_up(self, jobs: Sequence[Job]) -> None:
-        """Move rows down where a step gets narrower by it."""
-        least = self.steps.row_bucket(len(jobs))
-        while (moved := self._scheduler.move_down(least)) is not None:
-            job, source = moved
-            assert job.row is not None
-            self._slots.move(source, job.row)
-            self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
-            penalties = self.steps.penalties
-            if penalties is not None:
-                penalties.move(source, job.row)
-            self._slots.flush()
-
-    def _decode(self, jobs: Sequence[Job]) -> None:
-        variant, rows, longest = Variant(), 0, 0
-        for job in jobs:
-            variant |= job.owner.variant
-            rows, longest = max(rows, job.row or 0), max(longest, job.computed)
-        outcome = self.steps.decode(rows + 1, longest, variant)
-        self._read(outcome, [(job.row or 0, job, job.preemptions) for job in jobs])
-
-    def _prefill(self, chunks: Sequence[Chunk]) -> None:
-        variant, parts, ends = None, [], []
-        for index, chunk in enumerate(chunks):
-            job, row = chunk.job, -1
-            if chunk.final:
-                row = self._begin(job)
-                variant = job.owner.variant | (variant or Variant())
-                ends.append((index, job, job.preemptions))
-            ids = np.array(job.tokens[chunk.start : chunk.stop], np.int32)
-            parts.append(Part(ids, chunk.start, job.prompt_length, job.tables, row))
-        self._slots.flush()
-        if variant is None:
-            self.steps.hidden(parts)
-        else:
-            self._read(self.steps.prefill(parts, variant), ends)
-
-    def _begin(self, job: Job) -> int:
-        """The job's row takes part from now on; its number."""
-        request, row = job.owner, job.row
-        assert row is not None
-        options, sequence = request.sequence.options, request.sequence
-        if not job.preemptions:
-            request.cached = job.cached
-        self._slots.admit(row, options, request.seed)
-        last = job.prompt_length + job.limit - 1
-        ends = sorted(sequence.eos_ids)
-        self._slots.activate(row, len(job.tokens), job.accepted, last, ends)
-        penalties = self.steps.penalties
-        if options.penalizes:
-            penalties = self.steps.penalties_for(row, len(options.logit_bias))
-        if penalties is not None and row < penalties.rows:
-            penalties.admit(row, options, job.tokens, job.prompt_length)
-        return row
-
-    def _read(self, outcome: Outcome, rows: list[tuple[int, Job, int]]) -> None:
-        tensors = [outcome.chosen, *(outcome.logprobs or ())]
-        reads = [self.backend.start_read(tensor.data) for tensor in tensors]
-        self._pending.append(_Reading(reads, rows))
-
-    def _deliver(self, reading: _Reading) -> None:
-        chosen, *logprobs = [read() for read in reading.reads]
-        tokens = chosen.tolist()
-        for at, job, preemptions in reading.rows:
-            if job.state != "running" or job.preemptions != preemptions:
-                continue
+    def _deliver(self, reading: Reading) -> None:
+        for job, token, logprobs in reading.tokens():
             request: Request = job.owner
-            token, wanted = tokens[at], request.sequence.options.logprobs
-            own = None
-            if logprobs and wanted is not None and token >= 0:
-                own = TokenLogprobs.of_row(token, tuple(logprobs), at, wanted)
             try:
-                request.take(token, own)
+                request.take(token, logprobs)
             except Exception as error:  # of this one's text
                 request.fail(error)
             if token >= 0:

@@ -1,0 +1,120 @@
+"""Launches: rounds of the scheduler as passes on the device, and what is to be read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from boostr.engine.job import Job
+from boostr.engine.passes import Outcome, Part, Variant
+from boostr.engine.request import Request
+from boostr.engine.scheduler import Chunk, Round, Scheduler
+from boostr.engine.sequence import TokenLogprobs
+from boostr.engine.steps import Steps
+
+
+class Reading(NamedTuple):
+    """A pass that was started: how its results are read, and whose they are."""
+
+    reads: list[Callable[[], np.ndarray]]
+    rows: list[tuple[int, Job, int]]  # row of the results, whose, and its count of preemptions
+
+    def tokens(self) -> Iterator[tuple[Job, int, TokenLogprobs | None]]:
+        """What was chosen for those who still have their rows; -1: logits that are not finite.
+        Waits for the device."""
+        chosen, *logprobs = [read() for read in self.reads]
+        tokens = chosen.tolist()
+        for at, job, preemptions in self.rows:
+            if job.state != "running" or job.preemptions != preemptions:
+                continue
+            token, wanted, own = tokens[at], job.owner.sequence.options.logprobs, None
+            if logprobs and wanted is not None and token >= 0:
+                own = TokenLogprobs.of_row(token, tuple(logprobs), at, wanted)
+            yield job, token, own
+
+
+class Launches:
+    """Starts what a scheduler plans. Job owners are requests."""
+
+    def __init__(self, steps: Steps, scheduler: Scheduler) -> None:
+        self._steps, self._slots, self._scheduler = steps, steps.slots, scheduler
+
+    def place(self, plan: Round) -> None:
+        """Rows and block tables as the round wants them."""
+        slots = self._slots
+        for row in plan.cleared:
+            slots.clear(row)
+        for row, group, column, block in plan.writes:
+            slots.place(row, group, column, block)
+        slots.flush()
+        if plan.cleared:
+            self._close_up(plan.decoding)
+
+    def run(self, plan: Round) -> Iterator[Reading]:
+        """Start the round's passes, one behind the other."""
+        if plan.decoding:
+            yield self._decode(plan.decoding)
+        if plan.chunks:
+            yield from self._prefill(plan.chunks)
+
+    def _close_up(self, jobs: Sequence[Job]) -> None:
+        """Move rows down where a step gets narrower by it."""
+        least = self._steps.row_bucket(len(jobs))
+        while (moved := self._scheduler.move_down(least)) is not None:
+            job, source = moved
+            assert job.row is not None
+            self._slots.move(source, job.row)
+            self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
+            penalties = self._steps.penalties
+            if penalties is not None:
+                penalties.move(source, job.row)
+            self._slots.flush()
+
+    def _decode(self, jobs: Sequence[Job]) -> Reading:
+        variant, rows, longest = Variant(), 0, 0
+        for job in jobs:
+            variant |= job.owner.variant
+            rows, longest = max(rows, job.row or 0), max(longest, job.computed)
+        outcome = self._steps.decode(rows + 1, longest, variant)
+        return self._reading(outcome, [(job.row or 0, job, job.preemptions) for job in jobs])
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[Reading]:
+        variant, parts, ends = None, [], []
+        for index, chunk in enumerate(chunks):
+            job, row = chunk.job, -1
+            if chunk.final:
+                row = self._begin(job)
+                variant = job.owner.variant | (variant or Variant())
+                ends.append((index, job, job.preemptions))
+            ids = np.array(job.tokens[chunk.start : chunk.stop], np.int32)
+            parts.append(Part(ids, chunk.start, job.prompt_length, job.tables, row))
+        self._slots.flush()
+        if variant is None:
+            self._steps.hidden(parts)
+        else:
+            yield self._reading(self._steps.prefill(parts, variant), ends)
+
+    def _begin(self, job: Job) -> int:
+        """The job's row takes part from now on; its number."""
+        request: Request = job.owner
+        row = job.row
+        assert row is not None
+        options, sequence = request.sequence.options, request.sequence
+        if not job.preemptions:
+            request.cached = job.cached
+        self._slots.admit(row, options, request.seed)
+        last = job.prompt_length + job.limit - 1
+        ends = sorted(sequence.eos_ids)
+        self._slots.activate(row, len(job.tokens), job.accepted, last, ends)
+        penalties = self._steps.penalties
+        if options.penalizes:
+            penalties = self._steps.penalties_for(row, len(options.logit_bias))
+        if penalties is not None and row < penalties.rows:
+            penalties.admit(row, options, job.tokens, job.prompt_length)
+        return row
+
+    def _reading(self, outcome: Outcome, rows: list[tuple[int, Job, int]]) -> Reading:
+        tensors = [outcome.chosen, *(outcome.logprobs or ())]
+        return Reading([self._slots.backend.start_read(t.data) for t in tensors], rows)
