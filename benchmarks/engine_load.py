@@ -7,7 +7,8 @@ rows:    decode steps of so many rows at a depth of --depth tokens, and what the
          through the scheduler.
 batch:   --requests prompts of 32 to 512 tokens at once, 128 new each; a second time it captures
          nothing. With --peer transformers' `generate_batch` does the same beside it.
-ragged:  16 rows of random lengths that join and leave, against 16 equal ones, in new tokens/s.
+ragged:  16 rows of random lengths that join and leave, against 16 equal ones, in new tokens/s;
+         and what a device that steps 16 rows in one time could reach, as rows run dry at the end.
 prefix:  time to the first token of a prompt of which all but the end is known, against a cold one.
 poisson: requests of 1024 tokens, 256 new, at 0.7 of the rate that all at once reach: percentiles of
          the time to the first token and between tokens.
@@ -18,6 +19,7 @@ Weights are random, of the model's shapes; `--weights` as in model_shapes.
 from __future__ import annotations
 
 import argparse
+import heapq
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +65,14 @@ def run(engine: Engine, wanted: Sequence[Generation]) -> tuple[float, int]:
     start = time.perf_counter()
     count = sum(1 for _ in engine.pieces(wanted))
     return time.perf_counter() - start, count
+
+
+def full_rows(lengths: Sequence[int], rows: int) -> float:
+    """The share of steps x rows that have a sequence, when each row takes the next one in turn."""
+    ends = [0] * rows
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length)
+    return sum(lengths) / rows / max(ends)
 
 
 class Watched(Engine):
@@ -146,9 +156,9 @@ class Load:
             yield f"transformers generate_batch: {peer_rate(self.name, lengths):.0f} new tok/s"
 
     def ragged(self) -> Iterator[str]:
-        rng = np.random.default_rng(3)
-        lengths = [64] * 48
-        new = rng.integers(16, 2 * NEW - 16, 48).tolist()
+        rng, count = np.random.default_rng(3), 4 * self.options.requests
+        lengths = [64] * count
+        new = rng.integers(16, 2 * NEW - 16, count).tolist()
         equal = [int(np.mean(new))] * 16
         backend = self.runner.backend
         known, backend.sequence_rows = backend.sequence_rows, 16
@@ -160,13 +170,16 @@ class Load:
                 if how == "equal":
                     wanted = sequences([64] * 16, equal, self.vocab)
                 timed = self._in_sixteens if how == "16 threads" else run
-                seconds, count = timed(engine, wanted)
-                rates[how] = max(rates[how], count / seconds)
+                seconds, found = timed(engine, wanted)
+                rates[how] = max(rates[how], found / seconds)
         even = rates.pop("equal")
-        found = ", ".join(
+        shares = ", ".join(
             f"{how} {rate:.0f} tok/s ({rate / even:.2f})" for how, rate in rates.items()
         )
-        yield f"16 rows that join and leave, of {even:.0f} tok/s of equal ones: {found}"
+        yield (
+            f"16 rows that join and leave, of {even:.0f} tok/s of equal ones: {shares}; "
+            f"bound {full_rows(new, 16):.2f}"
+        )
 
     @staticmethod
     def _in_sixteens(engine: Engine, wanted: Sequence[Generation]) -> tuple[float, int]:
