@@ -7,8 +7,8 @@ All have the width, the layers, the heads and the vocabulary of Llama 3.2 1B, bf
 numbers, and whatever else their own defaults say. GB/s: the matrices that a step reads (and the
 cache, of about 50 tokens); the last column is that beside Llama's in the same run, families taking
 turns in each round. Launches are those of a decode step for each layer beyond the eighth, kernels
-or (on numpy) calls. `--why` prints what fell apart into its parts, and the reason. A GPU needs its 256 steps: at first
-its clocks are low.
+or (on numpy) calls. `--why` prints what fell apart into its parts, and the reason. A GPU needs its
+256 steps: at first its clocks are low.
 """
 
 from __future__ import annotations
