@@ -1,10 +1,11 @@
-"""Sentence embeddings on a GPU, an encoder of bge-m3's size: boostr beside sentence-transformers.
+"""Sentence embeddings on a GPU, an encoder of bge-m3's size: boostr beside transformers on torch.
 
-    python benchmarks/gpu_embed.py [--backend cupy] [--sentences 8192] [--layers 24]
+    python benchmarks/gpu_embed.py [--backends cupy,wgpu] [--sentences 8192] [--layers 24]
 
 Random bf16 weights of XLM-RoBERTa-large's shape, [CLS] pooling, the sentences of cpu_embed.py:
-texts in, vectors out. The peer is sentence-transformers in bf16 with SDPA, in the same process, its
-own order and batches (32); the figures are the best of three.
+texts in, vectors out. The peer, in the same process, is what sentence-transformers' `encode` runs:
+transformers in bf16 with SDPA over padded batches, the longest texts first; its default of 32 texts
+a batch and larger ones, of which the best counts. The figures are the best of three.
 """
 
 from __future__ import annotations
@@ -57,6 +58,31 @@ def make_folder(folder: Path, layers: int) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
+class Peer:
+    """`SentenceTransformer.encode` with [CLS] pooling, without its package."""
+
+    def __init__(self, folder: str) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self._torch, self._tokenizer = torch, AutoTokenizer.from_pretrained(folder)
+        settings = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+        self._model: Any = AutoModel.from_pretrained(folder, **settings).to("cuda").eval()
+
+    def embed(self, texts: list[str], batch: int) -> np.ndarray:
+        order = np.argsort([-len(text) for text in texts])
+        vectors = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
+        with self._torch.inference_mode():
+            for start in range(0, len(texts), batch):
+                chosen = order[start : start + batch]
+                given = self._tokenizer(
+                    [texts[i] for i in chosen], padding=True, truncation=True, return_tensors="pt"
+                ).to("cuda")
+                found = self._model(**given).last_hidden_state[:, 0]
+                vectors[chosen] = found.float().cpu().numpy()
+        return vectors
+
+
 def best(run: Any, count: int) -> float:
     """Sentences a second, the best of three after one that compiles."""
     seconds = []
@@ -67,36 +93,43 @@ def best(run: Any, count: int) -> float:
     return count / min(seconds[1:])
 
 
+def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def measured(peer: Peer, texts: list[str], batches: list[int]) -> tuple[float, np.ndarray]:
+    """The peer's best rate over sizes of batches, and the vectors of the first texts."""
+    rates = []
+    for batch in batches:
+        rates.append(best(lambda batch=batch: peer.embed(texts, batch), len(texts)))
+        print(f"transformers, batches of {batch}: {rates[-1]:.0f} sentences/s", flush=True)
+    return max(rates), peer.embed(texts[:64], batches[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backend", default="cupy")
+    parser.add_argument("--backends", default="cupy,wgpu")
     parser.add_argument("--sentences", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--batches", default="32,128,512", help="of the peer; '' for no peer")
     options = parser.parse_args()
     texts = sentences(options.sentences)
     with tempfile.TemporaryDirectory() as place:
         make_folder(Path(place), options.layers)
         import boostr
 
-        model: Any = boostr.load(place, backend=options.backend)
-        mine = best(lambda: model.embed(texts), len(texts))
-        vectors = model.embed(texts[:64])
-        print(f"boostr {options.backend}: {mine:.0f} sentences/s", flush=True)
-        if options.no_peer:
-            return
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        settings = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
-        peer: Any = SentenceTransformer(place, device="cuda", model_kwargs=settings)
-        theirs = best(lambda: peer.encode(texts), len(texts))
-        other = np.asarray(peer.encode(texts[:64]), np.float32)
-    apart = (
-        (vectors * other).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(other, axis=1)
-    )
-    print(f"sentence-transformers: {theirs:.0f} sentences/s; {mine / theirs:.2f}x; "
-          f"least cosine between them {apart.min():.4f}")  # fmt: skip
+        theirs, vectors = 0.0, None
+        batches = [int(batch) for batch in options.batches.split(",") if batch]
+        if batches:
+            theirs, vectors = measured(Peer(place), texts, batches)
+        for backend in options.backends.split(","):
+            model: Any = boostr.load(place, backend=backend)
+            rate = best(lambda model=model: model.embed(texts), len(texts))
+            beside = ""
+            if vectors is not None:
+                apart = least_cosine(model.embed(texts[:64]), vectors)
+                beside = f"; {rate / theirs:.2f}x; least cosine between them {apart:.4f}"
+            print(f"boostr {backend}: {rate:.0f} sentences/s{beside}", flush=True)
 
 
 if __name__ == "__main__":

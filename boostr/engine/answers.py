@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from boostr.engine.text_model import Parts
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.settings import read_settings
 from boostr.io.tokenizer import required
+from boostr.models.base import Model
 from boostr.models.heads import Classifier
 from boostr.nn.batch import Batch
 from boostr.ops import core
@@ -51,23 +53,24 @@ class AnswerReranker(Reranker):
     is_a = "a decoder that ranks texts"
 
     def __init__(self, parts: Parts, pairing: Pairing, answers: Answers) -> None:
-        super().__init__(parts, pairing)
-        self.answers = answers
+        super().__init__(parts, pairing, answers.head)
+        self.answers, self._compute = answers, partial(_logits, self.module, answers)
 
     def _logits(
         self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
     ) -> np.ndarray:
         return self.rows(sequences, self._compute, 1)
 
-    def _compute(self, batch: Batch) -> Tensor:
-        yes, no, head = self.answers.yes, self.answers.no, self.answers.head
-        if head is not None:
-            logits = head(self.module.last_hidden_state(batch), batch)
-        else:
-            last = core.take(self.module.hidden(batch), batch.cu_seqlens[1:] - 1)
-            logits = self.module.head(last)
-        chosen = logits[:, yes : yes + 1]
-        return chosen if no is None else chosen - logits[:, no : no + 1]
+
+def _logits(module: Model, answers: Answers, batch: Batch) -> Tensor:
+    """[B, 1] of each text's answer."""
+    yes, no, head = answers.yes, answers.no, answers.head
+    if head is not None:
+        logits = head(module.last_hidden_state(batch), batch)
+    else:
+        logits = module.head(core.take(module.hidden(batch), batch.last_tokens))
+    chosen = logits[:, yes : yes + 1]
+    return chosen if no is None else chosen - logits[:, no : no + 1]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError
 from boostr.io.encodings import Text
 from boostr.io.settings import TABLES, Settings
+from boostr.models.base import Model
 from boostr.models.config import RawConfig
 from boostr.models.heads import Classifier
 from boostr.nn.batch import Batch
@@ -84,8 +86,9 @@ class ClassificationModel(Reranker):
     def __init__(
         self, parts: Parts, classifier: Classifier, labels: Labels, pairing: Pairing
     ) -> None:
-        super().__init__(parts, pairing)
+        super().__init__(parts, pairing, classifier)
         self.classifier, self.labels = classifier, labels
+        self._compute = partial(_logits, self.module, classifier)
 
     def classify(self, texts: Iterable[Text]) -> list[dict[str, float]]:
         """Label -> score of each text or pair of texts, the likeliest first.
@@ -109,7 +112,7 @@ class ClassificationModel(Reranker):
     ) -> np.ndarray:
         if self.classifier.reads_last:
             sequences = [self._unpadded(ids) for ids in sequences]
-        return self.rows(sequences, _head_of(self), len(self.labels.names), types)
+        return self.rows(sequences, self._compute, len(self.labels.names), types)
 
     def _unpadded(self, ids: Sequence[int]) -> Sequence[int]:
         """Without the pad tokens at its end, which transformers passes over, the first apart."""
@@ -142,8 +145,9 @@ class TokenClassificationModel(TextModel):
     is_a = "a classifier of tokens"
 
     def __init__(self, parts: Parts, classifier: Classifier, labels: Labels) -> None:
-        super().__init__(parts)
+        super().__init__(parts, head=classifier)
         self.classifier, self.labels = classifier, labels
+        self._compute = partial(_logits, self.module, classifier)
 
     def classify(self, texts: Iterable[str], *, join: bool = True) -> list[list[Span]]:
         """The labelled spans of each text.
@@ -155,11 +159,9 @@ class TokenClassificationModel(TextModel):
         chosen = text_list(texts, "classify")
         found = self.encode(chosen, "classify")
         ids, spans = [e.ids for e in found], [[] for _ in chosen]
-        for group, computed in self.passes(ids, _head_of(self), self.token_types(found)):
-            ends = np.cumsum([len(ids[i]) for i in group])[:-1]
-            for i, logits in zip(group, np.split(softmax(computed), ends), strict=True):
-                tokens = list(self._tokens(chosen[i], found[i], logits))
-                spans[i] = _joined(chosen[i], tokens) if join else tokens
+        for i, logits in self.states(ids, self._compute, self.token_types(found)):
+            tokens = list(self._tokens(chosen[i], found[i], softmax(logits)))
+            spans[i] = _joined(chosen[i], tokens) if join else tokens
         return spans
 
     def _tokens(self, text: str, encoding: Any, scores: np.ndarray) -> Iterator[Span]:
@@ -172,9 +174,9 @@ class TokenClassificationModel(TextModel):
                 yield Span(self.labels.names[best], float(row[best]), start, end, text[start:end])
 
 
-def _head_of(model: ClassificationModel | TokenClassificationModel) -> Callable[[Batch], Tensor]:
-    """From a batch to the logits of its texts, or of its tokens."""
-    return lambda batch: model.classifier(model.module.last_hidden_state(batch), batch)
+def _logits(module: Model, classifier: Classifier, batch: Batch) -> Tensor:
+    """Of each text, or of each token."""
+    return classifier(module.last_hidden_state(batch), batch)
 
 
 def _joined(text: str, tokens: Sequence[Span]) -> list[Span]:

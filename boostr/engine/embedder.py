@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from boostr import autograd, ops
+from boostr import ops
 from boostr.engine.inputs import text_list
 from boostr.engine.options import number
 from boostr.engine.sentence import Sentence
@@ -20,11 +20,11 @@ from boostr.tensor import Tensor
 
 
 def _first_states(module: Model, batch: Batch) -> Tensor:
-    return ops.core.take(module.last_hidden_state(batch), batch.cu_seqlens[:-1])
+    return ops.core.take(module.last_hidden_state(batch), batch.first_tokens)
 
 
 def _last_states(module: Model, batch: Batch) -> Tensor:
-    return ops.core.take(module.last_hidden_state(batch), batch.cu_seqlens[1:] - 1)
+    return ops.core.take(module.last_hidden_state(batch), batch.last_tokens)
 
 
 # poolings that are done where the states are, of which the host then reads one a text
@@ -46,6 +46,8 @@ class EmbeddingModel(TextModel):
     def __init__(self, parts: Parts, sentence: Sentence) -> None:
         super().__init__(parts, sentence.max_length, sentence.special_tokens)
         self.sentence = sentence
+        taken = _TAKEN.get(sentence.poolings)
+        self._taken = taken and partial(taken, self.module)
         pooled = self.config.hidden_size * len(sentence.poolings)
         self.dimension: int = pooled if sentence.outputs is None else sentence.outputs
         """E of the vectors before they are truncated."""
@@ -78,18 +80,20 @@ class EmbeddingModel(TextModel):
         width = self._width(truncate_dim)
         first = 0 if self.sentence.include_prompt else self._prompt_tokens(before)
         tokens = [e.ids for e in self.encode([before + text for text in chosen], "embed", first)]
-        vectors = np.zeros((len(tokens), self.dimension), np.float32)
-        taken = None if first else _TAKEN.get(self.sentence.poolings)
-        compute = partial(taken, self.module) if taken else self.module.last_hidden_state
-        for group, pooled in self.passes(tokens, compute):
-            if taken is None:
-                ends = np.cumsum([len(tokens[i]) for i in group])[:-1]
-                states = np.split(pooled, ends)
-                pooled = np.stack([self.sentence.pool(own, first) for own in states])
-            for step in self.sentence.steps:
-                pooled = step(pooled)
-            vectors[group] = pooled
+        vectors = self._pooled(tokens, first)
+        for step in self.sentence.steps:
+            vectors = step(vectors)
         return vectors[:, :width]
+
+    def _pooled(self, tokens: Sequence[Sequence[int]], first: int) -> np.ndarray:
+        """A vector of each text's hidden states from its token `first` on, float32 [N, E]."""
+        features = self.config.hidden_size
+        if self._taken is not None and not first:
+            return self.rows(tokens, self._taken, features)
+        pooled = np.zeros((len(tokens), features * len(self.sentence.poolings)), np.float32)
+        for index, states in self.states(tokens, self.module.last_hidden_state):
+            pooled[index] = self.sentence.pool(states, first)
+        return pooled
 
     def _width(self, wanted: int | None) -> int:
         if wanted is None:
@@ -106,7 +110,5 @@ class EmbeddingModel(TextModel):
 
     def hidden(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Last hidden states float32 [T, E] of each of several token sequences, computed packed."""
-        with autograd.no_grad():
-            states = self.module.last_hidden_state(self.runner.packed(sequences))
-        ends = np.cumsum([len(s) for s in sequences])[:-1]
-        return np.split(states.to("float32").numpy(), ends)
+        found = dict(self.states(sequences, self.module.last_hidden_state))
+        return [found[i] for i in range(len(sequences))]

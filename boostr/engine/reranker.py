@@ -20,6 +20,7 @@ from boostr.errors import ModelFileError, OptionError
 from boostr.io.settings import TABLES, Settings, read_settings
 from boostr.io.tokenizer import required
 from boostr.models.config import RawConfig
+from boostr.nn.module import Module
 
 CROSS_ENCODER = "CrossEncoder"
 _SIGMOID = "torch.nn.Sigmoid"
@@ -87,8 +88,8 @@ class Pairing:
 class Reranker(TextModel):
     """A model that scores pairs of a query and a text."""
 
-    def __init__(self, parts: Parts, pairing: Pairing) -> None:
-        super().__init__(parts, pairing.max_length)
+    def __init__(self, parts: Parts, pairing: Pairing, head: Module | None = None) -> None:
+        super().__init__(parts, pairing.max_length, head=head)
         self.pairing = pairing
         if pairing.lower_case and self.tokenizer is not None:
             self.tokenizer.lower_case()

@@ -8,33 +8,21 @@ two: tokens that fill one up belong to no sequence and are written nowhere.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from boostr.autograd import no_grad
-from boostr.dispatch import is_strict
 from boostr.engine.kv_pool import KVPool
 from boostr.engine.passes import DecodeStep, Outcome, Part, PromptStep, Variant
+from boostr.engine.programs import Programs
 from boostr.engine.runner import Runner
 from boostr.engine.slots import Penalties, Slots
-from boostr.errors import FallbackError
-from boostr.program import Program, capture
+from boostr.program import Program
 from boostr.tensor import Tensor
 
 _SEQUENCES = (1, 4, 16, 64, 256)  # of a recorded pass over prompts
 _LEAST_TOKENS = 16
 _LEAST_POSITIONS = 2048  # of the narrowest block table
 _MOST_PROGRAMS = 32
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """A program, and what gives it its inputs."""
-
-    program: Program
-    fill: Callable[[Sequence[Part]], None] | None
 
 
 class Steps:
@@ -44,15 +32,18 @@ class Steps:
         self.runner, self.pool, self.slots = runner, pool, slots
         self.backend = runner.backend
         self.penalties: Penalties | None = None
-        self._programs: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._met: set[Hashable] = set()
-        self.captures = 0
+        self._programs = Programs(self.backend, _MOST_PROGRAMS)
         self.decoding: Program | None = None  # of the last decode step
 
     def forget_programs(self) -> None:
         """Drop what was recorded over memory that is no more."""
-        self._programs.clear()
+        self._programs.forget()
         self.decoding = None
+
+    @property
+    def captures(self) -> int:
+        """How many programs were ever recorded."""
+        return self._programs.captures
 
     def width(self, positions: int) -> int:
         """Columns of the block tables that a pass over so many positions gets."""
@@ -87,11 +78,10 @@ class Steps:
         if variant.penalized:
             self.penalties_for(B - 1)
         key = ("decode", B, width, variant)
-        known = self._known(key)
-        if known is None:
-            return self._record(key, DecodeStep(self, B, width, variant))
-        self.decoding = known.program
-        return known.program.run()
+        outcome, self.decoding = self._programs.step(
+            key, lambda: DecodeStep(self, B, width, variant)
+        )
+        return outcome
 
     # -- prompts ---------------------------------------------------------------------------------
     def hidden(self, parts: Sequence[Part]) -> Tensor:
@@ -114,40 +104,9 @@ class Steps:
             T = max(_LEAST_TOKENS, 1 << (T - 1).bit_length())
             B = min(_bucket(B, _SEQUENCES), self.slots.rows)
         key = ("prefill", T, B, width, variant)
-        known = self._known(key)
-        if known is not None and known.fill is not None:
-            known.fill(parts)
-            return known.program.run()
-        step = PromptStep(self, T, B, width, variant)
-        step.fill(parts)
-        if recorded:
-            if key in self._met:
-                return self._record(key, step, step.fill)
-            self._met.add(key)  # one that comes once is not worth recording
-        with no_grad():
-            return step()
-
-    # -- programs --------------------------------------------------------------------------------
-    def _known(self, key: Hashable) -> _Recorded | None:
-        found = self._programs.get(key)
-        if found is None:
-            return None
-        composites = found.program.composites() if is_strict() else ()
-        if composites:
-            raise FallbackError(f"{'; '.join(composites)} (strict mode forbids the composite)")
-        self._programs.move_to_end(key)
-        return found
-
-    def _record(self, key: Hashable, step: Callable[[], Any], fill: Any = None) -> Any:
-        with self.backend.constant_weights():
-            program = capture(step, self.backend)
-        self.captures += 1
-        self._programs[key] = _Recorded(program, fill)
-        if fill is None:
-            self.decoding = program
-        if len(self._programs) > _MOST_PROGRAMS:
-            self._programs.popitem(last=False)
-        return program.outputs
+        return self._programs.over(
+            key, lambda: PromptStep(self, T, B, width, variant), parts, recorded=recorded
+        )
 
 
 def _bucket(count: int, sizes: Sequence[int]) -> int:

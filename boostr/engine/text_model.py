@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boostr import autograd
 from boostr.backends.base import Backend
 from boostr.engine.loaded import Loaded
 from boostr.engine.runner import Runner
+from boostr.engine.text_passes import Compute, TextPasses
 from boostr.errors import OptionError, TokenizerError
 from boostr.io.encodings import Text, encode_batch
 from boostr.io.tokenizer import Tokenizer, required
 from boostr.models.base import Model
-from boostr.nn.batch import Batch
-from boostr.tensor import Tensor
+from boostr.nn.module import Module
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -46,12 +44,18 @@ class TextModel(Loaded):
     """
 
     def __init__(
-        self, parts: Parts, max_length: int | None = None, special_tokens: bool = True
+        self,
+        parts: Parts,
+        max_length: int | None = None,
+        special_tokens: bool = True,
+        head: Module | None = None,
     ) -> None:
         self.module, self.tokenizer = parts.module, parts.tokenizer
         self.backend, self.source = parts.backend, parts.source
         self.config = self.module.config
         self.runner, self._special_tokens = Runner(self.module, self.backend), special_tokens
+        modules = [self.module] if head is None else [self.module, head]
+        self._passes = TextPasses(self.runner, modules)
         context = self.config.max_position_embeddings
         declared = max_length or (self.tokenizer and self.tokenizer.max_length)
         self.max_length: int = min(context, declared or context)
@@ -90,54 +94,32 @@ class TextModel(Loaded):
             )
         return types if highest else None
 
-    def passes(
-        self,
-        sequences: Sequence[Sequence[int]],
-        compute: Callable[[Batch], Tensor],
-        types: Sequence[Sequence[int]] | None = None,
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices of sequences, what is computed of those packed, in float32) of each pass. One is
-        started before the one ahead of it is read."""
-        started: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
-        for group in _groups([len(ids) for ids in sequences], self.backend.text_tokens):
-            own = None if types is None else [types[i] for i in group]
-            with autograd.no_grad():
-                batch = self.runner.packed([sequences[i] for i in group], own)
-                computed = compute(batch).to("float32")
-            started.append((group, self.backend.start_read(computed.data)))
-            while len(started) > min(1, self.backend.run_ahead):
-                done, read = started.popleft()
-                yield done, read()
-        for done, read in started:
-            yield done, read()
-
     def rows(
         self,
         sequences: Sequence[Sequence[int]],
-        compute: Callable[[Batch], Tensor],
+        compute: Compute,
         width: int,
         types: Sequence[Sequence[int]] | None = None,
     ) -> np.ndarray:
         """What is computed of each sequence, a row of `width` numbers, float32 [N, width]."""
         made = np.zeros((len(sequences), width), np.float32)
-        for group, computed in self.passes(sequences, compute, types):
-            made[group] = computed
+        for group, computed in self._passes.over(sequences, compute, types):
+            made[group] = computed[: len(group)]
         return made
+
+    def states(
+        self,
+        sequences: Sequence[Sequence[int]],
+        compute: Compute,
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, what is computed of its tokens, float32 [T, ...]) of each sequence, in the order
+        of their lengths."""
+        for group, computed in self._passes.over(sequences, compute, types):
+            ends = np.cumsum([len(sequences[i]) for i in group])
+            yield from zip(group, np.split(computed, ends)[:-1], strict=True)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are stored."""
         return sum(w.nbytes for w in self.module.weights().values())
-
-
-def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of texts that are computed together, alike in length, of so many tokens at most."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or tokens + lengths[at] > most:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(at)
-        tokens += lengths[at]
-    return groups

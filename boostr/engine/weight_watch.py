@@ -1,4 +1,4 @@
-"""WeightWatch: whether the weights of a model are those that were seen last."""
+"""WeightWatch: whether the weights of modules are those that were seen last."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from boostr.tensor import Tensor
 
 
 class WeightWatch:
-    """A module's tree as it was seen last: weights, and what else its modules have that is public;
-    the first look finds all of it new.
+    """The trees of modules as they were seen last: weights, and what else modules have that is
+    public; the first look finds all of it new.
 
     A look compares places, and walks the tree only when one has changed. A part that was replaced
     lives until the next look; a weight does not.
     """
 
-    def __init__(self, module: Module) -> None:
-        self._module = module
+    def __init__(self, *modules: Module) -> None:
+        self._modules = modules
         self._weights, self._parts = _Places(), _Places()
         self._lists: list[tuple[list, tuple]] = []  # and what was in them
         self._versions: list[int] | None = None
@@ -32,7 +32,8 @@ class WeightWatch:
         replaced = self._versions is None or not self._in_place(weights)
         if replaced:
             self._weights, self._parts, self._lists = _Places(), _Places(), []
-            self._walk(self._module)
+            for module in self._modules:
+                self._walk(module)
             weights = self._weights.values()
         versions = list(map(_version, weights))
         written = versions != self._versions

@@ -20,7 +20,7 @@ from boostr.nn import fusion
 from boostr.nn.norm import maybe_norm
 from boostr.nn.specs import NormSpec
 from boostr.ops import core
-from boostr.tensor import Tensor
+from boostr.tensor import Tensor, full
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,18 @@ class ClassifierSpec:
 
 
 def _mean(hidden: Tensor, batch: nn.Batch) -> Tensor:
-    ends = batch.cu_seqlens
-    owners = core.cumsum(core.cast(core.eq(batch.positions, 0), "int32")) - 1
-    sums = core.scatter_add((len(ends) - 1, hidden.shape[1]), owners, hidden.to("float32"))
-    return (sums / (ends[1:] - ends[:-1]).to("float32").unsqueeze(1)).to(hidden.dtype)
+    T, ends = len(hidden), batch.cu_seqlens[1:]
+    ended = core.scatter_add((T + 1,), ends, full(ends.shape, 1, "int32", ends.backend))
+    owners = core.cumsum(ended)[:T]  # of tokens in no text: one past the last
+    sums = core.scatter_add((len(ends) + 1, hidden.shape[1]), owners, hidden.to("float32"))
+    lengths = core.maximum(ends - batch.cu_seqlens[:-1], 1).to("float32")
+    return (sums[:-1] / lengths.unsqueeze(1)).to(hidden.dtype)
 
 
 # name -> vectors [N, E] of hidden states [T, E] of packed texts
 POOLINGS: dict[str, Callable[[Tensor, nn.Batch], Tensor]] = {
-    "first": lambda hidden, batch: core.take(hidden, batch.cu_seqlens[:-1]),
-    "last": lambda hidden, batch: core.take(hidden, batch.cu_seqlens[1:] - 1),
+    "first": lambda hidden, batch: core.take(hidden, batch.first_tokens),
+    "last": lambda hidden, batch: core.take(hidden, batch.last_tokens),
     "mean": _mean,
     "each": lambda hidden, batch: hidden,
 }

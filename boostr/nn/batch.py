@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from boostr.errors import ShapeError
 from boostr.operands import Cache, Rope
+from boostr.ops import core
 from boostr.tensor import Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of B sequences end to end.
+    """Tokens of B sequences end to end; those behind the last sequence belong to none.
 
     Attributes:
         ids: int32 [T].   positions: int32 [T], of each token in its sequence.
@@ -32,6 +33,16 @@ class Batch:
     types: Tensor | None = None
     distance_bias: Tensor | None = None
     embeddings: Tensor | None = None
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """int32 [B]: the first token of each sequence; any for those that have none."""
+        return core.minimum(self.cu_seqlens[:-1], len(self.ids) - 1)
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """int32 [B]: the last token of each sequence; any for those that have none."""
+        return core.maximum(self.cu_seqlens[1:] - 1, 0)
 
     def rope(self, name: str | None, layout: str) -> Rope | None:
         """The tables of a name, for pairs that lie so; None for no name."""
