@@ -2,15 +2,17 @@
 
 A node is recorded for an op when one of its inputs needs a gradient. Its gradient is the op's
 `vjp`; an op that ran a kernel and has none is differentiated by running its composite again under
-the tape (the rule of MLX's `Custom::vjp`), so every composite is its own default gradient.
+the tape (the rule of MLX's `Custom::vjp`), so every composite is its own default gradient. Tensors
+know their node, nodes know those of their inputs, and nothing points back: a tape is freed with
+the last tensor above it, and while a backward walks it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,93 +32,179 @@ def is_enabled() -> bool:
 
 
 @contextmanager
-def no_grad() -> Iterator[None]:
+def _set_enabled(enabled: bool) -> Iterator[None]:
+    token = _enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def no_grad() -> AbstractContextManager[None]:
     """Inside, nothing is recorded: results never need a gradient."""
-    token = _enabled.set(False)
-    try:
-        yield
-    finally:
-        _enabled.reset(token)
+    return _set_enabled(False)
 
 
-@contextmanager
-def _enable_grad() -> Iterator[None]:
-    token = _enabled.set(True)
-    try:
-        yield
-    finally:
-        _enabled.reset(token)
+class Dropped:
+    """What a node keeps of a tensor whose values its gradient does not read."""
+
+    __slots__ = ("backend", "dtype", "requires_grad", "shape")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype, self.backend = tensor.shape, tensor.dtype, tensor.backend
+        self.requires_grad = tensor.requires_grad
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Reads(NamedTuple):
+    """What the gradient of an op reads: numbers of its arguments and of its results, each with the
+    number of the argument for whose gradient (None: any); None in place of a mapping for all."""
+
+    inputs: dict[int, int | None] | None = None
+    outputs: dict[int, int | None] | None = None
+
+
+def _is_read(which: dict[int, int | None] | None, number: int, args: tuple) -> bool:
+    if which is None:
+        return True
+    wanted = which.get(number, -1)
+    return wanted is None or (wanted >= 0 and getattr(args[wanted], "requires_grad", False))
+
+
+Place = tuple[Any, int]  # where a gradient goes: (a node, number of its result) or (a leaf, 0)
 
 
 class Node:
-    """One recorded op: what went in, what came out, and how gradients go back."""
+    """One recorded op: what its gradient reads, and where gradients of its inputs go.
 
-    __slots__ = ("args", "inputs", "op", "options", "outputs")
+    It holds no tensor of the tape itself, only detached ones: so no tape is a reference cycle, and
+    what no gradient reads is free at once. `args` is None once a backward has used the node up.
+    """
 
-    def __init__(self, op: Op, inputs: list[Tensor], args: tuple, options: dict) -> None:
-        self.op = op
-        self.inputs = inputs
-        self.args = args
-        self.options = options
-        self.outputs: list[Tensor] = []
+    __slots__ = ("args", "count", "op", "options", "outputs", "places", "versions")
 
-    def backward(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of `inputs`, in order, from those of `outputs`."""
+    def __init__(self, op: Op, args: tuple, options: dict, outputs: Sequence[Tensor]) -> None:
+        self.op, self.options, self.count = op, options, len(outputs)
+        self.places: list[Place | None] = []  # of every tensor in args, None if it needs none
+        self.versions: list[tuple[Tensor, int]] = []
+        reads = op.reads
+        self.args: tuple | None = tuple(
+            self._kept_input(arg, _is_read(reads.inputs, i, args)) for i, arg in enumerate(args)
+        )
+        self.outputs: tuple[Tensor | Dropped, ...] = tuple(
+            self._kept(output, _is_read(reads.outputs, i, args)) for i, output in enumerate(outputs)
+        )
+
+    def _kept(self, tensor: Tensor, read: bool) -> Tensor | Dropped:
+        if not read:
+            return Dropped(tensor)
+        copy = tensor.detach()
+        copy.requires_grad = tensor.requires_grad
+        self.versions.append((copy, copy.version))
+        return copy
+
+    def _kept_input(self, arg: Any, read: bool) -> Any:
+        from boostr.quant.scheme import QuantizedTensor
+        from boostr.tensor import Tensor
+
+        if isinstance(arg, Tensor):
+            self.places.append(place_of(arg) if arg.requires_grad else None)
+            return self._kept(arg, read)
+        if isinstance(arg, QuantizedTensor):
+            self.places += [None] * len(arg.parts)
+        elif isinstance(arg, list | tuple):
+            parts = [self._kept_input(part, read) for part in arg]
+            return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
+        return arg
+
+    def backward(self, gradients: list[Tensor | None]) -> Iterator[Tensor | None]:
+        """The gradient for each of `places`, from those of the results."""
+        if self.args is None:
+            raise OptionError(
+                f"backward: an earlier backward has used up what it needs of {self.op.name}; give "
+                "that one retain=True"
+            )
+        for copy, version in self.versions:
+            if copy.version != version:
+                raise OptionError(
+                    f"backward: {copy.dtype}{list(copy.shape)}, which the gradient of "
+                    f"{self.op.name} reads, was written in place after {self.op.name} had run; "
+                    "write it after backward"
+                )
         if self.op.vjp is None:
             return self._through_composite(gradients)
-        single = len(self.outputs) == 1
-        outputs = self.outputs[0] if single else tuple(self.outputs)
+        single = self.count == 1
+        outputs = self.outputs[0] if single else self.outputs
         given = gradients[0] if single else tuple(gradients)
-        results = self.op.vjp(given, outputs, *self.args, **self.options)
-        return list(_flatten(self.args, results))
+        return _flatten(self.args, self.op.vjp(given, outputs, *self.args, **self.options))
 
-    def _through_composite(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        copies = {id(t): t.detach() for t in self.inputs}
-        for tensor in self.inputs:
-            copies[id(tensor)].requires_grad = tensor.requires_grad
-        with _enable_grad():
-            outputs = self.op.composite(*_replace(self.args, copies), **self.options)
+    def _through_composite(self, gradients: list[Tensor | None]) -> Iterator[Tensor | None]:
+        """By running the composite anew on what was kept, each of which is a leaf."""
+        from boostr.dispatch import tensors_in
+
+        with _set_enabled(True):
+            outputs = self.op.composite(*self.args, **self.options)  # type: ignore[misc]
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
         found = _sweep([o for o, _ in pairs], [g for _, g in pairs])
-        results: list[Tensor | None] = []
-        for tensor in self.inputs:
-            copy = copies.pop(id(tensor), None)  # given twice, it has one copy that counts once
-            results.append(None if copy is None else found.get(id(copy)))
-        return results
+        return (found.get(_key(place_of(leaf))) for leaf in tensors_in(self.args))
+
+    def release(self) -> None:
+        """Drop all that the gradient read, and the nodes behind."""
+        self.args, self.outputs, self.places, self.versions = None, (), [], []
 
 
-def record(op: Op, inputs: list[Tensor], args: tuple, options: dict, outputs: Any) -> Any:
-    """Hang a node under `outputs` if a gradient will have to pass; returns `outputs`."""
-    if outputs is None or not _enabled.get() or not any(t.requires_grad for t in inputs):
-        return outputs
-    node = Node(op, inputs, args, options)
-    node.outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    for output in node.outputs:
+def place_of(tensor: Tensor) -> Place:
+    """Where gradients of a tensor go."""
+    return (tensor, 0) if tensor.node is None else (tensor.node, tensor.index)
+
+
+def _key(place: Place) -> tuple[int, int]:
+    return id(place[0]), place[1]
+
+
+def record(op: Op, args: tuple, options: dict, outputs: Any) -> Any:
+    """Hang a node under `outputs`, through which a gradient will have to pass; returns them."""
+    made = outputs if isinstance(outputs, tuple) else (outputs,)
+    node = Node(op, args, options, made)
+    for index, output in enumerate(made):
         if dtypes.is_float(output.dtype):
-            output.requires_grad = True
-            output.node = node
+            output.requires_grad, output.node, output.index = True, node, index
     return outputs
 
 
-def backward(output: Tensor, gradient: Tensor | None = None) -> None:
+def backward(output: Tensor, gradient: Tensor | None = None, *, retain: bool = False) -> None:
     """Add d(output)/d(leaf) · gradient to `.grad` of every leaf that requires it.
 
-    `gradient` has output's shape; it may be left out for a scalar, where it is 1.
+    Args:
+        gradient: of output's shape; it may be left out for a scalar, where it is 1.
+        retain: keep the tape for another backward. Without it memory is freed on the way.
+    Raises:
+        OptionError: nothing here requires a gradient, an earlier backward has used the tape up, or
+            a tensor that a gradient reads was written in place meanwhile.
     """
-    leaves: dict[int, Tensor] = {}
-    found = _sweep([output], [_seed(output, gradient)], leaves)
+    leaves: dict[tuple[int, int], Tensor] = {}
+    found = _sweep([output], [_seed(output, gradient)], retain=retain, leaves=leaves)
     for key, leaf in leaves.items():
         if key in found:
-            leaf.grad = found[key] if leaf.grad is None else leaf.grad + found[key]
+            new = found.pop(key)
+            leaf.grad = new if leaf.grad is None else leaf.grad + new
 
 
 def gradients(
-    output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    gradient: Tensor | None = None,
+    *,
+    retain: bool = False,
 ) -> list[Tensor | None]:
     """d(output)/d(input) · gradient for each input; None where output does not depend on it."""
-    found = _sweep([output], [_seed(output, gradient)])
-    return [found.get(id(tensor)) for tensor in inputs]
+    wanted = [_key(place_of(tensor)) for tensor in inputs]
+    found = _sweep([output], [_seed(output, gradient)], retain=retain, wanted=frozenset(wanted))
+    return [found.get(key) for key in wanted]
 
 
 def _seed(output: Tensor, gradient: Tensor | None) -> Tensor:
@@ -132,26 +220,41 @@ def _seed(output: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def _sweep(
-    outputs: list[Tensor], seeds: list[Any], leaves: dict[int, Tensor] | None = None
-) -> dict[int, Tensor]:
-    """Gradients by id of tensor, after walking the tape from `outputs` to its leaves."""
-    found: dict[int, Tensor] = {}
-    for output, seed in zip(outputs, seeds, strict=True):
-        found[id(output)] = seed if id(output) not in found else found[id(output)] + seed
+    outputs: list[Tensor],
+    seeds: list[Any],
+    *,
+    retain: bool = False,
+    wanted: frozenset[tuple[int, int]] = frozenset(),
+    leaves: dict[tuple[int, int], Tensor] | None = None,
+) -> dict[tuple[int, int], Tensor]:
+    """Gradients by place of all leaves and of what is `wanted`, after walking the tape back.
+
+    A gradient is let go once it was used, and so is the node unless the tape is to be retained.
+    """
+    found: dict[tuple[int, int], Tensor] = {}
+    leaves = {} if leaves is None else leaves
+
+    def add(place: Place, gradient: Tensor) -> None:
+        key = _key(place)
+        if not isinstance(place[0], Node):
+            leaves[key] = place[0]
+        found[key] = found[key] + gradient if key in found else gradient
+
     with no_grad():
-        for node in reversed(_topological(outputs)):
-            given = [found.get(id(output)) for output in node.outputs]
-            if all(g is None for g in given):
-                continue
-            for tensor, gradient in zip(node.inputs, node.backward(given), strict=True):
-                if gradient is None or not tensor.requires_grad:
-                    continue
-                known = found.get(id(tensor))
-                found[id(tensor)] = gradient if known is None else known + gradient
-                if leaves is not None and tensor.node is None:
-                    leaves[id(tensor)] = tensor
-    if leaves is not None:
-        leaves.update({id(o): o for o in outputs if o.node is None})
+        for output, seed in zip(outputs, seeds, strict=True):
+            add(place_of(output), seed)
+        order = _topological(outputs)
+        while order:
+            node = order.pop()
+            keys = [(id(node), index) for index in range(node.count)]
+            given = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
+            if any(g is not None for g in given):
+                for place, gradient in zip(node.places, node.backward(given), strict=True):
+                    if place is not None and gradient is not None:
+                        add(place, gradient)
+            del given
+            if not retain:
+                node.release()
     return found
 
 
@@ -167,34 +270,23 @@ def _topological(outputs: list[Tensor]) -> list[Node]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack.extend((t.node, False) for t in node.inputs if t.node is not None)
+            owners = (place[0] for place in node.places if place is not None)
+            stack.extend((owner, False) for owner in owners if isinstance(owner, Node))
     return order
 
 
 def _flatten(args: Any, results: Any) -> Iterator[Tensor | None]:
-    """Align a vjp's results with `dispatch.tensors_in(args)`."""
+    """Align a vjp's results with `places`."""
     from boostr.quant.scheme import QuantizedTensor
     from boostr.tensor import Tensor
 
     for arg, result in zip(args, results, strict=True):
-        if isinstance(arg, Tensor):
+        if isinstance(arg, Tensor | Dropped):
             yield result
         elif isinstance(arg, QuantizedTensor):
             yield from (None for _ in arg.parts)
         elif isinstance(arg, list | tuple):
             yield from _flatten(arg, [None] * len(arg) if result is None else result)
-
-
-def _replace(args: Any, copies: dict[int, Tensor]) -> tuple:
-    """`args` with every tensor that is among `copies` swapped for its copy."""
-    return tuple(_replaced(a, copies) for a in args)
-
-
-def _replaced(arg: Any, copies: dict[int, Tensor]) -> Any:
-    if not isinstance(arg, list | tuple):
-        return copies.get(id(arg), arg)
-    parts = _replace(arg, copies)
-    return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
 
 
 def gradcheck(

@@ -8,8 +8,9 @@ of the backend.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +23,7 @@ from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 
 OPS: dict[str, Op] = {}
+Saves = Sequence[str | int] | Mapping[str | int, str | None]
 
 _strict: ContextVar[bool | None] = ContextVar("strict", default=None)
 _reported: set[tuple[str, str, str]] = set()
@@ -36,7 +38,11 @@ class Op:
         name: the field's name for it; a backend's kernel of the same name serves it.
         composite: takes the op's tensors and options, returns a tensor or a tuple of tensors.
         vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each
-            positional argument (a list for a list). Without one, the composite is differentiated.
+            positional argument (a list for a list), None too where its `requires_grad` is false.
+            Without one, the composite is differentiated; that of a fusion is recorded in its place.
+        saves: what `vjp` reads the values of: its names of arguments, numbers of results; or as a
+            mapping, to the argument whose gradient it is read for, None for any. Of others it has
+            `shape`, `dtype`, `backend`, `requires_grad`. Default: of all.
         fusion: the composite is a sequence of ops that have kernels of their own; strict mode lets
             it run, since it checks these.
     """
@@ -47,6 +53,7 @@ class Op:
         composite: Callable[..., Any],
         vjp: Callable[..., tuple[Any, ...]] | None = None,
         *,
+        saves: Saves | None = None,
         primitive: bool = False,
         fusion: bool = False,
     ) -> None:
@@ -55,23 +62,29 @@ class Op:
         self.vjp = vjp
         self.primitive = primitive
         self.fusion = fusion
+        self.reads = _reads(vjp, saves)
         if not primitive:
             OPS[name] = self
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         inputs = list(tensors_in(args))
+        recorded = autograd.is_enabled() and any(t.requires_grad for t in inputs)
         if self.primitive:
             outputs = self.composite(*args, **options)
         else:
             backend = common_backend(self.name, inputs)
             apart = _taken_apart(args)
+            if recorded and self.fusion and self.vjp is None:
+                apart = "gradients go through its parts"
             run = self._find(backend, apart, args, options)
             parts = run is self.composite and (self.vjp is None or apart is not None)
-            if parts or not autograd.is_enabled():
+            if parts or not recorded:
                 return run(*args, **options)  # its parts are recorded, or nothing is
             with autograd.no_grad():
                 outputs = run(*args, **options)
-        return autograd.record(self, inputs, args, options, outputs)
+        if not recorded or outputs is None:
+            return outputs
+        return autograd.record(self, args, options, outputs)
 
     def _find(
         self, backend: Backend, form: str | None, args: tuple, options: dict
@@ -95,6 +108,21 @@ class Op:
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
+
+
+def _reads(vjp: Callable | None, saves: Saves | None) -> autograd.Reads:
+    """`saves` as numbers of arguments and results."""
+    if vjp is None:
+        return autograd.Reads(outputs={})
+    if saves is None:
+        return autograd.Reads()
+    pairs = saves if isinstance(saves, Mapping) else dict.fromkeys(saves)
+    number = list(inspect.signature(vjp).parameters)[2:].index
+    inputs, outputs = {}, {}
+    for name, wanted in pairs.items():
+        place = outputs if isinstance(name, int) else inputs
+        place[name if isinstance(name, int) else number(name)] = wanted and number(wanted)
+    return autograd.Reads(inputs, outputs)
 
 
 def tensors_in(args: Any) -> Iterator[Tensor]:

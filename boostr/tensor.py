@@ -13,6 +13,7 @@ import numpy as np
 
 from boostr import autograd, backends, dtypes
 from boostr.errors import BackendError, DTypeError, ShapeError
+from boostr.host import as_shape, host_array, shape_argument
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -31,10 +32,12 @@ class Tensor:
         dtype: dtype or its name; default that of `data` (Python floats: float32, ints: int32).
         backend: name or instance; default that of `data`, else the one BOOSTR_BACKEND chooses.
         requires_grad: record what is computed from this tensor, so that `backward` reaches it.
-    `version`, once it is set, counts how often the values were written in place.
+    `node` is what computed it, if that is on the tape, and `index` which of its results it is.
     """
 
-    __slots__ = ("__weakref__", "backend", "data", "grad", "node", "requires_grad", "version")
+    __slots__ = (
+        "__weakref__", "_writes", "backend", "data", "grad", "index", "node", "requires_grad",
+    )  # fmt: skip
     __array_priority__ = 100  # numpy_array + tensor is ours
 
     def __init__(
@@ -45,13 +48,15 @@ class Tensor:
         requires_grad: bool = False,
     ) -> None:
         if isinstance(data, Tensor):
-            backend = backend or data.backend
-        array = _host_array(data, None if dtype is None else dtypes.parse(dtype))
+            backend, data = backend or data.backend, data.numpy()
+        array = host_array(data, None if dtype is None else dtypes.parse(dtype))
         self.backend: Backend = backends.get(backend)
         self.data: Any = self.backend.from_numpy(array)
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.node: autograd.Node | None = None
+        self.index = 0
+        self._writes: list[int] | None = None
         if requires_grad and not dtypes.is_float(self.dtype):
             raise DTypeError(f"only float tensors can require a gradient, got {self.dtype}")
 
@@ -63,7 +68,8 @@ class Tensor:
         tensor.backend = backend
         tensor.requires_grad = False
         tensor.grad = None
-        tensor.node = None
+        tensor.node = tensor._writes = None
+        tensor.index = 0
         return tensor
 
     # -- what it is ------------------------------------------------------------------------------
@@ -147,13 +153,31 @@ class Tensor:
         return _core.cast(self, dtypes.parse(target))
 
     # -- gradients -------------------------------------------------------------------------------
-    def backward(self, gradient: Tensor | None = None) -> None:
-        """Add the gradient of this tensor to `.grad` of every leaf below it."""
-        autograd.backward(self, gradient)
+    def backward(self, gradient: Tensor | None = None, *, retain: bool = False) -> None:
+        """Add its gradient to `.grad` of every leaf below; `retain` keeps the tape for another."""
+        autograd.backward(self, gradient, retain=retain)
 
     def detach(self) -> Tensor:
         """The same data without a gradient."""
-        return Tensor.wrap(self.data, self.backend)
+        return Tensor.wrap(self.data, self.backend).seen_through(self)
+
+    @property
+    def version(self) -> int:
+        """How often the values were written in place, through this tensor or a view of it."""
+        return 0 if self._writes is None else self._writes[0]
+
+    def written(self) -> None:
+        """Note that the values were written in place."""
+        if self._writes is None:
+            self._writes = [0]
+        self._writes[0] += 1
+
+    def seen_through(self, base: Tensor) -> Tensor:
+        """This tensor, whose memory is that of `base`: what is written to one is to the other."""
+        if base._writes is None:
+            base._writes = [0]
+        self._writes = base._writes
+        return self
 
     def assign(self, source: Tensor | np.ndarray) -> Tensor:
         """Overwrite the values in place (shapes equal); not recorded for gradients."""
@@ -164,7 +188,7 @@ class Tensor:
         if source.shape != self.shape:
             raise ShapeError(f"assign: expected shape {list(self.shape)}, got {list(source.shape)}")
         self.backend.assign(self.data, source.data)
-        self.version = getattr(self, "version", 0) + 1
+        self.written()
         return self
 
     def full_like(self, value: Number) -> Tensor:
@@ -173,11 +197,11 @@ class Tensor:
     # -- views -----------------------------------------------------------------------------------
     def reshape(self, *shape: Any) -> Tensor:
         """Another shape for the same elements; one entry may be -1."""
-        return _core.reshape(self, _shape_argument(shape))
+        return _core.reshape(self, shape_argument(shape))
 
     def permute(self, *axes: Any) -> Tensor:
         """Axes in another order."""
-        return _core.permute(self, _shape_argument(axes))
+        return _core.permute(self, shape_argument(axes))
 
     def transpose(self, a: int = -2, b: int = -1) -> Tensor:
         """Two axes swapped; by default the last two."""
@@ -191,7 +215,7 @@ class Tensor:
         return _core.permute(self, tuple(reversed(range(self.ndim))))
 
     def broadcast_to(self, *shape: Any) -> Tensor:
-        return _core.broadcast_to(self, _shape_argument(shape))
+        return _core.broadcast_to(self, shape_argument(shape))
 
     def squeeze(self, axis: int) -> Tensor:
         shape = list(self.shape)
@@ -343,7 +367,7 @@ def full(
 ) -> Tensor:
     """A tensor filled with one value."""
     chosen = backends.get(backend)
-    return Tensor.wrap(chosen.full(_as_shape(shape), value, dtypes.parse(dtype)), chosen)
+    return Tensor.wrap(chosen.full(as_shape(shape), value, dtypes.parse(dtype)), chosen)
 
 
 def zeros(shape: Any, dtype: Any = "float32", backend: str | Backend | None = None) -> Tensor:
@@ -367,30 +391,6 @@ def arange(
     first, last = (0, start) if stop is None else (start, stop)
     chosen = backends.get(backend)
     return Tensor.wrap(chosen.arange(first, last, step, dtypes.parse(dtype)), chosen)
-
-
-def _host_array(data: Any, dtype: np.dtype | None) -> np.ndarray:
-    if isinstance(data, Tensor):
-        array = data.numpy()
-    elif hasattr(data, "__dlpack__") and not isinstance(data, np.ndarray | np.generic):
-        array = np.from_dlpack(data)
-    else:
-        array = np.asarray(data)
-        if not isinstance(data, np.ndarray | np.generic):  # Python numbers: the common widths
-            narrow = {dtypes.float64: dtypes.float32, dtypes.int64: dtypes.int32}
-            array = array.astype(narrow.get(array.dtype, array.dtype))
-    if array.dtype.kind in "OUSMm":
-        raise DTypeError(f"cannot make a tensor of {array.dtype}; expected numbers")
-    return array if dtype is None else array.astype(dtype, copy=False)
-
-
-def _shape_argument(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    """`f(2, 3)` and `f((2, 3))` mean the same."""
-    return _as_shape(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
-
-
-def _as_shape(shape: Any) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
 
 
 def forward_to(core: ModuleType) -> None:

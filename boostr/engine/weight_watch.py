@@ -88,8 +88,8 @@ class _Places:
 def _version(weight: Any) -> int:
     """How often a weight was written in place, whatever it is made of."""
     if isinstance(weight, Tensor):
-        return getattr(weight, "version", 0)
-    return sum(getattr(part, "version", 0) for part in dispatch.tensors_in([weight]))
+        return weight.version
+    return sum(part.version for part in dispatch.tensors_in([weight]))
 
 
 def _reference(weight: Any) -> Callable[[], Any]:

@@ -150,17 +150,24 @@ def _gated_backward(
     return dgate, core.cast(wide(g) * value, up.dtype)
 
 
-_silu = Op("silu", _silu_composite, vjp=lambda g, y, x: (_silu_backward(g, x),))
+_silu = Op("silu", _silu_composite, vjp=lambda g, y, x: (_silu_backward(g, x),), saves=("x",))
 _gelu = Op(
     "gelu",
     lambda x, form: core.cast(_gelu_wide(wide(x), form), x.dtype),
     vjp=lambda g, y, x, form: (_gelu_backward(g, x, form), None),
+    saves=("x",),
 )
-_swiglu = Op("swiglu", _swiglu_composite, vjp=lambda g, y, gate, up: _swiglu_backward(g, gate, up))
+_swiglu = Op(
+    "swiglu",
+    _swiglu_composite,
+    vjp=lambda g, y, gate, up: _swiglu_backward(g, gate, up),
+    saves=("gate", "up"),
+)
 _geglu = Op(
     "geglu",
     lambda gate, up, form: core.cast(_gelu_wide(wide(gate), form) * wide(up), gate.dtype),
     vjp=lambda g, y, gate, up, form: (*_geglu_backward(g, gate, up, form), None),
+    saves=("gate", "up"),
 )
 _silu_backward = Op("silu_backward", lambda g, x: _one_backward(g, x, _silu_slope(wide(x))[1]))
 _gelu_backward = Op(
@@ -173,5 +180,5 @@ _geglu_backward = Op(
     "geglu_backward",
     lambda g, gate, up, form: _gated_backward(g, gate, up, _gelu_slope(wide(gate), form)),
 )
-_softmax = Op("softmax", _softmax_composite, vjp=_softmax_vjp)
+_softmax = Op("softmax", _softmax_composite, vjp=_softmax_vjp, saves=(0,))
 _log_softmax = Op("log_softmax", _log_softmax_composite)

@@ -384,7 +384,12 @@ def _vjp(grads, outputs, q, k, v, cu_seqlens_q, cu_seqlens_k, alibi, sinks, opti
     return dq, dk, dv, None, None, None, dsinks, None
 
 
-_varlen = Op("varlen_attention", _varlen_composite, vjp=_vjp)
+_varlen = Op(
+    "varlen_attention",
+    _varlen_composite,
+    vjp=_vjp,
+    saves=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "alibi", "sinks", 0, 1),
+)
 _biased = Op("varlen_attention_biased", _varlen_composite)  # which no kernel knows yet
 _backward = Op("varlen_attention_backward", _backward_composite)
 _paged = Op("paged_attention", _paged_composite)

@@ -15,7 +15,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import COMPARE
-from boostr.dispatch import Op, common_backend
+from boostr.dispatch import Op, Saves, common_backend
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops.views import unbroadcast
 from boostr.tensor import Tensor
@@ -28,11 +28,16 @@ def _wrap(data: Any, like: Tensor) -> Tensor:
 
 
 # -- one operand ---------------------------------------------------------------------------------
-def _unary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[[Tensor], Tensor]:
+def _unary(
+    name: str, vjp: Callable[..., Any] | None = None, saves: Saves = ()
+) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         return _wrap(x.backend.unary(name, x.data), x)
 
-    op = Op(name, run, vjp=lambda g, y, x: (vjp(g, y, x) if vjp else None,), primitive=True)
+    def gradient(g: Tensor, y: Tensor, x: Tensor) -> tuple[Any]:
+        return (vjp(g, y, x) if vjp else None,)
+
+    op = Op(name, run, vjp=gradient, saves=saves, primitive=True)
 
     def function(x: Tensor) -> Tensor:
         if name in _FLOAT_ONLY and not dtypes.is_float(x.dtype):
@@ -47,16 +52,16 @@ def _unary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[[Tensor
 _FLOAT_ONLY = {"exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid"}
 
 neg = _unary("neg", lambda g, y, x: -g)
-abs = _unary("abs", lambda g, y, x: g * sign(x))
-exp = _unary("exp", lambda g, y, x: g * y)
-log = _unary("log", lambda g, y, x: g / x)
-sqrt = _unary("sqrt", lambda g, y, x: g / (y * 2))
-rsqrt = _unary("rsqrt", lambda g, y, x: g * y * y * y * -0.5)
-sin = _unary("sin", lambda g, y, x: g * cos(x))
-cos = _unary("cos", lambda g, y, x: -g * sin(x))
-tanh = _unary("tanh", lambda g, y, x: g * (1 - y * y))
-erf = _unary("erf", lambda g, y, x: g * exp(-x * x) * (2 / math.sqrt(math.pi)))
-sigmoid = _unary("sigmoid", lambda g, y, x: g * y * (1 - y))
+abs = _unary("abs", lambda g, y, x: g * sign(x), ("x",))
+exp = _unary("exp", lambda g, y, x: g * y, (0,))
+log = _unary("log", lambda g, y, x: g / x, ("x",))
+sqrt = _unary("sqrt", lambda g, y, x: g / (y * 2), (0,))
+rsqrt = _unary("rsqrt", lambda g, y, x: g * y * y * y * -0.5, (0,))
+sin = _unary("sin", lambda g, y, x: g * cos(x), ("x",))
+cos = _unary("cos", lambda g, y, x: -g * sin(x), ("x",))
+tanh = _unary("tanh", lambda g, y, x: g * (1 - y * y), (0,))
+erf = _unary("erf", lambda g, y, x: g * exp(-x * x) * (2 / math.sqrt(math.pi)), ("x",))
+sigmoid = _unary("sigmoid", lambda g, y, x: g * y * (1 - y), (0,))
 floor = _unary("floor")
 round = _unary("round")
 logical_not = _unary("logical_not")
@@ -71,7 +76,13 @@ def _cast(x: Tensor, dtype: np.dtype) -> Tensor:
     return _wrap(x.backend.cast(x.data, dtype), x)
 
 
-_cast_op = Op("cast", _cast, vjp=lambda g, y, x, dtype: (cast(g, x.dtype), None), primitive=True)
+_cast_op = Op(
+    "cast",
+    _cast,
+    vjp=lambda g, y, x, dtype: (cast(g, x.dtype), None),
+    saves=(),
+    primitive=True,
+)
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
@@ -81,7 +92,11 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
 
 
 # -- two operands --------------------------------------------------------------------------------
-def _binary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[..., Tensor]:
+def _binary(
+    name: str,
+    vjp: Callable[..., Any] | None = None,
+    saves: Saves = ("a", "b", 0),
+) -> Callable[..., Tensor]:
     def run(a: Operand, b: Operand) -> Tensor:
         like = a if isinstance(a, Tensor) else b
         dtype = _common_dtype(a, b)
@@ -92,11 +107,11 @@ def _binary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[..., T
         if vjp is None:
             return None, None
         return tuple(
-            unbroadcast(part(), v) if isinstance(v, Tensor) and v.requires_grad else None
+            unbroadcast(part(), v) if _wanted(v) else None
             for part, v in zip(vjp(g, y, a, b), (a, b), strict=True)
         )
 
-    op = Op(name, run, vjp=gradient, primitive=True)
+    op = Op(name, run, vjp=gradient, saves=saves if vjp else (), primitive=True)
 
     def function(a: Operand, b: Operand) -> Tensor:
         a, b = _operands(name, a, b)
@@ -105,6 +120,11 @@ def _binary(name: str, vjp: Callable[..., Any] | None = None) -> Callable[..., T
     function.__name__ = name
     function.__doc__ = f"{name} of two broadcast operands{', as bool' * (name in COMPARE)}."
     return function
+
+
+def _wanted(v: Operand) -> bool:
+    """Whether an operand is a tensor whose gradient is asked for."""
+    return getattr(v, "requires_grad", False)
 
 
 def _operands(name: str, a: Operand, b: Operand) -> tuple[Operand, Operand]:
@@ -162,10 +182,12 @@ def _where_max(g: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Any, Any]:
     return lambda: share(a, b), lambda: share(b, a)
 
 
-add = _binary("add", lambda g, y, a, b: (lambda: g, lambda: g))
-sub = _binary("sub", lambda g, y, a, b: (lambda: g, lambda: -g))
-mul = _binary("mul", lambda g, y, a, b: (lambda: g * b, lambda: g * a))
-div = _binary("div", lambda g, y, a, b: (lambda: g / b, lambda: -g * y / b))
+add = _binary("add", lambda g, y, a, b: (lambda: g, lambda: g), saves=())
+sub = _binary("sub", lambda g, y, a, b: (lambda: g, lambda: -g), saves=())
+mul = _binary("mul", lambda g, y, a, b: (lambda: g * b, lambda: g * a), saves={"a": "b", "b": "a"})
+div = _binary(
+    "div", lambda g, y, a, b: (lambda: g / b, lambda: -g * y / b), saves={"b": None, 0: "b"}
+)
 pow = _binary("pow", lambda g, y, a, b: (lambda: g * b * pow(a, b - 1), lambda: g * y * _log(a)))
 maximum = _binary("maximum", _where_max)
 minimum = _binary("minimum", _where_max)
@@ -186,12 +208,12 @@ def _where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
 
 
 def _where_vjp(g: Tensor, y: Tensor, condition: Tensor, a: Operand, b: Operand) -> tuple:
-    left = unbroadcast(where(condition, g, 0), a) if isinstance(a, Tensor) else None
-    right = unbroadcast(where(condition, 0, g), b) if isinstance(b, Tensor) else None
+    left = unbroadcast(where(condition, g, 0), a) if _wanted(a) else None
+    right = unbroadcast(where(condition, 0, g), b) if _wanted(b) else None
     return None, left, right
 
 
-_where_op = Op("where", _where, vjp=_where_vjp, primitive=True)
+_where_op = Op("where", _where, vjp=_where_vjp, saves=("condition",), primitive=True)
 
 
 def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:

@@ -60,5 +60,5 @@ def _backward_composite(g: Tensor, ids: Tensor, rows: int, dtype) -> Tensor:
     return core.cast(core.scatter_add((rows, g.shape[1]), ids, g), dtype)
 
 
-_embedding = Op("embedding", _composite, vjp=_vjp)
+_embedding = Op("embedding", _composite, vjp=_vjp, saves=("ids",))
 _embedding_backward = Op("embedding_backward", _backward_composite)

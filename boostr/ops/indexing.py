@@ -72,6 +72,7 @@ _take_op = Op(
     "take",
     lambda x, indices, axis: _wrap(x.backend.take(x.data, indices.data, axis), x),
     vjp=_take_vjp,
+    saves=("indices",),
     primitive=True,
 )
 
@@ -99,6 +100,7 @@ _take_along_op = Op(
     "take_along",
     lambda x, indices, axis: _wrap(x.backend.take_along(x.data, indices.data, axis), x),
     vjp=_take_along_vjp,
+    saves=("indices",),
     primitive=True,
 )
 
@@ -125,6 +127,7 @@ _scatter_op = Op(
         rows.backend.scatter_add(shape, indices.data, rows.data), rows
     ),
     vjp=lambda g, y, shape, indices, rows: (None, None, take(g, indices, 0)),
+    saves=("indices",),
     primitive=True,
 )
 

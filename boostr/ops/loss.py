@@ -95,5 +95,5 @@ def _backward_composite(
     return core.cast(slope * scale, logits.dtype)
 
 
-_cross_entropy = Op("cross_entropy", _composite, vjp=_vjp)
+_cross_entropy = Op("cross_entropy", _composite, vjp=_vjp, saves=("logits", "targets", 1, 2))
 _backward = Op("cross_entropy_backward", _backward_composite)

@@ -90,7 +90,7 @@ def adamw_step(
             step, lr, grad_scale, beta1, beta2, eps, weight_decay,
         )  # fmt: skip
     for param in params:
-        param.version = getattr(param, "version", 0) + 1
+        param.written()
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -181,4 +181,4 @@ def _norm_composite(tensors: list[Tensor]) -> Tensor:
 
 
 _adamw = Op("adamw", _adamw_composite)
-_global_norm = Op("global_norm", _norm_composite, vjp=lambda *a: (None,))
+_global_norm = Op("global_norm", _norm_composite, vjp=lambda *a: (None,), saves=())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from boostr import dtypes
-from boostr.dispatch import Op, common_backend
+from boostr.dispatch import Op, Saves, common_backend
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops.elementwise import cast, check_broadcast, eq
 from boostr.ops.views import broadcast_to, checked_axis, reshape, unbroadcast
@@ -37,14 +37,17 @@ def _keep(g: Tensor, x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return reshape(g, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
 
 
-def _reduction(name: str, vjp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _reduction(
+    name: str, vjp: Callable[..., Tensor], saves: Saves = ("x", 0)
+) -> Callable[..., Tensor]:
     def run(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
         return _wrap(x.backend.reduce(name, x.data, axes, keepdims), x)
 
     def gradient(g: Tensor, y: Tensor, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> tuple:
-        return vjp(_keep(g, x, axes), _keep(y, x, axes), x, axes), None, None
+        y = _keep(y, x, axes) if saves else y
+        return vjp(_keep(g, x, axes), y, x, axes), None, None
 
-    op = Op(name, run, vjp=gradient, primitive=True)
+    op = Op(name, run, vjp=gradient, saves=saves, primitive=True)
 
     def function(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
         axes = _axes(name, x, axis)
@@ -66,7 +69,7 @@ def _extremum_vjp(g: Tensor, y: Tensor, x: Tensor, axes: tuple[int, ...]) -> Ten
     return g * chosen / sum(chosen, axes, keepdims=True)  # ties share
 
 
-sum = _reduction("sum", lambda g, y, x, axes: broadcast_to(g, x.shape))
+sum = _reduction("sum", lambda g, y, x, axes: broadcast_to(g, x.shape), saves=())
 max = _reduction("max", _extremum_vjp)
 min = _reduction("min", _extremum_vjp)
 
@@ -91,7 +94,10 @@ def argmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 _argmax_op = Op(
-    "argmax", lambda x, axis: _wrap(x.backend.argmax(x.data, axis), x), vjp=lambda *a: (None, None)
+    "argmax",
+    lambda x, axis: _wrap(x.backend.argmax(x.data, axis), x),
+    vjp=lambda g, y, x, axis: (None, None),
+    saves=(),
 )
 
 
@@ -105,6 +111,7 @@ _cumsum_op = Op(
     "cumsum",
     lambda x, axis: _wrap(x.backend.cumsum(x.data, axis), x),
     vjp=lambda g, y, x, axis: (_suffix_sum(g, axis), None),
+    saves=(),
     primitive=True,
 )
 
@@ -119,14 +126,16 @@ def _suffix_sum(g: Tensor, axis: int) -> Tensor:
 
 
 # -- products ------------------------------------------------------------------------------------
-def _matmul_vjp(g: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return unbroadcast(matmul(g, b.transpose()), a), unbroadcast(matmul(a.transpose(), g), b)
+def _matmul_vjp(g: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+    da = unbroadcast(matmul(g, b.transpose()), a) if a.requires_grad else None
+    return da, unbroadcast(matmul(a.transpose(), g), b) if b.requires_grad else None
 
 
 _matmul_op = Op(
     "matmul",
     lambda a, b: _wrap(a.backend.matmul(a.data, b.data), a),
     vjp=_matmul_vjp,
+    saves={"a": "b", "b": "a"},
     primitive=True,
 )
 

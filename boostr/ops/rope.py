@@ -74,5 +74,5 @@ def _back(g: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -
     return _rope(g, cos, -sin, positions, layout)
 
 
-_rope = Op("rope", _composite, vjp=_vjp)
+_rope = Op("rope", _composite, vjp=_vjp, saves=("cos", "sin", "positions"))
 _rope_backward = Op("rope_backward", _back, fusion=True)

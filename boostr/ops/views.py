@@ -12,7 +12,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.dispatch import Op, common_backend
 from boostr.errors import ShapeError
-from boostr.tensor import Tensor
+from boostr.tensor import Tensor, full
 
 
 def _wrap(data: Any, like: Tensor) -> Tensor:
@@ -21,26 +21,30 @@ def _wrap(data: Any, like: Tensor) -> Tensor:
 
 _reshape_op = Op(
     "reshape",
-    lambda x, shape: _wrap(x.backend.reshape(x.data, shape), x),
+    lambda x, shape: _wrap(x.backend.reshape(x.data, shape), x).seen_through(x),
     vjp=lambda g, y, x, shape: (reshape(g, x.shape), None),
+    saves=(),
     primitive=True,
 )
 _permute_op = Op(
     "permute",
-    lambda x, axes: _wrap(x.backend.permute(x.data, axes), x),
+    lambda x, axes: _wrap(x.backend.permute(x.data, axes), x).seen_through(x),
     vjp=lambda g, y, x, axes: (permute(g, tuple(int(i) for i in np.argsort(axes))), None),
+    saves=(),
     primitive=True,
 )
 _broadcast_op = Op(
     "broadcast_to",
-    lambda x, shape: _wrap(x.backend.broadcast_to(x.data, shape), x),
+    lambda x, shape: _wrap(x.backend.broadcast_to(x.data, shape), x).seen_through(x),
     vjp=lambda g, y, x, shape: (unbroadcast(g, x), None),
+    saves=(),
     primitive=True,
 )
 _copy_op = Op(
     "contiguous",
     lambda x: _wrap(x.backend.copy(x.data), x),
     vjp=lambda g, y, x: (g,),
+    saves=(),
     primitive=True,
 )
 
@@ -104,15 +108,16 @@ def sliced(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
 
 
 def _slice_vjp(g: Tensor, y: Tensor, x: Tensor, slices: tuple[slice, ...]) -> tuple:
-    spread = x.full_like(0)
+    spread = full(x.shape, 0, x.dtype, x.backend)
     g.backend.assign(g.backend.slice(spread.data, slices), g.to(x.dtype).data)
     return spread, None
 
 
 _slice_op = Op(
     "slice",
-    lambda x, slices: _wrap(x.backend.slice(x.data, slices), x),
+    lambda x, slices: _wrap(x.backend.slice(x.data, slices), x).seen_through(x),
     vjp=_slice_vjp,
+    saves=(),
     primitive=True,
 )
 
@@ -121,6 +126,7 @@ _concat_op = Op(
     "concat",
     lambda parts, axis: _wrap(parts[0].backend.concat([p.data for p in parts], axis), parts[0]),
     vjp=lambda g, y, parts, axis: (split(g, [p.shape[axis] for p in parts], axis), None),
+    saves=(),
     primitive=True,
 )
 
