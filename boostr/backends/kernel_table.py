@@ -10,6 +10,7 @@ from boostr.backends.base import Kernel
 # room and module of boostr.backends.NAME -> the ops in its KERNELS
 OPS_OF: dict[str, tuple[str, ...]] = {
     "products.linear": ("linear",),
+    "products.linear_backward": ("linear_input_gradient", "linear_weight_gradient"),
     "rows.norm": (
         "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_norm",
         "rms_norm_backward", "layer_norm_backward",

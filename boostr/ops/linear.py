@@ -131,18 +131,46 @@ def _rounded(h: Tensor, weight: QuantizedTensor) -> Tensor:
     return core.cast(exact, h.dtype) * scales * weight.parts["scales"].reshape(1, -1)
 
 
+# -- gradients -----------------------------------------------------------------------------------
+def _input_gradient(g: Tensor, weight: Plain, dtype: np.dtype) -> Tensor:
+    """dx [..., K] of `dtype`: g [..., N] · weight, summed in float32 or wider. What rounding x does
+    under "w8a8" is taken for 0 (a straight-through estimate)."""
+    N, K = weight.shape
+    flat = wide(g).reshape(-1, N)
+    if isinstance(weight, Tensor):
+        dx = flat @ core.cast(weight, flat.dtype)
+    else:
+        rows = max(_CHUNK // max(K, 1), 1)
+        bands = [(start, min(start + rows, N)) for start in range(0, N, rows)]
+        parts = (
+            flat[:, a:b] @ core.cast(_float(_rows(weight, a, b)), flat.dtype) for a, b in bands
+        )
+        dx = next(parts)
+        for part in parts:
+            dx = dx + part
+    return core.cast(dx.reshape(*g.shape[:-1], K), dtype)
+
+
+def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype) -> Tensor:
+    """dweight [N, K] of `dtype`: gᵀ [N, T] · x [T, K], summed in float32 or wider."""
+    flat = wide(g).reshape(-1, g.shape[-1])
+    return core.cast(flat.T @ wide(x).reshape(-1, x.shape[-1]), dtype)
+
+
 def _vjp(
     g: Tensor, y: Tensor, x: Tensor, weight: Plain, bias: Tensor | None,
     residual: Tensor | None, dtype: np.dtype,
 ):  # fmt: skip
-    N, K = weight.shape
-    flat = wide(g).reshape(-1, N)
-    dx = core.cast((flat @ core.cast(_float(weight), flat.dtype)).reshape(x.shape), x.dtype)
-    dw = None
-    if isinstance(weight, Tensor) and weight.requires_grad:
-        dw = core.cast(flat.T @ wide(x).reshape(-1, K), weight.dtype)
-    dbias = None if bias is None else core.cast(core.sum(flat, 0), bias.dtype)
-    return dx, dw, dbias, None if residual is None else core.cast(g, residual.dtype), None
+    dx = dw = db = None
+    if x.requires_grad:
+        dx = _linear_input_gradient(g, weight, x.dtype)
+    if not isinstance(weight, QuantizedTensor) and weight.requires_grad:
+        dw = _linear_weight_gradient(g, x, weight.dtype)
+    if bias is not None and bias.requires_grad:
+        db = core.cast(core.sum(wide(g).reshape(-1, bias.shape[0]), 0), bias.dtype)
+    return dx, dw, db, None if residual is None else core.cast(g, residual.dtype), None
 
 
-_linear = Op("linear", _composite, vjp=_vjp)
+_linear = Op("linear", _composite, vjp=_vjp, saves={"x": "weight", "weight": "x"})
+_linear_input_gradient = Op("linear_input_gradient", _input_gradient)
+_linear_weight_gradient = Op("linear_weight_gradient", _weight_gradient)

@@ -13,7 +13,7 @@ from boostr import Tensor, dtypes
 from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, ShapeError
 from boostr.ops.linear import linear
-from boostr.ops.quant import quantize
+from boostr.ops.quant import dequantize, quantize
 from boostr.quant.scheme import SCHEMES
 
 SHAPES = [(5, 100, 7), (1, 64, 64), (3, 96, 33), (17, 576, 48), (0, 32, 8), (2, 1, 1)]
@@ -153,6 +153,67 @@ def test_gradient_in_mixed_precision(backend, rng):
     assert x.grad.dtype == dtypes.float32 and w.grad.dtype == dtypes.bfloat16
     want = np.broadcast_to(w.numpy().astype(np.float64).sum(0), (3, 8))
     assert_close(x.grad.numpy(), want, dtype="float32", reduce=4)
+
+
+GRADIENTS = [(5, 100, 7), (1, 64, 64), (33, 96, 40), (17, 576, 48), (0, 32, 8), (2, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", GRADIENTS, ids=str)
+def test_gradients_of_every_width(shape, backend, dtype, rng):
+    """dx and dweight against float64, in the dtypes of x and weight, summed in float32."""
+    T, K, N = shape
+    x, w, g = normal(rng, (T, K), dtype), normal(rng, (N, K), dtype), normal(rng, (T, N), dtype)
+    tx, tw, tg = tensors(backend, x, w, g)
+    tx.requires_grad = tw.requires_grad = True
+    linear(tx, tw).backward(tg)
+    x, w, g = (a.astype(np.float64) for a in (x, w, g))
+    for got, want, reduce, scale in (
+        (tx.grad, g @ w, N, rms(g) * rms(w)), (tw.grad, g.T @ x, T, rms(g) * rms(x)),
+    ):  # fmt: skip
+        assert got.dtype == dtypes.parse(dtype)
+        assert_close(got.numpy(), want, dtype=dtype, reduce=max(reduce, 1), scale=scale)
+
+
+@pytest.mark.parametrize("scheme", ["int8-g32", "int4-g32", "nf4"])
+def test_gradients_of_packed_weights(scheme, backend, dtype, rng, monkeypatch):
+    monkeypatch.setattr(import_module("boostr.ops.linear"), "_CHUNK", 64 * 5)  # several bands
+    w = quantize(Tensor(normal(rng, (12, 64)), backend=backend), scheme)
+    truth = dequantize(w).numpy().astype(np.float64)
+    x, g = normal(rng, (2, 3, 64), dtype), normal(rng, (2, 3, 12), dtype)
+    tx, tg = tensors(backend, x, g)
+    tx.requires_grad = True
+    linear(tx, w).backward(tg)
+    precision = "float32" if dtype == "float64" else dtype
+    g = g.astype(np.float64)
+    assert tx.grad.dtype == dtypes.parse(dtype)
+    # the decoded weight is rounded to x's dtype: as x is
+    assert_close(tx.grad.numpy(), g @ truth, dtype=precision, reduce=12, scale=rms(g) * rms(truth))
+
+
+def test_gradients_of_logits(backend, rng):
+    """A float32 result of 16-bit operands: its gradient is float32, theirs are not."""
+    x, w, g = (
+        normal(rng, (9, 64), "bfloat16"),
+        normal(rng, (33, 64), "bfloat16"),
+        normal(rng, (9, 33)),
+    )
+    tx, tw, tg = tensors(backend, x, w, g)
+    tx.requires_grad = tw.requires_grad = True
+    linear(tx, tw, dtype="float32").backward(tg)
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    close_to = {"dtype": "bfloat16", "scale": rms(g)}
+    assert_close(tx.grad.numpy(), g @ w, reduce=33, **close_to)
+    assert_close(tw.grad.numpy(), g.T @ x, reduce=9, **close_to)
+
+
+def test_frozen_weights_keep_no_input(rng):
+    x, w = leaves("numpy", normal(rng, (3, 8)), normal(rng, (4, 8)))
+    w.requires_grad = False
+    kept = linear(x, w).node.args
+    assert not isinstance(kept[0], Tensor) and isinstance(kept[1], Tensor)
+    x.requires_grad, w.requires_grad = False, True
+    kept = linear(x, w).node.args
+    assert isinstance(kept[0], Tensor) and not isinstance(kept[1], Tensor)
 
 
 def test_refuses(rng):

@@ -297,11 +297,14 @@ def linear(
 
 
 # -- a @ b with broadcast leading axes ---------------------------------------------------------
-def matmul(backend: CupyBackend, a: Any, b: Any) -> Any:
-    """[..., M, K] @ [..., K, N] of one float dtype; summed in float32, float64 in float64."""
+def matmul(backend: CupyBackend, a: Any, b: Any, dtype: Any = None) -> Any:
+    """[..., M, K] @ [..., K, N] of one float dtype; summed in float32, float64 in float64.
+
+    `dtype` of the result: a's by default, or float32 of 16-bit operands.
+    """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
-    out = backend.empty((*lead, M, N), a.dtype)
+    out = backend.empty((*lead, M, N), a.dtype if dtype is None else dtype)
     if out.size == 0:
         return out
     if K == 0:
