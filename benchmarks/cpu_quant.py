@@ -53,7 +53,7 @@ class RandomWeights(WeightSource):
     def __init__(self, module: Any, form: str) -> None:
         self._form, self._rng = form, np.random.default_rng(0)
         self._shapes = {
-            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
+            name: getattr(owner, attribute).shape for name, owner, attribute in module.places()
         }
 
     @property

@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path, config: dict) -> None:
     made = family("llama", "random")
     module = made(made.read_config(RawConfig(raw, "random")))
     header, end = {}, 0
-    for name, owner, attribute in module.parameters():
+    for name, owner, attribute in module.places():
         shape = getattr(owner, attribute).shape
         size = 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}

@@ -44,7 +44,7 @@ class RandomWeights(WeightSource):
     path = "random"
 
     def __init__(self, module: Any) -> None:
-        self._places = {n: getattr(owner, at) for n, owner, at in module.parameters()}
+        self._places = {n: getattr(owner, at) for n, owner, at in module.places()}
         self._block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
     @property

@@ -64,7 +64,7 @@ class RandomWeights(WeightSource):
         self, module: Any, form: str, backend: Any, fill: Callable[[Any, Any], None]
     ) -> None:
         self._shapes = {
-            name: getattr(owner, attribute).shape for name, owner, attribute in module.parameters()
+            name: getattr(owner, attribute).shape for name, owner, attribute in module.places()
         }
         self._forms, self._backend, self._fill = form.split("/"), backend, fill
         self._blocks: dict[str, Any] = {}

@@ -32,7 +32,8 @@ def is_enabled() -> bool:
 
 
 @contextmanager
-def _set_enabled(enabled: bool) -> Iterator[None]:
+def set_enabled(enabled: bool) -> Iterator[None]:
+    """Inside, ops are recorded, or not."""
     token = _enabled.set(enabled)
     try:
         yield
@@ -42,7 +43,7 @@ def _set_enabled(enabled: bool) -> Iterator[None]:
 
 def no_grad() -> AbstractContextManager[None]:
     """Inside, nothing is recorded: results never need a gradient."""
-    return _set_enabled(False)
+    return set_enabled(False)
 
 
 class Dropped:
@@ -145,7 +146,7 @@ class Node:
         """By running the composite anew on what was kept, each of which is a leaf."""
         from boostr.dispatch import tensors_in
 
-        with _set_enabled(True):
+        with set_enabled(True):
             outputs = self.op.composite(*self.args, **self.options)  # type: ignore[misc]
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]

@@ -50,11 +50,18 @@ class Program(ABC):
         return [*self.calls(), *apart]
 
 
-def capture(fn: Callable[[], Any], backend: str | Backend | None = None) -> Program:
-    """Run `fn` once and record it. Reading a tensor's values inside `fn` is an error."""
+def capture(
+    fn: Callable[[], Any], backend: str | Backend | None = None, *, grad: bool = False
+) -> Program:
+    """Run `fn` once and record it. Reading a tensor's values inside `fn` is an error.
+
+    With `grad`, what `fn` computes is on the tape, so that it may call `backward` and step an
+    optimizer: one training step is one program. Gradients that it leaves in `.grad` are then the
+    program's, and each run overwrites them.
+    """
     from boostr.dispatch import collect_fallbacks  # which imports the tensor, and it this module
 
-    with autograd.no_grad(), collect_fallbacks() as fallbacks:
+    with autograd.set_enabled(grad), collect_fallbacks() as fallbacks:
         outputs, program = backends.get(backend).capture(fn)
     program.outputs, program.fallbacks = outputs, fallbacks
     return program

@@ -94,7 +94,7 @@ for name, case in all_families()["twinkle"].cases.items():
     raw = {"model_type": "twinkle", **case.config}
     kind = family("twinkle", "")
     module = kind(kind.read_config(RawConfig(raw, "")))
-    shapes = {n.replace("o_proj", "dense"): shape(*at) for n, *at in module.parameters()}
+    shapes = {n.replace("o_proj", "dense"): shape(*at) for n, *at in module.places()}
     records[name] = {"seed": 0, "config": raw, "shapes": shapes}
 path = Path("tests/models/data/twinkle.json")
 sizes = {key: records["tied"]["config"][key] for key in SAID}

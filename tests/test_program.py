@@ -7,7 +7,9 @@ from draws import normal, refused, tensors
 from boostr import Tensor, arange, full, zeros
 from boostr.errors import BackendError
 from boostr.ops import (
+    adamw_step,
     core,
+    cross_entropy,
     kv_write,
     linear,
     paged_attention,
@@ -146,6 +148,55 @@ def test_two_programs_do_not_share_results(backend):
 def test_captures_record_no_gradient(backend):
     x = Tensor(np.float32([1]), backend=backend, requires_grad=True)
     assert not capture(lambda: x * 2, backend).outputs.requires_grad
+
+
+def test_a_training_step(backend, rng):
+    """Forward, backward and AdamW as one program: as eager steps, whatever the inputs."""
+    data = [(normal(rng, (5, 16)), rng.integers(0, 8, 5).astype("i4")) for _ in range(4)]
+    weights = [
+        normal(rng, (24, 16)),
+        normal(rng, (24, 16)),
+        normal(rng, (8, 24)),
+        normal(rng, (16,)),
+    ]
+
+    def trained(run_captured):
+        params = tensors(backend, *(w.copy() for w in weights))
+        state = [[p.full_like(0) for p in params] for _ in range(2)]
+        x, targets = tensors(backend, *(a.copy() for a in data[0]))
+        count = Tensor(np.int32([0]), backend=backend)
+        for p in params:
+            p.requires_grad = True
+
+        def step():
+            gate, up, down, scale = params
+            h = rms_norm(x, scale)
+            hidden = swiglu(linear(h, gate), linear(h, up))
+            loss = cross_entropy(linear(hidden, down), targets)
+            loss.backward()
+            grads = [p.grad for p in params]
+            for p in params:
+                p.grad = None
+            count.assign(count + 1)
+            adamw_step(params, grads, *state, count, lr=0.1)
+            return loss.detach()
+
+        losses, call = [], step
+        for new in data:
+            for held, values in zip((x, targets), new, strict=True):
+                held.assign(values)
+            if run_captured and call is step:
+                program = capture(step, backend, grad=True)
+                losses.append(program.outputs.numpy().copy())
+                call = program.run
+            else:
+                losses.append(call().numpy().copy())
+        return losses, [p.numpy().copy() for p in params]
+
+    eager, captured = trained(False), trained(True)
+    np.testing.assert_array_equal(captured[0], eager[0])
+    for a, b in zip(captured[1], eager[1], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_refuses(backend):

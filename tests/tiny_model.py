@@ -37,7 +37,7 @@ def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: object) 
     made = family("llama", "tiny")
     rng = np.random.default_rng(7)
     weights = {}
-    for name, owner, attribute in made(made.read_config(config)).parameters():
+    for name, owner, attribute in made(made.read_config(config)).places():
         shape = getattr(owner, attribute).shape
         vector = len(shape) == 1
         weights[name] = np.ones(shape, "f4") if vector else rng.standard_normal(shape, "f4") / 4
@@ -61,7 +61,7 @@ def make_tiny_encoder(folder: Path) -> Path:
     made = family("bert", "tiny")
     rng = np.random.default_rng(5)
     module = made(made.read_config(RawConfig(ENCODER, "tiny")))
-    shapes = {name: getattr(owner, at).shape for name, owner, at in module.parameters()}
+    shapes = {name: getattr(owner, at).shape for name, owner, at in module.places()}
     save(folder / "model.safetensors", {n: rng.standard_normal(s, "f4") for n, s in shapes.items()})
     save_tokenizer(folder, None)
     return folder

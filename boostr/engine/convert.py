@@ -131,7 +131,7 @@ def write_folder(
         naming = module.load_plan(config).load(body)
         if naming.problems:
             raise ModelFileError(f"{folder}: {'; '.join(naming.problems)}")
-        unsaid = naming.weights.keys() - {name for name, _, _ in module.parameters()}
+        unsaid = naming.weights.keys() - {name for name, _, _ in module.places()}
         if unsaid:
             raise ModelFileError(f"{folder}: GGUF has no place for {', '.join(sorted(unsaid))}")
         numbers = layer_numbers(row, naming.weights, len(config.layers))

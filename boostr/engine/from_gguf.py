@@ -117,7 +117,7 @@ def _stored(
     row = architecture_of(file)[1]
     plan = gguf_plan(config, row)
     held = gguf_weights(file) | layer_numbers(file, row, len(config.layers))
-    places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
+    places = {name: (owner, attribute) for name, owner, attribute in module.places()}
     check_names(places, CheckpointWeights(held, path, plan))
     weights = plan.load(held).weights
     added = 0.0

@@ -229,7 +229,7 @@ class _Source:
         classifier: ClassifierSpec | None = None,
     ) -> None:
         plan = module.load_plan(module.config)
-        places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
+        places = {name: (owner, attribute) for name, owner, attribute in module.places()}
         weights = stored_weights(files, path)
         apart = {n for n in weights if classifier is not None and classifier.owns(n)}
         own = {name: weight for name, weight in weights.items() if name not in apart}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boostr import nn
+from boostr import nn, ops
 from boostr.errors import OptionError
 from boostr.models import plan
 from boostr.models.base import GENERATES, last_of
@@ -67,6 +67,19 @@ class CausalLM(StackModel):
         if spec.factor != 1.0:
             logits = logits * spec.factor
         return logits if cap is None else core.tanh(logits / cap) * cap
+
+    def losses(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """`ops.linear_cross_entropy`, with its options, of hidden states [T, E] and the ids [T] that
+        `head` should give: logits are never there at once."""
+        spec = self.config.head
+        if spec is None:
+            raise OptionError(f"this {self.config.model_type} was loaded without its head")
+        owner = self.lm_head or self.model.embed_tokens
+        bias = None if self.lm_head is None else self.lm_head.bias
+        return ops.linear_cross_entropy(
+            self.model.ended(hidden), owner.weight, targets, bias=bias, softcap=spec.softcap,
+            logit_scale=spec.factor, **options,
+        )  # fmt: skip
 
     def __call__(self, batch: nn.Batch) -> Tensor:
         return self.head(self.hidden(batch))

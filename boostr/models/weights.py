@@ -134,7 +134,7 @@ def load_parameters(
         ModelFileError: one error with all names that are missing, unexpected or misshapen, and all
             that conflict.
     """
-    places = {name: (owner, attribute) for name, owner, attribute in module.parameters()}
+    places = {name: (owner, attribute) for name, owner, attribute in module.places()}
     check_names(places, source)
     groups = _adjacent(module, places)
     forms = _Forms(dtype, quantize, embedding_scheme(quantize, quantize_embeddings))

@@ -66,13 +66,13 @@ class Module:
 
     adjacent: tuple[str, ...] = ()
 
-    def parameters(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
-        """(checkpoint name, owner, attribute) of every parameter, in order of definition."""
+    def places(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
+        """(name, owner, attribute) of every parameter, in order of definition."""
         for attribute, value in vars(self).items():
             if isinstance(value, WEIGHTS) and not attribute.startswith("_"):
                 yield prefix + attribute, self, attribute
             for place, child in _children(attribute, value):
-                yield from child.parameters(f"{prefix}{place}.")
+                yield from child.places(f"{prefix}{place}.")
 
     def constants(self) -> Iterator[tuple[Module, str]]:
         """(owner, attribute) of every constant in the tree."""
@@ -97,10 +97,31 @@ class Module:
 
     def weights(self) -> dict[str, Weight | LowRank]:
         """Name -> weight of every parameter, once they are loaded."""
-        return {name: getattr(owner, attribute) for name, owner, attribute in self.parameters()}
+        return {name: getattr(owner, attribute) for name, owner, attribute in self.places()}
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of every float that can be trained. A packed weight is none; an adapter is
+        `lora_A.weight` [r, in] and `lora_B.weight` [out, r] beside its weight."""
+        for name, weight in self.weights().items():
+            if isinstance(weight, LowRank):
+                module = name.removesuffix("weight")
+                yield from _floats(name, weight.base)
+                yield f"{module}lora_A.weight", weight.down
+                yield f"{module}lora_B.weight", weight.up
+            else:
+                yield from _floats(name, weight)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The tensors of `named_parameters`."""
+        return (tensor for _, tensor in self.named_parameters())
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} cannot be called")
+
+
+def _floats(name: str, weight: Weight) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(weight, Tensor):
+        yield name, weight
 
 
 WEIGHTS = Parameter | Tensor | QuantizedTensor | Ordered | LowRank  # what an attribute may be

@@ -16,6 +16,7 @@ from boostr.ops.attention import paged_attention, varlen_attention
 from boostr.ops.cache import kv_write, slot_mapping
 from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
+from boostr.ops.linear_loss import linear_cross_entropy
 from boostr.ops.logprobs import top_logprobs
 from boostr.ops.loss import cross_entropy
 from boostr.ops.norm import layer_norm, rms_norm
@@ -33,9 +34,9 @@ from boostr.ops.sampling import (
 )
 
 __all__ = [
-    "adamw", "adamw_step", "add_bias", "advance_rows", "clip_scale", "core",
-    "cross_entropy", "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu",
-    "global_norm", "greedy", "kv_write", "layer_norm", "linear", "log_softmax", "paged_attention",
+    "adamw", "adamw_step", "add_bias", "advance_rows", "clip_scale", "core", "cross_entropy",
+    "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "greedy",
+    "kv_write", "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "paged_attention",
     "penalize", "quantize", "quick_gelu", "record_tokens", "relu", "relu2", "rms_norm", "rope",
     "sample", "silu", "slot_mapping", "softmax", "swiglu", "top_logprobs", "varlen_attention",
 ]  # fmt: skip

@@ -151,10 +151,12 @@ def _input_gradient(g: Tensor, weight: Plain, dtype: np.dtype) -> Tensor:
     return core.cast(dx.reshape(*g.shape[:-1], K), dtype)
 
 
-def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype) -> Tensor:
-    """dweight [N, K] of `dtype`: gᵀ [N, T] · x [T, K], summed in float32 or wider."""
-    flat = wide(g).reshape(-1, g.shape[-1])
-    return core.cast(flat.T @ wide(x).reshape(-1, x.shape[-1]), dtype)
+def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> Tensor:
+    """dweight [N, K] of `dtype`: gᵀ [N, T] · x [T, K], summed in float32 or wider; or added to
+    `into`, which is returned."""
+    inputs = wide(x).reshape(-1, x.shape[-1])
+    dw = core.cast(g, inputs.dtype).reshape(-1, g.shape[-1]).T @ inputs
+    return core.cast(dw, dtype) if into is None else into.assign(into + dw)
 
 
 def _vjp(
@@ -163,14 +165,14 @@ def _vjp(
 ):  # fmt: skip
     dx = dw = db = None
     if x.requires_grad:
-        dx = _linear_input_gradient(g, weight, x.dtype)
+        dx = linear_input_gradient(g, weight, x.dtype)
     if not isinstance(weight, QuantizedTensor) and weight.requires_grad:
-        dw = _linear_weight_gradient(g, x, weight.dtype)
+        dw = linear_weight_gradient(g, x, weight.dtype, None)
     if bias is not None and bias.requires_grad:
         db = core.cast(core.sum(wide(g).reshape(-1, bias.shape[0]), 0), bias.dtype)
     return dx, dw, db, None if residual is None else core.cast(g, residual.dtype), None
 
 
 _linear = Op("linear", _composite, vjp=_vjp, saves={"x": "weight", "weight": "x"})
-_linear_input_gradient = Op("linear_input_gradient", _input_gradient)
-_linear_weight_gradient = Op("linear_weight_gradient", _weight_gradient)
+linear_input_gradient = Op("linear_input_gradient", _input_gradient)
+linear_weight_gradient = Op("linear_weight_gradient", _weight_gradient)

@@ -36,16 +36,20 @@ def cross_entropy(
             f"cross_entropy: expected logits [T, V] and targets [T], got {list(logits.shape)} and "
             f"{list(targets.shape)}"
         )
-    if not dtypes.is_float(logits.dtype) or targets.dtype.kind not in "iu":
+    check_loss("cross_entropy", logits, targets, reduction, label_smoothing)
+    return cross_entropy_parts(logits, targets, ignore_index, label_smoothing, reduction)[0]
+
+
+def check_loss(op: str, x: Tensor, targets: Tensor, reduction: str, smoothing: float) -> None:
+    """Raise where a loss of float x and integer targets is asked for otherwise."""
+    if not dtypes.is_float(x.dtype) or targets.dtype.kind not in "iu":
         raise DTypeError(
-            f"cross_entropy: expected float logits and integer targets, got {logits.dtype} and "
-            f"{targets.dtype}"
+            f"{op}: expected floats and integer targets, got {x.dtype} and {targets.dtype}"
         )
     if reduction not in REDUCTIONS:
-        raise OptionError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
-    if not 0 <= label_smoothing <= 1:
-        raise OptionError(f"cross_entropy: label_smoothing must be in 0..1, got {label_smoothing}")
-    return _cross_entropy(logits, targets, ignore_index, label_smoothing, reduction)[0]
+        raise OptionError(f"{op}: reduction must be in {REDUCTIONS}, got {reduction!r}")
+    if not 0 <= smoothing <= 1:
+        raise OptionError(f"{op}: label_smoothing must be in 0..1, got {smoothing}")
 
 
 def _composite(
@@ -70,7 +74,9 @@ def _composite(
 
 def _vjp(given, outputs, logits, targets, ignore_index, smoothing, reduction):
     _, lse, rows = outputs
-    dx = _backward(given[0], lse, rows, logits, targets, ignore_index, smoothing, reduction)
+    dx = cross_entropy_backward(
+        given[0], lse, rows, logits, targets, ignore_index, smoothing, reduction
+    )
     return dx, None, None, None, None
 
 
@@ -95,5 +101,5 @@ def _backward_composite(
     return core.cast(slope * scale, logits.dtype)
 
 
-_cross_entropy = Op("cross_entropy", _composite, vjp=_vjp, saves=("logits", "targets", 1, 2))
-_backward = Op("cross_entropy_backward", _backward_composite)
+cross_entropy_parts = Op("cross_entropy", _composite, vjp=_vjp, saves=("logits", "targets", 1, 2))
+cross_entropy_backward = Op("cross_entropy_backward", _backward_composite)

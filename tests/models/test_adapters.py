@@ -25,9 +25,9 @@ def pair(case, tmp_path, backend, quantize=None):
     made, dense = (
         load_module(folder, backend=backend, dtype=dtype, quantize=quantize) for _ in range(2)
     )
-    twins = {path: (owner, attribute) for path, owner, attribute in dense.parameters()}
+    twins = {path: (owner, attribute) for path, owner, attribute in dense.places()}
     rng, count = np.random.default_rng(3), 0
-    for path, owner, attribute in made.parameters():
+    for path, owner, attribute in made.places():
         if attribute != "weight" or not isinstance(owner, nn.Linear | nn.Embedding):
             continue
         base = getattr(owner, attribute)

@@ -155,7 +155,7 @@ def test_hidden_states_equal_transformers(case, plain_backend, tmp_path):
 def test_gradients_reach_every_parameter(case, tmp_path):
     module = load_module(cases.checkpoint(case, tmp_path), backend=NUMPY, dtype="float32")
     weights = {}
-    for name, owner, attribute in module.parameters():
+    for name, owner, attribute in module.places():
         array = np.array(getattr(owner, attribute).numpy())
         weights[name] = Tensor(array, backend=NUMPY, requires_grad=True)
         setattr(owner, attribute, weights[name])

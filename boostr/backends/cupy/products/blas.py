@@ -297,15 +297,18 @@ def linear(
 
 
 # -- a @ b with broadcast leading axes ---------------------------------------------------------
-def matmul(backend: CupyBackend, a: Any, b: Any, dtype: Any = None) -> Any:
+def matmul(backend: CupyBackend, a: Any, b: Any, dtype: Any = None, add_to: Any = None) -> Any:
     """[..., M, K] @ [..., K, N] of one float dtype; summed in float32, float64 in float64.
 
-    `dtype` of the result: a's by default, or float32 of 16-bit operands.
+    `dtype` of the result: a's by default, or float32 of 16-bit operands. The product is added to
+    `add_to`, a dense array of it, if there is one.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
-    out = backend.empty((*lead, M, N), a.dtype if dtype is None else dtype)
-    if out.size == 0:
+    out = add_to
+    if out is None:
+        out = backend.empty((*lead, M, N), a.dtype if dtype is None else dtype)
+    if out.size == 0 or (add_to is not None and K == 0):
         return out
     if K == 0:
         out.fill(0)
@@ -329,7 +332,10 @@ def matmul(backend: CupyBackend, a: Any, b: Any, dtype: Any = None) -> Any:
             Operand(o.dtype, o.rows, o.columns, o.ld, _alignment(p), o.transposed, o.stride)
             for o, p in ((first, pb), (second, pa), (result, pd), (result, pd))
         )
-        prepare(backend).run(backend.stream_pointer(), operands, (pb, pa, pd, pd), batch=count)  # type: ignore[arg-type]
+        prepare(backend).run(
+            backend.stream_pointer(), operands, (pb, pa, pd, pd), batch=count,  # type: ignore[arg-type]
+            accumulate=add_to is not None,
+        )  # fmt: skip
     return out
 
 

@@ -36,8 +36,14 @@ def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
     return _refusal(g.backend, g.dtype, dtype) or form_refusal(form_of(weight))
 
 
-def _weight_supports(g: Tensor, x: Tensor, dtype: np.dtype) -> str | None:
+def _weight_supports(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> str | None:
+    if into is not None and not (into.dtype in (x.dtype, dtypes.float32) and _is_dense(into)):
+        return f"adding to {into.dtype} of strides {into.data.strides}"
     return _refusal(g.backend, g.dtype, x.dtype, dtype)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.backend.is_contiguous(x.data)
 
 
 def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
@@ -47,9 +53,13 @@ def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
     return Tensor.wrap(dx.reshape(*g.shape[:-1], w.shape[1]), backend)
 
 
-def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype) -> Tensor:
+def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> Tensor:
     backend: CupyBackend = g.backend  # type: ignore[assignment]
     rows, inputs = _matrix(backend, g, x.dtype), _matrix(backend, x, x.dtype)
+    if into is not None:
+        blas.matmul(backend, rows.T, inputs, add_to=into.data)
+        into.written()
+        return into
     made = x.dtype if dtype == x.dtype else dtypes.float32  # the sums themselves
     dw = blas.matmul(backend, rows.T, inputs, made)
     return Tensor.wrap(dw if made == dtype else backend.cast(dw, dtype), backend)

@@ -32,7 +32,7 @@ def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
     return _refusal(g.dtype, dtype) or refusal(weight)
 
 
-def _weight_supports(g: Tensor, x: Tensor, dtype: np.dtype) -> str | None:
+def _weight_supports(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> str | None:
     return _refusal(g.dtype, x.dtype, dtype)
 
 
@@ -43,10 +43,11 @@ def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
     return Tensor.wrap(backend.reshape(dx, (*g.shape[:-1], w.shape[1])), backend)
 
 
-def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype) -> Tensor:
+def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> Tensor:
     backend: WgpuBackend = g.backend  # type: ignore[assignment]
     rows = backend.permute(_matrix(backend, g), (1, 0))
-    return Tensor.wrap(gemm.matmul(backend, rows, _matrix(backend, x), dtype), backend)
+    dw = Tensor.wrap(gemm.matmul(backend, rows, _matrix(backend, x), dtype), backend)
+    return dw if into is None else into.assign(into + dw)
 
 
 def _matrix(backend: WgpuBackend, x: Tensor) -> GpuArray:
