@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
 
 from boostr import dispatch
 from boostr.engine.blocks import BlockPool
 from boostr.engine.kv_budget import Room, own_lengths, wanted_room
 from boostr.engine.launches import Launches, Reading
-from boostr.engine.request import Outbox, Request
+from boostr.engine.request import Call, Outbox, Request
 from boostr.engine.runner import Runner
 from boostr.engine.scheduler import Scheduler
+from boostr.engine.scoring import Scored, Scoring
 from boostr.engine.sequence import Piece
 from boostr.engine.sequence import Sequence as Generation
 from boostr.engine.slots import Slots
@@ -27,9 +31,11 @@ from boostr.engine.steps import Steps
 from boostr.engine.weight_watch import WeightWatch
 from boostr.errors import BackendError, FallbackError
 
+Made = TypeVar("Made")
+
 
 class Engine:
-    """Generates for one model, for any number of threads.
+    """Generates and judges for one model, for any number of threads.
 
     Attributes:
         pool: its keys and values.   steps: its programs.
@@ -46,10 +52,11 @@ class Engine:
         self._lock, self._process = threading.Lock(), os.getpid()
         self._busy = False  # a caller is in a round
         self._waiting: dict[Outbox, None] = {}  # of callers that leave the rounds to it
-        self._inbox: deque[Request] = deque()
-        self._cancelled: deque[Request] = deque()
-        self._live: dict[Request, None] = {}  # in order of arrival
-        self._pending: deque[Reading] = deque()
+        self._inbox: deque[Request | Scoring] = deque()
+        self._calls: deque[Call] = deque()
+        self._cancelled: deque[Request | Scoring] = deque()
+        self._live: dict[Request | Scoring, None] = {}  # in order of arrival
+        self._pending: deque[Reading | Scored] = deque()
         self._renew()
 
     def _renew(self) -> None:
@@ -85,6 +92,37 @@ class Engine:
         outbox = Outbox(self._lock, len(sequences) if whole else 0)
         by_length = self.runner.rotary.depends_on_length
         requests = [Request(sequence, outbox, by_length) for sequence in sequences]
+        yield from self._served(requests, outbox)
+
+    def losses(self, sequences: Sequence[Sequence[int]], first: int = 0) -> list[np.ndarray]:
+        """-log p of tokens first + 1 .. of each sequence, each given all before it: float32.
+
+        Raises as `pieces` does.
+        """
+        self._check_process()
+        outbox = Outbox(self._lock, len(sequences))
+        requests = [Scoring(ids, first, outbox) for ids in sequences]
+        for _ in self._served(requests, outbox):
+            """All come when the last is there."""
+        return [request.losses for request in requests]
+
+    def between_rounds(self, fn: Callable[[], Made]) -> Made:
+        """What `fn` gives, or raises. It runs in its caller's context, while no pass of the engine
+        is being started."""
+        self._check_process()
+        call = Call(fn, Outbox(self._lock))
+        self._calls.append(call)
+        try:
+            self._wait(call.outbox)
+        finally:
+            call.done = True  # nobody waits for it any more
+        made = call.outbox.pieces.popleft()
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+    def _served(self, requests: Sequence[Request | Scoring], outbox: Outbox) -> Iterator[Any]:
+        """What requests put into their outbox, until each has ended."""
         left, process = len(requests), self._process
         try:
             with self._lock:
@@ -96,7 +134,7 @@ class Engine:
                 piece = outbox.pieces.popleft()
                 if isinstance(piece, BaseException):
                     raise piece
-                left -= piece.finish_reason is not None
+                left -= piece.last
                 yield piece
         finally:
             if left and os.getpid() == process:
@@ -107,7 +145,7 @@ class Engine:
         """After a fork the child has an engine of its own, without its parent's requests."""
         if os.getpid() != self._process:
             self._process, self._lock, self._busy = os.getpid(), threading.Lock(), False
-            for held in (self._inbox, self._cancelled, self._live, self._waiting):
+            for held in (self._inbox, self._calls, self._cancelled, self._live, self._waiting):
                 held.clear()
             self._renew()
 
@@ -164,6 +202,9 @@ class Engine:
 
     # -- a round ---------------------------------------------------------------------------------
     def _round(self) -> None:
+        if self._calls:
+            self._calls[0].run()  # it stays until then, so that an interrupt does not lose it
+            self._calls.popleft()
         self._take_inbox()
         plan = self._scheduler.plan()
         self._launches.place(plan)
@@ -177,7 +218,11 @@ class Engine:
             self._deliver(self._pending.popleft())
             started = True  # what was read may let others begin
 
-    def _deliver(self, reading: Reading) -> None:
+    def _deliver(self, reading: Reading | Scored) -> None:
+        if isinstance(reading, Scored):
+            for ended in reading.ended():
+                self._leave(ended)
+            return
         for job, token, logprobs in reading.tokens():
             request: Request = job.owner
             try:
@@ -190,7 +235,7 @@ class Engine:
                 self._scheduler.finish(job)
                 self._leave(request)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Request | Scoring) -> None:
         request.done, request.job.owner = True, None
         del self._live[request]
 
@@ -210,7 +255,7 @@ class Engine:
         while self._inbox and (self._inbox[0].done or self._inbox[0] in self._live):
             self._inbox.popleft()
 
-    def _admit(self, new: Sequence[Request]) -> None:
+    def _admit(self, new: Sequence[Request | Scoring]) -> None:
         try:
             self._note_changes()
             fits = self._room_for(new)
@@ -225,7 +270,7 @@ class Engine:
             for request in new:
                 self._submit(request)
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, request: Request | Scoring) -> None:
         try:
             self._scheduler.submit(request.job)
         except Exception as error:  # this one cannot run; the others can
@@ -234,7 +279,7 @@ class Engine:
         else:
             self._live[request] = None
 
-    def _room_for(self, requests: Sequence[Request]) -> bool:
+    def _room_for(self, requests: Sequence[Request | Scoring]) -> bool:
         """Make the pool what these need, if that is not what it is; False: not yet, as others are
         at work and what they do must not be moved."""
         lengths = own_lengths([r.job for r in requests], self.pool.block_size)

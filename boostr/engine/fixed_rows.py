@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from boostr import autograd, ops
+from boostr import ops
 from boostr.engine.options import SamplingOptions
 from boostr.engine.passes import Part, Variant
 from boostr.engine.runner import Runner
@@ -17,8 +17,6 @@ from boostr.engine.steps import Steps
 from boostr.ops import rows as fields
 from boostr.program import Program
 from boostr.tensor import Tensor
-
-_HEAD_ROWS = 128  # tokens whose logits are made at once, where all are
 
 
 class FixedRows:
@@ -129,25 +127,6 @@ class FixedRows:
         """Of the last step."""
         assert self.steps.decoding is not None
         return self.steps.decoding
-
-    def losses(self, ids: Sequence[int], first: int = 0) -> np.ndarray:
-        """-log p of tokens first + 1 .. of a sequence, each given all before it: float32.
-
-        Runs in chunks through row 0, and never has the logits of more than _HEAD_ROWS tokens in
-        memory.
-        """
-        end, chunk, module = len(ids) - 1, self.runner.backend.prefill_chunk, self.runner.module
-        found = []
-        for start in range(0, end, chunk):
-            stop = min(start + chunk, end)
-            hidden = self.steps.hidden([self._part(ids, 0, start, stop)])
-            for at in range(max(start, first), stop, _HEAD_ROWS):
-                to = min(at + _HEAD_ROWS, stop)
-                targets = self.runner.tensor(ids[at + 1 : to + 1])
-                with autograd.no_grad():
-                    logits = module.head(hidden[at - start : to - start])
-                    found.append(ops.cross_entropy(logits, targets, reduction="none").numpy())
-        return np.concatenate(found)
 
 
 def _passes(

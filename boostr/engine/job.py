@@ -1,4 +1,4 @@
-"""Job: a sequence that is generated, as the scheduler knows it."""
+"""Job: a sequence that is generated, or only computed, as the scheduler knows it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Job:
         limit: the most tokens that are generated.
         salt: jobs share the blocks of equal prefixes only with those of the same salt.
         owner: what the engine hangs on it.
+        shares: whether it takes what others computed of its prompt, and leaves it for others.
         state: waiting in the queue; prefilling and running in a row; done.
         row: of the device's state.
         computed: tokens whose keys and values are written by what was planned.
@@ -34,6 +35,7 @@ class Job:
     limit: int
     salt: bytes = b""
     owner: Any = None
+    shares: bool = True
     state: State = field(default="waiting", init=False)
     row: int | None = field(default=None, init=False)
     computed: int = field(default=0, init=False)

@@ -11,6 +11,7 @@ from boostr.engine.job import Job
 from boostr.engine.passes import Outcome, Part, Variant
 from boostr.engine.request import Request
 from boostr.engine.scheduler import Chunk, Round, Scheduler
+from boostr.engine.scoring import Scored, Scoring
 from boostr.engine.sequence import TokenLogprobs
 from boostr.engine.steps import Steps
 
@@ -52,18 +53,24 @@ class Launches:
         if plan.cleared:
             self._close_up(plan.decoding)
 
-    def run(self, plan: Round) -> Iterator[Reading]:
+    def run(self, plan: Round) -> Iterator[Reading | Scored]:
         """Start the round's passes, one behind the other."""
+        scored = [chunk for chunk in plan.chunks if isinstance(chunk.job.owner, Scoring)]
+        prompts = [chunk for chunk in plan.chunks if not isinstance(chunk.job.owner, Scoring)]
         if plan.decoding:
             yield self._decode(plan.decoding)
-        if plan.chunks:
-            yield from self._prefill(plan.chunks)
+        if prompts:
+            yield from self._prefill(prompts)
+        if scored:
+            yield self._score(scored)
 
     def _close_up(self, jobs: Sequence[Job]) -> None:
         """Move rows down where a step gets narrower by it."""
         least = self._steps.row_bucket(len(jobs))
         while (moved := self._scheduler.move_down(least)) is not None:
             job, source = moved
+            if isinstance(job.owner, Scoring):
+                continue  # nothing of it is in the row
             assert job.row is not None
             self._slots.move(source, job.row)
             self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
@@ -88,13 +95,28 @@ class Launches:
                 row = self._begin(job)
                 variant = job.owner.variant | (variant or Variant())
                 ends.append((index, job, job.preemptions))
-            ids = np.array(job.tokens[chunk.start : chunk.stop], np.int32)
-            parts.append(Part(ids, chunk.start, job.prompt_length, job.tables, row))
+            parts.append(self._part(chunk, job.prompt_length, row))
         self._slots.flush()
         if variant is None:
             self._steps.hidden(parts)
         else:
             yield self._reading(self._steps.prefill(parts, variant), ends)
+
+    def _score(self, chunks: Sequence[Chunk]) -> Scored:
+        parts = [  # rotated by the whole length, of which the last token is not computed
+            self._part(chunk, chunk.job.prompt_length + 1, -1) for chunk in chunks
+        ]
+        hidden = self._steps.hidden(parts)
+        made = Scored.of_pass(self._steps.runner, hidden, chunks)
+        for chunk in chunks:
+            if chunk.final:  # nothing is decoded behind it
+                self._scheduler.finish(chunk.job)
+        return made
+
+    @staticmethod
+    def _part(chunk: Chunk, whole: int, row: int) -> Part:
+        ids = np.array(chunk.job.tokens[chunk.start : chunk.stop], np.int32)
+        return Part(ids, chunk.start, whole, chunk.job.tables, row)
 
     def _begin(self, job: Job) -> int:
         """The job's row takes part from now on; its number."""

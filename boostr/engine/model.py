@@ -11,7 +11,6 @@ import numpy as np
 
 from boostr.backends.base import Backend
 from boostr.engine.engine import Engine
-from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.inputs import Chat, Messages, Prompt, id_list, is_messages, prompt_list
 from boostr.engine.loaded import Loaded
 from boostr.engine.options import SamplingOptions
@@ -240,14 +239,18 @@ class LanguageModel(Loaded):
 
     # -- looking at the model --------------------------------------------------------------------
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Logits float32 [T, V] of one sequence, without a cache."""
-        return self.runner.logits(self._sequence(token_ids, "logits")).numpy()
+        """Logits float32 [T, V] of one sequence, without a cache: what keys and values are kept as
+        (`kv_dtype`) leaves no trace in them. No pass of generations starts meanwhile."""
+        ids = self._sequence(token_ids, "logits")
+        return self.engine.between_rounds(lambda: self.runner.logits(ids).numpy())
 
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
         """Hidden states float32 [T, E] of one sequence: after the embedding, after each layer, the
-        last after the final norm (transformers' `output_hidden_states`)."""
+        last after the final norm (transformers' `output_hidden_states`). As `logits`."""
         ids = self._sequence(token_ids, "hidden_states")
-        return [h.to("float32").numpy() for h in self.runner.hidden_states(ids)]
+        return self.engine.between_rounds(
+            lambda: [h.to("float32").numpy() for h in self.runner.hidden_states(ids)]
+        )
 
     def _sequence(self, token_ids: Sequence[int], what: str) -> list[int]:
         ids = id_list(token_ids, what)
@@ -257,12 +260,15 @@ class LanguageModel(Loaded):
         return ids
 
     def score(self, text: Prompt) -> Score:
-        """Negative log-likelihood of a text (or token ids) of two tokens or more."""
+        """Negative log-likelihood of a text (or token ids) of two tokens or more.
+
+        It is a prompt among those of generations, and texts of several threads share passes.
+        """
         ids = self.encode(text)
         context = self.config.max_position_embeddings
         if not 2 <= len(ids) <= context:
             raise OptionError(f"score: expected 2 to {context} tokens, got {len(ids)}")
-        losses = FixedRows(self.runner, 1, len(ids)).losses(ids)
+        losses = self.engine.losses([ids])[0]
         return Score(float(losses.sum(dtype=np.float64)), len(ids) - 1)
 
     def rerank(

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.inputs import of_types
 from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import required
+
+_PASSES = 4  # over prompts, whose chunks are asked for at once
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,17 @@ def perplexity(
             f"perplexity: the text has {len(ids)} tokens, a chunk has {context}; give a longer "
             "text or a smaller context"
         )
-    rows = FixedRows(model.runner, 1, context)
     losses: list[np.ndarray] = []
     running: list[float] = []
-    for number in range(count):
-        chunk = ids[number * context : (number + 1) * context]
-        chunk[: len(bos)] = bos
-        losses.append(_checked(rows.losses(chunk, context // 2), model.source))
-        running.append(_mean(losses)[0])
-        if progress is not None:
-            progress(number + 1, count, running[-1])
+    together = max(1, _PASSES * model.backend.prefill_chunk // context)
+    for begin in range(0, count, together):
+        numbers = range(begin, min(begin + together, count))
+        taken = [[*bos, *ids[n * context + len(bos) : (n + 1) * context]] for n in numbers]
+        for number, own in zip(numbers, model.engine.losses(taken, context // 2), strict=True):
+            losses.append(_checked(own, model.source))
+            running.append(_mean(losses)[0])
+            if progress is not None:
+                progress(number + 1, count, running[-1])
     value, error = _mean(losses)
     return Perplexity(value, error, sum(map(len, losses)), count, context, tuple(running))
 

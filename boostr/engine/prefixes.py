@@ -61,7 +61,7 @@ class Prefixes:
 
         Groups with a window need only what the next token sees.
         """
-        if job.keys is None and self._enabled:
+        if job.keys is None and self._enabled and job.shares:
             job.keys = []
         self.hash(job)
         keys = job.keys or []

@@ -6,6 +6,9 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
 
 from boostr.dispatch import is_strict
 from boostr.engine.job import Job
@@ -23,13 +26,35 @@ class Outbox:
     """
 
     def __init__(self, lock: threading.Lock, awaited: int = 0) -> None:
-        self.pieces: deque[Piece | BaseException] = deque()
+        self.pieces: deque[Any] = deque()
         self.turn, self.awaited = threading.Condition(lock), awaited
 
     @property
     def ready(self) -> bool:
         """Whether there is something that the caller waits for."""
         return self.awaited <= 0 and bool(self.pieces)
+
+
+class Call:
+    """A function that is run between two rounds, in the context of its caller.
+
+    Attributes:
+        outbox: what it gave or raised.   done: whether it has run, or is not wanted any more.
+    """
+
+    def __init__(self, fn: Callable[[], Any], outbox: Outbox) -> None:
+        self._fn, self.outbox, self.done = fn, outbox, False
+        self._context = copy_context()
+
+    def run(self) -> None:
+        if self.done:
+            return
+        try:
+            made = self._context.run(self._fn)
+        except Exception as error:
+            made = error
+        self.done = True
+        self.outbox.pieces.append(made)
 
 
 class Request:

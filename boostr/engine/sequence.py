@@ -108,6 +108,11 @@ class Piece:
     logprobs: TokenLogprobs | None = None
     timings: Timings | None = None
 
+    @property
+    def last(self) -> bool:
+        """Whether it ends its continuation."""
+        return self.finish_reason is not None
+
 
 @dataclass
 class Sequence:
