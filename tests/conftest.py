@@ -90,6 +90,7 @@ def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> Non
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="what a GPU in software takes long for")
+    parser.addoption("--schedules", type=int, default=10, help="of requests that are played")
 
 
 @pytest.fixture(params=VARIANTS)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -28,13 +29,13 @@ CONFIG = {
 }  # fmt: skip
 
 
-def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: object) -> Path:
-    """A random llama whose tokens are bytes. It never ends by itself: its end token scores 0."""
+def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: Any) -> Path:
+    """A random model, a llama unless told otherwise, whose tokens are bytes. It never ends by
+    itself: its end token scores 0."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = {**CONFIG, **changes}
     (folder / "config.json").write_text(json.dumps(raw))
-    config = RawConfig({**raw, "model_type": "llama"}, "tiny")
-    made = family("llama", "tiny")
+    config, made = RawConfig(raw, "tiny"), family(raw["model_type"], "tiny")
     rng = np.random.default_rng(7)
     weights = {}
     for name, owner, attribute in made(made.read_config(config)).places():

@@ -226,7 +226,10 @@ class Engine:
         for job, token, logprobs in reading.tokens():
             request: Request = job.owner
             try:
-                request.take(token, logprobs)
+                if job.accepted < len(request.sequence.output):
+                    request.check_again(token)
+                else:
+                    request.take(token, logprobs)
             except Exception as error:  # of this one's text
                 request.fail(error)
             if token >= 0:

@@ -18,6 +18,7 @@ class Job:
         salt: jobs share the blocks of equal prefixes only with those of the same salt.
         owner: what the engine hangs on it.
         shares: whether it takes what others computed of its prompt, and leaves it for others.
+        deterministic: what it computes does not depend on others: see `Scheduler`.
         state: waiting in the queue; prefilling and running in a row; done.
         row: of the device's state.
         computed: tokens whose keys and values are written by what was planned.
@@ -35,6 +36,7 @@ class Job:
     limit: int
     salt: bytes = b""
     owner: Any = None
+    deterministic: bool = False
     shares: bool = True
     state: State = field(default="waiting", init=False)
     row: int | None = field(default=None, init=False)

@@ -67,7 +67,7 @@ def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
     lengths, before = [], []
     for job in jobs:
         prompt = job.tokens[: job.prompt_length]
-        found = len(prompt) // block_size * block_size if prompt == before else 0
+        found = len(prompt) // block_size * block_size if prompt == before and job.shares else 0
         lengths.append(len(prompt) + job.limit - found)
         before = prompt
     return lengths

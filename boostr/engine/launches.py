@@ -14,6 +14,7 @@ from boostr.engine.scheduler import Chunk, Round, Scheduler
 from boostr.engine.scoring import Scored, Scoring
 from boostr.engine.sequence import TokenLogprobs
 from boostr.engine.steps import Steps
+from boostr.ops import rows as fields
 
 
 class Reading(NamedTuple):
@@ -55,12 +56,16 @@ class Launches:
 
     def run(self, plan: Round) -> Iterator[Reading | Scored]:
         """Start the round's passes, one behind the other."""
+        alone = [job for job in plan.decoding if job.deterministic]
+        if together := [job for job in plan.decoding if not job.deterministic]:
+            yield self._decode(together)
+        yield from map(self._decode_alone, alone)
         scored = [chunk for chunk in plan.chunks if isinstance(chunk.job.owner, Scoring)]
         prompts = [chunk for chunk in plan.chunks if not isinstance(chunk.job.owner, Scoring)]
-        if plan.decoding:
-            yield self._decode(plan.decoding)
-        if prompts:
-            yield from self._prefill(prompts)
+        own = [[chunk] for chunk in prompts if chunk.job.deterministic]
+        shared = [chunk for chunk in prompts if not chunk.job.deterministic]
+        for chunks in [*own, shared] if shared else own:
+            yield from self._prefill(chunks)
         if scored:
             yield self._score(scored)
 
@@ -86,6 +91,16 @@ class Launches:
             rows, longest = max(rows, job.row or 0), max(longest, job.computed)
         outcome = self._steps.decode(rows + 1, longest, variant)
         return self._reading(outcome, [(job.row or 0, job, job.preemptions) for job in jobs])
+
+    def _decode_alone(self, job: Job) -> Reading:
+        """The next token as that of a prompt that ends here: decode steps leave the row alone."""
+        assert job.row is not None
+        self._slots.give(job.row, fields.DRAWS, job.accepted)
+        self._slots.flush()
+        chunk = Chunk(job, len(job.tokens) - 1, len(job.tokens), final=True)
+        part = self._part(chunk, job.prompt_length, job.row)
+        outcome = self._steps.prefill([part], job.owner.variant)
+        return self._reading(outcome, [(0, job, job.preemptions)])
 
     def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[Reading]:
         variant, parts, ends = None, [], []
@@ -127,9 +142,12 @@ class Launches:
         if not job.preemptions:
             request.cached = job.cached
         self._slots.admit(row, options, request.seed)
-        last = job.prompt_length + job.limit - 1
-        ends = sorted(sequence.eos_ids)
-        self._slots.activate(row, len(job.tokens), job.accepted, last, ends)
+        if job.deterministic:
+            self._slots.give(row, fields.DRAWS, job.accepted)
+        else:
+            last = job.prompt_length + job.limit - 1
+            ends = sorted(sequence.eos_ids)
+            self._slots.activate(row, len(job.tokens), job.accepted, last, ends)
         penalties = self._steps.penalties
         if options.penalizes:
             penalties = self._steps.penalties_for(row, len(options.logit_bias))

@@ -170,6 +170,11 @@ class LanguageModel(Loaded):
         wrong = next((token for token in options.logit_bias if token >= vocab), None)
         if wrong is not None:
             raise OptionError(f"logit_bias: token {wrong} is not in 0..{vocab - 1}")
+        if options.deterministic and not self.backend.repeats_bits:
+            raise OptionError(
+                f"deterministic: {self.backend.name} does not promise the same bits whatever else "
+                "runs; numpy does"
+            )
         limit = min(options.max_tokens, context - len(ids))
         return [
             Generation.start(first + i, ids, own, limit, self.eos_ids, self.tokenizer)

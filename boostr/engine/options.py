@@ -55,6 +55,9 @@ class SamplingOptions:
         ignore_eos: go on past end-of-sequence tokens.
         logprobs: None, or how many most likely tokens to report for each token, with the chosen
         one.
+        deterministic: tokens and logprobs have the same bits whatever else runs, and whatever ran
+            before; only on backends that promise it (numpy). It shares no pass with others, so many
+            at once take as long as one after the other.
         n: continuations of the prompt, which is computed once. The i-th draws with seed + i, as one
             alone with that seed would; without a seed each has a fresh one.
     """
@@ -73,14 +76,17 @@ class SamplingOptions:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name, bounds in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None or self.__dataclass_fields__[name].default is not None:
                 object.__setattr__(self, name, number(name, value, bounds))
-        if not isinstance(self.ignore_eos, bool | np.bool_):
-            raise OptionError(f"ignore_eos must be True or False, got {self.ignore_eos!r:.80}")
+        for name in ("ignore_eos", "deterministic"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise OptionError(f"{name} must be True or False, got {value!r:.80}")
         object.__setattr__(self, "stop", _stop_texts(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 

@@ -100,7 +100,8 @@ class DecodeStep:
         logits = self._module.head(self._module.hidden(batch))
         outcome = _choose(logits, self._variant, self._sampling, self._penalties)
         if self._variant.penalized and self._penalties is not None:
-            record_tokens(outcome.chosen, self._penalties.seen, self._penalties.counts)
+            theirs = core.where(self._owners >= 0, outcome.chosen, -1)  # others step by themselves
+            record_tokens(theirs, self._penalties.seen, self._penalties.counts)
         ops.advance_rows(self._state, outcome.chosen)
         return outcome
 

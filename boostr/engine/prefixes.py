@@ -22,6 +22,9 @@ class Prefixes:
     Args:
         size: of a block, in tokens.   root: fingerprint of the model.
         enabled: False: nothing is ever found.
+        cut: tokens of a chunk of a deterministic job, a multiple of `size`: it shares chunks of
+            prompts alone, as a whole, and with other such jobs, whose keys and values have the same
+            bits.
     """
 
     def __init__(
@@ -31,9 +34,10 @@ class Prefixes:
         size: int,
         root: bytes,
         enabled: bool,
+        cut: int = 0,
     ) -> None:
         self._pools, self._windows, self._size = pools, windows, size
-        self._root, self._enabled = root, enabled
+        self._root, self._enabled, self._cut = root, enabled, cut
         self._computing: dict[bytes, Job] = {}
 
     def first_seen(self, position: int, window: int | None) -> int:
@@ -44,7 +48,7 @@ class Prefixes:
         """Make the keys of the full blocks of its tokens that it has not got yet."""
         if job.keys is None:
             return
-        start, stop = len(job.keys), len(job.tokens) // self._size
+        start, stop = len(job.keys), self._shared(job, len(job.tokens)) // self._size
         if start == stop:
             return
         parent = job.keys[-1] if job.keys else self._first_parent(job)
@@ -54,7 +58,15 @@ class Prefixes:
             job.keys.append(parent)
 
     def _first_parent(self, job: Job) -> bytes:
-        return hashlib.blake2b(self._root + job.salt, digest_size=16).digest()
+        said = b"%b %d %b" % (self._root, job.deterministic, job.salt)
+        return hashlib.blake2b(said, digest_size=16).digest()
+
+    def _shared(self, job: Job, stop: int) -> int:
+        """How many of the first `stop` tokens it may find, or leave for others."""
+        if job.deterministic:
+            stop = min(stop, job.prompt_length)
+            return stop - stop % self._cut
+        return stop
 
     def hit(self, job: Job) -> int:
         """How many blocks of a waiting job are computed, so that at least one token is left to do.
@@ -71,6 +83,7 @@ class Prefixes:
             found = count
             for pool, window in zip(self._pools, self._windows, strict=True):
                 count = self._computed(pool, window, keys, count)
+            count = self._shared(job, count * self._size) // self._size
         return count
 
     def _computed(
@@ -120,7 +133,7 @@ class Prefixes:
         if job.keys is None:
             return
         self.hash(job)
-        for column in range(job.entered, stop // self._size):
+        for column in range(job.entered, min(stop // self._size, len(job.keys))):
             key = job.keys[column]
             for pool, table in zip(self._pools, job.tables, strict=True):
                 if table[column] >= 0:

@@ -61,16 +61,19 @@ class Programs:
             return program.outputs, program
         return known.program.run(), known.program
 
-    def over(self, key: Hashable, make: Callable[[], Pass], given: Any, *, recorded: bool) -> Any:
+    def over(
+        self, key: Hashable, make: Callable[[], Pass], given: Any, *, recorded: bool,
+        at_once: bool = False,
+    ) -> Any:  # fmt: skip
         """What a pass over `given` gives; where it is to be recorded, it is from its second time
-        on: one that comes once is not worth it."""
+        on, as one that comes once is not worth it, or `at_once`."""
         known = self._known(key)
         if known is not None and known.fill is not None:
             known.fill(given)
             return known.program.run()
         made = make()
         made.fill(given)
-        if recorded and key in self._met:
+        if recorded and (at_once or key in self._met):
             return self._record(key, made, made.fill).outputs
         if recorded:
             self._met.add(key)

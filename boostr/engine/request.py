@@ -15,6 +15,7 @@ from boostr.engine.job import Job
 from boostr.engine.passes import Variant
 from boostr.engine.sequence import Piece, Timings, TokenLogprobs
 from boostr.engine.sequence import Sequence as Generation
+from boostr.errors import BackendError
 
 
 class Outbox:
@@ -82,10 +83,10 @@ class Request:
         self._start, self._first = time.perf_counter(), 0.0
 
     def new_job(self) -> Job:
-        """The rest of it as a job: the prompt, and the output so far."""
-        sequence = self.sequence
-        tokens = [*sequence.prompt, *sequence.output]
-        self.job = Job(tokens, len(sequence.prompt), sequence.limit, self._salt, owner=self)
+        """The rest of it as a job: the prompt, and the output so far where it is not made again."""
+        sequence, same = self.sequence, self.sequence.options.deterministic
+        tokens = [*sequence.prompt, *(() if same else sequence.output)]
+        self.job = Job(tokens, len(sequence.prompt), sequence.limit, self._salt, self, same)
         return self.job
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> None:
@@ -100,6 +101,18 @@ class Request:
             self._put(sequence.add(token), token, logprobs)
         self.done = sequence.finish_reason is not None
         self.outbox.awaited -= self.done
+
+    def check_again(self, token: int) -> None:
+        """A token that the caller has, made again.
+
+        Raises BackendError for another one, which would make nonsense of those that follow.
+        """
+        place = self.job.accepted
+        if token != self.sequence.output[place]:
+            raise BackendError(
+                f"token {place} of a deterministic request was {self.sequence.output[place]} and "
+                f"is {token} now: the weights have changed, or the backend breaks its promise"
+            )
 
     def fail(self, error: BaseException) -> None:
         self.done, self.outbox.awaited = True, 0

@@ -8,6 +8,10 @@ never waits for results; the engine reports tokens with `accept` when it has rea
 The rules: jobs are admitted first come, first served; running rows get blocks before prompts do;
 out of blocks, the job that arrived last gives up its row and goes back to the queue, to be computed
 again from the tokens it has. So the first to arrive always gets on, and nobody starves.
+
+A deterministic job's passes are made of its own tokens alone, and always of the same: its prompt is
+cut at multiples of `cut`, and the next token waits until the one before it is known. One that loses
+its row makes its output again from the first token on.
 """
 
 from __future__ import annotations
@@ -90,8 +94,9 @@ class Scheduler:
         self.pools, self.windows, self.size = list(pools), list(windows), sizes.pop()
         self.rows, self.prefill_tokens, self.chunk = rows, prefill_tokens, chunk
         self.beside = min(prefill_tokens, beside or prefill_tokens)
+        self.cut = self.beside - self.beside % self.size
         sharing = share_prefixes and bool(pools)
-        self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing)
+        self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing, self.cut)
         self._free_rows = list(range(rows))  # a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
@@ -115,7 +120,8 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Put a new job into the queue.
 
-        Raises OptionError for one that can never run: no token, no limit, more blocks than all.
+        Raises OptionError for one that can never run: no token, no limit, more blocks than all, a
+        deterministic one of chunks that are too long here.
         """
         if job.order >= 0:
             raise BackendError(f"a job is submitted once; this one is {job.state}")
@@ -123,6 +129,11 @@ class Scheduler:
             raise OptionError(
                 f"a job needs a token and a limit above its output, got {len(job.tokens)} tokens, "
                 f"{job.accepted} of output, limit {job.limit}"
+            )
+        if job.deterministic and not 0 < self.cut <= self.chunk:
+            raise OptionError(
+                f"a deterministic prompt is computed {self.cut} tokens at a time; here a chunk has "
+                f"{self.chunk} at most; give the keys and values more memory"
             )
         length = job.prompt_length + job.limit - 1  # the last token is never computed
         for pool, needed in zip(self.pools, self.blocks_for(length), strict=True):
@@ -206,6 +217,8 @@ class Scheduler:
     def _decode(self, found: Round) -> None:
         decoding = found.decoding
         for job in self._running:  # who is preempted meanwhile is behind this one
+            if job.deterministic and job.launched > job.accepted:
+                continue
             if job.computed == job.pause and not self._proceed(job, found):
                 continue
             job.computed += 1
@@ -243,8 +256,9 @@ class Scheduler:
     def _next_chunk(self, job: Job, budget: int, found: Round) -> int:
         """Plan the next tokens of a prompt; how many."""
         start = job.computed
-        stop = min(len(job.tokens), start + min(budget, self.chunk))
-        if not self._cover(job, stop, found):
+        most = self.cut if job.deterministic else min(budget, self.chunk)
+        stop = min(len(job.tokens), start + most)
+        if stop - start > budget or not self._cover(job, stop, found):
             return 0
         final = stop == len(job.tokens)
         found.chunks.append(Chunk(job, start, stop, final))
@@ -349,6 +363,8 @@ class Scheduler:
         self._vacate(job)
         job.state = "waiting"
         job.preemptions += 1
+        if job.deterministic:
+            del job.tokens[job.prompt_length :]
         job.launched = job.accepted
         place = 0
         while place < len(self._waiting) and self._waiting[place].order < job.order:

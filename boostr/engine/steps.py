@@ -99,14 +99,17 @@ class Steps:
             self.penalties_for(max(part.row for part in parts))
         T, B = sum(len(part.ids) for part in parts), len(parts)
         width = self.width(max(part.stop for part in parts))
-        recorded = self.backend.records_prefill and not self.runner.rotary.depends_on_length
-        if recorded:
+        by_length = self.runner.rotary.depends_on_length
+        padded = self.backend.records_prefill and not by_length
+        single = T == 1 and not (padded or by_length)  # a step of a deterministic row
+        if padded:
             T = max(_LEAST_TOKENS, 1 << (T - 1).bit_length())
             B = min(_bucket(B, _SEQUENCES), self.slots.rows)
         key = ("prefill", T, B, width, variant)
         return self._programs.over(
-            key, lambda: PromptStep(self, T, B, width, variant), parts, recorded=recorded
-        )
+            key, lambda: PromptStep(self, T, B, width, variant), parts,
+            recorded=padded or single, at_once=single,
+        )  # fmt: skip
 
 
 def _bucket(count: int, sizes: Sequence[int]) -> int:

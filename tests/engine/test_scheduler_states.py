@@ -5,7 +5,7 @@ from itertools import takewhile
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rounds_device import END, VOCABULARY, RoundsDevice, alone
+from rounds_device import END, VOCABULARY, Owner, RoundsDevice, alone
 
 from boostr.engine.blocks import BlockPool
 from boostr.engine.scheduler import Job, Scheduler
@@ -16,8 +16,8 @@ SALTS = (b"", b"a")
 
 
 def common(a, b):
-    """Tokens that two jobs share from the start."""
-    if a.salt != b.salt:
+    """Tokens that two jobs may share from the start."""
+    if a.salt != b.salt or a.deterministic != b.deterministic:
         return 0
     pairs = zip(a.tokens, b.tokens, strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
@@ -34,9 +34,10 @@ class Jobs(RuleBasedStateMachine):
         sharing=st.sampled_from((True, True, False)),
     )
     def start(self, windows, size, rows, blocks, prefill, chunk, sharing):
-        self.windows, self.device = windows, RoundsDevice(windows, size)
+        self.windows = windows
         self.prefill, self.chunk, self.size, self.rows = prefill, chunk, size, rows
         self.sharing = sharing
+        self.device = RoundsDevice(windows, size, prefill - prefill % size)
         self._renew(blocks + 2 * group for group in range(len(windows)))
         self.jobs: list[Job] = []
         self.flying: list = []  # what the steps that nobody has read yet chose
@@ -60,25 +61,31 @@ class Jobs(RuleBasedStateMachine):
         limit=st.integers(1, 12),
         salt=st.sampled_from(SALTS),
         ends=st.booleans(),
-        copies=st.integers(1, 3),
+        n=st.integers(1, 4),
+        deterministic=st.booleans(),
     )
-    def submit(self, family, length, tail, limit, salt, ends, copies):
+    def submit(self, family, length, tail, limit, salt, ends, n, deterministic):
+        """n continuations of a prompt, which share its blocks and draw each in its own way."""
         prompt = [(i * i + family) % 3 + 1 for i in range(length)] + tail
-        for _ in range(copies):
-            self._submit(Job(list(prompt), len(prompt), limit, salt, ends))
+        for seed in range(n):
+            owner = Owner(ends, seed)
+            self._submit(Job(list(prompt), len(prompt), limit, salt, owner, deterministic))
 
     @precondition(lambda self: self.jobs)
     @rule(which=st.integers(0), tail=st.integers(1, VOCABULARY - 1))
     def next_turn(self, which, tail):
         before = self.jobs[which % len(self.jobs)]
         tokens = [*before.tokens, tail]
-        self._submit(Job(tokens, len(tokens), 3, before.salt, before.owner))
+        same = before.deterministic
+        self._submit(Job(tokens, len(tokens), 3, before.salt, before.owner, same))
 
     def _submit(self, job):
         try:
             self.scheduler.submit(job)
         except OptionError:
             needed = self.scheduler.blocks_for(job.prompt_length + job.limit - 1)
+            if job.deterministic and not 0 < self.device.cut <= self.chunk:
+                return
             assert any(n > pool.count for n, pool in zip(needed, self.pools, strict=True))
         else:
             self.jobs.append(job)
@@ -120,8 +127,8 @@ class Jobs(RuleBasedStateMachine):
                 continue
             assert token is not None
             self.scheduler.accept(job, token)
-            if job.accepted == job.limit or (job.owner and token == END):
-                assert job.tokens == self._right(job)
+            if job.accepted == job.limit or (job.owner.ends and token == END):
+                assert job.tokens == alone(job)
                 self.scheduler.finish(job)
 
     @rule(which=st.integers(0))
@@ -164,7 +171,9 @@ class Jobs(RuleBasedStateMachine):
         """The rest of a job, for a new scheduler."""
         if job.state == "done":
             return job
-        rest = Job(list(job.tokens), job.prompt_length, job.limit, job.salt, job.owner)
+        tokens = job.tokens[: job.prompt_length if job.deterministic else None]
+        same = job.deterministic
+        rest = Job(tokens, job.prompt_length, job.limit, job.salt, job.owner, same)
         self.scheduler.submit(rest)
         return rest
 
@@ -177,9 +186,6 @@ class Jobs(RuleBasedStateMachine):
             pool.grow(pool.count + 1)
 
     # --- what must hold ---
-
-    def _right(self, job):
-        return alone(job.tokens[: job.prompt_length], job.salt, job.limit, job.owner)
 
     def _check_budget(self, found):
         assert sum(chunk.stop - chunk.start for chunk in found.chunks) <= self.prefill
@@ -215,7 +221,7 @@ class Jobs(RuleBasedStateMachine):
             assert job.accepted <= job.launched <= job.limit or job.state == "done"
             if job.state == "running":
                 assert job.computed == job.prompt_length + job.launched - 1
-            assert job.tokens == self._right(job)[: len(job.tokens)]
+            assert job.tokens == alone(job)[: len(job.tokens)]
 
     @invariant()
     def blocks_are_those_of_the_tables(self):
@@ -226,9 +232,11 @@ class Jobs(RuleBasedStateMachine):
                     if block >= 0:
                         owners.setdefault(block, []).append((job, column))
             assert pool.free == pool.count - len(owners)
+            assert all(pool._holders[block] == len(those) for block, those in owners.items())
             for (first, column), *others in owners.values():
                 for other, same in others:
                     assert same == column and common(first, other) >= (column + 1) * self.size
+                    assert min(first.computed, other.computed) >= (column + 1) * self.size
 
     def teardown(self):
         """Without new events every job ends, and everything is free."""

@@ -34,6 +34,7 @@ class NumpyBackend(ArrayBackend):
     """Tensors are numpy arrays, shared with the caller and never copied without need."""
 
     name = "numpy"
+    repeats_bits = True
     text_tokens = 1024  # whose hidden states stay in the caches
 
     def __init__(self) -> None:
