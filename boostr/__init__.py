@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from boostr.dispatch import coverage as coverage
     from boostr.dispatch import strict as strict
     from boostr.engine.convert import convert as convert
+    from boostr.engine.fuse import fuse as fuse
     from boostr.engine.load import load as load
     from boostr.engine.options import SamplingOptions as SamplingOptions
     from boostr.engine.perplexity import perplexity as perplexity
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "SamplingOptions": "boostr.engine.options",
     "convert": "boostr.engine.convert",
+    "fuse": "boostr.engine.fuse",
     "load": "boostr.engine.load",
     "perplexity": "boostr.engine.perplexity",
     "quantize": "boostr.engine.quantize",

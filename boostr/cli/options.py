@@ -44,6 +44,7 @@ class ModelChoice:
     quantize_embeddings: str | bool | None = None
     kv_dtype: str | None = None
     kv_memory: str | None = None
+    adapter: str | None = None
     revision: str | None = None
     offline: bool = False
     verbose: bool = False
@@ -68,6 +69,7 @@ class ModelChoice:
             quantize_embeddings=self.quantize_embeddings,
             kv_dtype=self.kv_dtype,
             kv_memory=self.kv_memory,
+            adapter=self.adapter,
             revision=self.revision,
             offline=self.offline or None,
             progress=True,
@@ -178,13 +180,16 @@ _kv_memory = click.option(
     "--kv-memory", type=AMOUNT, metavar="AMOUNT",
     help="The most memory for keys and values, such as 4G. [default: a quarter of what is free]",
 )  # fmt: skip
+_adapter = click.option(
+    "--adapter", metavar="DIR", help="A low-rank adapter over the weights, a folder as peft's."
+)
 _source = [
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
     click.option("--offline", is_flag=True, help="Use the cache only, never the network."),
 ]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-_loading = [_backend, _dtype, *_quantize, *_source, _verbose]
+_loading = [_backend, _dtype, *_quantize, _adapter, *_source, _verbose]
 encoder_choice = packed(
     "choice",
     ModelChoice,

@@ -22,13 +22,15 @@ from boostr.engine.text_model import Parts
 from boostr.engine.vocabulary import check_vocabulary
 from boostr.errors import DTypeError, ModelFileError, OptionError, OutOfMemoryError
 from boostr.io.gguf_split import GGUFSource, open_gguf
-from boostr.io.hub import ResolvedModel, resolve, resolve_default
+from boostr.io.hub import ResolvedModel, resolve
+from boostr.io.peft import Adapter, read_adapter
 from boostr.io.safetensors import open_safetensors
 from boostr.io.settings import read_object, read_settings
 from boostr.io.tokenizer import Tokenizer
 from boostr.io.tokenizer_files import tokenizer_file
 from boostr.io.tokenizer_gguf import has_tokenizer
 from boostr.models import family_of
+from boostr.models.adapters import apply_adapter
 from boostr.models.base import GENERATES, Model
 from boostr.models.config import RawConfig
 from boostr.models.gguf import architecture_of, gguf_plan, gguf_weights, layer_numbers
@@ -50,7 +52,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, Path, type(None)), "backend": (str, Backend, type(None)),
     "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
     "kv_dtype": (str, type(None)), "kv_memory": (str, int, type(None)),
-    "revision": (str, type(None)), "offline": (bool, type(None)), "progress": (bool,),
+    "adapter": (str, Path, type(None)), "revision": (str, type(None)),
+    "offline": (bool, type(None)), "progress": (bool,),
 }  # fmt: skip
 
 
@@ -63,6 +66,7 @@ def load(
     quantize_embeddings: str | bool | None = None,
     kv_dtype: str | None = None,
     kv_memory: str | int | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
@@ -81,6 +85,7 @@ def load(
         kv_dtype: "int8" or "int4": how keys and values are kept; default BOOSTR_KV_DTYPE, else as
             floats.
         kv_memory: the most memory for these, as "4G" or in bytes; default BOOSTR_KV_MEMORY.
+        adapter: a folder with a low-rank adapter as peft's, put over weights of any form.
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
     Returns:
@@ -93,27 +98,31 @@ def load(
     """
     of_types("load", _TYPES, locals())
     wanted = _weight_dtype(dtype)
-    kv_name = kv_dtype or env.KV_DTYPE.text() or None
-    kv_form = None if kv_name is None else parse_kv_form(kv_name)
+    kv_name = kv_dtype or env.KV_DTYPE.text()
+    kv_form = parse_kv_form(kv_name) if kv_name else None
     if quantize is not None:
         parse_scheme(quantize)
     embedding_scheme(quantize, quantize_embeddings)
+    over = None if adapter is None else read_adapter(adapter)
     chosen = backends.get(backend)
-    found = (
-        resolve_default(offline=offline, progress=progress)
-        if model is None
-        else resolve(model, revision=revision, offline=offline, progress=progress)
-    )
+    found = resolve(model, revision=revision, offline=offline, progress=progress)
     options = {"dtype": wanted, "quantize": quantize, "quantize_embeddings": quantize_embeddings}
     read = _load_gguf if found.kind == "gguf" else _load_folder
     try:
-        made = read(found, chosen, options, kv_form)
+        made = _under(over, read(found, chosen, options, kv_form), chosen)
         _set_kv_memory(made, kv_memory, kv_dtype)
         return made
     except OutOfMemoryError as error:
         failure = str(error)
     chosen.release_memory()  # what was loaded is free now that the error's frames are gone
     raise OutOfMemoryError(f"loading {found.source}: {failure}")
+
+
+def _under(adapter: Adapter | None, made: AnyModel, backend: Backend) -> AnyModel:
+    """A model with an adapter over its weights, if any."""
+    if adapter is not None:
+        apply_adapter(made.module, adapter, backend, made.classifier)
+    return made
 
 
 def _set_kv_memory(made: AnyModel, kv_memory: str | int | None, kv_dtype: str | None) -> None:

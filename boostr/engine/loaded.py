@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from boostr.errors import OptionError
+from boostr.models import adapters
+from boostr.models.base import GENERATES, Model
+from boostr.models.heads import Classifier
 
 
 class Loaded:
@@ -12,10 +16,36 @@ class Loaded:
 
     Attributes:
         is_a: what it is, for refusals.   source: where it came from.
+        module: the model.   classifier: its head, where it classifies.
     """
 
     is_a: ClassVar[str]
     source: str
+    module: Model
+    classifier: Classifier | None = None
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapter that is over the weights as peft writes it: adapter_config.json and
+        adapter_model.safetensors, in float32.
+
+        Args:
+            folder: made if need be; an adapter that is there is written over.
+        Raises:
+            OptionError: no weight has an adapter, or it is none of whole modules of the family.
+        """
+        if GENERATES in self.module.capabilities and self.classifier is None:
+            task = "CAUSAL_LM"
+        else:
+            task = "FEATURE_EXTRACTION" if self.classifier is None else "SEQ_CLS"
+        adapters.save(self.module, folder, self.source, task, self.classifier)
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the weights that it is over, in float32, and round to their dtype.
+
+        Raises:
+            OptionError: no weight has an adapter, or one has it over packed numbers.
+        """
+        adapters.merge_adapter(self.module)
 
     def generate(self, *arguments: Any, **named: Any) -> Any:
         raise self._refusal("generate")

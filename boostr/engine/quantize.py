@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from boostr.engine.smooth import smooth
 from boostr.errors import ModelFileError, NumericsError, OptionError, ShapeError
 from boostr.io.disk import room_for
 from boostr.io.gguf import GGUFFile
-from boostr.io.hub import ResolvedModel, resolve, resolve_default
+from boostr.io.hub import ResolvedModel, resolve
 from boostr.io.mapping import release
 from boostr.io.safetensors import SafetensorsSource, open_safetensors
 from boostr.models.base import Model
@@ -104,8 +103,7 @@ def quantize(
     _check_scheme(scheme, quantize_embeddings, calibrate)
     out = _checked_out(Path(out), scheme)
     chosen = backends.get(backend)
-    online: dict[str, Any] = {"offline": offline}
-    found = resolve(model, revision=revision, **online) if model else resolve_default(**online)
+    found = resolve(model or None, revision=revision, offline=offline)
     inner, config = _float_folder(found)
     if scheme.startswith("gguf:"):
         return _as_gguf(inner, out, scheme.removeprefix("gguf:"), progress)

@@ -64,7 +64,7 @@ class _UnreachableError(Exception):
 
 
 def resolve(
-    model: str | Path,
+    model: str | Path | None,
     *,
     revision: str | None = None,
     offline: bool | None = None,
@@ -73,13 +73,16 @@ def resolve(
     """The folder or GGUF file of a model, fetched if need be.
 
     `model` is a folder, a `.gguf` file, `org/name`, `org/name:file.gguf`, or either of these as
-    `hf://org/name@revision`. A path that exists wins over a repository of that name. `offline`
-    (default: HF_HUB_OFFLINE) uses the cache only. HF_HOME and HF_TOKEN hold as everywhere.
+    `hf://org/name@revision`; None is the default model. A path that exists wins over a repository
+    of that name. `offline` (default: HF_HUB_OFFLINE) uses the cache only. HF_HOME and HF_TOKEN hold
+    as everywhere.
 
     Raises:
         ModelFileError: a path that is not there or not a model.
         DownloadError: not in the cache and not to be had; the message says what to do.
     """
+    if model is None:
+        return resolve_default(offline=offline, progress=progress)
     path = Path(model).expanduser()
     if str(model) and path.exists():  # Path("") is the current folder
         if revision:

@@ -61,10 +61,12 @@ class Module:
     with _ are not of it.
 
     `adjacent` names linear layers that read the same input: a backend that multiplies them at once
-    wants their weights to lie end to end.
+    wants their weights to lie end to end. `replaced` names the parameters that came whole with an
+    adapter.
     """
 
     adjacent: tuple[str, ...] = ()
+    replaced: frozenset[str] = frozenset()
 
     def places(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(name, owner, attribute) of every parameter, in order of definition."""
@@ -100,13 +102,16 @@ class Module:
         return {name: getattr(owner, attribute) for name, owner, attribute in self.places()}
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of every float that can be trained. A packed weight is none; an adapter is
-        `lora_A.weight` [r, in] and `lora_B.weight` [out, r] beside its weight."""
+        """(name, tensor) of every float that can be trained, once. A packed weight is none; an
+        adapter is `lora_A.weight` [r, in] and `lora_B.weight` [out, r] beside its weight."""
+        shared = set[int]()  # an A of weights that a checkpoint has in one tensor
         for name, weight in self.weights().items():
             if isinstance(weight, LowRank):
                 module = name.removesuffix("weight")
                 yield from _floats(name, weight.base)
-                yield f"{module}lora_A.weight", weight.down
+                if id(weight.down) not in shared:
+                    shared.add(id(weight.down))
+                    yield f"{module}lora_A.weight", weight.down
                 yield f"{module}lora_B.weight", weight.up
             else:
                 yield from _floats(name, weight)

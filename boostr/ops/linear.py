@@ -91,12 +91,14 @@ def _composite(
 def _adapted(
     x: Tensor, weight: LowRank, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
 ) -> Tensor:
-    """x (base + scale · up · down)ᵀ, as products of x with each: base's kernels serve it."""
+    """x (base + scale · up · down)ᵀ, as products of x with each: base's kernels serve it. Factors
+    that are kept in float32, to be trained, are multiplied in x's dtype."""
     y = linear(x, weight.base, bias, residual, dtype)
-    low = linear(x, weight.down) * weight.scale
+    down, up = core.cast(weight.down, x.dtype), core.cast(weight.up, x.dtype)
+    low = linear(x, down) * weight.scale
     if y.dtype == low.dtype:
-        return linear(low, weight.up, None, y)
-    return y + linear(low, weight.up, dtype=dtype)
+        return linear(low, up, None, y)
+    return y + linear(low, up, dtype=dtype)
 
 
 def _decoded(h: Tensor, weight: Plain) -> Tensor:
