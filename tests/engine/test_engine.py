@@ -14,6 +14,7 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr import SamplingOptions, env
+from boostr.backends.base import Kernel
 from boostr.engine.inputs import Chat
 from boostr.engine.request import Outbox, Request
 from boostr.errors import BackendError, FallbackError, OptionError
@@ -166,18 +167,36 @@ def test_an_interrupt_is_its_callers_alone(model, monkeypatch):
     assert found + [piece.token_id for piece in other] == truth
 
 
-def test_strict_callers_are_told_of_composites(where, folder, monkeypatch):
+def hide_kernel(monkeypatch, backend, name):
+    """The op has its composite alone from now on."""
+    kernel = backend.kernel
+    assert isinstance(kernel(name), Kernel)
+    hidden = lambda op: "the test wants composites" if op == name else kernel(op)  # noqa: E731
+    monkeypatch.setattr(backend, "kernel", hidden)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_strict_callers_are_told_of_composites_and_no_others(where, folder, monkeypatch, recorded):
+    """Also of those in a program that others have recorded; a stream beside them goes on."""
+    prompts = [5, 6], [7] * 9
     model = boostr.load(folder, backend=where)
-    plain = model.generate([5, 6], max_tokens=4).token_ids
-    kernel = model.backend.kernel
-    hidden = lambda op: "the test wants composites" if op == "rms_norm" else kernel(op)  # noqa: E731
-    other = boostr.load(folder, backend=where)
-    monkeypatch.setattr(other.backend, "kernel", hidden)
-    assert len(other.generate([5, 6], max_tokens=4).token_ids) == len(plain)
-    if "rms_norm" in str(other.engine.steps.decoding.fallbacks):
-        with boostr.strict(), pytest.raises(FallbackError):
-            other.generate([5, 6], max_tokens=4)
-    assert len(other.generate([5, 6], max_tokens=4).token_ids) == len(plain)
+    with boostr.strict():
+        truth = [model.generate(prompt, max_tokens=12).token_ids for prompt in prompts]
+    hide_kernel(monkeypatch, model.backend, "embedding")
+    model = boostr.load(folder, backend=where)
+    if recorded:
+        for prompt in prompts * 2:  # passes of prompts are recorded the second time
+            model.generate(prompt, max_tokens=12)
+        assert any("embedding" in line for line in model.engine.steps.decoding.composites())
+    beside = model.stream(prompts[1], max_tokens=12)
+    found = [next(beside).token_id for _ in range(3)]
+    said = r"embedding.*the test wants composites"
+    with boostr.strict(), pytest.raises(FallbackError, match=said):
+        model.generate(prompts[0], max_tokens=12)
+    found += [next(beside).token_id for _ in range(3)]
+    assert model.generate(prompts[0], max_tokens=12).token_ids == truth[0]
+    assert found + [piece.token_id for piece in beside] == truth[1]
+    assert not model.engine._live and free_blocks(model) == model.engine.pool.counts
 
 
 def test_threads_join_one_batch(model, monkeypatch):
@@ -323,11 +342,7 @@ def test_a_request_that_does_not_fit_takes_no_other_with_it(where, folder):
 
 def test_a_strict_request_that_waits_stops_nobody(where, folder, monkeypatch):
     model = boostr.load(folder, backend=where)
-    kernel = model.backend.kernel
-    monkeypatch.setattr(
-        model.backend, "kernel",
-        lambda op: "the test wants composites" if op == "embedding" else kernel(op),
-    )  # fmt: skip
+    hide_kernel(monkeypatch, model.backend, "embedding")
     first = model.stream([5] * 20, max_tokens=20)
     next(first)
     monkeypatch.setattr(model.engine._scheduler, "_free_rows", [])  # so that the next one waits
