@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from boostr.backends.base import Backend
 from boostr.errors import OptionError
 from boostr.models import adapters
 from boostr.models.base import GENERATES, Model
@@ -16,12 +17,13 @@ class Loaded:
 
     Attributes:
         is_a: what it is, for refusals.   source: where it came from.
-        module: the model.   classifier: its head, where it classifies.
+        module, backend: the model, and where it is.   classifier: its head, where it classifies.
     """
 
     is_a: ClassVar[str]
     source: str
     module: Model
+    backend: Backend
     classifier: Classifier | None = None
 
     def save_adapter(self, folder: str | Path) -> None:

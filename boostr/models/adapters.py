@@ -94,28 +94,36 @@ def _as_in_model(name: str, weight: LazyWeight, model: Model) -> LazyWeight:
 
 # -- putting one over a model ---------------------------------------------------------------------
 def apply_adapter(
-    model: Model, adapter: Adapter, backend: Backend, head: Classifier | None = None
-) -> None:
+    model: Model, adapter: Adapter, backend: Backend, head: Classifier | None = None,
+    trainable: bool = False,
+) -> None:  # fmt: skip
     """Put an adapter over the weights of a model, in the dtype of its activations, and the whole
     weights that come with it in the place of the model's.
 
+    Args:
+        trainable: factors stay in float32 and require gradients, as do the whole weights; nothing
+            else of the model does.
     Raises:
         ModelFileError: one error with all modules that do not fit this model; nothing is changed.
     """
-    owners, problems = _owners(model), list[str]()
+    owners, problems = owners_of(model), list[str]()
     made: dict[str, LowRank] = {}
     for module, factors in _checked_ties(model, adapter).items():
         try:
-            made |= _lowered(module, factors, model, owners, backend)
+            made |= _lowered(module, factors, model, owners, backend, trainable)
         except ModelFileError as error:
             problems.append(str(error))
     targets = _replacements(model, adapter.whole, head, backend, problems)
     if problems:
         lines = "\n  ".join(problems)
         raise ModelFileError(f"{adapter.source}: the adapter does not fit the model:\n  {lines}")
+    if trainable:
+        for tensor in model.parameters():
+            tensor.requires_grad = False
     for module, weights in targets:
         for name, weight in weights.items():
-            owner, attribute = _owners(module)[name]
+            owner, attribute = owners_of(module)[name]
+            weight.requires_grad = trainable and name not in made
             setattr(owner, attribute, weight)
         module.replaced = frozenset(weights) - frozenset(made)
     for name, weight in made.items():  # whose base may have been replaced just now
@@ -123,7 +131,8 @@ def apply_adapter(
         setattr(owner, attribute, weight._replace(base=getattr(owner, attribute)))
 
 
-def _owners(module: Module) -> dict[str, tuple[Module, str]]:
+def owners_of(module: Module) -> dict[str, tuple[Module, str]]:
+    """Parameter -> (owner, attribute)."""
     return {name: (owner, attribute) for name, owner, attribute in module.places()}
 
 
@@ -169,12 +178,12 @@ def _canonical(module: str, model: Model) -> list[str]:
 
 def _lowered(
     module: str, factors: Factors, model: Model, owners: Mapping[str, tuple[Module, str]],
-    backend: Backend,
+    backend: Backend, trainable: bool,
 ) -> dict[str, LowRank]:  # fmt: skip
     """Parameter -> it under its part of an adapter."""
     outputs, inputs = factors.up.shape[0], factors.down.shape[1]
-    made, dtype = {}, model.activation_dtype
-    down = Tensor(factors.down.astype(dtype), backend=backend)  # one of all parts
+    made, dtype = {}, dtypes.float32 if trainable else model.activation_dtype
+    down = Tensor(factors.down.astype(dtype), backend=backend, requires_grad=trainable)
     for name, rows in outputs_of(module, outputs, inputs, model).items():
         owner, attribute = owners.get(name, (None, ""))
         if not isinstance(owner, Linear | Embedding) or attribute != "weight":
@@ -186,7 +195,7 @@ def _lowered(
             )
         if base.shape != shape:
             raise ModelFileError(f"{module}: the weight is {list(base.shape)}, not {list(shape)}")
-        up = Tensor(factors.up[rows].astype(dtype), backend=backend)
+        up = Tensor(factors.up[rows].astype(dtype), backend=backend, requires_grad=trainable)
         made[name] = LowRank(base, down, up, factors.scale)
     return made
 
@@ -215,7 +224,7 @@ def _whole(
     problems: list[str],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Parameter -> the weight of a file that takes its place, in its dtype."""
-    naming, owners = plan.load({n: Held(n, a) for n, a in weights.items()}), _owners(module)
+    naming, owners = plan.load({n: Held(n, a) for n, a in weights.items()}), owners_of(module)
     problems += naming.problems
     made = {}
     for name, weight in naming.weights.items():
@@ -249,7 +258,7 @@ def modules_of(model: Model, head: Classifier | None = None) -> dict[str, list[s
     plan = model.load_plan(model.config)
     shapes = {
         name: getattr(owner, attribute).shape
-        for name, (owner, attribute) in _owners(model).items()
+        for name, (owner, attribute) in owners_of(model).items()
         if isinstance(owner, Linear | Embedding) and attribute == "weight"
     }
     stored = plan.save({name: Expected(shape, (name,)) for name, shape in shapes.items()})
@@ -266,7 +275,7 @@ def adapter_of(model: Model, source: str, head: Classifier | None = None) -> Ada
     Raises:
         OptionError: no adapter, or parts of one module whose adapters do not share their `down`.
     """
-    found, owners, layers = adapted(model), _owners(model), dict[str, Factors]()
+    found, owners, layers = adapted(model), owners_of(model), dict[str, Factors]()
     for module, names in modules_of(model, head).items():
         parts = {name: found[name] for name in names if name in found}
         if not parts:
@@ -329,7 +338,7 @@ def merge_adapter(model: Model) -> None:
     Raises:
         OptionError: no adapter, or one over packed weights, which are not rounded a second time.
     """
-    found, owners = adapted(model), _owners(model)
+    found, owners = adapted(model), owners_of(model)
     packed = [name for name, weight in found.items() if not isinstance(weight.base, Tensor)]
     if packed:
         base: Any = found[packed[0]].base
