@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boostr import ops as ops
+    from boostr import train as train
     from boostr.autograd import gradcheck as gradcheck
     from boostr.autograd import no_grad as no_grad
     from boostr.dispatch import coverage as coverage
     from boostr.dispatch import strict as strict
     from boostr.engine.convert import convert as convert
+    from boostr.engine.create import create as create
     from boostr.engine.fuse import fuse as fuse
     from boostr.engine.load import load as load
     from boostr.engine.options import SamplingOptions as SamplingOptions
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "SamplingOptions": "boostr.engine.options",
     "convert": "boostr.engine.convert",
+    "create": "boostr.engine.create",
     "fuse": "boostr.engine.fuse",
     "load": "boostr.engine.load",
     "perplexity": "boostr.engine.perplexity",
@@ -38,7 +41,7 @@ _LAZY = {
     **dict.fromkeys(("Program", "capture"), "boostr.program"),
     **dict.fromkeys(("Tensor", "arange", "full", "ones", "zeros"), "boostr.tensor"),
 }
-_MODULES = ("backends", "dtypes", "errors", "ops")
+_MODULES = ("backends", "dtypes", "errors", "ops", "train")
 
 
 def __getattr__(name: str) -> Any:

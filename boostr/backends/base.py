@@ -108,6 +108,15 @@ class Backend(ABC):
     @abstractmethod
     def dtype(self, x: Array) -> np.dtype: ...
 
+    def owned(self, x: Array) -> Array:
+        """x where it may be written in place: itself, or a copy of what others hold or that is not
+        contiguous."""
+        return x if self.is_contiguous(x) else self.copy(x)
+
+    def is_writable(self, x: Array) -> bool:
+        """Whether x may be written in place."""
+        return True
+
     @abstractmethod
     def is_contiguous(self, x: Array) -> bool:
         """Whether the elements lie in row-major order without gaps; in-place ops need it."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from boostr.engine.inputs import pair_list, text_list
+from boostr.engine.packed import PackedBatch
 from boostr.engine.reranker import Pairing, Reranker
 from boostr.engine.sentence import ACTIVATIONS
 from boostr.engine.text_model import Parts, TextModel
@@ -90,6 +91,10 @@ class ClassificationModel(Reranker):
         self.classifier, self.labels = classifier, labels
         self._compute = partial(_logits, self.module, classifier)
 
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Logits float32 [B, L] of sequences of token ids, on the tape."""
+        return self._compute(self.upload(batch))
+
     def classify(self, texts: Iterable[Text]) -> list[dict[str, float]]:
         """Label -> score of each text or pair of texts, the likeliest first.
 
@@ -148,6 +153,10 @@ class TokenClassificationModel(TextModel):
         super().__init__(parts, head=classifier)
         self.classifier, self.labels = classifier, labels
         self._compute = partial(_logits, self.module, classifier)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Logits float32 [T, L] of the tokens of sequences of ids, on the tape."""
+        return self._compute(self.upload(batch))
 
     def classify(self, texts: Iterable[str], *, join: bool = True) -> list[list[Span]]:
         """The labelled spans of each text.

@@ -10,11 +10,13 @@ import numpy as np
 from boostr import ops
 from boostr.engine.inputs import text_list
 from boostr.engine.options import number
-from boostr.engine.sentence import Sentence
+from boostr.engine.packed import PackedBatch
+from boostr.engine.sentence import Sentence, normalize
 from boostr.engine.text_model import Parts, TextModel
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, OptionError
 from boostr.io.tokenizer import required
 from boostr.models.base import Model
+from boostr.models.heads import POOLINGS
 from boostr.nn.batch import Batch
 from boostr.tensor import Tensor
 
@@ -28,6 +30,7 @@ def _last_states(module: Model, batch: Batch) -> Tensor:
 
 
 # poolings that are done where the states are, of which the host then reads one a text
+_DIFFERENTIABLE = {"cls": "first", "mean": "mean", "lasttoken": "last"}  # of POOLINGS
 _TAKEN: dict[tuple[str, ...], Callable[..., Tensor]] = {
     ("cls",): _first_states,
     ("lasttoken",): _last_states,
@@ -56,6 +59,26 @@ class EmbeddingModel(TextModel):
                 f"{self.source}: the module behind the pooling takes {sentence.inputs} features, "
                 f"but the pooling gives {pooled}"
             )
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Vectors float32 [B, E] of sequences of token ids, on the tape.
+
+        Raises:
+            OptionError: a pooling or a step behind it that is computed on the host.
+        """
+        sentence = self.sentence
+        if not all(name in _DIFFERENTIABLE for name in sentence.poolings):
+            raise OptionError(f"{self.source}: no gradient through pooling {sentence.poolings}")
+        if any(step is not normalize for step in sentence.steps):
+            raise OptionError(f"{self.source}: no gradient through what is behind the pooling")
+        uploaded = self.upload(batch)
+        states = self.module.last_hidden_state(uploaded)
+        pooled = [POOLINGS[_DIFFERENTIABLE[n]](states, uploaded) for n in sentence.poolings]
+        vectors = (pooled[0] if len(pooled) == 1 else ops.core.concat(pooled, 1)).to("float32")
+        if not sentence.steps:
+            return vectors
+        squares = ops.core.sum(vectors * vectors, -1, keepdims=True)
+        return vectors * ops.core.rsqrt(ops.core.maximum(squares, 1e-24))
 
     def embed(
         self,

@@ -53,7 +53,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "quantize": (str, type(None)), "quantize_embeddings": (str, bool, type(None)),
     "kv_dtype": (str, type(None)), "kv_memory": (str, int, type(None)),
     "adapter": (str, Path, type(None)), "revision": (str, type(None)),
-    "offline": (bool, type(None)), "progress": (bool,),
+    "offline": (bool, type(None)), "progress": (bool,), "trainable": (bool,),
 }  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     progress: bool = False,
+    trainable: bool = False,
 ) -> AnyModel:
     """Load a model.
 
@@ -88,6 +89,8 @@ def load(
         adapter: a folder with a low-rank adapter as peft's, put over weights of any form.
         offline: never reach for the network; default HF_HUB_OFFLINE.
         progress: show a bar while downloading.
+        trainable: weights are the model's own floats and require gradients; with an adapter it does
+            so alone, over a base of any form. See `boostr.train`.
     Returns:
         A `LanguageModel` for decoders, an `EmbeddingModel` for encoders and for folders of
         sentence-transformers; a `ClassificationModel` or `TokenClassificationModel` where the
@@ -97,20 +100,18 @@ def load(
         DownloadError, ModelFileError, TokenizerError, OptionError, BackendError.
     """
     of_types("load", _TYPES, locals())
-    wanted = _weight_dtype(dtype)
-    kv_name = kv_dtype or env.KV_DTYPE.text()
-    kv_form = parse_kv_form(kv_name) if kv_name else None
-    if quantize is not None:
-        parse_scheme(quantize)
-    embedding_scheme(quantize, quantize_embeddings)
+    wanted = weight_dtype(dtype)
+    kv_form = parse_kv_form(name) if (name := kv_dtype or env.KV_DTYPE.text()) else None
+    _check_schemes(quantize, quantize_embeddings)
     over = None if adapter is None else read_adapter(adapter)
     chosen = backends.get(backend)
     found = resolve(model, revision=revision, offline=offline, progress=progress)
     options = {"dtype": wanted, "quantize": quantize, "quantize_embeddings": quantize_embeddings}
     read = _load_gguf if found.kind == "gguf" else _load_folder
     try:
-        made = _under(over, read(found, chosen, options, kv_form), chosen)
+        made = _under(over, read(found, chosen, options, kv_form), chosen, trainable)
         _set_kv_memory(made, kv_memory, kv_dtype)
+        made.files = found.path
         return made
     except OutOfMemoryError as error:
         failure = str(error)
@@ -118,10 +119,18 @@ def load(
     raise OutOfMemoryError(f"loading {found.source}: {failure}")
 
 
-def _under(adapter: Adapter | None, made: AnyModel, backend: Backend) -> AnyModel:
-    """A model with an adapter over its weights, if any."""
+def _check_schemes(quantize: str | None, embeddings: str | bool | None) -> None:
+    if quantize is not None:
+        parse_scheme(quantize)
+    embedding_scheme(quantize, embeddings)
+
+
+def _under(adapter: Adapter | None, made: AnyModel, backend: Backend, trainable: bool) -> AnyModel:
+    """A model with an adapter over its weights, if any, which may be trained."""
     if adapter is not None:
         apply_adapter(made.module, adapter, backend, made.classifier)
+    if trainable:
+        made.make_trainable()
     return made
 
 
@@ -141,7 +150,7 @@ def load_module(
     """The model of a Hugging Face folder or GGUF file, no tokenizer; options as in `load`."""
     path = Path(path)
     options = {
-        "dtype": _weight_dtype(dtype),
+        "dtype": weight_dtype(dtype),
         "quantize": quantize,
         "quantize_embeddings": quantize_embeddings,
     }
@@ -206,7 +215,8 @@ def _gguf_module(
     return module, classifier
 
 
-def _weight_dtype(dtype: Any):
+def weight_dtype(dtype: Any):
+    """The float dtype that weights are to have, by argument or BOOSTR_DTYPE; None as stored."""
     text = dtype if dtype is not None else env.DTYPE.text() or None
     if text is None:
         return None

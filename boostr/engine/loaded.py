@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from boostr.backends.base import Backend
+from boostr.engine.trainable import Trainable
 from boostr.errors import OptionError
 from boostr.models import adapters
 from boostr.models.base import GENERATES, Model
 from boostr.models.heads import Classifier
 
 
-class Loaded:
+class Loaded(Trainable):
     """What `boostr.load` makes.
 
     Attributes:

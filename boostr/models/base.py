@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from boostr.errors import OptionError
 from boostr.io.settings import Table
 from boostr.models.architecture import Architecture
 from boostr.nn.batch import Batch
@@ -86,6 +87,11 @@ class Model(Module):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """After the embedding, after each layer, the last after the final norm: L + 1 of [T, E].
         transformers' convention of `output_hidden_states`."""
+
+    def losses(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """`ops.linear_cross_entropy`, with its options, of hidden states [T, E] and the ids [T] to
+        be predicted; of those that "generate"."""
+        raise OptionError(f"{self.config.model_type!r} gives no logits of tokens")
 
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ class CausalLM(StackModel):
         return logits if cap is None else core.tanh(logits / cap) * cap
 
     def losses(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """`ops.linear_cross_entropy`, with its options, of hidden states [T, E] and the ids [T] that
-        `head` should give: logits are never there at once."""
+        """See `models.base.Model`; logits are never there at once."""
         spec = self.config.head
         if spec is None:
             raise OptionError(f"this {self.config.model_type} was loaded without its head")

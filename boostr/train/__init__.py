@@ -1,5 +1,14 @@
 """Training: what a loop of one's own is made of."""
 
 from boostr.train.adapters import add_lora
+from boostr.train.clip import clip_grad_norm
+from boostr.train.losses import contrastive_loss
+from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
+from boostr.train.pack import pack
+from boostr.train.state import load_state, save_state
+from boostr.train.step import compile_step
 
-__all__ = ["add_lora"]
+__all__ = [
+    "SGD", "AdamW", "Lion", "Optimizer", "add_lora", "clip_grad_norm", "compile_step",
+    "contrastive_loss", "load_state", "pack", "save_state",
+]  # fmt: skip

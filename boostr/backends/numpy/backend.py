@@ -58,6 +58,12 @@ class NumpyBackend(ArrayBackend):
     def from_numpy(self, array: np.ndarray) -> Array:
         return array
 
+    def owned(self, x: Array) -> Array:
+        return self.copy(x)  # of a mapped file, or of what somebody gave
+
+    def is_writable(self, x: Array) -> bool:
+        return x.flags.writeable
+
     def to_numpy(self, x: Array) -> np.ndarray:
         if self.recorder is not None:
             raise BackendError(

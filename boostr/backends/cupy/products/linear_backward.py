@@ -12,8 +12,8 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.products import blas
+from boostr.backends.cupy.products.quant import dequantize
 from boostr.backends.cupy.products.stored import Weight, form_refusal
-from boostr.ops.quant import dequantize
 from boostr.quant.forms import form_of
 from boostr.tensor import Tensor
 

@@ -36,7 +36,8 @@ def _quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return Tensor.wrap(values, backend), Tensor.wrap(scales, backend)
 
 
-def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
+def dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
+    """The weight as floats of `dtype`."""
     backend: CupyBackend = w.backend  # type: ignore[assignment]
     flat = Stored.of(w, backend)
     out = backend.empty(w.shape, dtype)
@@ -52,7 +53,7 @@ def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
 
 KERNELS = {
     "quantize": Kernel(_quantize, refusals.quantize),
-    "dequantize": Kernel(_dequantize, packed_supports),
+    "dequantize": Kernel(dequantize, packed_supports),
 }
 
 VARIANTS = [

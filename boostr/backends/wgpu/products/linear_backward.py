@@ -13,8 +13,8 @@ from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.wgpu.products import gemm
 from boostr.backends.wgpu.products.planes import Weight, refusal
+from boostr.backends.wgpu.products.quant import dequantize
 from boostr.backends.wgpu.runtime.array import GpuArray
-from boostr.ops.quant import dequantize
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -57,7 +57,8 @@ def _from_start(backend: WgpuBackend, x: Any) -> Any:
     return x if backend.offset(x) == 0 else backend.empty(x.shape, x.dtype)
 
 
-def _dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
+def dequantize(w: QuantizedTensor, dtype: np.dtype) -> Tensor:
+    """The weight as floats of `dtype`."""
     backend: WgpuBackend = w.backend  # type: ignore[assignment]
     *lead, K = w.shape
     rows = math.prod(lead)
@@ -76,7 +77,7 @@ def _dequantize_supports(w: QuantizedTensor, dtype: np.dtype) -> str | None:
 
 KERNELS = {
     "quantize": Kernel(_quantize, refusals.quantize),
-    "dequantize": Kernel(_dequantize, _dequantize_supports),
+    "dequantize": Kernel(dequantize, _dequantize_supports),
 }
 VARIANTS = [
     *(

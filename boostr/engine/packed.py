@@ -1,0 +1,47 @@
+"""PackedBatch: sequences of a training batch end to end, on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORED = -100  # a label that does not count
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """T tokens of B sequences, without padding. Made by `boostr.train.pack`.
+
+    Attributes:
+        input_ids: int32 [T].   labels: int32 [T], of the token itself; -100 does not count.
+        position_ids: int32 [T], of each token in its sequence.
+        cu_seqlens: int32 [B+1], where each sequence begins.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    cu_seqlens: np.ndarray
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int32 [T]: the label of the token behind each; the last of a sequence has none."""
+        shifted = np.full_like(self.labels, IGNORED)
+        shifted[:-1] = self.labels[1:]
+        ends = self.cu_seqlens[1:][np.diff(self.cu_seqlens) > 0] - 1
+        shifted[ends] = IGNORED
+        return shifted
+
+    @property
+    def target_count(self) -> int:
+        """How many targets count."""
+        return int(np.count_nonzero(self.targets != IGNORED))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32 [B]: tokens of each sequence."""
+        return np.diff(self.cu_seqlens)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)

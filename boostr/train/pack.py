@@ -1,0 +1,39 @@
+"""pack: sequences end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from boostr.engine.packed import PackedBatch
+from boostr.errors import OptionError, ShapeError
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None = None
+) -> PackedBatch:
+    """Sequences of token ids as one batch, without padding; no token sees another sequence.
+
+    Args:
+        labels: for each id the one that should have been predicted there, itself by default; -100
+            does not count. The shift to the token before is made inside.
+    """
+    if not sequences or not all(len(ids) for ids in sequences):
+        raise OptionError("pack: expected sequences of at least one token each")
+    lengths = [len(ids) for ids in sequences]
+    if labels is not None and [len(own) for own in labels] != lengths:
+        raise ShapeError(
+            f"pack: labels must be as long as their sequences, {lengths}, got "
+            f"{[len(own) for own in labels]}"
+        )
+    ids = np.concatenate([np.asarray(own) for own in sequences])
+    if ids.dtype.kind not in "iu":
+        raise OptionError(f"pack: token ids must be integers, got {ids.dtype}")
+    wanted = ids if labels is None else np.concatenate([np.asarray(own) for own in labels])
+    return PackedBatch(
+        ids.astype(np.int32),
+        wanted.astype(np.int32),
+        np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        np.cumsum([0, *lengths]).astype(np.int32),
+    )

@@ -1,0 +1,100 @@
+"""State: what a run needs to go on as if it had not stopped, in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boostr.errors import ModelFileError
+from boostr.io.safetensors import open_safetensors, save
+from boostr.io.scratch import scratch_beside
+from boostr.tensor import Tensor
+from boostr.train.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from boostr.engine.trainable import Trainable
+
+_MODEL, _OPTIMIZER, _VALUES = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save_state(folder: str | Path, model: Trainable, optimizer: Optimizer, **values: Any) -> None:
+    """Write parameters, the optimizer's state and `values`, which JSON must hold.
+
+    The folder is written beside its place and then moved there: it is never half of one.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remembered, settings = _remembered(model, optimizer), _settings(optimizer)
+    with scratch_beside(folder) as scratch:
+        made = scratch / "new"
+        made.mkdir()
+        weights = {name: tensor.numpy() for name, tensor in model.named_parameters()}
+        save(made / _MODEL, weights)
+        save(made / _OPTIMIZER, {name: tensor.numpy() for name, tensor in remembered.items()})
+        text = json.dumps({"optimizer": settings, "values": values}, indent=2)
+        (made / _VALUES).write_text(text + "\n")
+        for path in made.iterdir():
+            _flush(path)
+        if folder.exists():
+            folder.rename(scratch / "old")
+        made.rename(folder)
+
+
+def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> dict[str, Any]:
+    """Put back what `save_state` wrote, in place, and return its values.
+
+    Raises:
+        ModelFileError: a state of another model, of other parameters or of another optimizer.
+    """
+    folder = Path(folder)
+    state = json.loads((folder / _VALUES).read_text())
+    settings = _settings(optimizer)
+    if state["optimizer"]["name"] != settings["name"]:
+        raise ModelFileError(
+            f"{folder}: this is a state of {state['optimizer']['name']}, not of {settings['name']}"
+        )
+    _fill(folder, _MODEL, dict(model.named_parameters()))
+    _fill(folder, _OPTIMIZER, _remembered(model, optimizer))
+    optimizer.lr = state["optimizer"]["lr"]
+    return state["values"]
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    return {"name": type(optimizer).__name__, "lr": optimizer.lr}
+
+
+def _remembered(model: Trainable, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, by the names of the model's parameters."""
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    if any(id(p) not in names for p in optimizer.params):
+        raise ModelFileError("the optimizer has parameters that are not of this model")
+    found = {
+        f"{state}.{names[id(p)]}": tensor
+        for state, tensors in optimizer.tensors().items()
+        for p, tensor in zip(optimizer.params, tensors, strict=True)
+        if tensor is not None
+    }
+    return {**found, "count": optimizer.count}
+
+
+def _fill(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    with open_safetensors(folder / name) as file:
+        if {*file.names} != {*tensors}:
+            wrong = sorted({*file.names} ^ {*tensors})
+            raise ModelFileError(f"{folder / name}: other tensors than expected: {wrong[:4]}")
+        for key, tensor in tensors.items():
+            stored = file.tensor(key)
+            if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+                raise ModelFileError(
+                    f"{folder / name}: {key} must be {tensor.dtype}{list(tensor.shape)}, got "
+                    f"{stored.dtype}{list(stored.shape)}"
+                )
+            tensor.assign(stored)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
