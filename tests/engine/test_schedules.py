@@ -1,14 +1,16 @@
 """Random schedules: requests that come, are read and dropped in any order, in too little memory.
 
-Deterministic ones give the bits that each gives alone; the others the same tokens, or at the first
-that differs one whose logit is as high. `--schedules N` plays N of them for each model.
+Deterministic ones give the bits that each gives alone. The others agree up to rounding: greedy ones
+in their tokens, or the first that differs has as high a logit; all in the log-probabilities behind
+equal beginnings. `--schedules N` plays N of them for each model, a fifth where all are
+of that kind.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from tiny_model import make_tiny
@@ -88,14 +90,18 @@ class Alone:
         return list(zip(done.token_ids, done.logprobs or [None] * 60, strict=False))
 
 
-def check_tokens(model, prompt, got, truth):
-    """The same tokens, or one that is as likely where they part."""
-    for place, ((token, _), (other, _)) in enumerate(zip(got, truth, strict=False)):
+def check_rounded(model, prompt, options, got, truth):
+    """Equal up to rounding as far as they are comparable; whether that is to the end."""
+    for place, ((token, own), (other, its)) in enumerate(zip(got, truth, strict=False)):
+        if own is not None:
+            pairs = zip(own.top, its.top, strict=True)
+            assert all(abs(a - b) < TOLERANCE for (_, a), (_, b) in pairs)
         if token != other:
-            before = [*prompt, *(t for t, _ in truth[:place])]
-            logits = model.logits(before)[-1]
-            assert abs(logits[token] - logits[other]) < TOLERANCE
-            return
+            if not (options.temperature or options.penalizes):
+                logits = model.logits([*prompt, *(t for t, _ in truth[:place])])[-1]
+                assert abs(logits[token] - logits[other]) < TOLERANCE
+            return False
+    return True
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -112,7 +118,8 @@ def test_every_schedule_gives_each_alone(models, pytestconfig):
     model, alone = models
     pool, promised = model.engine.pool, model.backend.repeats_bits
     least = most_blocks(LONGEST, pool.windows, pool.block_size, CHUNK)
-    for number in range(pytestconfig.getoption("--schedules")):
+    count = pytestconfig.getoption("--schedules")
+    for number in range(count if promised else max(1, count // 5)):
         rng = random.Random(number)
         room = sum(pool.block_bytes(group) * count for group, count in enumerate(least))
         model.engine.kv_memory = int(room * rng.choice((1, 1, 1.5, 3)))
@@ -124,9 +131,9 @@ def test_every_schedule_gives_each_alone(models, pytestconfig):
                 where = f"schedule {number}, choice {index} of {one}"
                 if options.deterministic:
                     assert got == truth[: len(got)], where
-                    assert one.pieces or len(got) == len(truth), where
-                elif options == replace(SamplingOptions(), max_tokens=options.max_tokens):
-                    check_tokens(model, one.prompt, got, truth)
+                elif not check_rounded(alone.model, one.prompt, options, got, truth):
+                    continue
+                assert one.pieces or len(got) == len(truth), where
     model.generate([1], max_tokens=1)  # a round, in which dropped streams leave
     free = [blocks.free for blocks in model.engine._scheduler.pools]
     assert free == model.engine.pool.counts and not model.engine._live
