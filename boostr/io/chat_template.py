@@ -5,6 +5,9 @@ plain data only (strings, numbers, lists, dicts), and has a `Budget` for its wor
 """
 
 import functools
+import itertools
+import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -24,16 +27,20 @@ from boostr.io.template_filters import bounded_filters, charged, join_text
 MAX_SOURCE = 128 * 1024  # characters; the longest of 70 known templates has 18 thousand
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
 _MARK = "BOOSTRGOESONHERE"  # plain letters: templates may escape or split at others
+_HAS_GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
-_CHARGE, _TURNS, _CONCAT = "charge text", "count turns", "join text"  # no template can spell these
+# no template can spell these
+_CHARGE, _TURNS, _CONCAT, _PLACE = "charge text", "count turns", "join text", "mark place"
 
 
-def render(source: str, variables: Mapping[str, Any], name: str = "chat template") -> str:
+def render(
+    source: str, variables: Mapping[str, Any], name: str = "chat template", mark: str = ""
+) -> str:
     """The text that a template gives for `variables`, which must be plain data.
 
     Offers what transformers offers: `raise_exception`, `strftime_now`, `tojson` without HTML
     escapes, `break` and `continue`, `{% generation %}` blocks (rendered as `{% with %}`); blocks
-    are trimmed.
+    are trimmed. `mark` stands where such a block begins and where it ends.
 
     Raises:
         TokenizerError: a syntax error, an error that the template raises, or a limit; `name` says
@@ -41,7 +48,7 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
     """
     if len(source) > MAX_SOURCE:
         raise TokenizerError(f"{name}: {len(source)} characters, the limit is {MAX_SOURCE}")
-    token = CURRENT.set(Budget())
+    token = CURRENT.set(Budget(mark))
     try:
         template = _compile(source)
         return _collect(template, {key: plain(value, key) for key, value in variables.items()})
@@ -59,6 +66,19 @@ def render(source: str, variables: Mapping[str, Any], name: str = "chat template
         raise TokenizerError(f"{name}: {type(error).__name__}: {error}") from None
     finally:
         CURRENT.reset(token)
+
+
+def render_spans(
+    source: str, variables: Mapping[str, Any], name: str
+) -> tuple[str, list[tuple[int, int]] | None]:
+    """As `render`, and where in the text (start, end) what `{% generation %}` blocks made lies;
+    None if the template has no such block."""
+    if not _HAS_GENERATION.search(source):
+        return render(source, variables, name), None
+    pieces = render(source, variables, name, mark := f"\0{secrets.token_hex(8)}\0").split(mark)
+    ends = [0, *itertools.accumulate(map(len, pieces))]
+    inside = range(1, len(pieces), 2)  # every second piece lies between two marks
+    return "".join(pieces), [(ends[i], ends[i + 1]) for i in inside]
 
 
 def normalized(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +172,8 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return [nodes.Scope(body, lineno=line)]
+        ends = [nodes.Output([_filter(_PLACE, nodes.Const("", lineno=line))]) for _ in range(2)]
+        return [nodes.Scope([ends[0], *body, ends[1]], lineno=line)]
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -239,7 +260,7 @@ def _environment() -> _Environment:
         extensions=[_Generation, loopcontrols],
     )
     env.filters = bounded_filters()
-    internal = {_CHARGE: _charge, _TURNS: _turns, _CONCAT: _concat}
+    internal = {_CHARGE: _charge, _TURNS: _turns, _CONCAT: _concat, _PLACE: _place}
     for name, function in internal.items():  # pass_context: never folded into a constant
         env.filters[name] = jinja2.pass_context(
             lambda context, value, function=function: function(value)
@@ -266,6 +287,10 @@ def _turns(value: Any) -> Any:
 
 def _concat(values: list[Any]) -> str:
     return join_text(values)
+
+
+def _place(_: str) -> str:
+    return current_budget().mark
 
 
 def _raise_exception(message: Any) -> NoReturn:

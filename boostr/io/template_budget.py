@@ -44,9 +44,14 @@ class BudgetError(Exception):
 
 
 class Budget:
-    """What is left for one rendering."""
+    """What is left for one rendering.
 
-    def __init__(self) -> None:
+    Attributes:
+        mark: what `{% generation %}` blocks begin and end with, where their places are wanted.
+    """
+
+    def __init__(self, mark: str = "") -> None:
+        self.mark = mark
         self.steps = MAX_STEPS
         self.work = MAX_WORK
         self.deadline = time.monotonic() + MAX_SECONDS

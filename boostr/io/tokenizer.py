@@ -184,7 +184,38 @@ class Tokenizer:
             TokenizerError: no template, an unknown name, `tools` that the default template never
                 mentions, or the template failed or refused.
         """
-        from boostr.io.chat_template import normalized, render, render_unfinished
+        from boostr.io.chat_template import render, render_unfinished
+
+        source, variables, name = self._chat(messages, tools, template, kwargs)
+        variables["add_generation_prompt"] = add_generation_prompt and not continue_final_message
+        if not continue_final_message:
+            return render(source, variables, name)
+        part = "content" if continue_final_message is True else continue_final_message
+        return render_unfinished(source, variables, name, part)
+
+    def chat_spans(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """The text of a whole conversation, and where (start, end) of its characters the template
+        says that the assistant's are, by `{% generation %}`; None if it never does.
+
+        Raises:
+            TokenizerError: as `apply_chat_template`.
+        """
+        from boostr.io.chat_template import render_spans
+
+        source, variables, name = self._chat(messages, tools, None, kwargs)
+        return render_spans(source, {**variables, "add_generation_prompt": False}, name)
+
+    def _chat(
+        self, messages: Any, tools: Any, template: str | None, arguments: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any], str]:
+        """(source of a template, its variables, what to call it)."""
+        from boostr.io.chat_template import normalized
 
         templates = self.special.templates
         if template is None:
@@ -204,16 +235,11 @@ class Tokenizer:
         variables = {
             **self.special.names,
             "documents": None,
-            **kwargs,
+            **arguments,
             "messages": [normalized(message) for message in messages],
             "tools": tools,
-            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
-        name = f"{self.source}: chat template {template!r}"
-        if not continue_final_message:
-            return render(templates[template], variables, name)
-        part = "content" if continue_final_message is True else continue_final_message
-        return render_unfinished(templates[template], variables, name, part)
+        return templates[template], variables, f"{self.source}: chat template {template!r}"
 
     def _check_messages(self, messages: Any) -> None:
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):

@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from boostr.errors import TokenizerError
-from boostr.io.chat_template import normalized, render, render_unfinished
+from boostr.io.chat_template import normalized, render, render_spans, render_unfinished
 from boostr.io.template_budget import MAX_CHARS
 
 MESSAGES = [{"role": "user", "content": "hi <b> é"}, {"role": "assistant", "content": "yes"}]
@@ -228,3 +228,26 @@ def test_only_plain_data_reaches_a_template(value: object) -> None:
 def test_templates_do_not_share_their_budget_or_state() -> None:
     source = "{% for i in range(90000) %}{% endfor %}{% set x = (x or 0) + 1 %}{{ x }}"
     assert {show(source) for _ in range(20)} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "inside"),
+    [
+        ("{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}\n"
+         "{{ m.content }}!{% endgeneration %}\n{% else %}U:{{ m.content }}{% endif %}{% endfor %}",
+         "U:hi <b> éA:yes!", ["yes!"]),
+        ("{%- generation -%} a {%- endgeneration -%} b{% generation %}{% endgeneration %}",
+         "ab", ["a", ""]),
+        ("{% macro f() %}{% generation %}x{% endgeneration %}{% endmacro %}{{ f() }}-{{ f() }}",
+         "x-x", ["x", "x"]),
+        ("{# {% generation #}{{ messages[0].content }}", "hi <b> é", []),
+    ],
+)  # fmt: skip
+def test_where_the_assistant_speaks(source, text, inside):
+    got, spans = render_spans(source, {"messages": MESSAGES}, "T")
+    assert got == text == show(source)
+    assert [text[start:end] for start, end in spans or []] == inside
+
+
+def test_a_template_that_does_not_say_it():
+    assert render_spans("{{ messages | length }}", {"messages": MESSAGES}, "T") == ("2", None)
