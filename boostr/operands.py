@@ -94,6 +94,21 @@ class Cache(NamedTuple):
     kv_lens: Tensor
 
 
+class StateRows(NamedTuple):
+    """One thing that a layer keeps of every sequence as a whole; see `ops.read_rows`.
+
+    Attributes:
+        values: [R, ...]; row r is of the sequence that has row r.
+        rows: int32 [B], of the sequences of a pass; negative: what is written is lost.
+        begun: int32 [B], 0 where a sequence has no earlier tokens: it reads zeros, whatever its row
+            holds. None: all have.
+    """
+
+    values: Tensor
+    rows: Tensor
+    begun: Tensor | None = None
+
+
 class Ordered(NamedTuple):
     """A weight whose inputs are sorted, so that those that share a scale lie together (GPTQ's
     desc_act): column j is that of input order[j]. A form like any other, as LowRank.

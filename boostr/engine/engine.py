@@ -9,6 +9,7 @@ everybody; others wait, and one of them goes on when it leaves.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from boostr import dispatch
+from boostr import dispatch, env
 from boostr.engine.blocks import BlockPool
 from boostr.engine.kv_budget import Room, own_lengths, wanted_room
 from boostr.engine.launches import Launches, Reading
@@ -58,6 +59,8 @@ class Engine:
         self._live: dict[Request | Scoring, None] = {}  # in order of arrival
         self._pending: deque[Reading | Scored] = deque()
         self._renew()
+        if self.prefixes_off and env.DEBUG.integer() >= 1:
+            print(f"boostr: prefixes are not shared: {self.prefixes_off}", file=sys.stderr)
 
     def _renew(self) -> None:
         """Empty rows and a scheduler without jobs, over the memory there is."""
@@ -68,14 +71,26 @@ class Engine:
         self._scheduler = Scheduler(
             [BlockPool(count, pool.block_size) for count in pool.counts],
             pool.windows,
-            backend.sequence_rows,
+            self._row_count,
             backend.prefill_chunk,
             self._root(),
+            share_prefixes=self.prefixes_off is None,
             chunk=self._chunk,
             beside=backend.prefill_beside,
         )
         self._launches = Launches(self.steps, self._scheduler)
         self._pending.clear()
+
+    @property
+    def prefixes_off(self) -> str | None:
+        """Why equal beginnings of prompts are computed again; None where they are not."""
+        return self.pool.rows.unshared
+
+    @property
+    def _row_count(self) -> int:
+        """The most sequences at once; before the pool has rows, as if there were one."""
+        rows = self.pool.rows
+        return max(1, rows.count) if rows.row_bytes else self.backend.sequence_rows
 
     # -- for callers -----------------------------------------------------------------------------
     def pieces(self, sequences: Sequence[Generation], whole: bool = False) -> Iterator[Piece]:
@@ -287,11 +302,12 @@ class Engine:
         at work and what they do must not be moved."""
         lengths = own_lengths([r.job for r in requests], self.pool.block_size)
         room = wanted_room(self.pool, lengths, self.backend, self.kv_memory)
-        if room == (self.pool.counts, self._chunk):
+        pool = self.pool
+        if room == (pool.counts, self._chunk, pool.rows.count):
             return True
         needs = [self._scheduler.blocks_for(length) for length in lengths]
-        one_by_one = all(
-            has >= need for each in needs for has, need in zip(self.pool.counts, each, strict=True)
+        one_by_one = bool(pool.rows.count or not pool.rows.row_bytes) and all(
+            has >= need for each in needs for has, need in zip(pool.counts, each, strict=True)
         )
         if not self._scheduler.idle or self._pending:
             return one_by_one
@@ -305,14 +321,14 @@ class Engine:
     def _make(self, room: Room) -> None:
         """Resize the pool, in which nobody stands; one that shrinks forgets what it knows."""
         self._chunk = self._scheduler.chunk = room.chunk
-        if room.counts == self.pool.counts:
+        wanted, has = [*room.counts, room.rows], [*self.pool.counts, self.pool.rows.count]
+        if wanted == has:
             return
-        if any(new < has for new, has in zip(room.counts, self.pool.counts, strict=True)):
+        if any(new < old for new, old in zip(wanted, has, strict=True)):
             self.pool = self.runner.new_pool()
             self._renew()
-        self.pool.grow(room.counts)
-        for blocks, count in zip(self._scheduler.pools, room.counts, strict=True):
-            blocks.grow(count)
+        self.pool.grow(room.counts, room.rows)
+        self._scheduler.grow(room.counts, self._row_count)
         self.steps.forget_programs()
 
     # -- changes and failures --------------------------------------------------------------------

@@ -31,7 +31,7 @@ class FixedRows:
         self.runner, self.run_ahead, self.length = runner, run_ahead, length
         pool = runner.new_pool()
         columns = -(-length // pool.block_size)
-        pool.grow([count * columns] * len(pool.windows))
+        pool.grow([count * columns] * len(pool.windows), count)
         slots = Slots(runner.backend, count, columns, len(pool.windows))
         self.steps = Steps(runner, pool, slots)
         self._tables = [
@@ -73,7 +73,7 @@ class FixedRows:
 
     def _part(self, prompt: Sequence[int], row: int, start: int, stop: int) -> Part:
         ids = np.asarray(prompt[start:stop], np.int32)
-        return Part(ids, start, len(prompt), self._tables[row], -1)
+        return Part(ids, start, len(prompt), self._tables[row], -1, row)
 
     def begin(
         self,

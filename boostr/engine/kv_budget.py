@@ -1,4 +1,5 @@
-"""How large the pool of keys and values is made: what is asked for, within a budget of memory."""
+"""How large the pool of keys and values, and of what else layers keep, is made: what is asked for,
+within a budget of memory."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ _LEAST_POSITIONS = 2048
 
 
 class Room(NamedTuple):
-    """Blocks of each group, and the most tokens of a prompt in one pass, which layers with a window
-    keep beside what it sees."""
+    """Blocks of each group; the most tokens of a prompt in one pass, which layers with a window
+    keep beside what it sees; rows, where layers keep something of a sequence as a whole."""
 
     counts: list[int]
     chunk: int
+    rows: int
 
 
 def wanted_room(
@@ -38,27 +40,29 @@ def wanted_room(
         OptionError: the largest does not fit into an explicit budget.
     """
     explicit = env.KV_MEMORY.bytes() if given is None else given
-    chunk, kept = backend.prefill_chunk, pool.counts
-    alone, together = _needs(pool, lengths, chunk)
+    sizes = [*map(pool.block_bytes, range(len(pool.counts))), pool.rows.row_bytes]
+    chunk, kept = backend.prefill_chunk, [*pool.counts, pool.rows.count]
+    alone, together = _needs(pool, lengths, chunk, backend)
     if explicit is not None:
-        while _bytes(pool, alone) > explicit and chunk > pool.block_size:
+        while _bytes(sizes, alone) > explicit and chunk > pool.block_size:
             chunk = max(chunk // 2, pool.block_size)
-            alone, together = _needs(pool, lengths, chunk)
-        if _bytes(pool, _most(alone, kept)) > explicit:
+            alone, together = _needs(pool, lengths, chunk, backend)
+        if _bytes(sizes, _most(alone, kept)) > explicit:
             kept = [0] * len(kept)
     least = -(-_LEAST_POSITIONS // pool.block_size)
-    ample = [_rounded(max(count, least)) for count in together]
+    ample = [_rounded(max(count, least)) for count in together[:-1]] + [together[-1]]
     levels = [_most(level, kept) for level in (alone, together, ample)]
     if levels[-1] == kept:
-        return Room(kept, chunk)
+        return Room(kept[:-1], chunk, kept[-1])
     budget = _free_share(backend, pool.nbytes) if explicit is None else explicit
-    if explicit is not None and _bytes(pool, levels[0]) > explicit:
+    if explicit is not None and _bytes(sizes, levels[0]) > explicit:
         raise OptionError(
             f"kv_memory ({env.KV_MEMORY.name}) allows {explicit / 2**30:.3g} GiB for keys and "
-            f"values, {_bytes(pool, levels[0]) / 2**30:.3g} are needed; lower max_tokens, shorten "
+            f"values, {_bytes(sizes, levels[0]) / 2**30:.3g} are needed; lower max_tokens, shorten "
             "the prompt or raise it"
         )
-    return Room(_filled(pool, levels, budget), chunk)
+    *counts, rows = _filled(sizes, levels, budget)
+    return Room(counts, chunk, rows)
 
 
 def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
@@ -73,26 +77,32 @@ def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
     return lengths
 
 
-def _needs(pool: KVPool, lengths: Sequence[int], chunk: int) -> tuple[list[int], list[int]]:
-    """Blocks of each group for the largest job, and for all together."""
+def _needs(
+    pool: KVPool, lengths: Sequence[int], chunk: int, backend: Backend
+) -> tuple[list[int], list[int]]:
+    """Blocks of each group, and rows, for the largest job; and for all together."""
     needs = [most_blocks(length, pool.windows, pool.block_size, chunk) for length in lengths]
     by_group = list(zip(*needs, strict=True))
-    return list(map(max, by_group)), list(map(sum, by_group))
+    rows = 0
+    if pool.rows.row_bytes:  # as many as steps are recorded for
+        rows = next((n for n in backend.row_buckets if n >= len(lengths)), backend.sequence_rows)
+    return [*map(max, by_group), min(rows, 1)], [*map(sum, by_group), rows]
 
 
-def _filled(pool: KVPool, levels: Sequence[Sequence[int]], budget: int) -> list[int]:
+def _filled(sizes: Sequence[int], levels: Sequence[Sequence[int]], budget: int) -> list[int]:
     """The highest of the levels that is within the budget, or the lowest, and as much of the next
-    one as the rest of the budget holds: in equal parts, then in single blocks."""
-    fits = sum(_bytes(pool, level) <= budget for level in levels)
+    one as the rest of the budget holds: in equal parts, then one by one."""
+    fits = sum(_bytes(sizes, level) <= budget for level in levels)
     if fits == len(levels):
         return list(levels[-1])
     low, high = levels[max(fits - 1, 0)], levels[max(fits, 1)]
-    span = _bytes(pool, high) - _bytes(pool, low)
-    share = max(0.0, (budget - _bytes(pool, low)) / span) if span else 0.0
+    span = _bytes(sizes, high) - _bytes(sizes, low)
+    share = max(0.0, (budget - _bytes(sizes, low)) / span) if span else 0.0
     counts = [a + int((b - a) * share) for a, b in zip(low, high, strict=True)]
-    for group, most in enumerate(high):
-        rest = max(0, budget - _bytes(pool, counts))
-        counts[group] += min(most - counts[group], rest // pool.block_bytes(group))
+    for place, (most, size) in enumerate(zip(high, sizes, strict=True)):
+        rest = max(0, budget - _bytes(sizes, counts))
+        if counts[place] < most:
+            counts[place] += min(most - counts[place], rest // size)
     return counts
 
 
@@ -106,8 +116,8 @@ def _free_share(backend: Backend, held: int) -> int:
     return max(held, _UNKNOWN if free is None else int((held + free) * _SHARE))
 
 
-def _bytes(pool: KVPool, counts: Sequence[int]) -> int:
-    return sum(pool.block_bytes(group) * count for group, count in enumerate(counts))
+def _bytes(sizes: Sequence[int], counts: Sequence[int]) -> int:
+    return sum(size * count for size, count in zip(sizes, counts, strict=True))
 
 
 def _rounded(count: int) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 
 from boostr import ops
 from boostr.backends.base import Backend
+from boostr.engine.row_pool import RowPool
 from boostr.errors import BackendError
-from boostr.nn.states import Paged, State
+from boostr.nn.states import ByToken, Conv, Latent, Paged, Recurrent, State, token_bytes
 from boostr.operands import KV, Cache, planes_of
 from boostr.ops.cache import new_kv
 from boostr.quant.kv import KVForm
@@ -23,9 +24,9 @@ from boostr.tensor import Tensor
 
 @dataclass
 class _Group:
-    """Layers of one window: keys [NB, bs, K, D] and values of each."""
+    """Layers of one window: keys [NB, bs, K, D] of each, and values of those that have others."""
 
-    layers: dict[int, Paged]
+    layers: dict[int, ByToken]
     keys: dict[int, KV]
     values: dict[int, KV]
 
@@ -38,6 +39,7 @@ class KVPool:
     Attributes:
         windows: of each group: how many tokens back its layers see; None: all.
         counts: blocks of each group; none before `grow`.
+        rows: what layers keep of a sequence as a whole.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class KVPool:
         self.backend, self.block_size = backend, block_size
         self._states = _listed(states)
         self._dtype, self._packed = dtype, packed
-        paged = _paged(states)
-        self.windows = tuple(dict.fromkeys(state.window for state in paged.values()))
+        by_token = _by_token(states)
+        self.windows = tuple(dict.fromkeys(state.window for state in by_token.values()))
         self._groups = [
-            _Group({i: s for i, s in paged.items() if s.window == window}, {}, {})
+            _Group({i: s for i, s in by_token.items() if s.window == window}, {}, {})
             for window in self.windows
         ]
         self.counts = [0] * len(self._groups)
+        self.rows = RowPool(states, backend, dtype)
 
     def fits(self, states: Sequence[Sequence[State]]) -> bool:
         """Whether layers that keep this can use it."""
@@ -66,11 +69,11 @@ class KVPool:
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of a group, in all of its layers."""
         states = self._groups[group].layers.values()
-        each = sum(state.bytes_per_token(self._dtype, self._packed) for state in states)
+        each = sum(token_bytes(state, self._dtype, self._packed) for state in states)
         return each * self.block_size
 
-    def grow(self, counts: Sequence[int]) -> None:
-        """Make it that many blocks in each group; what the present ones have stays.
+    def grow(self, counts: Sequence[int], rows: int = 0) -> None:
+        """Make it that many blocks in each group, and rows; what the present ones have stays.
 
         Programs over the old memory must not run again.
 
@@ -79,16 +82,19 @@ class KVPool:
         """
         try:
             made = [self._grown(g, n) for g, n in enumerate(counts)]
+            made_rows = self.rows.grown(rows)
         except MemoryError:
             size = sum(self.block_bytes(g) * n for g, n in enumerate(counts))
             raise BackendError(
-                f"keys and values of {max(counts) * self.block_size} tokens need "
-                f"{size / 2**30:.1f} GiB, which is not free; lower max_tokens, the batch or "
-                "BOOSTR_KV_MEMORY"
+                f"keys and values of {max(counts, default=0) * self.block_size} tokens and what "
+                f"else layers keep of {rows} sequences need "
+                f"{(size + rows * self.rows.row_bytes) / 2**30:.1f} GiB, which is not free; lower "
+                "max_tokens, the batch or BOOSTR_KV_MEMORY"
             ) from None
         for group, (keys, values) in zip(self._groups, made, strict=True):
             group.keys, group.values = keys, values
         self.counts = list(counts)
+        self.rows.take(made_rows, rows)
 
     def _grown(self, number: int, count: int) -> tuple[dict[int, KV], dict[int, KV]]:
         group, known = self._groups[number], self.counts[number]
@@ -96,9 +102,8 @@ class KVPool:
             return group.keys, group.values
         found: tuple[dict[int, KV], dict[int, KV]] = ({}, {})
         for layer, state in group.layers.items():
-            stored = self._packed or state.dtype or self._dtype
-            widths = (state.head_dim, state.v_head_dim)
-            for new, old, width in zip(found, (group.keys, group.values), widths, strict=True):
+            stored, tensors = self._packed or state.dtype or self._dtype, (group.keys, group.values)
+            for new, old, width in zip(found, tensors, state.widths, strict=False):
                 shape = (count, self.block_size, state.kv_heads, width)
                 new[layer] = new_kv(shape, stored, self.backend)
                 if known:
@@ -110,7 +115,8 @@ class KVPool:
     @property
     def nbytes(self) -> int:
         """Bytes reserved; on the CPU only what has been written is resident."""
-        return sum(self.block_bytes(g) * n for g, n in enumerate(self.counts))
+        blocks = sum(self.block_bytes(g) * n for g, n in enumerate(self.counts))
+        return blocks + self.rows.count * self.rows.row_bytes
 
     def views(
         self,
@@ -129,7 +135,8 @@ class KVPool:
         for group, table in zip(self._groups, block_tables, strict=True):
             slots = ops.slot_mapping(positions, sequence_ids, table, self.block_size)
             for layer, keys in group.keys.items():
-                found[layer] = Cache(keys, group.values[layer], slots, table, kv_lens)
+                values = group.values.get(layer, keys)
+                found[layer] = Cache(keys, values, slots, table, kv_lens)
         return found
 
 
@@ -137,14 +144,16 @@ def _listed(states: Sequence[Sequence[State]]) -> list[list[State]]:
     return [list(kept) for kept in states]
 
 
-def _paged(states: Sequence[Sequence[State]]) -> dict[int, Paged]:
-    """The paged state of every layer."""
+def _by_token(states: Sequence[Sequence[State]]) -> dict[int, ByToken]:
+    """What each layer keeps of every token."""
     found = {}
     for layer, kept in enumerate(states):
         for state in kept:
-            if not isinstance(state, Paged):
+            if isinstance(state, Paged | Latent) and layer not in found:
+                found[layer] = state
+            elif not isinstance(state, Recurrent | Conv):
                 raise BackendError(
-                    f"layer {layer} keeps {state}; this pool keeps keys and values alone"
+                    f"layer {layer} keeps {state}; a pool keeps one of Paged and Latent in a "
+                    "layer, and any of Recurrent and Conv"
                 )
-            found[layer] = state
     return found

@@ -77,11 +77,8 @@ class Launches:
             if isinstance(job.owner, Scoring):
                 continue  # nothing of it is in the row
             assert job.row is not None
-            self._slots.move(source, job.row)
+            self._steps.move(source, job.row)
             self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
-            penalties = self._steps.penalties
-            if penalties is not None:
-                penalties.move(source, job.row)
             self._slots.flush()
 
     def _decode(self, jobs: Sequence[Job]) -> Reading:
@@ -131,7 +128,9 @@ class Launches:
     @staticmethod
     def _part(chunk: Chunk, whole: int, row: int) -> Part:
         ids = np.array(chunk.job.tokens[chunk.start : chunk.stop], np.int32)
-        return Part(ids, chunk.start, whole, chunk.job.tables, row)
+        home = chunk.job.row
+        assert home is not None
+        return Part(ids, chunk.start, whole, chunk.job.tables, row, home)
 
     def _begin(self, job: Job) -> int:
         """The job's row takes part from now on; its number."""

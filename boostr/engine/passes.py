@@ -50,6 +50,7 @@ class Part:
     Attributes:
         ids: int32 [n].   start: position of the first.   whole: tokens of the whole prompt.
         tables: its blocks in each group.   row: whose next token is chosen behind them, or -1.
+        home: the sequence's row, for what layers keep of it as a whole.
     """
 
     ids: np.ndarray
@@ -57,6 +58,7 @@ class Part:
     whole: int
     tables: Sequence[Sequence[int]]
     row: int
+    home: int
 
     @property
     def stop(self) -> int:
@@ -96,7 +98,8 @@ class DecodeStep:
 
     def __call__(self) -> Outcome:
         views = self._pool.views(self._tables, self._positions, self._owners, self._lengths)
-        batch = Batch(self._ids, self._positions, self._cu, self._ropes, views)
+        states = self._pool.rows.views(self._owners)
+        batch = Batch(self._ids, self._positions, self._cu, self._ropes, views, states)
         logits = self._module.head(self._module.hidden(batch))
         outcome = _choose(logits, self._variant, self._sampling, self._penalties)
         if self._variant.penalized and self._penalties is not None:
@@ -117,13 +120,13 @@ class PromptStep:
         T, B, self._width, self._groups = tokens, sequences, width, len(steps.pool.windows)
         self._runner, self._pool, self._variant = steps.runner, steps.pool, variant
         self._slots, self._penalties, self._room = steps.slots, steps.penalties, (T, B)
-        sizes = [T, T, T, B + 1, B, B, B, *([B * width] * self._groups)]
+        sizes = [T, T, T, B + 1, B, B, B, B, B, *([B * width] * self._groups)]
         self._inputs = steps.runner.tensor(np.zeros(sum(sizes)))  # one upload a pass
         ends = np.cumsum(sizes).tolist()
         parts = [self._inputs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         self._ids, self._positions, self._owners, self._cu, self._lengths = parts[:5]
-        self._last, self._places = parts[5:7]
-        self._tables = [part.reshape(B, width) for part in parts[7:]]
+        self._last, self._places, self._homes, self._begun = parts[5:9]
+        self._tables = [part.reshape(B, width) for part in parts[9:]]
         self._ropes = None
 
     def fill(self, parts: Sequence[Part]) -> None:
@@ -144,6 +147,8 @@ class PromptStep:
             _padded(np.array([part.stop for part in parts]), B, 0),
             _padded(ends - 1, B, 0),
             _padded(np.array([part.row for part in parts]), B, -1),
+            _padded(np.array([part.home for part in parts]), B, -1),
+            _padded(np.array([part.start > 0 for part in parts]), B, 0),
             tables.ravel(),
         ]
         self._inputs.assign(np.concatenate(values).astype(np.int32))
@@ -157,7 +162,8 @@ class PromptStep:
     def __call__(self) -> Outcome | Tensor:
         assert self._ropes is not None
         views = self._pool.views(self._tables, self._positions, self._owners, self._lengths)
-        batch = Batch(self._ids, self._positions, self._cu, self._ropes, views)
+        states = self._pool.rows.views(self._homes, self._begun)
+        batch = Batch(self._ids, self._positions, self._cu, self._ropes, views, states)
         module, slots = self._runner.module, self._slots
         hidden = module.hidden(batch)
         if self._variant is None:

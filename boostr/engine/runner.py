@@ -12,7 +12,7 @@ from boostr.engine.kv_pool import KVPool
 from boostr.engine.rotary import Rotary
 from boostr.models.base import Model
 from boostr.nn.batch import Batch
-from boostr.nn.states import Paged
+from boostr.nn.states import Latent, Paged, token_bytes
 from boostr.quant.kv import KVForm
 from boostr.tensor import Tensor
 
@@ -30,9 +30,9 @@ class Runner:
 
     def __init__(self, module: Model, backend: Backend, kv_form: KVForm | None = None) -> None:
         self.module, self.backend, self.kv_form = module, backend, kv_form
-        states = [s for kept in module.states() for s in kept if isinstance(s, Paged)]
+        states = [s for kept in module.states() for s in kept if isinstance(s, Paged | Latent)]
         activations = module.activation_dtype
-        self.kv_token_bytes = sum(s.bytes_per_token(activations, kv_form) for s in states)
+        self.kv_token_bytes = sum(token_bytes(s, activations, kv_form) for s in states)
         self.rotary = Rotary(module.ropes, backend)
 
     def tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
@@ -40,7 +40,7 @@ class Runner:
         return Tensor(np.asarray(values, np.int32), backend=self.backend)
 
     def new_pool(self) -> KVPool:
-        """Room for keys and values, none yet."""
+        """Room for what layers keep of sequences, none yet."""
         return KVPool(
             self.module.states(), self.backend, self.backend.kv_block, self.module.activation_dtype,
             self.kv_form,

@@ -106,6 +106,14 @@ class Scheduler:
         self._lost: set[int] = set()  # rows whose jobs the plan in progress has preempted
         self._refused: tuple[int, list[int]] | None = None  # whose order, and the room then
 
+    def grow(self, counts: Sequence[int], rows: int) -> None:
+        """Make it that many blocks in each pool, and rows."""
+        for pool, count in zip(self.pools, counts, strict=True):
+            pool.grow(count)
+        for row in range(self.rows, rows):
+            heapq.heappush(self._free_rows, row)
+        self.rows = max(self.rows, rows)
+
     @property
     def idle(self) -> bool:
         """Whether no job waits or runs."""

@@ -70,6 +70,13 @@ class Steps:
         self.forget_programs()
         return made
 
+    def move(self, source: int, target: int) -> None:
+        """The sequence in row `source` goes on in row `target`, wherever it stands by now."""
+        self.slots.move(source, target)
+        self.pool.rows.copy([source], [target])
+        if self.penalties is not None:
+            self.penalties.move(source, target)
+
     # -- decoding --------------------------------------------------------------------------------
     def decode(self, rows: int, positions: int, variant: Variant) -> Outcome:
         """One token more for each row below `rows` that takes part; `positions`: of the longest."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from boostr.errors import ShapeError
-from boostr.operands import Cache, Rope
+from boostr.operands import Cache, Rope, StateRows
 from boostr.ops import core
 from boostr.tensor import Tensor
 
@@ -20,6 +20,7 @@ class Batch:
         cu_seqlens: int32 [B+1], where the new tokens of each sequence begin.
         ropes: the tables of each name that the model's `ropes` has.
         caches: by layer; empty without a cache.
+        states: by layer, what it keeps of a sequence as a whole, in the order of its `states()`.
         types: int32 [T], of each token, where the model has a table of types; None: all 0.
         distance_bias: float [H, 2M+1], of scores in every layer, see `ops.varlen_attention`.
         embeddings: float [T, E], what the first layer reads in place of the ids' rows; None: those.
@@ -30,6 +31,7 @@ class Batch:
     cu_seqlens: Tensor
     ropes: Mapping[str, Rope] = field(default_factory=dict)
     caches: Mapping[int, Cache] = field(default_factory=dict)
+    states: Mapping[int, tuple[StateRows, ...]] = field(default_factory=dict)
     types: Tensor | None = None
     distance_bias: Tensor | None = None
     embeddings: Tensor | None = None

@@ -1,6 +1,8 @@
 """What a layer keeps of a sequence between forward passes, as declarations: the engine allocates.
 
-A layer's `states()` gives one of these for each thing it keeps. Sizes are of one sequence.
+A layer's `states()` gives one of these for each thing it keeps. What grows by the token lies in
+blocks that sequences take (`Paged`, `Latent`); what has one size lies in a row of each sequence
+(`Recurrent`, `Conv`) and is known at its last token only, so that no prefix of it can be shared.
 """
 
 from __future__ import annotations
@@ -29,53 +31,54 @@ class Paged:
     window: int | None = None
     dtype: np.dtype | None = None
 
-    def bytes_per_token(self, activations: np.dtype, packed: KVForm | None = None) -> int:
-        if packed is None:
-            rows = (self.head_dim + self.v_head_dim) * (self.dtype or activations).itemsize
-        else:
-            rows = packed.nbytes(self.head_dim) + packed.nbytes(self.v_head_dim)
-        return self.kv_heads * rows
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of a head's vector in each tensor."""
+        return self.head_dim, self.v_head_dim
 
 
 @dataclass(frozen=True)
 class Latent:
-    """One vector [width] of every token, which keys and values are products of (MLA)."""
+    """One vector [width] of every token, which keys and values are products of (MLA): both are
+    read from it."""
 
     width: int
+    window: int | None = None
     dtype: np.dtype | None = None
+    kv_heads = 1
 
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        return self.width * (self.dtype or activations).itemsize
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,)
 
 
 @dataclass(frozen=True)
 class Recurrent:
-    """One tensor that every token changes; it cannot be taken back unless `rewindable`."""
+    """One tensor that every token changes.
+
+    Attributes:
+        shape: of one sequence, such as [H, D, N]; it begins as zeros.
+        rewindable: whether the layer can go back some tokens by itself; else whoever may take
+            tokens back copies the row before.
+    """
 
     shape: tuple[int, ...]
-    dtype: np.dtype = dtypes.float32
+    dtype: np.dtype | None = dtypes.float32
     rewindable: bool = False
-
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        return 0
-
-    def bytes_per_sequence(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Conv:
-    """The last width - 1 inputs [channels] of a causal convolution."""
+    """The last width - 1 inputs [channels] of a causal convolution, the newest last: zeros before
+    the first."""
 
     channels: int
     width: int
-    dtype: np.dtype = dtypes.float32
+    dtype: np.dtype | None = None
 
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        return 0
-
-    def bytes_per_sequence(self) -> int:
-        return self.channels * (self.width - 1) * self.dtype.itemsize
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.width - 1, self.channels
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,6 @@ class Cross:
     kv_heads: int
     head_dim: int
 
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class Shares:
@@ -95,8 +95,19 @@ class Shares:
 
     layer: int
 
-    def bytes_per_token(self, activations: np.dtype) -> int:
-        return 0
+
+ByToken = Paged | Latent
+ByRow = Recurrent | Conv
+State = ByToken | ByRow | Cross | Shares
 
 
-State = Paged | Latent | Recurrent | Conv | Cross | Shares
+def token_bytes(state: ByToken, activations: np.dtype, packed: KVForm | None = None) -> int:
+    """Bytes of one token; `packed`: the form of all that is kept by token."""
+    if packed is not None:
+        return state.kv_heads * sum(map(packed.nbytes, state.widths))
+    return state.kv_heads * sum(state.widths) * (state.dtype or activations).itemsize
+
+
+def row_bytes(state: ByRow, activations: np.dtype) -> int:
+    """Bytes of one sequence."""
+    return math.prod(state.shape) * (state.dtype or activations).itemsize

@@ -29,69 +29,81 @@ MIXES = {
 }  # fmt: skip
 
 
-class Pool(SimpleNamespace):
-    """What a budget asks of a pool."""
+class Pool:
+    """What a budget asks of a pool: groups (window, bytes of a block), bytes of a row."""
 
-    windows: tuple[int | None, ...]
-    counts: list[int]
-    each: tuple[int, ...]
     block_size = SIZE
 
+    def __init__(self, groups, row_bytes):
+        self.windows, self._each = zip(*groups, strict=True)
+        self.counts, self.rows = [0] * len(groups), SimpleNamespace(count=0, row_bytes=row_bytes)
+
     def block_bytes(self, group):
-        return self.each[group]
+        return self._each[group]
 
     @property
     def nbytes(self):
-        return self.bytes_of(self.counts)
+        return self.bytes_of([*self.counts, self.rows.count])
 
     def bytes_of(self, counts):
-        return sum(n * b for n, b in zip(counts, self.each, strict=True))
+        sizes = [*self._each, self.rows.row_bytes]
+        return sum(n * b for n, b in zip(counts, sizes, strict=True))
+
+    def least(self, length):
+        """Blocks, and a row, for one job whose prompt is cut as finely as can be."""
+        return [*most_blocks(length, self.windows, SIZE, SIZE), 1]
+
+    def take(self, room):
+        self.counts, self.rows.count = room.counts, room.rows
 
 
-BACKEND = SimpleNamespace(prefill_chunk=CHUNK, free_memory=lambda: 1 << 30)
-GROUPS = st.lists(
-    st.tuples(st.sampled_from((None, 1, 20, 128, 4096)), st.integers(1, 900)),
-    min_size=1,
-    max_size=3,
+BACKEND = SimpleNamespace(
+    prefill_chunk=CHUNK, free_memory=lambda: 1 << 30, row_buckets=(1, 2, 4, 8), sequence_rows=8
+)
+POOLS = st.builds(
+    Pool,
+    st.lists(
+        st.tuples(st.sampled_from((None, 1, 20, 128, 4096)), st.integers(1, 900)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from((0, 1, 700, 90_000)),
 )
 
 
-@given(GROUPS, st.lists(st.integers(1, 9000), min_size=1, max_size=9), st.integers(0, 2_000_000))
-def test_a_budget_is_used_up_and_never_exceeded(groups, lengths, budget):
-    windows, each = zip(*groups, strict=True)
-    pool = Pool(windows=windows, each=each, counts=[0] * len(groups))
-    least = [max(most_blocks(n, (w,), SIZE, SIZE)[0] for n in lengths) for w in windows]
-    if pool.bytes_of(least) > budget:
+@given(POOLS, st.lists(st.integers(1, 9000), min_size=1, max_size=9), st.integers(0, 2_000_000))
+def test_a_budget_is_used_up_and_never_exceeded(pool, lengths, budget):
+    if pool.bytes_of(pool.least(max(lengths))) > budget:
         with pytest.raises(OptionError, match="are needed"):
             wanted_room(pool, lengths, BACKEND, budget)
         return
     room = wanted_room(pool, lengths, BACKEND, budget)
-    rest = budget - pool.bytes_of(room.counts)
+    has = [*room.counts, room.rows]
+    rest = budget - pool.bytes_of(has)
     assert rest >= 0
-    sums = [0] * len(groups)
+    sums = [0] * len(has)
     for length in lengths:
-        need = most_blocks(length, windows, SIZE, room.chunk)
-        assert all(has >= n for has, n in zip(room.counts, need, strict=True))
+        need = [*most_blocks(length, pool.windows, SIZE, room.chunk), bool(pool.rows.row_bytes)]
+        assert all(a >= n for a, n in zip(has, need, strict=True))
         sums = [a + b for a, b in zip(sums, need, strict=True)]
-    for has, wanted, size in zip(room.counts, sums, each, strict=True):
-        assert has >= wanted or rest < size  # room for one more is left only to who needs none
-    pool.counts = room.counts
+    sums[-1] = min(sums[-1], BACKEND.sequence_rows)
+    sizes = [*map(pool.block_bytes, range(len(pool.counts))), pool.rows.row_bytes]
+    for count, wanted, size in zip(has, sums, sizes, strict=True):
+        assert count >= wanted or rest < size  # room for one more is left only to who needs none
+    pool.take(room)
     assert wanted_room(pool, lengths, BACKEND, budget) == room
 
 
-@given(GROUPS, st.integers(1, 9000), st.integers(1, 9000), st.floats(0.3, 1))
-def test_a_budget_that_falls_is_kept_to(groups, first, second, part):
-    windows, each = zip(*groups, strict=True)
-    pool = Pool(windows=windows, each=each, counts=[0] * len(groups))
-    pool.counts = wanted_room(pool, [first], BACKEND, 1 << 40).counts
+@given(POOLS, st.integers(1, 9000), st.integers(1, 9000), st.floats(0.3, 1))
+def test_a_budget_that_falls_is_kept_to(pool, first, second, part):
+    pool.take(wanted_room(pool, [first], BACKEND, 1 << 40))
     budget = int(pool.nbytes * part)
     try:
         room = wanted_room(pool, [second], BACKEND, budget)
     except OptionError:
-        least = most_blocks(second, windows, SIZE, SIZE)
-        assert pool.bytes_of(least) > budget
+        assert pool.bytes_of(pool.least(second)) > budget
     else:
-        assert pool.bytes_of(room.counts) <= budget
+        assert pool.bytes_of([*room.counts, room.rows]) <= budget
 
 
 @pytest.fixture(scope="module", params=MIXES)
