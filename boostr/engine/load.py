@@ -128,8 +128,8 @@ def _check_schemes(quantize: str | None, embeddings: str | bool | None) -> None:
 def _under(adapter: Adapter | None, made: AnyModel, backend: Backend, trainable: bool) -> AnyModel:
     """A model with an adapter over its weights, if any, which may be trained."""
     if adapter is not None:
-        apply_adapter(made.module, adapter, backend, made.classifier)
-    if trainable:
+        apply_adapter(made.module, adapter, backend, made.classifier, trainable)
+    elif trainable:
         made.make_trainable()
     return made
 

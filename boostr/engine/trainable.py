@@ -12,7 +12,6 @@ from boostr.models.base import GENERATES
 from boostr.models.save import carry_over, new_folder, save_folder
 from boostr.nn.batch import Batch
 from boostr.nn.module import Module
-from boostr.operands import LowRank
 from boostr.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -105,29 +104,19 @@ class Trainable:
 
 
 def train_all(module: Module, backend: Backend, source: str) -> None:
-    """Give a module floats of its own, which may be written and require gradients; under an adapter
-    the adapter's alone.
+    """Give a module floats of its own, which may be written and require gradients.
 
     Raises:
-        OptionError: a packed weight without an adapter, which cannot be trained.
+        OptionError: a packed weight, which cannot be trained.
     """
-    adapted = any(isinstance(weight, LowRank) for weight in module.weights().values())
     for name, owner, attribute in module.places():
         weight = getattr(owner, attribute)
-        if isinstance(weight, LowRank):
-            down, up = (_trained(part, backend) for part in (weight.down, weight.up))
-            setattr(owner, attribute, weight._replace(down=down, up=up))
-        elif not adapted:
-            if not isinstance(weight, Tensor):
-                raise OptionError(
-                    f"trainable: {name} of {source} is packed, and packed weights cannot be "
-                    "trained; put an adapter over them, or load with dtype='float32' or 'bfloat16' "
-                    "and without quantize="
-                )
-            setattr(owner, attribute, _trained(weight, backend))
-
-
-def _trained(weight: Tensor, backend: Backend) -> Tensor:
-    own = Tensor.wrap(backend.owned(weight.data), backend)
-    own.requires_grad = True
-    return own
+        if not isinstance(weight, Tensor):
+            raise OptionError(
+                f"trainable: {name} of {source} is packed, and packed weights cannot be trained; "
+                "put an adapter over them, or load with dtype='float32' or 'bfloat16' and without "
+                "quantize="
+            )
+        own = Tensor.wrap(backend.owned(weight.data), backend)
+        own.requires_grad = True
+        setattr(owner, attribute, own)

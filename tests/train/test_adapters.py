@@ -106,6 +106,23 @@ def test_modules_that_are_several_parameters(tmp_path):
     close(again.logits(IDS), want, 1e-6)
 
 
+def test_a_loaded_one_goes_on(tmp_path):
+    """What is loaded as trainable is float32, one A of q, k and v, and nothing else trains."""
+    folder, data = cases.checkpoint(named("phi3/window"), tmp_path), cases.DATA / "peft" / "packed"
+    model = boostr.load(folder, backend="numpy", adapter=data, trainable=True)
+    trained = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+    assert len(trained) == len({id(t) for t in model.parameters() if t.requires_grad})
+    assert sum(name.endswith("lora_A.weight") for name in trained) == 2 * 4
+    for tensor in model.parameters():
+        if tensor.requires_grad:
+            tensor.assign(tensor.numpy() * np.float32(0.5))
+    model.save_adapter(tmp_path / "a")
+    layers, before = read_adapter(tmp_path / "a").layers, read_adapter(data).layers
+    assert layers.keys() == before.keys()
+    for name, own in layers.items():
+        np.testing.assert_array_equal(own.up * 2, before[name].up)
+
+
 def test_tied_tables_keep_their_tie(tmp_path):
     model = boostr.load(cases.checkpoint(named("llama/tied"), tmp_path), backend="numpy")
     before = model.logits(IDS)
