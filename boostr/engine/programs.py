@@ -44,7 +44,6 @@ class Programs:
     def __init__(self, backend: Backend, most: int) -> None:
         self.backend, self.captures, self._most = backend, 0, most
         self._kept: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._met: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -61,22 +60,17 @@ class Programs:
             return program.outputs, program
         return known.program.run(), known.program
 
-    def over(
-        self, key: Hashable, make: Callable[[], Pass], given: Any, *, recorded: bool,
-        at_once: bool = False,
-    ) -> Any:  # fmt: skip
-        """What a pass over `given` gives; where it is to be recorded, it is from its second time
-        on, as one that comes once is not worth it, or `at_once`."""
+    def over(self, key: Hashable, make: Callable[[], Pass], given: Any, *, recorded: bool) -> Any:
+        """What a pass over `given` gives. One that is to be recorded is when it is met first: that
+        costs hardly more than to run it."""
         known = self._known(key)
         if known is not None and known.fill is not None:
             known.fill(given)
             return known.program.run()
         made = make()
         made.fill(given)
-        if recorded and (at_once or key in self._met):
-            return self._record(key, made, made.fill).outputs
         if recorded:
-            self._met.add(key)
+            return self._record(key, made, made.fill).outputs
         with no_grad():
             return made()
 

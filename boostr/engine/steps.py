@@ -115,7 +115,7 @@ class Steps:
         key = ("prefill", T, B, width, variant)
         return self._programs.over(
             key, lambda: PromptStep(self, T, B, width, variant), parts,
-            recorded=padded or single, at_once=single,
+            recorded=padded or single,
         )  # fmt: skip
 
 

@@ -254,7 +254,7 @@ class WgpuBackend(Primitives):
             command = (pipeline.handle, group.handle, packed, size, x, y, z, (group, pipeline))
             if recorder is not None:
                 recorder.add(pipeline.name, command, reads, writes)
-            elif self._debug >= 2:
+            if recorder is None and self._debug >= 2:
                 self._timed(pipeline.name, command, values, (*reads, *writes))
             else:
                 self.queue.add(command)
@@ -294,5 +294,4 @@ class WgpuBackend(Primitives):
             raise
         finally:
             self._capture.recorder = None
-        program.run()
         return outputs, program

@@ -17,7 +17,8 @@ _OFTEN = 2  # runs after which a program is worth being prepared
 
 
 class Recorder:
-    """The capture under way: its commands, its memory, and the buffers of others that it uses."""
+    """The capture under way: its commands, which are run meanwhile, its memory, and the buffers of
+    others that it uses."""
 
     def __init__(self, pool: Pool) -> None:
         self.arena = Arena(pool)
@@ -57,7 +58,7 @@ class WgpuProgram(Program):
     ) -> None:
         self._clock, self._queue, self._commands, self._names = clock, queue, commands, names
         self._arena, self._kept = arena, kept
-        self._runs = 0
+        self._runs = 1  # the capture
         self._replay: Replay | None = None
 
     def run(self) -> Any:
