@@ -24,6 +24,9 @@ KINDS = {
     "window": {"model_type": "mistral", "sliding_window": 6},
     "both": {"model_type": "olmo3", "sliding_window": 21, "num_hidden_layers": 2,
              "layer_types": ["full_attention", "sliding_attention"]},
+    "by length": {"max_position_embeddings": 256, "rope_scaling": {
+        "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 5.0, 9.0],
+        "original_max_position_embeddings": 32}},
 }  # fmt: skip
 WAYS = [
     {},
