@@ -42,6 +42,10 @@ class ModelFileError(BoostrError, ValueError):
     """A model file or folder that is malformed, incomplete, or not supported."""
 
 
+class DataError(BoostrError, ValueError):
+    """Training data that is malformed, or of which nothing can be learned."""
+
+
 class NumericsError(BoostrError, ArithmeticError):
     """A model whose logits are nan or infinite."""
 

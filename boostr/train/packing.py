@@ -1,0 +1,114 @@
+"""Packs: samples in batches of T tokens, whole and best fitted, in an order that two numbers say.
+
+An epoch's order is a permutation of (seed, epoch). Windows of it are packed one by one: the longest
+sample first, each where least is left; what stays open goes into the next window, so that no batch
+but the last ones has much room left and no sample is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from boostr.engine.packed import PackedBatch
+from boostr.errors import OptionError
+from boostr.train.data import Dataset
+from boostr.train.pack import pack
+
+_WINDOW = 64  # batches' worth of tokens that are packed together
+_OPEN = 8  # batches that may stay open from window to window
+_FULL = 0.99  # of T: such a batch is not left open
+
+
+class Position(NamedTuple):
+    """Where a run is: the next batch, of an epoch."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class Packs:
+    """The batches of a dataset, epoch for epoch, the same for the same arguments.
+
+    Args:
+        tokens: T, the most of a batch.   max_sequences: B, the most samples of one.
+        seed: of the order.
+    Raises:
+        OptionError: a sample of more tokens than T.
+    """
+
+    def __init__(self, data: Dataset, tokens: int, max_sequences: int = 512, seed: int = 0) -> None:
+        longest = int(data.lengths.max())
+        if longest > tokens or max_sequences < 1:
+            raise OptionError(
+                f"batches of {tokens} tokens and {max_sequences} sequences: {data.name} has "
+                f"samples of {longest} tokens; raise tokens, or open the data with a lower "
+                "max_length"
+            )
+        self.data, self.tokens, self.max_sequences, self.seed = data, tokens, max_sequences, seed
+        self._epoch = functools.lru_cache(maxsize=2)(self._packed)
+
+    def batches(self, start: Position = Position()) -> Iterator[tuple[Position, PackedBatch]]:  # noqa: B008
+        """(the position behind it, batch), without end, from a position on."""
+        epoch, first = start
+        while True:
+            packs = self.epoch(epoch)
+            for index in range(first, len(packs)):
+                behind = Position(epoch, index + 1)
+                if index + 1 == len(packs):
+                    behind = Position(epoch + 1, 0)
+                yield behind, self._batch(packs[index])
+            epoch, first = epoch + 1, 0
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The samples of each batch of an epoch, int64 [B] each; every sample is in one."""
+        return self._epoch(number)
+
+    def fill(self, epoch: int = 0) -> float:
+        """The share of its batches' tokens that are of samples."""
+        return float(self.data.ends[-1]) / (len(self.epoch(epoch)) * self.tokens)
+
+    def _batch(self, samples: np.ndarray) -> PackedBatch:
+        ids, labels = zip(*(self.data[int(i)] for i in samples), strict=True)
+        return pack(ids, labels)
+
+    def _packed(self, epoch: int) -> list[np.ndarray]:
+        lengths, N = self.data.lengths, len(self.data)
+        bits = np.random.Philox(key=[self.seed, epoch])  # whose bits are the same in all versions
+        order = np.argsort(bits.random_raw(N), kind="stable")
+        sums = np.cumsum(lengths[order]) // (_WINDOW * self.tokens)
+        packs, left = list[np.ndarray](), np.empty(0, np.int64)
+        for window in np.split(order, np.flatnonzero(np.diff(sums)) + 1):
+            bins = self._fitted(np.concatenate([left, window]))
+            bins.sort(key=lambda own: -lengths[own].sum())
+            full = sum(lengths[own].sum() >= _FULL * self.tokens for own in bins)
+            full = max(full, len(bins) - _OPEN)
+            packs += bins[:full]
+            left = np.concatenate([*bins[full:], np.empty(0, np.int64)])
+        packs += self._fitted(left)
+        return [packs[i] for i in np.argsort(bits.random_raw(len(packs)), kind="stable")]
+
+    def _fitted(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Samples in bins of at most T tokens and B samples, by best fit, the longest first."""
+        lengths = self.data.lengths[samples]
+        bins: list[list[int]] = []
+        room: dict[int, list[int]] = {}  # tokens left -> bins with so many
+        left = 0  # bit c: there is a bin with c tokens left
+        for i in np.argsort(-lengths, kind="stable"):
+            n = int(lengths[i])
+            fits = left >> n
+            if fits:
+                most = n + (fits & -fits).bit_length() - 1  # the least that is enough
+                index = room[most].pop()
+                left &= ~(1 << most) if not room[most] else -1
+            else:
+                most, index = self.tokens, len(bins)
+                bins.append([])
+            bins[index].append(int(samples[i]))
+            if len(bins[index]) < self.max_sequences and most > n:
+                room.setdefault(most - n, []).append(index)
+                left |= 1 << (most - n)
+        return [np.array(own, np.int64) for own in bins]
