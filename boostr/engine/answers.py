@@ -59,7 +59,7 @@ class AnswerReranker(Reranker):
     def _logits(
         self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
     ) -> np.ndarray:
-        return self.rows(sequences, self._compute, 1)
+        return self.rows(sequences, self._compute, (len(sequences), 1))
 
 
 def _logits(module: Model, answers: Answers, batch: Batch) -> Tensor:

@@ -117,7 +117,7 @@ class ClassificationModel(Reranker):
     ) -> np.ndarray:
         if self.classifier.reads_last:
             sequences = [self._unpadded(ids) for ids in sequences]
-        return self.rows(sequences, self._compute, len(self.labels.names), types)
+        return self.rows(sequences, self._compute, (len(sequences), len(self.labels.names)), types)
 
     def _unpadded(self, ids: Sequence[int]) -> Sequence[int]:
         """Without the pad tokens at its end, which transformers passes over, the first apart."""

@@ -102,18 +102,18 @@ class EmbeddingModel(TextModel):
         before = self.sentence.prompts.choose("embed", prompt_name, prompt)
         width = self._width(truncate_dim)
         first = 0 if self.sentence.include_prompt else self._prompt_tokens(before)
-        tokens = [e.ids for e in self.encode([before + text for text in chosen], "embed", first)]
-        vectors = self._pooled(tokens, first)
+        found = self.encoded([before + text for text in chosen], "embed", first)
+        vectors = self._pooled((encoding.ids for encoding in found), len(chosen), first)
         for step in self.sentence.steps:
             vectors = step(vectors)
         return vectors[:, :width]
 
-    def _pooled(self, tokens: Sequence[Sequence[int]], first: int) -> np.ndarray:
+    def _pooled(self, tokens: Iterable[Sequence[int]], count: int, first: int) -> np.ndarray:
         """A vector of each text's hidden states from its token `first` on, float32 [N, E]."""
-        features = self.config.hidden_size
+        shape = count, self.config.hidden_size * len(self.sentence.poolings)
         if self._taken is not None and not first:
-            return self.rows(tokens, self._taken, features)
-        pooled = np.zeros((len(tokens), features * len(self.sentence.poolings)), np.float32)
+            return self.rows(tokens, self._taken, shape)
+        pooled = np.zeros(shape, np.float32)
         for index, states in self.states(tokens, self.module.last_hidden_state):
             pooled[index] = self.sentence.pool(states, first)
         return pooled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from boostr.nn.module import Module
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+_ENCODED = 512  # texts that are turned into tokens at once
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,19 @@ class TextModel(Loaded):
             OptionError: a text with nothing behind its `first` tokens, those of a prompt.
             TokenizerError: an id that the model has no row for.
         """
+        return list(self.encoded(texts, what, first))
+
+    def encoded(self, texts: Sequence[Text], what: str, first: int = 0) -> Iterator[Encoding]:
+        """As `encode`, some texts at a time, when they are asked for."""
         tokenizer = required(self.tokenizer, self.source)
-        found = encode_batch(tokenizer, texts, self.max_length, self._special_tokens)
-        for index, encoding in enumerate(found):
+        for start in range(0, len(texts), _ENCODED):
+            part = texts[start : start + _ENCODED]
+            found = encode_batch(tokenizer, part, self.max_length, self._special_tokens)
+            self._check(found, what, first, start)
+            yield from found
+
+    def _check(self, found: Sequence[Encoding], what: str, first: int, start: int) -> None:
+        for index, encoding in enumerate(found, start):
             if len(encoding.ids) <= first:
                 why = f"; the prompt before it has {first}, which leaves no room" if first else ""
                 raise OptionError(f"{what}: texts[{index}] has no tokens to pool{why}")
@@ -79,7 +91,6 @@ class TextModel(Loaded):
                     f"token id {max(encoding.ids)} is not in the model's vocabulary "
                     f"0..{self.config.vocab_size - 1}"
                 )
-        return found
 
     def token_types(self, found: Sequence[Encoding]) -> list[list[int]] | None:
         """The segment of each token; None where all are of the first, or the model has no types."""
@@ -96,28 +107,29 @@ class TextModel(Loaded):
 
     def rows(
         self,
-        sequences: Sequence[Sequence[int]],
+        sequences: Iterable[Sequence[int]],
         compute: Compute,
-        width: int,
+        shape: tuple[int, int],
         types: Sequence[Sequence[int]] | None = None,
     ) -> np.ndarray:
-        """What is computed of each sequence, a row of `width` numbers, float32 [N, width]."""
-        made = np.zeros((len(sequences), width), np.float32)
+        """What is computed of each of N sequences, a row of numbers: float32 of this shape."""
+        made = np.zeros(shape, np.float32)
         for group, computed in self._passes.over(sequences, compute, types):
-            made[group] = computed[: len(group)]
+            made[[index for index, _ in group]] = computed[: len(group)]
         return made
 
     def states(
         self,
-        sequences: Sequence[Sequence[int]],
+        sequences: Iterable[Sequence[int]],
         compute: Compute,
         types: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, what is computed of its tokens, float32 [T, ...]) of each sequence, in the order
-        of their lengths."""
+        """(index, what is computed of its tokens, float32 [T, ...]) of each sequence, in any
+        order."""
         for group, computed in self._passes.over(sequences, compute, types):
-            ends = np.cumsum([len(sequences[i]) for i in group])
-            yield from zip(group, np.split(computed, ends)[:-1], strict=True)
+            ends = np.cumsum([len(ids) for _, ids in group])
+            parts = np.split(computed, ends)[:-1]
+            yield from zip((index for index, _ in group), parts, strict=True)
 
     @property
     def weight_bytes(self) -> int:

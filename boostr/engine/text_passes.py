@@ -8,7 +8,8 @@ fill it up have no tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from threading import Lock
 
 import numpy as np
@@ -21,10 +22,12 @@ from boostr.nn.module import Module
 from boostr.tensor import Tensor
 
 Compute = Callable[[Batch], Tensor]  # what is wanted of a batch; equal ones share their programs
+Group = list[tuple[int, Sequence[int]]]  # sequences and their numbers among all
 Texts = Sequence[tuple[Sequence[int], Sequence[int] | None]]  # token ids, and types of them
 
 _LEAST_TOKENS, _TOKENS_APART = 16, 1024  # of recorded passes: powers of two, then multiples
 _MOST_PROGRAMS = 12
+_IN_SIGHT = 512  # sequences that are sorted by length at a time
 
 
 class TextPasses:
@@ -43,18 +46,19 @@ class TextPasses:
 
     def over(
         self,
-        sequences: Sequence[Sequence[int]],
+        sequences: Iterable[Sequence[int]],
         compute: Compute,
         types: Sequence[Sequence[int]] | None = None,
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices of sequences, what is computed of those packed, in float32, and rows behind it
-        that mean nothing) of each pass. One is started before the one ahead of it is read."""
+    ) -> Iterator[tuple[Group, np.ndarray]]:
+        """(which sequences, what is computed of those packed, in float32, and rows behind it that
+        mean nothing) of each pass. One is started before the one ahead of it is read, and sequences
+        are asked for as they are needed: what makes them runs while the device computes."""
         with self._turn:
             if self._weights.changed()[0]:
                 self.programs.forget()  # they read the old ones
-        started: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
-        for group in _groups([len(ids) for ids in sequences], self.backend.text_tokens):
-            texts = [(sequences[i], None if types is None else types[i]) for i in group]
+        started: deque[tuple[Group, Callable[[], np.ndarray]]] = deque()
+        for group in _groups(sequences, self.backend.text_tokens):
+            texts = [(ids, None if types is None else types[i]) for i, ids in group]
             started.append((group, self._start(texts, compute)))
             while len(started) > min(1, self.backend.run_ahead):
                 done, read = started.popleft()
@@ -123,14 +127,18 @@ def _token_bucket(tokens: int) -> int:
     return max(_LEAST_TOKENS, 1 << (tokens - 1).bit_length())
 
 
-def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of texts that are computed together, alike in length, of so many tokens at most."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or tokens + lengths[at] > most:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(at)
-        tokens += lengths[at]
-    return groups
+def _groups(sequences: Iterable[Sequence[int]], most: int) -> Iterator[Group]:
+    """Those that are computed together, alike in length among _IN_SIGHT, of so many tokens at most.
+    Of those in sight the last ones wait for others to fill their pass."""
+    numbered, waiting = iter(enumerate(sequences)), []
+    while seen := list(islice(numbered, _IN_SIGHT)):
+        group, tokens = [], 0
+        for own in sorted(waiting + seen, key=lambda own: len(own[1])):
+            if group and tokens + len(own[1]) > most:
+                yield group
+                group, tokens = [], 0
+            group.append(own)
+            tokens += len(own[1])
+        waiting = group
+    if waiting:
+        yield waiting

@@ -1,6 +1,7 @@
 """Passes over whole texts as programs: of few sizes, filled up, and used again for other texts."""
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from head_folders import DATA, WHOLE, golden, whole
 
 import boostr
+from boostr.engine import text_passes
 from boostr.engine.text_passes import TextPasses
 from boostr.io.safetensors import save
 from boostr.nn.batch import Batch
@@ -42,11 +44,11 @@ def test_every_head_in_a_program(name: str, task: str, recorded, tmp_path) -> No
     for turn in (1, -1, 1, -1):
         given = (ids[::turn], compute, None if types is None else types[::turn])
         ((group, found),) = passes.over(*given)
-        for place, i in enumerate(group):
+        for place, (i, own_ids) in enumerate(group):
             own = found[place]
             if task == "Token":
-                start = sum(len(given[0][j]) for j in group[:place])
-                own = found[start : start + len(given[0][i])]
+                start = sum(len(before) for _, before in group[:place])
+                own = found[start : start + len(own_ids)]
             np.testing.assert_allclose(own, wanted[::turn][i], rtol=1e-4, atol=5e-5)
     assert passes.programs.captures == (not model.runner.rotary.depends_on_length)
 
@@ -69,9 +71,33 @@ def test_passes_are_of_few_sizes(recorded, monkeypatch) -> None:
         texts = [rng.integers(1, 26, n).tolist() for n in counts]
         found = {}
         for group, values in passes.over(texts, compute):
-            found |= dict(zip(group, values[: len(group)].tolist(), strict=True))
+            numbers = [number for number, _ in group]
+            found |= dict(zip(numbers, values[: len(group)].tolist(), strict=True))
         assert found == {i: text[-1] * 100 + len(text) for i, text in enumerate(texts)}
     assert len(passes.programs) <= 12
+
+
+def test_sequences_are_asked_for_as_passes_start(plain_backend, monkeypatch) -> None:
+    """Not all of them before the first pass; and passes are as full as they can be."""
+    monkeypatch.setattr(type(plain_backend), "text_tokens", 100)
+    monkeypatch.setattr(text_passes, "_IN_SIGHT", 16)
+    model: Any = boostr.load(DATA / "bert_labels", backend=plain_backend)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 26, n).tolist() for n in rng.integers(1, 40, 90)]
+    asked, sizes, given = [], [], []
+
+    def sequences() -> Iterator[list[int]]:
+        for text in texts:
+            asked.append(text)
+            yield text
+
+    for group, values in TextPasses(model.runner, [model.module]).over(sequences(), Lengths()):
+        given.append(len(asked))
+        sizes.append(sum(len(ids) for _, ids in group))
+        for (number, ids), value in zip(group, values, strict=False):
+            assert ids is texts[number] and value == ids[-1] * 100 + len(ids)
+    assert given[0] <= 32 and given[-1] == 90
+    assert max(sizes) <= 100 and min(sizes[:-1]) > 100 - 40
 
 
 def test_states_of_a_pass_that_is_exactly_full(recorded) -> None:
@@ -82,9 +108,9 @@ def test_states_of_a_pass_that_is_exactly_full(recorded) -> None:
         return boostr.ops.core.take(model.module.last_hidden_state(batch), batch.first_tokens)
 
     texts = [list(range(1, 9)), list(range(9, 14)), [3, 4, 5]]  # 16 tokens, of four texts
-    alone = model.rows([texts[0]], firsts, 16)[0]
+    alone = model.rows([texts[0]], firsts, (1, 16))[0]
     for _ in range(3):
-        made = model.rows(texts, firsts, 16)
+        made = model.rows(texts, firsts, (3, 16))
         np.testing.assert_allclose(made[0], alone, rtol=1e-4, atol=1e-5)
         assert np.isfinite(made).all()
 
