@@ -93,6 +93,32 @@ def test_many_threads_capture_run_and_compute(plain_backend):
         list(pool.map(work, range(count)))
 
 
+def test_no_program_comes_between_the_kernels_of_a_product(plain_backend):
+    """Both are products of a shape whose sums may go through memory that all products share."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-3, 4, (2, 33, 33)).astype(np.float32)
+    x, y = (Tensor(v, backend=plain_backend) for v in (a, b))
+    program, over = capture(lambda: x @ x, plain_backend), threading.Event()
+
+    def replay():
+        while not over.is_set():
+            for _ in range(20):
+                program.run()
+            plain_backend.synchronize()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    runner = threading.Thread(target=replay)
+    runner.start()
+    try:
+        for _ in range(400):
+            np.testing.assert_array_equal((x @ y).numpy(), a @ b)
+    finally:
+        over.set()
+        runner.join()
+        sys.setswitchinterval(interval)
+
+
 def test_a_backend_is_opened_once(monkeypatch):
     opened = []
 

@@ -50,6 +50,8 @@ class CupyBackend(ArrayBackend):
 
     Attributes:
         caps: what the GPU can do.
+        whole: held while something is launched that no other thread may come between: the kernels
+            of a product, which share a workspace that programs use, too.
     """
 
     name = "cupy"
@@ -65,7 +67,7 @@ class CupyBackend(ArrayBackend):
             raise BackendError(f"backend cupy:{index}: this machine has {count} CUDA device(s)")
         super().__init__(cupy)
         self.caps = Caps.read(index)
-        self._capture = _Capture()
+        self._capture, self.whole = _Capture(), threading.Lock()
         self._kernels = Kernels(self.caps.arch)
         self._found: dict[str, Kernel | str] = {}
         self._debug = env.DEBUG.integer()
@@ -314,7 +316,7 @@ class CupyBackend(ArrayBackend):
         self._use()
         self._capture.capturing = True
         try:
-            return record(fn, self._use)
+            return record(fn, self._use, self.whole)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
         finally:

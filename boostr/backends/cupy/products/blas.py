@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -207,7 +206,7 @@ class Blas:
         self.known: dict[tuple, _Plan] = {}  # plans by what `linear` has at hand
         self._matmul = library().cublasLtMatmul
         self._matmul.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
-        self._lock = threading.Lock()  # a product may be several kernels that share the workspace
+        self._whole = backend.whole  # a product may be several kernels that share the workspace
 
     def run(
         self,
@@ -234,7 +233,7 @@ class Blas:
         """Start a product; addresses in the order A, B, C, D."""
         a, b, c, d = pointers
         la, lb, lc, ld = plan.layouts
-        with self._lock:
+        with self._whole:
             if bias:
                 plan.describe(_DESC_BIAS_POINTER, ctypes.c_void_p(bias))
             status = self._matmul(

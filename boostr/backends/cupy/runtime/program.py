@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import cupy
@@ -32,15 +33,19 @@ class CudaProgram(Program):
     Args:
         graph: CuPy's instantiated graph.
         use: makes its GPU the thread's current one.
+        whole: see `CupyBackend`.
         keep: the recorded function (and so the tensors it uses) and the memory pool of the capture.
     """
 
-    def __init__(self, graph: Any, use: Callable[[], None], keep: tuple[Any, ...]) -> None:
-        self._graph, self._use, self._keep = graph, use, keep
+    def __init__(
+        self, graph: Any, use: Callable[[], None], whole: Lock, keep: tuple[Any, ...]
+    ) -> None:
+        self._graph, self._use, self._whole, self._keep = graph, use, whole, keep
 
     def run(self) -> Any:
         self._use()
-        self._graph.launch(cupy.cuda.get_current_stream())
+        with self._whole:
+            self._graph.launch(cupy.cuda.get_current_stream())
         return self.outputs
 
     def __len__(self) -> int:
@@ -50,7 +55,7 @@ class CudaProgram(Program):
         return [_describe(node) for node in _nodes(self._graph.graph)]
 
 
-def record(fn: Callable[[], Any], use: Callable[[], None]) -> tuple[Any, CudaProgram]:
+def record(fn: Callable[[], Any], use: Callable[[], None], whole: Lock) -> tuple[Any, CudaProgram]:
     """Record what `fn` launches, then launch it once: its effects happen exactly once.
 
     Memory made inside comes from a pool of the program's own, so that nothing else is ever given
@@ -66,7 +71,7 @@ def record(fn: Callable[[], Any], use: Callable[[], None]) -> tuple[Any, CudaPro
             _abandon(stream)
             raise
         graph = stream.end_capture()
-    program = CudaProgram(graph, use, (fn, outputs, pool, stream))
+    program = CudaProgram(graph, use, whole, (fn, outputs, pool, stream))
     program.run()
     return outputs, program
 
