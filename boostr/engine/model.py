@@ -23,6 +23,7 @@ from boostr.models.base import Model
 from boostr.quant.kv import KVForm
 
 if TYPE_CHECKING:
+    from boostr.engine.answers import QuestionReranker
     from boostr.engine.reranker import Ranked
 
 
@@ -67,6 +68,7 @@ class LanguageModel(Loaded):
         self.eos_ids = frozenset(eos_ids) | frozenset(tokenizer.eos_ids if tokenizer else ())
         self.runner = Runner(module, backend, kv_form)
         self.engine = Engine(self.runner)
+        self._rankers: dict[str | None, QuestionReranker] = {}  # by template, with their programs
 
     # -- generation ------------------------------------------------------------------------------
     def generate(
@@ -296,8 +298,10 @@ class LanguageModel(Loaded):
         from boostr.engine.answers import QuestionReranker
         from boostr.engine.text_model import Parts
 
-        parts = Parts(self.module, self.tokenizer, self.backend, self.source)
-        ranker = QuestionReranker.by_name(parts, template)
+        ranker = self._rankers.get(template)
+        if ranker is None:
+            parts = Parts(self.module, self.tokenizer, self.backend, self.source)
+            ranker = self._rankers[template] = QuestionReranker.by_name(parts, template)
         return ranker.rerank(query, texts, top_k=top_k, prompt=instruction)
 
     @property

@@ -191,6 +191,20 @@ def test_a_decoder_is_asked_by_a_template(decoder: Any, monkeypatch: pytest.Monk
     assert (best.index, best.score) == (int(np.argmax(raw)), pytest.approx(max(raw), rel=1e-4))
 
 
+def test_what_a_template_recorded_is_used_again(
+    decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    question = replace(QUESTIONS["qwen3"], yes="y", no="n")
+    monkeypatch.setitem(QUESTIONS, "qwen3", question)
+    monkeypatch.setattr(type(decoder.backend), "records_prefill", True)
+    ranked = [decoder.rerank("q", ["a", "b"], template="qwen3") for _ in range(3)]
+    assert ranked[0] == ranked[1] == ranked[2]
+    (ranker,) = decoder._rankers.values()
+    assert ranker._passes.programs.captures == 1
+
+
 def test_templates_that_are_refused(decoder: Any) -> None:
     with pytest.raises(OptionError, match=r"template must be one of \['qwen3', 'bge'\]"):
         decoder.rerank("q", ["a"], template="gpt")
