@@ -1,7 +1,7 @@
 """The engine under load, in process: tokens a second, waiting times, and what the host does a step.
 
     python benchmarks/engine_load.py [--backend numpy] [--models 135M,1B] [--weights q8_0]
-        [--tests rows,batch,ragged,prefix,poisson] [--rows 1,4,8,16,32] [--peer]
+        [--tests rows,batch,ragged,prefix,choices,poisson] [--rows 1,4,8,16,32] [--peer]
 
 rows:    decode steps of so many rows at a depth of --depth tokens, and what the host needs for one
          through the scheduler.
@@ -10,6 +10,7 @@ batch:   --requests prompts of 32 to 512 tokens at once, 128 new each; a second 
 ragged:  16 rows of random lengths that join and leave, against 16 equal ones, in new tokens/s;
          and what a device that steps 16 rows in one time could reach, as rows run dry at the end.
 prefix:  time to the first token of a prompt of which all but the end is known, against a cold one.
+choices: several continuations of a prompt, against one and against as many prompts of its length.
 poisson: requests of 1024 tokens, 256 new, at 0.7 of the rate that all at once reach: percentiles of
          the time to the first token and between tokens.
 
@@ -218,6 +219,28 @@ class Load:
             f"{known} of {whole} tokens known: first token {warm_time * 1e3:.1f} ms, cold "
             f"{cold_time * 1e3:.1f}: {warm_time / cold_time:.2f}"
         )
+
+    def choices(self) -> Iterator[str]:
+        length, count = (4000, 16) if self.runner.backend.name != "numpy" else (250, 4)
+        for new in (1, 64):
+            one, same, apart = (
+                min(self._drawn(length, new, *counts) for _ in range(3)) * 1e3
+                for counts in ((1, 1), (1, count), (count, 1))
+            )
+            yield (
+                f"{length} tokens, {new} new: one {one:.1f} ms, {count} choices {same:.1f}, "
+                f"{count} prompts {apart:.1f}"
+            )
+
+    def _drawn(self, length: int, new: int, count: int, each: int) -> float:
+        """Seconds of so many fresh prompts, each continued so often."""
+        options = SamplingOptions(max_tokens=new, temperature=1.0)
+        rng = np.random.default_rng()
+        ids = [rng.integers(0, self.vocab, length).tolist() for _ in range(count)] * each
+        wanted = [
+            Generation.start(i, own, options, new, frozenset(), None) for i, own in enumerate(ids)
+        ]
+        return run(self.engine, wanted)[0]
 
     def _first(self, ids: list[int]) -> float:
         own = Generation.start(0, ids, SamplingOptions(max_tokens=1), 1, frozenset(), None)

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,7 +93,7 @@ class Engine:
         return max(1, rows.count) if rows.row_bytes else self.backend.sequence_rows
 
     # -- for callers -----------------------------------------------------------------------------
-    def pieces(self, sequences: Sequence[Generation], whole: bool = False) -> Iterator[Piece]:
+    def pieces(self, sequences: Sequence[Generation], whole: bool = False) -> Generator[Piece]:
         """Pieces of all sequences as they come. What is left when the iterator is closed stops.
 
         whole: the caller wants all of them: the first comes when the last is there, and the caller

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -316,18 +317,19 @@ class LanguageModel(Loaded):
         return sum(w.size for w in weights)
 
 
-def _finite(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _finite(pieces: Generator[Piece]) -> Generator[Piece]:
     """The same pieces; NumericsError in place of one that ends with an error."""
     counts = Counter[int]()
-    for piece in pieces:
-        count = counts[piece.index]
-        if piece.finish_reason == "error":
-            raise NumericsError(
-                f"the logits after {count} generated tokens are nan or infinite: the weights are "
-                "damaged, or their values are too large for the dtype; try dtype='float32'"
-            )
-        counts[piece.index] += 1
-        yield piece
+    with closing(pieces):  # Python 3.12.3 closes a generator without what its frame refers to
+        for piece in pieces:
+            count = counts[piece.index]
+            if piece.finish_reason == "error":
+                raise NumericsError(
+                    f"the logits after {count} generated tokens are nan or infinite: the weights "
+                    "are damaged, or their values are too large for the dtype; try dtype='float32'"
+                )
+            counts[piece.index] += 1
+            yield piece
 
 
 def _options(options: SamplingOptions | None, changes: Mapping[str, Any]) -> SamplingOptions:

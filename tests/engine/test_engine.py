@@ -138,6 +138,18 @@ def test_a_dropped_stream_frees_its_row(model):
     assert free_blocks(model) == model.engine.pool.counts
 
 
+def test_a_closed_stream_stops_though_its_frame_lives(model, monkeypatch):
+    """As in Python 3.12.3, which keeps what the frame of a closed generator refers to."""
+    pieces, kept = model.engine.pieces, []
+    monkeypatch.setattr(model.engine, "pieces", lambda *args: kept.append(pieces(*args)) or kept[0])
+    stream = model.stream([5, 6, 7], max_tokens=50)
+    next(stream)
+    stream.close()
+    monkeypatch.undo()
+    model.generate([9], max_tokens=2)
+    assert not model.engine._live
+
+
 def test_a_step_that_fails_ends_those_that_ran_and_no_others(model, monkeypatch):
     truth = model.generate([5, 6], max_tokens=9).token_ids
     stream = model.stream([5, 6], max_tokens=9)
