@@ -61,19 +61,19 @@ class CompiledStep:
         self._count = Tensor(np.ones((), np.float32), backend=model.backend)
         ropes = model.runner.rotary.decode(tokens, self._positions)
         self._batch = Batch(self._ids, self._positions, self._starts, ropes)
-        self._program: Program | None = None
+        self.program: Program | None = None
 
     def __call__(self, batch: PackedBatch) -> StepMetrics:
         """Make a step on a batch of at most `tokens` tokens; parameters and state change."""
         self._fill(batch)
-        if self._program is None:
-            self._program = capture(self._step, self._model.backend, grad=True)
+        if self.program is None:
+            self.program = capture(self._step, self._model.backend, grad=True)
         else:
-            self._program.run()
+            self.program.run()
             for written in self._optimizer.params:
                 written.written()
         read = self._model.backend.start_read
-        return StepMetrics([read(t.data) for t in self._program.outputs], batch.target_count)
+        return StepMetrics([read(t.data) for t in self.program.outputs], batch.target_count)
 
     def _step(self) -> tuple[Tensor, Tensor]:
         module, optimizer = self._model.module, self._optimizer
