@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def ours(options: argparse.Namespace) -> dict:
     from boostr import train
 
     config = {**SHAPES[options.shape], **COMMON}
-    model = boostr.create("llama", config, backend=options.backend, dtype=options.dtype)
+    model: Any = boostr.create("llama", config, backend=options.backend, dtype=options.dtype)
     backend = model.backend
     if options.lora:
         train.add_lora(model, r=16, alpha=32)
@@ -75,7 +76,7 @@ def ours(options: argparse.Namespace) -> dict:
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, config["vocab_size"], n).tolist() for n in lengths(options, rng)]
     batch = train.pack(ids)
-    compiled = train.compile_step(model, optimizer, tokens=options.tokens)
+    compiled: Any = train.compile_step(model, optimizer, tokens=options.tokens)
     start = time.perf_counter()
     first = compiled(batch).loss
     start = time.perf_counter() - start

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from boostr import train as train
     from boostr.autograd import gradcheck as gradcheck
     from boostr.autograd import no_grad as no_grad
+    from boostr.checkpoint import checkpoint as checkpoint
     from boostr.dispatch import coverage as coverage
     from boostr.dispatch import strict as strict
     from boostr.engine.convert import convert as convert
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # numpy is.
 _LAZY = {
     "SamplingOptions": "boostr.engine.options",
+    "checkpoint": "boostr.checkpoint",
     "convert": "boostr.engine.convert",
     "create": "boostr.engine.create",
     "fuse": "boostr.engine.fuse",

@@ -208,6 +208,13 @@ def gradients(
     return [found.get(key) for key in wanted]
 
 
+def leaves_below(output: Tensor) -> list[Tensor]:
+    """The tensors that a backward from `output` would end at, each once."""
+    places = [place_of(output)] if output.node is None else []
+    places += [p for node in _topological([output]) for p in node.places if p is not None]
+    return list({id(p[0]): p[0] for p in places if not isinstance(p[0], Node)}.values())
+
+
 def _seed(output: Tensor, gradient: Tensor | None) -> Tensor:
     if not output.requires_grad:
         raise OptionError("backward: no input of this tensor requires a gradient")

@@ -136,6 +136,11 @@ def tensors_in(args: Any) -> Iterator[Tensor]:
             yield from tensors_in(arg)
 
 
+def is_recorded(args: Any) -> bool:
+    """Whether what is computed of these arguments is on the tape."""
+    return autograd.is_enabled() and any(t.requires_grad for t in tensors_in(args))
+
+
 def _taken_apart(args: Any) -> str | None:
     """What form a weight among the arguments has that products take apart, if one has: its parts
     go through the same ops, and strict mode checks these."""

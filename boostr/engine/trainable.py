@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from boostr.engine.packed import PackedBatch
 from boostr.errors import OptionError, TokenizerError
-from boostr.models.base import GENERATES
+from boostr.models.base import GENERATES, RECOMPUTE
 from boostr.models.save import carry_over, new_folder, save_folder
 from boostr.nn.batch import Batch
 from boostr.nn.module import Module
@@ -54,6 +54,18 @@ class Trainable:
         """See `trainable` of `boostr.load`."""
         for _, module in self.modules():
             train_all(module, self.runner.backend, self.source)
+
+    @property
+    def recompute(self) -> str:
+        """ "none", or "layer": backward computes a layer again instead of keeping what it computed,
+        a quarter more work for a fraction of the memory."""
+        return self.module.recompute
+
+    @recompute.setter
+    def recompute(self, policy: str) -> None:
+        if policy not in RECOMPUTE:
+            raise OptionError(f"recompute must be one of {RECOMPUTE}, got {policy!r}")
+        self.module.recompute = policy
 
     # -- forward ---------------------------------------------------------------------------------
     def __call__(self, batch: PackedBatch) -> Tensor:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from boostr.models.plan import LoadPlan
 
 GENERATES = "generate"
+RECOMPUTE = ("none", "layer")
 
 
 def last_of(states: Iterator[Tensor]) -> Tensor:
@@ -40,12 +41,14 @@ class Model(Module):
         config: its sizes under Hugging Face's names, of which the engine reads model_type,
             vocab_size, hidden_size and max_position_embeddings.
         capabilities: what it is for: "generate", "embed".
+        recompute: of RECOMPUTE: whether backward computes layers again or keeps what they made.
         keys: of its config.json what is inert or refused in this family alone.
         gguf: how it lies in GGUF; files are written as the first.
         ropes: the tables of cosines and sines that `hidden` wants in the batch, by name.
     """
 
     capabilities: ClassVar[frozenset[str]]
+    recompute = "none"
     keys: ClassVar[Table] = {}
     gguf: ClassVar[tuple[Architecture, ...]] = ()
     config: Any

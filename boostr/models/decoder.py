@@ -51,7 +51,7 @@ class CausalLM(StackModel):
 
     def hidden(self, batch: nn.Batch) -> Tensor:
         """Hidden states [T, E] of packed tokens before the final norm."""
-        return last_of(self.model(batch))
+        return last_of(self.model(batch, self.recompute))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits float32 [N, V] of hidden states [N, E]."""

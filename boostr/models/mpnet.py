@@ -33,9 +33,9 @@ class Stack(stack.Stack):
         self.relative_attention_bias: Any = nn.Parameter((rows, heads), "vector")
         self._buckets: Any = Constant(buckets())
 
-    def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
+    def __call__(self, batch: nn.Batch, recompute: str = "none") -> Iterator[Tensor]:
         bias = core.take(self.relative_attention_bias, self._buckets).transpose()
-        return super().__call__(replace(batch, distance_bias=bias))
+        return super().__call__(replace(batch, distance_bias=bias), recompute)
 
 
 class Model(encoder.Model):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from boostr import nn
+from boostr.checkpoint import checkpoint
 from boostr.models.base import Model, last_of
 from boostr.models.config import ModelConfig
 from boostr.nn.norm import maybe_norm
@@ -37,12 +39,15 @@ class Stack(nn.Module):
         self.norm = maybe_norm(E, config.norm)
         self._spec = spec
 
-    def __call__(self, batch: nn.Batch) -> Iterator[Tensor]:
+    def __call__(self, batch: nn.Batch, recompute: str = "none") -> Iterator[Tensor]:
         """Hidden states after the embedding and after each layer, none of them kept."""
         x = self._embedded(batch)
         yield x
         for layer in self.in_turn():
-            x = layer(x, batch)
+            if recompute == "layer":
+                x = checkpoint(partial(_run, layer, batch), x)
+            else:
+                x = layer(x, batch)
             yield x
 
     def in_turn(self) -> Iterable[Any]:
@@ -73,6 +78,10 @@ class Stack(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
+def _run(layer: Callable[..., Tensor], batch: nn.Batch, x: Tensor) -> Tensor:
+    return layer(x, batch)
+
+
 class StackModel(Model):
     """A stack, and what a subclass makes of its hidden states. Families whose layers are of another
     form than `nn.Block` set `block`, those that do not run each once `stack`."""
@@ -91,7 +100,7 @@ class StackModel(Model):
 
     def last_hidden_state(self, batch: nn.Batch) -> Tensor:
         """Hidden states [T, E] of packed tokens, after the final norm if there is one."""
-        return self.model.ended(last_of(self.model(batch)))
+        return self.model.ended(last_of(self.model(batch, self.recompute)))
 
     def hidden_states(self, batch: nn.Batch) -> list[Tensor]:
         """Hidden states [T, E] after the embedding, each layer, and for the last the final norm."""

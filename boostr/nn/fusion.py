@@ -12,11 +12,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from boostr import dtypes, ops
-from boostr.dispatch import Op
+from boostr import autograd, dtypes, ops
+from boostr.dispatch import Op, is_recorded
 from boostr.errors import OptionError, ShapeError
 from boostr.operands import Cache, HeadNorms, Norm, Rope
-from boostr.ops.linear import Weight
+from boostr.ops.linear import (
+    Weight,
+    bias_gradient,
+    linear_input_gradient,
+    linear_weight_gradient,
+)
 from boostr.options import AttentionOptions, attention_options
 from boostr.tensor import Tensor
 
@@ -92,7 +97,10 @@ def products(
                 f"products: a weight must be [N, {x.shape[-1]}], got {list(weight.shape)}"
             )
     wanted = x.dtype if dtype is None else dtypes.parse(dtype)
-    return _products(x, norm, list(weights), list(biases), activation, wanted)
+    operands = (x, norm, list(weights), list(biases))
+    if activation is not None and is_recorded(operands):
+        return _activated(_products(*operands, None, wanted), activation)
+    return _products(*operands, activation, wanted)
 
 
 def _products_of(
@@ -100,10 +108,46 @@ def _products_of(
     dtype: np.dtype,
 ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
     h = x if norm is None else normed(x, norm)
-    first, *more = (ops.linear(h, w, b, dtype=dtype) for w, b in zip(weights, biases, strict=True))
+    made = tuple(ops.linear(h, w, b, dtype=dtype) for w, b in zip(weights, biases, strict=True))
     if activation is None:
-        return (first, *more) if more else first
-    return _GATED[activation](first, *more) if more else _ACTS[activation](first)
+        return made if len(weights) > 1 else made[0]
+    return _activated(made, activation)
+
+
+def _activated(made: Tensor | tuple[Tensor, ...], activation: str) -> Tensor:
+    made = (made,) if isinstance(made, Tensor) else made
+    return _ACTS[activation](*made) if len(made) == 1 else _GATED[activation](*made)
+
+
+def _products_vjp(
+    given, outputs, x: Tensor, norm: Norm | None, weights: list, biases: list,
+    activation: str | None, dtype: np.dtype,
+):  # fmt: skip
+    """The norm is computed again, so that its result need not be kept; the gradients of what all
+    products read are added up by the products."""
+    with autograd.set_enabled(True):
+        h = x if norm is None else normed(x, norm)
+    dh, dweights, dbiases = None, [], []
+    for g, weight, bias in zip(_as_tuple(given), weights, biases, strict=True):
+        dweight = dbias = None
+        if g is not None:
+            if h.requires_grad:
+                dh = linear_input_gradient(g, weight, h.dtype, dh)
+            if isinstance(weight, Tensor) and weight.requires_grad:
+                dweight = linear_weight_gradient(g, h.detach(), weight.dtype, None)
+            dbias = bias_gradient(g, bias)
+        dweights.append(dweight)
+        dbiases.append(dbias)
+    if norm is None or dh is None:
+        return dh, None, dweights, dbiases, None, None
+    inputs = [x, norm.weight] if norm.bias is None else [x, norm.weight, norm.bias]
+    dx, *dnorm = autograd.gradients(h, inputs, dh)
+    return dx, (None, *dnorm, *[None] * (4 - len(dnorm))), dweights, dbiases, None, None
+
+
+def _as_tuple(given: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients of results, of which there may be one alone."""
+    return given if isinstance(given, tuple) else (given,)
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:
@@ -261,7 +305,9 @@ def _norm_added(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> Tenso
     return residual + (y if factor == 1.0 else y * factor)
 
 
-_products = Op("products", _products_of, fusion=True)
+_products = Op(
+    "products", _products_of, _products_vjp, saves=("x", "norm", "weights", "biases"), fusion=True
+)
 _attention_inputs = Op("attention_inputs", _inputs_of, fusion=True)
 _attend = Op("attend", _attended, fusion=True)
 _product = Op("product", _product_of, fusion=True)

@@ -134,9 +134,10 @@ def _rounded(h: Tensor, weight: QuantizedTensor) -> Tensor:
 
 
 # -- gradients -----------------------------------------------------------------------------------
-def _input_gradient(g: Tensor, weight: Plain, dtype: np.dtype) -> Tensor:
-    """dx [..., K] of `dtype`: g [..., N] · weight, summed in float32 or wider. What rounding x does
-    under "w8a8" is taken for 0 (a straight-through estimate)."""
+def _input_gradient(g: Tensor, weight: Plain, dtype: np.dtype, into: Tensor | None) -> Tensor:
+    """dx [..., K] of `dtype`: g [..., N] · weight, summed in float32 or wider; or added to `into`,
+    which is returned. What rounding x does under "w8a8" is taken for 0 (a straight-through
+    estimate)."""
     N, K = weight.shape
     flat = wide(g).reshape(-1, N)
     if isinstance(weight, Tensor):
@@ -150,7 +151,8 @@ def _input_gradient(g: Tensor, weight: Plain, dtype: np.dtype) -> Tensor:
         dx = next(parts)
         for part in parts:
             dx = dx + part
-    return core.cast(dx.reshape(*g.shape[:-1], K), dtype)
+    dx = dx.reshape(*g.shape[:-1], K)
+    return core.cast(dx, dtype) if into is None else into.assign(into + dx)
 
 
 def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> Tensor:
@@ -165,14 +167,20 @@ def _vjp(
     g: Tensor, y: Tensor, x: Tensor, weight: Plain, bias: Tensor | None,
     residual: Tensor | None, dtype: np.dtype,
 ):  # fmt: skip
-    dx = dw = db = None
+    dx = dw = None
     if x.requires_grad:
-        dx = linear_input_gradient(g, weight, x.dtype)
+        dx = linear_input_gradient(g, weight, x.dtype, None)
     if not isinstance(weight, QuantizedTensor) and weight.requires_grad:
         dw = linear_weight_gradient(g, x, weight.dtype, None)
-    if bias is not None and bias.requires_grad:
-        db = core.cast(core.sum(wide(g).reshape(-1, bias.shape[0]), 0), bias.dtype)
-    return dx, dw, db, None if residual is None else core.cast(g, residual.dtype), None
+    dresidual = None if residual is None else core.cast(g, residual.dtype)
+    return dx, dw, bias_gradient(g, bias), dresidual, None
+
+
+def bias_gradient(g: Tensor, bias: Tensor | None) -> Tensor | None:
+    """dbias [N]: the sum of the rows of g [..., N], in float32; None if it is not asked for."""
+    if bias is None or not bias.requires_grad:
+        return None
+    return core.cast(core.sum(wide(g).reshape(-1, bias.shape[0]), 0), bias.dtype)
 
 
 _linear = Op("linear", _composite, vjp=_vjp, saves={"x": "weight", "weight": "x"})

@@ -181,7 +181,7 @@ class _Gradients:
         """Of the rows of a chunk, d being the gradient of their logits."""
         d = self._head.backward(d, logits)
         if self._wants[0]:
-            self._dh.append(linear_input_gradient(d, self._weight, self._h.dtype))
+            self._dh.append(linear_input_gradient(d, self._weight, self._h.dtype, None))
         if self._wants[1]:
             self._dw = linear_weight_gradient(d, self._h[rows], d.dtype, self._dw)
         if self._wants[2]:

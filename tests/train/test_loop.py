@@ -182,10 +182,30 @@ def test_sixteen_bits(make, sequences):
     assert sum(m is not None for m in masters) == 15  # all matrices
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_layers_computed_again(make, sequences, captured):
+    """Bit for bit, eager and as a program."""
+    found = []
+    for policy in ("none", "layer"):
+        model, batch = make(), train.pack(sequences)
+        model.recompute = policy
+        optimizer = train.AdamW(model.parameters(), lr=3e-3)
+        if captured:
+            step = train.compile_step(model, optimizer, tokens=40, max_sequences=6)
+            found.append([step(batch).grad_norm for _ in range(3)])
+        else:
+            model.loss(batch).backward()
+            found.append([p.grad.numpy() for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_refuses(make, sequences):
     model = make()
     with refused(OptionError, "loss", "counts"):
         model.loss(train.pack(sequences, [[-100] * len(s) for s in sequences]))
+    with refused(OptionError, "recompute", "layer", "all"):
+        model.recompute = "all"
     with refused(OptionError, "clip_grad_norm", "backward"):
         train.clip_grad_norm(model.parameters(), 1.0)
     step = train.compile_step(model, train.SGD(model.parameters()), tokens=8, max_sequences=2)

@@ -30,7 +30,9 @@ def _refusal(backend: Any, *kinds: np.dtype) -> str | None:
     return None
 
 
-def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
+def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype, into: Tensor | None) -> str | None:
+    if into is not None and not (into.dtype == dtype and _is_dense(into)):
+        return f"adding {dtype} to {into.dtype} of strides {into.data.strides}"
     if isinstance(weight, Tensor):
         return _refusal(g.backend, g.dtype, weight.dtype, dtype)
     return _refusal(g.backend, g.dtype, dtype) or form_refusal(form_of(weight))
@@ -46,10 +48,15 @@ def _is_dense(x: Tensor) -> bool:
     return x.backend.is_contiguous(x.data)
 
 
-def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
+def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype, into: Tensor | None) -> Tensor:
     backend: CupyBackend = g.backend  # type: ignore[assignment]
     w = weight if isinstance(weight, Tensor) else dequantize(weight, dtype)
-    dx = blas.matmul(backend, _matrix(backend, g, dtype), _matrix(backend, w, dtype))
+    sides = (_matrix(backend, g, dtype), _matrix(backend, w, dtype))
+    if into is not None:
+        blas.matmul(backend, *sides, add_to=into.data.reshape(-1, w.shape[1]))
+        into.written()
+        return into
+    dx = blas.matmul(backend, *sides)
     return Tensor.wrap(dx.reshape(*g.shape[:-1], w.shape[1]), backend)
 
 

@@ -26,7 +26,7 @@ def _refusal(*kinds: np.dtype) -> str | None:
     return None if wrong is None else f"dtype {wrong} is none of float32, float16, bfloat16"
 
 
-def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype) -> str | None:
+def _input_supports(g: Tensor, weight: Weight, dtype: np.dtype, into: Tensor | None) -> str | None:
     if isinstance(weight, Tensor):
         return _refusal(g.dtype, weight.dtype, dtype)
     return _refusal(g.dtype, dtype) or refusal(weight)
@@ -36,11 +36,12 @@ def _weight_supports(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None)
     return _refusal(g.dtype, x.dtype, dtype)
 
 
-def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype) -> Tensor:
+def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype, into: Tensor | None) -> Tensor:
     backend: WgpuBackend = g.backend  # type: ignore[assignment]
     w = weight if isinstance(weight, Tensor) else dequantize(weight, dtype)
-    dx = gemm.matmul(backend, _matrix(backend, g), w.data, dtype)
-    return Tensor.wrap(backend.reshape(dx, (*g.shape[:-1], w.shape[1])), backend)
+    made = gemm.matmul(backend, _matrix(backend, g), w.data, dtype)
+    dx = Tensor.wrap(backend.reshape(made, (*g.shape[:-1], w.shape[1])), backend)
+    return dx if into is None else into.assign(into + dx)
 
 
 def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None) -> Tensor:
