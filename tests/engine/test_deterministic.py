@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from tiny_model import make_tiny
 
@@ -47,6 +50,22 @@ def test_the_same_bits_in_any_company(tmp_path, form):
         first, *_, last = model.generate_batch(mixed, options=options)
         assert bits(first) == bits(last) == truth
     assert last.timings.prompt_tokens == 300 - 256
+
+
+def test_threads_change_no_bits(model):
+    prompts = [PROMPT[:n] for n in (1, 40, 200)]
+    truth = [bits(model.generate(prompt, options=SAME)) for prompt in prompts]
+    start = threading.Barrier(6)
+
+    def run(which):
+        start.wait()
+        if which < 3:
+            return [bits(model.generate(prompts[which], options=SAME)) for _ in range(3)]
+        return [model.generate([which] * 9 * i, max_tokens=9 * i) for i in (1, 2, 3)]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(run, range(6)))
+    assert found[:3] == [[own] * 3 for own in truth]
 
 
 def test_prefixes_that_decoding_left_are_not_its(model):
