@@ -130,6 +130,14 @@ def test_softmax(E, numpy_backend, rng):
     assert_close(got, oracles.log_softmax(x), dtype="float32", reduce=E, scale=20)
 
 
+def test_a_nan_spreads_over_its_row(numpy_backend, rng):
+    x = normal(rng, (2, 40))
+    x[1, 7] = np.nan
+    for op in (ops.softmax, ops.log_softmax):
+        bad = np.isnan(op(*tensors(numpy_backend, x)).numpy())
+        assert bad[1].all() and not bad[0].any()
+
+
 def test_softmax_of_nothing_visible(numpy_backend):
     (x,) = tensors(numpy_backend, np.full((2, 40), -np.inf, np.float32))
     assert not ops.softmax(x).numpy().any()

@@ -17,7 +17,7 @@ from boostr.tensor import Tensor
 
 _LEAST_ITEMS = 4  # pieces of work of a GEMM for each thread, so that they finish together
 _GRAIN = 32  # rows of w that a thread takes at the least
-_DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
+DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 _INT8_DEPTH = 2048  # the same of w8a8
 _DIGIT_DEPTH = 2048  # the same of products in digits
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
@@ -79,13 +79,13 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
     digits = 0 if rounds else digits_of(form, columns, K)
     if rounds:
         kernel, constants = "int8.gemv", {"columns": columns}
-        packed = _pack(backend, p, "int8.quantize_rows", M * _record_bytes(K), M, reads[0])
+        packed = pack(backend, p, "int8.quantize_rows", M * _record_bytes(K), M, reads[0])
     elif digits:
         kernel = "gemv_digits.gemv"
         constants = {"form": form, "columns": columns, "digits": digits}
         blocks = M * _steps(K) * (jit.target().lanes // 4)
         nbytes = M * _steps(K) * layout.digit_record(jit.target().lanes, digits)
-        packed = _pack(backend, p, "gemv_digits.split", nbytes, blocks, reads[0], digits=digits)
+        packed = pack(backend, p, "gemv_digits.split", nbytes, blocks, reads[0], digits=digits)
     else:
         kernel, constants, packed = "linear.gemv", {"form": form, "columns": columns}, None
     if packed is not None:
@@ -133,7 +133,7 @@ def _record_bytes(K: int) -> int:
     return 64 + -(-K // 32) * 64
 
 
-def _pack(
+def pack(
     backend: NumpyBackend, p: list[int], maker: str, nbytes: int, items: int, x: np.ndarray,
     grain: int = 8, **constants: int,
 ) -> np.ndarray:  # fmt: skip
@@ -164,19 +164,19 @@ def _gemm(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         p[layout.X], p[layout.LDX] = address(rounded), K
         reads = [rounded, *reads[1:]]
     target, digits = jit.target(), tiles_digits(form, K)
-    family, depth = ("gemm_digits", _DIGIT_DEPTH) if digits else ("gemm", _DEPTH)
+    family, depth = ("gemm_digits", _DIGIT_DEPTH) if digits else ("gemm", DEPTH)
     rows, vectors = target.tile_rows(M, digits), (target.digit_tile if digits else target.tile)[1]
     tiles, panels, blocks = -(-M // rows), -(-N // (vectors * target.lanes)), -(-K // 32)
     nbytes = tiles * blocks * (layout.digit_block(rows) if digits else 128 * rows)
-    packed = _pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2, rows=rows)
+    packed = pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2, rows=rows)
     p[layout.PACKED] = address(packed)
     backend.launch(
-        f"{family}.product", p, items=_share_out(p, tiles, panels), grain=1,
+        f"{family}.product", p, items=share_out(p, tiles, panels), grain=1,
         reads=[*reads, packed], writes=[out], form=form, depth=depth, rows=rows,
     )  # fmt: skip
 
 
-def _share_out(p: list[int], tiles: int, panels: int) -> int:
+def share_out(p: list[int], tiles: int, panels: int) -> int:
     """Sets how many tiles an item takes against its panel, which is decoded once for each item."""
     groups = min(tiles, max(1, _LEAST_ITEMS * threads.pool().threads // panels))
     p[layout.TILES_PER_ITEM] = -(-tiles // groups)
@@ -191,7 +191,7 @@ def _gemm_int8(backend: NumpyBackend, p: list[int], sizes, reads, out) -> None:
     size = layout.int8_tile(K, rows, group * target.lanes, group)
     packed = backend.empty((tiles * size,), np.uint8)
     p[layout.PACKED] = address(packed)
-    items = _share_out(p, tiles, -(-N // columns))
+    items = share_out(p, tiles, -(-N // columns))
     backend.launch(
         "int8_gemm.pack", p, items=tiles, grain=1, reads=reads, writes=[packed], rows=rows
     )

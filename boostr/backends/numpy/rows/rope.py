@@ -1,4 +1,4 @@
-"""Launch of the rope kernel; see `kernels/rows/rope.py`."""
+"""Launches of the rope kernel; see `kernels/rows/rope.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ def _supports(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: st
     return not_float32(x, cos, sin)
 
 
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -> Tensor:
+def _launch(
+    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str, backward: bool
+) -> Tensor:
     backend: NumpyBackend = x.backend  # type: ignore[assignment]
     source, _, stride = rows(backend, x.data)
     tables = [backend.dense(t.data) for t in (cos, sin, positions)]
@@ -23,8 +25,17 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, layout: str) -
     backend.launch(
         "rope.rope", params, items=T, grain=max(1, 2048 // max(H * D, 1)),
         reads=[source, *tables], writes=[out], interleaved=layout == "interleaved",
+        backward=backward,
     )  # fmt: skip
     return Tensor.wrap(out, backend)
 
 
-KERNELS = {"rope": Kernel(_rope, _supports)}
+def _rope(*args) -> Tensor:
+    return _launch(*args, backward=False)
+
+
+def _rope_backward(*args) -> Tensor:
+    return _launch(*args, backward=True)
+
+
+KERNELS = {"rope": Kernel(_rope, _supports), "rope_backward": Kernel(_rope_backward, _supports)}

@@ -11,9 +11,16 @@ and van de Geijn (2008).
 from boostr.backends.numpy.kernels.products.ahead import asker
 from boostr.backends.numpy.kernels.products.codes import BLOCK
 from boostr.backends.numpy.kernels.products.float_panels import panel_filler, some_floats
-from boostr.backends.numpy.kernels.products.tiles import COLUMN_VECTORS, NR, outer, pack_block
+from boostr.backends.numpy.kernels.products.tiles import (
+    COLUMN_VECTORS,
+    NR,
+    outer,
+    pack_block,
+    pack_whole_block,
+)
 from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.kernels.runtime.edges import store_upto
 from boostr.backends.numpy.kernels.runtime.memory import (
     f32,
     load,
@@ -21,7 +28,6 @@ from boostr.backends.numpy.kernels.runtime.memory import (
     put,
     spread,
     stack,
-    store_n,
 )
 from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, inline
 
@@ -44,8 +50,10 @@ def pack(rows: int):
         for tile in range(start, stop):
             xs = spread(rows, params[X], params[LDX] * 4, tile * rows, count - 1)
             target = params[PACKED] + tile * padded(length) * rows * 4
-            for k in range(0, length, LANES):
-                pack_block(target + k * rows * 4, xs, k, min(length - k, LANES))
+            last = (max(length, 1) - 1) // LANES * LANES
+            for k in range(0, last, LANES):
+                pack_whole_block(target + k * rows * 4, xs, k, LANES)
+            pack_block(target + last * rows * 4, xs, last, length - last)
 
     return kernel
 
@@ -75,7 +83,7 @@ def writer(rows: int, columns: int, row_scale: bool):
                     value += load_n(f32(params[BIAS]), n + j, count)
                 if k == 0 and params[RESIDUAL] != 0:
                     value += load_n(residual, n + j, count)
-                store_n(y, n + j, value, count)
+                store_upto(y, n + j, value, count)
 
     return write
 

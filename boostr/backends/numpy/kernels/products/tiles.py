@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS
-from boostr.backends.numpy.kernels.runtime.memory import _read, at
+from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I32,
@@ -85,43 +85,57 @@ def transpose_block(typingctx, panel, source, stride):
     return signature(types.none, panel, source, stride), codegen
 
 
-@intrinsic
-def pack_block(typingctx, target, rows, k, count):
+def _packed_columns(builder, rows, mask):
+    """(element, first row, LANES rows) of a block of R rows of LANES elements at these addresses,
+    in the order of the packed tile."""
+    zeros = ir.Constant(_VF, [0.0] * LANES)
+    vectors = [_read(builder, at(builder, row, 0, _VF), _VF, mask) for row in rows]
+    vectors += [zeros] * (-len(rows) % LANES)
+    groups = [transpose(builder, vectors[g : g + LANES]) for g in range(0, len(vectors), LANES)]
+    for i in range(LANES):
+        for g, columns in enumerate(groups):
+            yield i, g * LANES, columns[i]
+
+
+def _packer(whole: bool, doc: str):
+    def op(typingctx, target, rows, k, count):
+        many = len(rows)
+
+        def codegen(context, builder, sig, values):
+            base, row_tuple, offset, valid = values
+            start = builder.mul(offset, I64(4))
+            places = [builder.add(builder.extract_value(row_tuple, r), start) for r in range(many)]
+            mask = None if whole else _count_mask(builder, valid, LANES)
+            for i, first, column in _packed_columns(builder, places, mask):
+                where = at(builder, base, (i * many + first) * 4, _VF)
+                if whole:
+                    builder.store(column, where, align=4)
+                    continue
+                real = [int(first + lane < many) for lane in range(LANES)]
+                keep = ir.Constant(ir.VectorType(ir.IntType(1), LANES), real)
+                name = f"llvm.masked.store.v{LANES}f32.p0"
+                call(builder, name, ir.VoidType(), [column, where, I32(1), keep])
+            return context.get_dummy_value()
+
+        return signature(types.none, types.int64, rows, types.int64, types.int64), codegen
+
+    op.__doc__ = doc
+    return intrinsic(op)
+
+
+pack_block = _packer(
+    False,
     """Writes LANES elements from k on of R rows of x, `count` of them real, to target[i * R + r].
 
     The rows come as a tuple of R int64 addresses. The last vector written is cut to what is left of
     R lanes, so that nothing past the tile is touched.
-    """
-    many = len(rows)
+    """,
+)
+pack_whole_block = _packer(
+    True,
+    """The same of LANES real elements, with whole vectors: what they write past a row, and past the
+    block, is for what is packed next to overwrite.""",
+)
 
-    def codegen(context, builder, sig, values):
-        base, row_tuple, offset, valid = values
-        from boostr.backends.numpy.kernels.runtime.memory import _count_mask
-
-        zeros = ir.Constant(_VF, [0.0] * LANES)
-        mask = _count_mask(builder, valid, LANES)
-        vectors = []
-        for r in range(many):
-            row = builder.extract_value(row_tuple, r)
-            where = builder.add(row, builder.mul(offset, I64(4)))
-            where = builder.inttoptr(where, ir.PointerType(_VF))
-            vectors.append(_read(builder, where, _VF, mask))
-        groups = -(-many // LANES)
-        vectors += [zeros] * (groups * LANES - many)
-        for g in range(groups):
-            lanes = min(LANES, many - g * LANES)
-            columns = transpose(builder, vectors[g * LANES : (g + 1) * LANES])
-            keep = ir.Constant(
-                ir.VectorType(ir.IntType(1), LANES), [int(i < lanes) for i in range(LANES)]
-            )
-            for i, column in enumerate(columns):
-                address = builder.add(base, I64((i * many + g * LANES) * 4))
-                where = builder.inttoptr(address, ir.PointerType(_VF))
-                name = f"llvm.masked.store.v{LANES}f32.p0"
-                call(builder, name, ir.VoidType(), [column, where, I32(1), keep])
-        return context.get_dummy_value()
-
-    return signature(types.none, types.int64, rows, types.int64, types.int64), codegen
-
-
-__all__ = ["BLOCK", "COLUMN_VECTORS", "NR", "f32x", "outer", "pack_block", "transpose_block"]
+__all__ = ["BLOCK", "COLUMN_VECTORS", "NR", "f32x", "outer", "pack_block",
+           "pack_whole_block", "transpose_block"]  # fmt: skip

@@ -98,7 +98,7 @@ def softmax(logarithm: bool):
                 for e in range(0, N, LANES):
                     store_n(y, e, load_n(x, e, N - e) - top - away, N - e)
             else:
-                share = float32(1.0) / total if total > 0 else float32(1.0)
+                share = float32(1.0) if total == 0 else float32(1.0) / total
                 for e in range(0, N, LANES):
                     store_n(y, e, load_n(y, e, N - e) * share, N - e)
 

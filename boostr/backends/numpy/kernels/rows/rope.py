@@ -4,30 +4,37 @@
 dimensions 2·half.. pass through. Sources: `boostr/ops/rope.py`.
 """
 
-from boostr.backends.numpy.kernels.runtime.memory import f32, i32, load_n, store_n
+from numba import float32
+
+from boostr.backends.numpy.kernels.runtime.edges import load_upto, store_upto
+from boostr.backends.numpy.kernels.runtime.memory import f32, i32
 from boostr.backends.numpy.kernels.runtime.simd import LANES, fma, inline
 
 
 @inline
-def _split(x, y, cos, sin, half):
+def _split(x, y, cos, sin, half, sign):
     for i in range(0, half, LANES):
         n = half - i
-        a, b = load_n(x, i, n), load_n(x, half + i, n)
-        c, s = load_n(cos, i, n), load_n(sin, i, n)
-        store_n(y, i, fma(a, c, 0.0 - b * s), n)
-        store_n(y, half + i, fma(b, c, a * s), n)
+        a, b = load_upto(x, i, n), load_upto(x, half + i, n)
+        c, s = load_upto(cos, i, n), load_upto(sin, i, n) * sign
+        store_upto(y, i, fma(a, c, 0.0 - b * s), n)
+        store_upto(y, half + i, fma(b, c, a * s), n)
 
 
 @inline
-def _pairs(x, y, cos, sin, half):
+def _pairs(x, y, cos, sin, half, sign):
     for i in range(half):
-        a, b, c, s = x[2 * i], x[2 * i + 1], cos[i], sin[i]
+        a, b, c, s = x[2 * i], x[2 * i + 1], cos[i], sin[i] * sign
         y[2 * i] = a * c - b * s
         y[2 * i + 1] = b * c + a * s
 
 
-def rope(interleaved: bool):
-    """params: x, y, cos, sin, positions, H, D, half, stride of x's tokens, S."""
+def rope(interleaved: bool, backward: bool):
+    """params: x, y, cos, sin, positions, H, D, half, stride of x's tokens, S.
+
+    `backward`: by the opposite angles, which is the gradient.
+    """
+    turn = float32(-1.0 if backward else 1.0)
 
     def kernel(params, start, stop):
         H, D, half, stride = params[5], params[6], params[7], params[8]
@@ -37,10 +44,10 @@ def rope(interleaved: bool):
             for h in range(H):
                 x, y = f32(params[0]) + (t * stride + h * D), f32(params[1]) + (t * H + h) * D
                 if interleaved:
-                    _pairs(x, y, cos, sin, half)
+                    _pairs(x, y, cos, sin, half, turn)
                 else:
-                    _split(x, y, cos, sin, half)
+                    _split(x, y, cos, sin, half, turn)
                 for d in range(2 * half, D, LANES):
-                    store_n(y, d, load_n(x, d, D - d), D - d)
+                    store_upto(y, d, load_upto(x, d, D - d), D - d)
 
     return kernel

@@ -32,8 +32,10 @@ PLANE_WORDS = 14  # kernels' own parameters follow
 
 # the parameters of the linear kernels; strides of x, y and the residual in elements, addresses of
 # things that are absent 0
-X, LDX, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM = range(PLANE_WORDS, 26)
-LINEAR_PARAMS = 26
+X, LDX, Y, LDY, M, N, K, BIAS, RESIDUAL, LDR, PACKED, TILES_PER_ITEM, FIRST_INPUT = range(
+    PLANE_WORDS, 27
+)
+LINEAR_PARAMS = 27
 
 # the parameters of `embedding.gather` and of `quant.dequantize`
 IDS, TABLE_ROWS, OUT, WIDTH = range(PLANE_WORDS, 18)

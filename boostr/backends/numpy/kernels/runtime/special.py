@@ -1,4 +1,5 @@
-"""tanh, erf, log and sigmoid of f32 vectors, in the kernel language (see `simd.py`).
+"""tanh, erf, log, sigmoid, activations and their derivatives on f32 vectors, in the kernel language
+(see `simd.py`).
 
 Written as LLVM instructions and not in the kernel language: numba takes half a millisecond for each
 operation that it has to type.
@@ -77,7 +78,9 @@ def _log(builder, x):
     y = builder.fmul(builder.fmul(_polynomial(builder, m, _LOG), m), z)
     y = _fma(builder, e, _const(-2.12194440e-4, kind), y)
     y = _fma(builder, z, _const(-0.5, kind), y)
-    return _fma(builder, e, _const(0.693359375, kind), builder.fadd(m, y))
+    y = _fma(builder, e, _const(0.693359375, kind), builder.fadd(m, y))
+    finite = builder.fcmp_ordered("<", x, _const(float("inf"), kind))
+    return builder.select(finite, y, x)
 
 
 def _gelu(builder, x):
@@ -96,11 +99,44 @@ def _silu(builder, x):
     return builder.fmul(x, _sigmoid(builder, x))
 
 
+def _silu_slope(builder, x):
+    """s + x s (1 - s), s = sigmoid(x)."""
+    s, one = _sigmoid(builder, x), _const(1.0, x.type)
+    return builder.fmul(s, _fma(builder, x, builder.fsub(one, s), one))
+
+
+def _gelu_slope(builder, x):
+    """Φ(x) + x φ(x), φ the density of the normal distribution."""
+    half = _const(0.5, x.type)
+    phi = _fma(builder, half, _erf(builder, builder.fmul(x, _const(0.5**0.5, x.type))), half)
+    e = _exp(builder, builder.fmul(builder.fmul(x, x), _const(-0.5, x.type)))
+    return _fma(builder, builder.fmul(x, _const(0.3989422804014327, x.type)), e, phi)
+
+
+def _gelu_tanh_slope(builder, x):
+    """s + x s (1 - s) z'(x), where gelu_tanh is x s, s = sigmoid(z(x))."""
+    one, square = _const(1.0, x.type), builder.fmul(x, x)
+    twice = _const(1.5957691216057308, x.type)  # 2 sqrt(2 / pi)
+    cubic = _fma(builder, square, _const(0.044715, x.type), one)
+    s = _sigmoid(builder, builder.fmul(builder.fmul(x, twice), cubic))
+    rise = builder.fmul(_fma(builder, square, _const(3 * 0.044715, x.type), one), twice)
+    tail = builder.fmul(builder.fmul(x, rise), builder.fsub(one, s))
+    return builder.fmul(s, builder.fadd(tail, one))
+
+
 sigmoid = elementwise(1, _sigmoid, "1 / (1 + e**-a), below 3 ulp")
 tanh = elementwise(1, _tanh, "tanh, below 3 ulp")
-log = elementwise(1, _log, "natural logarithm of normal positive numbers, below 2 ulp")
+log = elementwise(
+    1, _log, "natural logarithm of normal positive numbers, below 2 ulp; of inf\nand NaN itself"
+)
 silu = elementwise(1, _silu, "a sigmoid(a)")
 gelu = elementwise(1, _gelu, "a/2 (1 + erf(a / sqrt(2)))")
 gelu_tanh = elementwise(1, _gelu_tanh, "gelu's tanh form, as a sigmoid(2 sqrt(2/pi) (a + ...))")
+silu_slope = elementwise(1, _silu_slope, "the derivative of silu")
+gelu_slope = elementwise(1, _gelu_slope, "the derivative of gelu")
+gelu_tanh_slope = elementwise(1, _gelu_tanh_slope, "the derivative of gelu's tanh form")
 
-__all__ = ["gelu", "gelu_tanh", "log", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "gelu", "gelu_slope", "gelu_tanh", "gelu_tanh_slope", "log", "sigmoid", "silu", "silu_slope",
+    "tanh",
+]  # fmt: skip
