@@ -33,6 +33,9 @@ from boostr.engine.weight_watch import WeightWatch
 from boostr.errors import BackendError, FallbackError
 
 Made = TypeVar("Made")
+_INTERRUPT = KeyboardInterrupt()
+_TORN = "another caller's interrupt (Ctrl-C) came between a token and its text; generate it again"
+_PATIENCE = 1.0  # seconds, after which who waits looks again: an interrupt may cost it its notice
 
 
 class Engine:
@@ -52,6 +55,7 @@ class Engine:
         self._changes, self._fits = 0, True  # of weights; whether the pool is the layers'
         self._lock, self._process = threading.Lock(), os.getpid()
         self._busy = False  # a caller is in a round
+        self._unsure: BaseException | None = None  # what the last round broke off with
         self._waiting: dict[Outbox, None] = {}  # of callers that leave the rounds to it
         self._inbox: deque[Request | Scoring] = deque()
         self._calls: deque[Call] = deque()
@@ -160,6 +164,7 @@ class Engine:
         """After a fork the child has an engine of its own, without its parent's requests."""
         if os.getpid() != self._process:
             self._process, self._lock, self._busy = os.getpid(), threading.Lock(), False
+            self._unsure = None
             for held in (self._inbox, self._calls, self._cancelled, self._live, self._waiting):
                 held.clear()
             self._renew()
@@ -175,14 +180,14 @@ class Engine:
                         self._hand_over()
                         return
                     self._busy = mine = True
-                self._round()
-                leaves = False
-            except BaseException as error:
-                if mine:
-                    self._recover(error)
-                if not (mine and isinstance(error, Exception)):
-                    raise
-                leaves = False
+                self._mend()
+                self._unsure = _INTERRUPT
+                try:
+                    self._round()
+                except Exception as error:
+                    self._unsure = error
+                    self._mend()
+                self._unsure, leaves = None, False
             finally:
                 if mine:
                     self._busy = False  # before the lock, for which an interrupt may come
@@ -200,7 +205,7 @@ class Engine:
         self._waiting[outbox] = None
         try:
             while self._busy and not outbox.ready:
-                outbox.turn.wait()
+                outbox.turn.wait(_PATIENCE)
         except BaseException:  # an interrupt: whoever woke this caller counted on it
             del self._waiting[outbox]
             self._hand_over()
@@ -289,13 +294,12 @@ class Engine:
                 self._submit(request)
 
     def _submit(self, request: Request | Scoring) -> None:
+        self._live[request] = None  # before it: an interrupt behind it must not lose the request
         try:
             self._scheduler.submit(request.job)
         except Exception as error:  # this one cannot run; the others can
             request.fail(error)
-            self._live.pop(request, None)
-        else:
-            self._live[request] = None
+            del self._live[request]
 
     def _room_for(self, requests: Sequence[Request | Scoring]) -> bool:
         """Make the pool what these need, if that is not what it is; False: not yet, as others are
@@ -350,23 +354,33 @@ class Engine:
     def _root(self) -> bytes:
         return b"%d" % self._changes
 
-    def _recover(self, error: BaseException) -> None:
+    def _mend(self) -> None:
         """After a round that broke off: nothing on the device is sure. Those who ran fail with the
-        error, or begin again if it was meant for somebody else alone."""
-        fails, count = isinstance(error, Exception), len(self._live)
+        error, or begin again if it was meant for somebody else alone. An interrupt may come here,
+        too: then the next caller does it again."""
+        error = self._unsure
+        if error is None:
+            return
         for request in list(self._live):
             if request.done:  # the round broke off before it could leave
                 self._leave(request)
-                continue
-            strict_only = isinstance(error, FallbackError) and not request.strict
-            if fails and request.job.state != "waiting" and not strict_only:
+        if isinstance(error, Exception):
+            strict_only = isinstance(error, FallbackError)
+            ran = [
+                request
+                for request in self._live
+                if request.job.state != "waiting" and (request.strict or not strict_only)
+            ]
+            for request in ran or list(self._live):  # nobody's: it would only come again
                 request.fail(error)
                 self._leave(request)
-        if fails and len(self._live) == count:  # nobody's: it would only come again
-            for request in list(self._live):
-                request.fail(error)
-                self._leave(request)
+            self._unsure = _INTERRUPT
         self._renew()
         for request in list(self._live):
+            if request.torn:
+                request.fail(BackendError(_TORN))
+                self._leave(request)
+                continue
             request.new_job()
             self._submit(request)
+        self._unsure = None

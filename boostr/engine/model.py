@@ -326,7 +326,8 @@ def _finite(pieces: Generator[Piece]) -> Generator[Piece]:
             if piece.finish_reason == "error":
                 raise NumericsError(
                     f"the logits after {count} generated tokens are nan or infinite: the weights "
-                    "are damaged, or their values are too large for the dtype; try dtype='float32'"
+                    "are damaged, or their values are too large for the dtype (try "
+                    "dtype='float32'), or a penalty makes them so"
                 )
             counts[piece.index] += 1
             yield piece

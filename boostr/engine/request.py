@@ -66,6 +66,7 @@ class Request:
     Attributes:
         outbox: shared by the requests of one call.   job: what the scheduler knows of it.
         seed: of its draws.   strict: whether its caller forbids composites.
+        torn: between a token and its piece: only an interrupt leaves it so.
     """
 
     def __init__(self, sequence: Generation, outbox: Outbox, by_length: bool = False) -> None:
@@ -78,7 +79,7 @@ class Request:
             options.temperature > 0, options.penalizes, options.logprobs is not None
         )
         self.cached = 0
-        self.done = False
+        self.done = self.torn = False
         self.job = self.new_job()
         self._start, self._first = time.perf_counter(), 0.0
 
@@ -91,7 +92,7 @@ class Request:
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """The next token; -1: its logits are not finite."""
-        sequence = self.sequence
+        sequence, self.torn = self.sequence, True
         if not sequence.output:
             self._first = time.perf_counter()
         if token < 0:
@@ -99,8 +100,6 @@ class Request:
             self._put(sequence.stream.finish(), None, None)
         else:
             self._put(sequence.add(token), token, logprobs)
-        self.done = sequence.finish_reason is not None
-        self.outbox.awaited -= self.done
 
     def check_again(self, token: int) -> None:
         """A token that the caller has, made again.
@@ -122,9 +121,10 @@ class Request:
         sequence = self.sequence
         ended = sequence.finish_reason is not None
         timings = self._timings() if ended else None
-        self.outbox.pieces.append(
-            Piece(text, token, sequence.index, sequence.finish_reason, logprobs, timings)
-        )
+        piece = Piece(text, token, sequence.index, sequence.finish_reason, logprobs, timings)
+        self.torn, self.done = False, ended  # no call from here on: interrupts come behind calls
+        self.outbox.awaited -= ended
+        self.outbox.pieces.append(piece)
 
     def _timings(self) -> Timings:
         now, count = time.perf_counter(), len(self.sequence.output)

@@ -28,10 +28,10 @@ class Scoring:
 
     Attributes:
         losses: float32, known once it is done.   last: whether nothing of it follows in the outbox.
-        outbox, job, strict, done: as those of `Request`.
+        outbox, job, strict, done, torn: as those of `Request`.
     """
 
-    last = True
+    last, torn = True, False
 
     def __init__(self, ids: Sequence[int], first: int, outbox: Outbox) -> None:
         self._ids, self._first, self.outbox = ids, first, outbox

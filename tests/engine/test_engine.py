@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from interrupts import interrupt_once
 from tiny_model import make_tiny
 
 import boostr
@@ -41,17 +42,6 @@ def model(where, folder):
 
 def free_blocks(model):
     return [pool.free for pool in model.engine._scheduler.pools]
-
-
-def interrupt_once(monkeypatch, owner, name):
-    """The next call of a method is an interrupt; those behind it are as before."""
-    method = getattr(owner, name)
-
-    def interrupted(self, *args):
-        monkeypatch.setattr(owner, name, method)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(owner, name, interrupted)
 
 
 def requests(rng, count):
@@ -167,17 +157,6 @@ def test_a_step_that_fails_ends_those_that_ran_and_no_others(model, monkeypatch)
     assert free_blocks(model) == model.engine.pool.counts
 
 
-def test_an_interrupt_is_its_callers_alone(model, monkeypatch):
-    truth = model.generate([5, 6], max_tokens=9).token_ids
-    other = model.stream([5, 6], max_tokens=9)
-    found = [next(other).token_id]
-    stream = model.stream([7], max_tokens=9)
-    interrupt_once(monkeypatch, type(model.engine.steps), "decode")
-    with pytest.raises(KeyboardInterrupt):
-        list(stream)
-    assert found + [piece.token_id for piece in other] == truth
-
-
 def hide_kernel(monkeypatch, backend, name):
     """The op has its composite alone from now on."""
     kernel = backend.kernel
@@ -280,28 +259,6 @@ def test_rows_close_up_when_others_leave(model, monkeypatch):
     assert max(widths) == 9 and widths[-1] == 1
 
 
-def test_an_interrupted_waiter_leaves_the_rounds_to_others(model):
-    """Threads that wait are woken although one of them is gone."""
-    engine, seen = model.engine, []
-
-    class Interrupted(BaseException):
-        pass
-
-    def wait_once(outbox):
-        raise Interrupted
-
-    outbox = Outbox(engine._lock)
-    outbox.turn.wait = lambda: wait_once(outbox)  # type: ignore[method-assign]
-    with engine._lock:
-        engine._busy = True
-        with pytest.raises(Interrupted):
-            engine._wait_for_turn(outbox)
-        engine._busy = False
-    assert not engine._waiting
-    seen.append(model.generate([5, 6], max_tokens=3).token_ids)
-    assert len(seen[0]) == 3
-
-
 def test_a_stream_may_be_collected_while_the_engine_works(model):
     """Closing takes no lock: the collector may do it inside of one."""
     stream = model.stream([5, 6, 7], max_tokens=50)
@@ -361,16 +318,6 @@ def test_a_strict_request_that_waits_stops_nobody(where, folder, monkeypatch):
         (waits,) = generations(model, ([6] * 20, SamplingOptions(max_tokens=4)))
         model.engine._inbox.append(Request(waits, Outbox(model.engine._lock)))
     assert len(list(first)) == 19
-
-
-def test_a_round_that_breaks_off_in_delivery_loses_nobody(model, monkeypatch):
-    """The request had ended when the interrupt came: it is not begun again."""
-    truth = model.generate([5, 6], max_tokens=4).token_ids
-    interrupt_once(monkeypatch, type(model.engine._scheduler), "finish")
-    with pytest.raises(KeyboardInterrupt):
-        list(model.stream([5, 6], max_tokens=4))
-    assert model.generate([5, 6], max_tokens=4).token_ids == truth
-    assert free_blocks(model) == model.engine.pool.counts
 
 
 def test_tables_by_length_are_the_same_after_a_restart(where, tmp_path, monkeypatch):

@@ -132,6 +132,18 @@ def test_masked_logits_are_never_drawn(backend, rng):
     assert np.isfinite(x[np.arange(64), ids]).all()
 
 
+def test_temperatures_whose_reciprocal_is_infinite_take_the_largest(backend, rng):
+    """2 ** -149 is the least float32; nan is no temperature."""
+    x, heat = normal(rng, (4, V), "float32"), f32(1e-38, 1e-40, 2.0**-149, np.nan)
+    off = np.zeros(4)
+    options = filters(backend, np.stack([off, off, off + 1, off], 1))[1:]
+    seeds = Tensor(seed_words(range(4)), backend=backend)
+    counters = Tensor(np.zeros(4, np.int32), backend=backend)
+    heats = Tensor(heat, backend=backend)
+    got = sample(Tensor(x, backend=backend), heats, *options, seeds, counters)
+    assert got.numpy().tolist() == x.argmax(1).tolist()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("V", [2, 37, 3000])
 def test_rows_without_a_finite_largest_have_no_token(backend, V, dtype, rng):

@@ -43,6 +43,7 @@ LEVELS = (2.0, 4.0, 6.0, 9.0, 13.0)  # values of (x0 - x) / temperature
 ENDS = BUCKETS + LANES  # one more bucket for those that are no candidates
 FARTHEST = 90.0  # weights below e**-90 are 0
 INFINITE = float("inf")
+MOST = float32(3.4028235e38)
 NONE = 0x7FFFFFFF
 
 
@@ -317,10 +318,11 @@ def sample():
             if not has_largest(x, V, top):
                 out[row] = -1
                 continue
-            if temperature <= 0:
+            if not temperature > 0:  # nan is none either
                 out[row] = first_equal(x, V, top)
                 continue
-            heat, ids = float32(1.0) / temperature, i32(params[10]) + row * V
+            heat = min(float32(1.0) / temperature, MOST)  # infinite, it would make 0 a nan
+            ids = i32(params[10]) + row * V
             k, top_p, min_p = i32(params[5])[row], f32(params[6])[row], f32(params[7])[row]
             k = k if k > 0 and k < V else V
             u = _uniform(i32(params[8]) + row * 2, i32(params[9])[row])
