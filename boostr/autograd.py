@@ -178,7 +178,8 @@ def record(op: Op, args: tuple, options: dict, outputs: Any) -> Any:
 
 
 def backward(output: Tensor, gradient: Tensor | None = None, *, retain: bool = False) -> None:
-    """Add d(output)/d(leaf) · gradient to `.grad` of every leaf that requires it.
+    """Add d(output)/d(leaf) · gradient to `.grad` of every leaf that requires it. The first has the
+    leaf's dtype; what 16-bit ones add up to is float32.
 
     Args:
         gradient: of output's shape; it may be left out for a scalar, where it is 1.
@@ -192,7 +193,12 @@ def backward(output: Tensor, gradient: Tensor | None = None, *, retain: bool = F
     for key, leaf in leaves.items():
         if key in found:
             new = found.pop(key)
-            leaf.grad = new if leaf.grad is None else leaf.grad + new
+            leaf.grad = new if leaf.grad is None else _accumulated(leaf.grad, new)
+
+
+def _accumulated(known: Tensor, new: Tensor) -> Tensor:
+    """Their sum; in float32 where they have 16 bits, which would lose what is small beside it."""
+    return known.to(dtypes.float32) + new if known.dtype in dtypes.LOW_PRECISION else known + new
 
 
 def gradients(

@@ -225,6 +225,15 @@ def test_gradient_keeps_the_dtype_of_its_tensor(plain_backend):
     assert x.grad.dtype == dtypes.bfloat16 and w.grad.dtype == dtypes.float32
 
 
+def test_sixteen_bit_gradients_add_up_in_float32(plain_backend, rng):
+    """Of 64 small ones behind a large one, none is lost."""
+    x = Tensor(np.ones(4, dtypes.bfloat16), backend=plain_backend, requires_grad=True)
+    parts = [np.float32(256), *np.full(64, np.float32(0.5))]
+    for part in parts:
+        (x * float(part)).backward(Tensor(np.ones(4, dtypes.bfloat16), backend=plain_backend))
+    assert x.grad.dtype == dtypes.float32 and x.grad.tolist() == [256 + 32] * 4
+
+
 # -- kernels -------------------------------------------------------------------------------------
 @pytest.fixture
 def op_with_kernel(monkeypatch):

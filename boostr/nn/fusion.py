@@ -9,6 +9,7 @@ norm, weight or option is right everywhere first, and fast where a kernel learns
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -145,8 +146,8 @@ def _products_vjp(
     return dx, (None, *dnorm, *[None] * (4 - len(dnorm))), dweights, dbiases, None, None
 
 
-def _as_tuple(given: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of results, of which there may be one alone."""
+def _as_tuple(given: Any) -> tuple[Any, ...]:
+    """Results, or their gradients, of which there may be one alone."""
     return given if isinstance(given, tuple) else (given,)
 
 
@@ -295,6 +296,49 @@ def _product_of(
     return y if residual is None else residual + y
 
 
+def feed_forward(
+    x: Tensor,
+    norm: Norm | None,
+    weights: Sequence[Weight],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    down: Weight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Sites 1 and 4: `product` of the `products` of x under an activation. For gradients its result
+    is computed again, and not kept."""
+    if not is_recorded((x, norm, [*weights], [*biases], down)):
+        hidden = products(x, norm, weights, biases, activation)
+        return product(hidden, down, bias, residual, factor)  # type: ignore[arg-type]
+    made = _as_tuple(products(x, norm, weights, biases))
+    return _activated_product(list(made), activation, down, bias, residual, factor)
+
+
+def _product_of_activated(
+    made: list, activation: str, weight: Weight, bias: Tensor | None, residual: Tensor | None,
+    factor: float,
+) -> Tensor:  # fmt: skip
+    return product(_activated(tuple(made), activation), weight, bias, residual, factor)
+
+
+def _activated_product_vjp(
+    g: Tensor, y: Tensor, made: list, activation: str, weight: Any, bias: Tensor | None,
+    residual: Tensor | None, factor: float,
+):  # fmt: skip
+    with autograd.set_enabled(True):
+        h = _activated(tuple(made), activation)
+    scaled = g if factor == 1.0 else g * factor
+    dmade = dweight = None
+    if h.requires_grad:
+        dh = linear_input_gradient(scaled, weight, h.dtype, None)
+        dmade = autograd.gradients(h, made, dh)
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        dweight = linear_weight_gradient(scaled, h.detach(), weight.dtype, None)
+    return dmade, None, dweight, bias_gradient(scaled, bias), g, None
+
+
 def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float = 1.0) -> Tensor:
     """residual + factor · norm(x): the end of a half of a layer that is normalised after it."""
     return _add_norm(x, norm, residual, factor)
@@ -311,4 +355,11 @@ _products = Op(
 _attention_inputs = Op("attention_inputs", _inputs_of, fusion=True)
 _attend = Op("attend", _attended, fusion=True)
 _product = Op("product", _product_of, fusion=True)
+_activated_product = Op(
+    "activated_product",
+    _product_of_activated,
+    _activated_product_vjp,
+    saves=("made", "weight", "bias"),
+    fusion=True,
+)
 _add_norm = Op("add_norm", _norm_added, fusion=True)

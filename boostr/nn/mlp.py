@@ -42,5 +42,8 @@ class MLP(Module):
     ) -> Tensor:
         """residual + factor · mlp(norm(x)): [T, E]."""
         weights, biases = ([getattr(p, n) for p in self.readers] for n in ("weight", "bias"))
-        hidden = fusion.products(x, norm and norm.operand, weights, biases, self._activation)
-        return self.down_proj(hidden, residual, factor)  # type: ignore[arg-type]
+        down = self.down_proj
+        return fusion.feed_forward(
+            x, norm and norm.operand, weights, biases, self._activation, down.weight, down.bias,
+            residual, factor,
+        )  # fmt: skip
