@@ -19,7 +19,8 @@ from boostr.ops.norm import wide
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor, full
 
-_LOGIT_BYTES = 256 << 20  # of one chunk, in float32
+_LOGIT_BYTES = 256 << 20  # of one chunk, in float32; but
+_LEAST_ROWS = 2048  # with fewer, adding to the gradient of the weight costs more than computing it
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _factor(h: Tensor, targets: Tensor, ignore_index: int, reduction: str, count
 
 
 def _chunks(T: int, V: int) -> Iterator[slice]:
-    rows = max(_LOGIT_BYTES // (4 * max(V, 1)), 1)
+    rows = max(_LOGIT_BYTES // (4 * max(V, 1)), _LEAST_ROWS)
     return (slice(start, min(start + rows, T)) for start in range(0, max(T, 1), rows))
 
 
@@ -180,13 +181,14 @@ class _Gradients:
     def add(self, rows: slice, logits: Tensor, d: Tensor) -> None:
         """Of the rows of a chunk, d being the gradient of their logits."""
         d = self._head.backward(d, logits)
-        if self._wants[0]:
-            self._dh.append(linear_input_gradient(d, self._weight, self._h.dtype, None))
-        if self._wants[1]:
-            self._dw = linear_weight_gradient(d, self._h[rows], d.dtype, self._dw)
         if self._wants[2]:
             db = core.sum(d, 0)
             self._db = db if self._db is None else self._db + db
+        wide_dtype, d = d.dtype, core.cast(d, self._h.dtype)  # once for both products
+        if self._wants[0]:
+            self._dh.append(linear_input_gradient(d, self._weight, d.dtype, None))
+        if self._wants[1]:
+            self._dw = linear_weight_gradient(d, self._h[rows], wide_dtype, self._dw)
 
     def found(self) -> list[Tensor]:
         """Those that were wanted, in order."""

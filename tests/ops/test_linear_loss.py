@@ -19,7 +19,9 @@ T, E, V = 13, 64, 50
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Four rows a chunk: three whole ones and a rest."""
-    monkeypatch.setattr(import_module("boostr.ops.linear_loss"), "_LOGIT_BYTES", 4 * V * 4)
+    of_op = import_module("boostr.ops.linear_loss")
+    monkeypatch.setattr(of_op, "_LOGIT_BYTES", 4 * V * 4)
+    monkeypatch.setattr(of_op, "_LEAST_ROWS", 1)
 
 
 def drawn(rng, dtype="float32"):
