@@ -8,6 +8,8 @@ import pytest
 from tiny_model import make_tiny
 
 import boostr
+from boostr.engine.request import Outbox
+from boostr.engine.scoring import Scoring
 from boostr.errors import BackendError, FallbackError, OptionError
 
 KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
@@ -150,6 +152,28 @@ def test_an_interrupt_between_rounds_loses_no_call(model, monkeypatch):
         model.logits(TEXTS[0])
     np.testing.assert_array_equal(model.logits(TEXTS[0]), logits)
     assert not model.engine._busy
+
+
+def test_an_interrupt_of_another_begins_a_score_again(model, truth, monkeypatch):
+    """Its caller waits meanwhile, and gets all of its losses once."""
+    outbox = Outbox(model.engine._lock, 1)
+    waiting = Scoring(TEXTS[5], 0, outbox)
+    model.engine._inbox.append(waiting)
+    hidden = type(model.engine.steps).hidden
+
+    def interrupted(self, parts):
+        monkeypatch.setattr(type(self), "hidden", hidden)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model.engine.steps), "hidden", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate([5, 6], max_tokens=4)
+    assert not waiting.done
+    model.generate([5, 6], max_tokens=4)
+    while not outbox.ready:
+        model.engine._round()
+    assert [*outbox.pieces] == [waiting]
+    agree([waiting.losses], [truth[5]])
 
 
 def test_a_call_that_fails_is_its_own_callers_error(model):
