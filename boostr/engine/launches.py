@@ -74,11 +74,10 @@ class Launches:
         least = self._steps.row_bucket(len(jobs))
         while (moved := self._scheduler.move_down(least)) is not None:
             job, source = moved
-            if isinstance(job.owner, Scoring):
-                continue  # nothing of it is in the row
             assert job.row is not None
             self._steps.move(source, job.row)
-            self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
+            if not isinstance(job.owner, Scoring):
+                self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
             self._slots.flush()
 
     def _decode(self, jobs: Sequence[Job]) -> Reading:

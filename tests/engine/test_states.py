@@ -16,7 +16,9 @@ import boostr
 from boostr import SamplingOptions, Tensor, backends
 from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.kv_pool import KVPool
+from boostr.engine.request import Outbox
 from boostr.engine.scheduler import Scheduler
+from boostr.engine.scoring import Scoring
 from boostr.engine.steps import Steps
 from boostr.errors import BackendError, OptionError
 from boostr.nn.batch import Batch
@@ -167,6 +169,33 @@ def test_rows_that_close_up_go_on_alike(fresh, monkeypatch):
     found = model.generate_batch(prompts, options=options)
     assert [c.token_ids for c in found] == truth
     assert moved
+
+
+def test_a_score_in_chunks_takes_its_state_along(fresh, rng, monkeypatch):
+    """Its last chunk is computed in a lower row than those before it."""
+    model = fresh()
+    ids = rng.integers(3, 250, 40).tolist()
+    alone = model.engine.losses([ids])[0]
+    logits = model.logits(ids).astype(np.float64)[:-1]
+    logits -= logits.max(1, keepdims=True)
+    wanted = np.log(np.exp(logits).sum(1)) - logits[np.arange(39), ids[1:]]
+    np.testing.assert_allclose(alone, wanted, rtol=2e-4, atol=2e-4)
+    for name in ("prefill_chunk", "prefill_beside"):
+        monkeypatch.setattr(type(model.backend), name, 8)
+    model, moves = fresh(), counted(monkeypatch, Steps, "move")
+    model.generate_batch([[5], [6], [7]], max_tokens=2)  # rows for three
+    for count in range(2, 8):  # one of them ends right before the last chunk
+        outbox = Outbox(model.engine._lock, 1)
+        streams = [model.stream([5], max_tokens=30), model.stream([6], max_tokens=count)]
+        for stream in streams:
+            next(stream)
+        model.engine._inbox.append(Scoring(ids, 0, outbox))
+        for stream in reversed(streams):
+            list(stream)
+        while not outbox.ready:
+            model.engine._round()
+        np.testing.assert_allclose(outbox.pieces[0].losses, alone, rtol=1e-5, atol=1e-5)
+    assert (2, 1) in moves
 
 
 def test_preempted_sequences_are_computed_again(fresh, monkeypatch):
