@@ -2,9 +2,9 @@
 
     python benchmarks/cuda_gemm.py [--tables prefill,skinny] [--formats 'Q4_K;nf4'] [--rows 512]
 
-prefill: bf16, 4096 rows, through cuBLASLt. skinny: bf16 and int8 weights, 16 to 64 rows, as a batch
-of sequences decodes; the floor is reading the weight at a copy's speed. packed: the forms of every
-format at several numbers of rows, against torch's bf16.
+prefill: bf16, 4096 rows, through cuBLASLt. skinny: 16 to 64 rows, as a batch of sequences decodes,
+next weights fetched early; the floor is reading the weight at a copy's speed. packed: the forms of
+every format at several numbers of rows, against torch's bf16.
 Everything runs in CUDA graphs, weights rotate past the L2 cache.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import cuda_timing
@@ -32,6 +33,7 @@ LAYERS = [
 ]  # fmt: skip
 PREFILL = 4096
 BATCHES = (16, 32, 64)
+SKINNY = (None, "int8", "int4-g128", "Q4_K", "Q6_K")  # None: bf16
 ROWS = (16, 32, 64, 512, 4096)
 SHAPES = ((14336, 4096), (4096, 14336), (4096, 4096), (8192, 2048))
 K_QUANT = {"scale": "i8", "super_size": 256}
@@ -95,12 +97,19 @@ class Bench:
         while True:
             yield from (i * N * K for i in range(count))
 
-    def ours(self, M: int, N: int, K: int, scheme: Scheme | None, calls: int) -> float:
-        """Microseconds of one product; no scheme is bf16."""
+    def ours(
+        self, M: int, N: int, K: int, scheme: Scheme | None, calls: int, early: bool = False
+    ) -> tuple[float, int]:
+        """(microseconds of one product, bytes of its weight); no scheme is bf16.
+
+        early: as in a decode step, whose weights are constant.
+        """
         x = Tensor.wrap(self.pool[: M * K].reshape(M, K), self.backend)
         starts = self.windows(N, K, scheme.bits / 8 if scheme else 2)
         weights = [self.weight(next(starts), N, K, scheme) for _ in range(calls)]
-        return cuda_timing.graph_time_us([_call(linear, x, w) for w in weights])
+        with self.backend.constant_weights() if early else nullcontext():
+            us = cuda_timing.graph_time_us([_call(linear, x, w) for w in weights])
+        return us, weights[0].nbytes
 
     def weight(self, start: int, N: int, K: int, scheme: Scheme | None) -> Any:
         if scheme is None:
@@ -137,7 +146,7 @@ def prefill(bench: Bench) -> str:
     rows = []
     for name, N, K in LAYERS:
         flops = 2 * PREFILL * N * K
-        ours, theirs = bench.ours(PREFILL, N, K, None, 8), bench.torch(PREFILL, N, K, 8)
+        (ours, _), theirs = bench.ours(PREFILL, N, K, None, 8), bench.torch(PREFILL, N, K, 8)
         share = flops / ours * 1e6 / cuda_timing.BF16_FLOPS
         rows.append((f"{name} {N}x{K}", ours, theirs, theirs / ours, flops / ours / 1e6, share))
     head = ("bf16, 4096 rows", "ours us", "torch us", "ratio", "TFLOP/s", "share of 798")
@@ -150,15 +159,13 @@ def skinny(bench: Bench) -> str:
         for M in BATCHES:
             theirs = bench.torch(M, N, K, 24)
             row: list[Any] = [f"{name} {N}x{K}", M, theirs]
-            for scheme, item in ((None, 2), (FORMATS["int8"], 1)):
-                ours = bench.ours(M, N, K, scheme, 24)
-                rate = cuda_timing.terabytes(N * K * item, ours)
-                row += [ours, theirs / ours, rate * 1e12 / cuda_timing.copy_bytes()]
+            for form in SKINNY:
+                us, nbytes = bench.ours(M, N, K, FORMATS[form] if form else None, 24, early=True)
+                share = cuda_timing.terabytes(nbytes, us) * 1e12 / cuda_timing.copy_bytes()
+                row.append(f"{us:.1f}, {theirs / us:.2f}, {share:.0%}")
             rows.append(row)
     head = ("weights", "rows", "torch bf16 us")
-    for form in ("bf16", "int8"):
-        head += (f"{form} us", "ratio", "share of a copy")
-    return cuda_timing.table(head, rows)
+    return cuda_timing.table(head + tuple(f"{f or 'bf16'}: us, ratio, floor" for f in SKINNY), rows)
 
 
 def packed(bench: Bench, formats: list[str], all_rows: list[int]) -> str:
@@ -169,7 +176,7 @@ def packed(bench: Bench, formats: list[str], all_rows: list[int]) -> str:
         theirs = bench.torch(M, N, K, calls)
         row: list[Any] = [f"{N}x{K}", M, theirs]
         for name in formats:
-            us = bench.ours(M, N, K, FORMATS[name], calls)
+            us, _ = bench.ours(M, N, K, FORMATS[name], calls)
             row.append(f"{theirs / us:.2f} ({2 * M * N * K / us / 1e6:.0f})")
         rows.append(row)
     head = ("weights", "rows", "torch bf16 us", *formats)

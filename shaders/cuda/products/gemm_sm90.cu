@@ -2,40 +2,51 @@
 //
 // w of x's type (few tokens), codes, or (ROUNDS) bytes times bytes; then + bias[n] + residual[m, n],
 // rounded once to OUT. The formulas and the weights side by side are those of gemm_mma.cu.
-// Codes with a scale for each row are exact 16-bit floats, and the scale multiplies the sum. Other
-// weights are FOLDED: f16, each rounded once or, if its scale is no f16, twice, after a power of two
-// has brought the row into f16's range; x is f16 too, rows of bf16 after a power of two (exact
-// unless 2^-31 of their largest). gemm_halves.cu finds the powers.
+// Codes are exact 16-bit floats, and scales multiply their sums: of rows, or under FEW (up to 64
+// tokens) of groups. Otherwise weights of groups, and of float tables, are FOLDED: f16, each
+// rounded once or, if its scale is no f16, twice, after a power of two has brought the row into
+// f16's range; x is f16 too, rows of bf16 after a power of two (exact unless 2^-31 of their
+// largest). gemm_halves.cu finds the powers.
 //
 // A block makes ROWS = 64 GROUPS rows of w x TOKENS tokens over a share of K. One warp copies tiles
 // by TMA into a ring of STAGES (w [ROWS][BK], x [TOKENS][BK], swizzled); GROUPS warpgroups multiply
 // 64 rows each: w is the A operand of 64 rows, so that few tokens cost little (TOKENS may be 8).
-// How they multiply is in gemm_sm90_products.cuh.
+// How they multiply is in gemm_sm90_products.cuh and the files that it includes.
 // The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
 //
 // Macros: those of weights.cuh (TABLE_FLOATS: TABLE is of f16), X (bf16 | f16 | i8), OUT, BIAS,
-// RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8), WHOLE (K is
-// a multiple of BK; of CODED).
+// RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8), FEW (1:
+// codes of integers or E4M3 by gemm_sm90_few.cuh), BLOCKS (that are to fit a multiprocessor), WHOLE
+// (K is a multiple of BK; of CODED).
 // Source of the idea (A converted in registers): CUTLASS example 55, mixed-input GEMM.
 #include "hopper.cuh"
 #include "weights.cuh"
 
+#ifndef FEW
+#define FEW 0
+#endif
 #define CODED (!IS_FLOAT && !ROUNDS)
-#define FOLDED (GROUP || TABLE_FLOATS)
+#define FOLDED (!FEW && (GROUP || TABLE_FLOATS))
 #define ROWS (64 * GROUPS)
-#define BK (ROUNDS ? 128 : 64)
+#define BK (ROUNDS || FEW ? 128 : 64)
+#define X_BOXES (FEW ? 2 : 1)  // of 128 bytes of each token
 // bytes of a row in a stage, and which element of a row has input k
 #define W_ROW (IS_FLOAT || ROUNDS ? 128 : LOW_BITS ? BK * LOW_BITS / 8 : BK)
 #define CODE_AT(k) (LOW_BITS ? (k) / 8 * LOW_BITS : (k))
 #define LD_TILE (ROWS + 4)
 #define W_STAGE (ROWS * W_ROW)
-#define X_STAGE (TOKENS * 128)
-#define STAGE_BYTES (W_STAGE + X_STAGE)
+#define X_BOX (TOKENS * 128)
+#define HIGH_ROW (FEW ? BK / 8 * HIGH_BITS : 0)  // bytes of a row's high bits
+#define HIGH_AT (W_STAGE + X_BOXES * X_BOX)
+#define STAGE_BYTES (HIGH_AT + ROWS * HIGH_ROW)
 #define ACC (TOKENS / 2)  // accumulators of a thread
 #define MANY (TOKENS >= 128)
 #define CONSUMERS (128 * GROUPS)
 #define THREADS (CONSUMERS + (MANY ? 128 : 32))
+#ifndef BLOCKS
+#define BLOCKS 1
+#endif
 #include "gemm_epilogue.cuh"
 
 static_assert(GROUP % 16 == 0 && SUPER % BK == 0, "groups");
@@ -74,6 +85,7 @@ DEVICE float4 sum_shares(u32 p) {
 
 struct Piece {  // of one weight: a block's rows
   const TensorMap* map;
+  const TensorMap* high;  // of its high bits, if FEW
   Planes at;
   const BIAS* bias;
   int first, left, column;  // first row in the weight, rows from there to its end, column in y
@@ -87,13 +99,18 @@ DEVICE void load_box(u32 target, const TensorMap* map, u32 barrier, int x, int y
 }
 DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, Walk walk, bool early) {
   const int ahead = min(walk.count, STAGES);
+  prefetch_map(w.map), prefetch_map(x);
   auto weights = [&](int i) {
     const u32 full = ring.full + i % STAGES * 8;
     mbarrier_expect(full, STAGE_BYTES);
     load_box(stage_of(ring, i), w.map, full, CODE_AT(walk.k(i)), w.first);
+    if (HIGH_ROW)
+      load_box(stage_of(ring, i) + HIGH_AT, w.high, full, walk.k(i) / 8 * HIGH_BITS, w.first);
   };
   auto tokens = [&](int i) {
-    load_box(stage_of(ring, i) + W_STAGE, x, ring.full + i % STAGES * 8, walk.k(i), token0);
+    for (int box = 0; box < X_BOXES; ++box)
+      load_box(stage_of(ring, i) + W_STAGE + box * X_BOX, x, ring.full + i % STAGES * 8,
+               walk.k(i) + box * 64, token0);
   };
   if (!early) pdl_wait();
   for (int i = 0; i < ahead; ++i) weights(i);
@@ -128,9 +145,11 @@ extern "C" __global__ void
 #if SHARES > 1
 __cluster_dims__(1, SHARES, 1)
 #endif
-__launch_bounds__(THREADS, 1) gemm_sm90(
+__launch_bounds__(THREADS, BLOCKS) gemm_sm90(
     const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1,
-    const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap x_map,
+    const __grid_constant__ TensorMap map2, const __grid_constant__ TensorMap high0,
+    const __grid_constant__ TensorMap high1, const __grid_constant__ TensorMap high2,
+    const __grid_constant__ TensorMap x_map,
     const float* x_scales, const float* downs, Planes w0, Planes w1, Planes w2, const BIAS* b0,
     const BIAS* b1, const BIAS* b2, int n0, int n1, int n2, const RESIDUAL* residual, OUT* y,
     i64 ldy, int M, int K, int wide, int early) {
@@ -146,11 +165,11 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
   const int band_tokens = min(8, token_tiles - band * 8);
   const int token0 = (band * 8 + in_band % band_tokens) * TOKENS;
   const int tile = in_band / band_tokens;
-  Piece w = {&map0, w0, b0, tile * ROWS, n0, 0};
+  Piece w = {&map0, &high0, w0, b0, tile * ROWS, n0, 0};
   if (tile >= tiles0) {
     const int last = tile - tiles0 - tiles1;
-    w = {&map1, w1, b1, (tile - tiles0) * ROWS, n1, n0};
-    if (last >= 0) w = {&map2, w2, b2, last * ROWS, n2, n0 + n1};
+    w = {&map1, &high1, w1, b1, (tile - tiles0) * ROWS, n1, n0};
+    if (last >= 0) w = {&map2, &high2, w2, b2, last * ROWS, n2, n0 + n1};
   }
   w.left -= w.first;
   const int steps = (K + BK - 1) / BK, share = blockIdx.y, begin = steps * share / SHARES;
@@ -181,8 +200,9 @@ __launch_bounds__(THREADS, 1) gemm_sm90(
     return;
   }
   if (MANY) registers_up<GROUPS == 2 ? 240 : 208>();
-  pdl_wait();
+  if (FOLDED || !early) pdl_wait();
   consume(ring, work, ring.stages, K);
+  pdl_wait();
   if (SHARES > 1) cluster_sync();
   else named_sync(1, CONSUMERS);
   auto read = [&](int token, int row) {

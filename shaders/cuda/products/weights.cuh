@@ -219,14 +219,23 @@ DEVICE void four_floats(u32 codes, float* w) {
 #endif
 }
 
-// Numbers FIRST and FIRST + 1 (0 or 2) of four codes, without their zero, as 16-bit floats in a
-// word; exact. Not of TABLE_FLOATS; a ZERO of signed codes is 0 or -128.
+// Exponents under which bytes are integers; `kept` in a register, for which the compiler must not
+// know them (there is a number that is not negative): else a mask and they would take two
+// instructions.
+DEVICE u32 magic_of(bf16) { return 0x43004300u; }
+DEVICE u32 magic_of(f16) { return 0x64006400u; }
+DEVICE u32 kept(u32 magic, int number) {
+  u32 same;
+  asm("or.b32 %0, %1, %2;" : "=r"(same) : "r"(magic), "r"(number >> 31));
+  return same;
+}
+// The first bytes of both halves of a word (the others: anything), codes without their zero, as
+// 16-bit floats in a word; exact. Not of TABLE_FLOATS; a ZERO of signed codes is 0 or -128.
 // bf16: 0x4300 | low 7 bits is 128 + v; the sign bit of a signed byte turns 128 into 256:
 // (128 + v) - (128 or 256). There is no bf16 subtraction below sm_90.
-template <int FIRST> DEVICE u32 two_halves(u32 codes, bf16) {
-  if (CODES == E4M3) return two_e4m3(__byte_perm(codes, 0, FIRST ? 0x3424 : 0x1404), bf16());
-  const u32 bytes = __byte_perm(codes, 0, FIRST ? 0x4342 : 0x4140);
-  const u32 value = (bytes & 0x007f007fu) | 0x43004300u;
+DEVICE u32 spread_halves(u32 bytes, u32 magic, bf16) {
+  if (CODES == E4M3) return two_e4m3(bytes << 8, bf16());
+  const u32 value = (bytes & 0x007f007fu) | magic;
   u32 minus = 0xc300c300u | (SIGNED ? bytes & 0x00800080u : ZERO * 0x00010001u);
   if (SIGNED && ZERO) minus = (bytes >> 7 & 0x00010001u) * 0xc300u;  // of codes below 0 alone
   u32 pair;
@@ -234,14 +243,26 @@ template <int FIRST> DEVICE u32 two_halves(u32 codes, bf16) {
   return pair;
 }
 // f16: 0x6400 | u is 1024 + u, and u = v + 128 for a signed byte.
-template <int FIRST, int LESS = ZERO> DEVICE u32 two_halves(u32 codes, f16) {
-  if (CODES == E4M3) return two_e4m3(__byte_perm(codes, 0, FIRST ? 0x3424 : 0x1404), f16());
-  const u32 u = SIGNED ? codes ^ 0x80808080u : codes;
-  const u32 value = __byte_perm(u, 0x64646464u, FIRST ? 0x4342 : 0x4140);
+template <int LESS> DEVICE u32 less_magic(u32 value) {
   const u32 base = 0x64006400u + ((SIGNED ? 128 : 0) + LESS) * 0x00010001u;
   u32 pair;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(value), "r"(base));
   return pair;
+}
+DEVICE u32 spread_halves(u32 bytes, u32 magic, f16) {
+  if (CODES == E4M3) return two_e4m3(bytes << 8, f16());
+  const u32 u = SIGNED ? bytes ^ 0x00800080u : bytes;
+  return less_magic<ZERO>((u & 0x00ff00ffu) | magic);
+}
+// The same of bytes FIRST and FIRST + 1 (0 or 2) of four codes.
+template <int FIRST> DEVICE u32 two_halves(u32 codes, bf16) {
+  if (CODES == E4M3) return two_e4m3(__byte_perm(codes, 0, FIRST ? 0x3424 : 0x1404), bf16());
+  return spread_halves(__byte_perm(codes, 0, FIRST ? 0x4342 : 0x4140), magic_of(bf16()), bf16());
+}
+template <int FIRST, int LESS = ZERO> DEVICE u32 two_halves(u32 codes, f16) {
+  if (CODES == E4M3) return two_e4m3(__byte_perm(codes, 0, FIRST ? 0x3424 : 0x1404), f16());
+  const u32 u = SIGNED ? codes ^ 0x80808080u : codes;
+  return less_magic<LESS>(__byte_perm(u, 0x64646464u, FIRST ? 0x4342 : 0x4140));
 }
 
 // -- chunks: ELEMENTS inputs of a row that a lane holds in registers ------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,10 @@ from boostr import dtypes
 from boostr.backends.cupy.products.gemm import (
     aligned,
     in_fours,
-    kind_of,
-    mma_refusal,
     quantize_rows,
     type_macros,
 )
+from boostr.backends.cupy.products.gemm_sm90_plan import Warpgroups, pick_warpgroups
 from boostr.backends.cupy.products.stored import (
     NO_PLANES,
     SNIPPETS,
@@ -28,86 +26,10 @@ from boostr.backends.cupy.products.stored import (
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.backends.cupy.runtime.tensor_map import tensor_map
 from boostr.quant.forms import Form, scheme_form
-from boostr.quant.scheme import FIELDS, SCHEMES
+from boostr.quant.scheme import SCHEMES
 
 if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
-
-
-@dataclass(frozen=True)
-class Warpgroups:
-    """How `gemm_sm90.cu` is cut up; see there."""
-
-    groups: int
-    tokens: int
-    stages: int
-    shares: int = 1
-
-    def shared_bytes(self, form: Form) -> int:
-        stage = _stage_bytes(form, self.groups, self.tokens)
-        tile = self.tokens * (64 * self.groups + 4) * 4
-        return max(stage * self.stages, tile) + 1024  # the ring begins at a multiple of 1024
-
-    def defines(self) -> dict[str, int]:
-        return {
-            "GROUPS": self.groups, "TOKENS": self.tokens, "STAGES": self.stages,
-            "SHARES": self.shares,
-        }  # fmt: skip
-
-
-def _stage_bytes(form: Form, groups: int, tokens: int) -> int:
-    return 64 * groups * _row_bytes(form) + tokens * 128
-
-
-def _row_bytes(form: Form) -> int:
-    """Of a row of codes in a stage."""
-    if form.is_float or form.rounds_input:
-        return 128
-    return 8 * FIELDS.get(int(form.codes[1]), (8,))[0] if form.codes != "e4m3" else 64
-
-
-# Few tokens, measured on an H100: KiB of the ring and blocks on a multiprocessor. A ring of half of
-# its memory leaves room for the next kernel's first weights.
-_FEW = {"float": (72, 2), "rows": (36, 4), "rounds": (52, 2)}
-FEW_TOKENS = 64
-
-
-def pick_warpgroups(
-    backend: CupyBackend, form: Form, rows: list[int], M: int, K: int
-) -> Warpgroups:
-    """For weights of so many rows each and M tokens."""
-    kind, rounds = kind_of(form), form.rounds_input
-    sms, steps = backend.caps.sms, -(-K // (128 if rounds else 64))
-    groups, room, blocks = 2, 104 << 10, 2 * sms
-    if M > FEW_TOKENS:
-        few = M <= 128 or sum(-(-n // 128) for n in rows) * -(-M // 256) < sms // 2
-        tokens, room, blocks = 128 if few else 256, 208 << 10, sms
-    else:
-        tokens = next(t for t in (8, 16, 32, 64) if t >= M)
-        if kind in _FEW and (M <= 32 or rounds):
-            groups, room, blocks = 1, _FEW[kind][0] << 10, _FEW[kind][1] * sms
-        elif sum(-(-n // 128) for n in rows) * 8 < blocks:
-            groups = 1
-    tiles = sum(-(-n // (64 * groups)) for n in rows) * -(-M // tokens)
-    stages = min(room // _stage_bytes(form, groups, tokens), 8)
-    least = 2 if rounds else 4  # steps that a share is worth
-    return Warpgroups(groups, tokens, stages, max(1, min(8, blocks // tiles, steps // least)))
-
-
-def hopper_takes(backend: CupyBackend, weights: list[Stored], M: int) -> bool:
-    """Whether `hopper` should multiply arguments that `tensor_cores_take`.
-
-    Up to 16 tokens `gemm.mma` is faster by codes (1.05 to 1.8 times on an H200), and up to 32 by
-    matrices of a block a multiprocessor, or of super-scales (1.1 to 1.5 times).
-    """
-    form, caps = weights[0].form, backend.caps
-    if caps.compute_capability != 90 or form.super % 64:
-        return False
-    if form.is_float:
-        return M <= 32
-    small = bool(form.super) or sum(w.N for w in weights) <= 64 * caps.sms
-    most = 32 if small else 16
-    return most < M or form.rounds_input or mma_refusal(form) is not None
 
 
 def hopper(
@@ -124,14 +46,15 @@ def hopper(
     M, K = x.shape
     first = weights[0]
     x_scales = downs = None
+    plan = plan or pick_warpgroups(backend, weights, M)
     if first.form.rounds_input:
         x, x_scales = quantize_rows(backend, x)
-    elif folded(first.form):
+    elif not plan.few and folded(first.form):
         x, x_scales, downs = halves(backend, x, weights)
-    plan = plan or pick_warpgroups(backend, first.form, [w.N for w in weights], M, K)
     rows = 64 * plan.groups
-    width = _row_bytes(first.form)
+    width, high = plan.row_bytes(first.form)
     maps = [tensor_map(w.codes, (rows, width // w.codes.itemsize), width) for w in weights]
+    highs = [tensor_map(w.planes[1], (rows, high), high) for w in weights] if high else maps
     x_map = tensor_map(x, (plan.tokens, 128 // x.itemsize))
     three = [*weights, *[None] * (3 - len(weights))]
     tiles = sum(-(-w.N // rows) for w in weights) * -(-M // plan.tokens)
@@ -140,7 +63,8 @@ def hopper(
         "gemm_sm90", "gemm_sm90", (tiles, plan.shares),
         (128 * plan.groups + (128 if plan.tokens >= 128 else 32),),
         [
-            *maps, *maps[:1] * (3 - len(maps)), x_map, x_scales, downs,
+            *maps, *maps[:1] * (3 - len(maps)), *highs, *highs[:1] * (3 - len(highs)), x_map,
+            x_scales, downs,
             *(p for w in three for p in (w.planes if w else NO_PLANES)),
             *biases, *[None] * (3 - len(biases)),
             *(w.N if w else 0 for w in three), residual, out,
@@ -149,7 +73,8 @@ def hopper(
         ],
         shared_bytes=plan.shared_bytes(first.form), dependent=True,
         **type_macros(backend, x, first, out, given[0] if given else None, residual)
-        | half_table(first.form) | plan.defines(), WHOLE=int(K % 64 == 0),
+        | _number_table(first.form) | plan.defines(),
+        WHOLE=int(K % (128 if plan.few else 64) == 0),
     )  # fmt: skip
 
 
@@ -195,7 +120,7 @@ def _halves_macros(form: Form) -> dict[str, Any]:
 
 
 @cache
-def half_table(form: Form) -> dict[str, str]:
+def _number_table(form: Form) -> dict[str, str]:
     """TABLE of `gemm_sm90.cu`, where the numbers of codes are floats."""
     if not form.table or of_integers(form):
         return {}
@@ -209,14 +134,21 @@ _TO_COMPILE = [
     *((scheme_form(SCHEMES[scheme]), plan) for scheme, plan in (
         ("int8", Warpgroups(1, 32, 4, 8)), ("int8", Warpgroups(2, 64, 6, 5)),
         ("int8", Warpgroups(2, 128, 8, 3)), ("int8", Warpgroups(2, 256, 5)),
-        ("int8-g32", Warpgroups(2, 32, 8, 5)), ("int8-g32", Warpgroups(2, 128, 8)),
-        ("int8-g32", Warpgroups(2, 256, 5)), ("int8-g128", Warpgroups(2, 32, 8, 5)),
-        ("int8-g128", Warpgroups(2, 256, 5)), ("q4_0", Warpgroups(2, 32, 8, 5)),
-        ("q4_0", Warpgroups(2, 256, 5)), ("q4_1", Warpgroups(2, 256, 5)),
-        ("q6_k", Warpgroups(2, 256, 4)),
+        ("int8-g32", Warpgroups(2, 128, 8)), ("int8-g32", Warpgroups(2, 256, 5)),
+        ("int8-g128", Warpgroups(2, 256, 5)), ("q4_0", Warpgroups(2, 256, 5)),
+        ("q4_1", Warpgroups(2, 256, 5)), ("q6_k", Warpgroups(2, 256, 4)),
         ("w8a8", Warpgroups(1, 32, 4, 2)), ("w8a8", Warpgroups(2, 256, 4)),
+        ("int8", Warpgroups(2, 64, 3, 6, 2, True)), ("int8-g32", Warpgroups(2, 32, 8, 3, 1, True)),
+        ("int8-g128", Warpgroups(2, 32, 4, 3, 1, True)), ("fp8", Warpgroups(2, 16, 5, 6, 2, True)),
+        ("int4-g128", Warpgroups(2, 8, 8, 6, 2, True)),
+        ("int4-g128", Warpgroups(2, 64, 8, few=True)),
+        ("q4_0", Warpgroups(2, 32, 5, 6, 2, True)), ("q4_k", Warpgroups(2, 16, 8, 6, 2, True)),
+        ("q4_k", Warpgroups(2, 64, 8, few=True)), ("q6_k", Warpgroups(2, 16, 6, 6, 2, True)),
+        ("q6_k", Warpgroups(2, 64, 7, few=True)),
     )),
     *((form, Warpgroups(2, 256, 5)) for form in SNIPPETS.values()),
+    *((form, Warpgroups(2, 16, 8, few=True)) for name, form in SNIPPETS.items()
+      if name != "c4-floats"),
 ]  # fmt: skip
 
 
@@ -224,15 +156,11 @@ def _variants() -> list[Variant]:
     same: dict[str, Any] = dict.fromkeys(("X", "OUT", "BIAS", "RESIDUAL"), "bf16")
     made = []
     for form, plan in _TO_COMPILE:
-        x = "i8" if form.rounds_input else "f16" if folded(form) else "bf16"
+        halved = folded(form) and not plan.few
         defines = {
-            **same,
-            **form_macros(form),
-            **half_table(form),
-            **plan.defines(),
-            "X": x,
-            "WHOLE": 1,
-        }
+            **same, **form_macros(form), **_number_table(form), **plan.defines(),
+            "X": "i8" if form.rounds_input else "f16" if halved else "bf16", "WHOLE": 1,
+        }  # fmt: skip
         made.append(Variant("gemm_sm90", defines, only="sm_90a"))
     prepared = ({"X": "bf16", **_halves_macros(form)} for form in SNIPPETS.values())
     return [*made, *(Variant("gemm_halves", defines) for defines in prepared)]

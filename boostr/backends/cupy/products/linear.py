@@ -3,7 +3,7 @@
 | x, weight | more than 8 rows |
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
-| f16 or bf16, codes | `gemm_mma.cu`; on Hopper, from 17 or 33 rows on, `gemm_sm90.cu` |
+| f16 or bf16, codes | `gemm_mma.cu`; on Hopper mostly `gemm_sm90.cu`: `gemm_sm90_plan.py` |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
@@ -19,7 +19,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.cupy.products import blas, gemm, gemm_sm90
+from boostr.backends.cupy.products import blas, gemm, gemm_sm90, gemm_sm90_plan
 from boostr.backends.cupy.products.stored import NO_PLANES, Stored, Weight, form_refusal
 from boostr.quant.forms import form_of
 from boostr.tensor import Tensor
@@ -109,7 +109,7 @@ def _on_tensor_cores(
     if gemm.tensor_cores_take(backend, x, weights) is not None:
         return False
     M = x.shape[0]
-    if gemm_sm90.hopper_takes(backend, weights, M):
+    if gemm_sm90_plan.hopper_takes(backend, weights, M):
         gemm_sm90.hopper(backend, x, weights, biases, residual, out, early=early)
     elif gemm.mma_refusal(weights[0].form) is None and (
         not weights[0].form.is_float or M <= _SKINNY
