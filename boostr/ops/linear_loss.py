@@ -72,7 +72,7 @@ def linear_cross_entropy(
         a float32 scalar (float64 for float64 h), or [T] for "none".
     Gradient: h, a float weight, bias. Under an adapter the logits are kept for it.
     """
-    check_loss("linear_cross_entropy", h, targets, reduction, label_smoothing)
+    check_loss("linear_cross_entropy", "h", h, targets, reduction, label_smoothing)
     if h.ndim != 2 or targets.shape != h.shape[:1]:
         raise ShapeError(
             f"linear_cross_entropy: expected h [T, E] and targets [T], got {list(h.shape)} and "

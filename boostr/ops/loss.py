@@ -36,15 +36,17 @@ def cross_entropy(
             f"cross_entropy: expected logits [T, V] and targets [T], got {list(logits.shape)} and "
             f"{list(targets.shape)}"
         )
-    check_loss("cross_entropy", logits, targets, reduction, label_smoothing)
+    check_loss("cross_entropy", "logits", logits, targets, reduction, label_smoothing)
     return cross_entropy_parts(logits, targets, ignore_index, label_smoothing, reduction)[0]
 
 
-def check_loss(op: str, x: Tensor, targets: Tensor, reduction: str, smoothing: float) -> None:
-    """Raise where a loss of float x and integer targets is asked for otherwise."""
+def check_loss(
+    op: str, name: str, x: Tensor, targets: Tensor, reduction: str, smoothing: float
+) -> None:
+    """Raise where a loss of float x, called `name`, and integer targets is asked for otherwise."""
     if not dtypes.is_float(x.dtype) or targets.dtype.kind not in "iu":
         raise DTypeError(
-            f"{op}: expected floats and integer targets, got {x.dtype} and {targets.dtype}"
+            f"{op}: expected float {name} and integer targets, got {x.dtype} and {targets.dtype}"
         )
     if reduction not in REDUCTIONS:
         raise OptionError(f"{op}: reduction must be in {REDUCTIONS}, got {reduction!r}")
