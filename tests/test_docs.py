@@ -139,7 +139,8 @@ WITH_COMMANDS = [p for p in PAGES if commands(p)]
 
 @pytest.mark.filterwarnings("ignore:.*a second time")  # the default model here is a Q4_1 file
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=[p.name for p in WITH_PYTHON])
-def test_python_blocks_run(page, with_cache, capsys):
+def test_python_blocks_run(page, with_cache, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     scope: dict = {"__name__": "__main__"}
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), scope)

@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "Say what is in a model file, from its headers alone.",
     "pull": "Fetch a model into the cache.",
     "convert": "Write a folder as a GGUF file, for llama.cpp and its kin, or the other way.",
+    "train": "Train an adapter, or a whole model, on data.",
     "fuse": "Write a copy of a model with an adapter merged into its weights.",
     "quantize": "Write a smaller copy of a model that other programs read too.",
     "ppl": "Measure how well a model predicts a text, as llama-perplexity does.",

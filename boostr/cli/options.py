@@ -55,7 +55,7 @@ class ModelChoice:
         if self.quantize_embeddings is not None and self.quantize is None:
             raise click.UsageError("--quantize-embeddings needs --quantize")
 
-    def load(self) -> tuple[AnyModel, float]:
+    def load(self, trainable: bool = False) -> tuple[AnyModel, float]:
         """The model, and the seconds that loading took."""
         from boostr.engine.load import load
 
@@ -73,6 +73,7 @@ class ModelChoice:
             revision=self.revision,
             offline=self.offline or None,
             progress=True,
+            trainable=trainable,
         )
         seconds = time.perf_counter() - start
         if self.verbose:
@@ -95,11 +96,11 @@ class ModelChoice:
                 err=True,
             )
 
-    def load_decoder(self) -> tuple[LanguageModel, float]:
+    def load_decoder(self, trainable: bool = False) -> tuple[LanguageModel, float]:
         """As `load`, for verbs that generate text."""
         from boostr.engine.model import LanguageModel
 
-        model, seconds = self.load()
+        model, seconds = self.load(trainable)
         if not isinstance(model, LanguageModel):
             raise OptionError(
                 f"{model.source} is {model.is_a}; use: boostr embed, classify or rerank"
@@ -204,6 +205,7 @@ model_argument = packed(  # for verbs whose subject is the model, not a prompt
     ModelChoice,
     [click.argument("model", required=False), _kv_dtype, _kv_memory, *_loading],
 )
+trained_model = packed("choice", ModelChoice, [click.argument("model", required=False), *_loading])
 task_model = packed(  # for verbs of which the default model knows nothing
     "choice", ModelChoice, [click.argument("model"), *_loading]
 )

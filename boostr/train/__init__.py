@@ -2,6 +2,7 @@
 
 from boostr.train.adapters import add_lora
 from boostr.train.clip import clip_grad_norm
+from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
 from boostr.train.losses import contrastive_loss
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
@@ -9,8 +10,10 @@ from boostr.train.pack import pack
 from boostr.train.packing import Packs, Position
 from boostr.train.state import load_state, save_state
 from boostr.train.step import compile_step
+from boostr.train.trainer import Trainer
 
 __all__ = [
-    "SGD", "AdamW", "Dataset", "Lion", "Optimizer", "Packs", "Position", "add_lora",
-    "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack", "save_state",
+    "SGD", "AdamW", "Dataset", "Lion", "Optimizer", "Packs", "Position", "TrainConfig", "Trainer",
+    "add_lora", "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack",
+    "save_state",
 ]  # fmt: skip

@@ -54,7 +54,7 @@ class Optimizer:
         }
         self.count = full((1,), 0, "int32", backend)
         self._lr = full((1,), lr, "float32", backend)
-        self._lr_value = lr
+        self._lr_value, self._rate = lr, self._lr
 
     @property
     def lr(self) -> float:
@@ -66,11 +66,23 @@ class Optimizer:
         self._lr_value = value
         self._lr.assign(np.array([value], np.float32))
 
-    def step(self) -> None:
-        """Move every parameter that has a gradient."""
+    def step(self, norm: Tensor | None = None) -> None:
+        """Move every parameter that has a gradient.
+
+        Args:
+            norm: of the gradients, as `clip_grad_norm` gives it. Where it is nan or infinite no
+                parameter moves, and moments are as after gradients of 0; nothing is read for it.
+        """
         moved = [i for i, p in enumerate(self.params) if p.grad is not None]
         with no_grad():
             self.count.assign(self.count + 1)
+            self._rate = self._lr
+            if norm is not None:
+                finite = norm - norm == 0
+                self._rate = self._lr * core.cast(finite, dtypes.float32)
+                for i in moved:
+                    p = self.params[i]
+                    p.grad = core.where(finite, p.grad, p.grad.full_like(0))  # type: ignore
             for group in (
                 [i for i in moved if i not in self._masters],
                 [i for i in moved if i in self._masters],
@@ -121,7 +133,7 @@ class AdamW(Optimizer):
         ops.adamw_step(
             [self.params[i] for i in group],
             [self.params[i].grad for i in group],  # type: ignore[misc]
-            self._chosen(group, "m"), self._chosen(group, "v"), self.count, lr=self._lr,
+            self._chosen(group, "m"), self._chosen(group, "v"), self.count, lr=self._rate,
             beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
             weight_decay=self.weight_decay, masters=masters or None,
         )  # fmt: skip
@@ -134,7 +146,7 @@ class _Simple(Optimizer):
         for place, i in enumerate(group):
             param = self.params[i]
             target = masters[place] if masters else param
-            rate = core.cast(self._lr.reshape(()), target.dtype)
+            rate = core.cast(self._rate.reshape(()), target.dtype)
             gradient = core.cast(param.grad, target.dtype)  # type: ignore[arg-type]
             moved = self._moved(i, target.detach(), gradient, rate)
             target.assign(moved)

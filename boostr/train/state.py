@@ -21,7 +21,7 @@ _MODEL, _OPTIMIZER, _VALUES = "model.safetensors", "optimizer.safetensors", "sta
 
 
 def save_state(folder: str | Path, model: Trainable, optimizer: Optimizer, **values: Any) -> None:
-    """Write parameters, the optimizer's state and `values`, which JSON must hold.
+    """Write what is trained, the optimizer's state and `values`, which JSON must hold.
 
     The folder is written beside its place and then moved there: it is never half of one.
     """
@@ -31,8 +31,7 @@ def save_state(folder: str | Path, model: Trainable, optimizer: Optimizer, **val
     with scratch_beside(folder) as scratch:
         made = scratch / "new"
         made.mkdir()
-        weights = {name: tensor.numpy() for name, tensor in model.named_parameters()}
-        save(made / _MODEL, weights)
+        save(made / _MODEL, {name: tensor.numpy() for name, tensor in _trained(model).items()})
         save(made / _OPTIMIZER, {name: tensor.numpy() for name, tensor in remembered.items()})
         text = json.dumps({"optimizer": settings, "values": values}, indent=2)
         (made / _VALUES).write_text(text + "\n")
@@ -56,10 +55,14 @@ def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> di
         raise ModelFileError(
             f"{folder}: this is a state of {state['optimizer']['name']}, not of {settings['name']}"
         )
-    _fill(folder, _MODEL, dict(model.named_parameters()))
+    _fill(folder, _MODEL, _trained(model))
     _fill(folder, _OPTIMIZER, _remembered(model, optimizer))
     optimizer.lr = state["optimizer"]["lr"]
     return state["values"]
+
+
+def _trained(model: Trainable) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class CompiledStep:
         optimizer.zero_grad()
         loss.backward()
         norm = clip_grad_norm(optimizer.params, self._max_norm)
-        optimizer.step()
+        optimizer.step(norm)
         optimizer.zero_grad()
         return loss.detach(), norm
 
@@ -121,6 +121,7 @@ def compile_step(
 
     The first call records it, later ones replay it without Python for each op; sequence lengths may
     differ from call to call. What is left of `tokens` is filled with a sequence that never counts.
+    A step whose gradients are not finite moves nothing.
 
     Args:
         tokens: the most tokens of a batch.   max_sequences: the most sequences.

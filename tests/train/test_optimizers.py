@@ -104,3 +104,18 @@ def test_refuses():
     mapped.flags.writeable = False
     with refused(OptionError, "SGD", "view of its file", "trainable=True"):
         train.SGD([Tensor(mapped, backend="numpy", requires_grad=True)])
+
+
+@pytest.mark.parametrize("kind", [train.AdamW, train.SGD, train.Lion])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradients_that_are_not_finite_move_nothing(kind, bad, backend, rng):
+    p = Tensor(rng.standard_normal((3, 5)), "float32", backend, requires_grad=True)
+    q = Tensor(rng.standard_normal(4), "float32", backend, requires_grad=True)
+    optimizer, before = kind([p, q], lr=0.1), [p.numpy().copy(), q.numpy().copy()]
+    for value in (bad, 1.0):
+        p.grad = Tensor(np.full((3, 5), 2.0), "float32", backend)
+        q.grad = Tensor(np.array([1, value, 1, 1]), "float32", backend)
+        optimizer.step(train.clip_grad_norm([p, q], 1.0))
+        same = [np.array_equal(t.numpy(), then) for t, then in zip((p, q), before, strict=True)]
+        assert same == [value is bad] * 2
+        assert np.isfinite(p.numpy()).all() and np.isfinite(q.numpy()).all()

@@ -1,0 +1,134 @@
+"""`boostr train`: a run over data, whose options are the keys of its TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boostr.cli import INTERRUPTED
+from boostr.cli.interrupts import StopOnInterrupt
+from boostr.cli.options import (
+    Command,
+    ModelChoice,
+    as_json,
+    option_errors_are_usage,
+    trained_model,
+)
+from boostr.cli.output import human_count, print_json
+from boostr.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from boostr.train.trainer import Progress, Trainer
+
+
+def _config_options(command: Command) -> Command:
+    """An option for each key, None where it is not given."""
+    for spec in reversed(dataclasses.fields(TrainConfig)):
+        flag, about, kind = spec.name.replace("_", "-"), spec.metadata["help"], type(spec.default)
+        more: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if spec.metadata["choices"]:
+            more = {"type": click.Choice(spec.metadata["choices"])}
+        if kind is bool:
+            more = {"is_flag": True}
+        if spec.default not in ("", False):
+            about += f" [default: {spec.default}]"
+        command = click.option(f"--{flag}", spec.name, default=None, help=about, **more)(command)
+    return command
+
+
+@click.command("train")
+@trained_model
+@click.option("-o", "--out", default="run", show_default=True, metavar="DIR", help="Its folder.")
+@click.option("--config", "path", metavar="FILE", help="TOML with keys named as these options.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and show a batch.")
+@_config_options
+@as_json
+def command(
+    choice: ModelChoice, out: str, path: str | None, resume: bool, dry_run: bool, as_json: bool,
+    **keys: Any,
+) -> int:  # fmt: skip
+    """Train MODEL on --data: an adapter as peft's over weights of any form, or with --full all.
+
+    The folder gets config.toml, log.jsonl, checkpoints and in the end the adapter (--full: model/).
+    Ctrl-C saves the state first; --resume goes on.
+    """
+    from boostr.train.trainer import Trainer
+
+    given = {name: value for name, value in keys.items() if value is not None}
+    with option_errors_are_usage():
+        config = TrainConfig.read(path, given)
+        if not config.data:
+            raise click.UsageError("--data is needed, or data in the TOML file")
+        trains = config.full or choice.adapter is not None
+        model, _ = choice.load_decoder(trainable=trains)
+        run = Trainer(model, config, out)
+    _say_what_comes(run)
+    if dry_run:
+        click.echo(_shown(run))
+        return 0
+    start = time.perf_counter()
+    with option_errors_are_usage(), StopOnInterrupt() as interrupt:
+        finished = run.run(resume=resume, say=_speaker(), stop=lambda: interrupt.requested)
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json({"path": str(run.out), "finished": finished, "seconds": seconds})
+    else:
+        what = "trained" if finished else "stopped, --resume goes on:"
+        click.echo(f"{what} {run.out} in {seconds:.1f} s")
+    return 0 if finished else INTERRUPTED
+
+
+def _say_what_comes(run: Trainer) -> None:
+    counts = dict(run.data.counts)
+    others = "".join(f"; {n}: {what}" for what, n in counts.items() if what != "used")
+    trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
+    click.echo(
+        f"{run.data.name}: {counts['used']} samples of {run.data.ends[-1]} tokens{others}\n"
+        f"{run.steps} steps of "
+        f"{run.config.batch_tokens} tokens, {run.packs.fill():.1%} full; "
+        f"{human_count(trained)} parameters train",
+        err=True,
+    )
+
+
+def _speaker() -> Callable[[Progress], None]:
+    """Prints a line of a progress, with the time that is left from the second one on."""
+    first: list[tuple[int, float]] = []
+
+    def say(now: Progress) -> None:
+        first[:] = first or [(now.step, time.perf_counter())]
+        (step, start), left = first[0], None
+        if now.step > step:
+            each = (time.perf_counter() - start) / (now.step - step)
+            left = (now.steps - now.step) * each
+        line = (
+            f"step {now.step}/{now.steps}  loss {now.loss:.4f}  norm {now.grad_norm:.3g}  "
+            f"lr {now.learning_rate:.2e}  {now.tokens_per_second:.0f} tok/s"
+        )
+        if now.eval_loss is not None:
+            line += f"  eval {now.eval_loss:.4f}"
+        if now.skipped:
+            line += f"  {now.skipped} skipped"
+        click.echo(line + ("" if left is None else f"  {left:.0f} s left"), err=True)
+
+    return say
+
+
+def _shown(run: Trainer) -> str:
+    """The text of the first batch; what counts is green and bold."""
+    _, batch = next(run.packs.batches())
+    tokenizer, pieces = run.model.tokenizer, []
+    for start, stop in itertools.pairwise(batch.cu_seqlens.tolist()):
+        own = zip(batch.input_ids[start:stop].tolist(), batch.labels[start:stop] >= 0, strict=True)
+        for counts, run_of in itertools.groupby(own, key=lambda pair: bool(pair[1])):
+            ids = [token for token, _ in run_of]
+            text = str(ids) if tokenizer is None else tokenizer.decode(ids, False)
+            pieces.append(click.style(text, fg="green", bold=True) if counts else text)
+        pieces.append("\n" + "-" * 40 + "\n")
+    return "".join(pieces)

@@ -1,0 +1,100 @@
+"""TrainConfig: what a run does; a field is a key of its TOML file and an option of the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from boostr.errors import OptionError
+from boostr.train.masks import LOSS_ON
+from boostr.train.samples import TOO_LONG
+from boostr.train.schedule import SCHEDULES
+
+OPTIMIZERS = ("adamw", "sgd", "lion")
+
+
+def _said(default: Any, about: str, *choices: str) -> Any:
+    return field(default=default, metadata={"help": about, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Raises OptionError for a value out of its range."""
+
+    data: str = _said("", "File or folder of rows, see `Dataset.open`.")
+    full: bool = _said(False, "Train all weights; default is a low-rank adapter.")
+    lora_rank: int = _said(16, "Rank of the adapter.")
+    lora_alpha: float = _said(32.0, "The adapter is scaled by alpha / rank.")
+    lora_targets: str = _said("all-linear", "Modules, with commas between; or all-linear.")
+    batch_tokens: int = _said(4096, "Tokens of a step.")
+    max_sequences: int = _said(512, "The most samples of a step.")
+    max_length: int = _said(0, "Tokens of a sample; 0: as batch and context hold.")
+    steps: int = _said(0, "Steps of the run; 0: as epochs say.")
+    epochs: int = _said(1, "How often all data is seen, if steps is 0.")
+    learning_rate: float = _said(2e-4, "The highest.")
+    schedule: str = _said("cosine", "How it goes down.", *SCHEDULES)
+    warmup: float = _said(0.03, "Steps in which it rises, or below 1 the share of them.")
+    optimizer: str = _said("adamw", "What moves the weights.", *OPTIMIZERS)
+    weight_decay: float = _said(0.0, "Of the optimizer.")
+    max_grad_norm: float = _said(1.0, "Gradients are clipped to it.")
+    loss_on: str = _said("", "What counts; default as the columns are.", *LOSS_ON)
+    too_long: str = _said("", "What becomes of samples that are too long.", *TOO_LONG)
+    log_every: int = _said(10, "Steps between lines.")
+    eval_every: int = _said(0, "Steps between losses of the valid split; 0: none.")
+    save_every: int = _said(0, "Steps between checkpoints; 0: at the end.")
+    keep: int = _said(2, "Checkpoints that stay.")
+    seed: int = _said(0, "Of the order, and of the adapter.")
+
+    def __post_init__(self) -> None:
+        values: dict[str, Any] = dataclasses.asdict(self)
+        for spec in dataclasses.fields(self):
+            choices, value = spec.metadata["choices"], values[spec.name]
+            if choices and value not in (*choices, spec.default):
+                raise OptionError(f"{spec.name} must be one of {', '.join(choices)}, got {value!r}")
+            if isinstance(value, int | float) and not value >= 0:
+                raise OptionError(f"{spec.name} must be 0 or more, got {value}")
+        for name in ("lora_rank", "batch_tokens", "max_sequences", "log_every", "keep"):
+            if values[name] < 1:
+                raise OptionError(f"{name} must be 1 or more, got {values[name]}")
+
+    @classmethod
+    def read(cls, path: str | Path | None, over: Mapping[str, Any]) -> Self:
+        """The config of a TOML file, if any, with some values in place of its own.
+
+        Raises:
+            OptionError: no TOML; a key that there is not, with the nearest; a wrong type.
+        """
+        given: dict[str, Any] = {}
+        if path is not None:
+            try:
+                given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise OptionError(f"{path}: {error}") from None
+        fields = {spec.name: spec for spec in dataclasses.fields(cls)}
+        for name, value in given.items():
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise OptionError(f"{path}: unknown key {name!r}{hint}")
+            kind = type(fields[name].default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise OptionError(f"{path}: {name} must be {kind.__name__}, got {value!r:.80}")
+        return cls(**{**given, **over})
+
+    def toml(self) -> str:
+        """All keys as a file that `read` gives the same of."""
+        return "".join(f"{n} = {_toml(v)}\n" for n, v in dataclasses.asdict(self).items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return repr(value)

@@ -1,0 +1,240 @@
+"""Trainer: the loop of `boostr train`, which a loop of one's own may be copied from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boostr.autograd import no_grad
+from boostr.engine.model import LanguageModel
+from boostr.errors import NumericsError, OptionError
+from boostr.io.tokenizer import Tokenizer
+from boostr.train.adapters import ALL_LINEAR, add_lora
+from boostr.train.checkpoints import Checkpoints
+from boostr.train.config import TrainConfig
+from boostr.train.data import Dataset
+from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
+from boostr.train.packing import Packs, Position
+from boostr.train.schedule import schedule
+from boostr.train.step import StepMetrics, compile_step
+
+FATAL = 5  # steps in a row whose gradients are not finite
+_ANY_TIME = ("steps", "epochs", "log_every", "eval_every", "save_every", "keep")  # may change
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is said every `log_every` steps.
+
+    Attributes:
+        step: steps made, of `steps`.   loss: mean over the labels since the last time.
+        grad_norm, learning_rate: of the last step.   tokens_per_second: of samples.
+        skipped: steps so far that moved nothing, as their gradients were not finite.
+        eval_loss: of the valid split, where it was measured now.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    skipped: int
+    eval_loss: float | None = None
+
+
+class Trainer:
+    """A run over the data of a config, in a folder: config.toml, log.jsonl, checkpoints/, and in
+    the end the adapter, or in `model/` the whole model.
+
+    Attributes:
+        data: what is trained on.   packs: its batches.   steps: of the run.
+    Args:
+        model: as `boostr.load` gives it; with `full` as trainable=True does. Unless it has an
+            adapter that is trained it is given one.
+    Raises:
+        OptionError, DataError: see `TrainConfig` and `Dataset.open`.
+    """
+
+    def __init__(self, model: LanguageModel, config: TrainConfig, out: str | Path) -> None:
+        self.model, self.config, self.out = model, config, Path(out)
+        self.data = self._dataset("train")
+        self._valid = self._dataset("valid") if config.eval_every else None
+        self.packs = Packs(self.data, config.batch_tokens, config.max_sequences, config.seed)
+        self.steps = config.steps or config.epochs * len(self.packs.epoch(0))
+        if not config.full and not any(p.requires_grad for p in model.parameters()):
+            targets = config.lora_targets
+            ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
+            add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
+        kind = _OPTIMIZERS[config.optimizer]
+        rate = config.learning_rate
+        self._optimizer = kind(model.parameters(), lr=rate, weight_decay=config.weight_decay)
+        self._factor = schedule(config.schedule, self.steps, config.warmup)
+        self._step = compile_step(
+            model, self._optimizer, tokens=config.batch_tokens,
+            max_sequences=config.max_sequences, max_grad_norm=config.max_grad_norm,
+        )  # fmt: skip
+        self._checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
+        self._pending: list[StepMetrics] = []
+        self._skipped = self._in_a_row = 0
+
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        say: Callable[[Progress], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the end, or until `stop` says so: then the state is saved.
+
+        Args:
+            resume: go on from the last checkpoint of the folder, which must be of the same data and
+                config; from the beginning if there is none.
+        Returns:
+            whether the end was reached.
+        Raises:
+            OptionError: a folder with a run in it, without `resume`; one of other data or config.
+            NumericsError: gradients were not finite in FATAL steps one after the other.
+        """
+        done, position = self._begun(resume)
+        walk, last, since = self.packs.batches(position), time.perf_counter(), 0
+        while done < self.steps and not stop():
+            position, batch = next(walk)
+            self._optimizer.lr = self.config.learning_rate * self._factor(done)
+            self._pending.append(self._step(batch))
+            done, since = done + 1, since + len(batch)
+            due = done == self.steps or done % self.config.log_every == 0
+            evaluates = self.config.eval_every and done % self.config.eval_every == 0
+            if due or evaluates:
+                loss = self.evaluate() if evaluates else None
+                now = time.perf_counter()
+                self._log(done, since / (now - last), loss, say)
+                last, since = time.perf_counter(), 0
+            if self.config.save_every and done % self.config.save_every == 0:
+                self._save(done, position)
+        self._read()
+        self._save(done, position)
+        if done == self.steps:
+            self._finish()
+        return done == self.steps
+
+    def evaluate(self) -> float:
+        """The mean loss over the labels of the valid split."""
+        if self._valid is None:
+            raise OptionError("evaluate: set eval_every, and have a valid split")
+        packs = Packs(self._valid, self.config.batch_tokens, self.config.max_sequences)
+        total, count, walk = 0.0, 0, packs.batches()
+        with no_grad():
+            for _ in packs.epoch(0):
+                _, batch = next(walk)
+                total += float(self.model.loss(batch, "sum").numpy())
+                count += batch.target_count
+        return total / count
+
+    # -- parts -----------------------------------------------------------------------------------
+    def _dataset(self, split: str) -> Dataset:
+        config, tokenizer = self.config, self.model.tokenizer
+        context = self.model.config.max_position_embeddings
+        length = config.max_length or min(config.batch_tokens, context)
+        if length > min(config.batch_tokens, context):
+            raise OptionError(
+                f"max_length {length}: a step has {config.batch_tokens} tokens, and the model's "
+                f"context holds {context}"
+            )
+        return _opened(config, tokenizer, split, length)
+
+    def _begun(self, resume: bool) -> tuple[int, Position]:
+        """(steps made, position) to begin with."""
+        own = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _ANY_TIME}
+        own["data"] = self.data.key
+        self._identity = own
+        if not resume and (self.out / "config.toml").exists():
+            raise OptionError(
+                f"{self.out}: there is a run in this folder; resume it, or take another"
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        values = self._checkpoints.load(self.model, self._optimizer) if resume else None
+        if values is not None and (then := values["config"]) != own:
+            other = [name for name in own if then.get(name) != own[name]]
+            raise OptionError(f"{self.out}: the run there has another {', '.join(other)}")
+        (self.out / "config.toml").write_text(self.config.toml())
+        if values is None:
+            return 0, Position()
+        self._skipped = values["skipped"]
+        return values["step"], Position(*values["position"])
+
+    def _read(self) -> list[StepMetrics]:
+        """The steps since the last time, counted; raises when too many move nothing."""
+        read, self._pending = self._pending, []
+        for metrics in read:
+            finite = bool(np.isfinite(metrics.grad_norm))
+            self._skipped += not finite
+            self._in_a_row = 0 if finite else self._in_a_row + 1
+            if self._in_a_row >= FATAL:
+                raise NumericsError(
+                    f"gradients were not finite in {FATAL} steps one after the other; the weights "
+                    "are as before them. Try a lower learning_rate, or dtype float32"
+                )
+        return read
+
+    def _log(
+        self, done: int, speed: float, eval_loss: float | None,
+        say: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
+        read = self._read()
+        progress = Progress(
+            done, self.steps, _mean_loss(read), read[-1].grad_norm, self._optimizer.lr, speed,
+            self._skipped, eval_loss,
+        )  # fmt: skip
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(_named(progress)) + "\n")
+        if say is not None:
+            say(progress)
+
+    def _save(self, done: int, position: Position) -> None:
+        self._read()
+        values: dict[str, Any] = {"position": list(position), "skipped": self._skipped}
+        self._checkpoints.save(done, self.model, self._optimizer, config=self._identity, **values)
+
+    def _finish(self) -> None:
+        """Write what was trained, for others to load."""
+        if self.config.full:
+            self.model.save(self.out / "model")
+        else:
+            self.model.save_adapter(self.out)
+
+
+def _opened(config: TrainConfig, tokenizer: Tokenizer | None, split: str, length: int) -> Dataset:
+    return Dataset.open(
+        config.data, tokenizer, split=split, max_length=length, loss_on=config.loss_on or None,
+        too_long=config.too_long or None,
+    )  # fmt: skip
+
+
+def _mean_loss(steps: list[StepMetrics]) -> float:
+    """Over the labels of all steps that moved something; nan if none did."""
+    counts = np.array([m.target_count if np.isfinite(m.grad_norm) else 0 for m in steps])
+    losses = np.array([m.loss for m in steps])
+    total = np.where(counts > 0, losses * counts, 0).sum()
+    return float(total / counts.sum()) if counts.any() else math.nan
+
+
+def _named(progress: Progress) -> dict[str, Any]:
+    """Under the names of transformers' logs; what was not measured is left out."""
+    named = {
+        "step": progress.step, "train/loss": progress.loss, "train/grad_norm": progress.grad_norm,
+        "train/learning_rate": progress.learning_rate,
+        "train/tokens_per_second": progress.tokens_per_second, "train/skipped": progress.skipped,
+        "eval/loss": progress.eval_loss,
+    }  # fmt: skip
+    said = {name: value for name, value in named.items() if value is not None}
+    return {name: v if math.isfinite(v) else None for name, v in said.items()}  # JSON has no nan

@@ -1,0 +1,66 @@
+"""boostr train: options as keys, what is said, and that what it makes runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"{i}+1=", "completion": f"{i + 1}"} for i in range(40)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"prompt": "x", "completion": ""}\n')
+    return str(path)
+
+
+SMALL = ("--batch-tokens", "128", "--steps", "4", "--log-every", "2", "--backend", "numpy")
+
+
+def test_a_run_and_its_adapter(boostr, tiny: str, data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    done = boostr("train", tiny, "--data", data, "-o", out, *SMALL)
+    assert done.exit_code == 0 and done.stdout.startswith(f"trained {out} in ")
+    assert "40 samples of 301 tokens; 1: a completion is empty" in done.stderr
+    assert "4 steps of 128 tokens" in done.stderr and "step 4/4  loss " in done.stderr
+    asked = ("1+1=", "--raw", "--max-tokens", "2", "--json", "--backend", "numpy")
+    assert boostr("run", "-m", tiny, "--adapter", out, *asked).exit_code == 0
+    again = boostr("train", tiny, "--data", data, "-o", out, *SMALL)
+    assert again.exit_code == 2 and "there is a run in this folder" in again.stderr
+    more = boostr(
+        "train", tiny, "--data", data, "-o", out, *SMALL, "--steps", "6", "--resume", "--json"
+    )
+    assert json.loads(more.stdout)["finished"] and "step 6/6" in more.stderr
+
+
+def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:
+    """Flags win; --dry-run makes nothing and shows what counts."""
+    file, out = tmp_path / "run.toml", tmp_path / "run"
+    file.write_text(f"data = {json.dumps(data)}\nsteps = 9\nbatch_tokens = 128\nlora_rank = 2\n")
+    args = ("train", tiny, "--config", str(file), "-o", str(out), "--backend", "numpy")
+    done = boostr(*args, "--steps", "3", "--dry-run")
+    assert done.exit_code == 0 and "3 steps of 128 tokens" in done.stderr
+    assert "+1=" in done.stdout and not out.exists()
+    file.write_text("step = 9")
+    wrong = boostr(*args)
+    assert wrong.exit_code == 2 and "unknown key 'step'; did you mean steps?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        ((), 2, "--data is needed"),
+        (("--data", "nowhere"), 1, "no such file or folder"),
+        (("--data", "DATA", "--schedule", "step"), 2, "'step' is not one of"),
+        (("--data", "DATA", "--lora-rank", "0"), 2, "lora_rank must be 1 or more"),
+        (("--data", "DATA", "--lora-targets", "q_proj,nix"), 2, "'nix'; this model has down_proj"),
+        (("--data", "DATA", "--loss-on", "assistant"), 1, "no assistant that could count alone"),
+        (("--data", "DATA", "--full", "--quantize", "int8"), 2, "packed weights cannot be trained"),
+    ],
+)
+def test_refuses(boostr, tiny: str, data: str, tmp_path: Path, args, code: int, part: str) -> None:
+    args = [data if arg == "DATA" else arg for arg in args]
+    result = boostr("train", tiny, "-o", str(tmp_path / "run"), *args, "--backend", "numpy")
+    assert result.exit_code == code and part in result.stderr
+    assert not (tmp_path / "run").exists()

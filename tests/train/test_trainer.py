@@ -1,0 +1,238 @@
+"""Trainer: runs that stop, are killed and go on; files, faults, and what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_model import ROOT, environment, make_tiny
+
+import boostr
+from boostr.errors import NumericsError, OptionError
+from boostr.io.safetensors import open_safetensors
+from boostr.train import TrainConfig, Trainer
+from boostr.train import trainer as module
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the park", "the sun is hot", "rain falls down"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model with a tokenizer, and data beside it."""
+    make_tiny(tmp_path / "tiny")
+    for split, count in (("train", 8), ("valid", 2)):
+        rows = [json.dumps({"text": text * 2}) for text in TEXTS * count]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+def config(folder, **changes):
+    options = {"data": str(folder), "batch_tokens": 256, "lora_rank": 4, "learning_rate": 1e-2}
+    return TrainConfig(**{**options, "steps": 8, "log_every": 2, **changes})
+
+
+def trainer(folder, out="run", **changes):
+    own = config(folder, **changes)
+    model = boostr.load(folder / "tiny", backend="numpy", trainable=own.full)
+    return Trainer(model, own, folder / out)
+
+
+def log(folder, out="run"):
+    return [json.loads(line) for line in (folder / out / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(path):
+    with open_safetensors(path) as file:
+        return {name: np.array(file.tensor(name)) for name in file.names}
+
+
+def test_an_adapter_is_trained_and_loaded(folder):
+    said = []
+    run = trainer(folder, steps=12, eval_every=4)
+    before = run.evaluate()
+    assert run.run(say=said.append)
+    assert [p.step for p in said] == [2, 4, 6, 8, 10, 12] and said[-1].eval_loss < before - 0.5
+    assert [p.eval_loss is None for p in said[:2]] == [True, False]
+    rows = log(folder)
+    assert [row["train/loss"] for row in rows] == [p.loss for p in said]
+    assert rows[0]["train/learning_rate"] > 0 and rows[-1]["train/tokens_per_second"] > 0
+    again = boostr.load(folder / "tiny", backend="numpy", adapter=folder / "run")
+    ids = again.tokenizer.encode(TEXTS[0])
+    np.testing.assert_array_equal(again.logits(ids), run.model.logits(ids))
+    assert TrainConfig.read(folder / "run" / "config.toml", {}) == run.config
+
+
+def test_a_whole_model_is_trained_and_loaded(folder):
+    run = trainer(folder, full=True, optimizer="lion", schedule="wsd", learning_rate=1e-3)
+    run.run()
+    again = boostr.load(folder / "run" / "model", backend="numpy")
+    ids = again.tokenizer.encode(TEXTS[0])
+    np.testing.assert_array_equal(again.logits(ids), run.model.logits(ids))
+    losses = [row["train/loss"] for row in log(folder)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_resumed_is_uninterrupted(full, folder):
+    """Stopped in an epoch and gone on with in another process' stead: the same bits."""
+    options = {"full": full, "steps": 0, "epochs": 3, "batch_tokens": 128}
+    whole = trainer(folder, "whole", **options)
+    assert whole.steps % 3 == 0 and whole.run()
+    stop_at = iter([False] * (whole.steps // 3 + 2) + [True])
+    assert not trainer(folder, "parts", **options).run(stop=lambda: next(stop_at))
+    assert not (folder / "parts" / "adapter_config.json").exists()
+    later = trainer(folder, "parts", **options)
+    assert later.run(resume=True)
+    names = ["checkpoints/" + p.name for p in (folder / "whole" / "checkpoints").iterdir()]
+    for name in [f"{n}/{file}.safetensors" for n in names for file in ("model", "optimizer")]:
+        one, other = (tensors(folder / out / name) for out in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        for key, array in one.items():
+            np.testing.assert_array_equal(array, other[key])
+
+
+def test_another_run_is_not_resumed(folder):
+    trainer(folder).run(stop=iter([False, True]).__next__)
+    with pytest.raises(OptionError, match="there is a run in this folder"):
+        trainer(folder).run()
+    with pytest.raises(OptionError, match="another learning_rate, seed"):
+        trainer(folder, learning_rate=1e-3, seed=1).run(resume=True)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('\n{"text": "more"}')
+    with pytest.raises(OptionError, match="another data"):
+        trainer(folder).run(resume=True)
+
+
+def test_checkpoints_that_stay(folder):
+    trainer(folder, save_every=2, keep=3).run()
+    found = sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
+    assert found == ["step-000004", "step-000006", "step-000008"]
+
+
+KILLED = """
+import os, signal, sys
+import boostr
+from pathlib import Path
+from boostr.io import safetensors
+from boostr.train import Trainer, TrainConfig, state
+folder = Path(sys.argv[1])
+saves = [0]
+def save(path, *rest):
+    saves[0] += 1
+    if saves[0] == 6:  # in the middle of the third checkpoint
+        os.kill(os.getpid(), signal.SIGKILL)
+    safetensors.save(path, *rest)
+state.save = save
+config = TrainConfig.read(folder / "run.toml", {})
+Trainer(boostr.load(folder / "tiny", backend="numpy"), config, folder / "run").run()
+"""
+
+
+def test_killed_in_the_middle_of_a_save(folder):
+    """What is there are whole checkpoints; going on gives what an uninterrupted run does."""
+    own = config(folder, save_every=2)
+    (folder / "run.toml").write_text(own.toml())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)], env=environment(), cwd=ROOT, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    visible = [p.name for p in (folder / "run" / "checkpoints").glob("[!.]*")]
+    assert sorted(visible) == ["step-000002", "step-000004"]
+    assert trainer(folder, save_every=2).run(resume=True)
+    assert trainer(folder, "whole", save_every=2).run()
+    left = {p.name for p in (folder / "run" / "checkpoints").iterdir()}
+    assert left == {"step-000006", "step-000008"}
+    ends = [tensors(folder / out / "adapter_model.safetensors") for out in ("run", "whole")]
+    assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[1])
+
+
+def poisoned(run, when):
+    """The run, whose gradients are nan at these steps: a loss of a label count of nan."""
+    inner, count = run._step, iter(range(1_000_000))
+
+    def step(batch):
+        bad = when(next(count))
+        weight = next(p for p in run.model.parameters() if p.requires_grad)
+        kept = weight.numpy().copy()
+        if bad:
+            weight.assign(np.full(weight.shape, np.nan, np.float32))
+        metrics = inner(batch)
+        if bad:
+            weight.assign(kept)
+        return metrics
+
+    run._step = step
+    return run
+
+
+def test_a_step_that_is_not_finite_is_skipped(folder):
+    said = []
+    assert poisoned(trainer(folder), lambda i: i in (1, 4)).run(say=said.append)
+    assert [p.skipped for p in said] == [1, 1, 2, 2]
+    assert all(np.isfinite(p.loss) for p in said)
+    adapter = tensors(folder / "run" / "adapter_model.safetensors")
+    assert all(np.isfinite(array).all() for array in adapter.values())
+
+
+def test_five_of_them_end_the_run(folder):
+    with pytest.raises(NumericsError, match="not finite in 5 steps"):
+        poisoned(trainer(folder), lambda i: i >= 2).run()
+    assert not (folder / "run" / "adapter_config.json").exists()
+    assert module.FATAL == 5 and os.path.exists(folder / "run" / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rat = 1.0", "unknown key 'learning_rat'; did you mean learning_rate?"),
+        ("steps = 1.5", "steps must be int, got 1.5"),
+        ("full = 1", "full must be bool, got 1"),
+        ("steps = -1", "steps must be 0 or more, got -1"),
+        ("schedule = 'step'", "schedule must be one of constant, linear, cosine, wsd, got 'step'"),
+        ("keep = 0", "keep must be 1 or more"),
+        ("a = ", "run.toml: "),
+    ],
+)
+def test_config_files(text, words, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=words):
+        TrainConfig.read(path, {})
+
+
+def test_a_flag_wins_over_the_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('data = "a\\"b\\\\c"\nlearning_rate = 1\nsteps = 5\n')
+    read = TrainConfig.read(path, {"steps": 7})
+    assert (read.data, read.learning_rate, read.steps) == ('a"b\\c', 1, 7)
+    path.write_text(read.toml())
+    assert TrainConfig.read(path, {}) == read
+
+
+def test_refuses(folder):
+    with pytest.raises(OptionError, match="max_length 300: a step has 256 tokens"):
+        trainer(folder, max_length=300)
+    (folder / "valid.jsonl").unlink()
+    with pytest.raises(boostr.errors.DataError, match="there is no valid split"):
+        trainer(folder, eval_every=1)
+
+
+def test_time_is_of_training(folder, monkeypatch):
+    """Evaluation does not count as time of steps."""
+    run = trainer(folder, eval_every=2, steps=4)
+    monkeypatch.setattr(run, "evaluate", lambda: time.sleep(0.2) or 1.0)
+    said = []
+    run.run(say=said.append)
+    assert said[-1].eval_loss == 1.0
