@@ -164,7 +164,7 @@ class Engine:
         """After a fork the child has an engine of its own, without its parent's requests."""
         if os.getpid() != self._process:
             self._process, self._lock, self._busy = os.getpid(), threading.Lock(), False
-            self._unsure = None
+            self._unsure, self._weights = None, WeightWatch(self.runner.module)
             for held in (self._inbox, self._calls, self._cancelled, self._live, self._waiting):
                 held.clear()
             self._renew()

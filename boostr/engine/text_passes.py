@@ -7,6 +7,7 @@ fill it up have no tokens.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -40,9 +41,13 @@ class TextPasses:
     """
 
     def __init__(self, runner: Runner, modules: Sequence[Module]) -> None:
-        self.runner, self.backend = runner, runner.backend
-        self.programs = Programs(runner.backend, _MOST_PROGRAMS)
-        self._weights, self._turn = WeightWatch(*modules), Lock()
+        self.runner, self.backend, self._modules = runner, runner.backend, modules
+        self._begin()
+
+    def _begin(self) -> None:
+        self.programs = Programs(self.backend, _MOST_PROGRAMS)
+        self._weights, self._turn = WeightWatch(*self._modules), Lock()
+        self._process = os.getpid()
 
     def over(
         self,
@@ -53,6 +58,8 @@ class TextPasses:
         """(which sequences, what is computed of those packed, in float32, and rows behind it that
         mean nothing) of each pass. One is started before the one ahead of it is read, and sequences
         are asked for as they are needed: what makes them runs while the device computes."""
+        if os.getpid() != self._process:  # another thread may have had the turn at the fork
+            self._begin()
         with self._turn:
             if self._weights.changed()[0]:
                 self.programs.forget()  # they read the old ones

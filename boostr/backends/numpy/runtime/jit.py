@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import platform
 import struct
 import sys
@@ -37,6 +38,10 @@ _alive: list = []  # LLVM's engines: their code lives as long as they do
 _override: "Target | None" = None
 compiled, loaded = 0, 0  # kernels compiled by this process, kernels taken from the disk
 compile_seconds = 0.0
+if hasattr(os, "register_at_fork"):  # a child of a process that compiles could never do so
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ small ones their first use costs as much as filling them, and every product miss
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from typing import Any
@@ -18,6 +19,10 @@ _BORDER = 64  # where a piece begins: a cache line, which is also the widest vec
 _lock = threading.Lock()
 _used = _SLAB  # bytes of the last slab that are taken
 _last: weakref.ref[np.ndarray] | None = None  # that slab, while something in it lives
+if hasattr(os, "register_at_fork"):  # the child has no thread that would give it back
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 def take(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
