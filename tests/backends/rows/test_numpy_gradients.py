@@ -14,6 +14,7 @@ from tolerance import assert_close
 
 from boostr import Tensor, dispatch
 from boostr.errors import FallbackError
+from boostr.ops.linear import linear_input_gradient, linear_weight_gradient
 from boostr.ops.loss import cross_entropy
 from boostr.ops.optim import adamw, adamw_step, global_norm
 from boostr.ops.rope import _rope_backward
@@ -86,6 +87,31 @@ def test_logits_that_are_masked_or_nan(numpy_backend, rng):  # noqa: F811
     got = logits.grad.numpy()
     assert not got[0, 10:90].any() and np.isfinite(got[[0, 2]]).all()
     assert np.isnan(loss.numpy()[1]) and np.isnan(got[1]).all()
+
+
+# -- products ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stored", ("float32", "bfloat16", "float16"))
+@pytest.mark.parametrize(("T", "N", "K"), ((1, 1, 1), (5, 40, 33), (33, 1300, 70), (600, 7, 100)))
+def test_products(T, N, K, stored, numpy_backend, rng):  # noqa: F811
+    """More inputs than one part has, and rows than one item; alone and added to something."""
+    g, w, x = normal(rng, (T, N)), normal(rng, (N, K), stored), normal(rng, (T, K))
+    first, second = normal(rng, (T, K)), normal(rng, (N, K))
+    tg, tw, tx = tensors(numpy_backend, columns(g), w, columns(x))
+    dx, dw = g.astype(np.float64) @ w.astype(np.float64), g.T.astype(np.float64) @ x
+    got = (
+        linear_input_gradient(tg, tw, tx.dtype, None),
+        linear_weight_gradient(tg, tx, tx.dtype, None),
+    )
+    wide, deep = (
+        {"dtype": "float32", "reduce": R, "c": max(16.0, 2 * R**0.5)} for R in (N, T)
+    )  # a sum in one accumulator
+    assert_close(got[0].numpy(), dx, **wide)
+    assert_close(got[1].numpy(), dw, **deep)
+    held = tensors(numpy_backend, first.copy(), second.copy())
+    assert linear_input_gradient(tg, tw, tx.dtype, held[0]) is held[0]
+    assert linear_weight_gradient(tg, tx, tx.dtype, held[1]) is held[1]
+    assert_close(held[0].numpy(), first + dx, **wide)
+    assert_close(held[1].numpy(), second + dw, **deep)
 
 
 # -- optimizer -----------------------------------------------------------------------------------
