@@ -138,6 +138,13 @@ def test_assign(plain_backend):
     assert x.tolist() == [[7, 2], [8, 4]]
 
 
+def test_a_view_of_a_file_is_not_assigned(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(3, np.float32))
+    x = Tensor(np.load(tmp_path / "x.npy", mmap_mode="r"), backend="numpy")
+    with pytest.raises(BackendError, match=r"assign: .* a view of a file .* trainable=True"):
+        x.assign(np.zeros(3, np.float32))
+
+
 def test_detach(plain_backend):
     x = Tensor([1.0], backend=plain_backend, requires_grad=True)
     y = x.detach()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import cases
 import numpy as np
 import pytest
+from conftest import open_backend
 from tiny_model import CONFIG, make_tiny
 
 import boostr
+from boostr.engine.load import load_module
+from boostr.engine.model import LanguageModel
 from boostr.errors import OptionError
 from boostr.models import family
 from boostr.models.config import RawConfig
@@ -46,6 +52,18 @@ def test_a_prompt_in_the_extended_context(tmp_path, kind: str) -> None:
     assert model.generate(ids, max_tokens=1).token_ids == [model.logits(ids)[-1].argmax()]
     with pytest.raises(OptionError, match="the prompt has 256 tokens, and the model's context"):
         model.generate(np.zeros(256, np.int64))
+
+
+def test_no_row_of_a_table_of_positions_serves_twice(tmp_path) -> None:
+    module: Any = load_module(
+        cases.checkpoint(cases.named("gpt2/plain"), tmp_path), backend="numpy"
+    )
+    model = LanguageModel(module, None, open_backend("numpy"), "tiny")
+    context = model.config.max_position_embeddings
+    assert len(model.logits([5] * context)) == context
+    for call in (model.logits, model.hidden_states):
+        with pytest.raises(OptionError, match=f"vectors of {context} positions, got {context + 1}"):
+            call([5] * (context + 1))
 
 
 def test_both_spellings_of_rope() -> None:

@@ -64,6 +64,15 @@ class NumpyBackend(ArrayBackend):
     def is_writable(self, x: Array) -> bool:
         return x.flags.writeable
 
+    def assign(self, target: Array, source: Array) -> None:
+        if not target.flags.writeable:
+            raise BackendError(
+                "assign: expected values that may be written, got a view of a file or of a "
+                "read-only array; load the model with trainable=True, or put a tensor of its own "
+                "in its place"
+            )
+        super().assign(target, source)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         if self.recorder is not None:
             raise BackendError(
