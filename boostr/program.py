@@ -18,6 +18,11 @@ from typing import Any
 from boostr import autograd, backends
 from boostr.backends.base import Backend
 
+SHARED = (
+    "capture: what another program of the same arena has made is read, whose memory this one may "
+    "write; copy it, or record it with an arena of its own"
+)
+
 
 class Program(ABC):
     """A recorded function. `outputs` is what `fn` returned; each `run` overwrites its buffers."""
@@ -51,9 +56,17 @@ class Program(ABC):
 
 
 def capture(
-    fn: Callable[[], Any], backend: str | Backend | None = None, *, grad: bool = False
+    fn: Callable[[], Any],
+    backend: str | Backend | None = None,
+    *,
+    grad: bool = False,
+    arena: Any = None,
 ) -> Program:
     """Run `fn` once and record it. Reading a tensor's values inside `fn` is an error.
+
+    arena: memory for what `fn` makes, of `backend.new_arena()`. Programs that share one never run
+    at the same time; none reads what another has made, and a run, or the recording of one more,
+    overwrites the outputs of all. None: memory of the program's own.
 
     With `grad`, what `fn` computes is on the tape, so that it may call `backward` and step an
     optimizer: one training step is one program. Gradients that it leaves in `.grad` are then the
@@ -62,6 +75,6 @@ def capture(
     from boostr.dispatch import collect_fallbacks  # which imports the tensor, and it this module
 
     with autograd.set_enabled(grad), collect_fallbacks() as fallbacks:
-        outputs, program = backends.get(backend).capture(fn)
+        outputs, program = backends.get(backend).capture(fn, arena)
     program.outputs, program.fallbacks = outputs, fallbacks
     return program

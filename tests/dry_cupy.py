@@ -124,7 +124,13 @@ class DryCupy(ArrayBackend):
     def synchronize(self) -> None:
         pass
 
-    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+    def new_arena(self) -> None:
+        return None
+
+    def lasting(self, make: Callable[..., Any], *args: Any) -> Array:
+        return array(make(*args))
+
+    def capture(self, fn: Callable[[], Any], arena: None = None) -> tuple[Any, Program]:
         self._names = []
         outputs = fn()
         names, self._names = self._names, []

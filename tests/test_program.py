@@ -1,5 +1,8 @@
 """capture and replay: the same as eager, whatever changes in the tensors between runs."""
 
+import gc
+from functools import partial
+
 import numpy as np
 import pytest
 from draws import normal, refused, tensors
@@ -15,6 +18,7 @@ from boostr.ops import (
     paged_attention,
     rms_norm,
     rope,
+    silu,
     softmax,
     swiglu,
 )
@@ -206,3 +210,49 @@ def test_refuses(backend):
     with refused(BackendError, "capture", "nested"):
         capture(lambda: capture(lambda: x * 2, backend), backend)
     assert capture(lambda: x + 1, backend).run().tolist() == [1, 1]  # a failed one leaves no trace
+
+
+def test_programs_that_share_memory(backend, rng):
+    """Each is right in every order of runs, and the second takes hardly any memory of its own."""
+    x, weights = Tensor(normal(rng, (40, 64)), backend=backend), normal(rng, (64, 64))
+    w = Tensor(weights, backend=backend)
+
+    def step(rows):
+        def run():
+            y = linear(x[:rows], w)
+            return linear(silu(y), w) + y
+
+        return run
+
+    arena, eager = backend.new_arena(), [step(n)().numpy().copy() for n in (40, 33, 40)]
+    programs, sizes = [], []
+    for n in (40, 33, 40):
+        programs.append(capture(step(n), backend, arena=arena))
+        np.testing.assert_array_equal(programs[-1].outputs.numpy(), eager[len(programs) - 1])
+        sizes.append(arena.nbytes)
+    assert sizes[0] > 0 and sizes[0] == sizes[2] <= sizes[1]
+    for index in (0, 2, 1, 0, 1, 1, 2):
+        np.testing.assert_array_equal(programs[index].run().numpy(), eager[index])
+    del programs[0]
+    np.testing.assert_array_equal(programs[0].run().numpy(), eager[1])
+
+
+def test_what_shares_memory_reads_nothing_of_each_other(backend):
+    if backend.name == "cupy":
+        pytest.skip("a graph does not say whose memory it reads")
+    x = Tensor(np.ones(8, np.float32), backend=backend)
+    arena = backend.new_arena()
+    first = capture(lambda: silu(x), backend, arena=arena)
+
+    def reads(y):
+        own = x * 2  # where y lies
+        return silu(y) + own
+
+    with refused(BackendError, "another program of the same arena"):
+        capture(partial(reads, first.outputs), backend, arena=arena)
+    second = capture(partial(silu, first.outputs), backend)  # keeps what it reads
+    want = second.outputs.tolist()
+    del first
+    gc.collect()
+    hold = [capture(lambda: silu(x) * 3, backend) for _ in range(3)]
+    assert second.run().tolist() == want and hold

@@ -208,7 +208,11 @@ class Backend(ABC):
         """The kernel for an op by name, or the reason why there is none."""
 
     @abstractmethod
-    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+    def new_arena(self) -> Any:
+        """Memory for the intermediate results of programs that share it; see `capture`."""
+
+    @abstractmethod
+    def capture(self, fn: Callable[[], Any], arena: Any = None) -> tuple[Any, Program]:
         """Run `fn` once, record what this thread launched; see `boostr.program`."""
 
     def constant_weights(self) -> AbstractContextManager[None]:

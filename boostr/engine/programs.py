@@ -35,14 +35,16 @@ class _Recorded:
 
 
 class Programs:
-    """At most so many programs; the one whose last use is longest ago makes room.
+    """At most so many programs; the one whose last use is longest ago makes room. They run one at a
+    time and share the memory of their intermediate results, outputs included.
 
     Attributes:
-        captures: how many were ever recorded.
+        captures: how many were ever recorded.   arena: their memory.
     """
 
     def __init__(self, backend: Backend, most: int) -> None:
         self.backend, self.captures, self._most = backend, 0, most
+        self.arena = backend.new_arena()
         self._kept: OrderedDict[Hashable, _Recorded] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,6 +53,7 @@ class Programs:
     def forget(self) -> None:
         """Drop what was recorded over memory that is no more."""
         self._kept.clear()
+        self.arena = self.backend.new_arena()
 
     def step(self, key: Hashable, make: Callable[[], Callable[[], Any]]) -> tuple[Any, Program]:
         """What a pass without inputs gives, and its program."""
@@ -86,7 +89,7 @@ class Programs:
 
     def _record(self, key: Hashable, made: Callable[[], Any], fill: Any) -> Program:
         with self.backend.constant_weights():
-            program = capture(made, self.backend)
+            program = capture(made, self.backend, arena=self.arena)
         self.captures += 1
         self._kept[key] = _Recorded(program, fill)
         if len(self._kept) > self._most:

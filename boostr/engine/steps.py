@@ -26,24 +26,28 @@ _MOST_PROGRAMS = 32
 
 
 class Steps:
-    """The passes of one model over one pool and its rows."""
+    """The passes of one model over one pool and its rows.
+
+    Attributes:
+        programs: those that were recorded.   decoding: that of the last decode step.
+    """
 
     def __init__(self, runner: Runner, pool: KVPool, slots: Slots) -> None:
         self.runner, self.pool, self.slots = runner, pool, slots
         self.backend = runner.backend
         self.penalties: Penalties | None = None
-        self._programs = Programs(self.backend, _MOST_PROGRAMS)
-        self.decoding: Program | None = None  # of the last decode step
+        self.programs = Programs(self.backend, _MOST_PROGRAMS)
+        self.decoding: Program | None = None
 
     def forget_programs(self) -> None:
         """Drop what was recorded over memory that is no more."""
-        self._programs.forget()
+        self.programs.forget()
         self.decoding = None
 
     @property
     def captures(self) -> int:
         """How many programs were ever recorded."""
-        return self._programs.captures
+        return self.programs.captures
 
     def width(self, positions: int) -> int:
         """Columns of the block tables that a pass over so many positions gets."""
@@ -85,7 +89,7 @@ class Steps:
         if variant.penalized:
             self.penalties_for(B - 1)
         key = ("decode", B, width, variant)
-        outcome, self.decoding = self._programs.step(
+        outcome, self.decoding = self.programs.step(
             key, lambda: DecodeStep(self, B, width, variant)
         )
         return outcome
@@ -113,7 +117,7 @@ class Steps:
             T = max(_LEAST_TOKENS, 1 << (T - 1).bit_length())
             B = min(_bucket(B, _SEQUENCES), self.slots.rows)
         key = ("prefill", T, B, width, variant)
-        return self._programs.over(
+        return self.programs.over(
             key, lambda: PromptStep(self, T, B, width, variant), parts,
             recorded=padded or single,
         )  # fmt: skip

@@ -105,19 +105,6 @@ def test_a_request_larger_than_the_budget_is_refused(model, monkeypatch):
     assert len(model.generate([5], max_tokens=3).token_ids) == 3
 
 
-def test_few_programs_serve_batches_of_all_lengths(model):
-    rng = random.Random(1)
-    prompts = [[rng.randrange(3, 250) for _ in range(n)] for n in range(1, 17)]
-    options = [SamplingOptions(max_tokens=3 + 2 * i) for i in range(16)]
-    model.generate_batch(prompts, options=options)
-    steps = model.engine.steps
-    assert steps.captures <= 6
-    before = steps.captures
-    model.generate_batch(prompts[::-1], options=options)
-    assert model.engine.steps is steps
-    assert steps.captures == before
-
-
 def test_a_dropped_stream_frees_its_row(model):
     stream = model.stream([5, 6, 7], max_tokens=50)
     next(stream)

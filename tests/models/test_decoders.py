@@ -11,7 +11,7 @@ import pytest
 from cases import DECODERS, PLAIN, close, each, named
 
 from boostr import backends, dtypes
-from boostr.engine import steps as steps_module
+from boostr.engine import programs as programs_module
 from boostr.engine.fixed_rows import FixedRows
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
@@ -148,12 +148,12 @@ def test_a_cache_is_freed_without_the_garbage_collector(monkeypatch, tmp_path):
     """Also where a program keeps the function that it was recorded from, as on a GPU."""
     backend = backends.get("numpy")
 
-    def keeping(fn, chosen):
-        program = capture(fn, chosen)
+    def keeping(fn, chosen, **options):
+        program = capture(fn, chosen, **options)
         program.keep = fn  # type: ignore[attr-defined]
         return program
 
-    monkeypatch.setattr(steps_module, "capture", keeping)
+    monkeypatch.setattr(programs_module, "capture", keeping)
     monkeypatch.setattr(type(backend), "records_prefill", True)
     monkeypatch.setattr(type(backend), "prefill_chunk", 4)
     runner = make_runner(named("llama/tied"), tmp_path, backend)

@@ -19,6 +19,7 @@ from boostr import dtypes, env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, Shape
 from boostr.backends.cupy.kernel_table import find_kernel
+from boostr.backends.cupy.runtime.arena import Arena
 from boostr.backends.cupy.runtime.device import Caps
 from boostr.backends.cupy.runtime.kernels import Kernels
 from boostr.errors import BackendError, DTypeError, OutOfMemoryError
@@ -42,6 +43,9 @@ class _Capture(threading.local):
 
     capturing = False  # its launches are being recorded
     early = False  # products may fetch their weights before the kernels ahead have ended
+
+    def __init__(self) -> None:
+        self.constants: list[Any] = []  # that it has uploaded
 
 
 class CupyBackend(ArrayBackend):
@@ -137,9 +141,15 @@ class CupyBackend(ArrayBackend):
             return self._run(cupy.asarray, array)
         # a constant of the function being recorded: uploaded now, beside the capture
         with cupy.cuda.Stream(non_blocking=True) as beside:
-            made = self._run(cupy.asarray, array)
+            made = self.lasting(cupy.asarray, array)
             beside.synchronize()
+        self._capture.constants.append(made)
         return made
+
+    def lasting(self, make: Callable[..., Array], *args: Any) -> Array:
+        """What `make` allocates, in memory of its own also inside a capture."""
+        with cupy.cuda.using_allocator(None if self.capturing else cupy.cuda.get_allocator()):
+            return self._run(make, *args)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         if self.capturing:
@@ -308,15 +318,19 @@ class CupyBackend(ArrayBackend):
         finally:
             self._capture.early = before
 
-    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+    def new_arena(self) -> Arena:
+        self._use()
+        return Arena()
+
+    def capture(self, fn: Callable[[], Any], arena: Arena | None = None) -> tuple[Any, Program]:
         if self.capturing:
             raise BackendError("capture: captures cannot be nested")
         from boostr.backends.cupy.runtime.program import record
 
-        self._use()
-        self._capture.capturing = True
+        arena = arena or self.new_arena()
+        self._capture.capturing, self._capture.constants = True, []
         try:
-            return record(fn, self._use, self.whole)
+            return record(fn, self._use, self.whole, arena, self._capture.constants)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
         finally:

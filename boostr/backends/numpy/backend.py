@@ -87,7 +87,7 @@ class NumpyBackend(ArrayBackend):
             result = np.asarray(result)  # ufuncs of tensors without axes return scalars
         recorder = self._capture.recorder
         if recorder is not None:
-            recorder.python_call(fn, args, result)
+            result = recorder.python_call(fn, args, result)
         return result
 
     def _erf(self, x: np.ndarray) -> np.ndarray:
@@ -161,12 +161,17 @@ class NumpyBackend(ArrayBackend):
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when they are done."""
 
-    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+    def new_arena(self) -> Any:
+        from boostr.backends.numpy.runtime.program import Arena
+
+        return Arena()
+
+    def capture(self, fn: Callable[[], Any], arena: Any = None) -> tuple[Any, Program]:
         if self.recorder is not None:
             raise BackendError("capture: captures cannot be nested")
         from boostr.backends.numpy.runtime.program import NumpyProgram, Recorder
 
-        self._capture.recorder = recorder = Recorder()
+        self._capture.recorder = recorder = Recorder(arena or self.new_arena())
         try:
             outputs = fn()
             return outputs, NumpyProgram(recorder)

@@ -17,7 +17,7 @@ from boostr.backends.wgpu.kernel_table import find_kernel
 from boostr.backends.wgpu.primitives.primitives import Primitives
 from boostr.backends.wgpu.runtime import wgsl
 from boostr.backends.wgpu.runtime.array import GpuArray, contiguous_strides
-from boostr.backends.wgpu.runtime.buffers import Buffer, Pool
+from boostr.backends.wgpu.runtime.buffers import Arena, Buffer, Pool
 from boostr.backends.wgpu.runtime.clock import Clock, period
 from boostr.backends.wgpu.runtime.device import open_device
 from boostr.backends.wgpu.runtime.groups import Groups
@@ -282,16 +282,16 @@ class WgpuBackend(Primitives):
     def synchronize(self) -> None:
         self.queue.wait()
 
-    def capture(self, fn: Callable[[], Any]) -> tuple[Any, Program]:
+    def new_arena(self) -> Arena:
+        return Arena(self.pool)
+
+    def capture(self, fn: Callable[[], Any], arena: Arena | None = None) -> tuple[Any, Program]:
         if self.recorder is not None:
             raise BackendError("capture: captures cannot be nested")
-        self._capture.recorder = recorder = Recorder(self.pool)
+        self._capture.recorder = recorder = Recorder(arena or self.new_arena())
         try:
             outputs = fn()
             program = recorder.program(self.clock, self.queue, fn, outputs)
-        except BaseException:
-            recorder.arena.close()
-            raise
         finally:
             self._capture.recorder = None
         return outputs, program

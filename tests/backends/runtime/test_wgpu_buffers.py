@@ -9,7 +9,7 @@ from draws import refused
 
 from boostr import dtypes
 from boostr.backends.wgpu.runtime.buffers import Arena, Pool, size_class
-from boostr.errors import DTypeError, OutOfMemoryError
+from boostr.errors import BackendError, DTypeError, OutOfMemoryError
 
 
 @pytest.fixture
@@ -98,10 +98,25 @@ def test_a_programs_memory_serves_only_the_program():
     assert pool.take(100).block is not block  # idle, but the program writes to it again
     kept = arena.take(100)
     assert kept.block is block
-    arena.close()
+    del arena
     assert pool.take(100).block is not block  # still seen
     del kept
     assert pool.take(100).block is block
+
+
+def test_programs_of_an_arena_have_all_of_it_each():
+    pool, _ = pool_of()
+    arena = Arena(pool)
+    first = [arena.take(size) for size in (100, 100, 5000)]
+    arena.begin()
+    second = [arena.take(size) for size in (100, 5000, 100)]
+    assert {b.block.uid for b in first} == {b.block.uid for b in second}
+    assert all(map(arena.owns, second))
+    with refused(BackendError, "another program of the same arena"):
+        arena.owns(first[0])
+    del first  # what they had is not free, as the second has it
+    third = arena.take(100)
+    assert third.block.uid not in {b.block.uid for b in second}
 
 
 def test_out_of_memory_names_the_array_and_its_size(gpu):

@@ -200,7 +200,7 @@ class Blas:
         backend.stream_pointer()  # makes the device current
         self._handle = ctypes.c_void_p()
         _check(library().cublasLtCreate(ctypes.byref(self._handle)), "start")
-        self._workspace = backend.empty((_WORKSPACE_BYTES,), np.uint8)
+        self._workspace = backend.lasting(backend.empty, (_WORKSPACE_BYTES,), np.uint8)
         self._workspace_at = self._workspace.data.ptr
         self._plans: dict[_Key, _Plan] = {}
         self.known: dict[tuple, _Plan] = {}  # plans by what `linear` has at hand

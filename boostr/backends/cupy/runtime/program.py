@@ -10,6 +10,7 @@ from typing import Any
 import cupy
 
 from boostr.backends.cupy.runtime import driver
+from boostr.backends.cupy.runtime.arena import Arena
 from boostr.program import Program
 
 _NODE_TYPES = {1: "copy", 2: "fill"}  # CUgraphNodeType; 0 is a kernel
@@ -34,7 +35,7 @@ class CudaProgram(Program):
         graph: CuPy's instantiated graph.
         use: makes its GPU the thread's current one.
         whole: see `CupyBackend`.
-        keep: the recorded function (and so the tensors it uses) and the memory pool of the capture.
+        keep: the recorded function (and so the tensors it uses), and memory.
     """
 
     def __init__(
@@ -55,15 +56,19 @@ class CudaProgram(Program):
         return [_describe(node) for node in _nodes(self._graph.graph)]
 
 
-def record(fn: Callable[[], Any], use: Callable[[], None], whole: Lock) -> tuple[Any, CudaProgram]:
+def record(
+    fn: Callable[[], Any], use: Callable[[], None], whole: Lock, arena: Arena, constants: list[Any]
+) -> tuple[Any, CudaProgram]:
     """Record what `fn` launches, then launch it once: its effects happen exactly once.
 
-    Memory made inside comes from a pool of the program's own, so that nothing else is ever given
+    Memory made inside comes from the arena, so that nothing outside of its programs is ever given
     what the graph writes to. Kernels are compiled and loaded while recording (relaxed mode).
+
+    constants: arrays that `fn` uploads, as it does so.
     """
-    pool = cupy.cuda.MemoryPool()
+    arena.begin()
     stream = cupy.cuda.Stream(non_blocking=True)
-    with cupy.cuda.using_allocator(pool.malloc), stream:
+    with cupy.cuda.using_allocator(arena.malloc), stream:
         stream.begin_capture()
         try:
             outputs = fn()
@@ -71,7 +76,7 @@ def record(fn: Callable[[], Any], use: Callable[[], None], whole: Lock) -> tuple
             _abandon(stream)
             raise
         graph = stream.end_capture()
-    program = CudaProgram(graph, use, whole, (fn, outputs, pool, stream))
+    program = CudaProgram(graph, use, whole, (fn, outputs, arena, constants, stream))
     program.run()
     return outputs, program
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from boostr.backends.numpy.runtime import threads
-from boostr.program import Program
+from boostr.errors import BackendError
+from boostr.program import SHARED, Program
 
 Range = tuple[int, int]
 
@@ -52,12 +53,19 @@ class NativeCall:
 
 
 class _Block:
-    """One allocation of the arena; its memory may be handed on when this object dies."""
+    """One allocation of the arena; its memory may be handed on when this object dies, unless
+    another program has it by then.
 
-    __slots__ = ("__array_interface__", "_free", "_raw")
+    Attributes:
+        arena: whose it is.   program: the number of the arena's program that it was made for.
+    """
 
-    def __init__(self, raw: np.ndarray, free: list[np.ndarray], shape: tuple[int, ...]) -> None:
-        self._raw, self._free = raw, free
+    __slots__ = ("__array_interface__", "_free", "_raw", "arena", "program")
+
+    def __init__(
+        self, raw: np.ndarray, free: list[np.ndarray], shape: tuple[int, ...], arena: Arena
+    ) -> None:
+        self._raw, self._free, self.arena, self.program = raw, free, arena, arena.program
         self.__array_interface__ = {
             "shape": shape, "typestr": "|u1", "data": (raw.ctypes.data, False), "version": 3,
         }  # fmt: skip
@@ -67,11 +75,25 @@ class _Block:
 
 
 class Arena:
-    """Memory for the intermediate results of one program, in blocks of power-of-two sizes."""
+    """Memory for the intermediate results of programs that never run at the same time, in blocks of
+    power-of-two sizes, all of which each of them may use."""
 
     def __init__(self) -> None:
-        self.blocks: list[np.ndarray] = []
+        self.program = 0  # how many were begun
+        self._blocks: list[np.ndarray] = []
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def begin(self) -> None:
+        """Another program is recorded."""
+        self.program += 1
+        self._free = defaultdict(list)  # what earlier ones still hold returns elsewhere
+        for raw in self._blocks:
+            self._free[raw.nbytes].append(raw)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(raw.nbytes for raw in self._blocks)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
@@ -81,23 +103,31 @@ class Arena:
             raw = free.pop()
         else:
             raw = threads.aligned(size // 8).view(np.uint8)
-            self.blocks.append(raw)
-        return np.asarray(_Block(raw, free, (nbytes,))).view(dtype).reshape(shape)
+            self._blocks.append(raw)
+        return np.asarray(_Block(raw, free, (nbytes,), self)).view(dtype).reshape(shape)
 
-    @staticmethod
-    def owns(x: np.ndarray) -> bool:
-        """Whether x's memory is an arena's."""
+    def owns(self, x: np.ndarray) -> bool:
+        """Whether x was made by the program that is recorded.
+
+        Raises:
+            BackendError: by an earlier one of the arena.
+        """
         while isinstance(x.base, np.ndarray):
             x = x.base
-        return isinstance(x.base, _Block)
+        if not isinstance(x.base, _Block) or x.base.arena is not self:
+            return False
+        if x.base.program != self.program:
+            raise BackendError(SHARED)
+        return True
 
 
 class Recorder:
     """Collects calls while a capture runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, arena: Arena) -> None:
         self.calls: list[PythonCall | NativeCall] = []
-        self.arena = Arena()
+        self.arena = arena
+        arena.begin()
         self.kept: list[Any] = []  # memory that is not the arena's: weights, caches, inputs
         self._derived: dict[tuple[str, Range], np.ndarray] = {}
 
@@ -109,9 +139,19 @@ class Recorder:
         """Note that `value` was computed from x by kernel `name`, so that it need not be again."""
         self._derived[name, byte_bounds(x)] = value
 
-    def python_call(self, fn: Callable[..., Any], args: tuple, result: np.ndarray | None) -> None:
+    def python_call(
+        self, fn: Callable[..., Any], args: tuple, result: np.ndarray | None
+    ) -> np.ndarray | None:
+        """The result where it lies from now on."""
         self._derived.clear()  # it may write anywhere
+        for x in args:
+            if isinstance(x, np.ndarray):
+                self.arena.owns(x)
+        if result is not None and result.base is None:
+            made, result = result, self.arena.empty(result.shape, result.dtype)
+            np.copyto(result, made)
         self.calls.append(PythonCall(fn, args, result))
+        return result
 
     def native_call(
         self,
@@ -119,7 +159,7 @@ class Recorder:
         reads: Sequence[np.ndarray],
         writes: Sequence[np.ndarray],
     ) -> None:
-        self.kept += [x for x in (*reads, *writes) if not Arena.owns(x)]
+        self.kept += [x for x in (*reads, *writes) if not self.arena.owns(x)]
         read, written = ([byte_bounds(x) for x in group if x.size] for group in (reads, writes))
         self._derived = {
             key: value for key, value in self._derived.items() if not _overlap([key[1]], written)
@@ -131,7 +171,7 @@ class NumpyProgram(Program):
     """Kernel calls in native lists, numpy calls between them."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._kept: list[Any] = [recorder.arena.blocks, recorder.kept]
+        self._kept: list[Any] = [recorder.arena, recorder.kept]
         self._calls = recorder.calls
         self._steps: list[Callable[[], None]] = []
         pending: list[NativeCall] = []

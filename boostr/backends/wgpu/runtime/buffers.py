@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from boostr.errors import OutOfMemoryError
+from boostr.errors import BackendError, OutOfMemoryError
+from boostr.program import SHARED
 
 _uids = itertools.count(1)
 _LEAST = 256
@@ -22,7 +23,7 @@ class Block:
 
     __slots__ = ("gpu", "groups", "handle", "home", "serial", "size", "uid")
 
-    def __init__(self, gpu: Any, size: int, home: Pool | Arena | None) -> None:
+    def __init__(self, gpu: Any, size: int, home: Pool | None) -> None:
         self.gpu, self.handle, self.size, self.home = gpu, gpu._internal, size, home
         self.uid = next(_uids)
         self.serial = -1
@@ -85,8 +86,12 @@ class Pool:
         """Blocks, in use and idle."""
         return len(self._blocks)
 
-    def take(self, nbytes: int, exact: bool = False, home: Pool | Arena | None = None) -> Buffer:
+    def take(self, nbytes: int, exact: bool = False) -> Buffer:
         """A buffer of at least so many bytes; `exact`: of its own size, not kept afterwards."""
+        return Buffer(self.block(nbytes, exact))
+
+    def block(self, nbytes: int, exact: bool = False) -> Block:
+        """What `take` makes a buffer of; whoever takes it gives it to `returned` at the end."""
         size = -(-max(nbytes, 16) // 16) * 16 if exact else size_class(nbytes)
         if self.returned:
             self.drain()
@@ -94,11 +99,10 @@ class Pool:
         if free and not exact:
             block = free.pop()
             self.idle -= size
-            block.home = home or self
         else:
-            block = self._new(size, (home or self) if not exact else _Exact(self))
+            block = self._new(size, _Exact(self) if exact else self)
         self._peak = max(self._peak, self.allocated - self.idle)
-        return Buffer(block)
+        return block
 
     def drain(self) -> None:
         """Take back the blocks whose buffers have died."""
@@ -162,13 +166,18 @@ class _Exact:
 
 
 class Arena:
-    """The memory of a program: blocks that die while it is recorded serve only it, so that a replay
-    writes nothing that belongs to others. They return to the pool with the program."""
+    """The memory of programs that never run at the same time: blocks that only they use, so that a
+    replay writes nothing that belongs to others, and all of which each of them may use. They return
+    to the pool when neither the programs nor arrays that these made are left."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self.returned: deque[Block] = deque()
-        self.blocks: list[Block] = []
+        self._blocks: list[Block] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Another program is recorded."""
+        self.returned: deque[Block] = deque(self._blocks)  # buffers of earlier ones go elsewhere
         self._free: dict[int, list[Block]] = {}
 
     def take(self, nbytes: int) -> Buffer:
@@ -177,20 +186,40 @@ class Arena:
             self._free.setdefault(block.size, []).append(block)
         free = self._free.get(size_class(nbytes))
         if free:
-            return Buffer(free.pop())
-        buffer = self._pool.take(nbytes, home=self)  # type: ignore[arg-type]
-        self.blocks.append(buffer.block)
-        return buffer
+            return ArenaBuffer(free.pop(), self)
+        block = self._pool.block(nbytes)
+        self._blocks.append(block)
+        return ArenaBuffer(block, self)
 
-    def close(self) -> None:
-        """The program is gone: idle blocks go to the pool at once, the others when they die."""
-        returned, self.returned = self.returned, self._pool.returned  # buffers may die meanwhile
-        while returned:
-            block = returned.popleft()
-            self._free.setdefault(block.size, []).append(block)
-        idle = {block.uid for block in itertools.chain(*self._free.values())}
-        for block in self.blocks:
-            block.home = self._pool
-            if block.uid in idle:
-                self._pool.returned.append(block)
-        self.blocks, self._free = [], {}
+    def owns(self, buffer: Buffer) -> bool:
+        """Whether it was made by the program that is recorded.
+
+        Raises:
+            BackendError: by an earlier one of the arena.
+        """
+        if not isinstance(buffer, ArenaBuffer) or buffer.arena is not self:
+            return False
+        if buffer.returned is not self.returned:
+            raise BackendError(SHARED)
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.size for block in self._blocks)
+
+    def __del__(self) -> None:
+        self._pool.returned.extend(self._blocks)
+
+
+class ArenaBuffer(Buffer):
+    """A block while an array of a program uses it."""
+
+    __slots__ = ("arena", "returned")
+
+    def __init__(self, block: Block, arena: Arena) -> None:
+        super().__init__(block)
+        self.arena, self.returned = arena, arena.returned
+
+    def __del__(self) -> None:
+        self.returned.append(self.block)

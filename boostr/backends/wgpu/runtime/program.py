@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from boostr.backends.wgpu.runtime.array import GpuArray
-from boostr.backends.wgpu.runtime.buffers import Arena, Buffer, Pool
+from boostr.backends.wgpu.runtime.buffers import Arena, Buffer
 from boostr.backends.wgpu.runtime.clock import Clock
 from boostr.backends.wgpu.runtime.queue import Command, Queue
 from boostr.backends.wgpu.runtime.replay import Replay
@@ -20,8 +20,9 @@ class Recorder:
     """The capture under way: its commands, which are run meanwhile, its memory, and the buffers of
     others that it uses."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.arena = Arena(pool)
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        arena.begin()
         self._commands: list[Command] = []
         self._names: list[str] = []
         self._pinned: dict[int, Buffer] = {}
@@ -32,9 +33,8 @@ class Recorder:
         self._commands.append(command)
         self._names.append(name)
         for array in (*reads, *writes):
-            block = array.buffer.block
-            if block.home is not self.arena:
-                self._pinned[block.uid] = array.buffer
+            if not self.arena.owns(array.buffer):
+                self._pinned[array.buffer.block.uid] = array.buffer
 
     def program(
         self, clock: Clock, queue: Queue, fn: Callable[[], Any], outputs: Any
@@ -94,4 +94,3 @@ class WgpuProgram(Program):
             return  # all of it goes with the process
         if self._replay is not None:
             self._replay.close()
-        self._arena.close()
