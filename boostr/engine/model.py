@@ -264,11 +264,7 @@ class LanguageModel(Loaded):
         ids = id_list(token_ids, what)
         if not ids:
             raise OptionError(f"{what}: expected at least one token")
-        context = self.config.max_position_embeddings
-        if self.config.embedding.positions is not None and len(ids) > context:
-            raise OptionError(
-                f"{what}: the model has vectors of {context} positions, got {len(ids)} tokens"
-            )
+        self.runner.check_length(len(ids), what)
         self._check_ids(ids)
         return ids
 

@@ -10,6 +10,7 @@ from boostr import autograd
 from boostr.backends.base import Backend
 from boostr.engine.kv_pool import KVPool
 from boostr.engine.rotary import Rotary
+from boostr.errors import OptionError
 from boostr.models.base import Model
 from boostr.nn.batch import Batch
 from boostr.nn.states import Latent, Paged, token_bytes
@@ -38,6 +39,18 @@ class Runner:
     def tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
         """An int32 tensor on the model's backend."""
         return Tensor(np.asarray(values, np.int32), backend=self.backend)
+
+    def check_length(self, length: int, what: str) -> None:
+        """Refuse a sequence that is longer than the table of positions, if the model has one.
+
+        Raises OptionError, which `what` begins.
+        """
+        config = self.module.config
+        context = config.max_position_embeddings
+        if length > context and config.embedding.positions is not None:
+            raise OptionError(
+                f"{what}: the model has vectors of {context} positions, got {length} tokens"
+            )
 
     def new_pool(self) -> KVPool:
         """Room for what layers keep of sequences, none yet."""

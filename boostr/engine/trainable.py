@@ -97,6 +97,7 @@ class Trainable:
             raise TokenizerError(f"input_ids must be in the model's vocabulary 0..{vocabulary - 1}")
         positions = self.runner.tensor(batch.position_ids)
         lengths: Sequence[int] = [int(n) for n in batch.lengths]
+        self.runner.check_length(max(lengths, default=0), "a sequence of the batch")
         ropes = self.runner.rotary.prompt(batch.position_ids, positions, lengths, lengths)
         ids, starts = (self.runner.tensor(x) for x in (batch.input_ids, batch.cu_seqlens))
         return Batch(ids, positions, starts, ropes)

@@ -102,3 +102,11 @@ def test_contrastive_refuses():
         train.contrastive_loss(a, b)
     with refused(ShapeError, "contrastive_loss", "2 or more"):
         train.contrastive_loss(a[:1], a[:1])
+
+
+def test_a_sequence_longer_than_the_table_of_positions():
+    """Its last row would learn all that are behind."""
+    model = boostr.create("bert", BERT, backend="numpy")
+    batch = train.pack([[1] * 3, [2] * 65])
+    with refused(OptionError, "sequence of the batch", "64 positions", "65 tokens"):
+        model(batch)
