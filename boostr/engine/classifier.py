@@ -83,6 +83,7 @@ class ClassificationModel(Reranker):
     """
 
     is_a = "a classifier of texts"
+    classifier: Classifier
 
     def __init__(
         self, parts: Parts, classifier: Classifier, labels: Labels, pairing: Pairing
