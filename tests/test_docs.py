@@ -180,6 +180,29 @@ def test_example_classify(with_cache):
     assert scores["positive"] > scores["negative"]
 
 
+def test_example_tiny_shakespeare(monkeypatch):
+    """Few steps, of which none is a line by itself; the text that is written goes to the end."""
+    monkeypatch.setenv("BOOSTR_BACKEND", "numpy")
+    lines = run_example("tiny_shakespeare.py", "12")
+    assert lines[0] == "836736 parameters on numpy, 15472 bytes of text"
+    found = re.fullmatch(r" +12 loss (\S+)  held out (\S+)  \d+ s", lines[1])
+    assert found and float(found[1]) < 4 and float(found[2]) < 4  # log 256 is 5.5
+    assert lines[2].startswith("When I ")
+
+
+def test_example_sft(with_cache, tmp_path):
+    """The keys are known, the data fit, and what counts are the answers."""
+    import real_models
+
+    config = ROOT / "examples" / "sft.toml"
+    command = (sys.executable, "-m", "boostr", "train", str(real_models.smollm2()), "--config",
+               str(config), "--backend", "numpy", "--dry-run")  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "64 samples" in done.stderr and "14 steps of 512 tokens" in done.stderr
+    assert done.stdout.count("<|im_start|>assistant\nIn short: ") > 5
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
