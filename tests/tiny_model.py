@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from boostr.io.safetensors import save
-from boostr.models import family
+from boostr.models import FAMILIES, family
 from boostr.models.config import RawConfig
 
 ROOT = Path(__file__).parents[1]
@@ -30,12 +30,13 @@ CONFIG = {
 
 
 def make_tiny(folder: Path, template: str | None = TEMPLATE, **changes: Any) -> Path:
-    """A random model, a llama unless told otherwise, whose tokens are bytes. It never ends by
-    itself: its end token scores 0."""
+    """A random model, a llama unless told otherwise, whose tokens are bytes; of a model_type that
+    does not exist the weights are a llama's. It never ends by itself: its end token scores 0."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = {**CONFIG, **changes}
     (folder / "config.json").write_text(json.dumps(raw))
-    config, made = RawConfig(raw, "tiny"), family(raw["model_type"], "tiny")
+    kind = raw["model_type"] if raw["model_type"] in FAMILIES else CONFIG["model_type"]
+    config, made = RawConfig(raw, "tiny"), family(kind, "tiny")
     rng = np.random.default_rng(7)
     weights = {}
     for name, owner, attribute in made(made.read_config(config)).places():

@@ -96,8 +96,8 @@ class Calibration:
 
     def names(self, layer: int) -> dict[int, str]:
         """id -> canonical path of every part of a layer that has parameters."""
-        parameters = self.layers[layer].parameters(f"model.layers.{layer}.")
-        return {id(owner): name.rpartition(".")[0] for name, owner, _ in parameters}
+        places = self.layers[layer].places(f"model.layers.{layer}.")
+        return {id(owner): name.rpartition(".")[0] for name, owner, _ in places}
 
     def seen(self, layer: int, make: Callable[[], Seer]) -> dict[str, Seer]:
         """What was called with the inputs of each weight of a layer, by its canonical name; those
@@ -139,7 +139,7 @@ class Calibration:
         """Canonical name -> owner of all matrices of a layer."""
         return {
             name: owner
-            for name, owner, attribute in block.parameters(prefix)
+            for name, owner, attribute in block.places(prefix)
             if attribute == "weight" and isinstance(owner, Linear)
         }
 
