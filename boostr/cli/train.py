@@ -91,7 +91,8 @@ def _say_what_comes(run: Trainer) -> None:
     click.echo(
         f"{run.data.name}: {counts['used']} samples of {run.data.ends[-1]} tokens{others}\n"
         f"{run.steps} steps of "
-        f"{run.config.batch_tokens} tokens, {run.packs.fill():.1%} full; "
+        f"{run.config.batch_tokens * run.config.grad_accumulation} tokens, "
+        f"{run.packs.fill():.1%} full; "
         f"{human_count(trained)} parameters train",
         err=True,
     )

@@ -31,8 +31,9 @@ class TrainConfig:
     lora_rank: int = _said(16, "Rank of the adapter.")
     lora_alpha: float = _said(32.0, "The adapter is scaled by alpha / rank.")
     lora_targets: str = _said("all-linear", "Modules, with commas between; or all-linear.")
-    batch_tokens: int = _said(4096, "Tokens of a step.")
-    max_sequences: int = _said(512, "The most samples of a step.")
+    batch_tokens: int = _said(4096, "Tokens of a batch.")
+    grad_accumulation: int = _said(1, "Batches of a step, in the memory of one.")
+    max_sequences: int = _said(512, "The most samples of a batch.")
     max_length: int = _said(0, "Tokens of a sample; 0: as batch and context hold.")
     steps: int = _said(0, "Steps of the run; 0: as epochs say.")
     epochs: int = _said(1, "How often all data is seen, if steps is 0.")
@@ -58,7 +59,9 @@ class TrainConfig:
                 raise OptionError(f"{spec.name} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, int | float) and not value >= 0:
                 raise OptionError(f"{spec.name} must be 0 or more, got {value}")
-        for name in ("lora_rank", "batch_tokens", "max_sequences", "log_every", "keep"):
+        for name in (
+            "lora_rank", "batch_tokens", "grad_accumulation", "max_sequences", "log_every", "keep",
+        ):  # fmt: skip
             if values[name] < 1:
                 raise OptionError(f"{name} must be 1 or more, got {values[name]}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from boostr.train.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from boostr.engine.model import LanguageModel
+
+_NOTHING = PackedBatch(*(np.zeros(n, np.int32) for n in (0, 0, 0, 1)))
 
 
 class StepMetrics:
@@ -40,32 +43,62 @@ class StepMetrics:
         return float(self._reads[1]())
 
 
+class _Pack:
+    """Where the program reads one batch of up to `tokens` tokens of up to `max_sequences`."""
+
+    def __init__(self, model: LanguageModel, tokens: int, max_sequences: int) -> None:
+        self._tokens, self._max_sequences = tokens, max_sequences
+        tensor, zeros = model.runner.tensor, np.zeros(tokens, np.int32)
+        self._ids, self.targets, self._positions = (tensor(zeros.copy()) for _ in range(3))
+        self._starts = tensor(np.zeros(max_sequences + 2, np.int32))
+        ropes = model.runner.rotary.decode(tokens, self._positions)
+        self.batch = Batch(self._ids, self._positions, self._starts, ropes)
+
+    def fill(self, batch: PackedBatch) -> None:
+        """Put a batch there, and a sequence of labels that do not count behind it."""
+        T, B = len(batch), len(batch.lengths)
+        if not (self._tokens >= T and self._max_sequences >= B):
+            raise OptionError(
+                f"this step takes {self._tokens} tokens of {self._max_sequences} sequences, got "
+                f"{T} of {B}"
+            )
+        filler = np.arange(self._tokens - T, dtype=np.int32)
+        ends = np.full(self._max_sequences + 1 - B, self._tokens, np.int32)
+        for target, values in (
+            (self._ids, np.concatenate([batch.input_ids, filler * 0])),
+            (self.targets, np.concatenate([batch.targets, np.full_like(filler, IGNORED)])),
+            (self._positions, np.concatenate([batch.position_ids, filler])),
+            (self._starts, np.concatenate([batch.cu_seqlens, ends])),
+        ):
+            target.assign(values)
+
+
 class CompiledStep:
     """Forward, backward, clipping and the optimizer's step, recorded once. See `compile_step`."""
 
     def __init__(
         self, model: LanguageModel, optimizer: Optimizer, tokens: int, max_sequences: int,
-        max_norm: float,
+        max_norm: float, grad_accumulation: int,
     ) -> None:  # fmt: skip
         if model.runner.rotary.depends_on_length:
             raise OptionError(
                 "compile_step: this model's rope depends on the length of a sequence, which one "
                 "program does not know; use model.loss(batch) and optimizer.step()"
             )
+        if grad_accumulation < 1:
+            raise OptionError(
+                f"compile_step: grad_accumulation must be 1 or more, got {grad_accumulation}"
+            )
         self._model, self._optimizer, self._max_norm = model, optimizer, max_norm
         self.tokens, self.max_sequences = tokens, max_sequences
-        tensor = model.runner.tensor
-        zeros = np.zeros(tokens, np.int32)
-        self._ids, self._targets, self._positions = (tensor(zeros.copy()) for _ in range(3))
-        self._starts = tensor(np.zeros(max_sequences + 2, np.int32))
+        self._packs = [_Pack(model, tokens, max_sequences) for _ in range(grad_accumulation)]
         self._count = Tensor(np.ones((), np.float32), backend=model.backend)
-        ropes = model.runner.rotary.decode(tokens, self._positions)
-        self._batch = Batch(self._ids, self._positions, self._starts, ropes)
         self.program: Program | None = None
 
-    def __call__(self, batch: PackedBatch) -> StepMetrics:
-        """Make a step on a batch of at most `tokens` tokens; parameters and state change."""
-        self._fill(batch)
+    def __call__(self, *batches: PackedBatch) -> StepMetrics:
+        """Make a step on up to `grad_accumulation` batches of at most `tokens` tokens each, as if
+        they were one; parameters and state change."""
+        target_count = self._fill(batches)
         if self.program is None:
             self.program = capture(self._step, self._model.backend, grad=True)
         else:
@@ -73,40 +106,33 @@ class CompiledStep:
             for written in self._optimizer.params:
                 written.written()
         read = self._model.backend.start_read
-        return StepMetrics([read(t.data) for t in self.program.outputs], batch.target_count)
+        return StepMetrics([read(t.data) for t in self.program.outputs], target_count)
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        module, optimizer = self._model.module, self._optimizer
-        hidden = module.hidden(self._batch)
-        loss = module.losses(hidden, self._targets, count=self._count)
+        module, optimizer, total = self._model.module, self._optimizer, None
         optimizer.zero_grad()
-        loss.backward()
+        for pack in self._packs:
+            loss = module.losses(module.hidden(pack.batch), pack.targets, count=self._count)
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
         norm = clip_grad_norm(optimizer.params, self._max_norm)
         optimizer.step(norm)
         optimizer.zero_grad()
-        return loss.detach(), norm
+        assert total is not None
+        return total, norm
 
-    def _fill(self, batch: PackedBatch) -> None:
-        """Put a batch, and a sequence of labels that do not count, where the program reads."""
-        T, B = len(batch), len(batch.lengths)
-        if not (self.tokens >= T and self.max_sequences >= B):
-            raise OptionError(
-                f"this step takes {self.tokens} tokens of {self.max_sequences} sequences, got {T} "
-                f"of {B}"
-            )
-        if not batch.target_count:
+    def _fill(self, batches: Sequence[PackedBatch]) -> int:
+        """Put batches where the program reads them; how many labels of all count."""
+        most = len(self._packs)
+        if not 1 <= len(batches) <= most:
+            raise OptionError(f"this step takes 1 to {most} batches, got {len(batches)}")
+        target_count = sum(batch.target_count for batch in batches)
+        if not target_count:
             raise OptionError("no label of this batch counts behind another token")
-        rest = self.tokens - T
-        filler = np.arange(rest, dtype=np.int32)
-        ends = np.full(self.max_sequences + 1 - B, self.tokens, np.int32)
-        for target, values in (
-            (self._ids, np.concatenate([batch.input_ids, filler * 0])),
-            (self._targets, np.concatenate([batch.targets, np.full_like(filler, IGNORED)])),
-            (self._positions, np.concatenate([batch.position_ids, filler])),
-            (self._starts, np.concatenate([batch.cu_seqlens, ends])),
-            (self._count, np.array(batch.target_count, np.float32)),
-        ):
-            target.assign(values)
+        for pack, batch in itertools.zip_longest(self._packs, batches, fillvalue=_NOTHING):
+            pack.fill(batch)
+        self._count.assign(np.array(target_count, np.float32))
+        return target_count
 
 
 def compile_step(
@@ -116,6 +142,7 @@ def compile_step(
     tokens: int,
     max_sequences: int = 512,
     max_grad_norm: float = 1.0,
+    grad_accumulation: int = 1,
 ) -> CompiledStep:
     """A function that trains on a batch: loss, backward, clipping and optimizer as one program.
 
@@ -125,7 +152,10 @@ def compile_step(
 
     Args:
         tokens: the most tokens of a batch.   max_sequences: the most sequences.
+        grad_accumulation: batches of a step, one after the other, in the memory of one. The loss is
+            the mean over the labels of all, whatever batch they are in; gradients of 16-bit
+            parameters add up in float32.
     Returns:
-        step(batch) -> `StepMetrics`; `optimizer.lr` may be set between calls.
+        step(batch, ...) -> `StepMetrics`; `optimizer.lr` may be set between calls.
     """
-    return CompiledStep(model, optimizer, tokens, max_sequences, max_grad_norm)
+    return CompiledStep(model, optimizer, tokens, max_sequences, max_grad_norm, grad_accumulation)

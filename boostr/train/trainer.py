@@ -70,7 +70,8 @@ class Trainer:
         self.data = self._dataset("train")
         self._valid = self._dataset("valid") if config.eval_every else None
         self.packs = Packs(self.data, config.batch_tokens, config.max_sequences, config.seed)
-        self.steps = config.steps or config.epochs * len(self.packs.epoch(0))
+        packs = config.epochs * len(self.packs.epoch(0))
+        self.steps = config.steps or -(-packs // config.grad_accumulation)
         if not config.full and not any(p.requires_grad for p in model.parameters()):
             targets = config.lora_targets
             ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
@@ -82,6 +83,7 @@ class Trainer:
         self._step = compile_step(
             model, self._optimizer, tokens=config.batch_tokens,
             max_sequences=config.max_sequences, max_grad_norm=config.max_grad_norm,
+            grad_accumulation=config.grad_accumulation,
         )  # fmt: skip
         self._checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         self._pending: list[StepMetrics] = []
@@ -108,10 +110,13 @@ class Trainer:
         done, position = self._begun(resume)
         walk, last, since = self.packs.batches(position), time.perf_counter(), 0
         while done < self.steps and not stop():
-            position, batch = next(walk)
+            batches = []
+            for _ in range(self.config.grad_accumulation):
+                position, batch = next(walk)
+                batches.append(batch)
             self._optimizer.lr = self.config.learning_rate * self._factor(done)
-            self._pending.append(self._step(batch))
-            done, since = done + 1, since + len(batch)
+            self._pending.append(self._step(*batches))
+            done, since = done + 1, since + sum(map(len, batches))
             due = done == self.steps or done % self.config.log_every == 0
             evaluates = self.config.eval_every and done % self.config.eval_every == 0
             if due or evaluates:

@@ -100,7 +100,7 @@ def test_compiled_is_eager(make, sequences, backend, rng):
                 metrics = step(batch)
                 losses.append((metrics.loss, metrics.grad_norm))
             else:
-                step._fill(batch)
+                step._fill([batch])
                 loss, norm = step._step()
                 losses.append((loss.item(), norm.item()))
         found.append((losses, [p.numpy().copy() for p in model.parameters()]))
@@ -163,6 +163,37 @@ def test_accumulation_is_one_batch(make, sequences):
         assert_close(p.grad.numpy(), w, dtype="float32", reduce=64, scale=np.abs(w).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_of_a_step_are_one(make, sequences, dtype):
+    """Parts whose labels differ in number, one without any, or left out: a step of the whole."""
+    labels = [list(s) for s in sequences]
+    labels[0][2:] = [-100] * (len(labels[0]) - 2)
+    labels[2] = [-100] * len(labels[2])
+    whole, ends = train.pack(sequences, labels), ((0, 2), (2, 3), (3, 4))
+    parts = [train.pack(sequences[a:b], labels[a:b]) for a, b in ends]
+    found = []
+    for batches, count in (([whole], 1), (parts, 3), (parts, 5)):
+        model = boostr.create("llama", make().config.extra, 3, backend="numpy", dtype=dtype)
+        step = train.compile_step(
+            model, train.SGD(model.parameters(), lr=0.5), tokens=40, max_sequences=6,
+            grad_accumulation=count,
+        )  # fmt: skip
+        metrics = [step(*batches) for _ in range(3)]
+        assert [m.target_count for m in metrics] == [whole.target_count] * 3
+        found.append([(m.loss, m.grad_norm) for m in metrics])
+    rtol = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(found[1], found[0], rtol=rtol)
+    np.testing.assert_allclose(found[2], found[1], rtol=rtol)
+
+
+def test_gradients_of_a_step_add_up_in_float32():
+    """What sixteen bits would lose beside a larger one: 256 + 1 + 1."""
+    p = Tensor(np.zeros(1), "bfloat16", "numpy", requires_grad=True)
+    for g in (256.0, 1.0, 1.0):
+        (p * Tensor(np.array([g]), "bfloat16", "numpy")).sum().backward()
+    assert p.grad.dtype == np.float32 and p.grad.item() == 258.0
+
+
 def test_sixteen_bits(make, sequences):
     """bf16 weights learn through float32 masters, and stay their rounded values."""
     model = boostr.create("llama", make().config.extra, 3, backend="numpy", dtype="bfloat16")
@@ -209,5 +240,11 @@ def test_refuses(make, sequences):
     with refused(OptionError, "clip_grad_norm", "backward"):
         train.clip_grad_norm(model.parameters(), 1.0)
     step = train.compile_step(model, train.SGD(model.parameters()), tokens=8, max_sequences=2)
+    batch = train.pack(sequences)
     with refused(OptionError, "8 tokens", "31"):
-        step(train.pack(sequences))
+        step(batch)
+    with refused(OptionError, "1 to 1 batches", "got 2"):
+        step(batch, batch)
+    with refused(OptionError, "grad_accumulation", "got 0"):
+        optimizer = train.SGD(model.parameters())
+        train.compile_step(model, optimizer, tokens=8, grad_accumulation=0)

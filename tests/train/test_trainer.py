@@ -102,6 +102,18 @@ def test_resumed_is_uninterrupted(full, folder):
             np.testing.assert_array_equal(array, other[key])
 
 
+def test_batches_of_a_step_are_counted(folder):
+    """Half as many steps, of two batches each; the last one of an epoch may have the next's."""
+    one, two = (
+        trainer(folder, f"of-{n}", steps=0, epochs=1, batch_tokens=128, grad_accumulation=n)
+        for n in (1, 2)
+    )
+    assert two.steps == (one.steps + 1) // 2 and two.run()
+    state = folder / "of-2" / "checkpoints" / f"step-{two.steps:06d}" / "state.json"
+    epoch, batch = json.loads(state.read_text())["values"]["position"]
+    assert epoch * one.steps + batch == 2 * two.steps
+
+
 def test_another_run_is_not_resumed(folder):
     trainer(folder).run(stop=iter([False, True]).__next__)
     with pytest.raises(OptionError, match="there is a run in this folder"):
@@ -162,13 +174,13 @@ def poisoned(run, when):
     """The run, whose gradients are nan at these steps: a loss of a label count of nan."""
     inner, count = run._step, iter(range(1_000_000))
 
-    def step(batch):
+    def step(*batches):
         bad = when(next(count))
         weight = next(p for p in run.model.parameters() if p.requires_grad)
         kept = weight.numpy().copy()
         if bad:
             weight.assign(np.full(weight.shape, np.nan, np.float32))
-        metrics = inner(batch)
+        metrics = inner(*batches)
         if bad:
             weight.assign(kept)
         return metrics
