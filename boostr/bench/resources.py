@@ -26,6 +26,11 @@ class PeakMemory:
         return None if peak is None else max(0, peak - self._start)
 
 
+def resident_memory() -> int | None:
+    """Bytes of this process that lie in memory now; None if not known here."""
+    return _status("VmRSS")
+
+
 def _reset_peak() -> None:
     """Linux forgets earlier peaks when asked; elsewhere they stay in."""
     try:

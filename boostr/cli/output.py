@@ -28,9 +28,16 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int, str], Non
         def show(done: int, count: int, word: str) -> None:
             bar.total = count
             bar.set_postfix_str(word, refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
         yield show
+
+
+def print_above_bar(line: str) -> None:
+    """A line on stderr, above the bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def timings_line(usage: Usage, timings: Timings) -> str:
@@ -71,3 +78,12 @@ def human_count(count: float) -> str:
         if count >= limit:
             return f"{count / limit:.2f} {unit}"
     return f"{count:.0f}"
+
+
+def human_time(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,14 @@ from boostr.cli.options import (
     option_errors_are_usage,
     trained_model,
 )
-from boostr.cli.output import human_count, print_json
+from boostr.cli.output import (
+    human_bytes,
+    human_count,
+    human_time,
+    print_above_bar,
+    print_json,
+    progress_bar,
+)
 from boostr.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -73,8 +79,12 @@ def command(
         click.echo(_shown(run))
         return 0
     start = time.perf_counter()
-    with option_errors_are_usage(), StopOnInterrupt() as interrupt:
-        finished = run.run(resume=resume, say=_speaker(), stop=lambda: interrupt.requested)
+    bar = progress_bar("train", "step")
+    with option_errors_are_usage(), StopOnInterrupt() as interrupt, bar as show:
+        finished = run.run(
+            resume=resume, say=lambda now: print_above_bar(_line(now)),
+            stepped=lambda done, steps: show(done, steps, ""), stop=lambda: interrupt.requested,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     if as_json:
         print_json({"path": str(run.out), "finished": finished, "seconds": seconds})
@@ -98,27 +108,19 @@ def _say_what_comes(run: Trainer) -> None:
     )
 
 
-def _speaker() -> Callable[[Progress], None]:
-    """Prints a line of a progress, with the time that is left from the second one on."""
-    first: list[tuple[int, float]] = []
-
-    def say(now: Progress) -> None:
-        first[:] = first or [(now.step, time.perf_counter())]
-        (step, start), left = first[0], None
-        if now.step > step:
-            each = (time.perf_counter() - start) / (now.step - step)
-            left = (now.steps - now.step) * each
-        line = (
-            f"step {now.step}/{now.steps}  loss {now.loss:.4f}  norm {now.grad_norm:.3g}  "
-            f"lr {now.learning_rate:.2e}  {now.tokens_per_second:.0f} tok/s"
-        )
-        if now.eval_loss is not None:
-            line += f"  eval {now.eval_loss:.4f}"
-        if now.skipped:
-            line += f"  {now.skipped} skipped"
-        click.echo(line + ("" if left is None else f"  {left:.0f} s left"), err=True)
-
-    return say
+def _line(now: Progress) -> str:
+    rates = now.rates
+    parts = [
+        f"step {now.step}/{now.steps}", f"loss {now.loss:.4f}",
+        None if now.eval_loss is None else f"eval {now.eval_loss:.4f}",
+        f"norm {now.grad_norm:.3g}", f"lr {now.learning_rate:.2e}",
+        f"{rates.tokens_per_second:.0f} tok/s",
+        None if rates.mfu is None else f"MFU {rates.mfu:.1%}",
+        None if rates.memory is None else human_bytes(rates.memory),
+        None if not now.skipped else f"{now.skipped} skipped",
+        None if rates.seconds_left is None else f"{human_time(rates.seconds_left)} left",
+    ]  # fmt: skip
+    return "  ".join(part for part in parts if part is not None)
 
 
 def _shown(run: Trainer) -> str:

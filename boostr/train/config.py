@@ -45,6 +45,7 @@ class TrainConfig:
     max_grad_norm: float = _said(1.0, "Gradients are clipped to it.")
     loss_on: str = _said("", "What counts; default as the columns are.", *LOSS_ON)
     too_long: str = _said("", "What becomes of samples that are too long.", *TOO_LONG)
+    peak_tflops: float = _said(0.0, "Of the device, for MFU; 0: as its name says, if known.")
     log_every: int = _said(10, "Steps between lines.")
     eval_every: int = _said(0, "Steps between losses of the valid split; 0: none.")
     save_every: int = _said(0, "Steps between checkpoints; 0: at the end.")

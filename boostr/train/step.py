@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -129,7 +128,8 @@ class CompiledStep:
         target_count = sum(batch.target_count for batch in batches)
         if not target_count:
             raise OptionError("no label of this batch counts behind another token")
-        for pack, batch in itertools.zip_longest(self._packs, batches, fillvalue=_NOTHING):
+        nothing = [_NOTHING] * (most - len(batches))
+        for pack, batch in zip(self._packs, (*batches, *nothing), strict=True):
             pack.fill(batch)
         self._count.assign(np.array(target_count, np.float32))
         return target_count

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +18,24 @@ from boostr.train.adapters import ALL_LINEAR, add_lora
 from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
+from boostr.train.meter import Meter
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.packing import Packs, Position
+from boostr.train.progress import Progress, mean_loss
 from boostr.train.schedule import schedule
 from boostr.train.step import StepMetrics, compile_step
 
 FATAL = 5  # steps in a row whose gradients are not finite
-_ANY_TIME = ("steps", "epochs", "log_every", "eval_every", "save_every", "keep")  # may change
+_ANY_TIME = (
+    "steps",
+    "epochs",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "peak_tflops",
+)  # may change
 _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is said every `log_every` steps.
-
-    Attributes:
-        step: steps made, of `steps`.   loss: mean over the labels since the last time.
-        grad_norm, learning_rate: of the last step.   tokens_per_second: of samples.
-        skipped: steps so far that moved nothing, as their gradients were not finite.
-        eval_loss: of the valid split, where it was measured now.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    tokens_per_second: float
-    skipped: int
-    eval_loss: float | None = None
 
 
 class Trainer:
@@ -94,6 +80,7 @@ class Trainer:
         *,
         resume: bool = False,
         say: Callable[[Progress], None] | None = None,
+        stepped: Callable[[int, int], None] = lambda done, steps: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Train to the end, or until `stop` says so: then the state is saved.
@@ -101,6 +88,8 @@ class Trainer:
         Args:
             resume: go on from the last checkpoint of the folder, which must be of the same data and
                 config; from the beginning if there is none.
+            say: called every `log_every` steps.   stepped: called after each with (steps made, of
+                how many), which the device may not have finished.
         Returns:
             whether the end was reached.
         Raises:
@@ -108,7 +97,8 @@ class Trainer:
             NumericsError: gradients were not finite in FATAL steps one after the other.
         """
         done, position = self._begun(resume)
-        walk, last, since = self.packs.batches(position), time.perf_counter(), 0
+        walk, peak = self.packs.batches(position), self.config.peak_tflops * 1e12
+        meter = Meter(self.model, peak or None)
         while done < self.steps and not stop():
             batches = []
             for _ in range(self.config.grad_accumulation):
@@ -116,14 +106,13 @@ class Trainer:
                 batches.append(batch)
             self._optimizer.lr = self.config.learning_rate * self._factor(done)
             self._pending.append(self._step(*batches))
-            done, since = done + 1, since + sum(map(len, batches))
+            meter.add(batches)
+            done += 1
             due = done == self.steps or done % self.config.log_every == 0
             evaluates = self.config.eval_every and done % self.config.eval_every == 0
+            stepped(done, self.steps)
             if due or evaluates:
-                loss = self.evaluate() if evaluates else None
-                now = time.perf_counter()
-                self._log(done, since / (now - last), loss, say)
-                last, since = time.perf_counter(), 0
+                self._log(done, meter, bool(evaluates), say)
             if self.config.save_every and done % self.config.save_every == 0:
                 self._save(done, position)
         self._read()
@@ -192,18 +181,19 @@ class Trainer:
         return read
 
     def _log(
-        self, done: int, speed: float, eval_loss: float | None,
-        say: Callable[[Progress], None] | None,
-    ) -> None:  # fmt: skip
-        read = self._read()
+        self, done: int, meter: Meter, evaluates: bool, say: Callable[[Progress], None] | None
+    ) -> None:
+        read = self._read()  # which waits for the steps
+        rates = meter.read(self.steps - done)
         progress = Progress(
-            done, self.steps, _mean_loss(read), read[-1].grad_norm, self._optimizer.lr, speed,
-            self._skipped, eval_loss,
+            done, self.steps, mean_loss(read), read[-1].grad_norm, self._optimizer.lr, rates,
+            self._skipped, self.evaluate() if evaluates else None,
         )  # fmt: skip
         with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(_named(progress)) + "\n")
+            file.write(json.dumps(progress.named()) + "\n")
         if say is not None:
             say(progress)
+        meter.restart()
 
     def _save(self, done: int, position: Position) -> None:
         self._read()
@@ -223,23 +213,3 @@ def _opened(config: TrainConfig, tokenizer: Tokenizer | None, split: str, length
         config.data, tokenizer, split=split, max_length=length, loss_on=config.loss_on or None,
         too_long=config.too_long or None,
     )  # fmt: skip
-
-
-def _mean_loss(steps: list[StepMetrics]) -> float:
-    """Over the labels of all steps that moved something; nan if none did."""
-    counts = np.array([m.target_count if np.isfinite(m.grad_norm) else 0 for m in steps])
-    losses = np.array([m.loss for m in steps])
-    total = np.where(counts > 0, losses * counts, 0).sum()
-    return float(total / counts.sum()) if counts.any() else math.nan
-
-
-def _named(progress: Progress) -> dict[str, Any]:
-    """Under the names of transformers' logs; what was not measured is left out."""
-    named = {
-        "step": progress.step, "train/loss": progress.loss, "train/grad_norm": progress.grad_norm,
-        "train/learning_rate": progress.learning_rate,
-        "train/tokens_per_second": progress.tokens_per_second, "train/skipped": progress.skipped,
-        "eval/loss": progress.eval_loss,
-    }  # fmt: skip
-    said = {name: value for name, value in named.items() if value is not None}
-    return {name: v if math.isfinite(v) else None for name, v in said.items()}  # JSON has no nan

@@ -24,14 +24,17 @@ def test_a_run_and_its_adapter(boostr, tiny: str, data: str, tmp_path: Path) -> 
     assert done.exit_code == 0 and done.stdout.startswith(f"trained {out} in ")
     assert "40 samples of 301 tokens; 1: a completion is empty" in done.stderr
     assert "4 steps of 128 tokens" in done.stderr and "step 4/4  loss " in done.stderr
+    assert " tok/s  " in done.stderr and "  0 s left" in done.stderr and "MFU" not in done.stderr
     asked = ("1+1=", "--raw", "--max-tokens", "2", "--json", "--backend", "numpy")
     assert boostr("run", "-m", tiny, "--adapter", out, *asked).exit_code == 0
     again = boostr("train", tiny, "--data", data, "-o", out, *SMALL)
     assert again.exit_code == 2 and "there is a run in this folder" in again.stderr
     more = boostr(
-        "train", tiny, "--data", data, "-o", out, *SMALL, "--steps", "6", "--resume", "--json"
-    )
+        "train", tiny, "--data", data, "-o", out, *SMALL, "--steps", "6", "--resume", "--json",
+        "--peak-tflops", "1",
+    )  # fmt: skip
     assert json.loads(more.stdout)["finished"] and "step 6/6" in more.stderr
+    assert "  MFU " in more.stderr
 
 
 def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:

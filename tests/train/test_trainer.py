@@ -67,6 +67,8 @@ def test_an_adapter_is_trained_and_loaded(folder):
     rows = log(folder)
     assert [row["train/loss"] for row in rows] == [p.loss for p in said]
     assert rows[0]["train/learning_rate"] > 0 and rows[-1]["train/tokens_per_second"] > 0
+    assert rows[-1]["train/tokens"] > 6 * 128 and rows[-1]["train/seconds_left"] == 0
+    assert "train/mfu" not in rows[0] and "train/seconds_left" not in rows[0]
     again = boostr.load(folder / "tiny", backend="numpy", adapter=folder / "run")
     ids = again.tokenizer.encode(TEXTS[0])
     np.testing.assert_array_equal(again.logits(ids), run.model.logits(ids))
