@@ -145,8 +145,8 @@ def _adamw_composite(
     step, lr, grad_scale = (
         core.reshape(s, ()) if isinstance(s, Tensor) else s for s in (step, lr, grad_scale)
     )
-    rate = lr / _rest_of_power(beta1, step)
-    spread = _rest_of_power(beta2, step) ** -0.5
+    rate = lr / rest_of_power(beta1, step)
+    spread = rest_of_power(beta2, step) ** -0.5
     for i, param in enumerate(params):
         m, v = ms[i], vs[i]
         g = core.cast(grads[i], m.dtype) * grad_scale
@@ -159,7 +159,7 @@ def _adamw_composite(
         param.assign(p)
 
 
-def _rest_of_power(beta: float, step: Scalar) -> Scalar:
+def rest_of_power(beta: float, step: Scalar) -> Scalar:
     """1 - beta^step, without cancellation for a step on the device: 1 - exp(-y) = 2 t / (1 + t),
     t = tanh(y / 2)."""
     if not isinstance(step, Tensor):

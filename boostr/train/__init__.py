@@ -1,10 +1,12 @@
 """Training: what a loop of one's own is made of."""
 
+from boostr.train.adamw8bit import AdamW8bit
 from boostr.train.adapters import add_lora
 from boostr.train.clip import clip_grad_norm
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
 from boostr.train.losses import contrastive_loss
+from boostr.train.muon import Muon
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.pack import pack
 from boostr.train.packing import Packs, Position
@@ -13,7 +15,7 @@ from boostr.train.step import compile_step
 from boostr.train.trainer import Trainer
 
 __all__ = [
-    "SGD", "AdamW", "Dataset", "Lion", "Optimizer", "Packs", "Position", "TrainConfig", "Trainer",
-    "add_lora", "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack",
-    "save_state",
+    "SGD", "AdamW", "AdamW8bit", "Dataset", "Lion", "Muon", "Optimizer", "Packs", "Position",
+    "TrainConfig", "Trainer", "add_lora", "clip_grad_norm", "compile_step", "contrastive_loss",
+    "load_state", "pack", "save_state",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from boostr.train.masks import LOSS_ON
 from boostr.train.samples import TOO_LONG
 from boostr.train.schedule import SCHEDULES
 
-OPTIMIZERS = ("adamw", "sgd", "lion")
+OPTIMIZERS = ("adamw", "adamw8bit", "sgd", "lion", "muon")
 
 
 def _said(default: Any, about: str, *choices: str) -> Any:

@@ -25,7 +25,7 @@ class Optimizer:
         params: tensors; those that require no gradient are left out.
     Attributes:
         params: those that are trained.
-        state: name of a state -> a tensor for each parameter, of its shape, float32 or wider.
+        state: name of a state -> number of a parameter -> its tensor.
         count: int32 [1], steps made.
     """
 
@@ -46,7 +46,9 @@ class Optimizer:
                     f"{what}: a parameter {p.dtype}{list(p.shape)} is a view of its file, which is "
                     "not written; load the model with trainable=True"
                 )
-        self.state = {name: [_wide_zeros(p) for p in self.params] for name in self.states}
+        self.state = {
+            name: {i: wide_zeros(p) for i, p in enumerate(self.params)} for name in self.states
+        }
         self._masters = {
             i: Tensor.wrap(backend.cast(p.data, dtypes.float32), backend)
             for i, p in enumerate(self.params)
@@ -97,8 +99,8 @@ class Optimizer:
 
     def tensors(self) -> dict[str, list[Tensor | None]]:
         """All that steps remember, by name; a tensor for each parameter, or None."""
-        masters = [self._masters.get(i) for i in range(len(self.params))]
-        return {"master": masters, **{name: [*held] for name, held in self.state.items()}}
+        held = {"master": self._masters, **self.state}
+        return {name: [of.get(i) for i in range(len(self.params))] for name, of in held.items()}
 
     @abstractmethod
     def _move(self, group: list[int], masters: list[Tensor]) -> None:
@@ -139,7 +141,7 @@ class AdamW(Optimizer):
         )  # fmt: skip
 
 
-class _Simple(Optimizer):
+class ByParameter(Optimizer):
     """An optimizer whose step is a few primitives on each parameter."""
 
     def _move(self, group: list[int], masters: list[Tensor]) -> None:
@@ -158,7 +160,7 @@ class _Simple(Optimizer):
         """The new values of parameter i."""
 
 
-class SGD(_Simple):
+class SGD(ByParameter):
     """v = momentum · v + g + weight_decay · p; p = p - lr · v; as torch.optim.SGD.
 
     Args:
@@ -183,7 +185,7 @@ class SGD(_Simple):
         return p - velocity * rate
 
 
-class Lion(_Simple):
+class Lion(ByParameter):
     """p = p · (1 - lr · weight_decay) - lr · sign(β1 · m + (1 - β1) · g), m then moved by β2.
 
     Args:
@@ -210,6 +212,7 @@ class Lion(_Simple):
         return p - (p * self.weight_decay + direction) * rate
 
 
-def _wide_zeros(p: Tensor) -> Tensor:
+def wide_zeros(p: Tensor) -> Tensor:
+    """Zeros of p's shape, float32 or as wide as p."""
     wide = dtypes.float64 if p.dtype == dtypes.float64 else dtypes.float32
     return full(p.shape, 0, wide, p.backend)

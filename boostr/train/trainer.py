@@ -14,11 +14,13 @@ from boostr.autograd import no_grad
 from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
+from boostr.train.adamw8bit import AdamW8bit
 from boostr.train.adapters import ALL_LINEAR, add_lora
 from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
 from boostr.train.meter import Meter
+from boostr.train.muon import Muon, tables_and_head
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.packing import Packs, Position
 from boostr.train.progress import Progress, mean_loss
@@ -35,7 +37,9 @@ _ANY_TIME = (
     "keep",
     "peak_tflops",
 )  # may change
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion}
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": AdamW, "adamw8bit": AdamW8bit, "sgd": SGD, "lion": Lion, "muon": Muon,
+}  # fmt: skip
 
 
 class Trainer:
@@ -62,9 +66,7 @@ class Trainer:
             targets = config.lora_targets
             ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
             add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
-        kind = _OPTIMIZERS[config.optimizer]
-        rate = config.learning_rate
-        self._optimizer = kind(model.parameters(), lr=rate, weight_decay=config.weight_decay)
+        self._optimizer = _optimizer(model, config)
         self._factor = schedule(config.schedule, self.steps, config.warmup)
         self._step = compile_step(
             model, self._optimizer, tokens=config.batch_tokens,
@@ -206,6 +208,13 @@ class Trainer:
             self.model.save(self.out / "model")
         else:
             self.model.save_adapter(self.out)
+
+
+def _optimizer(model: LanguageModel, config: TrainConfig) -> Optimizer:
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "muon":
+        options["adamw"] = tables_and_head(model.module)
+    return _OPTIMIZERS[config.optimizer](model.parameters(), **options)
 
 
 def _opened(config: TrainConfig, tokenizer: Tokenizer | None, split: str, length: int) -> Dataset:

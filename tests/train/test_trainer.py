@@ -85,10 +85,13 @@ def test_a_whole_model_is_trained_and_loaded(folder):
     assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_resumed_is_uninterrupted(full, folder):
+@pytest.mark.parametrize(
+    ("full", "optimizer"),
+    [(False, "adamw"), (True, "adamw"), (True, "muon"), (False, "adamw8bit")],
+)
+def test_resumed_is_uninterrupted(full, optimizer, folder):
     """Stopped in an epoch and gone on with in another process' stead: the same bits."""
-    options = {"full": full, "steps": 0, "epochs": 3, "batch_tokens": 128}
+    options = {"full": full, "optimizer": optimizer, "steps": 0, "epochs": 3, "batch_tokens": 128}
     whole = trainer(folder, "whole", **options)
     assert whole.steps % 3 == 0 and whole.run()
     stop_at = iter([False] * (whole.steps // 3 + 2) + [True])
