@@ -138,12 +138,26 @@ class Ordered(NamedTuple):
         return Ordered(self.base.rows(start, stop), self.order)
 
 
+class Dropout(NamedTuple):
+    """What an adapter's product reads while it is trained; see `ops.dropout`.
+
+    Attributes:
+        rate: of inputs that are 0.   key: of the mask, two words.
+        step: int32 [1], which mask; each forward pass of training has the next.
+    """
+
+    rate: float
+    key: tuple[int, int]
+    step: Tensor
+
+
 class LowRank(NamedTuple):
     """A weight with an adapter over it: base + scale · up · down. A form like any other: products
     and embeddings take it wherever they take its base.
 
     Attributes:
         base: [N, K] in any stored form.   down: [r, K].   up: [N, r].
+        dropout: of what `down` reads while it is trained; products with a table have none.
     Source: Hu et al. 2021, LoRA.
     """
 
@@ -151,6 +165,7 @@ class LowRank(NamedTuple):
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    dropout: Dropout | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

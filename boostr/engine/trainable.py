@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from boostr.engine.packed import PackedBatch
 from boostr.errors import OptionError, TokenizerError
+from boostr.models.adapters import next_dropout
 from boostr.models.base import GENERATES, RECOMPUTE
 from boostr.models.save import carry_over, new_folder, save_folder
 from boostr.nn.batch import Batch
@@ -72,6 +73,7 @@ class Trainable:
         """Logits float32 [T, V] of a decoder, vectors float32 [B, E] of an embedding model, logits
         [B, labels] of a classifier; on the tape."""
         uploaded = self.upload(batch)
+        next_dropout(self.module)
         return self.module.head(self.module.hidden(uploaded))
 
     def loss(self, batch: PackedBatch, reduction: str = "mean") -> Tensor:
@@ -86,6 +88,7 @@ class Trainable:
         if not batch.target_count:
             raise OptionError("loss: no label of this batch counts behind another token")
         uploaded = self.upload(batch)
+        next_dropout(self.module)
         hidden = self.module.hidden(uploaded)
         targets = self.runner.tensor(batch.targets)
         return self.module.losses(hidden, targets, reduction=reduction)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from boostr import dtypes, ops
+from boostr import autograd, dtypes, ops
 from boostr.backends.base import Backend
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.peft import Adapter, Factors, write_adapter
@@ -250,6 +250,19 @@ def adapted(model: Module) -> dict[str, LowRank]:
     if not found:
         raise OptionError("the model has no adapter; boostr.load(..., adapter=FOLDER) gives it one")
     return found
+
+
+def dropout_step(model: Module) -> Tensor | None:
+    """The count of forward passes that all dropout of a model's adapter goes by, if it has any."""
+    lowered = (weight for weight in model.weights().values() if isinstance(weight, LowRank))
+    return next((weight.dropout.step for weight in lowered if weight.dropout is not None), None)
+
+
+def next_dropout(model: Module) -> None:
+    """A forward pass of training begins: dropout takes other masks than the last one."""
+    step = dropout_step(model)
+    if step is not None and autograd.is_enabled():
+        step.assign(step + 1)
 
 
 def modules_of(model: Model, head: Classifier | None = None) -> dict[str, list[str]]:

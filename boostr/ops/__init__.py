@@ -14,6 +14,7 @@ from boostr.ops.activation import (
 )
 from boostr.ops.attention import paged_attention, varlen_attention
 from boostr.ops.cache import kv_write, slot_mapping
+from boostr.ops.dropout import dropout
 from boostr.ops.embedding import embedding
 from boostr.ops.linear import linear
 from boostr.ops.linear_loss import linear_cross_entropy
@@ -36,9 +37,9 @@ from boostr.ops.states import read_rows, write_rows
 
 __all__ = [
     "adamw", "adamw_step", "add_bias", "advance_rows", "clip_scale", "core", "cross_entropy",
-    "dequantize", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm", "greedy",
-    "kv_write", "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "paged_attention",
-    "penalize", "quantize", "quick_gelu", "read_rows", "record_tokens", "relu", "relu2", "rms_norm",
-    "rope", "sample", "silu", "slot_mapping", "softmax", "swiglu", "top_logprobs",
-    "varlen_attention", "write_rows",
+    "dequantize", "dropout", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm",
+    "greedy", "kv_write", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
+    "paged_attention", "penalize", "quantize", "quick_gelu", "read_rows", "record_tokens", "relu",
+    "relu2", "rms_norm", "rope", "sample", "silu", "slot_mapping", "softmax", "swiglu",
+    "top_logprobs", "varlen_attention", "write_rows",
 ]  # fmt: skip

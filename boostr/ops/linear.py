@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from boostr import dtypes
-from boostr.dispatch import Op
+from boostr.dispatch import Op, is_recorded
 from boostr.errors import DTypeError, ShapeError
 from boostr.operands import LowRank, Ordered, Recorded
 from boostr.ops import core
+from boostr.ops.dropout import dropout
 from boostr.ops.norm import wide
 from boostr.ops.quant import dequantize, quantize_rows
 from boostr.quant.forms import W8A8, scheme_form
@@ -95,7 +96,10 @@ def _adapted(
     that are kept in float32, to be trained, are multiplied in x's dtype."""
     y = linear(x, weight.base, bias, residual, dtype)
     down, up = core.cast(weight.down, x.dtype), core.cast(weight.up, x.dtype)
-    low = linear(x, down) * weight.scale
+    if weight.dropout is not None and is_recorded([weight.down]):
+        low = linear(dropout(x, *weight.dropout), down) * weight.scale
+    else:
+        low = linear(x, down) * weight.scale
     if y.dtype == low.dtype:
         return linear(low, up, None, y)
     return y + linear(low, up, dtype=dtype)

@@ -1,7 +1,7 @@
 """Training: what a loop of one's own is made of."""
 
 from boostr.train.adamw8bit import AdamW8bit
-from boostr.train.adapters import add_lora
+from boostr.train.adapters import add_lora, set_dropout
 from boostr.train.clip import clip_grad_norm
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
@@ -17,5 +17,5 @@ from boostr.train.trainer import Trainer
 __all__ = [
     "SGD", "AdamW", "AdamW8bit", "Dataset", "Lion", "Muon", "Optimizer", "Packs", "Position",
     "TrainConfig", "Trainer", "add_lora", "clip_grad_norm", "compile_step", "contrastive_loss",
-    "load_state", "pack", "save_state",
+    "load_state", "pack", "save_state", "set_dropout",
 ]  # fmt: skip

@@ -12,9 +12,11 @@ import numpy as np
 
 from boostr.errors import OptionError
 from boostr.io.peft import Adapter, Factors
-from boostr.models.adapters import apply_adapter, modules_of, owners_of
+from boostr.models.adapters import adapted, apply_adapter, modules_of, owners_of
 from boostr.models.base import Model
 from boostr.nn.linear import Embedding, Linear
+from boostr.operands import Dropout
+from boostr.tensor import full
 
 if TYPE_CHECKING:
     from boostr.engine.loaded import Loaded
@@ -29,6 +31,7 @@ def add_lora(
     target_modules: str | Sequence[str] = ALL_LINEAR,
     *,
     rslora: bool = False,
+    dropout: float = 0.0,
     seed: int = 0,
 ) -> None:
     """Put an adapter over weights of a model, of any form; nothing else of it is trained any more.
@@ -40,6 +43,7 @@ def add_lora(
         r: the rank.   alpha: what is added is scaled by alpha / r.   rslora: by alpha / √r.
         target_modules: modules as the family's checkpoints name them: names or their ends, one
             regular expression of whole names, or "all-linear": every product but the head.
+        dropout: see `set_dropout`.
         seed: of A; a module's does not depend on which others have one.
     Raises:
         OptionError: a number out of range, or a target that no module has.
@@ -55,7 +59,42 @@ def add_lora(
         table = isinstance(owners[parts[0]][0], Embedding)
         layers[name] = _fresh(name, (N, K), r, scale, seed, table)
     tied = any(own.table for own in layers.values())
+    _check_rate(dropout)
     apply_adapter(module, Adapter("add_lora", layers, {}, tied), model.backend, trainable=True)
+    if dropout:
+        set_dropout(model, dropout, seed=seed)
+
+
+def set_dropout(model: Loaded, rate: float, *, seed: int = 0) -> None:
+    """Let products with an adapter's A read inputs of which some are 0, the others larger for it.
+
+    Only while gradients are recorded, and only in front of factors that are trained; adapters of
+    tables have none, as in peft. Each module has masks of its own, and each forward pass of
+    `model.loss`, `model(batch)` or a compiled step the next: a function of seed, module and the
+    count of passes, which `save_state` keeps. With `recompute` a loss's backward comes before the
+    next loss.
+
+    Args:
+        rate: of inputs that are 0, from 0 to below 1; 0 takes dropout off.
+    Raises:
+        OptionError: a rate out of range, or a model without an adapter.
+    """
+    _check_rate(rate)
+    owners, module = owners_of(model.module), model.module
+    found = adapted(module)
+    step = full((1,), 0, "int32", model.backend)
+    for name, parts in modules_of(module).items():
+        key = (seed & 0xFFFFFFFF, zlib.crc32(name.encode()))
+        for part in parts:
+            owner, attribute = owners[part]
+            if part in found and isinstance(owner, Linear):
+                own = Dropout(rate, key, step) if rate else None
+                setattr(owner, attribute, found[part]._replace(dropout=own))
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise OptionError(f"dropout must be 0 or more and below 1, got {rate!r}")
 
 
 def _fresh(

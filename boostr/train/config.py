@@ -31,6 +31,7 @@ class TrainConfig:
     lora_rank: int = _said(16, "Rank of the adapter.")
     lora_alpha: float = _said(32.0, "The adapter is scaled by alpha / rank.")
     lora_targets: str = _said("all-linear", "Modules, with commas between; or all-linear.")
+    lora_dropout: float = _said(0.0, "Share of an adapter's inputs that are 0 in training.")
     batch_tokens: int = _said(4096, "Tokens of a batch.")
     grad_accumulation: int = _said(1, "Batches of a step, in the memory of one.")
     max_sequences: int = _said(512, "The most samples of a batch.")

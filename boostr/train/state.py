@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from boostr.errors import ModelFileError
 from boostr.io.safetensors import open_safetensors, save
 from boostr.io.scratch import scratch_beside
+from boostr.models.adapters import dropout_step
 from boostr.tensor import Tensor
 from boostr.train.optimizers import Optimizer
 
@@ -80,7 +81,8 @@ def _remembered(model: Trainable, optimizer: Optimizer) -> dict[str, Tensor]:
         for p, tensor in zip(optimizer.params, tensors, strict=True)
         if tensor is not None
     }
-    return {**found, "count": optimizer.count}
+    step = dropout_step(model.module)
+    return {**found, "count": optimizer.count, **({} if step is None else {"dropout_step": step})}
 
 
 def _fill(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:

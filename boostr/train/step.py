@@ -9,6 +9,7 @@ import numpy as np
 
 from boostr.engine.packed import IGNORED, PackedBatch
 from boostr.errors import OptionError
+from boostr.models.adapters import next_dropout
 from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
@@ -111,6 +112,7 @@ class CompiledStep:
         module, optimizer, total = self._model.module, self._optimizer, None
         optimizer.zero_grad()
         for pack in self._packs:
+            next_dropout(module)
             loss = module.losses(module.hidden(pack.batch), pack.targets, count=self._count)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()

@@ -15,7 +15,7 @@ from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
 from boostr.train.adamw8bit import AdamW8bit
-from boostr.train.adapters import ALL_LINEAR, add_lora
+from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
@@ -66,6 +66,8 @@ class Trainer:
             targets = config.lora_targets
             ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
             add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
+        if config.lora_dropout:
+            set_dropout(model, config.lora_dropout, seed=config.seed)
         self._optimizer = _optimizer(model, config)
         self._factor = schedule(config.schedule, self.steps, config.warmup)
         self._step = compile_step(

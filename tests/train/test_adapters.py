@@ -14,7 +14,7 @@ from boostr.errors import ModelFileError, OptionError
 from boostr.io.peft import read_adapter
 from boostr.operands import LowRank
 from boostr.quant.scheme import QuantizedTensor
-from boostr.train import add_lora
+from boostr.train import SGD, add_lora, clip_grad_norm, compile_step, pack, set_dropout
 
 IDS = [*range(5, 25)]
 
@@ -136,9 +136,57 @@ def test_tied_tables_keep_their_tie(tmp_path):
     close(again.logits(IDS), want, 1e-6)
 
 
+def mean_loss(model, batch):
+    return model.loss(batch).item()
+
+
+def test_dropout_is_of_training(tmp_path):
+    """Other masks in each pass of training, none where nothing is recorded, or without an adapter
+    that trains; the mean over masks is near what there is without."""
+    model, batch = tiny(tmp_path), pack([IDS])
+    add_lora(model, r=4, alpha=8, dropout=0.5)
+    for weight in adapted(model).values():
+        weight.up.assign(np.random.default_rng(2).standard_normal(weight.up.shape, "f4") / 8)
+    with boostr.no_grad():
+        still = [mean_loss(model, batch) for _ in range(2)]
+    moving = [mean_loss(model, batch) for _ in range(3)]
+    assert still[0] == still[1] and len({*moving, still[0]}) == 4
+    keys = {weight.dropout.key for weight in adapted(model).values()}
+    assert len(keys) == 7
+    set_dropout(model, 0.0)
+    assert mean_loss(model, batch) == still[0]
+    model.save_adapter(tmp_path / "a")
+    again = boostr.load(tmp_path / "tiny", backend="numpy", adapter=tmp_path / "a")
+    np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
+
+
+@pytest.mark.parametrize("policy", ["none", "layer"])
+def test_dropout_in_a_program(policy, tmp_path):
+    """Each replay has the masks of the eager pass of that number; layers computed again, too."""
+    found = []
+    for captured in (False, True):
+        model, batch = tiny(tmp_path), pack([IDS])
+        add_lora(model, r=4, alpha=8, dropout=0.3, seed=5)
+        model.recompute = policy if captured else "none"
+        optimizer = SGD(model.parameters(), lr=0.1)
+        if captured:
+            step = compile_step(model, optimizer, tokens=len(IDS), max_sequences=1)
+            found.append([step(batch).grad_norm for _ in range(4)])
+        else:
+            found.append([])
+            for _ in range(4):
+                model.loss(batch).backward()
+                found[0].append(clip_grad_norm(optimizer.params, 1.0).item())
+                optimizer.step()
+                optimizer.zero_grad()
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert len(set(found[0])) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"dropout": 1.0}, "dropout must be 0 or more and below 1, got 1.0"),
         ({"r": 0}, "r and alpha must be above 0, got 0"),
         ({"alpha": -1}, "must be above 0"),
         ({"target_modules": ["q_proj", "qkv"]}, "'qkv'; this model has down_proj, embed_tokens"),
