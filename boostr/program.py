@@ -25,9 +25,15 @@ SHARED = (
 
 
 class Program(ABC):
-    """A recorded function. `outputs` is what `fn` returned; each `run` overwrites its buffers."""
+    """A recorded function. `outputs` is what `fn` returned; each `run` overwrites its buffers.
+
+    Attributes:
+        memory: bytes of what lies between inputs and outputs; None where the device counts them
+            among its own, see `Backend.used_memory`.
+    """
 
     outputs: Any = None
+    memory: int | None = None
     fallbacks: Mapping[str, int] = MappingProxyType({})  # what ran without its kernel, how often
 
     @abstractmethod

@@ -52,7 +52,7 @@ def _config_options(command: Command) -> Command:
 @click.option("-o", "--out", default="run", show_default=True, metavar="DIR", help="Its folder.")
 @click.option("--config", "path", metavar="FILE", help="TOML with keys named as these options.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and show a batch.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and take, and show a batch.")
 @_config_options
 @as_json
 def command(
@@ -76,6 +76,7 @@ def command(
         run = Trainer(model, config, out)
     _say_what_comes(run)
     if dry_run:
+        _say_memory(run)
         click.echo(_shown(run))
         return 0
     start = time.perf_counter()
@@ -106,6 +107,15 @@ def _say_what_comes(run: Trainer) -> None:
         f"{human_count(trained)} parameters train",
         err=True,
     )
+
+
+def _say_memory(run: Trainer) -> None:
+    use = run.predicted_memory()
+    if use is not None:
+        parts = ", ".join(
+            f"{human_bytes(n)} of {what}" for what, n in dataclasses.asdict(use).items()
+        )
+        click.echo(f"about {human_bytes(use.total)} of memory: {parts}", err=True)
 
 
 def _line(now: Progress) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from boostr.errors import OptionError
+from boostr.models.base import RECOMPUTE
 from boostr.train.masks import LOSS_ON
 from boostr.train.samples import TOO_LONG
 from boostr.train.schedule import SCHEDULES
@@ -38,6 +39,7 @@ class TrainConfig:
     max_length: int = _said(0, "Tokens of a sample; 0: as batch and context hold.")
     steps: int = _said(0, "Steps of the run; 0: as epochs say.")
     epochs: int = _said(1, "How often all data is seen, if steps is 0.")
+    recompute: str = _said("none", "What backward computes again to save memory.", *RECOMPUTE)
     learning_rate: float = _said(2e-4, "The highest.")
     schedule: str = _said("cosine", "How it goes down.", *SCHEDULES)
     warmup: float = _said(0.03, "Steps in which it rises, or below 1 the share of them.")

@@ -19,6 +19,7 @@ from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
+from boostr.train.memory import MemoryUse, predicted_memory
 from boostr.train.meter import Meter
 from boostr.train.muon import Muon, tables_and_head
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
@@ -68,6 +69,7 @@ class Trainer:
             add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
         if config.lora_dropout:
             set_dropout(model, config.lora_dropout, seed=config.seed)
+        model.recompute = config.recompute
         self._optimizer = _optimizer(model, config)
         self._factor = schedule(config.schedule, self.steps, config.warmup)
         self._step = compile_step(
@@ -137,6 +139,15 @@ class Trainer:
                 total += float(self.model.loss(batch, "sum").numpy())
                 count += batch.target_count
         return total / count
+
+    def predicted_memory(self) -> MemoryUse | None:
+        """See `train.memory`; what was asked is no longer a run's beginning, and not to be run."""
+        return predicted_memory(
+            self.model, self._optimizer, tokens=self.config.batch_tokens,
+            max_sequences=self.config.max_sequences,
+            grad_accumulation=self.config.grad_accumulation,
+            max_length=int(self.data.lengths.max()),
+        )  # fmt: skip
 
     # -- parts -----------------------------------------------------------------------------------
     def _dataset(self, split: str) -> Dataset:

@@ -45,6 +45,7 @@ def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:
     done = boostr(*args, "--steps", "3", "--dry-run")
     assert done.exit_code == 0 and "3 steps of 128 tokens" in done.stderr
     assert "+1=" in done.stdout and not out.exists()
+    assert " of memory: " in done.stderr and " of gradients, " in done.stderr
     file.write_text("step = 9")
     wrong = boostr(*args)
     assert wrong.exit_code == 2 and "unknown key 'step'; did you mean steps?" in wrong.stderr

@@ -81,6 +81,7 @@ class Arena:
     def __init__(self) -> None:
         self.program = 0  # how many were begun
         self._blocks: list[np.ndarray] = []
+        self._most: dict[int, int] = {}  # address of a block -> the most bytes of it that were used
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
 
     def begin(self) -> None:
@@ -95,6 +96,11 @@ class Arena:
         """Bytes of all blocks."""
         return sum(raw.nbytes for raw in self._blocks)
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of blocks that anything has been made in: what of them lies in memory."""
+        return sum(self._most.values())
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
         size = max(256, 1 << max(nbytes - 1, 0).bit_length())
@@ -104,6 +110,8 @@ class Arena:
         else:
             raw = threads.aligned(size // 8).view(np.uint8)
             self._blocks.append(raw)
+        at = raw.ctypes.data
+        self._most[at] = max(self._most.get(at, 0), nbytes)
         return np.asarray(_Block(raw, free, (nbytes,), self)).view(dtype).reshape(shape)
 
     def owns(self, x: np.ndarray) -> bool:
@@ -172,6 +180,7 @@ class NumpyProgram(Program):
 
     def __init__(self, recorder: Recorder) -> None:
         self._kept: list[Any] = [recorder.arena, recorder.kept]
+        self.memory = recorder.arena.used_bytes
         self._calls = recorder.calls
         self._steps: list[Callable[[], None]] = []
         pending: list[NativeCall] = []
