@@ -51,6 +51,11 @@ class TrainConfig:
     peak_tflops: float = _said(0.0, "Of the device, for MFU; 0: as its name says, if known.")
     log_every: int = _said(10, "Steps between lines.")
     eval_every: int = _said(0, "Steps between losses of the valid split; 0: none.")
+    sample_every: int = _said(0, "Steps between answers to sample, in samples.txt; 0: none.")
+    sample: str = _said("", "A text that the model goes on with.")
+    sample_tokens: int = _said(64, "The most tokens of such an answer.")
+    plot: bool = _said(False, "Draw loss.png in the end; needs boostr[plot].")
+    report_to: str = _said("", "Of tensorboard, wandb and trackio, with commas between.")
     save_every: int = _said(0, "Steps between checkpoints; 0: at the end.")
     keep: int = _said(2, "Checkpoints that stay.")
     seed: int = _said(0, "Of the order, and of the adapter.")
@@ -63,8 +68,11 @@ class TrainConfig:
                 raise OptionError(f"{spec.name} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, int | float) and not value >= 0:
                 raise OptionError(f"{spec.name} must be 0 or more, got {value}")
+        if self.sample_every and not self.sample:
+            raise OptionError("sample_every needs a sample, the text that is gone on with")
         for name in (
             "lora_rank", "batch_tokens", "grad_accumulation", "max_sequences", "log_every", "keep",
+            "sample_tokens",
         ):  # fmt: skip
             if values[name] < 1:
                 raise OptionError(f"{name} must be 1 or more, got {values[name]}")

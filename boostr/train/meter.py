@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from boostr.bench.resources import resident_memory
@@ -49,6 +50,14 @@ class Meter:
     def restart(self) -> None:
         """Forget the time until now."""
         self._start, self._steps, self._new, self._work = time.perf_counter(), 0, 0, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, time does not count; the steps before are waited for."""
+        self._backend.synchronize()
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def add(self, batches: Sequence[PackedBatch]) -> None:
         """A step was made on these."""

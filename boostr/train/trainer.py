@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
 from boostr.train.adamw8bit import AdamW8bit
 from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
+from boostr.train.card import card
 from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
+from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
 from boostr.train.memory import MemoryUse, predicted_memory
 from boostr.train.meter import Meter
@@ -27,6 +29,7 @@ from boostr.train.packing import Packs, Position
 from boostr.train.progress import Progress, mean_loss
 from boostr.train.schedule import schedule
 from boostr.train.step import StepMetrics, compile_step
+from boostr.train.trackers import Tracker, find_trackers, log_all
 
 FATAL = 5  # steps in a row whose gradients are not finite
 _ANY_TIME = (
@@ -44,8 +47,8 @@ _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 class Trainer:
-    """A run over the data of a config, in a folder: config.toml, log.jsonl, checkpoints/, and in
-    the end the adapter, or in `model/` the whole model.
+    """A run over the data of a config, in a folder: config.toml, log.jsonl, samples.txt,
+    checkpoints/, and in the end README.md and the adapter, or in `model/` the whole model.
 
     Attributes:
         data: what is trained on.   packs: its batches.   steps: of the run.
@@ -58,6 +61,9 @@ class Trainer:
 
     def __init__(self, model: LanguageModel, config: TrainConfig, out: str | Path) -> None:
         self.model, self.config, self.out = model, config, Path(out)
+        self._trackers_of = find_trackers(config.report_to)
+        if config.plot:
+            check_plot()
         self.data = self._dataset("train")
         self._valid = self._dataset("valid") if config.eval_every else None
         self.packs = Packs(self.data, config.batch_tokens, config.max_sequences, config.seed)
@@ -103,6 +109,23 @@ class Trainer:
             NumericsError: gradients were not finite in FATAL steps one after the other.
         """
         done, position = self._begun(resume)
+        config = dataclasses.asdict(self.config)
+        trackers = [made(self.out, config) for made in self._trackers_of]
+        try:
+            done = self._trained(done, position, trackers, say, stepped, stop)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        if done == self.steps:
+            self._finish()
+        return done == self.steps
+
+    def _trained(
+        self, done: int, position: Position, trackers: Sequence[Tracker],
+        say: Callable[[Progress], None] | None, stepped: Callable[[int, int], None],
+        stop: Callable[[], bool],
+    ) -> int:  # fmt: skip
+        """From so many steps to the end, or until `stop`; how many are made, which are saved."""
         walk, peak = self.packs.batches(position), self.config.peak_tflops * 1e12
         meter = Meter(self.model, peak or None)
         while done < self.steps and not stop():
@@ -114,18 +137,18 @@ class Trainer:
             self._pending.append(self._step(*batches))
             meter.add(batches)
             done += 1
-            due = done == self.steps or done % self.config.log_every == 0
-            evaluates = self.config.eval_every and done % self.config.eval_every == 0
             stepped(done, self.steps)
-            if due or evaluates:
-                self._log(done, meter, bool(evaluates), say)
-            if self.config.save_every and done % self.config.save_every == 0:
+            evaluates = self._is_due(self.config.eval_every, done)
+            if evaluates or done == self.steps or self._is_due(self.config.log_every, done):
+                log_all(trackers, self._log(done, meter, evaluates, say))
+            if self._is_due(self.config.sample_every, done):
+                with meter.paused():
+                    self._sample(done)
+            if self._is_due(self.config.save_every, done):
                 self._save(done, position)
         self._read()
         self._save(done, position)
-        if done == self.steps:
-            self._finish()
-        return done == self.steps
+        return done
 
     def evaluate(self) -> float:
         """The mean loss over the labels of the valid split."""
@@ -150,6 +173,10 @@ class Trainer:
         )  # fmt: skip
 
     # -- parts -----------------------------------------------------------------------------------
+    @staticmethod
+    def _is_due(every: int, done: int) -> bool:
+        return every > 0 and done % every == 0
+
     def _dataset(self, split: str) -> Dataset:
         config, tokenizer = self.config, self.model.tokenizer
         context = self.model.config.max_position_embeddings
@@ -197,7 +224,8 @@ class Trainer:
 
     def _log(
         self, done: int, meter: Meter, evaluates: bool, say: Callable[[Progress], None] | None
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Say how the run is; what log.jsonl has of it."""
         read = self._read()  # which waits for the steps
         rates = meter.read(self.steps - done)
         progress = Progress(
@@ -205,10 +233,19 @@ class Trainer:
             self._skipped, self.evaluate() if evaluates else None,
         )  # fmt: skip
         with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(progress.named()) + "\n")
+            file.write(json.dumps(named := progress.named()) + "\n")
         if say is not None:
             say(progress)
         meter.restart()
+        return named
+
+    def _sample(self, done: int) -> None:
+        """What the model says now, of its likeliest tokens."""
+        answer = self.model.generate(
+            self.config.sample, max_tokens=self.config.sample_tokens, temperature=0.0
+        )
+        with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"step {done}: {self.config.sample}{answer.text}\n\n")
 
     def _save(self, done: int, position: Position) -> None:
         self._read()
@@ -216,7 +253,11 @@ class Trainer:
         self._checkpoints.save(done, self.model, self._optimizer, config=self._identity, **values)
 
     def _finish(self) -> None:
-        """Write what was trained, for others to load."""
+        """Write what was trained, for others to load, and what it is."""
+        text = card(self.config, self.model.source, self.steps, self.data.key)
+        (self.out / "README.md").write_text(text, encoding="utf-8")
+        if self.config.plot:
+            draw_losses(self.out / "log.jsonl", self.out / "loss.png")
         if self.config.full:
             self.model.save(self.out / "model")
         else:

@@ -59,6 +59,8 @@ def test_rates(make, sequences, monkeypatch):
     for _ in range(2):
         meter.add([batch, batch])
         now[0] += 4.0
+        with meter.paused():
+            now[0] += 100.0
         rates = meter.read(steps_left=6)
     work = 2 * ModelFlops(model).of(batch)
     assert rates.mfu == pytest.approx(work / 4 / 1e9) and rates.seconds_left == 24
