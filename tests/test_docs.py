@@ -191,6 +191,16 @@ def test_example_tiny_shakespeare(monkeypatch):
     assert lines[2].startswith("When I ")
 
 
+def test_example_embeddings(monkeypatch):
+    """A step; what is learned in more of them is in docs/training.md."""
+    import real_models
+
+    monkeypatch.setenv("BOOSTR_BACKEND", "numpy")
+    first, last = run_example("embeddings.py", str(real_models.minilm()), "1")
+    assert first.startswith("before: ") and first.endswith("of 200 held out are found")
+    assert re.fullmatch(r"after:  \d+\.\d%", last)
+
+
 def test_example_sft(with_cache, tmp_path):
     """The keys are known, the data fit, and what counts are the answers."""
     import real_models

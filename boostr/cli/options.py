@@ -96,11 +96,11 @@ class ModelChoice:
                 err=True,
             )
 
-    def load_decoder(self, trainable: bool = False) -> tuple[LanguageModel, float]:
+    def load_decoder(self) -> tuple[LanguageModel, float]:
         """As `load`, for verbs that generate text."""
         from boostr.engine.model import LanguageModel
 
-        model, seconds = self.load(trainable)
+        model, seconds = self.load()
         if not isinstance(model, LanguageModel):
             raise OptionError(
                 f"{model.source} is {model.is_a}; use: boostr embed, classify or rerank"

@@ -26,6 +26,7 @@ from boostr.cli.output import (
     print_json,
     progress_bar,
 )
+from boostr.errors import OptionError
 from boostr.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def command(
     The folder gets config.toml, log.jsonl, checkpoints and in the end the adapter (--full: model/).
     Ctrl-C saves the state first; --resume goes on.
     """
+    from boostr.engine.embedder import EmbeddingModel
+    from boostr.engine.model import LanguageModel
     from boostr.train.trainer import Trainer
 
     given = {name: value for name, value in keys.items() if value is not None}
@@ -72,7 +75,9 @@ def command(
         if not config.data:
             raise click.UsageError("--data is needed, or data in the TOML file")
         trains = config.full or choice.adapter is not None
-        model, _ = choice.load_decoder(trainable=trains)
+        model, _ = choice.load(trainable=trains)
+        if not isinstance(model, LanguageModel | EmbeddingModel):
+            raise OptionError(f"{model.source} is {model.is_a}; decoders and embedders are trained")
         run = Trainer(model, config, out)
     _say_what_comes(run)
     if dry_run:

@@ -66,14 +66,17 @@ class EmbeddingModel(TextModel):
         Raises:
             OptionError: a pooling or a step behind it that is computed on the host.
         """
+        return self.vectors(self.upload(batch))
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """The same of a batch that is on the backend already."""
         sentence = self.sentence
         if not all(name in _DIFFERENTIABLE for name in sentence.poolings):
             raise OptionError(f"{self.source}: no gradient through pooling {sentence.poolings}")
         if any(step is not normalize for step in sentence.steps):
             raise OptionError(f"{self.source}: no gradient through what is behind the pooling")
-        uploaded = self.upload(batch)
-        states = self.module.last_hidden_state(uploaded)
-        pooled = [POOLINGS[_DIFFERENTIABLE[n]](states, uploaded) for n in sentence.poolings]
+        states = self.module.last_hidden_state(batch)
+        pooled = [POOLINGS[_DIFFERENTIABLE[n]](states, batch) for n in sentence.poolings]
         vectors = (pooled[0] if len(pooled) == 1 else ops.core.concat(pooled, 1)).to("float32")
         if not sentence.steps:
             return vectors

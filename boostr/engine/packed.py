@@ -17,12 +17,15 @@ class PackedBatch:
         input_ids: int32 [T].   labels: int32 [T], of the token itself; -100 does not count.
         position_ids: int32 [T], of each token in its sequence.
         cu_seqlens: int32 [B+1], where each sequence begins.
+        reference: float32 [B], the log-probability of each sequence's labels under the model that a
+            trained one is compared with; None where it is compared with none.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     position_ids: np.ndarray
     cu_seqlens: np.ndarray
+    reference: np.ndarray | None = None
 
     @property
     def targets(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
 from boostr.train.losses import contrastive_loss
 from boostr.train.muon import Muon
+from boostr.train.objectives import Contrastive, NextToken, Objective, Preference
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.pack import pack
 from boostr.train.packing import Packs, Position
@@ -15,7 +16,8 @@ from boostr.train.step import compile_step
 from boostr.train.trainer import Trainer
 
 __all__ = [
-    "SGD", "AdamW", "AdamW8bit", "Dataset", "Lion", "Muon", "Optimizer", "Packs", "Position",
-    "TrainConfig", "Trainer", "add_lora", "clip_grad_norm", "compile_step", "contrastive_loss",
-    "load_state", "pack", "save_state", "set_dropout",
+    "SGD", "AdamW", "AdamW8bit", "Contrastive", "Dataset", "Lion", "Muon", "NextToken", "Objective",
+    "Optimizer", "Packs", "Position", "Preference", "TrainConfig", "Trainer", "add_lora",
+    "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack", "save_state",
+    "set_dropout",
 ]  # fmt: skip

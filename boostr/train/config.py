@@ -49,6 +49,8 @@ class TrainConfig:
     loss_on: str = _said("", "What counts; default as the columns are.", *LOSS_ON)
     too_long: str = _said("", "What becomes of samples that are too long.", *TOO_LONG)
     peak_tflops: float = _said(0.0, "Of the device, for MFU; 0: as its name says, if known.")
+    dpo_beta: float = _said(0.1, "Of preferences: how dear it is to leave the given model.")
+    contrastive_scale: float = _said(20.0, "Of pairs: of the cosines, 1 / temperature.")
     log_every: int = _said(10, "Steps between lines.")
     eval_every: int = _said(0, "Steps between losses of the valid split; 0: none.")
     sample_every: int = _said(0, "Steps between answers to sample, in samples.txt; 0: none.")
@@ -76,6 +78,9 @@ class TrainConfig:
         ):  # fmt: skip
             if values[name] < 1:
                 raise OptionError(f"{name} must be 1 or more, got {values[name]}")
+        for name in ("dpo_beta", "contrastive_scale"):
+            if not values[name] > 0:
+                raise OptionError(f"{name} must be above 0, got {values[name]}")
 
     @classmethod
     def read(cls, path: str | Path | None, over: Mapping[str, Any]) -> Self:

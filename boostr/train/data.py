@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ from boostr import env
 from boostr.errors import DataError
 from boostr.io.scratch import scratch_beside
 from boostr.io.tokenizer import Tokenizer
+from boostr.train.groups import Groups, group_of
 from boostr.train.records import files_of, rows_of
 from boostr.train.samples import Sample, SampleOptions, Samples
 
-_FORM = 1  # of the cache; another one is made anew
+_FORM = 2  # of the cache; another one is made anew
 _IDS, _LABELS, _ENDS, _ABOUT = "ids.bin", "labels.bin", "ends.npy", "about.json"
 
 
@@ -26,6 +28,8 @@ class Dataset:
     """N samples of a split, in the order of its files. Made by `Dataset.open`.
 
     Attributes:
+        kind: "sample"; "pair": anchor, positive and perhaps negative in turn; or "preference":
+            chosen and rejected in turn.   width: how many samples in turn belong together.
         key: of the files' bytes, the tokenizer and the options: what resuming compares.
         counts: "used", and by reason what was skipped, cut or split.   examples: a row of each.
         ends: int64 [N + 1], where each sample begins among all tokens.
@@ -34,6 +38,8 @@ class Dataset:
     def __init__(self, folder: Path, name: str) -> None:
         about = json.loads((folder / _ABOUT).read_text())
         self.name, self.key = name, about["key"]
+        self.kind: str = about["kind"]
+        self.width: int = about["width"]
         self.counts: Mapping[str, int] = about["counts"]
         self.examples: Mapping[str, str] = about["examples"]
         self.ends = np.load(folder / _ENDS)
@@ -53,8 +59,9 @@ class Dataset:
         """The samples of a file or folder, which are tokenized unless they have been before.
 
         Rows have columns `text`; `messages` (and `tools`); `prompt` and `completion`, texts or
-        messages; or `input_ids` (and `labels`). Files are jsonl, json, txt (a document each), npy
-        (token ids) and parquet.
+        messages; or `input_ids` (and `labels`). Or all rows have `anchor` (or `query`), `positive`
+        and perhaps `negative`; or all have `prompt`, `chosen` and `rejected`. Files are jsonl,
+        json, txt (a document each), npy (token ids) and parquet.
 
         Args:
             tokenizer: of the model; None where rows are tokens.
@@ -73,7 +80,7 @@ class Dataset:
         folder = env.cache_dir() / "datasets" / key
         if not (folder / _ABOUT).exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _write(folder, key, files, Samples(tokenizer, options))
+            _write(folder, key, files, tokenizer, options)
         return cls(folder, f"{path} ({split})")
 
     def __len__(self) -> int:
@@ -105,19 +112,27 @@ def _digest(path: Path) -> list[str]:
         return [path.suffix, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def _write(folder: Path, key: str, files: list[Path], samples: Samples) -> None:
+def _write(
+    folder: Path, key: str, files: list[Path], tokenizer: Tokenizer | None, options: SampleOptions
+) -> None:
     """Make a cache beside its place, and move it there: it is whole or not there."""
+    rows = rows_of(files)
+    first = list(itertools.islice(rows, 1))
+    group = group_of(first[0]) if first else None
+    samples = Groups(tokenizer, options, group) if group else Samples(tokenizer, options)
     with scratch_beside(folder) as scratch:
         made = scratch / "new"
         made.mkdir()
         lengths = []
         with (made / _IDS).open("wb") as ids, (made / _LABELS).open("wb") as labels:
-            for sample in samples.of(rows_of(files)):
+            for sample in samples.of(itertools.chain(first, rows)):
                 ids.write(sample.ids.tobytes())
                 labels.write(sample.labels.tobytes())
                 lengths.append(len(sample.ids))
         np.save(made / _ENDS, np.cumsum([0, *lengths], dtype=np.int64))
-        about = {"key": key, "counts": samples.counts, "examples": samples.examples}
+        kind, width = (group.kind, group.width) if group else ("sample", 1)
+        about = {"key": key, "kind": kind, "width": width}
+        about |= {"counts": samples.counts, "examples": samples.examples}
         (made / _ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         try:
             made.rename(folder)

@@ -9,12 +9,13 @@ import numpy as np
 from boostr import dtypes
 from boostr.engine.packed import PackedBatch
 from boostr.models.adapters import owners_of
+from boostr.models.base import GENERATES
 from boostr.nn.linear import Linear
 from boostr.nn.specs import AttentionSpec
 from boostr.operands import LowRank
 
 if TYPE_CHECKING:
-    from boostr.engine.model import LanguageModel
+    from boostr.engine.loaded import Loaded
 
 # Dense products of 16 bits with float32 sums, as NVIDIA's data sheets have them, by a part of the
 # device's name; the first that fits counts.
@@ -33,9 +34,10 @@ class ModelFlops:
     Source: Chowdhery et al. 2022, PaLM, appendix B, which takes all pairs of a full context.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: Loaded) -> None:
         module = model.module
-        head_is_table = getattr(module, "lm_head", None) is None
+        has_head = GENERATES in module.capabilities
+        head_is_table = has_head and getattr(module, "lm_head", None) is None
         self._per_token = 0
         for name, (owner, attribute) in owners_of(module).items():
             table = head_is_table and name.endswith("embed_tokens.weight")
@@ -48,24 +50,27 @@ class ModelFlops:
                     self._per_token += (6 if trained else 4) * part.size
         mixers = (layer.mixer for layer in module.config.layers)
         self._attention = [
-            (12 * m.heads * m.head_dim, m.window) for m in mixers if isinstance(m, AttentionSpec)
+            (12 * m.heads * m.head_dim, (m.window, m.causal))
+            for m in mixers
+            if isinstance(m, AttentionSpec)
         ]
 
     def of(self, batch: PackedBatch) -> float:
-        """Of a step on a batch of a decoder."""
-        pairs = {window: _pairs(batch.lengths, window) for _, window in self._attention}
-        attention = sum(each * pairs[window] for each, window in self._attention)
+        """Of a step on a batch."""
+        pairs = {view: _pairs(batch.lengths, *view) for _, view in self._attention}
+        attention = sum(each * pairs[view] for each, view in self._attention)
         return float(self._per_token * len(batch) + attention)
 
 
-def _pairs(lengths: np.ndarray, window: int | None) -> int:
-    """(query, key) of causal attention, over segments."""
+def _pairs(lengths: np.ndarray, window: int | None, causal: bool) -> int:
+    """(query, key) that see each other, over segments."""
     n = lengths.astype(np.int64)
     seen = n if window is None else np.minimum(n, window)
-    return int((seen * (seen + 1) // 2 + (n - seen) * seen).sum())
+    before = int((seen * (seen + 1) // 2 + (n - seen) * seen).sum())
+    return before if causal else 2 * before - int(n.sum())
 
 
-def peak_flops(model: LanguageModel) -> float | None:
+def peak_flops(model: Loaded) -> float | None:
     """Of products in 16 bits a second on the model's device; None for one that is not known, and
     for a model in float32."""
     if model.module.activation_dtype not in dtypes.LOW_PRECISION:

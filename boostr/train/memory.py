@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boostr.train.objectives import Objective
 from boostr.train.optimizers import Optimizer
 from boostr.train.pack import pack
 from boostr.train.step import compile_step
 
 if TYPE_CHECKING:
-    from boostr.engine.model import LanguageModel
+    from boostr.engine.loaded import Loaded
 
 _PARTS = (1 / 2, 3 / 4)  # of a batch; both have a whole chunk of logits where the batch has
 
@@ -41,27 +42,28 @@ class MemoryUse:
 
 
 def predicted_memory(
-    model: LanguageModel,
+    model: Loaded,
     optimizer: Optimizer,
     *,
     tokens: int,
     max_sequences: int = 512,
     grad_accumulation: int = 1,
     max_length: int | None = None,
+    objective: Objective | None = None,
 ) -> MemoryUse | None:
     """What a compiled step of so many tokens takes, by a line through two that are smaller: 1/2 and
     3/4 of the tokens, both of which are made. They need a rate of 0 and so move no weight, but
     they are no beginning of a run: moments decay, and steps are counted.
 
     Args:
-        max_length: tokens of a sequence; default all.
+        max_length: tokens of a sequence; default all.   objective: see `compile_step`.
     Returns:
         None where the device does not say what it has given.
     """
     rate, optimizer.lr = optimizer.lr, 0.0
     sizes = [max(math.ceil(part * tokens), 2) for part in _PARTS]
     seen = [
-        _measured(model, optimizer, n, max_sequences, grad_accumulation, max_length or n)
+        _measured(model, optimizer, n, max_sequences, grad_accumulation, max_length or n, objective)
         for n in sizes
     ]
     optimizer.lr = rate
@@ -81,8 +83,8 @@ def predicted_memory(
 
 
 def _measured(
-    model: LanguageModel, optimizer: Optimizer, tokens: int, max_sequences: int, parts: int,
-    max_length: int,
+    model: Loaded, optimizer: Optimizer, tokens: int, max_sequences: int, parts: int,
+    max_length: int, objective: Objective | None,
 ) -> int | None:  # fmt: skip
     """Bytes that a step takes beyond what there is before it."""
     backend = model.backend
@@ -90,10 +92,12 @@ def _measured(
     backend.release_memory()
     before = backend.used_memory()
     step = compile_step(
-        model, optimizer, tokens=tokens, max_sequences=max_sequences, grad_accumulation=parts
-    )
+        model, optimizer, tokens=tokens, max_sequences=max_sequences, grad_accumulation=parts,
+        objective=objective,
+    )  # fmt: skip
     lengths = [min(max_length, tokens - start) for start in range(0, tokens, max_length)]
-    batch = pack([np.zeros(n, np.int32) for n in lengths[:max_sequences]])  # type: ignore[arg-type]
+    ids = [np.zeros(n, np.int32) for n in lengths[:max_sequences]]
+    batch = pack(ids, reference=np.zeros(len(ids)))  # type: ignore[arg-type]
     _ = step(*[batch] * parts).loss  # which waits for it
     after = backend.used_memory()
     if before is None or after is None:

@@ -12,7 +12,7 @@ from boostr.engine.packed import PackedBatch
 from boostr.train.flops import ModelFlops, peak_flops
 
 if TYPE_CHECKING:
-    from boostr.engine.model import LanguageModel
+    from boostr.engine.loaded import Loaded
 
 
 class Rates(NamedTuple):
@@ -41,7 +41,7 @@ class Meter:
         peak: flops a second of the device; None: as its name says, if it is known.
     """
 
-    def __init__(self, model: LanguageModel, peak: float | None = None) -> None:
+    def __init__(self, model: Loaded, peak: float | None = None) -> None:
         self._backend, self._flops = model.backend, ModelFlops(model)
         self._peak = peak_flops(model) if peak is None else peak
         self._tokens, self._readings = 0, 0

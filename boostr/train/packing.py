@@ -2,12 +2,15 @@
 
 An epoch's order is a permutation of (seed, epoch). Windows of it are packed one by one: the longest
 sample first, each where least is left; what stays open goes into the next window, so that no batch
-but the last ones has much room left and no sample is cut.
+but the last ones has much room left and no sample is cut. Samples that belong together are packed
+as one. Pairs are taken in their order instead: as each is judged against its batch, a text comes in
+a batch once.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ import numpy as np
 from boostr.engine.packed import PackedBatch
 from boostr.errors import OptionError
 from boostr.train.data import Dataset
+from boostr.train.groups import PAIR
 from boostr.train.pack import pack
 
 _WINDOW = 64  # batches' worth of tokens that are packed together
@@ -36,17 +40,22 @@ class Packs:
     Args:
         tokens: T, the most of a batch.   max_sequences: B, the most samples of one.
         seed: of the order.
+    Attributes:
+        reference: float32 [N], of each sample what batches shall have as theirs; None for none.
     Raises:
-        OptionError: a sample of more tokens than T.
+        OptionError: a sample, or several that belong together, of more tokens than T.
     """
 
+    reference: np.ndarray | None = None
+
     def __init__(self, data: Dataset, tokens: int, max_sequences: int = 512, seed: int = 0) -> None:
-        longest = int(data.lengths.max())
-        if longest > tokens or max_sequences < 1:
+        self._lengths = data.lengths.reshape(-1, data.width).sum(1)  # of each group
+        longest = int(self._lengths.max())
+        if longest > tokens or max_sequences < data.width:
             raise OptionError(
                 f"batches of {tokens} tokens and {max_sequences} sequences: {data.name} has "
-                f"samples of {longest} tokens; raise tokens, or open the data with a lower "
-                "max_length"
+                f"{'samples' if data.width == 1 else f'groups of {data.width} samples'} of "
+                f"{longest} tokens; raise tokens, or open the data with a lower max_length"
             )
         self.data, self.tokens, self.max_sequences, self.seed = data, tokens, max_sequences, seed
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)
@@ -65,20 +74,25 @@ class Packs:
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The samples of each batch of an epoch, int64 [B] each; every sample is in one."""
-        return self._epoch(number)
+        within = np.arange(self.data.width)
+        return [(own[:, None] * len(within) + within).ravel() for own in self._epoch(number)]
 
     def fill(self, epoch: int = 0) -> float:
         """The share of its batches' tokens that are of samples."""
-        return float(self.data.ends[-1]) / (len(self.epoch(epoch)) * self.tokens)
+        return float(self.data.ends[-1]) / (len(self._epoch(epoch)) * self.tokens)
 
     def _batch(self, samples: np.ndarray) -> PackedBatch:
         ids, labels = zip(*(self.data[int(i)] for i in samples), strict=True)
-        return pack(ids, labels)
+        compared = None if self.reference is None else self.reference[samples]
+        return pack(ids, labels, reference=compared)
 
     def _packed(self, epoch: int) -> list[np.ndarray]:
-        lengths, N = self.data.lengths, len(self.data)
+        """The groups of each batch."""
+        lengths, N = self._lengths, len(self._lengths)
         bits = np.random.Philox(key=[self.seed, epoch])  # whose bits are the same in all versions
         order = np.argsort(bits.random_raw(N), kind="stable")
+        if self.data.kind == PAIR:
+            return self._apart(order)
         sums = np.cumsum(lengths[order]) // (_WINDOW * self.tokens)
         packs, left = list[np.ndarray](), np.empty(0, np.int64)
         for window in np.split(order, np.flatnonzero(np.diff(sums)) + 1):
@@ -91,9 +105,9 @@ class Packs:
         packs += self._fitted(left)
         return [packs[i] for i in np.argsort(bits.random_raw(len(packs)), kind="stable")]
 
-    def _fitted(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Samples in bins of at most T tokens and B samples, by best fit, the longest first."""
-        lengths = self.data.lengths[samples]
+    def _fitted(self, groups: np.ndarray) -> list[np.ndarray]:
+        """Groups in bins of at most T tokens and B samples, by best fit, the longest first."""
+        lengths, most_groups = self._lengths[groups], self.max_sequences // self.data.width
         bins: list[list[int]] = []
         room: dict[int, list[int]] = {}  # tokens left -> bins with so many
         left = 0  # bit c: there is a bin with c tokens left
@@ -107,8 +121,40 @@ class Packs:
             else:
                 most, index = self.tokens, len(bins)
                 bins.append([])
-            bins[index].append(int(samples[i]))
-            if len(bins[index]) < self.max_sequences and most > n:
+            bins[index].append(int(groups[i]))
+            if len(bins[index]) < most_groups and most > n:
                 room.setdefault(most - n, []).append(index)
                 left |= 1 << (most - n)
         return [np.array(own, np.int64) for own in bins]
+
+    def _apart(self, order: np.ndarray) -> list[np.ndarray]:
+        """Groups in their order, in batches in which no text comes twice: a group that would bring
+        one again waits for the next."""
+        waiting, bins = deque(order.tolist()), list[np.ndarray]()
+        while waiting:
+            own, later, texts, used = list[int](), list[int](), set[bytes](), 0
+            while waiting and (len(own) + 1) * self.data.width <= self.max_sequences:
+                group = waiting.popleft()
+                if used + self._lengths[group] > self.tokens:
+                    waiting.appendleft(group)
+                    break
+                brings = self._texts(group)
+                if texts & brings:
+                    later.append(group)
+                    continue
+                own.append(group)
+                texts |= brings
+                used += self._lengths[group]
+            waiting.extendleft(reversed(later))
+            bins.append(np.array(own, np.int64))
+        if self.data.width == 2 and max(map(len, bins)) < 2:
+            raise OptionError(
+                f"{self.data.name}: no batch of {self.tokens} tokens and {self.max_sequences} "
+                "sequences holds two pairs of different texts, so that there is nothing to tell "
+                "apart"
+            )
+        return bins
+
+    def _texts(self, group: int) -> set[bytes]:
+        first = group * self.data.width
+        return {self.data[i].ids.tobytes() for i in range(first, first + self.data.width)}

@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 TOO_LONG = ("split", "truncate", "skip", "error")
 NOTHING_COUNTS = "no token counts"
-_ROWS = 256  # tokenized at once, on all cores
+CHUNK = 256  # rows, tokenized at once, on all cores
 # kind of row -> its columns, of which a later kind may have those of an earlier one
 _KINDS = {
     "messages": ("messages",),
     "completion": ("prompt", "completion"),
-    "preference": ("prompt", "chosen", "rejected"),
     "tokens": ("input_ids",),
     "text": ("text",),
 }
@@ -86,12 +85,12 @@ class Samples:
                 error; in the end, if nothing was learned of any row.
         """
         rows = iter(rows)
-        while chunk := list(itertools.islice(rows, _ROWS)):
+        while chunk := list(itertools.islice(rows, CHUNK)):
             marked = [self._marked(row) for row in chunk]
             encoded = iter(self._encoded([m for m in marked if isinstance(m, Marked)]))
             for row, own in zip(chunk, marked, strict=True):
                 if own is not None:
-                    sample = _labelled(own, next(encoded)) if isinstance(own, Marked) else own
+                    sample = labelled(own, next(encoded)) if isinstance(own, Marked) else own
                     yield from self._fitted(sample, row)
         if not self.counts["used"]:
             raise DataError(f"nothing to learn: {self.summary()}")
@@ -107,9 +106,15 @@ class Samples:
             or "no rows"
         )
 
-    def _count(self, reason: str, where: str) -> None:
+    def count(self, reason: str, where: str) -> None:
+        """One more row that was skipped, cut or split, and where it is."""
         self.counts[reason] += 1
         self.examples.setdefault(reason, where)
+
+    def skip(self, skipped: Skipped, row: Row) -> None:
+        """A row is not used, as `skipped` says."""
+        detail = f": {skipped.detail}" if skipped.detail else ""
+        self.count(skipped.reason, row.where + detail)
 
     def _marked(self, row: Row) -> Marked | Sample | None:
         """The text of a row with what counts, or its tokens; None if it is skipped."""
@@ -130,8 +135,7 @@ class Samples:
                 raise Skipped("a text is empty")
             return Marked(columns["text"], None, special=True)
         except Skipped as skipped:
-            detail = f": {skipped.detail}" if skipped.detail else ""
-            self._count(skipped.reason, row.where + detail)
+            self.skip(skipped, row)
             return None
 
     def _encoded(self, marked: list[Marked]) -> list[tuple[Encoding, int | None]]:
@@ -162,20 +166,20 @@ class Samples:
                     "becomes of such rows: too_long='truncate', 'skip' or 'split'"
                 )
             if rule == "skip":
-                self._count(f"longer than {limit} tokens", row.where)
+                self.count(f"longer than {limit} tokens", row.where)
                 return
-            self._count({"split": "split", "truncate": "truncated"}[rule], row.where)
+            self.count({"split": "split", "truncate": "truncated"}[rule], row.where)
             ends = range(0, T if rule == "split" else 1, limit)
             pieces = [Sample(*(part[i : i + limit] for part in sample)) for i in ends]
         for piece in pieces:
             if (piece.labels[1:] == IGNORED).all():  # the first token is nobody's target
-                self._count(NOTHING_COUNTS, row.where)
+                self.count(NOTHING_COUNTS, row.where)
             else:
                 self.counts["used"] += 1
                 yield piece
 
 
-def _labelled(marked: Marked, encoded: tuple[Encoding, int | None]) -> Sample:
+def labelled(marked: Marked, encoded: tuple[Encoding, int | None]) -> Sample:
     """Tokens with labels where some of their characters count: one that straddles does."""
     encoding, end = encoded
     ids = np.array(encoding.ids, np.int32)
@@ -219,14 +223,17 @@ def _kind(row: Row) -> str:
     """
     columns = {name for name, value in row.columns.items() if value is not None}
     kind = next((k for k, needed in _KINDS.items() if columns.issuperset(needed)), None)
-    if kind is None or kind == "preference":
-        kinds = "; ".join(" and ".join(c) for k, c in _KINDS.items() if k != "preference")
+    if kind is None:
+        kinds = "; ".join(" and ".join(c) for c in _KINDS.values())
         raise DataError(
-            f"{row.where}: expected columns {kinds}; got {', '.join(columns) or 'none'}"
+            f"{row.where}: expected columns {kinds}; got {', '.join(columns) or 'none'}. Pairs "
+            "(anchor and positive) and preferences (prompt, chosen and rejected) have files of "
+            "their own"
         )
     for name in _KINDS[kind]:
         value = row.columns[name]
-        if kind != "tokens" and not (_is_text(value, kind) or _is_chat(value, kind)):
+        fits = kind != "messages" and isinstance(value, str)
+        if kind != "tokens" and not (fits or (kind != "text" and is_chat(value))):
             what = {"text": "a text", "messages": "a list of messages, each with a role"}
             both = "a text or a list of messages, as the other column"
             raise DataError(
@@ -237,13 +244,8 @@ def _kind(row: Row) -> str:
     return kind
 
 
-def _is_text(value: Any, kind: str) -> bool:
-    return isinstance(value, str) and kind in ("text", "completion")
-
-
-def _is_chat(value: Any, kind: str) -> bool:
-    return (
-        isinstance(value, list)
-        and kind in ("messages", "completion")
-        and all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in value)
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages, each with a role."""
+    return isinstance(value, list) and all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in value
     )

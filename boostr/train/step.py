@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boostr.autograd import no_grad
 from boostr.engine.packed import IGNORED, PackedBatch
 from boostr.errors import OptionError
 from boostr.models.adapters import next_dropout
@@ -14,10 +15,11 @@ from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
 from boostr.train.clip import clip_grad_norm
+from boostr.train.objectives import Inputs, NextToken, Objective
 from boostr.train.optimizers import Optimizer
 
 if TYPE_CHECKING:
-    from boostr.engine.model import LanguageModel
+    from boostr.engine.loaded import Loaded
 
 _NOTHING = PackedBatch(*(np.zeros(n, np.int32) for n in (0, 0, 0, 1)))
 
@@ -26,7 +28,7 @@ class StepMetrics:
     """Numbers of a step, which are read from the device when they are asked for.
 
     Attributes:
-        target_count: labels that counted.
+        target_count: labels that counted, pairs or preferences.
     """
 
     def __init__(self, reads: list[Callable[[], np.ndarray]], target_count: int) -> None:
@@ -34,7 +36,7 @@ class StepMetrics:
 
     @property
     def loss(self) -> float:
-        """The mean over the labels that count."""
+        """The mean over what counted."""
         return float(self._reads[0]())
 
     @property
@@ -46,13 +48,16 @@ class StepMetrics:
 class _Pack:
     """Where the program reads one batch of up to `tokens` tokens of up to `max_sequences`."""
 
-    def __init__(self, model: LanguageModel, tokens: int, max_sequences: int) -> None:
+    def __init__(self, model: Loaded, tokens: int, max_sequences: int) -> None:
         self._tokens, self._max_sequences = tokens, max_sequences
+        self._context = model.module.config.max_position_embeddings
         tensor, zeros = model.runner.tensor, np.zeros(tokens, np.int32)
-        self._ids, self.targets, self._positions = (tensor(zeros.copy()) for _ in range(3))
+        self._ids, targets, self._positions = (tensor(zeros.copy()) for _ in range(3))
         self._starts = tensor(np.zeros(max_sequences + 2, np.int32))
         ropes = model.runner.rotary.decode(tokens, self._positions)
-        self.batch = Batch(self._ids, self._positions, self._starts, ropes)
+        batch = Batch(self._ids, self._positions, self._starts, ropes)
+        reference = Tensor(np.zeros(max_sequences + 1, np.float32), backend=model.backend)
+        self.inputs = Inputs(batch, targets, tensor(np.zeros((), np.int32)), reference)
 
     def fill(self, batch: PackedBatch) -> None:
         """Put a batch there, and a sequence of labels that do not count behind it."""
@@ -64,11 +69,16 @@ class _Pack:
             )
         filler = np.arange(self._tokens - T, dtype=np.int32)
         ends = np.full(self._max_sequences + 1 - B, self._tokens, np.int32)
+        reference = np.zeros(self._max_sequences + 1, np.float32)
+        if batch.reference is not None:
+            reference[:B] = batch.reference
         for target, values in (
             (self._ids, np.concatenate([batch.input_ids, filler * 0])),
-            (self.targets, np.concatenate([batch.targets, np.full_like(filler, IGNORED)])),
-            (self._positions, np.concatenate([batch.position_ids, filler])),
+            (self.inputs.targets, np.concatenate([batch.targets, np.full_like(filler, IGNORED)])),
+            (self._positions, np.concatenate([batch.position_ids, filler % self._context])),
             (self._starts, np.concatenate([batch.cu_seqlens, ends])),
+            (self.inputs.sequences, np.array(B, np.int32)),
+            (self.inputs.reference, reference),
         ):
             target.assign(values)
 
@@ -77,8 +87,8 @@ class CompiledStep:
     """Forward, backward, clipping and the optimizer's step, recorded once. See `compile_step`."""
 
     def __init__(
-        self, model: LanguageModel, optimizer: Optimizer, tokens: int, max_sequences: int,
-        max_norm: float, grad_accumulation: int,
+        self, model: Loaded, optimizer: Optimizer, tokens: int,
+        max_sequences: int, max_norm: float, grad_accumulation: int, objective: Objective | None,
     ) -> None:  # fmt: skip
         if model.runner.rotary.depends_on_length:
             raise OptionError(
@@ -91,6 +101,7 @@ class CompiledStep:
             )
         self._model, self._optimizer, self._max_norm = model, optimizer, max_norm
         self.tokens, self.max_sequences = tokens, max_sequences
+        self._objective = objective or NextToken(model)
         self._packs = [_Pack(model, tokens, max_sequences) for _ in range(grad_accumulation)]
         self._count = Tensor(np.ones((), np.float32), backend=model.backend)
         self.program: Program | None = None
@@ -108,12 +119,19 @@ class CompiledStep:
         read = self._model.backend.start_read
         return StepMetrics([read(t.data) for t in self.program.outputs], target_count)
 
+    def measure(self, batch: PackedBatch) -> float:
+        """The sum of a batch's losses, without a step."""
+        pack, one = self._packs[0], Tensor(np.ones((), np.float32), backend=self._model.backend)
+        pack.fill(batch)
+        with no_grad():
+            return self._objective.loss(pack.inputs, one).item()
+
     def _step(self) -> tuple[Tensor, Tensor]:
-        module, optimizer, total = self._model.module, self._optimizer, None
+        optimizer, total = self._optimizer, None
         optimizer.zero_grad()
         for pack in self._packs:
-            next_dropout(module)
-            loss = module.losses(module.hidden(pack.batch), pack.targets, count=self._count)
+            next_dropout(self._model.module)
+            loss = self._objective.loss(pack.inputs, self._count)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         norm = clip_grad_norm(optimizer.params, self._max_norm)
@@ -123,11 +141,11 @@ class CompiledStep:
         return total, norm
 
     def _fill(self, batches: Sequence[PackedBatch]) -> int:
-        """Put batches where the program reads them; how many labels of all count."""
+        """Put batches where the program reads them; how much of all counts."""
         most = len(self._packs)
         if not 1 <= len(batches) <= most:
             raise OptionError(f"this step takes 1 to {most} batches, got {len(batches)}")
-        target_count = sum(batch.target_count for batch in batches)
+        target_count = sum(self._objective.count(batch) for batch in batches)
         if not target_count:
             raise OptionError("no label of this batch counts behind another token")
         nothing = [_NOTHING] * (most - len(batches))
@@ -138,13 +156,14 @@ class CompiledStep:
 
 
 def compile_step(
-    model: LanguageModel,
+    model: Loaded,
     optimizer: Optimizer,
     *,
     tokens: int,
     max_sequences: int = 512,
     max_grad_norm: float = 1.0,
     grad_accumulation: int = 1,
+    objective: Objective | None = None,
 ) -> CompiledStep:
     """A function that trains on a batch: loss, backward, clipping and optimizer as one program.
 
@@ -157,7 +176,10 @@ def compile_step(
         grad_accumulation: batches of a step, one after the other, in the memory of one. The loss is
             the mean over the labels of all, whatever batch they are in; gradients of 16-bit
             parameters add up in float32.
+        objective: what is made smaller, `NextToken(model)` by default.
     Returns:
         step(batch, ...) -> `StepMetrics`; `optimizer.lr` may be set between calls.
     """
-    return CompiledStep(model, optimizer, tokens, max_sequences, max_grad_norm, grad_accumulation)
+    return CompiledStep(
+        model, optimizer, tokens, max_sequences, max_grad_norm, grad_accumulation, objective
+    )

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from boostr.autograd import no_grad
+from boostr.engine.embedder import EmbeddingModel
+from boostr.engine.loaded import Loaded
 from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
@@ -21,9 +22,11 @@ from boostr.train.checkpoints import Checkpoints
 from boostr.train.config import TrainConfig
 from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
+from boostr.train.groups import PREFERENCE
 from boostr.train.memory import MemoryUse, predicted_memory
 from boostr.train.meter import Meter
 from boostr.train.muon import Muon, tables_and_head
+from boostr.train.objectives import log_probabilities, objective_for
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.packing import Packs, Position
 from boostr.train.progress import Progress, mean_loss
@@ -50,6 +53,9 @@ class Trainer:
     """A run over the data of a config, in a folder: config.toml, log.jsonl, samples.txt,
     checkpoints/, and in the end README.md and the adapter, or in `model/` the whole model.
 
+    What is learned goes by the data: see `objectives`. Preferences are compared with the model as
+    it is given.
+
     Attributes:
         data: what is trained on.   packs: its batches.   steps: of the run.
     Args:
@@ -59,14 +65,24 @@ class Trainer:
         OptionError, DataError: see `TrainConfig` and `Dataset.open`.
     """
 
-    def __init__(self, model: LanguageModel, config: TrainConfig, out: str | Path) -> None:
+    def __init__(
+        self, model: LanguageModel | EmbeddingModel, config: TrainConfig, out: str | Path
+    ) -> None:
         self.model, self.config, self.out = model, config, Path(out)
+        if config.sample_every and not isinstance(model, LanguageModel):
+            raise OptionError(f"sample_every: {model.source} is {model.is_a}, and writes no text")
         self._trackers_of = find_trackers(config.report_to)
         if config.plot:
             check_plot()
         self.data = self._dataset("train")
-        self._valid = self._dataset("valid") if config.eval_every else None
         self.packs = Packs(self.data, config.batch_tokens, config.max_sequences, config.seed)
+        self._objective = objective_for(model, self.data, config)
+        self._valid: Packs | None = None
+        if config.eval_every:
+            valid = self._dataset("valid")
+            if (valid.kind, valid.width) != (self.data.kind, self.data.width):
+                raise OptionError(f"{valid.name} has rows of another kind than {self.data.name}")
+            self._valid = Packs(valid, config.batch_tokens, config.max_sequences)
         packs = config.epochs * len(self.packs.epoch(0))
         self.steps = config.steps or -(-packs // config.grad_accumulation)
         if not config.full and not any(p.requires_grad for p in model.parameters()):
@@ -81,7 +97,7 @@ class Trainer:
         self._step = compile_step(
             model, self._optimizer, tokens=config.batch_tokens,
             max_sequences=config.max_sequences, max_grad_norm=config.max_grad_norm,
-            grad_accumulation=config.grad_accumulation,
+            grad_accumulation=config.grad_accumulation, objective=self._objective,
         )  # fmt: skip
         self._checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         self._pending: list[StepMetrics] = []
@@ -108,6 +124,7 @@ class Trainer:
             OptionError: a folder with a run in it, without `resume`; one of other data or config.
             NumericsError: gradients were not finite in FATAL steps one after the other.
         """
+        self._compare()
         done, position = self._begun(resume)
         config = dataclasses.asdict(self.config)
         trackers = [made(self.out, config) for made in self._trackers_of]
@@ -151,25 +168,27 @@ class Trainer:
         return done
 
     def evaluate(self) -> float:
-        """The mean loss over the labels of the valid split."""
+        """The mean loss over what counts of the valid split."""
         if self._valid is None:
             raise OptionError("evaluate: set eval_every, and have a valid split")
-        packs = Packs(self._valid, self.config.batch_tokens, self.config.max_sequences)
-        total, count, walk = 0.0, 0, packs.batches()
-        with no_grad():
-            for _ in packs.epoch(0):
-                _, batch = next(walk)
-                total += float(self.model.loss(batch, "sum").numpy())
-                count += batch.target_count
+        self._compare()
+        total, count, walk = 0.0, 0, self._valid.batches()
+        for _ in self._valid.epoch(0):
+            _, batch = next(walk)
+            total += self._step.measure(batch)
+            count += self._objective.count(batch)
         return total / count
 
     def predicted_memory(self) -> MemoryUse | None:
         """See `train.memory`; what was asked is no longer a run's beginning, and not to be run."""
+        longest, width = int(self.data.lengths.max()), self.data.width
+        if width > 1:  # so that a group fits into what is measured, half a batch
+            longest = min(longest, max(self.config.batch_tokens // (2 * width), 1))
         return predicted_memory(
             self.model, self._optimizer, tokens=self.config.batch_tokens,
             max_sequences=self.config.max_sequences,
             grad_accumulation=self.config.grad_accumulation,
-            max_length=int(self.data.lengths.max()),
+            max_length=longest, objective=self._objective,
         )  # fmt: skip
 
     # -- parts -----------------------------------------------------------------------------------
@@ -177,9 +196,17 @@ class Trainer:
     def _is_due(every: int, done: int) -> bool:
         return every > 0 and done % every == 0
 
+    def _compare(self) -> None:
+        """Let preferences know what the model says before it has learned anything."""
+        for packs in (self.packs, self._valid):
+            if packs is not None and packs.data.kind == PREFERENCE and packs.reference is None:
+                packs.reference = log_probabilities(self.model, packs)
+
     def _dataset(self, split: str) -> Dataset:
         config, tokenizer = self.config, self.model.tokenizer
         context = self.model.config.max_position_embeddings
+        if isinstance(self.model, EmbeddingModel):
+            context = self.model.max_length
         length = config.max_length or min(config.batch_tokens, context)
         if length > min(config.batch_tokens, context):
             raise OptionError(
@@ -264,7 +291,7 @@ class Trainer:
             self.model.save_adapter(self.out)
 
 
-def _optimizer(model: LanguageModel, config: TrainConfig) -> Optimizer:
+def _optimizer(model: Loaded, config: TrainConfig) -> Optimizer:
     options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":
         options["adamw"] = tables_and_head(model.module)

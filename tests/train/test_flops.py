@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from train.conftest import BERT
 
 import boostr
 from boostr import train
@@ -50,6 +51,15 @@ def test_windows(sequences):
     apart = flops.of(train.pack([[1]] * 64))  # 64 pairs
     both = flops.of(train.pack([one])) - apart
     assert both == 12 * 32 * (counted_pairs([64], 5) - 64)
+
+
+def test_an_encoder(sequences):
+    """Every token sees all of its sequence, and no table is a head."""
+    model = boostr.create("bert", BERT, backend="numpy")
+    products = sum(p.size for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
+    lengths = np.array([len(own) for own in sequences])
+    want = 6 * products * lengths.sum() + 2 * 12 * 32 * (lengths**2).sum()
+    assert ModelFlops(model).of(train.pack(sequences)) == want
 
 
 def test_rates(make, sequences, monkeypatch):
