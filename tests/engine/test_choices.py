@@ -30,11 +30,6 @@ def folder(request, tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
 
 
-@pytest.fixture
-def model(where, folder):
-    return boostr.load(folder, backend=where)
-
-
 def prompt_of(model, blocks):
     """So many blocks of tokens, and 3 more."""
     return [7 * i % 240 + 3 for i in range(blocks * model.backend.kv_block + 3)]

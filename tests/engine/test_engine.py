@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from interleaved import read_side_by_side
 from interrupts import interrupt_once
 from tiny_model import make_tiny
 
@@ -20,7 +21,6 @@ from boostr.engine.inputs import Chat
 from boostr.engine.request import Outbox, Request
 from boostr.errors import BackendError, FallbackError, OptionError
 
-KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
 OPTIONS = [
     {},
     {"temperature": 0.9, "seed": 3},
@@ -28,16 +28,6 @@ OPTIONS = [
     {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
     {"stop": ("e",)},
 ]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
-
-
-@pytest.fixture
-def model(where, folder):
-    return boostr.load(folder, backend=where)
 
 
 def free_blocks(model):
@@ -60,20 +50,7 @@ def test_every_interleaving_gives_each_alone(model, folder, where):
     model.engine.pool.grow([7] * len(model.engine.pool.windows))
     model.engine._renew()
     taken = [rng.choice((None, None, 1, 3)) for _ in wanted]
-
-    def run(index):
-        prompt, options = wanted[index]
-        found = []
-        stream = model.stream(prompt, options=options)
-        for piece in stream:
-            found.append(piece.token_id)
-            if len(found) == taken[index]:
-                stream.close()
-                break
-        return found
-
-    with ThreadPoolExecutor(5) as pool:
-        found = list(pool.map(run, range(len(wanted))))
+    found = read_side_by_side(model, wanted, taken, 5)
     for got, ids, count in zip(found, truth, taken, strict=True):
         assert got == ids[: count or len(ids)]
     model.generate([1], max_tokens=1)  # a round, in which dropped streams leave

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from draws import normal, refused
-from tiny_model import make_tiny
 
 import boostr
 from boostr import Tensor
@@ -13,17 +12,6 @@ from boostr.errors import BackendError
 from boostr.operands import LowRank
 
 TURNS = ["Hello there. ", "A second, rather longer question about things? ", "x", "And so on: " * 9]
-KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
-
-
-@pytest.fixture
-def model(where, folder):
-    return boostr.load(folder, backend=where)
 
 
 def last(model, prompt, **changes):

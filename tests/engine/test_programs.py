@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import random
 
-import pytest
-from tiny_model import make_tiny
-
 import boostr
 from boostr import SamplingOptions
 from boostr.engine.passes import Variant
-
-KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
-
-
-@pytest.fixture
-def model(where, folder):
-    return boostr.load(folder, backend=where)
 
 
 def test_few_programs_serve_batches_of_all_lengths(model):

@@ -12,7 +12,6 @@ from boostr.engine.request import Outbox
 from boostr.engine.scoring import Scoring
 from boostr.errors import BackendError, FallbackError, OptionError
 
-KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 5.0, 9.0],
         "original_max_position_embeddings": 32}  # fmt: skip
 RNG = np.random.default_rng(0)
@@ -21,16 +20,6 @@ TEXTS = [RNG.integers(3, 250, n).tolist() for n in (2, 3, 40, 17, 130, 300, 64)]
 
 def load(folder, **options) -> Any:
     return boostr.load(folder, **options)
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", **KINDS[request.param])
-
-
-@pytest.fixture
-def model(where, folder):
-    return load(folder, backend=where)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from draws import normal, refused
+from interleaved import read_side_by_side
 from mixers import CHANNELS, HEADS, KEPT, TAPS, WIDTH, StateMixer, put_into
 from tiny_model import make_tiny
 
@@ -141,19 +141,7 @@ def test_every_interleaving_gives_each_alone(fresh, monkeypatch):
     spoil(engine.pool)
     engine._renew()
     taken = [rng.choice((None, None, 1, 3)) for _ in wanted]
-
-    def run(index):
-        prompt, options = wanted[index]
-        found, stream = [], model.stream(prompt, options=options)
-        for piece in stream:
-            found.append(piece.token_id)
-            if len(found) == taken[index]:
-                stream.close()
-                break
-        return found
-
-    with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(run, range(len(wanted))))
+    found = read_side_by_side(model, wanted, taken, 6)
     for got, ids, count in zip(found, truth, taken, strict=True):
         assert got == ids[: count or len(ids)]
     model.generate([1], max_tokens=1)  # a round, in which dropped streams leave
