@@ -8,11 +8,12 @@ A target outside of 0..V-1 gives nan and reads nothing. Sources: `boostr/ops/los
 from numba import float32, float64, int64
 
 from boostr.backends.numpy.kernels.rows.activation import exp_sum, largest
+from boostr.backends.numpy.kernels.rows.sums import row_sum
 from boostr.backends.numpy.kernels.runtime.edges import clear, load_upto, store_upto
-from boostr.backends.numpy.kernels.runtime.memory import f32, float_param, i32, i64, load
-from boostr.backends.numpy.kernels.runtime.simd import LANES, inline, vector
+from boostr.backends.numpy.kernels.runtime.memory import f32, float_param, i32, i64
+from boostr.backends.numpy.kernels.runtime.simd import LANES, inline
 from boostr.backends.numpy.kernels.runtime.special import log
-from boostr.backends.numpy.kernels.runtime.vmath import exp, reduce_add
+from boostr.backends.numpy.kernels.runtime.vmath import exp
 
 NAN = float("nan")
 
@@ -20,17 +21,6 @@ NAN = float("nan")
 @inline
 def _target(address, t, wide):
     return i64(address)[t] if wide else int64(i32(address)[t])
-
-
-@inline
-def _sum(x, N):
-    total = vector(0.0)
-    whole = N - N % LANES
-    for e in range(0, whole, LANES):
-        total = total + load(x, e)
-    if whole < N:
-        total = total + load_upto(x, whole, N - whole)
-    return reduce_add(total)
 
 
 def cross_entropy(wide: bool):
@@ -51,7 +41,7 @@ def cross_entropy(wide: bool):
                 else:
                     loss = (float32(1.0) - smoothing) * (away - (x[target] - top))
                     if smoothing != 0:
-                        loss += smoothing * (away - (_sum(x, V) / float32(V) - top))
+                        loss += smoothing * (away - (row_sum(x, V) / float32(V) - top))
             f32(params[2])[t] = loss
 
     return kernel

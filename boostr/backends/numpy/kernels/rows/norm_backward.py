@@ -9,8 +9,9 @@ sums do not depend on who took which item. Sources: `boostr/ops/norm.py`.
 
 from numba import float32
 
+from boostr.backends.numpy.kernels.rows.sums import row_sum
 from boostr.backends.numpy.kernels.runtime.edges import clear, load_upto, store_upto
-from boostr.backends.numpy.kernels.runtime.memory import f32, float_param, load
+from boostr.backends.numpy.kernels.runtime.memory import f32, float_param
 from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
     fma,
@@ -22,17 +23,6 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     vector,
 )
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
-
-
-@inline
-def _mean(h, E):
-    total = vector(0.0)
-    whole = E - E % LANES
-    for e in range(0, whole, LANES):
-        total = total + load(h, e)
-    if whole < E:
-        total = total + load_upto(h, whole, E - whole)
-    return reduce_add(total) / float32(E)
 
 
 @inline
@@ -88,7 +78,7 @@ def rows(layer: bool, passed: bool, wants: bool):
             for row in range(group * size, min(count, (group + 1) * size)):
                 g, h = f32(params[0]) + row * E, f32(params[2]) + row * E
                 through, dh = f32(params[1]) + row * E, f32(params[4]) + row * E
-                mean = _mean(h, E) if layer else float32(0.0)
+                mean = row_sum(h, E) / float32(E) if layer else float32(0.0)
                 squares, flat, crossed = _sums(g, h, weight, offset, mean, E)
                 scale = float32(1.0) / sqrt(squares / float32(E) + eps)
                 level = flat / float32(E) if layer else float32(0.0)
