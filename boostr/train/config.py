@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from boostr.errors import OptionError
 from boostr.models.base import RECOMPUTE
+from boostr.train.adamw8bit import AdamW8bit
 from boostr.train.masks import LOSS_ON
+from boostr.train.muon import Muon
+from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.samples import TOO_LONG
 from boostr.train.schedule import SCHEDULES
 
-OPTIMIZERS = ("adamw", "adamw8bit", "sgd", "lion", "muon")
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    "adamw": AdamW, "adamw8bit": AdamW8bit, "sgd": SGD, "lion": Lion, "muon": Muon,
+}  # fmt: skip
 
 
 def _said(default: Any, about: str, *choices: str) -> Any:

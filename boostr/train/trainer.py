@@ -15,19 +15,18 @@ from boostr.engine.loaded import Loaded
 from boostr.engine.model import LanguageModel
 from boostr.errors import NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
-from boostr.train.adamw8bit import AdamW8bit
 from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.card import card
 from boostr.train.checkpoints import Checkpoints
-from boostr.train.config import TrainConfig
+from boostr.train.config import OPTIMIZERS, TrainConfig
 from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
 from boostr.train.groups import PREFERENCE
 from boostr.train.memory import MemoryUse, predicted_memory
 from boostr.train.meter import Meter
-from boostr.train.muon import Muon, tables_and_head
+from boostr.train.muon import tables_and_head
 from boostr.train.objectives import log_probabilities, objective_for
-from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
+from boostr.train.optimizers import Optimizer
 from boostr.train.packing import Packs, Position
 from boostr.train.progress import Progress, mean_loss
 from boostr.train.schedule import schedule
@@ -44,9 +43,6 @@ _ANY_TIME = (
     "keep",
     "peak_tflops",
 )  # may change
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adamw": AdamW, "adamw8bit": AdamW8bit, "sgd": SGD, "lion": Lion, "muon": Muon,
-}  # fmt: skip
 
 
 class Trainer:
@@ -295,7 +291,7 @@ def _optimizer(model: Loaded, config: TrainConfig) -> Optimizer:
     options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":
         options["adamw"] = tables_and_head(model.module)
-    return _OPTIMIZERS[config.optimizer](model.parameters(), **options)
+    return OPTIMIZERS[config.optimizer](model.parameters(), **options)
 
 
 def _opened(config: TrainConfig, tokenizer: Tokenizer | None, split: str, length: int) -> Dataset:
