@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boostr.errors import TokenizerError
+
 IGNORED = -100  # a label that does not count
 
 
@@ -40,6 +42,17 @@ class PackedBatch:
     def target_count(self) -> int:
         """How many targets count."""
         return int(np.count_nonzero(self.targets != IGNORED))
+
+    def check(self, vocabulary: int) -> None:
+        """Raises TokenizerError: an id, or a label that counts, outside of a vocabulary of so many
+        tokens."""
+        labels = self.labels[self.labels != IGNORED]
+        for what, ids in (("input_ids", self.input_ids), ("labels", labels)):
+            if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+                raise TokenizerError(
+                    f"{what} must be in the model's vocabulary 0..{vocabulary - 1}, got "
+                    f"{ids.min()} to {ids.max()}"
+                )
 
     @property
     def lengths(self) -> np.ndarray:

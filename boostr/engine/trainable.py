@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boostr.engine.packed import PackedBatch
-from boostr.errors import OptionError, TokenizerError
+from boostr.errors import OptionError
 from boostr.models.adapters import next_dropout
 from boostr.models.base import GENERATES, RECOMPUTE
 from boostr.models.save import carry_over, new_folder, save_folder
@@ -95,9 +95,7 @@ class Trainable:
 
     def upload(self, batch: PackedBatch) -> Batch:
         """The batch on the model's backend, with its rope tables."""
-        vocabulary = self.module.config.vocab_size
-        if len(batch) and not 0 <= batch.input_ids.min() <= batch.input_ids.max() < vocabulary:
-            raise TokenizerError(f"input_ids must be in the model's vocabulary 0..{vocabulary - 1}")
+        batch.check(self.module.config.vocab_size)
         positions = self.runner.tensor(batch.position_ids)
         lengths: Sequence[int] = [int(n) for n in batch.lengths]
         self.runner.check_length(max(lengths, default=0), "a sequence of the batch")

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, Self
+from typing import Self
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,7 @@ from boostr.dtypes import bfloat16, float8_e4m3, float8_e5m2
 from boostr.errors import ModelFileError
 from boostr.io.mapping import map_file, refuse_foreign, view_bytes
 from boostr.io.scratch import scratch_beside
+from boostr.io.settings import without_duplicates
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -291,7 +292,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise ModelFileError(f"{path}: the index is over {_MAX_INDEX} bytes")
-        index = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
+        index = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
@@ -305,16 +306,6 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     metadata = index.get("metadata")
     strings = metadata.items() if isinstance(metadata, dict) else ()
     return weight_map, {key: value for key, value in strings if isinstance(value, str)}
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` for json that refuses a key that is there twice."""
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {twice!r:.200} is there twice")
-    return keys
 
 
 def _shard_path(folder: Path, shard: str) -> Path:

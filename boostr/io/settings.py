@@ -265,6 +265,16 @@ def read_json_file(path: Path, error: type[BoostrError] = ModelFileError) -> Any
         raise error(f"{path}: not JSON: {failure}") from None
 
 
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json that refuses a key that is there twice."""
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice!r:.200} is there twice")
+    return keys
+
+
 def read_object(
     path: Path, required: bool = False, error: type[BoostrError] = ModelFileError
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from boostr.train.groups import Groups, group_of
 from boostr.train.records import files_of, rows_of
 from boostr.train.samples import Sample, SampleOptions, Samples
 
-_FORM = 2  # of the cache; another one is made anew
+_FORM = 3  # of the cache; another one is made anew
 _IDS, _LABELS, _ENDS, _ABOUT = "ids.bin", "labels.bin", "ends.npy", "about.json"
 
 
@@ -33,6 +33,7 @@ class Dataset:
         key: of the files' bytes, the tokenizer and the options: what resuming compares.
         counts: "used", and by reason what was skipped, cut or split.   examples: a row of each.
         ends: int64 [N + 1], where each sample begins among all tokens.
+        largest: of the token ids and labels.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -42,6 +43,7 @@ class Dataset:
         self.width: int = about["width"]
         self.counts: Mapping[str, int] = about["counts"]
         self.examples: Mapping[str, str] = about["examples"]
+        self.largest: int = about["largest"]
         self.ends = np.load(folder / _ENDS)
         self._ids, self._labels = (np.memmap(folder / f, np.int32, "r") for f in (_IDS, _LABELS))
 
@@ -123,15 +125,16 @@ def _write(
     with scratch_beside(folder) as scratch:
         made = scratch / "new"
         made.mkdir()
-        lengths = []
+        lengths, largest = [], 0
         with (made / _IDS).open("wb") as ids, (made / _LABELS).open("wb") as labels:
             for sample in samples.of(itertools.chain(first, rows)):
                 ids.write(sample.ids.tobytes())
                 labels.write(sample.labels.tobytes())
                 lengths.append(len(sample.ids))
+                largest = max(largest, int(sample.ids.max()), int(sample.labels.max()))
         np.save(made / _ENDS, np.cumsum([0, *lengths], dtype=np.int64))
         kind, width = (group.kind, group.width) if group else ("sample", 1)
-        about = {"key": key, "kind": kind, "width": width}
+        about = {"key": key, "kind": kind, "width": width, "largest": largest}
         about |= {"counts": samples.counts, "examples": samples.examples}
         (made / _ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         try:

@@ -49,9 +49,9 @@ class Group(NamedTuple):
 
 def group_of(row: Row) -> Group | None:
     """The group that a row is by its columns; None if it is a sample by itself."""
-    there = {name for name, value in row.columns.items() if value is not None}
+    there = row.given
     for columns, kind in _COLUMNS.items():
-        if there.issuperset(columns):
+        if there >= {*columns}:
             negative = ("negative",) if kind == PAIR and "negative" in there else ()
             return Group(kind, columns + negative)
     return None
@@ -92,7 +92,7 @@ class Groups(Samples):
         """The texts of a row; none if it is skipped."""
         found = group_of(row)
         if found != self._group:
-            other = ", ".join(row.columns)
+            other = ", ".join(row.given) or "none"
             raise DataError(
                 f"{row.where}: all rows must be as the first, which has "
                 f"{', '.join(self._group.columns)}; got {other}"

@@ -59,16 +59,21 @@ def chat(
     """A conversation through the chat template; the assistant's turns count, or all.
 
     Raises:
-        Skipped: an empty message; a template that fails on it, or does not show where turns end.
+        Skipped: nothing said, or nothing by an assistant; a template that fails on it, or does not
+            show where turns end.
     """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if any(_is_empty(message) for message in messages):
         raise Skipped("a message is empty")
+    if not messages or (loss_on == "assistant" and not turns):
+        raise Skipped("no message has the role assistant" if messages else "there are no messages")
     try:
         text, spans = tokenizer.chat_spans(messages, tools=tools)
+        if any(isinstance(m.get("content"), list) and str(m["content"]) in text for m in messages):
+            raise Skipped("the chat template takes texts as content, not parts of one")
         if loss_on == "all":
             return Marked(text, None, special=False)
         if spans is None:
-            turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
             spans = [_turn(tokenizer, messages, tools, i, text) for i in turns]
     except TokenizerError as error:
         raise Skipped("the chat template fails", str(error)) from None

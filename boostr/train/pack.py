@@ -37,14 +37,18 @@ def pack(
             f"pack: reference must be [{len(lengths)}], a number a sequence, got "
             f"{list(compared.shape)}"
         )
-    ids = np.concatenate([np.asarray(own) for own in sequences])
-    if ids.dtype.kind not in "iu":
-        raise OptionError(f"pack: token ids must be integers, got {ids.dtype}")
-    wanted = ids if labels is None else np.concatenate([np.asarray(own) for own in labels])
+    ids = _whole_numbers("token ids", sequences)
     return PackedBatch(
-        ids.astype(np.int32),
-        wanted.astype(np.int32),
+        ids,
+        ids.copy() if labels is None else _whole_numbers("labels", labels),
         np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         np.cumsum([0, *lengths]).astype(np.int32),
         compared,
     )
+
+
+def _whole_numbers(what: str, lists: Sequence[Sequence[int]]) -> np.ndarray:
+    numbers = np.concatenate([np.asarray(own) for own in lists])
+    if numbers.dtype.kind not in "iu" or not np.array_equal(numbers, numbers.astype(np.int32)):
+        raise OptionError(f"pack: {what} must be integers of 32 bits, got {numbers.dtype}")
+    return numbers.astype(np.int32)

@@ -7,13 +7,14 @@ time. A folder has splits: files named train*, valid* and test*, or folders of t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from boostr.errors import DataError
+from boostr.io.settings import without_duplicates
 
 SPLITS = {
     "train": ("train",),
@@ -31,6 +32,11 @@ class Row(NamedTuple):
 
     columns: dict[str, Any]
     where: str
+
+    @property
+    def given(self) -> KeysView[str]:
+        """Names of the columns that have a value, in their order."""
+        return {name: None for name, value in self.columns.items() if value is not None}.keys()
 
 
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
@@ -161,9 +167,17 @@ def _decoded(data: bytes, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from None
+    if r"\ud" in text.lower():  # half of a pair may be escaped, but is no text
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: {error.object[error.start]!r} is half of a surrogate pair, and no text"
+            ) from None
+    return value
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

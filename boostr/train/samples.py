@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TOO_LONG = ("split", "truncate", "skip", "error")
 NOTHING_COUNTS = "no token counts"
+MESSAGE = "with a role and, if it says something, a text or parts as content"
 CHUNK = 256  # rows, tokenized at once, on all cores
 # kind of row -> its columns, of which a later kind may have those of an earlier one
 _KINDS = {
@@ -200,18 +201,25 @@ def _tokens(row: Row) -> Sample:
     labels = _whole_numbers(row, "labels") if given else ids
     if len(ids) == 0:
         raise Skipped("no tokens")
-    if len(labels) != len(ids) or (ids < 0).any():
+    if len(labels) != len(ids):
         raise DataError(
-            f"{row.where}: input_ids must be 0 or more, and as many as labels; got {len(ids)} and "
-            f"{len(labels)}"
+            f"{row.where}: labels must be as many as input_ids, {len(ids)}, got {len(labels)}"
         )
+    for column, numbers in (("input_ids", ids), ("labels", labels[labels != IGNORED])):
+        if (numbers < 0).any():
+            raise DataError(f"{row.where}: {column} must be 0 or more, got {numbers.min()}")
     return Sample(ids, labels)
 
 
 def _whole_numbers(row: Row, column: str) -> np.ndarray:
-    array = np.asarray(row.columns[column])
+    try:
+        array = np.asarray(row.columns[column])
+    except ValueError:  # lists of several lengths
+        array = np.empty((0, 0))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(f"{row.where}: {column} must be a list of whole numbers")
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise DataError(f"{row.where}: {column} must be of 32 bits, got {array.max()}")
     return array.astype(np.int32)
 
 
@@ -221,8 +229,8 @@ def _kind(row: Row) -> str:
     Raises:
         DataError: none of the kinds, or one that is not learned of here; a value of a wrong type.
     """
-    columns = {name for name, value in row.columns.items() if value is not None}
-    kind = next((k for k, needed in _KINDS.items() if columns.issuperset(needed)), None)
+    columns = row.given
+    kind = next((k for k, needed in _KINDS.items() if columns >= {*needed}), None)
     if kind is None:
         kinds = "; ".join(" and ".join(c) for c in _KINDS.values())
         raise DataError(
@@ -234,7 +242,7 @@ def _kind(row: Row) -> str:
         value = row.columns[name]
         fits = kind != "messages" and isinstance(value, str)
         if kind != "tokens" and not (fits or (kind != "text" and is_chat(value))):
-            what = {"text": "a text", "messages": "a list of messages, each with a role"}
+            what = {"text": "a text", "messages": f"a list of messages, each {MESSAGE}"}
             both = "a text or a list of messages, as the other column"
             raise DataError(
                 f"{row.where}: {name} must be {what.get(kind, both)}, got {value!r:.80}"
@@ -245,7 +253,10 @@ def _kind(row: Row) -> str:
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a value is a list of messages, each with a role."""
+    """Whether a value is a list of messages, each `MESSAGE`."""
     return isinstance(value, list) and all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in value
+        isinstance(m, Mapping)
+        and isinstance(m.get("role"), str)
+        and isinstance(m.get("content"), str | list | None)
+        for m in value
     )

@@ -51,6 +51,7 @@ class _Pack:
     def __init__(self, model: Loaded, tokens: int, max_sequences: int) -> None:
         self._tokens, self._max_sequences = tokens, max_sequences
         self._context = model.module.config.max_position_embeddings
+        self._vocabulary, self._runner = model.module.config.vocab_size, model.runner
         tensor, zeros = model.runner.tensor, np.zeros(tokens, np.int32)
         self._ids, targets, self._positions = (tensor(zeros.copy()) for _ in range(3))
         self._starts = tensor(np.zeros(max_sequences + 2, np.int32))
@@ -67,6 +68,8 @@ class _Pack:
                 f"this step takes {self._tokens} tokens of {self._max_sequences} sequences, got "
                 f"{T} of {B}"
             )
+        batch.check(self._vocabulary)
+        self._runner.check_length(int(batch.lengths.max(initial=0)), "a sequence of the batch")
         filler = np.arange(self._tokens - T, dtype=np.int32)
         ends = np.full(self._max_sequences + 1 - B, self._tokens, np.int32)
         reference = np.zeros(self._max_sequences + 1, np.float32)

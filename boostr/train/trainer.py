@@ -13,7 +13,7 @@ import numpy as np
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.loaded import Loaded
 from boostr.engine.model import LanguageModel
-from boostr.errors import NumericsError, OptionError
+from boostr.errors import DataError, NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
 from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.card import card
@@ -209,7 +209,13 @@ class Trainer:
                 f"max_length {length}: a step has {config.batch_tokens} tokens, and the model's "
                 f"context holds {context}"
             )
-        return _opened(config, tokenizer, split, length)
+        data = _opened(config, tokenizer, split, length)
+        if data.largest >= (vocabulary := self.model.config.vocab_size):
+            raise DataError(
+                f"{data.name} has the token id or label {data.largest}, and the vocabulary of "
+                f"{self.model.source} is 0..{vocabulary - 1}; is it the data of another model?"
+            )
+        return data
 
     def _begun(self, resume: bool) -> tuple[int, Position]:
         """(steps made, position) to begin with."""

@@ -9,7 +9,7 @@ from tolerance import assert_close
 
 import boostr
 from boostr import Tensor, train
-from boostr.errors import OptionError
+from boostr.errors import OptionError, TokenizerError
 
 
 def steps(model, batches, count, **options):
@@ -231,6 +231,14 @@ def test_layers_computed_again(make, sequences, captured):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_step_knows_how_many_positions_there_are():
+    config = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 16, "vocab_size": 50}
+    model = boostr.create("gpt2", config, backend="numpy")
+    step = train.compile_step(model, train.SGD(model.parameters()), tokens=32)
+    with refused(OptionError, "16 positions", "got 17 tokens"):
+        step(train.pack([range(17)]))
+
+
 def test_refuses(make, sequences):
     model = make()
     with refused(OptionError, "loss", "counts"):
@@ -243,6 +251,11 @@ def test_refuses(make, sequences):
     batch = train.pack(sequences)
     with refused(OptionError, "8 tokens", "31"):
         step(batch)
+    for ids, labels in (([1, 50], [1, 2]), ([1, 2], [1, 50]), ([1, 2], [1, -5])):
+        wrong = train.pack([ids], [labels])
+        for call in (step, model.loss):
+            with refused(TokenizerError, "must be in the model's vocabulary 0..49"):
+                call(wrong)
     with refused(OptionError, "1 to 1 batches", "got 2"):
         step(batch, batch)
     with refused(OptionError, "grad_accumulation", "got 0"):

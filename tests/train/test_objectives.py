@@ -209,6 +209,8 @@ def test_other_rows_are_refused(tmp_path):
     model = encoder(tmp_path)
     with refused(DataError, "rows.jsonl:2", "as the first", "anchor, positive", "text"):
         opened(write(tmp_path / "rows.jsonl", [*pairs(["a"]), {"text": "b"}]), model)
+    with refused(DataError, "none.jsonl:2", "which has anchor, positive", "got anchor"):
+        opened(write(tmp_path / "none.jsonl", [*pairs(["a"]), *pairs(["b"], positive=None)]), model)
     with refused(DataError, "more.jsonl:2", "expected columns", "files of their own"):
         opened(write(tmp_path / "more.jsonl", [{"text": "b"}, *pairs(["a"])]), model)
     with refused(DataError, "types.jsonl:1", "must all be texts"):

@@ -32,3 +32,7 @@ def test_refuses():
         train.pack([[1], [2, 3]], [[1], [2]])
     with refused(OptionError, "pack", "integers", "float64"):
         train.pack([[1.5]])
+    with refused(OptionError, "pack", "integers", "int64"):
+        train.pack([[1, 2**32 + 5]])
+    with refused(OptionError, "pack", "labels must be integers", "float64"):
+        train.pack([[1, 2]], [[1.5, 2]])

@@ -68,6 +68,8 @@ def test_parquet(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"text": ', r"a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a.jsonl:2: not UTF-8: byte 10 is 0xff"),
         ("a.jsonl", '{"text": "a"}\n["a"]', r"a.jsonl:2: expected an object of columns, got list"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "a.jsonl:1: not JSON: key 'text' is there twice"),
+        ("a.jsonl", r'{"text": "\ud83d"}', "a.jsonl:1: .* is half of a surrogate pair"),
         ("a.json", '"a"', "expected a list of objects, got str"),
         ("a.json", '[{"text": "a"}, 3]', r"a.json\[1\]: expected an object"),
         ("a.json", "[" * 100_000, "not JSON"),

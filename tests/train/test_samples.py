@@ -49,6 +49,7 @@ def say(*turns):
 
 
 TALK = say(("user", "hé?"), ("assistant", "yes"), ("user", "so"), ("assistant", "nö"))
+PARTS = say(("user", [{"type": "text", "text": "a"}]), ("assistant", "b"))
 
 
 def test_text_and_its_end(tokenizers):
@@ -112,8 +113,9 @@ def test_a_token_that_straddles_counts(tmp_path):
     ("name", "bad", "reason"),
     [
         ("plain", say(("user", "a"), ("assistant", "")), "a message is empty"),
-        ("plain", say(("user", "a"), ("user", "b")), "no token counts"),
-        ("plain", {"messages": []}, "no token counts"),
+        ("plain", say(("human", "a"), ("gpt", "b")), "no message has the role assistant"),
+        ("plain", {"messages": []}, "there are no messages"),
+        ("plain", PARTS, "the chat template takes texts as content, not parts of one"),
         ("plain", {"text": " \n"}, "a text is empty"),
         ("plain", {"prompt": "a", "completion": ""}, "a completion is empty"),
         ("plain", {"input_ids": []}, "no tokens"),
@@ -144,7 +146,8 @@ def test_a_template_that_fails(tokenizers, tmp_path):
     save_tokenizer(tmp_path, "{{ raise_exception('no ' ~ messages[0].role) }}")
     tokenizer = Tokenizer.from_folder(tmp_path)
     with pytest.raises(DataError, match=r"2 the chat template fails \(f:0: .*no user"):
-        run(tokenizer, say(("user", "a")), say(("system", "a")))
+        answer = ("assistant", "b")
+        run(tokenizer, say(("user", "a"), answer), say(("system", "a"), answer))
 
 
 def test_too_long(tokenizers):
@@ -177,7 +180,12 @@ def test_too_long(tokenizers):
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "got .*chosen"),
         ({"input_ids": [1.5, 2]}, "input_ids must be a list of whole numbers"),
         ({"input_ids": [1, -2]}, "must be 0 or more"),
-        ({"input_ids": [1, 2], "labels": [1]}, "as many as labels; got 2 and 1"),
+        ({"input_ids": [1, 2], "labels": [1]}, "labels must be as many as input_ids, 2, got 1"),
+        ({"input_ids": [1, 2, 3], "labels": [1, -5, 3]}, "labels must be 0 or more, got -5"),
+        ({"input_ids": [1, 2**32 + 5]}, "input_ids must be of 32 bits, got 4294967301"),
+        ({"input_ids": [[1, 2], [3]]}, "must be a list of whole numbers"),
+        (say(("user", {"a": 1}), ("assistant", "a")), "a text or parts as content"),
+        ({"zeta": 1, "alpha": 2, "none": None}, "got zeta, alpha"),
     ],
 )
 def test_columns_that_are_wrong(row, words, tokenizers):

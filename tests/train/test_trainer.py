@@ -248,6 +248,10 @@ def test_a_flag_wins_over_the_file(tmp_path):
 def test_refuses(folder):
     with pytest.raises(OptionError, match="max_length 300: a step has 256 tokens"):
         trainer(folder, max_length=300)
+    (folder / "ids").mkdir()
+    (folder / "ids" / "a.jsonl").write_text('{"input_ids": [1, 258]}')
+    with pytest.raises(boostr.errors.DataError, match="label 258, and the vocabulary"):
+        trainer(folder, data=str(folder / "ids"))
     (folder / "valid.jsonl").unlink()
     with pytest.raises(boostr.errors.DataError, match="there is no valid split"):
         trainer(folder, eval_every=1)
