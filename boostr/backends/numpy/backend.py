@@ -16,7 +16,7 @@ from boostr import env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, KernelClock
 from boostr.backends.numpy.kernel_table import find_kernel
-from boostr.backends.numpy.runtime import jit, memory, slabs, threads
+from boostr.backends.numpy.runtime import blocks, jit, memory, slabs, threads
 from boostr.errors import BackendError
 from boostr.program import Program
 
@@ -102,11 +102,12 @@ class NumpyBackend(ArrayBackend):
         return self._kernels[op]
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-        """Memory for a kernel's output; inside a capture from the program's arena."""
+        """Memory for a kernel's output: of results that are dead, in a capture of the program's
+        arena."""
         recorder = self._capture.recorder
         if recorder is not None:
             return recorder.arena.empty(shape, np.dtype(dtype))
-        return np.empty(shape, dtype)
+        return blocks.empty(shape, dtype)
 
     def room(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """`empty` for weights, which last."""

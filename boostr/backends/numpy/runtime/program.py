@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from boostr.backends.numpy.runtime import threads
+from boostr.backends.numpy.runtime import blocks, threads
 from boostr.errors import BackendError
 from boostr.program import SHARED, Program
 
@@ -52,26 +52,18 @@ class NativeCall:
     writes: list[Range]
 
 
-class _Block:
-    """One allocation of the arena; its memory may be handed on when this object dies, unless
-    another program has it by then.
+class _Block(blocks.Block):
+    """One allocation of the arena; another program may have its memory by the time it dies.
 
     Attributes:
         arena: whose it is.   program: the number of the arena's program that it was made for.
     """
 
-    __slots__ = ("__array_interface__", "_free", "_raw", "arena", "program")
+    __slots__ = ("arena", "program")
 
-    def __init__(
-        self, raw: np.ndarray, free: list[np.ndarray], shape: tuple[int, ...], arena: Arena
-    ) -> None:
-        self._raw, self._free, self.arena, self.program = raw, free, arena, arena.program
-        self.__array_interface__ = {
-            "shape": shape, "typestr": "|u1", "data": (raw.ctypes.data, False), "version": 3,
-        }  # fmt: skip
-
-    def __del__(self) -> None:
-        self._free.append(self._raw)
+    def __init__(self, raw: np.ndarray, free: list[np.ndarray], nbytes: int, arena: Arena) -> None:
+        super().__init__(raw, free, nbytes)
+        self.arena, self.program = arena, arena.program
 
 
 class Arena:
@@ -103,7 +95,7 @@ class Arena:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
-        size = max(256, 1 << max(nbytes - 1, 0).bit_length())
+        size = max(256, blocks.size_of(nbytes))
         free = self._free[size]
         if free:
             raw = free.pop()
@@ -112,7 +104,7 @@ class Arena:
             self._blocks.append(raw)
         at = raw.ctypes.data
         self._most[at] = max(self._most.get(at, 0), nbytes)
-        return np.asarray(_Block(raw, free, (nbytes,), self)).view(dtype).reshape(shape)
+        return np.asarray(_Block(raw, free, nbytes, self)).view(dtype).reshape(shape)
 
     def owns(self, x: np.ndarray) -> bool:
         """Whether x was made by the program that is recorded.
