@@ -2,7 +2,7 @@
 models that most of them run, one that sees all tokens and one with a window."""
 
 import pytest
-from conftest import open_backend
+from conftest import open_backend, skip_large
 from tiny_model import make_tiny
 
 import boostr
@@ -13,6 +13,13 @@ KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
 @pytest.fixture(scope="module", params=["numpy", "wgpu"])
 def where(request):
     return open_backend(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _small_enough(request):
+    """`where` is opened for a module, what is marked `large` is a test."""
+    if "where" in request.fixturenames:
+        skip_large(request, request.getfixturevalue("where"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

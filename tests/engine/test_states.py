@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from draws import normal, refused
+from draws import large, normal, refused
 from interleaved import read_side_by_side
 from mixers import CHANNELS, HEADS, KEPT, TAPS, WIDTH, StateMixer, put_into
 from tiny_model import make_tiny
@@ -34,7 +34,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["state between attention", *map(large, list(KINDS)[1:])])
 def kinds(request):
     return KINDS[request.param]
 

@@ -236,9 +236,11 @@ def paged(rng, k, case, bs, columns=None):
 
 WHOLE = ["everything", *(c.name for c in CASES if not c.extra and c.name != "everything")]
 SIZES = (1, 3, 16)
+# a source of its own for each of these dims, of which GPUs in software go through test_varlen's
+PAGED = [row for row in in_turn(WHOLE, SIZES) if BY_NAME[row[0]].D <= 64]
 
 
-@pytest.mark.parametrize(("name", "bs"), every(in_turn(WHOLE, SIZES), WHOLE, SIZES))
+@pytest.mark.parametrize(("name", "bs"), every(PAGED, WHOLE, SIZES))
 def test_paged_is_varlen(name, bs, backend, rng):
     case = BY_NAME[name]
     q, k, v = draw(rng, case, "float32")

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import oracles_kv
 import pytest
-from draws import kernels_alone, normal, refused, strided, tensors
+from draws import kernels_alone, large, normal, refused, strided, tensors
 from ops import paged_cases
 from ops.attention_cases import CASES, Case, close, draw
 from ops.test_attention import FEW, paged, placed
@@ -109,7 +109,11 @@ def attend(backend, rng, case, form, bs, columns=None, dtype="float32"):
     close(got, want, q, k, v, dtype, case.options, (case.cu_seqlens_q, case.cu_seqlens_k))
 
 
-@pytest.mark.parametrize("name", kernels_alone(FEW, list(BY_NAME)))
+@pytest.mark.parametrize(
+    "name",
+    kernels_alone(FEW, [n for n, c in BY_NAME.items() if c.D <= 64])
+    + [large(n) for n, c in BY_NAME.items() if c.D > 64],
+)
 def test_edge_table(name, backend, rng):
     attend(backend, rng, BY_NAME[name], "int8", 16)
 
@@ -119,7 +123,9 @@ def test_small_blocks(backend, rng):
 
 
 @forms
-@pytest.mark.parametrize("case", HEADS, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [large(c) if c.D > 128 else c for c in HEADS], ids=lambda c: c.name
+)
 def test_heads(case, form, backend, rng):
     attend(backend, rng, case, form, 16)
 

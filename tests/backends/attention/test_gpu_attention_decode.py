@@ -76,7 +76,7 @@ def test_edge_table(case, dtype, gpu, rng):
 
 # -- everything else against plain float64 --------------------------------------------------------
 SHAPES = [("bfloat16", (8, 2, 128)), ("bfloat16", (9, 3, 64)), ("float16", (4, 4, 80)),
-          ("float32", (16, 1, 96)), ("bfloat16", (4, 2, 256))]  # fmt: skip
+          ("float32", (16, 1, 96))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "shape"), every(
@@ -153,7 +153,7 @@ def test_ended_sequences(dtype, joined, bs, columns, name, gpu, rng):
         compare(got, arrays, options, like=finite)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", large("float32")])
 def test_ended_sequences_among_prompts(dtype, any_gpu, rng):
     arrays, finite = ended(rng, "prompts", 8, 2, 64, dtype=dtype, holes=0.2, extra=2)
     for options in ({}, {"window": (30, 0)}):
@@ -179,8 +179,9 @@ def test_mixed_types(dtype, cache, gpu, rng):
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize(("dtype", "dims"), every(
     [("bfloat16", (72, 40)), ("float32", (20, 12)), ("bfloat16", (7, 5)), ("float16", (8, 6)),
-     ("bfloat16", (256, 64)), ("float32", (16, 248))],
-    ("bfloat16", "float32"), [(72, 40), (20, 12), (7, 5), (256, 64), (64, 256), (136, 8)],
+     ("float32", (136, 8))],
+    ("bfloat16", "float32"),
+    [(72, 40), (20, 12), (7, 5), (256, 64), (64, 256), (16, 248), (136, 8)],
 ), ids=str)  # fmt: skip
 def test_odd_dims(dtype, dims, joined, gpu, rng):
     D, Dv = dims

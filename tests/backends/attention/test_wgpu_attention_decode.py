@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from backends.attention import test_gpu_packed_kv as packed_kv
 from backends.attention.test_gpu_attention_decode import arguments, attend, reason
-from draws import tensors
+from conftest import skip_large
+from draws import large, tensors
 from ops.paged_cases import build, compare, reference
 from strict_wgpu import BARE, strict_wgpu
 
@@ -19,8 +20,9 @@ BIG = {"threads": 512, "splits": 5, "unroll": 2, "rows": 4}
 
 
 @pytest.fixture
-def wgpu():
+def wgpu(request):
     with strict_wgpu() as backend:
+        skip_large(request, backend)
         yield backend
 
 
@@ -36,8 +38,9 @@ def test_one_workgroup_for_all_keys(wgpu, rng):
     compare(attend(wgpu, arrays, {}, splits=1, threads=512, rows=3), arrays, {})
 
 
-CHOSEN = [{"joined": False}, {"grain": 1}, {"splits": 3, "grain": 7}, {"unroll": 2}, {"lanes": 1},
-          {"lanes": 2, "threads": 32, "join": 2}, {"rows": 3}, {"rows": 1, "threads": 128},
+CHOSEN = [{"joined": False}, {"grain": 1}, {"splits": 3, "grain": 7}, {"unroll": 2},
+          large({"lanes": 1}), {"lanes": 2, "threads": 32, "join": 2}, {"rows": 3},
+          {"rows": 1, "threads": 128},
           {"subgroups": False}, {"subgroups": False, "unroll": 2, "lanes": 16}]  # fmt: skip
 
 
@@ -71,6 +74,12 @@ def test_bare_gpu(rng):
     with strict_wgpu(**BARE, kind="discrete") as backend:
         arrays = build(rng, [1, 3, 1], [1, 300, 77], 8, 2, 64)
         compare(attend(backend, arrays, {}), arrays, {})
+
+
+@pytest.mark.large
+def test_bare_gpu_with_the_widest_heads(rng, request):
+    with strict_wgpu(**BARE, kind="discrete") as backend:
+        skip_large(request, backend)
         arrays = build(rng, [1], [90], 2, 1, 256, dtype="float32")
         compare(attend(backend, arrays, {}), arrays, {})
 

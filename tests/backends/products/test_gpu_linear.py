@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import oracles
 import pytest
-from draws import every, normal, tensors, view
+from draws import every, in_turn, normal, tensors, view
 from ops.linear_cases import FORMS, close, product, turned, weight
 from packed import INT8, fitted
 from tolerance import assert_close
@@ -33,9 +33,9 @@ def check_linear(backend, rng, form, dtype, M, N, K):
     close(linear(tx, w, tb, tr), want + b.astype(np.float64), x, truth, dtype, b, r)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("form", "dtype", "shape"), every(
+    in_turn(FORMS, FLOATS, SHAPES), FORMS, FLOATS, SHAPES
+), ids=str)  # fmt: skip
 def test_forms(gpu, rng, form, dtype, shape):
     check_linear(gpu, rng, form, dtype, *shape)
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from backends.products.test_gpu_gemv import weight
-from draws import normal
+from conftest import skip_large
+from draws import every, large, normal
 from strict_wgpu import strict_wgpu
 from tolerance import assert_close, rms
 
@@ -19,8 +20,9 @@ EPS = 1e-5
 
 
 @pytest.fixture
-def backend():
+def backend(request):
     with strict_wgpu() as found:
+        skip_large(request, found)
         yield found
 
 
@@ -120,8 +122,9 @@ def test_gated(backend, rng, T, activation):
 MIXED = ("q4_0", "q4_0", "q8_0"), ("q6_k", "float32", "q4_1"), ("bfloat16", "int8", "int8")
 
 
-@pytest.mark.parametrize("head_norms", (False, True))
-@pytest.mark.parametrize("forms", MIXED, ids="-".join)
+@pytest.mark.parametrize(("forms", "head_norms"), every(
+    list(zip(MIXED, (False, True, False), strict=True)), MIXED, (False, True)
+), ids=str)  # fmt: skip
 def test_attention_inputs_of_mixed_forms(backend, rng, forms, head_norms):
     T, E = T_FEW, 256
     stored = [
@@ -141,10 +144,12 @@ def test_attention_inputs_of_mixed_forms(backend, rng, forms, head_norms):
         assert_close(got, want, dtype="float32", reduce=E, scale=rms(want) / np.sqrt(E) * 4)
 
 
-@pytest.mark.parametrize("activation", ("silu", "gelu"))
-@pytest.mark.parametrize(
-    "forms", (("q6_k", "q4_1"), ("float32", "q8_0"), ("w8a8", "q8_0")), ids="-".join
-)
+PAIRS = ("q6_k", "q4_1"), ("float32", "q8_0"), ("w8a8", "q8_0")
+
+
+@pytest.mark.parametrize(("forms", "activation"), every(
+    list(zip(PAIRS, ("silu", "gelu", "silu"), strict=True)), PAIRS, ("silu", "gelu")
+), ids=str)  # fmt: skip
 def test_gated_of_mixed_forms(backend, rng, forms, activation):
     E = 256
     stored = [weight("numpy", rng, form, F, E)[0] for form in forms]
@@ -179,7 +184,7 @@ def test_head(backend, rng):
 @pytest.mark.parametrize("tokens", (1, 40))
 @pytest.mark.parametrize(
     "option",
-    ({}, {"softcap": 3.0}, {"sinks": True}, {"alibi_slopes": True}, {"scale": 0.1}),
+    ({}, {"softcap": 3.0}, {"sinks": True}, large({"alibi_slopes": True}), {"scale": 0.1}),
     ids=str,
 )
 @pytest.mark.parametrize("added", (False, True))
