@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import oracles
 import pytest
-from draws import normal, tensors
+from conftest import skip_large
+from draws import large, normal, tensors
 from ops.linear_cases import FORMS, close, product, turned, weight
 from packed import fitted
 from strict_wgpu import BARE, strict_wgpu
@@ -21,8 +22,9 @@ from boostr.quant.scheme import QuantizedTensor, Scheme
 
 
 @pytest.fixture
-def wgpu():
+def wgpu(request):
     with strict_wgpu() as backend:
+        skip_large(request, backend)
         yield backend
 
 
@@ -37,10 +39,10 @@ def run(backend, x, w, plan, bias=None, residual=None):
 # since a compiler for CPUs takes seconds for the unrolled text
 PLANS = [
     (0, 1, "float", "float32", 130, 132, 48), (0, 2, "float", "bfloat16", 60, 140, 80),
-    (1, 1, "int8-g32", "bfloat16", 70, 136, 96), (2, 3, "float", "float16", 70, 67, 90),
+    (1, 1, "int8-g32", "bfloat16", 70, 136, 96), large((2, 3, "float", "float16", 70, 67, 90)),
     (2, 1, "q4_0", "float32", 40, 132, 96), (3, 2, "q6_k", "bfloat16", 33, 132, 512),
-    (4, 1, "w8a8", "bfloat16", 20, 136, 80), (3, 2, "w8a8", "float32", 33, 67, 133),
-    (3, 2, "int8", "float32", 33, 67, 101), (4, 4, "q4_1", "bfloat16", 9, 132, 640),
+    large((4, 1, "w8a8", "bfloat16", 20, 136, 80)), large((3, 2, "w8a8", "float32", 33, 67, 133)),
+    large((3, 2, "int8", "float32", 33, 67, 101)), (4, 4, "q4_1", "bfloat16", 9, 132, 640),
     (5, 1, "float", "float32", 130, 140, 72), (6, 2, "w8a8", "bfloat16", 40, 132, 200),
 ]  # fmt: skip
 
