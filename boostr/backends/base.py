@@ -64,7 +64,8 @@ class Backend(ABC):
     records_prefill = False  # whether the forward pass over a chunk is worth a program
     kv_block = 16  # tokens of a block of keys and values
     sequence_rows = 32  # the most sequences that are decoded together
-    row_buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32)  # rows that a step is recorded for
+    # rows that a step is recorded for; few sizes where it waits for weights, and rows cost little
+    row_buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32)
     run_ahead = 0  # decode steps that are started before the token of an earlier one is read
     repeats_bits = False  # whether a pass over equal inputs gives equal bits, whatever ran before
     joins_weights = False  # whether weights that read the same input should lie end to end

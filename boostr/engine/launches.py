@@ -65,7 +65,7 @@ class Launches:
         own = [[chunk] for chunk in prompts if chunk.job.deterministic]
         shared = [chunk for chunk in prompts if not chunk.job.deterministic]
         for chunks in [*own, shared] if shared else own:
-            yield from self._prefill(chunks)
+            yield from self._prefill(chunks, busy=bool(plan.decoding))
         if scored:
             yield self._score(scored)
 
@@ -98,20 +98,22 @@ class Launches:
         outcome = self._steps.prefill([part], job.owner.variant)
         return self._reading(outcome, [(0, job, job.preemptions)])
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[Reading]:
-        variant, parts, ends = None, [], []
+    def _prefill(self, chunks: Sequence[Chunk], busy: bool) -> Iterator[Reading]:
+        variant, parts, ends = Variant(), [], []
         for index, chunk in enumerate(chunks):
             job, row = chunk.job, -1
+            variant |= job.owner.variant
             if chunk.final:
                 row = self._begin(job)
-                variant = job.owner.variant | (variant or Variant())
                 ends.append((index, job, job.preemptions))
             parts.append(self._part(chunk, job.prompt_length, row))
         self._slots.flush()
-        if variant is None:
-            self._steps.hidden(parts)
+        if ends or self._slots.backend.records_prefill:  # one program, whether a prompt ends or not
+            outcome = self._steps.prefill(parts, variant, busy)
+            if ends:
+                yield self._reading(outcome, ends)
         else:
-            yield self._reading(self._steps.prefill(parts, variant), ends)
+            self._steps.hidden(parts)
 
     def _score(self, chunks: Sequence[Chunk]) -> Scored:
         parts = [  # rotated by the whole length, of which the last token is not computed

@@ -20,6 +20,7 @@ from boostr.program import Program
 from boostr.tensor import Tensor
 
 _SEQUENCES = (1, 4, 16, 64, 256)  # of a recorded pass over prompts
+_MANY_TOKENS, _MANY_SEQUENCES = 256, 16  # what few programs of a busy engine are recorded for
 _LEAST_TOKENS = 16
 _LEAST_POSITIONS = 2048  # of the narrowest block table
 _MOST_PROGRAMS = 32
@@ -100,12 +101,16 @@ class Steps:
         be overwritten by the next pass."""
         return self._prompts(parts, None)
 
-    def prefill(self, parts: Sequence[Part], variant: Variant) -> Outcome:
+    def prefill(self, parts: Sequence[Part], variant: Variant, busy: bool = False) -> Outcome:
         """Compute parts of prompts; choose the next token of those that have a row: row i is of
-        parts[i]."""
-        return self._prompts(parts, variant)
+        parts[i].
 
-    def _prompts(self, parts: Sequence[Part], variant: Variant | None) -> Any:
+        busy: other sequences are decoded, so that passes of the same tokens will have now one part
+            and now some: all get one program, where so many tokens make its room for more cheap.
+        """
+        return self._prompts(parts, variant, busy)
+
+    def _prompts(self, parts: Sequence[Part], variant: Variant | None, busy: bool = False) -> Any:
         if variant is not None and variant.penalized:
             self.penalties_for(max(part.row for part in parts))
         T, B = sum(len(part.ids) for part in parts), len(parts)
@@ -115,6 +120,7 @@ class Steps:
         single = T == 1 and not (padded or by_length)  # a step of a deterministic row
         if padded:
             T = max(_LEAST_TOKENS, 1 << (T - 1).bit_length())
+            B = max(B, _MANY_SEQUENCES) if busy and T >= _MANY_TOKENS else B
             B = min(_bucket(B, _SEQUENCES), self.slots.rows)
         key = ("prefill", T, B, width, variant)
         return self.programs.over(

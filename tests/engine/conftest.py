@@ -10,7 +10,7 @@ import boostr
 KINDS = {"full": {}, "window": {"model_type": "mistral", "sliding_window": 6}}
 
 
-@pytest.fixture(scope="module", params=["numpy", "wgpu"])
+@pytest.fixture(scope="module", params=["numpy", "wgpu", "cupy"])
 def where(request):
     return open_backend(request.param)
 

@@ -61,7 +61,7 @@ class CupyBackend(ArrayBackend):
     name = "cupy"
     prefill_chunk, prefill_beside = 2048, 512
     records_prefill, text_tokens = True, 8192
-    kv_block, sequence_rows, row_buckets = 128, 256, (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    kv_block, sequence_rows, row_buckets = 128, 256, (1, 4, 16, 32, 64, 128, 256)
     run_ahead = 2
     joins_weights = True
 

@@ -51,7 +51,7 @@ class WgpuBackend(Primitives):
     name = "wgpu"
     prefill_chunk, prefill_beside = 512, 256
     records_prefill = True
-    kv_block, sequence_rows, row_buckets = 64, 64, (1, 2, 4, 8, 16, 32, 64)
+    kv_block, sequence_rows, row_buckets = 64, 64, (1, 4, 16, 32, 64)
     run_ahead = 3
     joins_weights = True
 
