@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from boostr import train as train
     from boostr.autograd import gradcheck as gradcheck
     from boostr.autograd import no_grad as no_grad
-    from boostr.checkpoint import checkpoint as checkpoint
     from boostr.dispatch import coverage as coverage
     from boostr.dispatch import strict as strict
     from boostr.engine.convert import convert as convert
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from boostr.engine.quantize import quantize as quantize
     from boostr.program import Program as Program
     from boostr.program import capture as capture
+    from boostr.recompute import checkpoint as checkpoint
     from boostr.tensor import Tensor as Tensor
     from boostr.tensor import arange as arange
     from boostr.tensor import full as full
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # numpy is.
 _LAZY = {
     "SamplingOptions": "boostr.engine.options",
-    "checkpoint": "boostr.checkpoint",
+    "checkpoint": "boostr.recompute",
     "convert": "boostr.engine.convert",
     "create": "boostr.engine.create",
     "fuse": "boostr.engine.fuse",
@@ -52,6 +52,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"boostr.{name}")
     if name in _LAZY:
+        importlib.import_module("boostr.ops.core")  # the operators of tensors name themselves
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'boostr' has no attribute {name!r}")
 

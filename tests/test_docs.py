@@ -33,7 +33,7 @@ def coverage_table() -> str:
     from boostr import backends
     from boostr.dispatch import OPS
 
-    for module in ("engine.load", "checkpoint", "train"):  # all that define ops
+    for module in ("engine.load", "recompute", "train"):  # all that define ops
         importlib.import_module(f"boostr.{module}")
     names = sorted(backends.names(), reverse=True)
     tables = [importlib.import_module(f"boostr.backends.{name}.kernel_table") for name in names]

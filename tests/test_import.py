@@ -34,6 +34,17 @@ def test_lazy_names_are_listed():
     assert python("import boostr; print({'load', 'SamplingOptions'} <= {*dir(boostr)})") == "True"
 
 
+def test_names_stay_what_they_are_when_all_modules_are_there():
+    every = "{name: getattr(boostr, name) for name in boostr._LAZY}"
+    said = python(f"import boostr; first, then = {every}, {every}; print(first == then)")
+    assert said == "True"
+
+
+def test_tensors_are_computed_with_before_anything_else_is_used():
+    code = "import boostr; print((boostr.Tensor([3.0], backend='numpy') * 2).numpy())"
+    assert python(code) == "[6.]"
+
+
 def test_numpy_comes_with_the_first_use():
     loaded = "'numpy' in sys.modules"
     said = python(f"import sys, boostr; print({loaded}, boostr.ops and {loaded})")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from boostr import nn
-from boostr.checkpoint import checkpoint
 from boostr.models.base import Model, last_of
 from boostr.models.config import ModelConfig
 from boostr.nn.norm import maybe_norm
 from boostr.ops import core
+from boostr.recompute import checkpoint
 from boostr.tensor import Tensor, arange
 
 

@@ -23,7 +23,8 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     Args:
         fn: computes one tensor of its inputs and of tensors that it knows, such as weights, which
-            get their gradients, too. Called twice with the same it must give the same.
+            get their gradients, too, and are not written before backward. Called twice with the
+            same it must give the same.
     Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
     if not autograd.is_enabled():
@@ -57,6 +58,6 @@ _checkpoint = Op(
     "checkpoint",
     lambda inputs, known, part: part.fn(*inputs),
     _again,
-    saves=("inputs",),
+    saves=("inputs", "known"),
     fusion=True,
 )

@@ -4,12 +4,14 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
 from draws import leaves, normal
 
 from boostr import Tensor, no_grad, ops
 from boostr.autograd import gradcheck
-from boostr.checkpoint import checkpoint
+from boostr.errors import OptionError
 from boostr.ops import core
+from boostr.recompute import checkpoint
 
 
 def test_gradients_of_inputs_and_weights(rng):
@@ -80,6 +82,14 @@ def test_parts_that_know_a_tensor_of_the_tape(rng):
         return x
 
     gradcheck(whole, [x, y])
+
+
+def test_a_weight_that_is_written_before_backward_is_an_error(rng):
+    x, w = leaves("numpy", *(normal(rng, (3,)) for _ in range(2)))
+    y = checkpoint(lambda x: x * w, x).sum()
+    w.assign(w.numpy() * 2)
+    with pytest.raises(OptionError, match="gradient of checkpoint reads, was written in place"):
+        y.backward()
 
 
 def test_nested(rng):
