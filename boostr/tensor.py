@@ -28,7 +28,7 @@ class Tensor:
     """An array with a dtype, a shape and a backend.
 
     Args:
-        data: numpy array, nested list, number, anything with `__dlpack__`, or another Tensor.
+        data: numpy array, nested list, number, anything with `__dlpack__`; a Tensor is copied.
         dtype: dtype or its name; default that of `data` (Python floats: float32, ints: int32).
         backend: name or instance; default that of `data`, else the one BOOSTR_BACKEND chooses.
         requires_grad: record what is computed from this tensor, so that `backward` reaches it.
@@ -48,7 +48,7 @@ class Tensor:
         requires_grad: bool = False,
     ) -> None:
         if isinstance(data, Tensor):
-            backend, data = backend or data.backend, data.numpy()
+            backend, data = backend or data.backend, data.numpy().copy()
         array = host_array(data, None if dtype is None else dtypes.parse(dtype))
         self.backend: Backend = backends.get(backend)
         self.data: Any = self.backend.from_numpy(array)

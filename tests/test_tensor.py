@@ -35,6 +35,12 @@ def test_created_from(data, dtype, plain_backend):
     np.testing.assert_array_equal(x.numpy(), np.asarray(data))
 
 
+def test_one_of_another_tensor_is_a_copy(plain_backend):
+    x = Tensor([1.0, 2.0], backend=plain_backend)
+    Tensor(x).assign(np.float32([5, 5]))
+    np.testing.assert_array_equal(x.numpy(), [1, 2])
+
+
 def test_created_with_dtype(plain_backend):
     assert Tensor([1, 2], "bf16", plain_backend).dtype == dtypes.bfloat16
     assert Tensor(np.zeros(2), np.float16, plain_backend).dtype == dtypes.float16
