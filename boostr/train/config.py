@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class TrainConfig:
         ):  # fmt: skip
             if values[name] < 1:
                 raise OptionError(f"{name} must be 1 or more, got {values[name]}")
-        for name in ("dpo_beta", "contrastive_scale"):
+        for name in ("dpo_beta", "contrastive_scale", "max_grad_norm"):
             if not values[name] > 0:
                 raise OptionError(f"{name} must be above 0, got {values[name]}")
 
@@ -117,9 +118,6 @@ class TrainConfig:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

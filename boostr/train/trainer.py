@@ -96,7 +96,8 @@ class Trainer:
             grad_accumulation=config.grad_accumulation, objective=self._objective,
         )  # fmt: skip
         self._checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
-        self._pending: list[StepMetrics] = []
+        self._pending: list[StepMetrics] = []  # not read yet
+        self._unsaid: list[StepMetrics] = []  # read, and not logged
         self._skipped = self._in_a_row = 0
 
     def run(
@@ -129,9 +130,9 @@ class Trainer:
         finally:
             for tracker in trackers:
                 tracker.close()
-        if done == self.steps:
+        if done >= self.steps:
             self._finish()
-        return done == self.steps
+        return done >= self.steps
 
     def _trained(
         self, done: int, position: Position, trackers: Sequence[Tracker],
@@ -231,15 +232,16 @@ class Trainer:
         if values is not None and (then := values["config"]) != own:
             other = [name for name in own if then.get(name) != own[name]]
             raise OptionError(f"{self.out}: the run there has another {', '.join(other)}")
-        (self.out / "config.toml").write_text(self.config.toml())
+        (self.out / "config.toml").write_text(self.config.toml(), encoding="utf-8")
         if values is None:
             return 0, Position()
         self._skipped = values["skipped"]
         return values["step"], Position(*values["position"])
 
-    def _read(self) -> list[StepMetrics]:
-        """The steps since the last time, counted; raises when too many move nothing."""
+    def _read(self) -> None:
+        """Count the steps since the last time; raises when too many move nothing."""
         read, self._pending = self._pending, []
+        self._unsaid += read
         for metrics in read:
             finite = bool(np.isfinite(metrics.grad_norm))
             self._skipped += not finite
@@ -249,13 +251,13 @@ class Trainer:
                     f"gradients were not finite in {FATAL} steps one after the other; the weights "
                     "are as before them. Try a lower learning_rate, or dtype float32"
                 )
-        return read
 
     def _log(
         self, done: int, meter: Meter, evaluates: bool, say: Callable[[Progress], None] | None
     ) -> dict[str, Any]:
         """Say how the run is; what log.jsonl has of it."""
-        read = self._read()  # which waits for the steps
+        self._read()  # which waits for the steps
+        read, self._unsaid = self._unsaid, []
         rates = meter.read(self.steps - done)
         progress = Progress(
             done, self.steps, mean_loss(read), read[-1].grad_norm, self._optimizer.lr, rates,

@@ -226,6 +226,7 @@ def test_five_of_them_end_the_run(folder):
         ("steps = -1", "steps must be 0 or more, got -1"),
         ("schedule = 'step'", "schedule must be one of constant, linear, cosine, wsd, got 'step'"),
         ("keep = 0", "keep must be 1 or more"),
+        ("max_grad_norm = 0.0", "max_grad_norm must be above 0"),
         ("a = ", "run.toml: "),
     ],
 )
@@ -245,6 +246,12 @@ def test_a_flag_wins_over_the_file(tmp_path):
     assert TrainConfig.read(path, {}) == read
 
 
+def test_a_config_of_any_text_is_read_as_it_was_written(tmp_path):
+    path, own = tmp_path / "run.toml", TrainConfig(sample='"é\r\n\t\0\x7f\\n')
+    path.write_text(own.toml(), encoding="utf-8")
+    assert TrainConfig.read(path, {}) == own
+
+
 def test_refuses(folder):
     with pytest.raises(OptionError, match="max_length 300: a step has 256 tokens"):
         trainer(folder, max_length=300)
@@ -255,6 +262,18 @@ def test_refuses(folder):
     (folder / "valid.jsonl").unlink()
     with pytest.raises(boostr.errors.DataError, match="there is no valid split"):
         trainer(folder, eval_every=1)
+
+
+def test_a_line_is_of_all_steps_since_the_last_also_where_states_were_saved(folder):
+    for out, changes in (("plain", {}), ("saved", {"save_every": 3})):
+        assert trainer(folder, out, steps=4, log_every=4, **changes).run()
+    plain, saved = (log(folder, out)[0]["train/loss"] for out in ("plain", "saved"))
+    assert plain == saved
+
+
+def test_a_run_that_is_to_be_shorter_than_it_is_has_ended(folder):
+    assert trainer(folder, steps=2).run()
+    assert trainer(folder, steps=1).run(resume=True)
 
 
 def test_time_is_of_training(folder, monkeypatch):
