@@ -10,8 +10,8 @@ a batch once.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from boostr.train.pack import pack
 
 _WINDOW = 64  # batches' worth of tokens that are packed together
 _OPEN = 8  # batches that may stay open from window to window
+_WAITING = 64  # batches in which a pair's texts are looked for
 _FULL = 0.99  # of T: such a batch is not left open
 
 
@@ -32,6 +33,15 @@ class Position(NamedTuple):
 
     epoch: int = 0
     batch: int = 0
+
+
+@dataclass
+class _Bin:
+    """A batch that is being filled."""
+
+    groups: list[int]
+    texts: set[bytes]
+    room: int  # tokens
 
 
 class Packs:
@@ -129,31 +139,29 @@ class Packs:
 
     def _apart(self, order: np.ndarray) -> list[np.ndarray]:
         """Groups in their order, in batches in which no text comes twice: a group that would bring
-        one again waits for the next."""
-        waiting, bins = deque(order.tolist()), list[np.ndarray]()
-        while waiting:
-            own, later, texts, used = list[int](), list[int](), set[bytes](), 0
-            while waiting and (len(own) + 1) * self.data.width <= self.max_sequences:
-                group = waiting.popleft()
-                if used + self._lengths[group] > self.tokens:
-                    waiting.appendleft(group)
+        one again is in the next, of _WAITING at most that are open beside its own."""
+        bins, open_bins = list[list[int]](), list[_Bin]()
+        for group in order.tolist():
+            brings, length = self._texts(group), int(self._lengths[group])
+            for own in list(open_bins):
+                if length > own.room or len(own.groups) == self.max_sequences // self.data.width:
+                    open_bins.remove(own)
+                elif own.texts.isdisjoint(brings):
                     break
-                brings = self._texts(group)
-                if texts & brings:
-                    later.append(group)
-                    continue
-                own.append(group)
-                texts |= brings
-                used += self._lengths[group]
-            waiting.extendleft(reversed(later))
-            bins.append(np.array(own, np.int64))
+            else:
+                own = _Bin([], set(), self.tokens)
+                bins.append(own.groups)
+                open_bins = [*open_bins[-_WAITING:], own]
+            own.groups.append(group)
+            own.texts |= brings
+            own.room -= length
         if self.data.width == 2 and max(map(len, bins)) < 2:
             raise OptionError(
                 f"{self.data.name}: no batch of {self.tokens} tokens and {self.max_sequences} "
                 "sequences holds two pairs of different texts, so that there is nothing to tell "
                 "apart"
             )
-        return bins
+        return [np.array(own, np.int64) for own in bins]
 
     def _texts(self, group: int) -> set[bytes]:
         first = group * self.data.width

@@ -172,6 +172,17 @@ def test_a_text_comes_in_a_batch_once(tmp_path):
             assert len(set(ids)) == len(ids)
 
 
+def test_texts_that_many_pairs_share_are_looked_at_once(tmp_path, monkeypatch):
+    """What waits for its batch is not looked through for each batch that is made meanwhile."""
+    rows = [{"anchor": f"q{i}", "positive": "ab"[i % 2]} for i in range(200)]
+    data = opened(write(tmp_path / "rows.jsonl", rows), encoder(tmp_path))
+    seen, read = [], train.Dataset.__getitem__
+    monkeypatch.setattr(train.Dataset, "__getitem__", lambda *at: seen.append(at) or read(*at))
+    packs = train.Packs(data, tokens=1000)
+    sizes = [len(own) for own in packs.epoch(0)]
+    assert len(seen) == len(data) == sum(sizes) and max(sizes) == 4
+
+
 def test_negatives_and_long_texts(tmp_path):
     model = encoder(tmp_path)
     rows = pairs(["word " * 9, "b"], negative="other")
