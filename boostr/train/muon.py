@@ -65,7 +65,7 @@ class Muon(Optimizer):
                 [self.params[i].grad for i in others],  # type: ignore[misc]
                 self._chosen(others, "m"), self._chosen(others, "v"), self.count, lr=self._rate,
                 beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-                weight_decay=self.weight_decay,
+                weight_decay=self.weight_decay, grad_scale=self._grad_scale,
                 masters=[held[i] for i in others] if held else None,
             )  # fmt: skip
         for i in group:
@@ -76,7 +76,7 @@ class Muon(Optimizer):
         """The step of a matrix."""
         param, m = self.params[i], self.state["momentum"][i]
         target = param if master is None else master
-        g = core.cast(param.grad, m.dtype)  # type: ignore[arg-type]
+        g = self._gradient(i, m.dtype)
         m.assign(m * self.momentum + g * (1 - self.momentum))
         direction = orthogonal(m * self.momentum + g * (1 - self.momentum), param.dtype)
         rate = core.cast(self._rate.reshape(()), target.dtype)

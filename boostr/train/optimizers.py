@@ -16,6 +16,7 @@ from boostr.autograd import no_grad
 from boostr.errors import OptionError
 from boostr.ops import core
 from boostr.tensor import Tensor, full
+from boostr.train.loss_scale import LossScale
 
 
 class Optimizer:
@@ -27,9 +28,11 @@ class Optimizer:
         params: those that are trained.
         state: name of a state -> number of a parameter -> its tensor.
         count: int32 [1], steps made.
+        loss_scale: what `compile_step` multiplies losses by, of models of float16 alone.
     """
 
     states: tuple[str, ...] = ()
+    loss_scale: LossScale | None = None
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:
         unique = {id(p): p for p in params if p.requires_grad}
@@ -57,6 +60,7 @@ class Optimizer:
         self.count = full((1,), 0, "int32", backend)
         self._lr = full((1,), lr, "float32", backend)
         self._lr_value, self._rate = lr, self._lr
+        self._grad_scale: Tensor | float = 1.0
 
     @property
     def lr(self) -> float:
@@ -68,20 +72,23 @@ class Optimizer:
         self._lr_value = value
         self._lr.assign(np.array([value], np.float32))
 
-    def step(self, norm: Tensor | None = None) -> None:
+    def step(self, norm: Tensor | None = None, grad_scale: Tensor | None = None) -> None:
         """Move every parameter that has a gradient.
 
         Args:
             norm: of the gradients, as `clip_grad_norm` gives it. Where it is nan or infinite no
                 parameter moves, and moments are as after gradients of 0; nothing is read for it.
+            grad_scale: float32 scalar that gradients are multiplied by, in float32.
         """
         moved = [i for i, p in enumerate(self.params) if p.grad is not None]
         with no_grad():
             self.count.assign(self.count + 1)
-            self._rate = self._lr
+            self._rate, self._grad_scale = self._lr, 1.0 if grad_scale is None else grad_scale
             if norm is not None:
                 finite = norm - norm == 0
                 self._rate = self._lr * core.cast(finite, dtypes.float32)
+                if grad_scale is not None:
+                    self._grad_scale = core.where(finite, grad_scale, 0.0)
                 for i in moved:
                     p = self.params[i]
                     p.grad = core.where(finite, p.grad, p.grad.full_like(0))  # type: ignore
@@ -105,6 +112,11 @@ class Optimizer:
     @abstractmethod
     def _move(self, group: list[int], masters: list[Tensor]) -> None:
         """A step of some parameters, all of which have masters, or none has."""
+
+    def _gradient(self, i: int, dtype: np.dtype) -> Tensor:
+        """Of parameter i, scaled, in a wide dtype."""
+        gradient, scale = core.cast(self.params[i].grad, dtype), self._grad_scale  # type: ignore
+        return gradient * core.cast(scale, dtype) if isinstance(scale, Tensor) else gradient
 
     def _chosen(self, group: list[int], state: str) -> list[Tensor]:
         return [self.state[state][i] for i in group]
@@ -137,7 +149,7 @@ class AdamW(Optimizer):
             [self.params[i].grad for i in group],  # type: ignore[misc]
             self._chosen(group, "m"), self._chosen(group, "v"), self.count, lr=self._rate,
             beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-            weight_decay=self.weight_decay, masters=masters or None,
+            weight_decay=self.weight_decay, grad_scale=self._grad_scale, masters=masters or None,
         )  # fmt: skip
 
 
@@ -149,8 +161,7 @@ class ByParameter(Optimizer):
             param = self.params[i]
             target = masters[place] if masters else param
             rate = core.cast(self._rate.reshape(()), target.dtype)
-            gradient = core.cast(param.grad, target.dtype)  # type: ignore[arg-type]
-            moved = self._moved(i, target.detach(), gradient, rate)
+            moved = self._moved(i, target.detach(), self._gradient(i, target.dtype), rate)
             target.assign(moved)
             if masters:
                 param.assign(moved)

@@ -81,8 +81,9 @@ def _remembered(model: Trainable, optimizer: Optimizer) -> dict[str, Tensor]:
         for p, tensor in zip(optimizer.params, tensors, strict=True)
         if tensor is not None
     }
-    step = dropout_step(model.module)
-    return {**found, "count": optimizer.count, **({} if step is None else {"dropout_step": step})}
+    step, scale = dropout_step(model.module), optimizer.loss_scale
+    found |= {"count": optimizer.count} | ({} if step is None else {"dropout_step": step})
+    return found | ({} if scale is None else scale.tensors())
 
 
 def _fill(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boostr import ops
 from boostr.autograd import no_grad
 from boostr.engine.packed import IGNORED, PackedBatch
 from boostr.errors import OptionError
@@ -14,7 +15,7 @@ from boostr.models.adapters import next_dropout
 from boostr.nn.batch import Batch
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
-from boostr.train.clip import clip_grad_norm
+from boostr.train.loss_scale import LossScale, needs_scale
 from boostr.train.objectives import Inputs, NextToken, Objective
 from boostr.train.optimizers import Optimizer
 
@@ -43,6 +44,11 @@ class StepMetrics:
     def grad_norm(self) -> float:
         """The norm of all gradients before they were clipped."""
         return float(self._reads[1]())
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss was multiplied by for backward; 1 but for models of float16."""
+        return float(self._reads[2]()) if len(self._reads) > 2 else 1.0
 
 
 class _Pack:
@@ -107,6 +113,8 @@ class CompiledStep:
         self._objective = objective or NextToken(model)
         self._packs = [_Pack(model, tokens, max_sequences) for _ in range(grad_accumulation)]
         self._count = Tensor(np.ones((), np.float32), backend=model.backend)
+        if needs_scale(model.module.activation_dtype, optimizer.params):
+            optimizer.loss_scale = optimizer.loss_scale or LossScale(model.backend)
         self.program: Program | None = None
 
     def __call__(self, *batches: PackedBatch) -> StepMetrics:
@@ -129,19 +137,30 @@ class CompiledStep:
         with no_grad():
             return self._objective.loss(pack.inputs, one).item()
 
-    def _step(self) -> tuple[Tensor, Tensor]:
-        optimizer, total = self._optimizer, None
+    def _step(self) -> tuple[Tensor, ...]:
+        """(loss, norm of the gradients), and what the loss was multiplied by, if it was."""
+        optimizer, scale, total = self._optimizer, self._optimizer.loss_scale, None
         optimizer.zero_grad()
+        # objectives divide by a count at once, before anything is rounded
+        count = self._count if scale is None else self._count / scale.value
         for pack in self._packs:
             next_dropout(self._model.module)
-            loss = self._objective.loss(pack.inputs, self._count)
+            loss = self._objective.loss(pack.inputs, count)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
-        norm = clip_grad_norm(optimizer.params, self._max_norm)
-        optimizer.step(norm)
-        optimizer.zero_grad()
         assert total is not None
-        return total, norm
+        norm = ops.global_norm([p.grad for p in optimizer.params if p.grad is not None])
+        if scale is None:
+            optimizer.step(norm, ops.clip_scale(norm, self._max_norm))
+            found: tuple[Tensor, ...] = total, norm
+        else:
+            rest = 1.0 / scale.value
+            norm = norm * rest
+            optimizer.step(norm, ops.clip_scale(norm, self._max_norm) * rest)
+            found = total * rest, norm, scale.value * 1.0
+            scale.update(norm)
+        optimizer.zero_grad()
+        return found
 
     def _fill(self, batches: Sequence[PackedBatch]) -> int:
         """Put batches where the program reads them; how much of all counts."""
@@ -172,7 +191,8 @@ def compile_step(
 
     The first call records it, later ones replay it without Python for each op; sequence lengths may
     differ from call to call. What is left of `tokens` is filled with a sequence that never counts.
-    A step whose gradients are not finite moves nothing.
+    A step whose gradients are not finite moves nothing. Models of float16 have a loss scale, see
+    `LossScale`.
 
     Args:
         tokens: the most tokens of a batch.   max_sequences: the most sequences.

@@ -22,6 +22,7 @@ from boostr.train.config import OPTIMIZERS, TrainConfig
 from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
 from boostr.train.groups import PREFERENCE
+from boostr.train.loss_scale import FLOOR
 from boostr.train.memory import MemoryUse, predicted_memory
 from boostr.train.meter import Meter
 from boostr.train.muon import tables_and_head
@@ -245,7 +246,10 @@ class Trainer:
         for metrics in read:
             finite = bool(np.isfinite(metrics.grad_norm))
             self._skipped += not finite
-            self._in_a_row = 0 if finite else self._in_a_row + 1
+            if finite:
+                self._in_a_row = 0
+            elif metrics.loss_scale <= FLOOR:  # else the scale was too large, and is smaller now
+                self._in_a_row += 1
             if self._in_a_row >= FATAL:
                 raise NumericsError(
                     f"gradients were not finite in {FATAL} steps one after the other; the weights "
