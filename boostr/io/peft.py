@@ -76,12 +76,14 @@ class Adapter:
         source: the folder, for messages.   layers: module of transformers -> its factors.
         whole: name -> weights that take the place of the model's (`modules_to_save`).
         tied: whether an adapter of the embedding is meant for a head tied to it, too.
+        dropout: what it was trained with, a remark.
     """
 
     source: str
     layers: Mapping[str, Factors]
     whole: Mapping[str, np.ndarray] = field(default_factory=dict)
     tied: bool = False
+    dropout: float = 0.0
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -216,7 +218,7 @@ def write_adapter(
         "rank_pattern": {_exactly(n): rank for n, rank in ranks.items() if rank != r},
         "alpha_pattern": {_exactly(n): _plain(a) for n, a in alphas.items() if a != alpha},
         "modules_to_save": sorted({n.rpartition(".")[0] for n in adapter.whole}) or None,
-        "bias": "none", "lora_dropout": 0.0, "use_rslora": False, "use_dora": False,
+        "bias": "none", "lora_dropout": adapter.dropout, "use_rslora": False, "use_dora": False,
         "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
     if adapter.tied:

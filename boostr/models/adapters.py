@@ -313,7 +313,9 @@ def adapter_of(model: Model, source: str, head: Classifier | None = None) -> Ada
     kept = _replaced(model, model.load_plan(model.config))
     if head is not None:
         kept |= _replaced(head, head.spec.load_plan())
-    return Adapter(source, layers, kept, _is_tied(model) and _EMBEDDING in found)
+    tied = _is_tied(model) and _EMBEDDING in found
+    rates = (weight.dropout.rate for weight in found.values() if weight.dropout is not None)
+    return Adapter(source, layers, kept, tied, max(rates, default=0.0))
 
 
 def _replaced(module: Module, plan: LoadPlan) -> dict[str, np.ndarray]:

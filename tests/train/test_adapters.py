@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cases
 import numpy as np
 import pytest
@@ -153,9 +155,12 @@ def test_dropout_is_of_training(tmp_path):
     assert still[0] == still[1] and len({*moving, still[0]}) == 4
     keys = {weight.dropout.key for weight in adapted(model).values()}
     assert len(keys) == 7
+    model.save_adapter(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_dropout"] == 0.5
     set_dropout(model, 0.0)
     assert mean_loss(model, batch) == still[0]
     model.save_adapter(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_dropout"] == 0.0
     again = boostr.load(tmp_path / "tiny", backend="numpy", adapter=tmp_path / "a")
     np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
 
