@@ -27,7 +27,7 @@ from boostr.cli.output import (
     progress_bar,
 )
 from boostr.errors import OptionError
-from boostr.train.config import TrainConfig
+from boostr.train.config import AUTO, TrainConfig
 
 if TYPE_CHECKING:
     from boostr.train.trainer import Progress, Trainer
@@ -109,7 +109,8 @@ def _say_what_comes(run: Trainer) -> None:
         f"{run.steps} steps of "
         f"{run.config.batch_tokens * run.config.grad_accumulation} tokens, "
         f"{run.packs.fill():.1%} full; "
-        f"{human_count(trained)} parameters train",
+        f"{human_count(trained)} parameters train"
+        + (f"; recompute {run.model.recompute}" if run.config.recompute == AUTO else ""),
         err=True,
     )
 

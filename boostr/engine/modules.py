@@ -107,6 +107,15 @@ class Prompts:
             )
         return cls(texts, "" if name is None else texts[name])
 
+    def of_pair(self) -> tuple[str, str]:
+        """What stands before a query, and before what answers it: those of these names, else the
+        default. Source: sentence-transformers' encode_query and encode_document."""
+
+        def first(*names: str) -> str:
+            return next((self.texts[n] for n in names if n in self.texts), self.default)
+
+        return first("query"), first("document", "passage", "corpus")
+
     def choose(self, call: str, name: str | None, prompt: str | None) -> str:
         """The prompt that is asked for, by its name or as a text; else the default.
 

@@ -25,6 +25,9 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
 }  # fmt: skip
 
 
+AUTO = "auto"  # layers are computed again if memory does not hold what they have made
+
+
 def _said(default: Any, about: str, *choices: str) -> Any:
     return field(default=default, metadata={"help": about, "choices": choices})
 
@@ -45,7 +48,7 @@ class TrainConfig:
     max_length: int = _said(0, "Tokens of a sample; 0: as batch and context hold.")
     steps: int = _said(0, "Steps of the run; 0: as epochs say.")
     epochs: int = _said(1, "How often all data is seen, if steps is 0.")
-    recompute: str = _said("none", "What backward computes again to save memory.", *RECOMPUTE)
+    recompute: str = _said("none", "What backward computes anew to save memory.", *RECOMPUTE, AUTO)
     learning_rate: float = _said(2e-4, "The highest.")
     schedule: str = _said("cosine", "How it goes down.", *SCHEDULES)
     warmup: float = _said(0.03, "Steps in which it rises, or below 1 the share of them.")
@@ -56,6 +59,7 @@ class TrainConfig:
     too_long: str = _said("", "What becomes of samples that are too long.", *TOO_LONG)
     peak_tflops: float = _said(0.0, "Of the device, for MFU; 0: as its name says, if known.")
     dpo_beta: float = _said(0.1, "Of preferences: how dear it is to leave the given model.")
+    no_prompts: bool = _said(False, "Put no prompts of the model before pairs.")
     contrastive_scale: float = _said(20.0, "Of pairs: of the cosines, 1 / temperature.")
     log_every: int = _said(10, "Steps between lines.")
     eval_every: int = _said(0, "Steps between losses of the valid split; 0: none.")

@@ -57,6 +57,7 @@ class Dataset:
         split: str = "train",
         loss_on: str | None = None,
         too_long: str | None = None,
+        prompts: tuple[str, str] = ("", ""),
     ) -> Self:
         """The samples of a file or folder, which are tokenized unless they have been before.
 
@@ -68,13 +69,13 @@ class Dataset:
         Args:
             tokenizer: of the model; None where rows are tokens.
             split: "train", "valid" or "test", see `records.files_of`.
-            max_length, loss_on, too_long: see `SampleOptions`.
+            max_length, loss_on, too_long, prompts: see `SampleOptions`.
         Raises:
             DataError: files that are malformed, a split that is not there, rows of no known kind,
                 and data of which nothing can be learned.
             OptionError: an option that there is not.
         """
-        options = SampleOptions(max_length, loss_on, too_long)
+        options = SampleOptions(max_length, loss_on, too_long, prompts)
         files = files_of(path, split)
         if not files:
             raise DataError(f"{path}: there is no {split} split")

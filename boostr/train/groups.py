@@ -111,7 +111,10 @@ class Groups(Samples):
                 return [completion(tokenizer, prompt, own, "completion") for own in answers]
             if not all(text.strip() for text in values):
                 raise Skipped("a text is empty")
-            return [Marked(text, [], special=True) for text in values]
+            query, document = self._options.prompts
+            befores = [query] + [document] * (len(values) - 1)
+            texts = map("".join, zip(befores, values, strict=True))
+            return [Marked(text, [], special=True) for text in texts]
         except Skipped as skipped:
             self.skip(skipped, row)
             return []

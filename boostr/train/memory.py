@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boostr.models.adapters import dropout_step
 from boostr.train.objectives import Objective
 from boostr.train.optimizers import Optimizer
 from boostr.train.pack import pack
@@ -60,13 +61,16 @@ def predicted_memory(
     Returns:
         None where the device does not say what it has given.
     """
-    rate, optimizer.lr = optimizer.lr, 0.0
+    rate, optimizer.lr, step = optimizer.lr, 0.0, dropout_step(model.module)
+    passes = None if step is None else step.numpy().copy()
     sizes = [max(math.ceil(part * tokens), 2) for part in _PARTS]
     seen = [
         _measured(model, optimizer, n, max_sequences, grad_accumulation, max_length or n, objective)
         for n in sizes
     ]
     optimizer.lr = rate
+    if step is not None and passes is not None:
+        step.assign(passes)
     (less, more), (few, many) = seen, sizes
     if less is None or more is None:
         return None

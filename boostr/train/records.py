@@ -23,6 +23,12 @@ SPLITS = {
 }
 
 
+_RAW = (
+    "bare token ids do not say of how many bits they are; write them with it: "
+    "np.save('train.npy', np.fromfile('train.bin', np.uint16)), or uint32"
+)
+
+
 class Row(NamedTuple):
     """One record.
 
@@ -48,6 +54,8 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
         DataError: nothing is there, or nothing of that split.
     """
     path = Path(path)
+    if path.suffix == ".bin":
+        raise DataError(f"{path}: {_RAW}")
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if path.is_file():
@@ -62,6 +70,9 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
     if not found and split == "train":
         found = visible if not any(_split_of(p.relative_to(path)) for p in visible) else []
     if not found and split == "train":
+        raw = next(path.rglob("*.bin"), None)
+        if raw is not None:
+            raise DataError(f"{raw}: {_RAW}")
         raise DataError(f"{path}: no training data; expected {', '.join(_READERS)} files in it")
     return found
 

@@ -44,11 +44,13 @@ class SampleOptions:
             the columns are.
         too_long: what becomes of longer ones: "split" into several, "truncate", "skip" or "error";
             None: texts and tokens are split, all others an error.
+        prompts: of pairs: what is put before an anchor, and before all else.
     """
 
     max_length: int
     loss_on: str | None = None
     too_long: str | None = None
+    prompts: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         if self.max_length < 2:

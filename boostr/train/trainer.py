@@ -18,7 +18,7 @@ from boostr.io.tokenizer import Tokenizer
 from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.card import card
 from boostr.train.checkpoints import Checkpoints
-from boostr.train.config import OPTIMIZERS, TrainConfig
+from boostr.train.config import AUTO, OPTIMIZERS, TrainConfig
 from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
 from boostr.train.groups import PREFERENCE
@@ -34,6 +34,7 @@ from boostr.train.schedule import schedule
 from boostr.train.step import StepMetrics, compile_step
 from boostr.train.trackers import Tracker, find_trackers, log_all
 
+_SHARE = 0.9  # of what is free, as far as predictions are right
 FATAL = 5  # steps in a row whose gradients are not finite
 _ANY_TIME = (
     "steps",
@@ -88,7 +89,7 @@ class Trainer:
             add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
         if config.lora_dropout:
             set_dropout(model, config.lora_dropout, seed=config.seed)
-        model.recompute = config.recompute
+        model.recompute = self._affordable() if config.recompute == AUTO else config.recompute
         self._optimizer = _optimizer(model, config)
         self._factor = schedule(config.schedule, self.steps, config.warmup)
         self._step = compile_step(
@@ -179,17 +180,35 @@ class Trainer:
 
     def predicted_memory(self) -> MemoryUse | None:
         """See `train.memory`; what was asked is no longer a run's beginning, and not to be run."""
+        return self._memory_with(self._optimizer)
+
+    # -- parts -----------------------------------------------------------------------------------
+    def _memory_with(self, optimizer: Optimizer) -> MemoryUse | None:
         longest, width = int(self.data.lengths.max()), self.data.width
         if width > 1:  # so that a group fits into what is measured, half a batch
             longest = min(longest, max(self.config.batch_tokens // (2 * width), 1))
         return predicted_memory(
-            self.model, self._optimizer, tokens=self.config.batch_tokens,
+            self.model, optimizer, tokens=self.config.batch_tokens,
             max_sequences=self.config.max_sequences,
             grad_accumulation=self.config.grad_accumulation,
             max_length=longest, objective=self._objective,
         )  # fmt: skip
 
-    # -- parts -----------------------------------------------------------------------------------
+    def _affordable(self) -> str:
+        """Whether what is free holds a run that keeps what layers compute: "none", else "layer"."""
+        model, free = self.model, self.model.backend.free_memory()
+        model.recompute = "none"
+        try:
+            use = self._memory_with(_optimizer(model, self.config))
+        except MemoryError:  # a part of a batch is too much already
+            return "layer"
+        if free is None or use is None:
+            raise OptionError(
+                f"recompute auto: {model.backend.name} does not say how much memory is free; say "
+                "none or layer"
+            )
+        return "none" if use.total - use.weights <= _SHARE * free else "layer"
+
     @staticmethod
     def _is_due(every: int, done: int) -> bool:
         return every > 0 and done % every == 0
@@ -211,13 +230,26 @@ class Trainer:
                 f"max_length {length}: a step has {config.batch_tokens} tokens, and the model's "
                 f"context holds {context}"
             )
-        data = _opened(config, tokenizer, split, length)
+        data = _opened(config, tokenizer, split, length, self._prompts())
         if data.largest >= (vocabulary := self.model.config.vocab_size):
             raise DataError(
                 f"{data.name} has the token id or label {data.largest}, and the vocabulary of "
                 f"{self.model.source} is 0..{vocabulary - 1}; is it the data of another model?"
             )
         return data
+
+    def _prompts(self) -> tuple[str, str]:
+        """What an embedding model wants before anchors, and before what they are to find."""
+        if self.config.no_prompts or not isinstance(self.model, EmbeddingModel):
+            return "", ""
+        sentence = self.model.sentence
+        found = sentence.prompts.of_pair()
+        if any(found) and not sentence.include_prompt:
+            raise OptionError(
+                f"{self.model.source} leaves prompts out of its mean, which training cannot; "
+                "no_prompts trains without them"
+            )
+        return found
 
     def _begun(self, resume: bool) -> tuple[int, Position]:
         """(steps made, position) to begin with."""
@@ -306,8 +338,11 @@ def _optimizer(model: Loaded, config: TrainConfig) -> Optimizer:
     return OPTIMIZERS[config.optimizer](model.parameters(), **options)
 
 
-def _opened(config: TrainConfig, tokenizer: Tokenizer | None, split: str, length: int) -> Dataset:
+def _opened(
+    config: TrainConfig, tokenizer: Tokenizer | None, split: str, length: int,
+    prompts: tuple[str, str],
+) -> Dataset:  # fmt: skip
     return Dataset.open(
         config.data, tokenizer, split=split, max_length=length, loss_on=config.loss_on or None,
-        too_long=config.too_long or None,
+        too_long=config.too_long or None, prompts=prompts,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -194,6 +195,27 @@ def test_negatives_and_long_texts(tmp_path):
     assert skipped.counts == {"used": 1, "longer than 20 tokens": 1}
     with refused(DataError, "too_long", "pair", "split"):
         opened(path, model, too_long="split")
+
+
+def test_prompts_of_the_folder_are_put_before(tmp_path):
+    """As sentence-transformers' encode_query and encode_document do; or none, or the default."""
+    make_tiny_encoder(tmp_path / "encoder")
+    path = write(tmp_path / "rows.jsonl", pairs(["a", "b"], negative="c"))
+    settings = tmp_path / "encoder" / "config_sentence_transformers.json"
+    both = {"prompts": {"query": "q: ", "passage": "p: "}}
+    usual = {"prompts": {"x": "x: ", "query": "q: "}, "default_prompt_name": "x"}
+    for said, off, want in (
+        (both, False, ["q: a", "p: A", "p: c"]), (usual, False, ["q: a", "x: A", "x: c"]),
+        (both, True, ["a", "A", "c"]),
+    ):  # fmt: skip
+        write(settings, [said])
+        model = boostr.load(tmp_path / "encoder", backend="numpy")
+        run = train.Trainer(model, config(path, no_prompts=off), tmp_path / "run")
+        ids = [run.data[i].ids.tolist() for i in range(3)]
+        assert ids == [e.ids for e in model.encode(want, "test")]
+    model.sentence = dataclasses.replace(model.sentence, include_prompt=False)
+    with refused(OptionError, "leaves prompts out", "no_prompts"):
+        train.Trainer(model, config(path), tmp_path / "run")
 
 
 def test_preferences_count_in_their_answers(tmp_path):

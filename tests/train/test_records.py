@@ -40,6 +40,16 @@ def test_a_text_file_is_a_document(tmp_path):
     assert read(write(tmp_path / "a.txt", "one\r\ntwo\n")) == [{"text": "one\ntwo\n"}]
 
 
+def test_bare_ids_are_refused(tmp_path):
+    """A file of its own, or the only one of a folder; beside others it is none of the data."""
+    np.arange(4, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    for path in (tmp_path, tmp_path / "train.bin"):
+        with pytest.raises(DataError, match=r"train\.bin: bare token ids.*np\.fromfile"):
+            files_of(path)
+    write(tmp_path / "train.txt", "a")
+    assert [p.name for p in files_of(tmp_path)] == ["train.txt"]
+
+
 def test_arrays_of_ids(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 4]], np.uint16))
     assert [row["input_ids"].tolist() for row in read(tmp_path / "a.npy")] == [[1, 2], [3, 4]]

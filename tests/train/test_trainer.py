@@ -276,6 +276,22 @@ def test_a_run_that_is_to_be_shorter_than_it_is_has_ended(folder):
     assert trainer(folder, steps=1).run(resume=True)
 
 
+@pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "none"), (1 << 10, "layer")])
+def test_layers_are_computed_again_if_memory_is_short(free, chosen, folder, monkeypatch):
+    """What is measured for it is no part of the run, whose steps are as without."""
+    options = {"steps": 2, "batch_tokens": 64, "lora_dropout": 0.2, "log_every": 1}
+    plain = trainer(folder, "plain", recompute=chosen, **options)
+    monkeypatch.setattr(type(plain.model.backend), "free_memory", lambda self: free)
+    run = trainer(folder, recompute="auto", **options)
+    assert (run.model.recompute, run.config.recompute) == (chosen, "auto")
+    assert plain.run() and run.run()
+    losses = [[row["train/loss"] for row in log(folder, out)] for out in ("plain", "run")]
+    assert losses[0] == losses[1]
+    monkeypatch.setattr(type(plain.model.backend), "free_memory", lambda self: None)
+    with pytest.raises(OptionError, match="numpy does not say how much memory is free"):
+        trainer(folder, "third", recompute="auto", **options)
+
+
 def test_time_is_of_training(folder, monkeypatch):
     """Evaluation does not count as time of steps."""
     run = trainer(folder, eval_every=2, steps=4)
