@@ -48,6 +48,15 @@ def parse_bytes(text: str, name: str) -> int:
     return size
 
 
+def human_bytes(count: float) -> str:
+    """A size in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
 BACKEND = Variable(
     "BOOSTR_BACKEND",
     "auto",

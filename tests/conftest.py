@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from boostr import Tensor, backends, env
 from boostr.errors import BoostrError
@@ -23,6 +24,8 @@ if env.BACKEND.text().startswith("wgpu"):
     os.environ[_ADAPTER] = os.environ.pop(env.BACKEND.name)
 os.environ.setdefault(_ADAPTER, "wgpu")  # this module may be imported twice
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+settings.register_profile("boostr", deadline=None)  # a busy machine is no failure
+settings.load_profile("boostr")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; tests that interrupt a
     signal.signal(signal.SIGINT, signal.default_int_handler)  # process would hand it on to that
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import open_backend
 from tiny_model import make_tiny_encoder
 
+from boostr import backends
 from boostr.backends.numpy.runtime import jit, slabs
 from boostr.engine.load import load_module
 from boostr.engine.runner import Runner
@@ -40,6 +41,22 @@ def test_texts_are_embedded_whoever_had_the_turn(tmp_path):
     truth = embedded()
     with passes._turn:  # another thread's
         assert in_child(lambda: np.array_equal(embedded(), truth))
+
+
+def test_backends_are_opened_whoever_was_opening_one():
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with backends._opening:
+            held.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    assert in_child(lambda: backends._opening.acquire(timeout=5))
+    done.set()
+    holder.join()
 
 
 @pytest.mark.parametrize("module", [jit, slabs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import threading
 from functools import cache
 
@@ -22,6 +23,16 @@ _MODULES = {
 }
 
 _opening = threading.RLock()  # threads that ask for a backend at the same time get the same one
+
+
+def _forget() -> None:
+    """In the child of a fork nobody is there who would give the lock back."""
+    global _opening
+    _opening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def names() -> tuple[str, ...]:

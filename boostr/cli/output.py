@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from boostr.engine.sequence import Timings, Usage
+from boostr.env import human_bytes as human_bytes
 
 
 def print_json(value: Any) -> None:
@@ -61,15 +62,6 @@ def timings_json(timings: Timings, load_seconds: float) -> dict[str, float]:
         "prompt_tokens_per_second": timings.prompt_tokens_per_second,
         "decode_tokens_per_second": timings.decode_tokens_per_second,
     }
-
-
-def human_bytes(count: float) -> str:
-    """A size in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
 
 
 def human_count(count: float) -> str:

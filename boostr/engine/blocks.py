@@ -8,10 +8,9 @@ nobody holds those without a key are taken first, then those that were given bac
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from boostr.errors import OptionError, OutOfMemoryError
 
@@ -20,10 +19,15 @@ class BlocksExhausted(OutOfMemoryError):  # noqa: N818
     """Fewer blocks are free than were to be taken."""
 
 
-def chain(parent: bytes, ids: np.ndarray) -> bytes:
-    """The key of a block: 16 bytes of BLAKE2b over the key before it and its token ids as int32."""
-    tokens = np.ascontiguousarray(ids, "<i4")
-    return hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+def chain(parent: bytes, ids: Sequence[int], size: int) -> list[bytes]:
+    """The keys of whole blocks of `size` tokens: 16 bytes of BLAKE2b over the key before it, that
+    of the first being `parent`, and its token ids as int32."""
+    tokens, keys = struct.pack(f"<{len(ids)}i", *ids), []
+    for start in range(0, len(tokens), 4 * size):
+        block = tokens[start : start + 4 * size]
+        parent = hashlib.blake2b(parent + block, digest_size=16).digest()
+        keys.append(parent)
+    return keys
 
 
 def most_blocks(length: int, windows: Sequence[int | None], size: int, chunk: int) -> list[int]:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,7 +98,8 @@ class Engine:
 
     # -- for callers -----------------------------------------------------------------------------
     def pieces(self, sequences: Sequence[Generation], whole: bool = False) -> Generator[Piece]:
-        """Pieces of all sequences as they come. What is left when the iterator is closed stops.
+        """Pieces of all sequences as they come: asked for with the first of them, in the context
+        of this call. What is left when the iterator is closed stops.
 
         whole: the caller wants all of them: the first comes when the last is there, and the caller
         is not woken between.
@@ -111,7 +112,7 @@ class Engine:
         outbox = Outbox(self._lock, len(sequences) if whole else 0)
         by_length = self.runner.rotary.depends_on_length
         requests = [Request(sequence, outbox, by_length) for sequence in sequences]
-        yield from self._served(requests, outbox)
+        return self._served(requests, outbox, os.getpid())
 
     def losses(self, sequences: Sequence[Sequence[int]], first: int = 0) -> list[np.ndarray]:
         """-log p of tokens first + 1 .. of each sequence, each given all before it: float32.
@@ -121,7 +122,7 @@ class Engine:
         self._check_process()
         outbox = Outbox(self._lock, len(sequences))
         requests = [Scoring(ids, first, outbox) for ids in sequences]
-        for _ in self._served(requests, outbox):
+        for _ in self._served(requests, outbox, os.getpid()):
             """All come when the last is there."""
         return [request.losses for request in requests]
 
@@ -140,15 +141,17 @@ class Engine:
             raise made
         return made
 
-    def _served(self, requests: Sequence[Request | Scoring], outbox: Outbox) -> Iterator[Any]:
-        """What requests put into their outbox, until each has ended."""
-        left, process = len(requests), self._process
+    def _served(
+        self, requests: Sequence[Request | Scoring], outbox: Outbox, process: int
+    ) -> Generator[Any]:
+        """What requests of this process put into their outbox, until each has ended."""
+        left = len(requests)
+        _check_began_here(process)
         try:
             with self._lock:
                 self._inbox.extend(requests)
             while left:
-                if os.getpid() != process:
-                    raise BackendError("a stream goes on only in the process that began it")
+                _check_began_here(process)
                 self._wait(outbox)
                 piece = outbox.pieces.popleft()
                 if isinstance(piece, BaseException):
@@ -384,3 +387,8 @@ class Engine:
             request.new_job()
             self._submit(request)
         self._unsure = None
+
+
+def _check_began_here(process: int) -> None:
+    if os.getpid() != process:
+        raise BackendError("a stream goes on only in the process that began it")

@@ -79,6 +79,8 @@ def id_list(value: Any, what: str = "prompt") -> list[int]:
         raise OptionError(
             f"{what}: expected {a_text}a list of token ids, got {type(value).__name__}"
         )
+    if set(map(type, value)) == {int}:  # at once, as prompts are long
+        return list(value)
     return [_token_id(item, what) for item in value]
 
 

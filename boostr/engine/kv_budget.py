@@ -57,9 +57,9 @@ def wanted_room(
     budget = _free_share(backend, pool.nbytes) if explicit is None else explicit
     if explicit is not None and _bytes(sizes, levels[0]) > explicit:
         raise OptionError(
-            f"kv_memory ({env.KV_MEMORY.name}) allows {explicit / 2**30:.3g} GiB for keys and "
-            f"values, {_bytes(sizes, levels[0]) / 2**30:.3g} are needed; lower max_tokens, shorten "
-            "the prompt or raise it"
+            f"kv_memory ({env.KV_MEMORY.name}) allows {env.human_bytes(explicit)} for keys and "
+            f"values, {env.human_bytes(_bytes(sizes, levels[0]))} are needed; lower max_tokens, "
+            "shorten the prompt or raise it"
         )
     *counts, rows = _filled(sizes, levels, budget)
     return Room(counts, chunk, rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boostr import ops
+from boostr import env, ops
 from boostr.backends.base import Backend
 from boostr.engine.row_pool import RowPool
 from boostr.errors import BackendError
@@ -88,8 +88,8 @@ class KVPool:
             raise BackendError(
                 f"keys and values of {max(counts, default=0) * self.block_size} tokens and what "
                 f"else layers keep of {rows} sequences need "
-                f"{(size + rows * self.rows.row_bytes) / 2**30:.1f} GiB, which is not free; lower "
-                "max_tokens, the batch or BOOSTR_KV_MEMORY"
+                f"{env.human_bytes(size + rows * self.rows.row_bytes)}, which are not free; lower "
+                f"max_tokens, the batch or {env.KV_MEMORY.name}"
             ) from None
         for group, (keys, values) in zip(self._groups, made, strict=True):
             group.keys, group.values = keys, values

@@ -212,11 +212,11 @@ class LanguageModel(Loaded):
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         vocab = self.config.vocab_size
-        wrong = next((i for i in ids if not 0 <= i < vocab), None)
-        if wrong is not None:
-            raise TokenizerError(
-                f"token id {wrong} is not in the model's vocabulary 0..{vocab - 1}"
-            )
+        for outermost in (min(ids), max(ids)):
+            if not 0 <= outermost < vocab:
+                raise TokenizerError(
+                    f"token id {outermost} is not in the model's vocabulary 0..{vocab - 1}"
+                )
 
     def _complete(
         self, groups: list[list[Generation]], pieces: Iterator[Piece]

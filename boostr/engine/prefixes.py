@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from boostr.engine.blocks import BlockPool, chain
 from boostr.engine.job import Job
 
@@ -52,10 +50,7 @@ class Prefixes:
         if start == stop:
             return
         parent = job.keys[-1] if job.keys else self._first_parent(job)
-        ids = np.array(job.tokens[start * self._size : stop * self._size], np.int32)
-        for block in ids.reshape(-1, self._size):
-            parent = chain(parent, block)
-            job.keys.append(parent)
+        job.keys += chain(parent, job.tokens[start * self._size : stop * self._size], self._size)
 
     def _first_parent(self, job: Job) -> bytes:
         said = b"%b %d %b" % (self._root, job.deterministic, job.salt)

@@ -3,7 +3,6 @@
 import hashlib
 import struct
 
-import numpy as np
 import pytest
 
 from boostr.engine.blocks import BlockPool, BlocksExhausted, chain
@@ -11,10 +10,12 @@ from boostr.errors import OptionError
 
 
 def test_chain_is_blake2b_of_parent_and_int32():
-    want = hashlib.blake2b(b"parent" + struct.pack("<3i", 1, -2, 70000), digest_size=16).digest()
-    assert chain(b"parent", np.array([1, -2, 70000], np.int32)) == want
-    assert chain(b"parent", np.array([1, 9, -2, 9, 70000], np.int64)[::2]) == want
-    assert chain(b"other", np.array([1, -2, 70000])) != want
+    def key(parent, *ids):
+        return hashlib.blake2b(parent + struct.pack("<3i", *ids), digest_size=16).digest()
+
+    first = key(b"parent", 1, -2, 70000)
+    assert chain(b"parent", [1, -2, 70000, 4, 5, 6], 3) == [first, key(first, 4, 5, 6)]
+    assert chain(b"other", [1, -2, 70000], 3) != [first]
 
 
 def test_take_gives_each_block_once():

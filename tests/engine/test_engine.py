@@ -147,6 +147,10 @@ def test_strict_callers_are_told_of_composites_and_no_others(where, folder, monk
     said = r"embedding.*the test wants composites"
     with boostr.strict(), pytest.raises(FallbackError, match=said):
         model.generate(prompts[0], max_tokens=12)
+    with boostr.strict():
+        asked = model.stream(prompts[0], max_tokens=12)
+    with pytest.raises(FallbackError, match=said):
+        next(asked)
     found += [next(beside).token_id for _ in range(3)]
     assert model.generate(prompts[0], max_tokens=12).token_ids == truth[0]
     assert found + [piece.token_id for piece in beside] == truth[1]
@@ -196,10 +200,17 @@ def test_a_forked_child_has_an_engine_of_its_own(folder):
     truth = model.generate([5, 6], max_tokens=5).token_ids
     stream = model.stream([5, 6], max_tokens=5)
     next(stream)
+    others = [stream, model.stream([5, 6], max_tokens=5)]  # one has begun, one not
     child = os.fork()
     if child == 0:
+        for other in others:
+            try:
+                next(other)
+                os._exit(2)
+            except BackendError:
+                """Both are the parent's."""
         same = model.generate([5, 6], max_tokens=5).token_ids == truth
-        os._exit(0 if same else 1)
+        os._exit(0 if same and not model.engine._inbox else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -12,6 +12,7 @@ from tiny_model import make_tiny
 import boostr
 from boostr.engine.blocks import most_blocks
 from boostr.engine.kv_budget import wanted_room
+from boostr.env import human_bytes
 from boostr.errors import OptionError
 
 SIZE, CHUNK = 16, 512
@@ -74,7 +75,7 @@ POOLS = st.builds(
 @given(POOLS, st.lists(st.integers(1, 9000), min_size=1, max_size=9), st.integers(0, 2_000_000))
 def test_a_budget_is_used_up_and_never_exceeded(pool, lengths, budget):
     if pool.bytes_of(pool.least(max(lengths))) > budget:
-        with pytest.raises(OptionError, match="are needed"):
+        with pytest.raises(OptionError, match=f"allows {human_bytes(budget)} for .* are needed"):
             wanted_room(pool, lengths, BACKEND, budget)
         return
     room = wanted_room(pool, lengths, BACKEND, budget)
