@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from boostr.errors import OptionError, OutOfMemoryError
 
@@ -19,15 +19,14 @@ class BlocksExhausted(OutOfMemoryError):  # noqa: N818
     """Fewer blocks are free than were to be taken."""
 
 
-def chain(parent: bytes, ids: Sequence[int], size: int) -> list[bytes]:
+def chain(parent: bytes, ids: Sequence[int], size: int) -> Iterator[bytes]:
     """The keys of whole blocks of `size` tokens: 16 bytes of BLAKE2b over the key before it, that
     of the first being `parent`, and its token ids as int32."""
-    tokens, keys = struct.pack(f"<{len(ids)}i", *ids), []
+    tokens = struct.pack(f"<{len(ids)}i", *ids)
     for start in range(0, len(tokens), 4 * size):
         block = tokens[start : start + 4 * size]
         parent = hashlib.blake2b(parent + block, digest_size=16).digest()
-        keys.append(parent)
-    return keys
+        yield parent
 
 
 def most_blocks(length: int, windows: Sequence[int | None], size: int, chunk: int) -> list[int]:

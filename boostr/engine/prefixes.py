@@ -50,7 +50,8 @@ class Prefixes:
         if start == stop:
             return
         parent = job.keys[-1] if job.keys else self._first_parent(job)
-        job.keys += chain(parent, job.tokens[start * self._size : stop * self._size], self._size)
+        ids = job.tokens[start * self._size : stop * self._size]
+        job.keys.extend(chain(parent, ids, self._size))
 
     def _first_parent(self, job: Job) -> bytes:
         said = b"%b %d %b" % (self._root, job.deterministic, job.salt)
