@@ -3,7 +3,8 @@
     python benchmarks/train_step.py [--rows 135m,1b-lora] [--limit 240] [--no-peer] [--tiny]
 
 Weights are bf16 with float32 masters, random; adapters are float32. Sequences have 2048 tokens,
-those of 135m-documents 256 to 2048. The peer is transformers' Llama (and peft's LoRA) under
+those of 135m-documents 256 to 2048. 135m-two and 1b-two, which --rows has to name, are on two GPUs
+together, each with as many tokens. The peer is transformers' Llama (and peft's LoRA) under
 torch.compile, with SDPA, float32 weights under bf16 autocast (bf16 ones under adapters) and the
 fused AdamW. Each row of ours, and each of a peer, is a process of its own with a time limit, and is
 printed when it ends. MFU is as in docs/training.md, of --tflops or the device's data sheet; a
@@ -42,12 +43,15 @@ class Row:
     recompute: str = "none"
     documents: bool = False
     peer: bool = True
+    devices: int = 1  # that train together, each on as many tokens
 
 
 ROWS = {
     "135m": Row("135M", 32768, 330e3, 20),
     "135m-documents": Row("135M", 32768, (1.0, "135m"), documents=True, peer=False),
+    "135m-two": Row("135M", 32768, (1.85, "135m"), peer=False, devices=2),
     "1b": Row("1B", 16384, 69e3, 34),
+    "1b-two": Row("1B", 16384, (1.85, "1b"), peer=False, devices=2),
     "1b-lora": Row("1B", 16384, 78e3, 35, lora=True),
     "8b-lora": Row("8B", 4096, 15e3, 40, lora=True),
     "8b-int8": Row("8B", 4096, (0.92, "8b-lora"), lora=True, form="int8", peer=False),
@@ -109,17 +113,16 @@ def fill(made: Any, block: Any) -> None:
         flat[at : at + block.size] = block[: len(flat[at : at + block.size])]
 
 
-def random_model(row: Row, options: argparse.Namespace) -> Any:
+def random_model(row: Row, options: argparse.Namespace, backend: Any) -> Any:
     """A model of random weights that are made on the device."""
     from model_shapes import RandomWeights, decoder_module
 
-    from boostr import backends, dtypes
+    from boostr import dtypes
     from boostr.engine.model import LanguageModel
     from boostr.models.weights import load_parameters
     from boostr.quant.scheme import QuantizedTensor
 
     module = decoder_module(options.config)
-    backend = backends.get(options.backend)
     load_parameters(module, RandomWeights(module, row.form, backend, fill), backend)
     backend.release_memory()  # what the blocks took
     if isinstance(module.model.embed_tokens.weight, QuantizedTensor):
@@ -131,33 +134,44 @@ def random_model(row: Row, options: argparse.Namespace) -> Any:
 
 
 def ours(row: Row, options: argparse.Namespace) -> dict:
+    from boostr import backends
+    from boostr.backends.collectives import Alone
+    from boostr.train import run_ranks
+
+    if row.devices == 1:
+        return one(row, options, Alone(backends.get(options.backend)))
+    return run_ranks(lambda rank: one(row, options, rank), range(row.devices), options.backend)
+
+
+def one(row: Row, options: argparse.Namespace, rank: Any) -> dict:
+    """What a device finds; tokens and flops are of all."""
     from boostr import train
     from boostr.train.flops import ModelFlops, peak_flops
 
-    model = random_model(row, options)
+    model = random_model(row, options, rank.backend)
     if row.lora:
         train.add_lora(model, r=16, alpha=32)
     model.recompute = row.recompute
     optimizer = train.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
     rng, lengths = np.random.default_rng(0), batch_lengths(row, options)
     batch = train.pack([rng.integers(0, model.config.vocab_size, n).tolist() for n in lengths])
-    step: Any = train.compile_step(model, optimizer, tokens=sum(lengths))
+    step: Any = train.compile_step(model, optimizer, tokens=sum(lengths), rank=rank)
     start = time.perf_counter()
     loss = step(batch).loss
     first = time.perf_counter() - start
-    found = {"first": first, "loss": loss, "tokens": len(batch)}
+    found = {"first": first, "loss": loss, "tokens": len(batch) * rank.size}
     if options.only == FIRST:
         return found
     seconds = timed(lambda: step(batch), model.backend.synchronize, options.tiny)
-    if options.calls:
+    if options.calls and rank.rank == 0:
         for name, count in Counter(step.program.calls()).most_common(60):
             print(f"  {count:6} {name}", file=sys.stderr)
-    for line in step.program.composites():
+    for line in step.program.composites() if rank.rank == 0 else ():
         print(f"  {line}", file=sys.stderr)
-    used = model.backend.used_memory()
+    used, peak = model.backend.used_memory(), peak_flops(model)
     return {
         **found, "seconds": seconds, "gib": (used or step.program.memory or 0) / 2**30,
-        "flops": ModelFlops(model).of(batch), "peak": peak_flops(model),
+        "flops": ModelFlops(model).of(batch) * rank.size, "peak": peak and peak * rank.size,
     }  # fmt: skip
 
 
@@ -261,7 +275,7 @@ def measure(name: str, options: argparse.Namespace, rates: dict[str, float]) -> 
     if isinstance(own, dict):
         rates[name] = own["tokens"] / own["seconds"]
         if options.tflops:
-            own["peak"] = options.tflops * 1e12
+            own["peak"] = options.tflops * 1e12 * row.devices
     if row.peer and not options.no_peer:
         other = worker(name, "peer", options)
         if isinstance(own, dict) and isinstance(other, dict):
@@ -281,8 +295,9 @@ def measure_first(options: argparse.Namespace) -> None:
 
 def main() -> None:
     known = [*ROWS, FIRST]
+    usual = [name for name in known if name == FIRST or ROWS[name].devices == 1]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default=",".join(known), help="some of " + ", ".join(known))
+    parser.add_argument("--rows", default=",".join(usual), help="some of " + ", ".join(known))
     parser.add_argument("--limit", type=float, default=240.0, help="seconds of each process")
     parser.add_argument("--backend", default="cupy")
     parser.add_argument("--tflops", type=float, help="what the device can do; for MFU")

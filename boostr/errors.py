@@ -46,6 +46,10 @@ class DataError(BoostrError, ValueError):
     """Training data that is malformed, or of which nothing can be learned."""
 
 
+class RankError(BoostrError, RuntimeError):
+    """A rank that ends because another one has failed."""
+
+
 class NumericsError(BoostrError, ArithmeticError):
     """A model whose logits are nan or infinite."""
 

@@ -6,15 +6,23 @@ import difflib
 import importlib
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from boostr import env
 from boostr.backends.base import Backend, Kernel
-from boostr.errors import BackendError
+from boostr.errors import BackendError, OptionError
 
-__all__ = ["Backend", "Kernel", "available", "get", "names"]
+if TYPE_CHECKING:
+    from types import ModuleType
 
-# name -> module that defines `open_backend(selector) -> Backend` and `probe() -> str | None`.
+    from boostr.backends.collectives import Communicator
+
+__all__ = ["Backend", "Kernel", "available", "get", "names", "open_ranks"]
+
+# name -> module that defines `open_backend(selector) -> Backend`, `probe() -> str | None` and
+# `open_ranks(devices) -> list[Communicator]`.
 # In the order in which `auto` tries them; the last always answers.
 _MODULES = {
     "cupy": "boostr.backends.cupy",
@@ -58,6 +66,24 @@ def get(name: str | Backend | None = None) -> Backend:
         return _open(_auto() if text == "auto" else text)
 
 
+def open_ranks(name: str | None, devices: Sequence[int]) -> list[Communicator]:
+    """A rank for each device of a backend, such as (0, 1) of "cupy", in this order. Each is for a
+    thread of its own; see `collectives`. Those of numpy share the CPU.
+
+    Raises:
+        OptionError: a device twice, no device at all, a backend that names one device; wgpu, whose
+            devices cannot be summed over.
+        BackendError: a device that there is not, or no NCCL.
+    """
+    text = name or env.BACKEND.text()
+    chosen = _auto() if text == "auto" else text
+    if ":" in chosen:
+        raise OptionError(f"devices {list(devices)}: backend {chosen} names one by itself")
+    if not devices or len({*devices}) < len(devices) or min(devices) < 0:
+        raise OptionError(f"devices must be different numbers from 0, got {list(devices)}")
+    return _module(chosen).open_ranks(devices)
+
+
 @cache
 def _auto() -> str:
     """The first that can run here: found once, as every tensor without a backend asks for it."""
@@ -67,10 +93,14 @@ def _auto() -> str:
 @cache
 def _open(text: str) -> Backend:
     name, _, selector = text.partition(":")
+    return _module(name).open_backend(selector)
+
+
+def _module(name: str) -> ModuleType:
     if name not in _MODULES:
         near = difflib.get_close_matches(name, _MODULES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise BackendError(
             f"no backend {name!r} in this version; there is {', '.join(_MODULES)} and auto{hint}"
         )
-    return importlib.import_module(_MODULES[name]).open_backend(selector)
+    return importlib.import_module(_MODULES[name])

@@ -83,7 +83,7 @@ class Verbs(click.Group):
             _close_stdout()
             return 1
         except BoostrError as error:
-            return _fail(str(error))
+            return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
         except OSError as error:
             return _fail(str(error))
         except MemoryError as error:

@@ -26,6 +26,7 @@ from boostr.engine.options import SamplingOptions
 from boostr.errors import BoostrError, OptionError
 
 if TYPE_CHECKING:
+    from boostr.backends import Backend
     from boostr.engine.inputs import Chat
     from boostr.engine.load import AnyModel
     from boostr.engine.model import LanguageModel
@@ -55,15 +56,21 @@ class ModelChoice:
         if self.quantize_embeddings is not None and self.quantize is None:
             raise click.UsageError("--quantize-embeddings needs --quantize")
 
-    def load(self, trainable: bool = False) -> tuple[AnyModel, float]:
-        """The model, and the seconds that loading took."""
+    def load(
+        self, trainable: bool = False, backend: Backend | None = None, quiet: bool = False
+    ) -> tuple[AnyModel, float]:
+        """The model, and the seconds that loading took.
+
+        backend: where, in place of the one that was chosen.   quiet: nothing is said of it.
+        """
         from boostr.engine.load import load
 
-        self._say_what_tables_become()
+        if not quiet:
+            self._say_what_tables_become()
         start = time.perf_counter()
         model = load(
             self.model,
-            backend=self.backend,
+            backend=backend or self.backend,
             dtype=self.dtype,
             quantize=self.quantize,
             quantize_embeddings=self.quantize_embeddings,
@@ -72,11 +79,11 @@ class ModelChoice:
             adapter=self.adapter,
             revision=self.revision,
             offline=self.offline or None,
-            progress=True,
+            progress=not quiet,
             trainable=trainable,
         )
         seconds = time.perf_counter() - start
-        if self.verbose:
+        if self.verbose and not quiet:
             size = model.weight_bytes / 1e6
             click.echo(
                 f"{model.source}: {model.config.model_type}, {size:.1f} MB of weights on "

@@ -30,6 +30,8 @@ from boostr.errors import OptionError
 from boostr.train.config import AUTO, TrainConfig
 
 if TYPE_CHECKING:
+    from boostr.backends.collectives import Communicator
+    from boostr.train.memory import MemoryUse
     from boostr.train.trainer import Progress, Trainer
 
 
@@ -65,28 +67,52 @@ def command(
     The folder gets config.toml, log.jsonl, checkpoints and in the end the adapter (--full: model/).
     Ctrl-C saves the state first; --resume goes on.
     """
-    from boostr.engine.embedder import EmbeddingModel
-    from boostr.engine.model import LanguageModel
-    from boostr.train.trainer import Trainer
+    from boostr.train.ranks import run_ranks
 
     given = {name: value for name, value in keys.items() if value is not None}
     with option_errors_are_usage():
         config = TrainConfig.read(path, given)
         if not config.data:
             raise click.UsageError("--data is needed, or data in the TOML file")
-        trains = config.full or choice.adapter is not None
-        model, _ = choice.load(trainable=trains)
-        if not isinstance(model, LanguageModel | EmbeddingModel):
-            raise OptionError(f"{model.source} is {model.is_a}; decoders and embedders are trained")
-        run = Trainer(model, config, out)
-    _say_what_comes(run)
-    if dry_run:
-        _say_memory(run)
+
+        def work(rank: Communicator | None = None) -> int:
+            run = _trainer(choice, config, out, rank)
+            return _dry(run) if dry_run else _train(run, resume, as_json)
+
+        return run_ranks(work, config.devices, choice.backend) if config.devices else work()
+
+
+def _trainer(
+    choice: ModelChoice, config: TrainConfig, out: str, rank: Communicator | None
+) -> Trainer:
+    """A run, on the device of a rank; rank 0 says what comes."""
+    from boostr.engine.embedder import EmbeddingModel
+    from boostr.engine.model import LanguageModel
+    from boostr.train.trainer import Trainer
+
+    trains, first = config.full or choice.adapter is not None, rank is None or rank.rank == 0
+    model, _ = choice.load(trains, None if rank is None else rank.backend, quiet=not first)
+    if not isinstance(model, LanguageModel | EmbeddingModel):
+        raise OptionError(f"{model.source} is {model.is_a}; decoders and embedders are trained")
+    run = Trainer(model, config, out, rank)
+    if first:
+        _say_what_comes(run)
+    return run
+
+
+def _dry(run: Trainer) -> int:
+    use = run.predicted_memory()
+    if run.rank.rank == 0:
+        _say_memory(use)
         click.echo(_shown(run))
-        return 0
+    return 0
+
+
+def _train(run: Trainer, resume: bool, as_json: bool) -> int:
+    if run.rank.rank:
+        return 0 if run.run(resume=resume) else INTERRUPTED
     start = time.perf_counter()
-    bar = progress_bar("train", "step")
-    with option_errors_are_usage(), StopOnInterrupt() as interrupt, bar as show:
+    with StopOnInterrupt() as interrupt, progress_bar("train", "step") as show:
         finished = run.run(
             resume=resume, say=lambda now: print_above_bar(_line(now)),
             stepped=lambda done, steps: show(done, steps, ""), stop=lambda: interrupt.requested,
@@ -106,8 +132,7 @@ def _say_what_comes(run: Trainer) -> None:
     trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
     click.echo(
         f"{run.data.name}: {counts['used']} samples of {run.data.ends[-1]} tokens{others}\n"
-        f"{run.steps} steps of "
-        f"{run.config.batch_tokens * run.config.grad_accumulation} tokens, "
+        f"{run.steps} steps of {run.config.batch_tokens * run.batches} tokens, "
         f"{run.packs.fill():.1%} full; "
         f"{human_count(trained)} parameters train"
         + (f"; recompute {run.model.recompute}" if run.config.recompute == AUTO else ""),
@@ -115,8 +140,7 @@ def _say_what_comes(run: Trainer) -> None:
     )
 
 
-def _say_memory(run: Trainer) -> None:
-    use = run.predicted_memory()
+def _say_memory(use: MemoryUse | None) -> None:
     if use is not None:
         parts = ", ".join(
             f"{human_bytes(n)} of {what}" for what, n in dataclasses.asdict(use).items()

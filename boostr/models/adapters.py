@@ -258,11 +258,14 @@ def dropout_step(model: Module) -> Tensor | None:
     return next((weight.dropout.step for weight in lowered if weight.dropout is not None), None)
 
 
-def next_dropout(model: Module) -> None:
-    """A forward pass of training begins: dropout takes other masks than the last one."""
+def next_dropout(model: Module, passes: int = 1) -> None:
+    """A forward pass of training begins: dropout takes other masks than the last one.
+
+    passes: as many begin, of which other ranks make all but one.
+    """
     step = dropout_step(model)
-    if step is not None and autograd.is_enabled():
-        step.assign(step + 1)
+    if step is not None and passes and autograd.is_enabled():
+        step.assign(step + passes)
 
 
 def modules_of(model: Model, head: Classifier | None = None) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from boostr.train.objectives import Contrastive, NextToken, Objective, Preferenc
 from boostr.train.optimizers import SGD, AdamW, Lion, Optimizer
 from boostr.train.pack import pack
 from boostr.train.packing import Packs, Position
+from boostr.train.ranks import run_ranks
 from boostr.train.state import load_state, save_state
 from boostr.train.step import compile_step
 from boostr.train.trainer import Trainer
@@ -18,6 +19,6 @@ from boostr.train.trainer import Trainer
 __all__ = [
     "SGD", "AdamW", "AdamW8bit", "Contrastive", "Dataset", "Lion", "Muon", "NextToken", "Objective",
     "Optimizer", "Packs", "Position", "Preference", "TrainConfig", "Trainer", "add_lora",
-    "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack", "save_state",
-    "set_dropout",
+    "clip_grad_norm", "compile_step", "contrastive_loss", "load_state", "pack", "run_ranks",
+    "save_state", "set_dropout",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boostr.backends.collectives import Communicator
 from boostr.models.adapters import dropout_step
 from boostr.train.objectives import Objective
 from boostr.train.optimizers import Optimizer
@@ -51,13 +52,14 @@ def predicted_memory(
     grad_accumulation: int = 1,
     max_length: int | None = None,
     objective: Objective | None = None,
+    rank: Communicator | None = None,
 ) -> MemoryUse | None:
     """What a compiled step of so many tokens takes, by a line through two that are smaller: 1/2 and
     3/4 of the tokens, both of which are made. They need a rate of 0 and so move no weight, but
     they are no beginning of a run: moments decay, and steps are counted.
 
     Args:
-        max_length: tokens of a sequence; default all.   objective: see `compile_step`.
+        max_length: tokens of a sequence; default all.   objective, rank: see `compile_step`.
     Returns:
         None where the device does not say what it has given.
     """
@@ -65,7 +67,9 @@ def predicted_memory(
     passes = None if step is None else step.numpy().copy()
     sizes = [max(math.ceil(part * tokens), 2) for part in _PARTS]
     seen = [
-        _measured(model, optimizer, n, max_sequences, grad_accumulation, max_length or n, objective)
+        _measured(
+            model, optimizer, n, max_sequences, grad_accumulation, max_length or n, objective, rank
+        )
         for n in sizes
     ]
     optimizer.lr = rate
@@ -88,7 +92,7 @@ def predicted_memory(
 
 def _measured(
     model: Loaded, optimizer: Optimizer, tokens: int, max_sequences: int, parts: int,
-    max_length: int, objective: Objective | None,
+    max_length: int, objective: Objective | None, rank: Communicator | None,
 ) -> int | None:  # fmt: skip
     """Bytes that a step takes beyond what there is before it."""
     backend = model.backend
@@ -97,7 +101,7 @@ def _measured(
     before = backend.used_memory()
     step = compile_step(
         model, optimizer, tokens=tokens, max_sequences=max_sequences, grad_accumulation=parts,
-        objective=objective,
+        objective=objective, rank=rank,
     )  # fmt: skip
     lengths = [min(max_length, tokens - start) for start in range(0, tokens, max_length)]
     ids = [np.zeros(n, np.int32) for n in lengths[:max_sequences]]

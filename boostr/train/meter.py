@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from boostr.backends.collectives import Alone, Communicator
 from boostr.bench.resources import resident_memory
 from boostr.engine.packed import PackedBatch
 from boostr.train.flops import ModelFlops, peak_flops
@@ -39,10 +40,14 @@ class Meter:
 
     Args:
         peak: flops a second of the device; None: as its name says, if it is known.
+        rank: whose batches are counted; rates are of all ranks, which read them at the same time.
     """
 
-    def __init__(self, model: Loaded, peak: float | None = None) -> None:
+    def __init__(
+        self, model: Loaded, peak: float | None = None, rank: Communicator | None = None
+    ) -> None:
         self._backend, self._flops = model.backend, ModelFlops(model)
+        self._rank = rank or Alone(model.backend)
         self._peak = peak_flops(model) if peak is None else peak
         self._tokens, self._readings = 0, 0
         self.restart()
@@ -68,11 +73,12 @@ class Meter:
     def read(self, steps_left: int) -> Rates:
         """Of the steps since `restart`, or since the last reading."""
         seconds = time.perf_counter() - self._start
-        self._tokens += self._new
+        new, work = map(sum, zip(*self._rank.gather((self._new, self._work)), strict=True))
+        self._tokens += new
         memory = self._backend.used_memory()
         rates = Rates(
-            self._tokens, self._new / seconds,
-            None if self._peak is None else self._work / seconds / self._peak,
+            self._tokens, new / seconds,
+            None if self._peak is None else work / seconds / self._peak / self._rank.size,
             resident_memory() if memory is None else memory,
             steps_left * seconds / self._steps if self._readings else None,
         )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 
 from boostr import ops
 from boostr.autograd import no_grad
+from boostr.backends.collectives import Alone, Communicator
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.loaded import Loaded
 from boostr.engine.packed import IGNORED, PackedBatch
@@ -159,14 +160,17 @@ def objective_for(model: Loaded, data: Dataset, config: TrainConfig) -> Objectiv
     return NextToken(model)
 
 
-def log_probabilities(model: Loaded, packs: Packs) -> np.ndarray:
-    """Of each sample of the data the log-probability of its labels, float32 [N]."""
-    found, walk = np.empty(len(packs.data), np.float32), packs.batches()
+def log_probabilities(model: Loaded, packs: Packs, rank: Communicator | None = None) -> np.ndarray:
+    """Of each sample of the data the log-probability of its labels, float32 [N]; ranks share the
+    work."""
+    rank = rank or Alone(model.backend)
+    found = np.zeros(len(packs.data), np.float32)
+    walk = packs.batches(rank=rank.rank, ranks=rank.size)
     with no_grad():
-        for samples in packs.epoch(0):
+        for samples in packs.epoch(0)[rank.rank :: rank.size]:
             _, batch = next(walk)
             hidden = model.module.hidden(model.upload(batch))
             targets = model.runner.tensor(batch.targets)
             losses = model.module.losses(hidden, targets, reduction="none").numpy()
             found[samples] = -np.add.reduceat(losses, batch.cu_seqlens[:-1])
-    return found
+    return sum(rank.gather(found))  # type: ignore[return-value]

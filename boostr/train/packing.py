@@ -70,26 +70,38 @@ class Packs:
         self.data, self.tokens, self.max_sequences, self.seed = data, tokens, max_sequences, seed
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)
 
-    def batches(self, start: Position = Position()) -> Iterator[tuple[Position, PackedBatch]]:  # noqa: B008
-        """(the position behind it, batch), without end, from a position on."""
-        epoch, first = start
+    def batches(
+        self,
+        start: Position = Position(),  # noqa: B008
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[tuple[Position, PackedBatch]]:
+        """(the position behind it, batch), without end, from a position on.
+
+        With several ranks, of every `ranks` batches in turn that of `rank`; the position is behind
+        all of them.
+        """
+        position = start
         while True:
-            packs = self.epoch(epoch)
-            for index in range(first, len(packs)):
-                behind = Position(epoch, index + 1)
-                if index + 1 == len(packs):
-                    behind = Position(epoch + 1, 0)
-                yield behind, self._batch(packs[index])
-            epoch, first = epoch + 1, 0
+            own = start
+            for turn in range(ranks):
+                own = position if turn == rank else own
+                epoch, behind = position.epoch, position.batch + 1
+                more = behind < len(self._epoch(epoch))
+                position = Position(epoch, behind) if more else Position(epoch + 1)
+            yield position, self._batch(self._samples(own))
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The samples of each batch of an epoch, int64 [B] each; every sample is in one."""
-        within = np.arange(self.data.width)
-        return [(own[:, None] * len(within) + within).ravel() for own in self._epoch(number)]
+        return [self._samples(Position(number, i)) for i in range(len(self._epoch(number)))]
 
     def fill(self, epoch: int = 0) -> float:
         """The share of its batches' tokens that are of samples."""
         return float(self.data.ends[-1]) / (len(self._epoch(epoch)) * self.tokens)
+
+    def _samples(self, of: Position) -> np.ndarray:
+        within = np.arange(self.data.width)
+        return (self._epoch(of.epoch)[of.batch][:, None] * len(within) + within).ravel()
 
     def _batch(self, samples: np.ndarray) -> PackedBatch:
         ids, labels = zip(*(self.data[int(i)] for i in samples), strict=True)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boostr import ops
+from boostr import dtypes, ops
 from boostr.autograd import no_grad
+from boostr.backends.collectives import Alone, Communicator
 from boostr.engine.packed import IGNORED, PackedBatch
 from boostr.errors import OptionError
 from boostr.models.adapters import next_dropout
 from boostr.nn.batch import Batch
+from boostr.ops import core
 from boostr.program import Program, capture
 from boostr.tensor import Tensor
 from boostr.train.loss_scale import LossScale, needs_scale
@@ -98,6 +100,7 @@ class CompiledStep:
     def __init__(
         self, model: Loaded, optimizer: Optimizer, tokens: int,
         max_sequences: int, max_norm: float, grad_accumulation: int, objective: Objective | None,
+        rank: Communicator | None,
     ) -> None:  # fmt: skip
         if model.runner.rotary.depends_on_length:
             raise OptionError(
@@ -115,18 +118,22 @@ class CompiledStep:
         self._count = Tensor(np.ones((), np.float32), backend=model.backend)
         if needs_scale(model.module.activation_dtype, optimizer.params):
             optimizer.loss_scale = optimizer.loss_scale or LossScale(model.backend)
+        self._rank = rank or Alone(model.backend)
+        self._compare()
         self.program: Program | None = None
 
     def __call__(self, *batches: PackedBatch) -> StepMetrics:
         """Make a step on up to `grad_accumulation` batches of at most `tokens` tokens each, as if
-        they were one; parameters and state change."""
+        they and those of the other ranks were one; parameters and state change."""
         target_count = self._fill(batches)
-        if self.program is None:
+        self._rank.wait()  # nothing else is asked of a device until all ranks have launched: what
+        if self.program is None:  # waits for a sum over ranks may block whatever comes behind it
             self.program = capture(self._step, self._model.backend, grad=True)
         else:
             self.program.run()
             for written in self._optimizer.params:
                 written.written()
+        self._rank.wait()
         read = self._model.backend.start_read
         return StepMetrics([read(t.data) for t in self.program.outputs], target_count)
 
@@ -139,16 +146,19 @@ class CompiledStep:
 
     def _step(self) -> tuple[Tensor, ...]:
         """(loss, norm of the gradients), and what the loss was multiplied by, if it was."""
-        optimizer, scale, total = self._optimizer, self._optimizer.loss_scale, None
+        optimizer, scale, rank = self._optimizer, self._optimizer.loss_scale, self._rank
         optimizer.zero_grad()
         # objectives divide by a count at once, before anything is rounded
-        count = self._count if scale is None else self._count / scale.value
-        for pack in self._packs:
-            next_dropout(self._model.module)
+        count, total = self._count if scale is None else self._count / scale.value, None
+        for number, pack in enumerate(self._packs):  # of all ranks' batches those of every turn
+            next_dropout(self._model.module, rank.size if number else rank.rank + 1)
             loss = self._objective.loss(pack.inputs, count)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
+        if rank.size > 1:
+            next_dropout(self._model.module, rank.size - 1 - rank.rank)
+            total = self._reduced(total)
         norm = ops.global_norm([p.grad for p in optimizer.params if p.grad is not None])
         if scale is None:
             optimizer.step(norm, ops.clip_scale(norm, self._max_norm))
@@ -162,12 +172,36 @@ class CompiledStep:
         optimizer.zero_grad()
         return found
 
+    def _reduced(self, loss: Tensor) -> Tensor:
+        """The loss of all ranks, whose gradients are summed, those of 16 bits in float32. Copies
+        are, as parameters may share the memory of one."""
+        with no_grad():
+            params = [p for p in self._optimizer.params if p.grad is not None]
+            for p in params:
+                p.grad = _wide_copy(p.grad)  # type: ignore[arg-type]
+            loss = _wide_copy(loss)
+        self._rank.all_reduce([loss.data, *(p.grad.data for p in params)])  # type: ignore
+        self._rank.wait()  # until all have recorded it: one that cannot ends the others
+        return loss
+
+    def _compare(self) -> None:
+        """Refuse ranks that do not train the same weights."""
+        if self._rank.size == 1:
+            return
+        with no_grad():
+            norm = ops.global_norm([p.detach() for p in self._optimizer.params]).item()
+        if len({*self._rank.gather(norm)}) > 1:
+            raise OptionError(
+                "compile_step: the ranks' weights differ; load the same on each, or make them of "
+                "the same seed"
+            )
+
     def _fill(self, batches: Sequence[PackedBatch]) -> int:
         """Put batches where the program reads them; how much of all counts."""
         most = len(self._packs)
         if not 1 <= len(batches) <= most:
             raise OptionError(f"this step takes 1 to {most} batches, got {len(batches)}")
-        target_count = sum(self._objective.count(batch) for batch in batches)
+        target_count = sum(self._rank.gather(sum(map(self._objective.count, batches))))
         if not target_count:
             raise OptionError("no label of this batch counts behind another token")
         nothing = [_NOTHING] * (most - len(batches))
@@ -186,6 +220,7 @@ def compile_step(
     max_grad_norm: float = 1.0,
     grad_accumulation: int = 1,
     objective: Objective | None = None,
+    rank: Communicator | None = None,
 ) -> CompiledStep:
     """A function that trains on a batch: loss, backward, clipping and optimizer as one program.
 
@@ -200,9 +235,18 @@ def compile_step(
             the mean over the labels of all, whatever batch they are in; gradients of 16-bit
             parameters add up in float32.
         objective: what is made smaller, `NextToken(model)` by default.
+        rank: of `run_ranks`, all of which make a step at the same time, each on batches and a
+            model of its own: gradients and losses are summed over them, in float32, so that it is a
+            step on the batches of all, and the metrics and the new weights are the same on each.
     Returns:
         step(batch, ...) -> `StepMetrics`; `optimizer.lr` may be set between calls.
     """
     return CompiledStep(
-        model, optimizer, tokens, max_sequences, max_grad_norm, grad_accumulation, objective
+        model, optimizer, tokens, max_sequences, max_grad_norm, grad_accumulation, objective, rank
     )
+
+
+def _wide_copy(x: Tensor) -> Tensor:
+    if x.dtype in dtypes.LOW_PRECISION:
+        return core.cast(x, dtypes.float32).contiguous()
+    return Tensor.wrap(x.backend.copy(x.data), x.backend)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from boostr.backends.collectives import Alone, Communicator
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.loaded import Loaded
 from boostr.engine.model import LanguageModel
@@ -30,6 +31,7 @@ from boostr.train.objectives import log_probabilities, objective_for
 from boostr.train.optimizers import Optimizer
 from boostr.train.packing import Packs, Position
 from boostr.train.progress import Progress, mean_loss
+from boostr.train.ranks import device_numbers
 from boostr.train.schedule import schedule
 from boostr.train.step import StepMetrics, compile_step
 from boostr.train.trackers import Tracker, find_trackers, log_all
@@ -37,6 +39,7 @@ from boostr.train.trackers import Tracker, find_trackers, log_all
 _SHARE = 0.9  # of what is free, as far as predictions are right
 FATAL = 5  # steps in a row whose gradients are not finite
 _ANY_TIME = (
+    "devices",
     "steps",
     "epochs",
     "log_every",
@@ -56,17 +59,27 @@ class Trainer:
 
     Attributes:
         data: what is trained on.   packs: its batches.   steps: of the run.
+        rank: of the devices that train together.
     Args:
         model: as `boostr.load` gives it; with `full` as trainable=True does. Unless it has an
             adapter that is trained it is given one.
+        rank: of `run_ranks`, each of which has a trainer of its own over the same model; they share
+            the work, and rank 0 writes and speaks.
     Raises:
         OptionError, DataError: see `TrainConfig` and `Dataset.open`.
     """
 
     def __init__(
-        self, model: LanguageModel | EmbeddingModel, config: TrainConfig, out: str | Path
-    ) -> None:
+        self, model: LanguageModel | EmbeddingModel, config: TrainConfig, out: str | Path,
+        rank: Communicator | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.config, self.out = model, config, Path(out)
+        self.rank = rank or Alone(model.backend)
+        if config.devices and len(device_numbers(config.devices)) != self.rank.size:
+            raise OptionError(
+                f"devices {config.devices}: each has a Trainer of its own, with the rank that "
+                f"run_ranks gives it, as `boostr train` does; this is one of {self.rank.size}"
+            )
         if config.sample_every and not isinstance(model, LanguageModel):
             raise OptionError(f"sample_every: {model.source} is {model.is_a}, and writes no text")
         self._trackers_of = find_trackers(config.report_to)
@@ -82,7 +95,7 @@ class Trainer:
                 raise OptionError(f"{valid.name} has rows of another kind than {self.data.name}")
             self._valid = Packs(valid, config.batch_tokens, config.max_sequences)
         packs = config.epochs * len(self.packs.epoch(0))
-        self.steps = config.steps or -(-packs // config.grad_accumulation)
+        self.steps = config.steps or -(-packs // self.batches)
         if not config.full and not any(p.requires_grad for p in model.parameters()):
             targets = config.lora_targets
             ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
@@ -95,12 +108,17 @@ class Trainer:
         self._step = compile_step(
             model, self._optimizer, tokens=config.batch_tokens,
             max_sequences=config.max_sequences, max_grad_norm=config.max_grad_norm,
-            grad_accumulation=config.grad_accumulation, objective=self._objective,
+            grad_accumulation=config.grad_accumulation, objective=self._objective, rank=self.rank,
         )  # fmt: skip
         self._checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         self._pending: list[StepMetrics] = []  # not read yet
         self._unsaid: list[StepMetrics] = []  # read, and not logged
         self._skipped = self._in_a_row = 0
+
+    @property
+    def batches(self) -> int:
+        """Of a step, on all devices."""
+        return self.config.grad_accumulation * self.rank.size
 
     def run(
         self,
@@ -126,13 +144,15 @@ class Trainer:
         self._compare()
         done, position = self._begun(resume)
         config = dataclasses.asdict(self.config)
-        trackers = [made(self.out, config) for made in self._trackers_of]
+        trackers = [made(self.out, config) for made in self._trackers_of if self._is_first]
+        if not self._is_first:
+            say, stepped = None, lambda done, steps: None
         try:
             done = self._trained(done, position, trackers, say, stepped, stop)
         finally:
             for tracker in trackers:
                 tracker.close()
-        if done >= self.steps:
+        if done >= self.steps and self._is_first:
             self._finish()
         return done >= self.steps
 
@@ -142,9 +162,9 @@ class Trainer:
         stop: Callable[[], bool],
     ) -> int:  # fmt: skip
         """From so many steps to the end, or until `stop`; how many are made, which are saved."""
-        walk, peak = self.packs.batches(position), self.config.peak_tflops * 1e12
-        meter = Meter(self.model, peak or None)
-        while done < self.steps and not stop():
+        walk = self.packs.batches(position, self.rank.rank, self.rank.size)
+        meter = Meter(self.model, self.config.peak_tflops * 1e12 or None, self.rank)
+        while done < self.steps and not any(self.rank.gather(stop())):
             batches = []
             for _ in range(self.config.grad_accumulation):
                 position, batch = next(walk)
@@ -157,7 +177,7 @@ class Trainer:
             evaluates = self._is_due(self.config.eval_every, done)
             if evaluates or done == self.steps or self._is_due(self.config.log_every, done):
                 log_all(trackers, self._log(done, meter, evaluates, say))
-            if self._is_due(self.config.sample_every, done):
+            if self._is_first and self._is_due(self.config.sample_every, done):
                 with meter.paused():
                     self._sample(done)
             if self._is_due(self.config.save_every, done):
@@ -171,19 +191,23 @@ class Trainer:
         if self._valid is None:
             raise OptionError("evaluate: set eval_every, and have a valid split")
         self._compare()
-        total, count, walk = 0.0, 0, self._valid.batches()
-        for _ in self._valid.epoch(0):
+        rank, total, count = self.rank, 0.0, 0
+        walk = self._valid.batches(rank=rank.rank, ranks=rank.size)
+        for _ in self._valid.epoch(0)[rank.rank :: rank.size]:
             _, batch = next(walk)
             total += self._step.measure(batch)
             count += self._objective.count(batch)
-        return total / count
+        totals, counts = zip(*rank.gather((total, count)), strict=True)
+        return sum(totals) / sum(counts)
 
     def predicted_memory(self) -> MemoryUse | None:
         """See `train.memory`; what was asked is no longer a run's beginning, and not to be run."""
-        return self._memory_with(self._optimizer)
+        return self._memory_with(self._optimizer, self.rank)
 
     # -- parts -----------------------------------------------------------------------------------
-    def _memory_with(self, optimizer: Optimizer) -> MemoryUse | None:
+    def _memory_with(
+        self, optimizer: Optimizer, rank: Communicator | None = None
+    ) -> MemoryUse | None:
         longest, width = int(self.data.lengths.max()), self.data.width
         if width > 1:  # so that a group fits into what is measured, half a batch
             longest = min(longest, max(self.config.batch_tokens // (2 * width), 1))
@@ -191,23 +215,33 @@ class Trainer:
             self.model, optimizer, tokens=self.config.batch_tokens,
             max_sequences=self.config.max_sequences,
             grad_accumulation=self.config.grad_accumulation,
-            max_length=longest, objective=self._objective,
+            max_length=longest, objective=self._objective, rank=rank,
         )  # fmt: skip
 
     def _affordable(self) -> str:
-        """Whether what is free holds a run that keeps what layers compute: "none", else "layer"."""
+        """Whether what is free holds a run that keeps what layers compute: "none", else "layer";
+        one answer for all ranks."""
+        return "none" if all(self.rank.gather(self._has_room())) else "layer"
+
+    def _has_room(self) -> bool:
         model, free = self.model, self.model.backend.free_memory()
-        model.recompute = "none"
+        model.recompute, optimizer = "none", _optimizer(model, self.config)
         try:
-            use = self._memory_with(_optimizer(model, self.config))
+            use = self._memory_with(optimizer)  # alone, as a rank may fail where others do not
         except MemoryError:  # a part of a batch is too much already
-            return "layer"
+            return False
         if free is None or use is None:
             raise OptionError(
                 f"recompute auto: {model.backend.name} does not say how much memory is free; say "
                 "none or layer"
             )
-        return "none" if use.total - use.weights <= _SHARE * free else "layer"
+        sums = 4 * sum(p.size for p in optimizer.params) if self.rank.size > 1 else 0
+        return use.total - use.weights + sums <= _SHARE * free
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank.rank == 0
 
     @staticmethod
     def _is_due(every: int, done: int) -> bool:
@@ -217,7 +251,7 @@ class Trainer:
         """Let preferences know what the model says before it has learned anything."""
         for packs in (self.packs, self._valid):
             if packs is not None and packs.data.kind == PREFERENCE and packs.reference is None:
-                packs.reference = log_probabilities(self.model, packs)
+                packs.reference = log_probabilities(self.model, packs, self.rank)
 
     def _dataset(self, split: str) -> Dataset:
         config, tokenizer = self.config, self.model.tokenizer
@@ -230,7 +264,11 @@ class Trainer:
                 f"max_length {length}: a step has {config.batch_tokens} tokens, and the model's "
                 f"context holds {context}"
             )
+        if not self._is_first:
+            self.rank.wait()  # for the cache
         data = _opened(config, tokenizer, split, length, self._prompts())
+        if self._is_first:
+            self.rank.wait()
         if data.largest >= (vocabulary := self.model.config.vocab_size):
             raise DataError(
                 f"{data.name} has the token id or label {data.largest}, and the vocabulary of "
@@ -254,18 +292,20 @@ class Trainer:
     def _begun(self, resume: bool) -> tuple[int, Position]:
         """(steps made, position) to begin with."""
         own = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _ANY_TIME}
-        own["data"] = self.data.key
+        own |= {"data": self.data.key, "grad_accumulation": self.batches}  # on however many devices
         self._identity = own
         if not resume and (self.out / "config.toml").exists():
             raise OptionError(
                 f"{self.out}: there is a run in this folder; resume it, or take another"
             )
-        self.out.mkdir(parents=True, exist_ok=True)
         values = self._checkpoints.load(self.model, self._optimizer) if resume else None
         if values is not None and (then := values["config"]) != own:
             other = [name for name in own if then.get(name) != own[name]]
             raise OptionError(f"{self.out}: the run there has another {', '.join(other)}")
-        (self.out / "config.toml").write_text(self.config.toml(), encoding="utf-8")
+        self.rank.wait()  # until all have read what rank 0 may write
+        if self._is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.toml").write_text(self.config.toml(), encoding="utf-8")
         if values is None:
             return 0, Position()
         self._skipped = values["skipped"]
@@ -299,8 +339,10 @@ class Trainer:
             done, self.steps, mean_loss(read), read[-1].grad_norm, self._optimizer.lr, rates,
             self._skipped, self.evaluate() if evaluates else None,
         )  # fmt: skip
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(named := progress.named()) + "\n")
+        named = progress.named()
+        if self._is_first:
+            with (self.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(named) + "\n")
         if say is not None:
             say(progress)
         meter.restart()
@@ -316,6 +358,8 @@ class Trainer:
 
     def _save(self, done: int, position: Position) -> None:
         self._read()
+        if not self._is_first:
+            return
         values: dict[str, Any] = {"position": list(position), "skipped": self._skipped}
         self._checkpoints.save(done, self.model, self._optimizer, config=self._identity, **values)
 

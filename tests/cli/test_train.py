@@ -1,9 +1,14 @@
 """boostr train: options as keys, what is said, and that what it makes runs."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from boostr.cli import train
+from boostr.cli.app import app
 
 
 @pytest.fixture
@@ -37,6 +42,32 @@ def test_a_run_and_its_adapter(boostr, tiny: str, data: str, tmp_path: Path) -> 
     assert "  MFU " in more.stderr
 
 
+def test_two_devices_make_the_run_of_one(boostr, tiny: str, data: str, tmp_path: Path) -> None:
+    """And one rank speaks for both."""
+    both, one = str(tmp_path / "both"), str(tmp_path / "one")
+    done = boostr("train", tiny, "--data", data, "-o", both, *SMALL, "--devices", "0,1")
+    assert done.exit_code == 0 and "4 steps of 256 tokens" in done.stderr
+    assert done.stdout.count("trained ") == done.stderr.count("step 4/4") == 1
+    alone = boostr("train", tiny, "--data", data, "-o", one, *SMALL, "--grad-accumulation", "2")
+    assert alone.exit_code == 0
+    weights = [(Path(out) / "adapter_model.safetensors").read_bytes() for out in (both, one)]
+    assert weights[0] == weights[1]
+
+
+def test_ctrl_c_saves_on_all_devices(tiny: str, data: str, tmp_path: Path, monkeypatch) -> None:
+    line = train._line
+
+    def interrupted(now):
+        signal.raise_signal(signal.SIGINT)
+        return line(now)
+
+    monkeypatch.setattr(train, "_line", interrupted)
+    args = ["train", tiny, "--data", data, "-o", str(tmp_path / "run"), *SMALL, "--devices", "0,1"]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 130 and done.stdout.startswith("stopped, --resume goes on: ")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
 def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:
     """Flags win; --dry-run makes nothing and shows what counts."""
     file, out = tmp_path / "run.toml", tmp_path / "run"
@@ -61,6 +92,12 @@ def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:
         (("--data", "DATA", "--lora-targets", "q_proj,nix"), 2, "'nix'; this model has down_proj"),
         (("--data", "DATA", "--loss-on", "assistant"), 1, "no assistant that could count alone"),
         (("--data", "DATA", "--full", "--quantize", "int8"), 2, "packed weights cannot be trained"),
+        (("--data", "DATA", "--devices", "0,a"), 2, "devices must be numbers with commas between"),
+        (
+            ("--data", "DATA", "--devices", "0,1", "--lora-targets", "nix"),
+            2,
+            "no module is a target",
+        ),
     ],
 )
 def test_refuses(boostr, tiny: str, data: str, tmp_path: Path, args, code: int, part: str) -> None:
@@ -68,3 +105,9 @@ def test_refuses(boostr, tiny: str, data: str, tmp_path: Path, args, code: int, 
     result = boostr("train", tiny, "-o", str(tmp_path / "run"), *args, "--backend", "numpy")
     assert result.exit_code == code and part in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_wgpu_has_no_ranks(boostr, tiny: str, data: str, tmp_path: Path) -> None:
+    args = ("--data", data, "-o", str(tmp_path / "run"), "--backend", "wgpu", "--devices", "0,1")
+    result = boostr("train", tiny, *args)
+    assert result.exit_code == 2 and "grad_accumulation = 2 makes the same step" in result.stderr

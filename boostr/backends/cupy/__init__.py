@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from boostr.errors import BackendError
 
 if TYPE_CHECKING:
+    from boostr.backends.collectives import Communicator
     from boostr.backends.cupy.backend import CupyBackend
 
 INSTALL = "pip install 'boostr[cuda13]' (driver 580 or newer) or 'boostr[cuda12]' (525 or newer)"
@@ -24,6 +26,16 @@ def open_backend(selector: str) -> CupyBackend:
     from boostr.backends.cupy.backend import CupyBackend
 
     return CupyBackend(int(selector or 0))
+
+
+def open_ranks(devices: Sequence[int]) -> list[Communicator]:
+    """A rank for each GPU of these numbers."""
+    from boostr.backends import get
+
+    opened = [get(f"cupy:{index}") for index in devices]
+    from boostr.backends.cupy.runtime.nccl import open_ranks
+
+    return open_ranks(opened)
 
 
 def probe() -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from boostr.errors import BackendError
+from boostr.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
+    from boostr.backends.collectives import Communicator
     from boostr.backends.wgpu.backend import WgpuBackend
 
 
@@ -22,6 +24,14 @@ def open_backend(selector: str) -> WgpuBackend:
 
     library = provider.load(name)
     return WgpuBackend(library, adapters.choose(library, selector), selector)
+
+
+def open_ranks(devices: Sequence[int]) -> list[Communicator]:
+    """Refused: WebGPU has no way from one device to another."""
+    raise OptionError(
+        f"devices {list(devices)}: wgpu cannot sum over devices; train on one, where "
+        f"grad_accumulation = {len(devices)} makes the same step"
+    )
 
 
 def probe() -> str | None:
