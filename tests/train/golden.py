@@ -13,6 +13,8 @@ import numpy as np
 import seeded
 
 DATA = Path(__file__).parent / "data" / "torch.npz"
+BF16_DATA = DATA.with_name("bf16.npz")
+BF16_CASE = "llama/tied"
 CURVES = (
     "llama/tied",
     "qwen2/tied",
