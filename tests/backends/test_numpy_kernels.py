@@ -11,6 +11,8 @@ from tolerance import assert_close
 
 from boostr import Tensor, backends, capture, dispatch, dtypes, ops
 from boostr.errors import FallbackError
+from boostr.nn import fusion
+from boostr.operands import Norm
 from boostr.ops import core
 from boostr.ops.quant import quantize
 
@@ -73,6 +75,29 @@ def test_layer_norm(E, residual, with_bias, numpy_backend, rng):
         assert_close(sums.numpy(), h, dtype="float32", reduce=2)
     # near-equal inputs cancel: the error of the mean is divided by sqrt(eps) at worst
     assert_close(got.numpy(), want, dtype="float32", reduce=E, scale=4)
+
+
+@pytest.mark.parametrize("kind", ("rms", "layer"))
+@pytest.mark.parametrize(("E", "factor"), ((37, 1.0), (576, 0.22)))
+def test_add_norm(E, factor, kind, numpy_backend, rng):
+    x, r, w, bias = (normal(rng, s) for s in ((7, E), (7, E), (E,), (E,)))
+    if kind == "rms":
+        y, bias = oracles.rms_norm(x, w, 1e-2, None, 1.0)[0], None
+    else:
+        y = oracles.layer_norm(x, w + 1.0, bias, 1e-2)[0]
+    a, b, c, d = tensors(numpy_backend, columns(x), r, w, bias)
+    norm = Norm(kind, c, d, 1e-2, 1.0)
+    program = capture(lambda: fusion.add_norm(a, norm, b, factor), numpy_backend)
+    assert program.calls() == [f"norm.{kind}_norm"]
+    assert_close(program.outputs.numpy(), r + factor * y, dtype="float32", reduce=E, scale=4)
+
+
+def test_add_norm_refuses_what_it_would_do_wrong(numpy_backend, rng):
+    x, w = tensors(numpy_backend, normal(rng, (7, 16)), normal(rng, (16,)))
+    supports = numpy_backend.kernel("add_norm").supports
+    assert "bias" in supports(x, Norm("rms", w, w, 1e-5, 0.0), x, 1.0)
+    assert "residual" in supports(x, Norm("rms", w, None, 1e-5, 0.0), x[:1], 1.0)
+    assert "bfloat16" in supports(x, Norm("rms", w.to("bfloat16"), None, 1e-5, 0.0), x, 1.0)
 
 
 def test_norm_of_heads_in_a_fused_product(numpy_backend, rng):

@@ -19,6 +19,7 @@ _MODULES = {
             "add_rms_norm",
             "layer_norm",
             "add_layer_norm",
+            "add_norm",
             "rms_norm_backward",
             "layer_norm_backward",
         ),

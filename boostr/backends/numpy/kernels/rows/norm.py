@@ -1,8 +1,9 @@
-"""RMS and layer normalisation of rows [E], with or without the residual add before; item = row.
+"""RMS and layer normalisation of rows [E], with a residual added before, after or not; item = row.
 
 rms:   y = h / sqrt(mean(h²) + eps) · (weight + offset)
-layer: y = (h - mean(h)) / sqrt(mean((h - mean(h))²) + eps) · weight + bias
-h = x, or x + residual, which is then written too. Sources: `boostr/ops/norm.py`.
+layer: y = (h - mean(h)) / sqrt(mean((h - mean(h))²) + eps) · (weight + offset) + bias
+h = x, or x + residual, which is then written too. `after`: residual + factor · y in y's place.
+Sources: `boostr/ops/norm.py`, `boostr/nn/fusion.py`.
 """
 
 from numba import float32
@@ -75,8 +76,22 @@ def _source(params, row, E, add):
     return x
 
 
-def rms_norm(add: bool):
-    """params: x, residual, weight, 0, y, h, E, inner, stride, eps, offset."""
+def _finisher(after: bool):
+    """finish(params, y, row, e, n, v): writes n elements v of a row's result from e on."""
+
+    @inline
+    def finish(params, y, row, e, n, v):
+        if after:
+            residual = f32(params[1]) + row * params[6]
+            v = fma(v, float_param(params[11]), load_n(residual, e, n))
+        store_n(y, e, v, n)
+
+    return finish
+
+
+def rms_norm(add: bool, after: bool):
+    """params: x, residual, weight, 0, y, h, E, inner, stride, eps, offset, factor."""
+    finish = _finisher(after)
 
     def kernel(params, start, stop):
         weight, E = f32(params[2]), params[6]
@@ -87,11 +102,12 @@ def rms_norm(add: bool):
             scale = float32(1.0) / sqrt(mean + eps)
             whole = E - E % LANES
             for e in range(0, whole, LANES):
-                store(y, e, load(h, e) * scale * (load(weight, e) + offset))
+                v = load(h, e) * scale * (load(weight, e) + offset)
+                finish(params, y, row, e, LANES, v)
             if whole < E:
                 n = E - whole
                 w = load_n(weight, whole, n) + offset
-                store_n(y, whole, load_n(h, whole, n) * scale * w, n)
+                finish(params, y, row, whole, n, load_n(h, whole, n) * scale * w)
 
     return kernel
 
@@ -113,12 +129,13 @@ def _centre(h, y, mean, E):
     return total
 
 
-def layer_norm(add: bool):
-    """params: x, residual, weight, bias or 0, y, h, E, inner, stride, eps."""
+def layer_norm(add: bool, after: bool):
+    """params: x, residual, weight, bias or 0, y, h, E, inner, stride, eps, offset, factor."""
+    finish = _finisher(after)
 
     def kernel(params, start, stop):
         weight, bias, E = f32(params[2]), f32(params[3]), params[6]
-        has_bias, eps = params[3] != 0, float_param(params[9])
+        has_bias, eps, offset = params[3] != 0, float_param(params[9]), float_param(params[10])
         for row in range(start, stop):
             h, y = _source(params, row, E, add), f32(params[4]) + row * E
             mean = _sum(h, E) / float32(E)
@@ -126,9 +143,9 @@ def layer_norm(add: bool):
             scale = float32(1.0) / sqrt(variance + eps)
             for e in range(0, E, LANES):
                 n = E - e
-                v = load_n(y, e, n) * scale * load_n(weight, e, n)
+                v = load_n(y, e, n) * scale * (load_n(weight, e, n) + offset)
                 if has_bias:
                     v = v + load_n(bias, e, n)
-                store_n(y, e, v, n)
+                finish(params, y, row, e, n, v)
 
     return kernel
