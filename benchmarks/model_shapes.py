@@ -35,6 +35,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
         "tie_word_embeddings": False, "rope_theta": 500000.0,
     },
+    "gemma-270M": {
+        "model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "head_dim": 256, "vocab_size": 262144, "tie_word_embeddings": True,
+        "rope_theta": 1000000.0, "sliding_window": 512,
+    },
     "tiny": {
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
@@ -44,9 +50,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def decoder_module(config: dict[str, Any]) -> Any:
-    """A Llama of that config, its weights still to be loaded."""
+    """A decoder of that config, by default a Llama, its weights still to be loaded."""
     raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **config}
-    made = family("llama", "random")
+    made = family(raw["model_type"], "random")
     return made(made.read_config(RawConfig(raw, "random")))
 
 

@@ -17,11 +17,13 @@ from boostr.models.gguf_mix import MIXES, Mix
 from boostr.quant.gguf import BLOCK_TYPES, blocks
 
 TYPES = ("F32", "F16", *BLOCK_TYPES)
+ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3"}  # of model types
 
 
 def write(name: str, form: str, path: Path) -> None:
     """Write the model of that name in `model_shapes.MODELS`, in a type or a mix such as Q4_K_M."""
-    config, writer = MODELS[name], gguf.GGUFWriter(path, "llama")
+    config = MODELS[name]
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.get("model_type", "llama")])
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     sharing, tied = heads // config["num_key_value_heads"], config["tie_word_embeddings"]
     mix = None if form in TYPES else Mix(form, config["num_hidden_layers"], sharing, tied)
@@ -32,7 +34,12 @@ def write(name: str, form: str, path: Path) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_dimension_count(hidden // heads)
+    head = config.get("head_dim", hidden // heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    if "sliding_window" in config:
+        writer.add_sliding_window(config["sliding_window"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("no_vocab")
@@ -50,12 +57,17 @@ def write(name: str, form: str, path: Path) -> None:
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim", hidden // heads)
+    q, kv = heads * head, config["num_key_value_heads"] * head
     layer = {
-        "attn_norm": (hidden,), "attn_q": (hidden, hidden), "attn_k": (kv, hidden),
-        "attn_v": (kv, hidden), "attn_output": (hidden, hidden), "ffn_norm": (hidden,),
+        "attn_norm": (hidden,), "attn_q": (q, hidden), "attn_k": (kv, hidden),
+        "attn_v": (kv, hidden), "attn_output": (hidden, q), "ffn_norm": (hidden,),
         "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
     }  # fmt: skip
+    if config.get("model_type") == "gemma3_text":
+        layer |= {"attn_q_norm": (head,), "attn_k_norm": (head,)}
+        layer |= {"post_attention_norm": (hidden,), "post_ffw_norm": (hidden,)}
     shapes = {"token_embd.weight": (config["vocab_size"], hidden), "output_norm.weight": (hidden,)}
     for i in range(config["num_hidden_layers"]):
         shapes |= {f"blk.{i}.{part}.weight": shape for part, shape in layer.items()}
