@@ -2,11 +2,11 @@
 
     python benchmarks/peers.py FOLDER [--threads 2] [--repetitions 5]     FOLDER from make_models.py
 
-llama-bench comes from LLAMA_BENCH or the PATH, torch from the interpreter named by TORCH_PYTHON
-(its own environment: nothing imports torch in this process). A missing peer is a PeerMissingError,
-which a benchmark prints as a skipped row. All rates are tokens per second, mean and standard
-deviation over the repetitions after one warm-up run, as llama-bench counts them: no tokenizer, no
-sampling other than argmax.
+llama-bench comes from LLAMA_BENCH or the PATH, llama-batched-bench from LLAMA_BATCHED_BENCH, torch
+from the interpreter named by TORCH_PYTHON (its own environment: nothing imports torch in this
+process). A missing peer is a PeerMissingError, which a benchmark prints as a skipped row. All
+rates are tokens per second, mean and standard deviation over the repetitions after one warm-up run,
+as llama-bench counts them: no tokenizer, no sampling other than argmax.
 """
 
 import argparse
@@ -56,6 +56,24 @@ def llama_bench(model, *, threads=2, prompt=512, generate=128, repetitions=5, gp
         )
         for row in json.loads(done.stdout)
     ]
+
+
+def batched_bench(model, *, rows=(1,), depth=128, new=32, threads=2):
+    """{rows: generated tokens per second of all together} of llama.cpp on one GGUF file, after
+    prompts of `depth` tokens each."""
+    binary = os.environ.get("LLAMA_BATCHED_BENCH") or shutil.which("llama-batched-bench")
+    if not binary:
+        raise PeerMissingError(
+            "llama-batched-bench not found: set LLAMA_BATCHED_BENCH or put it on the PATH"
+        )
+    options = {
+        "-m": model, "-t": threads, "-tb": threads, "-c": max(rows) * (depth + new + 8),
+        "-npp": depth, "-ntg": new, "-npl": ",".join(map(str, rows)), "--output-format": "jsonl",
+    }  # fmt: skip
+    command = [binary, *(str(x) for pair in options.items() for x in pair)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return {found["pl"]: found["speed_tg"] for found in map(json.loads, lines)}
 
 
 def transformers_bench(
