@@ -72,10 +72,12 @@ def test_ranks_with_several_batches_and_dropout(make, batches):
         np.testing.assert_allclose(own[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_gradients_of_16_bits_are_summed_in_float32(make, batches):
-    one, weights = steps(make, batches[:2], dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_16_bits_are_summed_in_float32(make, batches, dtype):
+    """Those of float16 times the scale of losses."""
+    one, weights = steps(make, batches[:2], dtype=dtype)
     metrics, own = train.run_ranks(
-        lambda rank: steps(make, batches[:2], rank, dtype="bfloat16"), "0,1", "numpy"
+        lambda rank: steps(make, batches[:2], rank, dtype=dtype), "0,1", "numpy"
     )
     assert metrics == one
     assert_equal(own, weights)
@@ -212,6 +214,17 @@ def test_ranks_share_what_a_reference_says(make, rng):
     one, two = (train.run_ranks(fn, devices, "numpy") for devices in ("0", "0,1"))
     np.testing.assert_array_equal(two, one)
     assert (one < 0).all() and len(one) == 11
+
+
+def test_ranks_recompute_where_one_has_no_room(runs, monkeypatch):
+    found = []
+    monkeypatch.setattr(train.Trainer, "_has_room", lambda self: self.rank.rank == 0)
+    monkeypatch.setattr(
+        train.Trainer, "_begun", lambda self, resume: found.append(self.model.recompute) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        runs("run", 2, recompute="auto")
+    assert "layer" in found and "none" not in found
 
 
 def test_devices_need_ranks(runs):

@@ -63,6 +63,7 @@ def test_a_failure_aborts_what_waits_on_the_device(monkeypatch):
 
     fakes, group = [FakeNccl(), FakeNccl()], Group(2)
     monkeypatch.setattr(nccl, "_apart", lambda do: do())
+    monkeypatch.setattr(nccl, "library", FakeNccl)
     ranks = [nccl.NcclRank(group, i, SimpleNamespace(), fakes[i]) for i in range(2)]
     group.fail(1, ValueError())
     for rank, fake in zip(ranks, fakes, strict=True):

@@ -47,12 +47,12 @@ class NcclRank(Communicator):
 
     def __init__(self, group: Group, rank: int, backend: CupyBackend, communicator: Any) -> None:
         super().__init__(group, rank, backend)
-        self._communicator = communicator
+        self._nccl, self._communicator = library(), communicator
         group.on_failure(lambda: _apart(communicator.abort))  # ends kernels that wait for others
 
     def all_reduce(self, arrays: Sequence[Array]) -> None:
         """All arrays as one group, which NCCL sends together."""
-        nccl, stream = library(), self.backend.stream_pointer()
+        nccl, stream = self._nccl, self.backend.stream_pointer()
         nccl.groupStart()
         for x in arrays:
             at, kind = x.data.ptr, nccl.NCCL_FLOAT64 if x.itemsize == 8 else nccl.NCCL_FLOAT32
