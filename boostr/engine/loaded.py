@@ -50,6 +50,12 @@ class Loaded(Trainable):
         """
         adapters.merge_adapter(self.module)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OptionError(
+            f"{self.source}: a loaded model cannot be copied or pickled; load it again, or from "
+            "what save or save_adapter wrote"
+        )
+
     def generate(self, *arguments: Any, **named: Any) -> Any:
         raise self._refusal("generate")
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from boostr import dtypes
-from boostr.errors import ModelFileError
+from boostr.errors import ModelFileError, NumericsError
 from boostr.io.mapping import refuse_foreign
 from boostr.io.safetensors import SafetensorsFile, save
 from boostr.io.settings import ANY, INERT, Settings, Table, obeyed, read_object, unless
@@ -102,6 +102,8 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise ModelFileError(f"{folder / CONFIG}: use_dora: magnitudes (DoRA) are not supported")
     config = Settings(raw, str(folder / CONFIG), _KEYS)
     pairs, whole = _sorted(_tensors(folder), config.get("modules_to_save", []), folder)
+    if not pairs and not whole:
+        raise ModelFileError(f"{folder / TENSORS}: no tensors of an adapter are in it")
     layers = {module: _factors(module, pair, config) for module, pair in pairs.items()}
     return Adapter(str(folder), layers, whole, config.get("ensure_weight_tying", False))
 
@@ -229,6 +231,9 @@ def write_adapter(
         ends = (end for end, (_, table) in _ENDS.items() if table == own.table)
         for end, array in zip(ends, (A, B), strict=True):
             tensors[_PREFIX + name + end] = np.asarray(array, np.float32)
+    broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    if broken:
+        raise NumericsError(f"{folder}: {_some(broken)}: numbers that are nan or infinite")
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / TENSORS, tensors, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

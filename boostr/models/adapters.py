@@ -300,7 +300,7 @@ def adapter_of(model: Model, source: str, head: Classifier | None = None) -> Ada
         outputs, inputs = sum(found[n].shape[0] for n in parts), first.shape[1]
         down, scale = _numbers(first.down), first.scale
         alike = all(
-            part.scale == scale and np.array_equal(_numbers(part.down), down)
+            part.scale == scale and np.array_equal(_numbers(part.down), down, equal_nan=True)
             for part in parts.values()
         )
         if len(parts) != len(names) or not alike:

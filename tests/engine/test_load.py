@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 
 import cases
@@ -159,3 +161,10 @@ def test_an_encoder_without_tokenizer_files(tmp_path):
     ]  # fmt: skip
     with pytest.raises(TokenizerError, match="has no tokenizer"):
         model.embed(["hi"])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_model_is_not_copied(copied, folder):
+    model = load(folder)
+    with pytest.raises(OptionError, match="m: a loaded model cannot be copied or pickled"):
+        copied(model)

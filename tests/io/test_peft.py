@@ -79,6 +79,7 @@ A, B = factors()
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
+        ({}, "no tensors of an adapter are in it"),
         ({A: factors()[A]}, "expected one A and one B"),
         ({**factors(), f"base_model.model.{X}.lora_magnitude_vector": np.ones(5, "f4")}, "not sup"),
         ({**factors(), "base_model.model.lm_head.weight": np.ones((3, 4), "f4")}, "lm_head.weight"),
