@@ -14,6 +14,7 @@ import numpy as np
 
 from boostr import env
 from boostr.errors import DataError
+from boostr.io.disk import room_for
 from boostr.io.scratch import scratch_beside
 from boostr.io.tokenizer import Tokenizer
 from boostr.train.groups import Groups, group_of
@@ -74,13 +75,14 @@ class Dataset:
             DataError: files that are malformed, a split that is not there, rows of no known kind,
                 and data of which nothing can be learned.
             OptionError: an option that there is not.
+            DiskFullError: no room in the cache.
         """
         options = SampleOptions(max_length, loss_on, too_long, prompts)
         files = files_of(path, split)
         if not files:
             raise DataError(f"{path}: there is no {split} split")
         key = _key(files, tokenizer, options)
-        folder = env.cache_dir() / "datasets" / key
+        folder = cache_folder() / key
         if not (folder / _ABOUT).exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             _write(folder, key, files, tokenizer, options)
@@ -100,6 +102,11 @@ class Dataset:
     def lengths(self) -> np.ndarray:
         """int64 [N]: tokens of each sample."""
         return np.diff(self.ends)
+
+
+def cache_folder() -> Path:
+    """Where tokenized data lies."""
+    return env.cache_dir() / "datasets"
 
 
 def _key(files: list[Path], tokenizer: Tokenizer | None, options: SampleOptions) -> str:
@@ -123,7 +130,8 @@ def _write(
     first = list(itertools.islice(rows, 1))
     group = group_of(first[0]) if first else None
     samples = Groups(tokenizer, options, group) if group else Samples(tokenizer, options)
-    with scratch_beside(folder) as scratch:
+    size = sum(path.stat().st_size for path in files)  # tokens and labels take no less
+    with room_for(folder, size), scratch_beside(folder) as scratch:
         made = scratch / "new"
         made.mkdir()
         lengths, largest = [], 0

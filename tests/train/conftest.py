@@ -32,3 +32,10 @@ def sequences(rng):
 
 def values(model):
     return {name: p.numpy().astype(np.float64) for name, p in model.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def datasets(tmp_path, monkeypatch):
+    """Where tokenized data lies: of one test, beside kernels that all share."""
+    monkeypatch.setattr("boostr.train.data.cache_folder", lambda: tmp_path / "datasets")
+    return tmp_path / "datasets"

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 from tiny_model import save_tokenizer
 
-from boostr.errors import DataError, OptionError
+from boostr.errors import DataError, DiskFullError, OptionError
 from boostr.io.tokenizer import Tokenizer
 from boostr.train import Dataset, Packs, Position
 from boostr.train import data as module
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "datasets"
+from boostr.train.records import rows_of
 
 
 def written(path, lengths, seed=0):
@@ -39,7 +35,7 @@ def opened(tmp_path, lengths, **options):
     )
 
 
-def test_tokenized_once(tmp_path, cache, monkeypatch):
+def test_tokenized_once(tmp_path, datasets, monkeypatch):
     save_tokenizer(tmp_path, None)
     tokenizer = Tokenizer.from_folder(tmp_path)
     path = tmp_path / "a.jsonl"
@@ -51,24 +47,27 @@ def test_tokenized_once(tmp_path, cache, monkeypatch):
     again = Dataset.open(path, tokenizer, max_length=16)
     assert again.key == first.key and again.counts == first.counts
     np.testing.assert_array_equal(again[0].labels, first[0].labels)
-    monkeypatch.undo()
-    monkeypatch.setenv("BOOSTR_CACHE", str(cache.parent))
+    monkeypatch.setattr(module, "rows_of", rows_of)
     keys = {first.key, Dataset.open(path, tokenizer, max_length=17).key}
     path.write_text('{"text": "one"}\n')
     keys.add(Dataset.open(path, tokenizer, max_length=16).key)
     tokenizer.lower_case()
     keys.add(Dataset.open(path, tokenizer, max_length=16).key)
-    assert len(keys) == 4 == len(list(cache.iterdir()))
+    assert len(keys) == 4 == len(list(datasets.iterdir()))
     with pytest.raises(IndexError):
         first[2]
 
 
-def test_a_cache_is_whole_or_not_there(tmp_path, cache):
+def test_a_cache_is_whole_or_not_there(tmp_path, datasets, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"input_ids": [1, 2]}\n{"input_ids": "x"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2"):
         Dataset.open(path, None, max_length=8)
-    assert not list(cache.iterdir())
+    assert not list(datasets.iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(DiskFullError, match=r"datasets/.* its disk has 0.0 MB left"):
+        Dataset.open(path, None, max_length=8)
     with pytest.raises(DataError, match="there is no valid split"):
         Dataset.open(path, None, max_length=8, split="valid")
 

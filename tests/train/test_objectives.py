@@ -12,7 +12,7 @@ from tiny_model import make_tiny, make_tiny_encoder
 from train.conftest import BERT
 
 import boostr
-from boostr import env, train
+from boostr import train
 from boostr.errors import DataError, OptionError
 from boostr.train.objectives import log_probabilities
 
@@ -20,16 +20,6 @@ WORDS = [
     "apple", "bread", "cloud", "dough", "eagle", "flame", "grass", "house", "island", "jelly",
     "kettle", "lemon",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """One of its own for data; kernels that are compiled already stay so."""
-    kernels = env.cache_dir() / "kernels"
-    kernels.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(kernels)
-    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
 
 
 def write(path, rows):

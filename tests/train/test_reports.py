@@ -17,9 +17,8 @@ from boostr.train.trackers import find_trackers, log_all
 
 
 @pytest.fixture
-def trainer(tmp_path, monkeypatch):
+def trainer(tmp_path):
     """trainer(**changes of the config) -> a run of two steps."""
-    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
     make_tiny(tmp_path / "tiny")
     (tmp_path / "train.jsonl").write_text("\n".join([json.dumps({"text": "the cat sat"})] * 8))
 
