@@ -4,10 +4,11 @@ an end asked for by `kill`, which leaves nothing half written."""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 TERMINATED = 143  # 128 + SIGTERM, as a shell says it
@@ -31,26 +32,30 @@ def exit_on_terminate() -> Iterator[None]:
 
 
 class StopOnInterrupt:
-    """While entered, the first Ctrl-C sets `requested`; a second one raises KeyboardInterrupt.
+    """While entered, the first Ctrl-C (or another of `signals`) sets `requested`, and writes
+    `notice` to stderr; a second one raises KeyboardInterrupt.
 
     A KeyboardInterrupt may come between any two steps of Python, also inside of a running program;
     a flag is looked at between tokens only. Elsewhere than in the main thread it does nothing.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+    def __init__(self, notice: str = "", signals: Sequence[int] = (signal.SIGINT,)) -> None:
+        self.requested, self._notice, self._signals = False, notice, signals
+        self._previous: list[Any] = []
 
     def __enter__(self) -> StopOnInterrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = [signal.signal(number, self._request) for number in self._signals]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in zip(self._signals, self._previous, strict=False):
+            if previous is not None:
+                signal.signal(number, previous)
 
     def _request(self, *signal_and_frame: object) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with contextlib.suppress(OSError):  # no stream, which this may have interrupted
+            os.write(2, self._notice.encode())
