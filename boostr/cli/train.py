@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from boostr.backends.collectives import Communicator
     from boostr.train.memory import MemoryUse
     from boostr.train.trainer import Progress, Trainer
+
+_STOPS = "\nthis step is made to its end and the state saved; Ctrl-C again leaves at once\n"
 
 
 def _config_options(command: Command) -> Command:
@@ -65,7 +68,7 @@ def command(
     """Train MODEL on --data: an adapter as peft's over weights of any form, or with --full all.
 
     The folder gets config.toml, log.jsonl, checkpoints and in the end the adapter (--full: model/).
-    Ctrl-C saves the state first; --resume goes on.
+    Ctrl-C, or a SIGTERM, saves the state first; --resume goes on.
     """
     from boostr.train.ranks import run_ranks
 
@@ -112,7 +115,8 @@ def _train(run: Trainer, resume: bool, as_json: bool) -> int:
     if run.rank.rank:
         return 0 if run.run(resume=resume) else INTERRUPTED
     start = time.perf_counter()
-    with StopOnInterrupt() as interrupt, progress_bar("train", "step") as show:
+    stops = StopOnInterrupt(_STOPS, (signal.SIGINT, signal.SIGTERM))
+    with stops as interrupt, progress_bar("train", "step") as show:
         finished = run.run(
             resume=resume, say=lambda now: print_above_bar(_line(now)),
             stepped=lambda done, steps: show(done, steps, ""), stop=lambda: interrupt.requested,

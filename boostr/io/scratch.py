@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from boostr.errors import OptionError
 
 try:
     import fcntl
@@ -31,6 +34,30 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             yield scratch
         finally:
             shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While a folder is this caller's, as far as its disk has locks.
+
+    Raises:
+        OptionError: it is another's.
+    """
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise OptionError(f"{folder}: another run is at work in this folder") from None
+    except OSError:  # no locks here
+        pass
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def _prefix(path: Path) -> str:

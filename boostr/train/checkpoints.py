@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boostr.errors import OptionError
+from boostr.io.disk import room_for
+from boostr.io.scratch import alone_in
 from boostr.train.optimizers import Optimizer
 from boostr.train.state import load_state, save_state
 
@@ -14,6 +19,26 @@ if TYPE_CHECKING:
     from boostr.engine.trainable import Trainable
 
 _NAME = re.compile(r"step-(\d+)")
+
+
+@contextlib.contextmanager
+def own_folder(out: Path, resume: bool, optimizer: Optimizer, keep: int) -> Iterator[None]:
+    """While the folder of a run, which is made if need be, is one process's alone, and has room for
+    a checkpoint, those that are kept, and what is trained.
+
+    Raises:
+        OptionError: it is another's; or there is a run in it, without `resume`.
+        DiskFullError: there is no room, at first or on the way.
+    """
+    if not resume and (out / "config.toml").exists():
+        raise OptionError(f"{out}: there is a run in this folder; resume it, or take another")
+    out.mkdir(parents=True, exist_ok=True)
+    trained = sum(p.nbytes for p in optimizer.params)
+    states = (t for own in optimizer.tensors().values() for t in own if t is not None)
+    count = 1 if resume else 1 + keep  # what a run has kept is there already
+    needed = count * (trained + sum(t.nbytes for t in states)) + trained
+    with alone_in(out), room_for(out / "checkpoints", needed):
+        yield
 
 
 class Checkpoints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ from boostr.train.schedule import SCHEDULES
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "adamw": AdamW, "adamw8bit": AdamW8bit, "sgd": SGD, "lion": Lion, "muon": Muon,
 }  # fmt: skip
+
+LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_dropout")
+_ABOVE_0 = (
+    "lora_rank", "lora_alpha", "batch_tokens", "grad_accumulation", "max_sequences", "log_every",
+    "keep", "sample_tokens", "learning_rate", "max_grad_norm", "dpo_beta", "contrastive_scale",
+)  # fmt: skip
+_MOST = 2**63  # of a seed, and so of all whole numbers
 
 
 AUTO = "auto"  # layers are computed again if memory does not hold what they have made
@@ -75,23 +83,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = dataclasses.asdict(self)
+        defaults = {spec.name: spec.default for spec in dataclasses.fields(self)}
         for spec in dataclasses.fields(self):
-            choices, value = spec.metadata["choices"], values[spec.name]
-            if choices and value not in (*choices, spec.default):
-                raise OptionError(f"{spec.name} must be one of {', '.join(choices)}, got {value!r}")
-            if isinstance(value, int | float) and not value >= 0:
-                raise OptionError(f"{spec.name} must be 0 or more, got {value}")
-        if self.sample_every and not self.sample:
-            raise OptionError("sample_every needs a sample, the text that is gone on with")
-        for name in (
-            "lora_rank", "batch_tokens", "grad_accumulation", "max_sequences", "log_every", "keep",
-            "sample_tokens",
-        ):  # fmt: skip
-            if values[name] < 1:
-                raise OptionError(f"{name} must be 1 or more, got {values[name]}")
-        for name in ("dpo_beta", "contrastive_scale", "max_grad_norm"):
+            _check(spec, values[spec.name])
+        for name in _ABOVE_0:
             if not values[name] > 0:
                 raise OptionError(f"{name} must be above 0, got {values[name]}")
+        adapters = [name for name in LORA if values[name] != defaults[name]]
+        if self.full and adapters:
+            raise OptionError(f"{', '.join(adapters)}: of an adapter, and full trains all weights")
+        if not self.steps and not self.epochs:
+            raise OptionError("steps or epochs must be above 0")
+        if self.sample_every and not self.sample:
+            raise OptionError("sample_every needs a sample, the text that is gone on with")
 
     @classmethod
     def read(cls, path: str | Path | None, over: Mapping[str, Any]) -> Self:
@@ -106,20 +110,29 @@ class TrainConfig:
                 given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise OptionError(f"{path}: {error}") from None
-        fields = {spec.name: spec for spec in dataclasses.fields(cls)}
-        for name, value in given.items():
+        fields = [spec.name for spec in dataclasses.fields(cls)]
+        for name in given:
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise OptionError(f"{path}: unknown key {name!r}{hint}")
-            kind = type(fields[name].default)
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise OptionError(f"{path}: {name} must be {kind.__name__}, got {value!r:.80}")
         return cls(**{**given, **over})
 
     def toml(self) -> str:
         """All keys as a file that `read` gives the same of."""
         return "".join(f"{n} = {_toml(v)}\n" for n, v in dataclasses.asdict(self).items())
+
+
+def _check(spec: dataclasses.Field[Any], value: Any) -> None:
+    """Raises OptionError for a value that a key cannot have."""
+    kind, choices = type(spec.default), spec.metadata["choices"]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise OptionError(f"{spec.name} must be {kind.__name__}, got {value!r:.80}")
+    if choices and value not in (*choices, spec.default):
+        raise OptionError(f"{spec.name} must be one of {', '.join(choices)}, got {value!r}")
+    most = math.inf if kind is float else _MOST
+    if isinstance(value, int | float) and not 0 <= value < most:
+        raise OptionError(f"{spec.name} must be 0 or more and below {most:g}, got {value}")
 
 
 def _toml(value: Any) -> str:

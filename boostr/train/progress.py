@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,21 @@ class Progress:
         }  # fmt: skip
         said = {name: value for name, value in named.items() if value is not None}
         return {name: value if math.isfinite(value) else None for name, value in said.items()}
+
+
+def forget_after(done: int, log: Path) -> None:
+    """Drop the lines of a log.jsonl of steps behind `done`, which a resumed run makes again, and
+    one that was not written to its end."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= done:
+                kept.append(f"{line}\n")
+    new = log.with_suffix(".new")
+    new.write_text("".join(kept))
+    new.replace(log)
 
 
 def mean_loss(steps: Sequence[StepMetrics]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from boostr.errors import ModelFileError
 from boostr.io.safetensors import open_safetensors, save
 from boostr.io.scratch import scratch_beside
 from boostr.models.adapters import dropout_step
+from boostr.operands import LowRank, Ordered
+from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
 from boostr.train.optimizers import Optimizer
 
@@ -60,6 +63,23 @@ def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> di
     _fill(folder, _OPTIMIZER, _remembered(model, optimizer))
     optimizer.lr = state["optimizer"]["lr"]
     return state["values"]
+
+
+def model_key(model: Trainable, whole: bool = False) -> str:
+    """What tells the model that a state is of from others of its shape: the forms of its weights,
+    and the first row of each float that does not train; with `whole` of all."""
+    digest = hashlib.sha256(type(model.module).__name__.encode())
+    for name, weight in model.module.weights().items():
+        base = weight.base if isinstance(weight, LowRank) else weight
+        inner = base.base if isinstance(base, Ordered) else base
+        if isinstance(inner, QuantizedTensor):
+            digest.update(f"{name} {inner.scheme.name}\n".encode())
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        if whole or not tensor.requires_grad:
+            first = tensor if len(tensor.shape) < 2 else tensor[:1]
+            digest.update(first.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _trained(model: Trainable) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +16,12 @@ from boostr.backends.collectives import Alone, Communicator
 from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.loaded import Loaded
 from boostr.engine.model import LanguageModel
-from boostr.errors import DataError, NumericsError, OptionError
+from boostr.errors import DiskFullError, NumericsError, OptionError
 from boostr.io.tokenizer import Tokenizer
 from boostr.train.adapters import ALL_LINEAR, add_lora, set_dropout
 from boostr.train.card import card
-from boostr.train.checkpoints import Checkpoints
+from boostr.train.checkpoints import Checkpoints, own_folder
+from boostr.train.checks import adapter_ranks, check_data, check_model
 from boostr.train.config import AUTO, OPTIMIZERS, TrainConfig
 from boostr.train.curve import check_plot, draw_losses
 from boostr.train.data import Dataset
@@ -30,24 +33,18 @@ from boostr.train.muon import tables_and_head
 from boostr.train.objectives import log_probabilities, objective_for
 from boostr.train.optimizers import Optimizer
 from boostr.train.packing import Packs, Position
-from boostr.train.progress import Progress, mean_loss
+from boostr.train.progress import Progress, forget_after, mean_loss
 from boostr.train.ranks import device_numbers
 from boostr.train.schedule import schedule
+from boostr.train.state import model_key
 from boostr.train.step import StepMetrics, compile_step
 from boostr.train.trackers import Tracker, find_trackers, log_all
 
 _SHARE = 0.9  # of what is free, as far as predictions are right
 FATAL = 5  # steps in a row whose gradients are not finite
-_ANY_TIME = (
-    "devices",
-    "steps",
-    "epochs",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep",
-    "peak_tflops",
-)  # may change
+_ANY_TIME = (  # may change
+    "devices", "steps", "epochs", "log_every", "eval_every", "save_every", "keep", "peak_tflops",
+)  # fmt: skip
 
 
 class Trainer:
@@ -80,8 +77,7 @@ class Trainer:
                 f"devices {config.devices}: each has a Trainer of its own, with the rank that "
                 f"run_ranks gives it, as `boostr train` does; this is one of {self.rank.size}"
             )
-        if config.sample_every and not isinstance(model, LanguageModel):
-            raise OptionError(f"sample_every: {model.source} is {model.is_a}, and writes no text")
+        check_model(model, config)
         self._trackers_of = find_trackers(config.report_to)
         if config.plot:
             check_plot()
@@ -96,13 +92,14 @@ class Trainer:
             self._valid = Packs(valid, config.batch_tokens, config.max_sequences)
         packs = config.epochs * len(self.packs.epoch(0))
         self.steps = config.steps or -(-packs // self.batches)
-        if not config.full and not any(p.requires_grad for p in model.parameters()):
+        if not config.full and not adapter_ranks(model):
             targets = config.lora_targets
             ends = targets if targets == ALL_LINEAR else [t.strip() for t in targets.split(",")]
             add_lora(model, config.lora_rank, config.lora_alpha, ends, seed=config.seed)
         if config.lora_dropout:
             set_dropout(model, config.lora_dropout, seed=config.seed)
         model.recompute = self._affordable() if config.recompute == AUTO else config.recompute
+        self._model_key = model_key(model, whole=self.data.kind == PREFERENCE)
         self._optimizer = _optimizer(model, config)
         self._factor = schedule(config.schedule, self.steps, config.warmup)
         self._step = compile_step(
@@ -138,22 +135,27 @@ class Trainer:
         Returns:
             whether the end was reached.
         Raises:
-            OptionError: a folder with a run in it, without `resume`; one of other data or config.
-            NumericsError: gradients were not finite in FATAL steps one after the other.
+            OptionError: a folder with a run in it, without `resume`; one of another model, other
+                data or config; one that another process is at.
+            DiskFullError: no room for checkpoints and what is trained.
+            NumericsError: gradients were not finite in FATAL steps one after the other, or in all.
+            Whatever `say`, `stepped` or a tracker raises: the state is saved first.
         """
-        self._compare()
-        done, position = self._begun(resume)
-        config = dataclasses.asdict(self.config)
-        trackers = [made(self.out, config) for made in self._trackers_of if self._is_first]
         if not self._is_first:
             say, stepped = None, lambda done, steps: None
-        try:
+        with contextlib.ExitStack() as held:
+            if self._is_first:
+                kept = self.config.keep if self.config.save_every else 0
+                held.enter_context(own_folder(self.out, resume, self._optimizer, kept))
+            self._compare()
+            done, position = self._begun(resume)
+            config, trackers = dataclasses.asdict(self.config), list[Tracker]()
+            for made in self._trackers_of if self._is_first else ():
+                trackers.append(tracker := made(self.out, config))
+                held.callback(tracker.close)
             done = self._trained(done, position, trackers, say, stepped, stop)
-        finally:
-            for tracker in trackers:
-                tracker.close()
-        if done >= self.steps and self._is_first:
-            self._finish()
+            if done >= self.steps and self._is_first:
+                self._finish()
         return done >= self.steps
 
     def _trained(
@@ -165,21 +167,20 @@ class Trainer:
         walk = self.packs.batches(position, self.rank.rank, self.rank.size)
         meter = Meter(self.model, self.config.peak_tflops * 1e12 or None, self.rank)
         while done < self.steps and not any(self.rank.gather(stop())):
-            batches = []
-            for _ in range(self.config.grad_accumulation):
-                position, batch = next(walk)
-                batches.append(batch)
+            taken = list(itertools.islice(walk, self.config.grad_accumulation))
+            batches = [batch for _, batch in taken]
             self._optimizer.lr = self.config.learning_rate * self._factor(done)
             self._pending.append(self._step(*batches))
             meter.add(batches)
-            done += 1
-            stepped(done, self.steps)
-            evaluates = self._is_due(self.config.eval_every, done)
-            if evaluates or done == self.steps or self._is_due(self.config.log_every, done):
-                log_all(trackers, self._log(done, meter, evaluates, say))
-            if self._is_first and self._is_due(self.config.sample_every, done):
-                with meter.paused():
-                    self._sample(done)
+            done, position = done + 1, taken[-1][0]
+            try:
+                stepped(done, self.steps)
+                self._report(done, meter, trackers, say)
+            except (NumericsError, DiskFullError):
+                raise
+            except Exception:
+                self._save(done, position)
+                raise
             if self._is_due(self.config.save_every, done):
                 self._save(done, position)
         self._read()
@@ -269,11 +270,7 @@ class Trainer:
         data = _opened(config, tokenizer, split, length, self._prompts())
         if self._is_first:
             self.rank.wait()
-        if data.largest >= (vocabulary := self.model.config.vocab_size):
-            raise DataError(
-                f"{data.name} has the token id or label {data.largest}, and the vocabulary of "
-                f"{self.model.source} is 0..{vocabulary - 1}; is it the data of another model?"
-            )
+        check_data(data, self.model)
         return data
 
     def _prompts(self) -> tuple[str, str]:
@@ -292,19 +289,16 @@ class Trainer:
     def _begun(self, resume: bool) -> tuple[int, Position]:
         """(steps made, position) to begin with."""
         own = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _ANY_TIME}
-        own |= {"data": self.data.key, "grad_accumulation": self.batches}  # on however many devices
+        own |= {"data": self.data.key, "model": self._model_key}
+        own["grad_accumulation"] = self.batches  # on however many devices
         self._identity = own
-        if not resume and (self.out / "config.toml").exists():
-            raise OptionError(
-                f"{self.out}: there is a run in this folder; resume it, or take another"
-            )
         values = self._checkpoints.load(self.model, self._optimizer) if resume else None
         if values is not None and (then := values["config"]) != own:
             other = [name for name in own if then.get(name) != own[name]]
             raise OptionError(f"{self.out}: the run there has another {', '.join(other)}")
         self.rank.wait()  # until all have read what rank 0 may write
         if self._is_first:
-            self.out.mkdir(parents=True, exist_ok=True)
+            forget_after(0 if values is None else values["step"], self.out / "log.jsonl")
             (self.out / "config.toml").write_text(self.config.toml(), encoding="utf-8")
         if values is None:
             return 0, Position()
@@ -322,11 +316,23 @@ class Trainer:
                 self._in_a_row = 0
             elif metrics.loss_scale <= FLOOR:  # else the scale was too large, and is smaller now
                 self._in_a_row += 1
-            if self._in_a_row >= FATAL:
+            if self._in_a_row >= min(FATAL, self.steps):
                 raise NumericsError(
-                    f"gradients were not finite in {FATAL} steps one after the other; the weights "
-                    "are as before them. Try a lower learning_rate, or dtype float32"
+                    f"gradients were not finite in {self._in_a_row} steps one after the other; the "
+                    "weights are as before them. Try a lower learning_rate, or dtype float32"
                 )
+
+    def _report(
+        self, done: int, meter: Meter, trackers: Sequence[Tracker],
+        say: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
+        """What is due after a step: a line, an evaluation, a sample."""
+        evaluates = self._is_due(self.config.eval_every, done)
+        if evaluates or done == self.steps or self._is_due(self.config.log_every, done):
+            log_all(trackers, self._log(done, meter, evaluates, say))
+        if self._is_first and self._is_due(self.config.sample_every, done):
+            with meter.paused():
+                self._sample(done)
 
     def _log(
         self, done: int, meter: Meter, evaluates: bool, say: Callable[[Progress], None] | None
@@ -365,14 +371,14 @@ class Trainer:
 
     def _finish(self) -> None:
         """Write what was trained, for others to load, and what it is."""
-        text = card(self.config, self.model.source, self.steps, self.data.key)
-        (self.out / "README.md").write_text(text, encoding="utf-8")
-        if self.config.plot:
-            draw_losses(self.out / "log.jsonl", self.out / "loss.png")
         if self.config.full:
             self.model.save(self.out / "model")
         else:
             self.model.save_adapter(self.out)
+        text = card(self.config, self.model.source, self.steps, self.data.key)
+        (self.out / "README.md").write_text(text, encoding="utf-8")
+        if self.config.plot:
+            draw_losses(self.out / "log.jsonl", self.out / "loss.png")
 
 
 def _optimizer(model: Loaded, config: TrainConfig) -> Optimizer:

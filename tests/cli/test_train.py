@@ -1,6 +1,7 @@
 """boostr train: options as keys, what is said, and that what it makes runs."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from boostr.cli.app import app
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("boostr.train.data.cache_folder", lambda: tmp_path / "datasets")
     rows = [{"prompt": f"{i}+1=", "completion": f"{i + 1}"} for i in range(40)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"prompt": "x", "completion": ""}\n')
@@ -88,7 +89,7 @@ def test_keys_of_a_file(boostr, tiny: str, data: str, tmp_path: Path) -> None:
         ((), 2, "--data is needed"),
         (("--data", "nowhere"), 1, "no such file or folder"),
         (("--data", "DATA", "--schedule", "step"), 2, "'step' is not one of"),
-        (("--data", "DATA", "--lora-rank", "0"), 2, "lora_rank must be 1 or more"),
+        (("--data", "DATA", "--lora-rank", "0"), 2, "lora_rank must be above 0, got 0"),
         (("--data", "DATA", "--lora-targets", "q_proj,nix"), 2, "'nix'; this model has down_proj"),
         (("--data", "DATA", "--loss-on", "assistant"), 1, "no assistant that could count alone"),
         (("--data", "DATA", "--full", "--quantize", "int8"), 2, "packed weights cannot be trained"),
@@ -111,3 +112,17 @@ def test_wgpu_has_no_ranks(boostr, tiny: str, data: str, tmp_path: Path) -> None
     args = ("--data", data, "-o", str(tmp_path / "run"), "--backend", "wgpu", "--devices", "0,1")
     result = boostr("train", tiny, *args)
     assert result.exit_code == 2 and "grad_accumulation = 2 makes the same step" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop(
+    boostr, tiny: str, data: str, tmp_path: Path, monkeypatch, capfd, number: int
+) -> None:
+    """Ends with the step that it is at, and its state is saved."""
+    from boostr.cli import train
+
+    monkeypatch.setattr(train, "_line", lambda now: os.kill(os.getpid(), number) or "line")
+    done = boostr("train", tiny, "--data", data, "-o", str(tmp_path / "run"), *SMALL)
+    assert done.exit_code == 130 and "stopped, --resume goes on: " in done.stdout
+    assert "Ctrl-C again leaves at once" in capfd.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()

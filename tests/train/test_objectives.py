@@ -313,13 +313,15 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         train.Trainer(decoder, config(path), tmp_path / "run")
     path = write(tmp_path / "text.jsonl", [{"text": "abc"}])
     with refused(OptionError, "rows of a sample", "encoder"):
-        train.Trainer(encoder(tmp_path), config(path), tmp_path / "run")
+        train.Trainer(encoder(tmp_path), config(path, full=True), tmp_path / "run")
     write(tmp_path / "train.jsonl", pairs(["a", "b"]))
     write(tmp_path / "valid.jsonl", pairs(["a", "b"], negative="c"))
     with refused(OptionError, "valid", "another kind"):
-        train.Trainer(encoder(tmp_path), config(tmp_path, eval_every=1), tmp_path / "run")
+        train.Trainer(
+            encoder(tmp_path), config(tmp_path, eval_every=1, full=True), tmp_path / "run"
+        )
     with refused(OptionError, "sample_every", "no text"):
-        own = config(tmp_path, sample_every=1, sample="a")
+        own = config(tmp_path, sample_every=1, sample="a", full=True)
         train.Trainer(encoder(tmp_path), own, tmp_path / "run")
     with refused(OptionError, "dpo_beta", "above 0"):
         config(path, dpo_beta=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,14 @@ import pytest
 from tiny_model import ROOT, environment, make_tiny
 
 import boostr
-from boostr.errors import NumericsError, OptionError
-from boostr.io.safetensors import open_safetensors
+from boostr import train
+from boostr.errors import DiskFullError, NumericsError, OptionError
+from boostr.io.safetensors import open_safetensors, save
+from boostr.io.scratch import alone_in
 from boostr.train import TrainConfig, Trainer
 from boostr.train import trainer as module
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the park", "the sun is hot", "rain falls down"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOOSTR_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -38,7 +36,9 @@ def folder(tmp_path):
 
 
 def config(folder, **changes):
-    options = {"data": str(folder), "batch_tokens": 256, "lora_rank": 4, "learning_rate": 1e-2}
+    options = {"data": str(folder), "batch_tokens": 256, "learning_rate": 1e-2}
+    if not changes.get("full"):
+        options["lora_rank"] = 4
     return TrainConfig(**{**options, "steps": 8, "log_every": 2, **changes})
 
 
@@ -132,6 +132,14 @@ def test_another_run_is_not_resumed(folder):
         trainer(folder).run()
     with pytest.raises(OptionError, match="another learning_rate, seed"):
         trainer(folder, learning_rate=1e-3, seed=1).run(resume=True)
+    packed = boostr.load(folder / "tiny", backend="numpy", quantize="int8")
+    with pytest.raises(OptionError, match="another model"):
+        Trainer(packed, config(folder), folder / "run").run(resume=True)
+    weights = tensors(folder / "tiny" / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save(folder / "tiny" / "model.safetensors", weights)
+    with pytest.raises(OptionError, match="another model"):
+        trainer(folder).run(resume=True)
     with (folder / "train.jsonl").open("a") as file:
         file.write('\n{"text": "more"}')
     with pytest.raises(OptionError, match="another data"):
@@ -223,10 +231,14 @@ def test_five_of_them_end_the_run(folder):
         ("learning_rat = 1.0", "unknown key 'learning_rat'; did you mean learning_rate?"),
         ("steps = 1.5", "steps must be int, got 1.5"),
         ("full = 1", "full must be bool, got 1"),
-        ("steps = -1", "steps must be 0 or more, got -1"),
+        ("steps = -1", "steps must be 0 or more and below .*, got -1"),
         ("schedule = 'step'", "schedule must be one of constant, linear, cosine, wsd, got 'step'"),
-        ("keep = 0", "keep must be 1 or more"),
         ("max_grad_norm = 0.0", "max_grad_norm must be above 0"),
+        ("keep = 0", "keep must be above 0, got 0"),
+        ("learning_rate = inf", "learning_rate must be 0 or more and below inf, got inf"),
+        ("seed = 36893488147419103232", "seed must be 0 or more and below 9.22337e"),
+        ("epochs = 0", "steps or epochs must be above 0"),
+        ("full = true\nlora_rank = 4", "lora_rank: of an adapter, and full trains all weights"),
         ("a = ", "run.toml: "),
     ],
 )
@@ -259,6 +271,8 @@ def test_refuses(folder):
     (folder / "ids" / "a.jsonl").write_text('{"input_ids": [1, 258]}')
     with pytest.raises(boostr.errors.DataError, match="label 258, and the vocabulary"):
         trainer(folder, data=str(folder / "ids"))
+    with pytest.raises(OptionError, match="sample has 5000 tokens, and the model's context holds"):
+        trainer(folder, sample="a" * 5000, sample_every=1)
     (folder / "valid.jsonl").unlink()
     with pytest.raises(boostr.errors.DataError, match="there is no valid split"):
         trainer(folder, eval_every=1)
@@ -299,3 +313,67 @@ def test_time_is_of_training(folder, monkeypatch):
     said = []
     run.run(say=said.append)
     assert said[-1].eval_loss == 1.0
+
+
+@pytest.mark.parametrize(
+    ("load", "changes", "words"),
+    [
+        ({"trainable": True}, {}, "without full an adapter would"),
+        ({}, {"full": True, "lora_rank": 16}, "load it with trainable=True"),
+        ({"adapter": "run"}, {}, "load it with trainable=True"),
+        ({"adapter": "run", "trainable": True}, {"full": True}, "merge it first"),
+        ({"adapter": "run", "trainable": True}, {"lora_rank": 8}, "an adapter already, of rank 4"),
+    ],
+)
+def test_a_model_is_as_it_is_to_be_trained(folder, load, changes, words):
+    """Else what was trained could not be written in the end."""
+    made = boostr.load(folder / "tiny", backend="numpy")
+    train.add_lora(made, r=4)
+    made.save_adapter(folder / "run")
+    if "adapter" in load:
+        load = {**load, "adapter": folder / "run"}
+    model = boostr.load(folder / "tiny", backend="numpy", **load)
+    with pytest.raises(OptionError, match=words):
+        Trainer(model, config(folder, **changes), folder / "out")
+
+
+def test_a_callback_that_fails_loses_nothing(folder):
+    def fails(progress):
+        raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError, match="no network"):
+        trainer(folder).run(say=fails)
+    assert (folder / "run" / "checkpoints" / "step-000002").is_dir()
+    with (folder / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 7}\n{"step": 8, "trai')  # made again, and torn
+    assert trainer(folder).run(resume=True)
+    assert [row["step"] for row in log(folder)] == [2, 4, 6, 8]
+
+
+def test_a_folder_is_of_one_run(folder):
+    (folder / "run").mkdir()
+    with alone_in(folder / "run"), pytest.raises(OptionError, match="another run is at work"):
+        trainer(folder).run()
+    with alone_in(folder / "run"):  # which is over
+        pass
+
+
+def test_a_disk_without_room(folder, monkeypatch):
+    """Is said before the first step, not after the last."""
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(DiskFullError, match=r"it takes 0\.\d MB, and its disk has 0.0"):
+        trainer(folder).run(stepped=lambda done, steps: pytest.fail("a step was made"))
+
+
+def test_nothing_finite_is_no_adapter(folder):
+    """Fewer steps than five, and weights that no longer are numbers."""
+    with pytest.raises(NumericsError, match="not finite in 2 steps"):
+        poisoned(trainer(folder, steps=2), lambda i: True).run()
+    run = trainer(folder, "other", steps=1)
+    run.run()
+    weight = next(p for p in run.model.parameters() if p.requires_grad)
+    weight.assign(np.full(weight.shape, np.inf, np.float32))
+    with pytest.raises(NumericsError, match=r"lora_A.weight: numbers that are nan or infinite"):
+        run.model.save_adapter(folder / "broken")
+    assert not (folder / "broken").exists()
