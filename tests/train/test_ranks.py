@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from train.conftest import CONFIG
 
+import boostr
 from boostr import train
 from boostr.errors import NumericsError, OptionError
 from boostr.io.safetensors import open_safetensors
@@ -54,6 +56,30 @@ def test_two_ranks_are_one_with_two_batches(make, batches):
     ):
         assert found == one
         assert_equal(own, weights)
+
+
+def test_ranks_have_one_loss_scale(batches):
+    """A scale that is too large for some: all skip the step, and go on with the half of it."""
+
+    def run(rank):
+        model = boostr.create("llama", CONFIG, 3, backend="numpy", dtype="float16")
+        optimizer, own = train.AdamW(model.parameters(), lr=3e-3), batches[:2]
+        ranks = rank.size if rank else 1
+        step = train.compile_step(
+            model, optimizer, tokens=31, max_sequences=5, rank=rank, grad_accumulation=2 // ranks
+        )
+        found = []
+        for scale in (2.0**40, 2.0**10):
+            optimizer.loss_scale.value.assign(np.float32(scale))
+            for _ in range(2):
+                metrics = step(*(own[rank.rank :: ranks] if rank else own))
+                found.append((metrics.loss, metrics.grad_norm, metrics.loss_scale))
+        return np.array(found)
+
+    one = run(None)
+    assert np.isnan(one[0, 1]) and one[1, 2] == 2.0**39 and np.isfinite(one[2:]).all()
+    for found in train.run_ranks(lambda rank: rank.gather(run(rank)), "0,1", "numpy"):
+        np.testing.assert_array_equal(found, one)
 
 
 def test_ranks_with_several_batches_and_dropout(make, batches):
