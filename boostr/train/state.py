@@ -50,7 +50,8 @@ def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> di
     """Put back what `save_state` wrote, in place, and return its values.
 
     Raises:
-        ModelFileError: a state of another model, of other parameters or of another optimizer.
+        ModelFileError: a state of another model, of other parameters or of another optimizer; of
+            which nothing is put back.
     """
     folder = Path(folder)
     state = json.loads((folder / _VALUES).read_text())
@@ -59,8 +60,13 @@ def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> di
         raise ModelFileError(
             f"{folder}: this is a state of {state['optimizer']['name']}, not of {settings['name']}"
         )
-    _fill(folder, _MODEL, _trained(model))
-    _fill(folder, _OPTIMIZER, _remembered(model, optimizer))
+    parts = {_MODEL: _trained(model), _OPTIMIZER: _remembered(model, optimizer)}
+    for name, tensors in parts.items():
+        _check(folder / name, tensors)
+    for name, tensors in parts.items():
+        with open_safetensors(folder / name) as file:
+            for key, tensor in tensors.items():
+                tensor.assign(file.tensor(key))
     optimizer.lr = state["optimizer"]["lr"]
     return state["values"]
 
@@ -106,19 +112,19 @@ def _remembered(model: Trainable, optimizer: Optimizer) -> dict[str, Tensor]:
     return found | ({} if scale is None else scale.tensors())
 
 
-def _fill(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    with open_safetensors(folder / name) as file:
+def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """That a file has these tensors, in their shapes and dtypes."""
+    with open_safetensors(path) as file:
         if {*file.names} != {*tensors}:
             wrong = sorted({*file.names} ^ {*tensors})
-            raise ModelFileError(f"{folder / name}: other tensors than expected: {wrong[:4]}")
+            raise ModelFileError(f"{path}: other tensors than expected: {wrong[:4]}")
         for key, tensor in tensors.items():
             stored = file.tensor(key)
             if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                 raise ModelFileError(
-                    f"{folder / name}: {key} must be {tensor.dtype}{list(tensor.shape)}, got "
+                    f"{path}: {key} must be {tensor.dtype}{list(tensor.shape)}, got "
                     f"{stored.dtype}{list(stored.shape)}"
                 )
-            tensor.assign(stored)
 
 
 def _flush(path: Path) -> None:

@@ -58,6 +58,22 @@ def test_another_state_is_refused(make, tmp_path, sequences):
         train.save_state(tmp_path / "other", other, train.AdamW(model.parameters()))
 
 
+def test_of_a_state_that_does_not_fit_nothing_is_put_back(make, tmp_path):
+    model, other = make(), make(tie_word_embeddings=False)
+    train.save_state(tmp_path / "state", model, train.AdamW(model.parameters()))
+    for p in model.parameters():
+        p.assign(p * 2)
+    before = [p.numpy().copy() for p in model.parameters()]
+    train.save_state(tmp_path / "other", other, train.AdamW(other.parameters()))
+    (tmp_path / "other" / "optimizer.safetensors").rename(
+        tmp_path / "state" / "optimizer.safetensors"
+    )
+    with refused(ModelFileError, "optimizer.safetensors", "other tensors", "lm_head"):
+        train.load_state(tmp_path / "state", model, train.AdamW(model.parameters()))
+    for p, values in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(p.numpy(), values)
+
+
 def test_a_model_that_is_saved_is_loaded(make, tmp_path, sequences):
     model, batch = make(), train.pack(sequences)
     optimizer = train.AdamW(model.parameters(), lr=0.01)
