@@ -16,7 +16,7 @@ from boostr.engine.text_model import Parts, TextModel
 from boostr.errors import ModelFileError, OptionError
 from boostr.io.tokenizer import required
 from boostr.models.base import Model
-from boostr.models.heads import POOLINGS
+from boostr.models.heads import POOLINGS, unit
 from boostr.nn.batch import Batch
 from boostr.tensor import Tensor
 
@@ -77,11 +77,8 @@ class EmbeddingModel(TextModel):
             raise OptionError(f"{self.source}: no gradient through what is behind the pooling")
         states = self.module.last_hidden_state(batch)
         pooled = [POOLINGS[_DIFFERENTIABLE[n]](states, batch) for n in sentence.poolings]
-        vectors = (pooled[0] if len(pooled) == 1 else ops.core.concat(pooled, 1)).to("float32")
-        if not sentence.steps:
-            return vectors
-        squares = ops.core.sum(vectors * vectors, -1, keepdims=True)
-        return vectors * ops.core.rsqrt(ops.core.maximum(squares, 1e-24))
+        vectors = pooled[0] if len(pooled) == 1 else ops.core.concat(pooled, 1)
+        return unit(vectors) if sentence.steps else vectors.to("float32")
 
     def embed(
         self,

@@ -56,6 +56,17 @@ class Loaded(Trainable):
             "what save or save_adapter wrote"
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are stored."""
+        return sum(w.nbytes for w in self.module.weights().values())
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights counted as numbers; packed ones by their logical shape."""
+        weights = self.module.weights().values()
+        return sum(w.size for w in weights)
+
     def generate(self, *arguments: Any, **named: Any) -> Any:
         raise self._refusal("generate")
 

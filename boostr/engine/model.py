@@ -306,17 +306,6 @@ class LanguageModel(Loaded):
             ranker = self._rankers[template] = QuestionReranker.by_name(parts, template)
         return ranker.rerank(query, texts, top_k=top_k, prompt=instruction)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they are stored."""
-        return sum(w.nbytes for w in self.module.weights().values())
-
-    @property
-    def parameter_count(self) -> int:
-        """Weights counted as numbers; packed ones by their logical shape."""
-        weights = self.module.weights().values()
-        return sum(w.size for w in weights)
-
 
 def _finite(pieces: Generator[Piece]) -> Generator[Piece]:
     """The same pieces; NumericsError in place of one that ends with an error."""

@@ -130,8 +130,3 @@ class TextModel(Loaded):
             ends = np.cumsum([len(ids) for _, ids in group])
             parts = np.split(computed, ends)[:-1]
             yield from zip((index for index, _ in group), parts, strict=True)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they are stored."""
-        return sum(w.nbytes for w in self.module.weights().values())

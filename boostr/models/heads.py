@@ -20,7 +20,7 @@ from boostr.nn import fusion
 from boostr.nn.norm import maybe_norm
 from boostr.nn.specs import NormSpec
 from boostr.ops import core
-from boostr.tensor import Tensor, full
+from boostr.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,16 @@ class ClassifierSpec:
 
 
 def _mean(hidden: Tensor, batch: nn.Batch) -> Tensor:
-    T, ends = len(hidden), batch.cu_seqlens[1:]
-    ended = core.scatter_add((T + 1,), ends, full(ends.shape, 1, "int32", ends.backend))
-    owners = core.cumsum(ended)[:T]  # of tokens in no text: one past the last
-    sums = core.scatter_add((len(ends) + 1, hidden.shape[1]), owners, hidden.to("float32"))
-    lengths = core.maximum(ends - batch.cu_seqlens[:-1], 1).to("float32")
+    starts = batch.cu_seqlens
+    sums = core.scatter_add((len(starts), hidden.shape[1]), batch.owners, hidden.to("float32"))
+    lengths = core.maximum(starts[1:] - starts[:-1], 1).to("float32")
     return (sums[:-1] / lengths.unsqueeze(1)).to(hidden.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of x [N, E] in float32, of length 1."""
+    wide = x.to("float32")
+    return wide * core.rsqrt(core.maximum(core.sum(wide * wide, -1, keepdims=True), 1e-24))
 
 
 # name -> vectors [N, E] of hidden states [T, E] of packed texts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from boostr.errors import ShapeError
 from boostr.operands import Cache, Rope, StateRows
 from boostr.ops import core
-from boostr.tensor import Tensor
+from boostr.tensor import Tensor, full
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Batch:
     def first_tokens(self) -> Tensor:
         """int32 [B]: the first token of each sequence; any for those that have none."""
         return core.minimum(self.cu_seqlens[:-1], len(self.ids) - 1)
+
+    @property
+    def owners(self) -> Tensor:
+        """int32 [T]: the sequence of each token; B for those that belong to none."""
+        T, ends = len(self.ids), self.cu_seqlens[1:]
+        ones = full(ends.shape, 1, "int32", ends.backend)
+        return core.cumsum(core.scatter_add((T + 1,), ends, ones))[:T]
 
     @property
     def last_tokens(self) -> Tensor:

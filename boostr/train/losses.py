@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from boostr import ops
 from boostr.errors import ShapeError
-from boostr.ops import core
+from boostr.models.heads import unit
 from boostr.tensor import Tensor, arange
 
 
@@ -26,9 +26,3 @@ def contrastive_loss(anchors: Tensor, positives: Tensor, scale: float = 20.0) ->
     cosines = unit(anchors) @ unit(positives).T
     own = arange(len(anchors), backend=anchors.backend)
     return ops.cross_entropy(cosines * scale, own)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows of x [N, E] in float32, of length 1."""
-    wide = x.to("float32")
-    return wide * core.rsqrt(core.maximum(core.sum(wide * wide, -1, keepdims=True), 1e-24))

@@ -83,7 +83,7 @@ def predicted_memory(
     gradients = sum(p.nbytes for p in optimizer.params)
     states = (t for tensors in optimizer.tensors().values() for t in tensors if t is not None)
     return MemoryUse(
-        weights=sum(weight.nbytes for weight in model.module.weights().values()),
+        weights=model.weight_bytes,
         optimizer=sum(t.nbytes for t in states),
         gradients=gradients,
         activations=max(round(taken) - gradients, 0),

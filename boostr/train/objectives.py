@@ -17,13 +17,13 @@ from boostr.engine.embedder import EmbeddingModel
 from boostr.engine.loaded import Loaded
 from boostr.engine.packed import IGNORED, PackedBatch
 from boostr.errors import OptionError
+from boostr.models.heads import unit
 from boostr.nn.batch import Batch
 from boostr.ops import core
 from boostr.tensor import Tensor, arange, full
 from boostr.train.config import TrainConfig
 from boostr.train.data import Dataset
 from boostr.train.groups import PAIR, PREFERENCE
-from boostr.train.losses import unit
 from boostr.train.packing import Packs
 
 _NEVER = -1e9  # a logit of what is not there
@@ -121,7 +121,9 @@ class Preference(Objective):
     def loss(self, inputs: Inputs, count: Tensor) -> Tensor:
         hidden = self._module.hidden(inputs.batch)
         losses = self._module.losses(hidden, inputs.targets, reduction="none")
-        gains = _sums(-losses, inputs.batch) - inputs.reference
+        batch = inputs.batch
+        sums = core.scatter_add((len(batch.cu_seqlens),), batch.owners, -losses)[:-1]
+        gains = sums - inputs.reference
         N = len(gains) // 2
         pairs = gains[: N * 2].reshape((N, 2))
         margins = (pairs[:, :1] - pairs[:, 1:]) * self._beta
@@ -130,16 +132,6 @@ class Preference(Objective):
         targets = core.where(number < inputs.sequences // 2, zeros, IGNORED)
         logits = core.concat([margins, margins * 0], 1)  # whose -log softmax is -log σ(margin)
         return ops.cross_entropy(logits, targets, reduction="sum") / count
-
-
-def _sums(values: Tensor, batch: Batch) -> Tensor:
-    """float32 [S]: of a value [T] of each token the sum over each sequence."""
-    T, starts = len(values), batch.cu_seqlens
-    ended = core.scatter_add(
-        (T + 1,), starts[1:], full((len(starts) - 1,), 1, "int32", values.backend)
-    )
-    owners = core.cumsum(ended)[:T]
-    return core.scatter_add((len(starts),), owners, values)[:-1]
 
 
 def objective_for(model: Loaded, data: Dataset, config: TrainConfig) -> Objective:
