@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ _NOTHING = PackedBatch(*(np.zeros(n, np.int32) for n in (0, 0, 0, 1)))
 
 
 class StepMetrics:
-    """Numbers of a step, which are read from the device when they are asked for.
+    """Numbers of a step, which are read from the device when they are asked for, and then kept.
 
     Attributes:
         target_count: labels that counted, pairs or preferences.
@@ -38,17 +39,17 @@ class StepMetrics:
     def __init__(self, reads: list[Callable[[], np.ndarray]], target_count: int) -> None:
         self._reads, self.target_count = reads, target_count
 
-    @property
+    @cached_property
     def loss(self) -> float:
         """The mean over what counted."""
         return float(self._reads[0]())
 
-    @property
+    @cached_property
     def grad_norm(self) -> float:
         """The norm of all gradients before they were clipped."""
         return float(self._reads[1]())
 
-    @property
+    @cached_property
     def loss_scale(self) -> float:
         """What the loss was multiplied by for backward; 1 but for models of float16."""
         return float(self._reads[2]()) if len(self._reads) > 2 else 1.0

@@ -10,6 +10,7 @@ from tolerance import assert_close
 import boostr
 from boostr import Tensor, train
 from boostr.errors import OptionError, TokenizerError
+from boostr.train.step import StepMetrics
 
 
 def steps(model, batches, count, **options):
@@ -45,6 +46,13 @@ def test_loss_is_that_of_the_logits(make, sequences):
     assert batch.target_count == len(want) == sum(map(len, sequences)) - len(sequences) - 1
     assert model.loss(batch).item() == pytest.approx(np.mean(want), rel=1e-5)
     assert model.loss(batch, "sum").item() == pytest.approx(np.sum(want), rel=1e-5)
+
+
+def test_numbers_of_a_step_are_read_once(plain_backend):
+    one = Tensor(np.float32(2.5), backend=plain_backend)
+    metrics = StepMetrics([one.backend.start_read(one.data) for _ in range(2)], 1)
+    for _ in range(2):
+        assert (metrics.loss, metrics.grad_norm, metrics.loss_scale) == (2.5, 2.5, 1)
 
 
 def test_sequences_do_not_see_each_other(make, sequences):

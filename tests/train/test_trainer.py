@@ -75,6 +75,12 @@ def test_an_adapter_is_trained_and_loaded(folder):
     assert TrainConfig.read(folder / "run" / "config.toml", {}) == run.config
 
 
+def test_a_run_on_every_backend(folder, plain_backend):
+    own = config(folder, batch_tokens=64, max_sequences=4, steps=2, log_every=1)
+    assert Trainer(boostr.load(folder / "tiny", backend=plain_backend), own, folder / "run").run()
+    assert [np.isfinite(row["train/loss"]) for row in log(folder)] == [True, True]
+
+
 def test_a_whole_model_is_trained_and_loaded(folder):
     run = trainer(folder, full=True, optimizer="lion", schedule="wsd", learning_rate=1e-3)
     run.run()
