@@ -16,6 +16,7 @@ from boostr.models.adapters import dropout_step
 from boostr.operands import LowRank, Ordered
 from boostr.quant.scheme import QuantizedTensor
 from boostr.tensor import Tensor
+from boostr.train.loss_scale import LossScale
 from boostr.train.optimizers import Optimizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def load_state(folder: str | Path, model: Trainable, optimizer: Optimizer) -> di
         raise ModelFileError(
             f"{folder}: this is a state of {state['optimizer']['name']}, not of {settings['name']}"
         )
+    with open_safetensors(folder / _OPTIMIZER) as file:
+        if "loss_scale" in file.names and optimizer.loss_scale is None:  # its step comes later
+            optimizer.loss_scale = LossScale(model.runner.backend)
     parts = {_MODEL: _trained(model), _OPTIMIZER: _remembered(model, optimizer)}
     for name, tensors in parts.items():
         _check(folder / name, tensors)
