@@ -18,6 +18,7 @@ from boostr.errors import BoostrError, DownloadError, ModelFileError
 from boostr.io import wheel_model
 from boostr.io.gguf_split import first_parts, part_names
 from boostr.io.mapping import refuse_foreign
+from boostr.io.peft import CONFIG as ADAPTER
 from boostr.io.safetensors import INDEX, SINGLE
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -130,6 +131,12 @@ def _local(path: Path) -> ResolvedModel:
         # A config.json alone does not make the folder a checkpoint: it often lies beside a GGUF.
         # Files that begin with a dot are none of ours (macOS puts a ._NAME beside every file).
         names = first_parts(p.name for p in path.glob("*.gguf") if not p.name.startswith("."))
+        known = names or any((path / name).exists() for name in (SINGLE, INDEX, "config.json"))
+        if not known and (path / ADAPTER).exists():
+            raise ModelFileError(
+                f"{path}: an adapter, which is no model; load the one that it is of with adapter= "
+                f"(--adapter {path})"
+            )
         if (path / SINGLE).exists() or (path / INDEX).exists() or not names:
             return ResolvedModel(path, "folder", str(path))
         if len(names) > 1:

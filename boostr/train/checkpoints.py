@@ -27,11 +27,13 @@ def own_folder(out: Path, resume: bool, optimizer: Optimizer, keep: int) -> Iter
     a checkpoint, those that are kept, and what is trained.
 
     Raises:
-        OptionError: it is another's; or there is a run in it, without `resume`.
+        OptionError: it is another's, or a file; or there is a run in it, without `resume`.
         DiskFullError: there is no room, at first or on the way.
     """
     if not resume and (out / "config.toml").exists():
         raise OptionError(f"{out}: there is a run in this folder; resume it, or take another")
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out}: the folder of a run is to be there, and a file is")
     out.mkdir(parents=True, exist_ok=True)
     trained = sum(p.nbytes for p in optimizer.params)
     states = (t for own in optimizer.tensors().values() for t in own if t is not None)

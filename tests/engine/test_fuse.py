@@ -83,3 +83,10 @@ def test_refuses(tmp_path):
     with pytest.raises(ModelFileError, match=r"no adapter_config.json"):
         boostr.fuse(folder, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    model = boostr.load(make_tiny(tmp_path / "tiny"), backend="numpy")
+    adapter = drawn(tmp_path / "adapter", model.module)
+    with pytest.raises(ModelFileError, match="adapter: an adapter, which is no model"):
+        boostr.load(adapter, backend="numpy")

@@ -362,6 +362,8 @@ def test_a_folder_is_of_one_run(folder):
         trainer(folder).run()
     with alone_in(folder / "run"):  # which is over
         pass
+    with pytest.raises(OptionError, match=r"train.jsonl: the folder of a run .* and a file is"):
+        trainer(folder, "train.jsonl").run()
 
 
 def test_a_disk_without_room(folder, monkeypatch):
