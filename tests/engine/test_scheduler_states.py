@@ -84,7 +84,7 @@ class Jobs(RuleBasedStateMachine):
             self.scheduler.submit(job)
         except OptionError:
             needed = self.scheduler.blocks_for(job.prompt_length + job.limit - 1)
-            if job.deterministic and not 0 < self.device.cut <= self.chunk:
+            if job.deterministic and not 0 < self.scheduler.cut <= self.chunk:
                 return
             assert any(n > pool.count for n, pool in zip(needed, self.pools, strict=True))
         else:
