@@ -91,6 +91,7 @@ class RoundsDevice:
         assert len({write[:3] for write in found.writes}) == len(found.writes), "a race"
         for row, group, column, block in found.writes:
             self._row(row).tables[group][column] = block
+        self._copy([copy[1:] for copy in found.copies])
         results = [(job, job.preemptions, self._step(job)) for job in found.decoding]
         decoding = {job.row for job in found.decoding}
         rest = [row for i, row in self.rows.items() if i not in decoding]
@@ -101,6 +102,15 @@ class RoundsDevice:
                 self._choose(chunk.job, token, chunk.job.limit - chunk.job.launched)
                 results.append((chunk.job, chunk.job.preemptions, token))
         return results
+
+    def _copy(self, copies: list[tuple[int, int, int]]) -> None:
+        places = [(group, source, block, o) for group, source, block in copies
+                  for o in range(self.size)]  # fmt: skip
+        read = [self.memory.get((group, source, o)) for group, source, _, o in places]
+        for (group, _, block, offset), value in zip(places, read, strict=True):
+            self.memory.pop((group, block, offset), None)
+            if value is not None:
+                self.memory[group, block, offset] = value
 
     def lose_memory(self) -> None:
         self.rows.clear()

@@ -17,6 +17,7 @@ from boostr.engine.row_pool import RowPool
 from boostr.errors import BackendError
 from boostr.nn.states import ByToken, Conv, Latent, Paged, Recurrent, State, token_bytes
 from boostr.operands import KV, Cache, planes_of
+from boostr.ops import core
 from boostr.ops.cache import new_kv
 from boostr.quant.kv import KVForm
 from boostr.tensor import Tensor
@@ -111,6 +112,22 @@ class KVPool:
                     for target, source in planes:
                         target[: len(source)].assign(source)
         return found
+
+    def copy(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """(group, source, target): blocks become what others are, all of which are read first.
+        Behind the programs that were started before."""
+        for number, group in enumerate(self._groups):
+            own = [(source, target) for of, source, target in copies if of == number]
+            if not own:
+                continue
+            read, written = (
+                Tensor(np.array(blocks, np.int32), backend=self.backend)
+                for blocks in zip(*own, strict=True)
+            )
+            for kept in (*group.keys.values(), *group.values.values()):
+                for plane in planes_of(kept):
+                    new = core.take(plane, read)
+                    self.backend.put_rows(plane.data, written.data, new.data)
 
     @property
     def nbytes(self) -> int:

@@ -51,6 +51,7 @@ class Launches:
         for row, group, column, block in plan.writes:
             slots.place(row, group, column, block)
         slots.flush()
+        self._steps.pool.copy([copy[1:] for copy in plan.copies])
         if plan.cleared:
             self._close_up(plan.decoding)
 

@@ -47,6 +47,7 @@ class Round:
     Attributes:
         cleared: rows whose jobs have left, which must stop.
         writes: (row, group, column, block) of the block tables; a block of -1: none.
+        copies: (row, group, source, block): what a row's block begins as; all are read first.
         decoding: running jobs that compute one token each.
         chunks: of prompts, in order of arrival; the row of a final one runs from the next round on.
     """
@@ -55,6 +56,7 @@ class Round:
     chunks: list[Chunk] = field(default_factory=list)
     decoding: list[Job] = field(default_factory=list)
     writes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 def _order(job: Job) -> int:
@@ -218,8 +220,9 @@ class Scheduler:
             found.decoding = [job for job in found.decoding if job.row is not None]
             found.chunks = [chunk for chunk in found.chunks if chunk.job.row is not None]
             found.writes = [write for write in found.writes if write[0] not in self._lost]
+            found.copies = [copy for copy in found.copies if copy[0] not in self._lost]
         for chunk in found.chunks:  # only now: a program does not read what it writes
-            self._prefixes.enter(chunk.job, chunk.stop)
+            self._prefixes.enter(chunk.job, chunk.stop, chunk.final)
         return found
 
     def _decode(self, found: Round) -> None:
@@ -284,7 +287,9 @@ class Scheduler:
         its tokens."""
         room = self._room()
         count = self._prefixes.hit(job)
-        job.tables = self._prefixes.tables(job, count)
+        ends = self._prefixes.known_end(job, count)
+        position = len(job.tokens) - 1 if ends else count * self.size
+        job.tables = self._prefixes.tables(job, count, position)
         job.first = [table.count(-1) for table in job.tables]
         needed = self.blocks_for(len(job.tokens))
         left = self._room()  # some of the blocks it found were free
@@ -292,10 +297,11 @@ class Scheduler:
             self._release(job)
             self._refused = (job.order, room)
             return False
-        job.computed, job.entered, job.state = count * self.size, count, "prefilling"
+        job.computed, job.entered, job.state = position, count, "prefilling"
         if not job.preemptions:
             job.cached = job.computed
         row = job.row = heapq.heappop(self._free_rows)
+        found.copies += [(row, *copy) for copy in self._prefixes.copies(job, ends)]
         for group, table in enumerate(job.tables):
             found.writes += [(row, group, column, block) for column, block in enumerate(table)]
         self._prefixes.begin(job)

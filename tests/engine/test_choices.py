@@ -67,7 +67,10 @@ def test_the_prompt_is_computed_once(where, kind, tmp_path):
     prompt = prompt_of(model, 3)
     done = model.generate(prompt, options=SAMPLED, n=5)
     first, *others = (choice.timings.prompt_tokens for choice in done.choices)
-    assert first == len(prompt) and others == [3] * 4
+    assert first == len(prompt) and others == [1] * 4
+    fresh = boostr.load(tmp_path / "model", backend=where)
+    alone = fresh.generate(prompt, options=SAMPLED, seed=9)
+    assert done.choices[4].token_ids == alone.token_ids
     longer = model.generate([*prompt, 9], options=SAMPLED)
     assert longer.timings.prompt_tokens == (len(prompt) + 1 if kind == "by length" else 4)
     assert free_blocks(model) == model.engine.pool.counts

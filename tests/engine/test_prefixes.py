@@ -41,8 +41,10 @@ def test_equal_prompts_share_full_blocks_and_leave_a_token_to_do():
     a = submitted(plans, 8)
     run(plans)
     b, longer = submitted(plans, 8), submitted(plans, 11)
-    assert spans(plans.plan()) == [(b, 4, 8, True), (longer, 8, 11, True)]
-    assert (a.cached, b.cached, longer.cached) == (0, 4, 8)
+    found = plans.plan()
+    assert spans(found) == [(b, 7, 8, True), (longer, 8, 11, True)]
+    assert found.copies == [(b.row, 0, a.tables[0][1], b.tables[0][1])]
+    assert (a.cached, b.cached, longer.cached) == (0, 7, 8)
     assert b.tables[0][0] == a.tables[0][0] and longer.tables[0][:2] == a.tables[0][:2]
     assert b.tables[0][1] != a.tables[0][1]
     assert plans.pools[0].free == 100 - 5  # three of a, one of each other
