@@ -23,8 +23,8 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     Args:
         fn: computes one tensor of its inputs and of tensors that it knows, such as weights, which
-            get their gradients, too, and are not written before backward. Called twice with the
-            same it must give the same.
+            get their gradients, too, and are not written before backward. What was computed on
+            the tape is given as an input. Called twice with the same it must give the same.
     Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
     if not autograd.is_enabled():
