@@ -118,7 +118,8 @@ def test_over_packed_bases(scheme, tmp_path):
             dense_twin(model.module, model.backend)
         logits.append(model.logits(prompts[0]))
         done.append([c.token_ids for c in model.generate_batch(prompts, max_tokens=6)])
-    close(*logits)
+    # rows meet bytes in two digits: see docs/numerics.md
+    close(*logits, rtol=4e-4 if scheme == "int8" else 1e-4)
     assert done[0] == done[1]
 
 

@@ -75,7 +75,8 @@ def in_transformers(family, gradients):
         names = [name]
         for old, new in RENAMED.get(family, {}).items():
             names = [n.replace(old, part) for n in names for part in (new if old in n else (old,))]
-        found |= dict(zip(names, np.split(gradient, len(names)), strict=True))
+        parts = np.split(gradient, len(names)) if names[1:] else [gradient]  # of any rank
+        found |= dict(zip(names, parts, strict=True))
     return found
 
 
