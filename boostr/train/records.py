@@ -7,6 +7,7 @@ time. A folder has splits: files named train*, valid* and test*, or folders of t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, KeysView
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,21 +65,26 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
         return [path] if split == "train" else []
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder")
-    all_files = sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file())
-    visible = [p for p in all_files if not _is_hidden(p.relative_to(path))]
+    all_files = _visible(path)
+    visible = [p for p in all_files if p.suffix in _READERS]
     found = [p for p in visible if _split_of(p.relative_to(path)) == split]
     if not found and split == "train":
         found = visible if not any(_split_of(p.relative_to(path)) for p in visible) else []
     if not found and split == "train":
-        raw = next(path.rglob("*.bin"), None)
+        raw = next((p for p in all_files if p.suffix == ".bin"), None)
         if raw is not None:
             raise DataError(f"{raw}: {_RAW}")
         raise DataError(f"{path}: no training data; expected {', '.join(_READERS)} files in it")
     return found
 
 
-def _is_hidden(inside: Path) -> bool:
-    return any(part.startswith(".") for part in inside.parts)
+def _visible(folder: Path) -> list[Path]:
+    """The files in it and in its folders, in order. What is hidden may come and go meanwhile."""
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root) / name for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def _split_of(inside: Path) -> str | None:

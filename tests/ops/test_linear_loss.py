@@ -5,6 +5,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 from draws import leaves, normal, refused, tensors
+from packed import product_c
 from tolerance import assert_close, rms
 
 from boostr import Tensor, no_grad
@@ -122,8 +123,10 @@ def test_packed_and_adapted_heads(backend, rng):
             value = loss()
             value.backward()
             found.append([value.numpy(), *(t.grad.numpy() for t in trained)])
+        # chunks have other numbers of rows, which the CPU may cut into other digits
+        c = None if getattr(head, "base", head) is tw else product_c(backend, packed.scheme, T)
         for got, want in zip(*found, strict=True):
-            assert_close(got, want, dtype="float32", reduce=V, scale=rms(want))
+            assert_close(got, want, dtype="float32", reduce=V, scale=rms(want), c=c)
         with no_grad():
             alone = linear_cross_entropy(th, head, tt)
         assert_close(alone.numpy(), found[1][0], dtype="float32", reduce=E, scale=1.0)

@@ -94,7 +94,7 @@ def test_a_state_keeps_it(tmp_path):
 def test_only_failures_at_the_floor_end_a_run():
     """Twenty steps in a row that halved the scale are none; five that could not halve it are."""
     run = object.__new__(train.Trainer)
-    run._skipped, run._in_a_row, run._unsaid = 0, 0, []
+    run._skipped, run._in_a_row, run._unsaid, run.steps = 0, 0, [], 100
     for scale, count in ((2.0, 20), (FLOOR, 4)):
         numbers = [lambda: np.float32(1), lambda: np.float32(np.nan), lambda s=scale: np.array(s)]
         run._pending = [StepMetrics(numbers, 1)] * count

@@ -53,7 +53,8 @@ def pack(rows: int):
             last = (max(length, 1) - 1) // LANES * LANES
             for k in range(0, last, LANES):
                 pack_whole_block(target + k * rows * 4, xs, k, LANES)
-            pack_block(target + last * rows * 4, xs, last, length - last)
+            for k in range(last, length, LANES):  # once, or never of no columns
+                pack_block(target + k * rows * 4, xs, k, length - k)
 
     return kernel
 
