@@ -336,7 +336,9 @@ def test_order_of_calls(pool):
 
 
 # what is left out has its like in what is not, or in test_numpy_targets.py
-OTHERS = "q2_k or q3_k or q4_0 or q4_k or q5 or nf4 or fp8 or iq or nvfp4 or bf16 or g32 or g64 or g12"
+OTHERS = (
+    "q2_k or q3_k or q4_0 or q4_k or q5 or nf4 or fp8 or iq or nvfp4 or bf16 or g32 or g64 or g128"
+)
 NARROW = """
 import sys
 import pytest
