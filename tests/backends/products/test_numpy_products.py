@@ -100,9 +100,8 @@ class Case:
             p[layout.RESIDUAL] = self.residual.ctypes.data
 
     def scratch(self, nbytes):
-        self.room = aligned(nbytes + 4096, np.uint8)
+        self.room, self.behind = np.split(aligned(nbytes + 4096, np.uint8), [nbytes])
         self.params[layout.PACKED] = self.room.ctypes.data
-        self.behind = self.room[nbytes:]
         self.behind[:] = 90
 
     def stayed_inside(self):
