@@ -84,7 +84,7 @@ def _visible(folder: Path) -> list[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root) / name for name in files if not name.startswith(".")]
-    return sorted(found)
+    return sorted(path for path in found if path.is_file())  # links may lead nowhere
 
 
 def _split_of(inside: Path) -> str | None:
