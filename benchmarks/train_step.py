@@ -43,12 +43,14 @@ class Row:
     recompute: str = "none"
     documents: bool = False
     peer: bool = True
+    backend: str = ""  # if not the one that is asked for
     devices: int = 1  # that train together, each on as many tokens
 
 
 ROWS = {
     "135m": Row("135M", 32768, 330e3, 20),
     "135m-documents": Row("135M", 32768, (1.0, "135m"), documents=True, peer=False),
+    "135m-wgpu": Row("135M", 4096, 33e3, peer=False, backend="wgpu"),
     "135m-two": Row("135M", 32768, (1.85, "135m"), peer=False, devices=2),
     "1b": Row("1B", 16384, 69e3, 34),
     "1b-two": Row("1B", 16384, (1.85, "1b"), peer=False, devices=2),
@@ -138,9 +140,10 @@ def ours(row: Row, options: argparse.Namespace) -> dict:
     from boostr.backends.collectives import Alone
     from boostr.train import run_ranks
 
+    backend = options.backend if options.tiny else row.backend or options.backend
     if row.devices == 1:
-        return one(row, options, Alone(backends.get(options.backend)))
-    return run_ranks(lambda rank: one(row, options, rank), range(row.devices), options.backend)
+        return one(row, options, Alone(backends.get(backend)))
+    return run_ranks(lambda rank: one(row, options, rank), range(row.devices), backend)
 
 
 def one(row: Row, options: argparse.Namespace, rank: Any) -> dict:

@@ -1,4 +1,4 @@
-"""Which module of a GPU backend holds the kernel of which op: cupy and wgpu have the same."""
+"""Which module of a GPU backend holds the kernel of which op: what cupy and wgpu both have."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ OPS_OF: dict[str, tuple[str, ...]] = {
     "sampling.logprobs": ("top_logprobs",),
     "products.fusion": ("products", "attention_inputs", "attend", "product"),
 }  # fmt: skip
-_MODULE = {op: module for module, ops in OPS_OF.items() for op in ops}
 
 
-def finder(backend: str) -> Callable[[str], Kernel | str]:
+def finder(
+    backend: str, ops_of: dict[str, tuple[str, ...]] = OPS_OF
+) -> Callable[[str], Kernel | str]:
     """The function that finds an op's kernel on that backend, or says why there is none. Modules
     are opened on first use."""
+    module_of = {op: module for module, ops in ops_of.items() for op in ops}
 
     def find_kernel(op: str) -> Kernel | str:
-        if op not in _MODULE:
+        if op not in module_of:
             return f"the {backend} backend has no kernel for it"
-        return importlib.import_module(f"boostr.backends.{backend}.{_MODULE[op]}").KERNELS[op]
+        return importlib.import_module(f"boostr.backends.{backend}.{module_of[op]}").KERNELS[op]
 
     return find_kernel

@@ -27,6 +27,8 @@ def linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: object = None,
+    *,
+    rounded: bool = False,
 ) -> Tensor:
     """x @ weightᵀ + bias + residual, summed in float32 (float64 for float64 inputs).
 
@@ -37,6 +39,8 @@ def linear(
             is rounded to int8 by its own scale and the products are summed in int32.
         bias: [N].   residual: [..., N] in x's dtype.
         dtype: of the result; default x's.
+        rounded: a packed weight may be rounded to x's dtype before the product, as its gradient
+            does, where that is faster; so are the weights under an adapter that is trained.
     Returns:
         [..., N].
     Gradient: x, a float weight, an adapter, bias, residual.
@@ -59,7 +63,7 @@ def linear(
     wanted = x.dtype if dtype is None else dtypes.parse(dtype)
     if not dtypes.is_float(wanted):
         raise DTypeError(f"linear: dtype must be a float, got {wanted}")
-    return _linear(x, weight, bias, residual, wanted)
+    return _linear(x, weight, bias, residual, wanted, rounded)
 
 
 def _composite(
@@ -68,14 +72,16 @@ def _composite(
     bias: Tensor | None,
     residual: Tensor | None,
     dtype: np.dtype,
+    rounded: bool,
 ) -> Tensor:
     if isinstance(weight, LowRank):
         return _adapted(x, weight, bias, residual, dtype)
     if isinstance(weight, Recorded):
         weight.see(x)
-        return linear(x, weight.base, bias, residual, dtype)
+        return linear(x, weight.base, bias, residual, dtype, rounded=rounded)
     if isinstance(weight, Ordered):
-        return linear(core.take(x, weight.order, -1), weight.base, bias, residual, dtype)
+        x = core.take(x, weight.order, -1)
+        return linear(x, weight.base, bias, residual, dtype, rounded=rounded)
     h = wide(x).reshape(-1, x.shape[-1])
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         y = _rounded(h, weight)
@@ -94,7 +100,7 @@ def _adapted(
 ) -> Tensor:
     """x (base + scale · up · down)ᵀ, as products of x with each: base's kernels serve it. Factors
     that are kept in float32, to be trained, are multiplied in x's dtype."""
-    y = linear(x, weight.base, bias, residual, dtype)
+    y = linear(x, weight.base, bias, residual, dtype, rounded=weight.down.requires_grad)
     down, up = core.cast(weight.down, x.dtype), core.cast(weight.up, x.dtype)
     if weight.dropout is not None and is_recorded([weight.down]):
         low = linear(dropout(x, *weight.dropout), down) * weight.scale
@@ -169,7 +175,7 @@ def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None)
 
 def _vjp(
     g: Tensor, y: Tensor, x: Tensor, weight: Plain, bias: Tensor | None,
-    residual: Tensor | None, dtype: np.dtype,
+    residual: Tensor | None, dtype: np.dtype, rounded: bool,
 ):  # fmt: skip
     dx = dw = None
     if x.requires_grad:
@@ -177,7 +183,7 @@ def _vjp(
     if not isinstance(weight, QuantizedTensor) and weight.requires_grad:
         dw = linear_weight_gradient(g, x, weight.dtype, None)
     dresidual = None if residual is None else core.cast(g, residual.dtype)
-    return dx, dw, bias_gradient(g, bias), dresidual, None
+    return dx, dw, bias_gradient(g, bias), dresidual, None, None
 
 
 def bias_gradient(g: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from boostr import autograd
 from boostr.dispatch import Op
 from boostr.errors import OptionError, ShapeError
@@ -38,6 +40,11 @@ class _Head:
             logits = logits * self.scale
         cap = self.softcap
         return logits if cap is None else core.tanh(logits / cap) * cap
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether logits are the product itself."""
+        return self.scale == 1.0 and self.softcap is None
 
     def backward(self, d: Tensor, logits: Tensor) -> Tensor:
         """The gradient of the product, from that of its logits."""
@@ -125,16 +132,22 @@ def _reduced_composite(
         loss, lse, count = cross_entropy_parts(logits, *judged)
         total = loss if total is None else total + loss
         if any(wants):
-            gradients.add(rows, logits, cross_entropy_backward(factor, lse, count, logits, *judged))
+            d = cross_entropy_backward(factor, lse, count, logits, *judged, gradients.dtype)
+            gradients.add(rows, logits, d)
     assert total is not None
     return total * factor, *gradients.found()
+
+
+def _times_composite(x: Tensor, factor: Tensor, dtype: np.dtype) -> Tensor:
+    """x · factor, a scalar, of `dtype`."""
+    return core.cast(wide(x) * factor, dtype)
 
 
 def _reduced_vjp(given, outputs, h, weight, bias, targets, factor, head, wants):
     g, found = given[0], iter(outputs[1:])
     like = (h, weight, bias)
     scaled = (
-        core.cast(wide(next(found)) * g, x.dtype) if wanted else None
+        _times(next(found), g, x.dtype) if wanted else None
         for x, wanted in zip(like, wants, strict=True)
     )
     return *scaled, None, None, None, None
@@ -160,7 +173,8 @@ def _each_vjp(g, losses, h, weight, bias, targets, head):
         logits = head.logits(h[rows], weight, bias)
         judged = (targets[rows], head.ignore_index, head.smoothing, "none")
         _, lse, count = cross_entropy_parts(logits, *judged)
-        gradients.add(rows, logits, cross_entropy_backward(g[rows], lse, count, logits, *judged))
+        d = cross_entropy_backward(g[rows], lse, count, logits, *judged, gradients.dtype)
+        gradients.add(rows, logits, d)
     found = iter(gradients.found())
     made = (
         core.cast(next(found), x.dtype) if wanted else None
@@ -177,6 +191,8 @@ class _Gradients:
         self._dh: list[Tensor] = []
         self._dw: Tensor | None = None
         self._db: Tensor | None = None
+        narrow = head.is_plain and not wants[2]  # nothing but products reads them
+        self.dtype = h.dtype if narrow else wide(h).dtype  # of the gradients of logits
 
     def add(self, rows: slice, logits: Tensor, d: Tensor) -> None:
         """Of the rows of a chunk, d being the gradient of their logits."""
@@ -184,7 +200,7 @@ class _Gradients:
         if self._wants[2]:
             db = core.sum(d, 0)
             self._db = db if self._db is None else self._db + db
-        wide_dtype, d = d.dtype, core.cast(d, self._h.dtype)  # once for both products
+        wide_dtype, d = logits.dtype, core.cast(d, self._h.dtype)  # once for both products
         if self._wants[0]:
             self._dh.append(linear_input_gradient(d, self._weight, d.dtype, None))
         if self._wants[1]:
@@ -196,6 +212,7 @@ class _Gradients:
         return [x for x in (dh, self._dw, self._db) if x is not None]
 
 
+_times = Op("times", _times_composite, fusion=True)
 _reduced = Op(
     "linear_cross_entropy", _reduced_composite, vjp=_reduced_vjp, saves=(1, 2, 3), fusion=True
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr import dtypes
 from boostr.dispatch import Op
 from boostr.errors import DTypeError, OptionError, ShapeError
@@ -77,7 +79,7 @@ def _composite(
 def _vjp(given, outputs, logits, targets, ignore_index, smoothing, reduction):
     _, lse, rows = outputs
     dx = cross_entropy_backward(
-        given[0], lse, rows, logits, targets, ignore_index, smoothing, reduction
+        given[0], lse, rows, logits, targets, ignore_index, smoothing, reduction, logits.dtype
     )
     return dx, None, None, None, None
 
@@ -91,8 +93,9 @@ def _backward_composite(
     ignore_index: int,
     smoothing: float,
     reduction: str,
+    dtype: np.dtype,
 ) -> Tensor:
-    """softmax(logits) - (1 - s) · onehot - s / V, times the row's gradient; in logits' dtype."""
+    """softmax(logits) - (1 - s) · onehot - s / V, times the row's gradient; of `dtype`."""
     V = logits.shape[1]
     p = core.exp(wide(logits) - lse.unsqueeze(1))
     ids = core.cast(arange(V, backend=logits.backend), targets.dtype).unsqueeze(0)
@@ -100,7 +103,7 @@ def _backward_composite(
     slope = p - hot * (1 - smoothing) - smoothing / V
     scale = g / rows if reduction == "mean" else g
     scale = core.where(core.ne(targets, ignore_index), scale, 0.0).unsqueeze(1)
-    return core.cast(slope * scale, logits.dtype)
+    return core.cast(slope * scale, dtype)
 
 
 cross_entropy_parts = Op("cross_entropy", _composite, vjp=_vjp, saves=("logits", "targets", 1, 2))

@@ -59,7 +59,8 @@ def adamw_step(
 ) -> None:
     """One step of AdamW on many parameters at once, in place.
 
-    g = grad · grad_scale; m = beta1 · m + (1 - beta1) · g; v = beta2 · v + (1 - beta2) · g²;
+    g = grad · grad_scale, or 0 where grad_scale is 0, whatever grad holds;
+    m = beta1 · m + (1 - beta1) · g; v = beta2 · v + (1 - beta2) · g²;
     p = p · (1 - lr · weight_decay) - lr · m' / (sqrt(v') + eps), where m' = m / (1 - beta1^step)
     and v' = v / (1 - beta2^step).
 
@@ -149,7 +150,7 @@ def _adamw_composite(
     spread = rest_of_power(beta2, step) ** -0.5
     for i, param in enumerate(params):
         m, v = ms[i], vs[i]
-        g = core.cast(grads[i], m.dtype) * grad_scale
+        g = scaled(core.cast(grads[i], m.dtype), grad_scale)
         m.assign(m + (g - m) * (1 - beta1))
         v.assign(v + (g * g - v) * (1 - beta2))
         p = wide(param if masters is None else masters[i])
@@ -157,6 +158,14 @@ def _adamw_composite(
         if masters is not None:
             masters[i].assign(p)
         param.assign(p)
+
+
+def scaled(grad: Tensor, scale: Scalar) -> Tensor:
+    """grad · scale, a number or a scalar; 0 where that is 0, though grad were nan."""
+    if isinstance(scale, Tensor):
+        scale = core.cast(scale, grad.dtype)
+        return core.where(scale == 0, 0.0, grad * scale)
+    return grad * scale if scale else grad.full_like(0)
 
 
 def rest_of_power(beta: float, step: Scalar) -> Scalar:

@@ -15,6 +15,7 @@ from boostr import dtypes, ops
 from boostr.autograd import no_grad
 from boostr.errors import OptionError
 from boostr.ops import core
+from boostr.ops.optim import scaled
 from boostr.tensor import Tensor, full
 from boostr.train.loss_scale import LossScale
 
@@ -87,11 +88,7 @@ class Optimizer:
             if norm is not None:
                 finite = norm - norm == 0
                 self._rate = self._lr * core.cast(finite, dtypes.float32)
-                if grad_scale is not None:
-                    self._grad_scale = core.where(finite, grad_scale, 0.0)
-                for i in moved:
-                    p = self.params[i]
-                    p.grad = core.where(finite, p.grad, p.grad.full_like(0))  # type: ignore
+                self._grad_scale = core.where(finite, self._grad_scale, norm.full_like(0))
             for group in (
                 [i for i in moved if i not in self._masters],
                 [i for i in moved if i in self._masters],
@@ -115,8 +112,7 @@ class Optimizer:
 
     def _gradient(self, i: int, dtype: np.dtype) -> Tensor:
         """Of parameter i, scaled, in a wide dtype."""
-        gradient, scale = core.cast(self.params[i].grad, dtype), self._grad_scale  # type: ignore
-        return gradient * core.cast(scale, dtype) if isinstance(scale, Tensor) else gradient
+        return scaled(core.cast(self.params[i].grad, dtype), self._grad_scale)  # type: ignore
 
     def _chosen(self, group: list[int], state: str) -> list[Tensor]:
         return [self.state[state][i] for i in group]

@@ -19,6 +19,7 @@ from boostr import dtypes, env
 from boostr.backends.array import ArrayBackend
 from boostr.backends.base import Array, Kernel, Shape
 from boostr.backends.cupy.kernel_table import find_kernel
+from boostr.backends.cupy.rows import pointwise
 from boostr.backends.cupy.runtime.arena import Arena
 from boostr.backends.cupy.runtime.device import Caps
 from boostr.backends.cupy.runtime.kernels import Kernels
@@ -188,6 +189,16 @@ class CupyBackend(ArrayBackend):
         return x if x.flags.c_contiguous else self.copy(x)
 
     # -- where CuPy differs from numpy -----------------------------------------------------------
+    def binary(self, name: str, a: Array, b: Array | float | int, dtype: np.dtype) -> Array:
+        if pointwise.combines(name, a, b, dtype):
+            return pointwise.combine(self, name, a, b)
+        return super().binary(name, a, b, dtype)
+
+    def cast(self, x: Array, dtype: np.dtype) -> Array:
+        if pointwise.converts(x, dtype):
+            return pointwise.convert(self, x, dtype)
+        return super().cast(x, dtype)
+
     def where(self, condition: Array, a: Array, b: Array, dtype: np.dtype) -> Array:
         made = super().where(condition, a, b, dtype)
         return made if made.dtype == dtype else self.cast(made, dtype)  # scalars widen bf16

@@ -11,7 +11,8 @@
 // Forward and backward read the logits once each; the backward goes from the last row to the first,
 // whose logits the forward has just left in L2.
 // A target outside of 0..V-1 gives a loss of nan, and reads nothing.
-// Macros: LOGIT float | f16 | bf16, TARGET int | i64, THREADS, UNROLL.
+// Macros: LOGIT float | f16 | bf16, OUT that or a narrower one (of dx), TARGET int | i64, THREADS,
+// UNROLL.
 #include "prelude.cuh"
 
 #define WIDTH (16 / (int)sizeof(LOGIT))
@@ -32,12 +33,12 @@ DEVICE Pack load_row(const LOGIT* p) {
   return v;
 }
 
-// How a row of V elements lies to the multiples of 16 bytes: `head` elements, `packs` times WIDTH,
-// the rest.
+// How a row of V elements lies to the multiples of WIDTH of them: `head` elements, `packs` times
+// WIDTH, the rest.
 struct Layout {
   int head, packs, tail;
-  DEVICE Layout(const LOGIT* row, int V) {
-    int skew = (int)((u64)row & 15) / (int)sizeof(LOGIT);
+  template <typename T> DEVICE Layout(const T* row, int V) {
+    int skew = (int)((u64)row / sizeof(T)) % WIDTH;
     head = min(skew ? WIDTH - skew : 0, V);
     packs = (V - head) / WIDTH;
     tail = head + packs * WIDTH;
@@ -146,21 +147,27 @@ extern "C" __global__ __launch_bounds__(1024) void reduce_losses(
   *rows = n;
 }
 
+// Past the caches, as nothing reads it soon.
+DEVICE void store_once(OUT* to, const Vec<OUT, WIDTH>& v) {
+  if constexpr (sizeof(v) == 16) __stcs((uint4*)to, (const uint4&)v);
+  else __stcs((uint2*)to, (const uint2&)v);
+}
+
 // g is a value for each row (`g_step` 1) or one for all (0); `rows`, where it is given, divides it.
-// 16-byte stores if dx lies to the multiples of 16 bytes as x does, else one element at a time.
+// WIDTH elements at a time if dx lies to the multiples of them as x does, else one by one.
 extern "C" __global__ __launch_bounds__(THREADS) void cross_entropy_backward(
     const float* g, const float* lse, const float* rows, const LOGIT* x, const TARGET* targets,
-    LOGIT* dx, i64 stride, int V, i64 ignore_index, float smoothing, int g_step) {
+    OUT* dx, i64 stride, int V, i64 ignore_index, float smoothing, int g_step) {
   i64 t = (i64)gridDim.x - 1 - blockIdx.x;
   const LOGIT* row = x + t * stride;
-  LOGIT* out = dx + t * V;
+  OUT* out = dx + t * V;
   i64 target = targets[t];
   Layout lay(out, V);
   int odd = lay.odd(V);
   if (target == ignore_index) {
-    Pack zero;
+    Vec<OUT, WIDTH> zero;
 #pragma unroll
-    for (int i = 0; i < WIDTH; i++) zero.at[i] = from_float<LOGIT>(0.f);
+    for (int i = 0; i < WIDTH; i++) zero.at[i] = from_float<OUT>(0.f);
     if (odd >= 0) out[odd] = zero.at[0];
     for (int p = threadIdx.x; p < lay.packs; p += THREADS)
       store_vec(out + lay.head + (i64)p * WIDTH, zero);
@@ -174,9 +181,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void cross_entropy_backward(
   float chosen = 0.f;
   if (threadIdx.x == 0 && target >= 0 && target < V) chosen = to_float(row[target]);
   if (((u64)(row + lay.head) & 15) == 0) {
-    if (odd >= 0) out[odd] = from_float<LOGIT>(SLOPE(to_float(row[odd])));
+    if (odd >= 0) out[odd] = from_float<OUT>(SLOPE(to_float(row[odd])));
     const LOGIT* from = row + lay.head;
-    LOGIT* to = out + lay.head;
+    OUT* to = out + lay.head;
     for (int p = threadIdx.x; p < lay.packs; p += THREADS * UNROLL) {
       Pack v[UNROLL];
 #pragma unroll
@@ -185,18 +192,18 @@ extern "C" __global__ __launch_bounds__(THREADS) void cross_entropy_backward(
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         if (p + u * THREADS >= lay.packs) break;
-        Pack d;
+        Vec<OUT, WIDTH> d;
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) d.at[i] = from_float<LOGIT>(SLOPE(v[u][i]));
-        __stcs((uint4*)(to + (i64)(p + u * THREADS) * WIDTH), (uint4&)d);
+        for (int i = 0; i < WIDTH; i++) d.at[i] = from_float<OUT>(SLOPE(v[u][i]));
+        store_once(to + (i64)(p + u * THREADS) * WIDTH, d);
       }
     }
   } else {
     for (int i = threadIdx.x; i < V; i += THREADS)
-      out[i] = from_float<LOGIT>(SLOPE(to_float(row[i])));
+      out[i] = from_float<OUT>(SLOPE(to_float(row[i])));
   }
   if (target < 0 || target >= V) return;
   __syncthreads();  // the target's element is written again, after the others
   if (threadIdx.x == 0)
-    out[target] = from_float<LOGIT>(SLOPE(chosen) - (1.f - smoothing) * scale);
+    out[target] = from_float<OUT>(SLOPE(chosen) - (1.f - smoothing) * scale);
 }

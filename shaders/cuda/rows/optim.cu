@@ -1,7 +1,7 @@
 // AdamW over many tensors in one launch, in place, and the norm of many tensors; see
 // boostr/ops/optim.py.
 //
-//   g = grad * grad_scale;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
+//   g = grad * grad_scale, 0 where that is 0;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
 //   p = p (1 - lr wd) - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 //
 // Shapes: up to TENSORS flat tensors of any lengths; `Table` holds their addresses by value.
@@ -59,7 +59,7 @@ struct Update {
     inverse_root = rsqrtf(-expm1f(t * k.log_beta2));  // 1 / sqrt(1 - beta2^t)
   }
   DEVICE float operator()(float p, float g, float& m, float& v) const {
-    g *= grad_scale;
+    g = grad_scale == 0.f ? 0.f : g * grad_scale;  // g may be nan
     m += rest1 * (g - m);
     v += rest2 * (g * g - v);
     return p * keep - rate * m / (sqrtf(v) * inverse_root + eps);

@@ -1,6 +1,6 @@
 // AdamW of one tensor, in place, and the norm of many tensors; see boostr/ops/optim.py.
 //
-//   g = grad * grad_scale;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
+//   g = grad * grad_scale, 0 where that is 0;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
 //   p = p (1 - lr wd) - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 //
 // Shapes: all n elements, dense; param P and grad G of 32 or 16 bits; m (moment), v (square),
@@ -53,7 +53,7 @@ fn rule() -> Rule {
 }
 struct Moved { p: {{ V }}, m: {{ V }}, v: {{ V }} }
 fn moved(r: Rule, p0: {{ V }}, g0: {{ V }}, m0: {{ V }}, v0: {{ V }}) -> Moved {
-  let g = g0 * r.scale;
+  let g = select(g0 * r.scale, {{ V }}(), r.scale == 0.0);  // g0 may be nan
   let m = m0 + p.rest1 * (g - m0);
   let v = v0 + p.rest2 * (g * g - v0);
   return Moved(p0 * r.keep - r.rate * m / (sqrt(v) * r.spread + p.eps), m, v);

@@ -4,6 +4,7 @@
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
 | f16 or bf16, codes | `gemm_mma.cu`; on Hopper mostly `gemm_sm90.cu`: `gemm_sm90_plan.py` |
+| f16 or bf16, codes that may be rounded | from 1024 rows decoded for cuBLASLt |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
 | all else: f32 x, two float types, odd alignment, sm_75 | `gemm_simt.cu` |
@@ -20,6 +21,7 @@ import numpy as np
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.cupy.products import blas, gemm, gemm_sm90, gemm_sm90_plan
+from boostr.backends.cupy.products.quant import dequantize
 from boostr.backends.cupy.products.stored import NO_PLANES, Stored, Weight, form_refusal
 from boostr.quant.forms import form_of
 from boostr.tensor import Tensor
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
 FEW = 8  # rows of x that the GEMV takes
+_MANY = 1024  # rows that pay for decoding a weight for cuBLASLt, which multiplies codes by none
 _SKINNY = 16  # rows up to which `gemm_mma` reads 16-bit weights as fast as cuBLASLt
 
 
@@ -37,6 +40,7 @@ def _supports(
     bias: Tensor | None,
     residual: Tensor | None,
     dtype: np.dtype | None = None,
+    rounded: bool = False,
 ) -> str | None:
     for part in (t for t in (x, bias, residual) if t is not None):
         if part.dtype not in dtypes.MODEL_FLOATS:
@@ -54,6 +58,7 @@ def _linear(
     bias: Tensor | None,
     residual: Tensor | None,
     dtype: np.dtype | None = None,
+    rounded: bool = False,
 ) -> Tensor:
     backend: CupyBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape
@@ -70,9 +75,18 @@ def _linear(
 
         y = gemv.gemv(backend, rows, weight, flat_bias, flat_residual, out_dtype)
     else:
+        if rounded and M >= _MANY and x.dtype != dtypes.float32:
+            weight = _rounded(weight, x.dtype)
         y = backend.empty((M, N), out_dtype)
         product(backend, rows, Stored.of(weight, backend), flat_bias, flat_residual, y)
     return Tensor.wrap(y.reshape(*lead, N), backend)
+
+
+def _rounded(weight: Weight, dtype: np.dtype) -> Weight:
+    """The weight decoded to `dtype`, unless its products round x."""
+    if isinstance(weight, Tensor) or form_of(weight).rounds_input:
+        return weight
+    return dequantize(weight, dtype)
 
 
 def _rows(backend: CupyBackend, x: Any, M: int, K: int) -> Any:

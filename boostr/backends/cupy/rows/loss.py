@@ -24,6 +24,7 @@ def _defines(backend: CupyBackend, logits: Tensor, targets: Tensor) -> dict[str,
         "LOGIT": backend.c_type(logits.dtype),
         "TARGET": _TARGETS[targets.dtype],
         "THREADS": 512 if wide else 128,
+        "OUT": backend.c_type(logits.dtype),
         "UNROLL": 4,
     }
 
@@ -82,6 +83,7 @@ def _backward(
     ignore_index: int,
     smoothing: float,
     reduction: str,
+    dtype: np.dtype,
 ) -> Tensor:
     backend: CupyBackend = logits.backend  # type: ignore[assignment]
     T, V = logits.shape
@@ -91,8 +93,8 @@ def _backward(
         step = gradient.strides[0] // 4
         if step not in (0, 1):
             gradient, step = backend.dense(gradient), 1
-    dx = backend.empty((T, V), logits.dtype)
-    defines = _defines(backend, logits, targets)
+    dx = backend.empty((T, V), dtype)
+    defines = {**_defines(backend, logits, targets), "OUT": backend.c_type(dtype)}
     backend.launch(
         "loss", "cross_entropy_backward", (T,), (defines["THREADS"],),
         [gradient, lse.data, rows.data if reduction == "mean" else None, x,
@@ -104,8 +106,10 @@ def _backward(
 
 
 def _supports_backward(
-    g, lse, rows, logits, targets, ignore_index, smoothing, reduction
+    g, lse, rows, logits, targets, ignore_index, smoothing, reduction, dtype
 ) -> str | None:
+    if dtype not in dtypes.MODEL_FLOATS or dtype.itemsize > logits.dtype.itemsize:
+        return f"a gradient of {dtype} for logits of {logits.dtype}"
     if g.dtype != dtypes.float32 or lse.dtype != dtypes.float32:
         return f"the gradient is {g.dtype}, not float32"
     return _supports(logits, targets)
@@ -116,7 +120,13 @@ KERNELS = {
     "cross_entropy_backward": Kernel(_backward, _supports_backward),
 }
 VARIANTS = [
-    Variant("loss", {"LOGIT": logit, "TARGET": target, "THREADS": threads, "UNROLL": 4})
-    for logit, target in (("float", "i64"), ("f16", "int"), ("bf16", "int"), ("bf16", "i64"))
+    Variant("loss", {"LOGIT": logit, "TARGET": target, "THREADS": threads, "OUT": out, "UNROLL": 4})
+    for logit, target, out in (
+        ("float", "i64", "float"),
+        ("float", "int", "bf16"),
+        ("f16", "int", "f16"),
+        ("bf16", "int", "bf16"),
+        ("bf16", "i64", "bf16"),
+    )
     for threads in (128, 512)
 ]

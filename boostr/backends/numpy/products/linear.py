@@ -24,8 +24,9 @@ FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 
 
 def _supports(
-    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
-) -> str | None:
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype,
+    rounded: bool = False,
+) -> str | None:  # fmt: skip
     for part in (x, bias, residual):
         if part is not None and part.dtype != dtypes.float32:
             return f"dtype {part.dtype} is not float32"
@@ -35,8 +36,9 @@ def _supports(
 
 
 def _linear(
-    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
-) -> Tensor:
+    x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype,
+    rounded: bool = False,
+) -> Tensor:  # fmt: skip
     backend: NumpyBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape
     out = backend.empty((*x.shape[:-1], N))

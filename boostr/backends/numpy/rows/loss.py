@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boostr import dtypes
 from boostr.backends.base import Kernel
 from boostr.backends.numpy.backend import NumpyBackend, address
@@ -41,7 +43,7 @@ def _cross_entropy(
 
 def _backward(
     g: Tensor, lse: Tensor, count: Tensor, logits: Tensor, targets: Tensor, ignore_index: int,
-    smoothing: float, reduction: str,
+    smoothing: float, reduction: str, dtype: np.dtype,
 ) -> Tensor:  # fmt: skip
     backend: NumpyBackend = logits.backend  # type: ignore[assignment]
     T, V = logits.shape
@@ -55,7 +57,7 @@ def _backward(
         "loss.gradient", [*params, jit.float_bits(smoothing)], items=T, grain=4,
         reads=[slopes, logs, labels, counted, x], writes=[dx], wide=targets.dtype == dtypes.int64,
     )  # fmt: skip
-    return Tensor.wrap(dx, backend)
+    return Tensor.wrap(dx if dtype == dx.dtype else backend.cast(dx, dtype), backend)
 
 
 KERNELS = {

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def supports(
     x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None,
-    dtype: np.dtype | None = None,
+    dtype: np.dtype | None = None, rounded: bool = False,
 ) -> str | None:  # fmt: skip
     """None if `linear` multiplies these, else why not."""
     for part in (t for t in (x, bias, residual) if t is not None):

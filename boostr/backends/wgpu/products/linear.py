@@ -27,7 +27,7 @@ def few(backend: WgpuBackend) -> int:
 
 def _linear(
     x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None,
-    dtype: np.dtype | None = None,
+    dtype: np.dtype | None = None, rounded: bool = False,
 ) -> Tensor:  # fmt: skip
     backend: WgpuBackend = x.backend  # type: ignore[assignment]
     N, K = weight.shape

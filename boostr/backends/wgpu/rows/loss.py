@@ -99,6 +99,7 @@ def _backward(
     ignore_index: int,
     smoothing: float,
     reduction: str,
+    dtype: np.dtype,
 ) -> Tensor:
     backend: WgpuBackend = logits.backend  # type: ignore[assignment]
     gradient, step = g.data, 0
@@ -125,7 +126,7 @@ def _backward(
             MEAN=int(reduction == "mean"), SPANS=int(spans),
         )  # fmt: skip
         first += T
-    return Tensor.wrap(dx, backend)
+    return Tensor.wrap(dx if dtype == logits.dtype else backend.cast(dx, dtype), backend)
 
 
 def _runs(V: int, places: list[int], item: int) -> tuple[int, bool]:
@@ -146,7 +147,7 @@ def _supports_forward(logits, targets, ignore_index, smoothing, reduction) -> st
 
 
 def _supports_backward(
-    g, lse, rows, logits, targets, ignore_index, smoothing, reduction
+    g, lse, rows, logits, targets, ignore_index, smoothing, reduction, dtype
 ) -> str | None:
     if g.dtype != dtypes.float32 or lse.dtype != dtypes.float32:
         return f"the gradient is {g.dtype}, not float32"

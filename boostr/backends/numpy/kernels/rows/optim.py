@@ -1,6 +1,6 @@
 """AdamW in one pass over parameter, gradient and moments, and the norm of many tensors.
 
-    g = grad · scale; m += (1 - beta1) (g - m); v += (1 - beta2) (g² - v)
+    g = grad · scale, 0 where that is 0; m += (1 - beta1) (g - m); v += (1 - beta2) (g² - v)
     p = p (1 - lr · decay) - lr / (1 - beta1^step) · m / (sqrt(v / (1 - beta2^step)) + eps)
 
 The tensors lie in a table (`layout_ops.py`); an item is OPTIM_CHUNK elements of one of them.
@@ -12,7 +12,7 @@ from numba import float32, float64, int64
 from boostr.backends.numpy.kernels.runtime import layout_ops as at
 from boostr.backends.numpy.kernels.runtime.edges import load_upto, store_upto
 from boostr.backends.numpy.kernels.runtime.memory import f32, f64, i32, i64, load
-from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, fma, inline, sqrt
+from boostr.backends.numpy.kernels.runtime.simd import LANES, fill, fma, inline, select, sqrt
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
 CHUNK, WORDS, LENGTH, FIRST = at.OPTIM_CHUNK, at.TENSOR_WORDS, at.LENGTH, at.FIRST_ITEM
@@ -54,7 +54,7 @@ def adamw():
     @inline
     def step(p, g, m, v, rates, e, n):
         scale, first, second, keep, rate, spread, eps = rates
-        grad = load_upto(g, e, n) * scale
+        grad = select(scale == 0, 0.0, load_upto(g, e, n) * scale)  # it may be nan
         mean, square = load_upto(m, e, n), load_upto(v, e, n)
         mean = fma(grad - mean, first, mean)
         square = fma(grad * grad - square, second, square)
