@@ -164,7 +164,6 @@ class Load:
         backend = self.runner.backend
         known, backend.sequence_rows = backend.sequence_rows, 16
         engine, rates = Engine(self.runner), {"equal": 0.0, "one caller": 0.0, "16 threads": 0.0}
-        backend.sequence_rows = known
         for _ in range(3):  # at first much is recorded
             for how in rates:
                 wanted = sequences(lengths, new, self.vocab)
@@ -173,6 +172,7 @@ class Load:
                 timed = self._in_sixteens if how == "16 threads" else run
                 seconds, found = timed(engine, wanted)
                 rates[how] = max(rates[how], found / seconds)
+        backend.sequence_rows = known
         even = rates.pop("equal")
         shares = ", ".join(
             f"{how} {rate:.0f} tok/s ({rate / even:.2f})" for how, rate in rates.items()

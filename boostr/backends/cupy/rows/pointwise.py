@@ -29,7 +29,9 @@ def combines(name: str, a: Any, b: Any, dtype: np.dtype) -> bool:
     """Whether `combine` makes a OP b of this dtype."""
     return (
         name in OPS
-        and getattr(b, "shape", None) == a.shape
+        and hasattr(a, "shape")  # either may be a number
+        and hasattr(b, "shape")
+        and a.shape == b.shape
         and a.size >= _LEAST
         and a.dtype == b.dtype == dtype
         and _is_flat(a)
