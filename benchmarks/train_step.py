@@ -124,8 +124,12 @@ def random_model(row: Row, options: argparse.Namespace, backend: Any) -> Any:
     from boostr.models.weights import load_parameters
     from boostr.quant.scheme import QuantizedTensor
 
+    if backend.name == "wgpu":
+        from wgpu_models import fill as fill_of
+    else:
+        fill_of = fill
     module = decoder_module(options.config)
-    load_parameters(module, RandomWeights(module, row.form, backend, fill), backend)
+    load_parameters(module, RandomWeights(module, row.form, backend, fill_of), backend)
     backend.release_memory()  # what the blocks took
     if isinstance(module.model.embed_tokens.weight, QuantizedTensor):
         module.model.embed_tokens.dtype = backend.activation_dtype(dtypes.bfloat16)

@@ -121,8 +121,11 @@ class Node:
             return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
         return arg
 
-    def backward(self, gradients: list[Tensor | None]) -> Iterator[Tensor | None]:
-        """The gradient for each of `places`, from those of the results."""
+    def backward(
+        self, gradients: list[Tensor | None], into: Tensor | None = None
+    ) -> Iterator[Tensor | None]:
+        """The gradient for each of `places`, from those of the results; that of the first one
+        perhaps added to `into` and so the same tensor."""
         if self.args is None:
             raise OptionError(
                 f"backward: an earlier backward has used up what it needs of {self.op.name}; give "
@@ -140,7 +143,8 @@ class Node:
         single = self.count == 1
         outputs = self.outputs[0] if single else self.outputs
         given = gradients[0] if single else tuple(gradients)
-        return _flatten(self.args, self.op.vjp(given, outputs, *self.args, **self.options))
+        options = {**self.options, "into": into} if self.op.adds_up else self.options
+        return _flatten(self.args, self.op.vjp(given, outputs, *self.args, **options))
 
     def _through_composite(self, gradients: list[Tensor | None]) -> Iterator[Tensor | None]:
         """By running the composite anew on what was kept, each of which is a leaf."""
@@ -246,13 +250,19 @@ def _sweep(
     A gradient is let go once it was used, and so is the node unless the tape is to be retained.
     """
     found: dict[tuple[int, int], Tensor] = {}
+    own: set[tuple[int, int]] = set()  # of `found`, what nobody else has: it may be written
     leaves = {} if leaves is None else leaves
 
-    def add(place: Place, gradient: Tensor) -> None:
+    def add(place: Place, gradient: Tensor, unshared: bool = False) -> None:
         key = _key(place)
         if not isinstance(place[0], Node):
             leaves[key] = place[0]
-        found[key] = found[key] + gradient if key in found else gradient
+        known = found.get(key)
+        if known is gradient and key in own:
+            return  # it was added to it
+        found[key] = gradient if known is None else known + gradient
+        if known is not None or unshared:
+            own.add(key)
 
     with no_grad():
         for output, seed in zip(outputs, seeds, strict=True):
@@ -262,10 +272,14 @@ def _sweep(
             node = order.pop()
             keys = [(id(node), index) for index in range(node.count)]
             given = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
+            own.difference_update(keys)
             if any(g is not None for g in given):
-                for place, gradient in zip(node.places, node.backward(given), strict=True):
+                first = node.places[0] if node.op.adds_up else None
+                into = found[_key(first)] if first is not None and _key(first) in own else None
+                made = node.backward(given, into)
+                for place, gradient in zip(node.places, made, strict=True):
                     if place is not None and gradient is not None:
-                        add(place, gradient)
+                        add(place, gradient, unshared=place is first)
             del given
             if not retain:
                 node.release()

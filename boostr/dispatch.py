@@ -40,6 +40,8 @@ class Op:
         vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each
             positional argument (a list for a list), None too where its `requires_grad` is false.
             Without one, the composite is differentiated; that of a fusion is recorded in its place.
+            If it takes `into`, a tensor or None, it may add the gradient of the first argument to
+            that tensor and return it, where it would else return a new one that nobody shares.
         saves: what `vjp` reads the values of: its names of arguments, numbers of results; or as a
             mapping, to the argument whose gradient it is read for, None for any. Of others it has
             `shape`, `dtype`, `backend`, `requires_grad`. Default: of all.
@@ -63,6 +65,7 @@ class Op:
         self.primitive = primitive
         self.fusion = fusion
         self.reads = _reads(vjp, saves)
+        self.adds_up = vjp is not None and "into" in inspect.signature(vjp).parameters
         if not primitive:
             OPS[name] = self
 

@@ -1,6 +1,7 @@
 """The tape: leaves, sharing, depth, no_grad, kernels without a gradient of their own, gradcheck."""
 
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -298,3 +299,23 @@ def test_refuses():
         autograd.backward(x.detach())
     with refused(OptionError, "gradcheck", "float64", "float32"):
         gradcheck(lambda x: x * 2, [Tensor([1.0], backend="numpy", requires_grad=True)])
+
+
+def test_products_add_to_gradients_that_nobody_shares(plain_backend, rng, monkeypatch):
+    """Of what several products read; a gradient that was given, or goes to two places, stays."""
+    values = [rng.standard_normal(shape) for shape in ((5, 4), (4, 4), (4, 4), (4, 4), (5, 4))]
+    x, a, b, c, g = (Tensor(v.astype(np.float32), backend=plain_backend) for v in values)
+    x.requires_grad = True
+    made = []
+    module = sys.modules["boostr.ops.linear"]
+    known = module.linear_input_gradient
+    monkeypatch.setattr(
+        module, "linear_input_gradient", lambda *args: made.append(args[3]) or known(*args)
+    )
+    h = x * 2.0
+    y = linear(h, a, residual=h) + linear(h, b) + linear(h, c)
+    (found,) = gradients(y, [x], g)
+    np.testing.assert_array_equal(g.numpy(), values[4].astype(np.float32))
+    wanted = 2 * values[4] @ (values[1] + values[2] + values[3] + np.eye(4))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
+    assert [into is None for into in made] == [True, False, False]

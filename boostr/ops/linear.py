@@ -175,11 +175,12 @@ def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None)
 
 def _vjp(
     g: Tensor, y: Tensor, x: Tensor, weight: Plain, bias: Tensor | None,
-    residual: Tensor | None, dtype: np.dtype, rounded: bool,
+    residual: Tensor | None, dtype: np.dtype, rounded: bool, into: Tensor | None = None,
 ):  # fmt: skip
     dx = dw = None
     if x.requires_grad:
-        dx = linear_input_gradient(g, weight, x.dtype, None)
+        fits = into is not None and into.dtype == x.dtype and x.backend.is_contiguous(into.data)
+        dx = linear_input_gradient(g, weight, x.dtype, into if fits else None)
     if not isinstance(weight, QuantizedTensor) and weight.requires_grad:
         dw = linear_weight_gradient(g, x, weight.dtype, None)
     dresidual = None if residual is None else core.cast(g, residual.dtype)

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import linear_cases
 import numpy as np
 import oracles
 import packed
@@ -112,6 +113,19 @@ def test_blocks(shape, scheme, backend, dtype, rng):
     precision = "float32" if dtype == "float64" else dtype
     c = packed.product_c(backend, SCHEMES[scheme], T) if dtype == "float32" else None
     assert_close(got.numpy(), want, dtype=precision, reduce=K, scale=rms(x) * rms(truth) + 1, c=c)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("scheme", ["int8", "q8_0", "q4_k", "nf4", "w8a8"])
+def test_weights_that_may_be_rounded(scheme, plain_backend, rng):
+    """Many rows of 16 bits by a weight under an adapter: each number of it loses a bfloat16's
+    rounding at most."""
+    T, K, N = 1100, packed.fitted(scheme, 256), 40
+    x = normal(rng, (T, K), "bfloat16")
+    w, truth = packed.draw(plain_backend, rng, scheme, N, K)
+    got = linear(Tensor(x, backend=plain_backend), w, rounded=True)
+    want = linear_cases.product(x, w, truth)
+    assert_close(got.numpy(), want, dtype="bfloat16", reduce=K, scale=rms(x) * rms(truth) + 1)
 
 
 SLICED = (packed.FORMS, (1, 20))

@@ -73,6 +73,19 @@ def test_master_copies(grads, dtype, backend, rng):
     assert moved.min() > 1e-4 and moved.max() < EPS[dtype] / 2
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1.0])
+def test_a_scale_of_zero_makes_all_gradients_zero(bad, on_device, backend, rng):
+    """Whatever they hold: so steps that are not finite leave no trace but smaller moments."""
+    param, grad, m, v = state(backend, rng, (37,), "float32")
+    grad[::3] = bad
+    scale = tensors(backend, np.zeros((), np.float32))[0] if on_device else 0.0
+    want = oracle(param, np.zeros(37), m, v, 3, **OPTIONS)
+    p, g, m, v = tensors(backend, param.copy(), grad, m.copy(), v.copy())
+    adamw(p, g, m, v, 3, **OPTIONS, grad_scale=scale)
+    check((p, m, v), want, "float32")
+
+
 def test_many_at_once(backend, rng):
     """More tensors than a launch takes, of mixed dtypes, gradients strided or not."""
     names = ["float32", "bfloat16", "float16"]
