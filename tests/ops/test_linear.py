@@ -2,12 +2,12 @@
 
 from importlib import import_module
 
-import linear_cases
 import numpy as np
 import oracles
 import packed
 import pytest
 from draws import every, in_turn, large, leaves, normal, refused, strided, tensors
+from ops.linear_cases import product
 from tolerance import assert_close, rms
 
 from boostr import Tensor, dtypes
@@ -124,7 +124,7 @@ def test_weights_that_may_be_rounded(scheme, plain_backend, rng):
     x = normal(rng, (T, K), "bfloat16")
     w, truth = packed.draw(plain_backend, rng, scheme, N, K)
     got = linear(Tensor(x, backend=plain_backend), w, rounded=True)
-    want = linear_cases.product(x, w, truth)
+    want = product(x, w, truth)
     assert_close(got.numpy(), want, dtype="bfloat16", reduce=K, scale=rms(x) * rms(truth) + 1)
 
 
