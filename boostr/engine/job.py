@@ -45,9 +45,11 @@ class Job:
     tables: list[list[int]] = field(default_factory=list, init=False)
     cached: int = field(default=0, init=False)
     preemptions: int = field(default=0, init=False)
-    # the scheduler's own: place in the order of arrival, `computed` at which a row needs more than
-    # a step, first column that is not given back in each group
+    # the scheduler's own: place in the order of arrival; the most blocks of each group that it ever
+    # holds; `computed` at which a row needs more than a step; first column that is not given back
+    # in each group
     order: int = field(default=-1, init=False, repr=False)
+    most: list[int] = field(default_factory=list, init=False, repr=False)
     pause: int = field(default=0, init=False, repr=False)
     first: list[int] = field(default_factory=list, init=False, repr=False)
     # of the prefix cache: keys of full blocks (None: not to be entered), how many are entered, the

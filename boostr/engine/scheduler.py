@@ -122,7 +122,6 @@ class Scheduler:
         return not (self._waiting or self._prefilling or self._running)
 
     # --- jobs come and go ---
-
     def blocks_for(self, length: int) -> list[int]:
         """For each group the most blocks that a job of `length` tokens ever holds."""
         return most_blocks(length, self.windows, self.size, min(self.chunk, self.prefill_tokens))
@@ -145,8 +144,8 @@ class Scheduler:
                 f"a deterministic prompt is computed {self.cut} tokens at a time; here a chunk has "
                 f"{self.chunk} at most; give the keys and values more memory"
             )
-        length = job.prompt_length + job.limit - 1  # the last token is never computed
-        for pool, needed in zip(self.pools, self.blocks_for(length), strict=True):
+        job.most = self.blocks_for(job.prompt_length + job.limit - 1)  # the last is not computed
+        for pool, needed in zip(self.pools, job.most, strict=True):
             if needed > pool.count:
                 raise OptionError(
                     f"a prompt of {job.prompt_length} tokens and {job.limit} new ones need "
@@ -208,7 +207,6 @@ class Scheduler:
         return job, row
 
     # --- rounds ---
-
     def plan(self) -> Round:
         """The next round; its steps count as launched."""
         found = Round()
@@ -316,16 +314,17 @@ class Scheduler:
 
     def _room(self) -> list[int]:
         """Blocks of each group that nobody needs: prompts on their way get all of theirs, and every
-        row one more."""
-        rows = len(self._prefilling) + len(self._running)
-        room = [pool.free - rows for pool in self.pools]
+        row one more that will ever need it."""
+        room = [pool.free for pool in self.pools]
+        for job in (*self._prefilling, *self._running):
+            for group, most in enumerate(job.most):
+                room[group] -= job.held(group) < most
         for job in self._prefilling:
             for group, most in enumerate(self.blocks_for(len(job.tokens))):
                 room[group] -= max(0, most - job.held(group))
         return room
 
     # --- blocks of a job ---
-
     def _cover(self, job: Job, stop: int, found: Round) -> bool:
         """Give a job its blocks for tokens up to `stop`, after taking those it sees no more.
 

@@ -7,6 +7,7 @@ from tiny_model import make_tiny
 
 import boostr
 from boostr import SamplingOptions, env
+from boostr.engine import kv_budget
 from boostr.errors import OptionError
 
 KINDS = {
@@ -76,15 +77,19 @@ def test_the_prompt_is_computed_once(where, kind, tmp_path):
     assert free_blocks(model) == model.engine.pool.counts
 
 
-def test_room_is_made_for_the_prompt_once(model):
+@pytest.mark.parametrize("kind", ["full", "by length"])
+def test_room_is_made_for_the_prompt_once(where, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(kv_budget, "_LEAST_POSITIONS", 1)  # room for what is asked, no more
+    length = 16 * where.kv_block
+    changes = KINDS[kind] | {"max_position_embeddings": length + SAMPLED.max_tokens}
+    model = boostr.load(make_tiny(tmp_path / "model", **changes), backend=where)
     model.generate(prompt_of(model, 1), options=SAMPLED)
-    small = sum(model.engine.pool.counts)
-    pool = model.engine.pool
-    prompt = [5] * (model.config.max_position_embeddings - 16)
-    model.generate(prompt, options=SAMPLED, n=8)
-    for window, count in zip(pool.windows, pool.counts, strict=True):
-        one = model.engine._scheduler.blocks_for(len(prompt) + SAMPLED.max_tokens)[0]
-        assert window or count <= 2 * max(small, one + 8)
+    [small] = model.engine.pool.counts
+    assert small <= 2
+    model.generate([5] * length, options=SAMPLED, n=8)
+    [count] = model.engine.pool.counts
+    [one] = model.engine._scheduler.blocks_for(length + SAMPLED.max_tokens)
+    assert one <= count <= 2 * (one + 8) < 8 * one
 
 
 def test_a_stream_says_whose_a_piece_is(model):

@@ -119,6 +119,13 @@ def test_every_row_has_a_block_in_reserve():
     assert all(job.preemptions == 0 for job in jobs)
 
 
+def test_a_row_that_has_all_it_will_need_keeps_none_in_reserve():
+    plans = scheduler(blocks=6)
+    jobs = [submitted(plans, 2, first=10 * i, limit=3) for i in range(6)]
+    run(plans)
+    assert [job.state for job in jobs] == ["running"] * 6 and not plans.pools[0].free
+
+
 def test_prompts_on_their_way_keep_what_they_will_need():
     plans = scheduler(blocks=6, windows=(8,), prefill=4, chunk=4)
     a = submitted(plans, 24)
