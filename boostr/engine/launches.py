@@ -50,7 +50,6 @@ class Launches:
             slots.clear(row)
         for row, group, column, block in plan.writes:
             slots.place(row, group, column, block)
-        slots.flush()
         self._steps.pool.copy([copy[1:] for copy in plan.copies])
         if plan.cleared:
             self._close_up(plan.decoding)
@@ -79,7 +78,6 @@ class Launches:
             self._steps.move(source, job.row)
             if not isinstance(job.owner, Scoring):
                 self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
-            self._slots.flush()
 
     def _decode(self, jobs: Sequence[Job]) -> Reading:
         variant, rows, longest = Variant(), 0, 0
@@ -93,7 +91,6 @@ class Launches:
         """The next token as that of a prompt that ends here: decode steps leave the row alone."""
         assert job.row is not None
         self._slots.give(job.row, fields.DRAWS, job.accepted)
-        self._slots.flush()
         chunk = Chunk(job, len(job.tokens) - 1, len(job.tokens), final=True)
         part = self._part(chunk, job.prompt_length, job.row)
         outcome = self._steps.prefill([part], job.owner.variant)
@@ -108,7 +105,6 @@ class Launches:
                 row = self._begin(job)
                 ends.append((index, job, job.preemptions))
             parts.append(self._part(chunk, job.prompt_length, row))
-        self._slots.flush()
         if ends or self._slots.backend.records_prefill:  # one program, whether a prompt ends or not
             outcome = self._steps.prefill(parts, variant, busy)
             if ends:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -117,13 +118,15 @@ class PromptStep:
     def __init__(
         self, steps: Steps, tokens: int, sequences: int, width: int, variant: Variant | None
     ) -> None:
-        T, B, self._width, self._groups = tokens, sequences, width, len(steps.pool.windows)
+        T, B, self._width, groups = tokens, sequences, width, len(steps.pool.windows)
         self._runner, self._pool, self._variant = steps.runner, steps.pool, variant
-        self._slots, self._penalties, self._room = steps.slots, steps.penalties, (T, B)
-        sizes = [T, T, T, B + 1, B, B, B, B, B, *([B * width] * self._groups)]
-        self._inputs = steps.runner.tensor(np.zeros(sum(sizes)))  # one upload a pass
-        ends = np.cumsum(sizes).tolist()
-        parts = [self._inputs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        self._slots, self._penalties = steps.slots, steps.penalties
+        sizes = [T, T, T, B + 1, B, B, B, B, B, *([B * width] * groups)]
+        self._host = np.zeros(sum(sizes), np.int32)  # what one upload a pass brings over
+        self._inputs = steps.runner.tensor(self._host.copy())
+        spans = list(pairwise([0, *np.cumsum(sizes).tolist()]))
+        self._fields = [self._host[start:end] for start, end in spans]
+        parts = [self._inputs[start:end] for start, end in spans]
         self._ids, self._positions, self._owners, self._cu, self._lengths = parts[:5]
         self._last, self._places, self._homes, self._begun = parts[5:9]
         self._tables = [part.reshape(B, width) for part in parts[9:]]
@@ -131,27 +134,29 @@ class PromptStep:
 
     def fill(self, parts: Sequence[Part]) -> None:
         """Say what the next run computes."""
-        T, B = self._room
         counts = [len(part.ids) for part in parts]
         ends = np.cumsum(counts)
         positions = np.concatenate([np.arange(p.start, p.stop) for p in parts])
-        tables = np.full((self._groups, B, self._width), -1, np.int32)
-        for index, part in enumerate(parts):
-            for group, blocks in enumerate(part.tables):
-                tables[group, index, : len(blocks)] = blocks[: self._width]
-        values = [
-            _padded(np.concatenate([part.ids for part in parts]), T, 0),
-            _padded(positions, T, 0),
-            _padded(np.repeat(np.arange(len(parts)), counts), T, -1),
-            _padded(np.concatenate([[0], ends]), B + 1, int(ends[-1])),
-            _padded(np.array([part.stop for part in parts]), B, 0),
-            _padded(ends - 1, B, 0),
-            _padded(np.array([part.row for part in parts]), B, -1),
-            _padded(np.array([part.home for part in parts]), B, -1),
-            _padded(np.array([part.start > 0 for part in parts]), B, 0),
-            tables.ravel(),
-        ]
-        self._inputs.assign(np.concatenate(values).astype(np.int32))
+        values = (
+            (np.concatenate([part.ids for part in parts]), 0),
+            (positions, 0),
+            (np.repeat(np.arange(len(parts)), counts), -1),
+            ([0, *ends], ends[-1]),
+            ([part.stop for part in parts], 0),
+            (ends - 1, 0),
+            ([part.row for part in parts], -1),
+            ([part.home for part in parts], -1),
+            ([part.start > 0 for part in parts], 0),
+        )
+        for target, (known, filler) in zip(self._fields, values, strict=False):
+            target[: len(known)] = known
+            target[len(known) :] = filler
+        for group, table in enumerate(self._fields[len(values) :]):
+            table.fill(-1)
+            for index, part in enumerate(parts):
+                blocks = part.tables[group][: self._width]
+                table[index * self._width : index * self._width + len(blocks)] = blocks
+        self._inputs.assign(self._host)
         rotary = self._runner.rotary
         if rotary.depends_on_length:
             whole = [part.whole for part in parts]
@@ -181,10 +186,6 @@ class PromptStep:
             record_tokens(every, penalties.seen, penalties.counts)
         ops.advance_rows(slots.state, outcome.chosen, self._places)
         return outcome
-
-
-def _padded(values: np.ndarray, size: int, filler: int) -> np.ndarray:
-    return np.concatenate([values, np.full(size - len(values), filler, values.dtype)])
 
 
 def _choose(

@@ -1,13 +1,15 @@
 """Slots: the rows of state on the device that decode steps work on, one for each sequence.
 
-The host changes rows only between programs: it notes what is to be written, and `flush` writes it
-in a launch for each tensor. What a step changes (ids, positions, lengths, ends) the device changes
-itself, see `ops.advance_rows`; the host may be some steps late and never needs to know.
+The host changes rows only between programs: it notes what is to be written, and `flush` uploads all
+of it at once and writes it in a launch for each tensor. What a step changes (ids, positions,
+lengths, ends) the device changes itself, see `ops.advance_rows`; the host may be some steps late
+and never needs to know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -20,25 +22,20 @@ from boostr.ops.sampling import seed_words
 from boostr.tensor import Tensor, full, zeros
 
 _FLOATS = ("temperature", "top_p", "min_p")
+# behind the fields of `ops.advance_rows`, int32 like these: bits of floats, then of two words a row
+_TEMPERATURE = fields.FIELDS
+_TOP_K = _TEMPERATURE + len(_FLOATS)
+_SEEDS = _TOP_K + 1
+_ALL = _SEEDS + 2
 
 
 class _Field:
-    """A tensor whose elements are written one by one."""
+    """An int32 tensor whose elements are written one by one."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self._flat = tensor.reshape(-1)
-        self.changes: dict[int, int | float] = {}
-
-    def flush(self) -> None:
-        if not self.changes:
-            return
-        backend = self.tensor.backend
-        places = Tensor(np.fromiter(self.changes.keys(), np.int32), backend=backend)
-        values = np.fromiter(self.changes.values(), self.tensor.dtype)
-        new = Tensor(values, backend=backend)
-        backend.put_rows(self._flat.data, places.data, new.data)
-        self.changes.clear()
+        self.flat = tensor.reshape(-1)
+        self.changes: dict[int, int] = {}
 
 
 class Slots:
@@ -52,32 +49,27 @@ class Slots:
 
     def __init__(self, backend: Backend, rows: int, columns: int, groups: int) -> None:
         self.backend, self.rows, self.columns = backend, rows, columns
-        empty = np.full((fields.FIELDS, rows), -1, np.int32)
-        empty[: fields.ENDS] = 0
-        empty[fields.OWNERS] = -1
-        self._state = _Field(Tensor(empty, backend=backend))
-        self._floats = _Field(zeros((len(_FLOATS), rows), dtypes.float32, backend))
-        self._top_k = _Field(zeros((rows,), dtypes.int32, backend))
-        self._seeds = _Field(zeros((rows, 2), dtypes.uint32, backend))
+        empty = np.zeros((_ALL, rows), np.int32)
+        empty[[fields.OWNERS, *range(fields.ENDS, fields.FIELDS)]] = -1
+        self._memory = _Field(Tensor(empty, backend=backend))
+        self.state = self._memory.tensor[: fields.FIELDS]
         self._mirror = [np.full((rows, columns), -1, np.int32) for _ in range(groups)]
         self._tables: dict[tuple[int, int], _Field] = {}
 
-    @property
-    def state(self) -> Tensor:
-        return self._state.tensor
-
     def field(self, number: int, count: int) -> Tensor:
         """A field of the first rows, int32 [count]: a view."""
-        return self._state.tensor[number, :count]
+        return self.state[number, :count]
 
     def sampling(self) -> dict[str, Tensor]:
-        """What `ops.sample` takes, of all rows."""
-        found = {name: self._floats.tensor[i] for i, name in enumerate(_FLOATS)}
-        state = self._state.tensor
-        return found | {
-            "top_k": self._top_k.tensor, "seeds": self._seeds.tensor,
-            "counters": state[fields.DRAWS],
-        }  # fmt: skip
+        """What `ops.sample` takes, of all rows: views."""
+        memory = self._memory.tensor
+        floats = self._seen_as(memory[_TEMPERATURE:_TOP_K], dtypes.float32)
+        found = {name: floats[i] for i, name in enumerate(_FLOATS)}
+        seeds = self._seen_as(memory[_SEEDS:].reshape(self.rows, 2), dtypes.uint32)
+        return found | {"top_k": memory[_TOP_K], "seeds": seeds, "counters": memory[fields.DRAWS]}
+
+    def _seen_as(self, part: Tensor, dtype: np.dtype) -> Tensor:
+        return Tensor.wrap(self.backend.bitcast(part.data, dtype), self.backend)
 
     def table(self, group: int, width: int) -> Tensor:
         """The first `width` columns of a group's block table, int32 [rows, width]."""
@@ -97,11 +89,12 @@ class Slots:
 
     def admit(self, row: int, options: SamplingOptions, seed: int) -> None:
         """Note how the row draws."""
-        for i, name in enumerate(_FLOATS):
-            self._floats.changes[i * self.rows + row] = getattr(options, name)
-        self._top_k.changes[row] = options.top_k
-        for i, word in enumerate(seed_words([seed])[0].tolist()):
-            self._seeds.changes[row * 2 + i] = word
+        floats = np.array([getattr(options, name) for name in _FLOATS], np.float32)
+        bits = floats.view(np.int32).tolist()
+        self._write(row, dict(enumerate(bits, _TEMPERATURE)) | {_TOP_K: options.top_k})
+        place = _SEEDS * self.rows + row * 2
+        words = seed_words([seed])[0].view(np.int32).tolist()
+        self._memory.changes |= {place: words[0], place + 1: words[1]}
 
     def activate(
         self, row: int, length: int, drawn: int, limit: int, end_ids: Sequence[int]
@@ -148,14 +141,26 @@ class Slots:
 
     def _write(self, row: int, values: dict[int, int]) -> None:
         for field, value in values.items():
-            self._state.changes[field * self.rows + row] = value
+            self._memory.changes[field * self.rows + row] = value
 
     def flush(self) -> None:
         """Write what was noted; launched behind the programs that were started before."""
-        for field in (self._state, self._floats, self._top_k, self._seeds):
-            field.flush()
-        for field in self._tables.values():
-            field.flush()
+        changed = [f for f in (self._memory, *self._tables.values()) if f.changes]
+        if not changed:
+            return
+        numbers = (part for f in changed for part in (f.changes, f.changes.values()))
+        packed = Tensor(np.fromiter(chain.from_iterable(numbers), np.int32), backend=self.backend)
+        start = 0
+        for field in changed:
+            half = start + len(field.changes)
+            stop = half + len(field.changes)
+            places, values = (
+                self.backend.slice(packed.data, (part,))
+                for part in (slice(start, half, 1), slice(half, stop, 1))
+            )
+            self.backend.put_rows(field.flat.data, places, values)
+            field.changes.clear()
+            start = stop
 
 
 class Penalties:

@@ -1,9 +1,10 @@
 """Steps: forward passes over a pool of blocks: chunks of prompts, and one token for every row.
 
 A decode step is a program, made once for (rows, columns of the block tables, how tokens are chosen)
-and kept: sequences join and leave between its runs. Prompts are packed end to end. Where Python
-cannot start kernels as fast as they run, their passes are programs too, of sizes that are powers of
-two: tokens that fill one up belong to no sequence and are written nowhere.
+and kept: sequences join and leave between its runs, and what was noted of them in `slots` is
+written when the next pass starts. Prompts are packed end to end. Where Python cannot start kernels
+as fast as they run, their passes are programs too, of sizes that are powers of two: tokens that
+fill one up belong to no sequence and are written nowhere.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Steps:
         width = self.width(positions)
         if variant.penalized:
             self.penalties_for(B - 1)
+        self.slots.flush()
         key = ("decode", B, width, variant)
         outcome, self.decoding = self.programs.step(
             key, lambda: DecodeStep(self, B, width, variant)
@@ -113,6 +115,7 @@ class Steps:
     def _prompts(self, parts: Sequence[Part], variant: Variant | None, busy: bool = False) -> Any:
         if variant is not None and variant.penalized:
             self.penalties_for(max(part.row for part in parts))
+        self.slots.flush()
         T, B = sum(len(part.ids) for part in parts), len(parts)
         width = self.width(max(part.stop for part in parts))
         by_length = self.runner.rotary.depends_on_length

@@ -228,10 +228,13 @@ class CupyBackend(ArrayBackend):
 
     def put_rows(self, target: Array, indices: Array, values: Array) -> None:
         width = values.size // max(len(indices), 1)
-        if values.size:
-            rows = cupy.broadcast_to(indices[:, None], (len(indices), width))
-            flat = values.reshape(len(indices), width).astype(target.dtype, copy=False)
-            self._run(_put, rows, flat, width, target)
+        if not values.size:
+            return
+        rows, flat = indices, values.ravel()
+        if width > 1:
+            shape = (len(indices), width)
+            rows, flat = cupy.broadcast_to(indices[:, None], shape), flat.reshape(shape)
+        self._run(_put, rows, flat.astype(target.dtype, copy=False), width, target)
 
     # -- kernels and programs --------------------------------------------------------------------
     def kernel(self, op: str) -> Kernel | str:
