@@ -6,7 +6,8 @@
 //   backward_finish    dq = scale dq_sum in q's dtype
 //
 // Macros: TYPE f16 | bf16; DP, TILE_Q (M), WARP_COUNT, QM: of the main kernel, whose warps make
-// M / QM queries and DP QM / WARP_COUNT columns of dq each.
+// M / QM queries and DP QM / WARP_COUNT columns of dq each; TOKENS, of a group of threads of
+// backward_prepare: at most 8.
 #include "prelude.cuh"
 #include "mma.cuh"
 #include "attention_backward.cuh"
@@ -18,35 +19,52 @@ DEVICE void fill_zero(TYPE* x, i64 from, i64 to, i64 step, i64 start) {
   for (i64 i = from + start; i < to; i += step) x[i] = from_float<TYPE>(0.f);
 }
 
-// A group of LANES threads makes the stats of one (token, head).
+// A group of LANES threads makes the stats of TOKENS tokens of one head, so that they are a whole
+// sector; groups side by side have heads side by side, whose rows are one piece. All the blocks of
+// a grid clear their shares while what they have read is on its way.
 extern "C" __global__ void __launch_bounds__(256) backward_prepare(
     const TYPE* g, const TYPE* out, const float* lse, const float* g_lse, float2* stats,
     float4* dq_sum, TYPE* dq, TYPE* dk, TYPE* dv, const int* cu_q, const int* cu_k, int B, int H,
     int K, int D, int Tq, int Tk, i64 sums) {
   constexpr int LANES = DP <= 64 ? 8 : DP <= 128 ? 16 : 32;
+  const int lane = threadIdx.x & (LANES - 1), column = lane * 8;
+  const int group = blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+  const int head = group % H, t0 = group / H * TOKENS;
+  const bool reads = t0 < Tq && column < D;
+  Vec<TYPE, 8> x[TOKENS], y[TOKENS];
+  if (reads)
+#pragma unroll
+    for (int u = 0; u < TOKENS; u++) {  // past the end the last token again, for nothing
+      const i64 at = ((i64)min(t0 + u, Tq - 1) * H + head) * D + column;
+      x[u] = load_vec<TYPE, 8>(g + at);
+      y[u] = load_vec<TYPE, 8>(out + at);
+    }
+  const bool writes = lane < TOKENS && t0 + lane < Tq;  // the stats of token t0 + lane
+  const i64 row = (i64)(t0 + lane) * H + head;
+  const float l = writes ? lse[row] : 0.f, outside = writes ? g_lse[row] : 0.f;
+  const int end_q = cu_q[B], end_k = cu_k[B];
+
   const i64 step = (i64)gridDim.x * 256, start = (i64)blockIdx.x * 256 + threadIdx.x;
   for (i64 i = start; i < sums; i += step) dq_sum[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-  fill_zero(dq, (i64)cu_q[B] * H * D, (i64)Tq * H * D, step, start);
-  fill_zero(dk, (i64)cu_k[B] * K * D, (i64)Tk * K * D, step, start);
-  fill_zero(dv, (i64)cu_k[B] * K * D, (i64)Tk * K * D, step, start);
-  const i64 total = (i64)Tq * H, padded = (total + 31) / 32 * 32;  // whole warps stay together
-  for (i64 row = start / LANES; row < padded; row += step / LANES) {
-    float sum = 0.f;
-    int column = (threadIdx.x & (LANES - 1)) * 8;
-    if (row < total && column < D) {
-      auto x = load_vec<TYPE, 8>(g + row * D + column);
-      auto y = load_vec<TYPE, 8>(out + row * D + column);
+  fill_zero(dq, (i64)end_q * H * D, (i64)Tq * H * D, step, start);
+  fill_zero(dk, (i64)end_k * K * D, (i64)Tk * K * D, step, start);
+  fill_zero(dv, (i64)end_k * K * D, (i64)Tk * K * D, step, start);
+
+  float own = 0.f;
 #pragma unroll
-      for (int i = 0; i < 8; i++) sum += x[i] * y[i];
-    }
+  for (int u = 0; u < TOKENS; u++) {
+    float sum = 0.f;
+    if (reads)
+#pragma unroll
+      for (int i = 0; i < 8; i++) sum += x[u][i] * y[u][i];
 #pragma unroll
     for (int d = LANES / 2; d; d >>= 1) sum += __shfl_xor_sync(FULL_MASK, sum, d);
-    if (row < total && column == 0) {
-      float l = lse[row];
-      bool blind = l == -INF;  // sees no key: p = exp(-inf) = 0
-      float2 made = make_float2(blind ? INF : l * LOG2E, blind ? 0.f : sum - g_lse[row]);
-      stats[row % H * Tq + row / H] = made;
-    }
+    if (lane == u) own = sum;
+  }
+  if (writes) {
+    const bool blind = l == -INF;  // sees no key: p = exp(-inf) = 0
+    stats[(i64)head * Tq + t0 + lane] =
+        make_float2(blind ? INF : l * LOG2E, blind ? 0.f : own - outside);
   }
 }
 

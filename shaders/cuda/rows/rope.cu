@@ -12,10 +12,11 @@
 // NORM: 1, each head, 2, all heads at once; LAST: after the rotation. Weights q_norm, k_norm f32:
 // [D], or with gain_stride D each head's own; offset is added to them.
 //
-// Threads: LANES of them a head, the heads of a token side by side; blockIdx.x is the token,
-// blockIdx.y a share of its heads. A lane has ITEMS runs of VEC pairs, two runs of VEC elements
-// each: elements p and p + R/2, or 2p and 2p + VEC. Dimensions that pass through are runs of the
-// same form. VEC = 1 takes any even R <= D and any alignment.
+// Threads: LANES of them, a team, a head; a token has `teams` teams side by side, which go over its
+// heads together; a block has as many tokens as fit, blockIdx.y is a share of their heads. A lane
+// has ITEMS runs of VEC pairs, two runs of VEC elements each: elements p and p + R/2, or 2p and
+// 2p + VEC. Dimensions that pass through are runs of the same form. VEC = 1 takes any even R <= D
+// and any alignment.
 //
 // Macros: X type of x and out, C type of k_out and v_out, VEC, ITEMS, LANES, INTERLEAVED, NORM,
 // LAST.
@@ -25,10 +26,13 @@
 extern "C" __global__ void
 rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float* sin_table,
      const int* rows, const float* q_factors, const int* slots, const float* q_norm,
-     const float* k_norm, int H, int K, int D, int half, int total_slots, i64 stride, float eps,
-     float offset, int gain_stride, float turn) {
-  const int lane = threadIdx.x % LANES, team = threadIdx.x / LANES, teams = blockDim.x / LANES;
-  const i64 t = blockIdx.x;
+     const float* k_norm, int T, int teams, int H, int K, int D, int half, int total_slots,
+     i64 stride, float eps, float offset, int gain_stride, float turn) {
+  const u32 lane = threadIdx.x % LANES, unit = threadIdx.x / LANES;
+  const u32 tokens = blockDim.x / LANES / teams, token = unit / teams;
+  const int team = unit % teams;
+  const i64 t = (i64)blockIdx.x * tokens + token;
+  const bool idle = token >= tokens || t >= T;  // shuffles with the others all the same
   const int pass = (D - 2 * half + 1) / 2, pairs = half + pass, heads = H + 2 * K;
   // first element of each of the two runs of this lane
   int first[ITEMS], second[ITEMS];
@@ -41,11 +45,12 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
   }
   pdl_wait();
   pdl_launch();
-  const int row = rows ? rows[t] : 0;
+  const int row = rows && !idle ? rows[t] : 0;
   const float q_factor = q_factors ? q_factors[row] : 1.f;
-  const i64 slot = slots && K ? slots[t] : t;
+  const i64 slot = slots && K && !idle ? slots[t] : t;
   const int base = blockIdx.y * teams + team, hop = teams * gridDim.y;
   const int rounds = (heads + hop - 1) / hop;  // the same for all threads: lanes shuffle
+  const int end = idle ? 0 : heads;
   // this lane's runs of the next head, on their way while the tables or another head are read
   Pack<X, VEC> next_a[ITEMS], next_b[ITEMS];
   auto fetch = [&](int head) {
@@ -54,8 +59,8 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
     for (int i = 0; i < ITEMS; i++) {
       next_a[i].clear();
       next_b[i].clear();
-      if (head < heads && first[i] < D) next_a[i] = load_pack<X, VEC>(source + first[i]);
-      if (head < heads && second[i] < D) next_b[i] = load_pack<X, VEC>(source + second[i]);
+      if (head < end && first[i] < D) next_a[i] = load_pack<X, VEC>(source + first[i]);
+      if (head < end && second[i] < D) next_b[i] = load_pack<X, VEC>(source + second[i]);
     }
   };
   fetch(base);
@@ -129,7 +134,7 @@ rope(const X* x, X* out, C* k_out, C* v_out, const float* cos_table, const float
 #pragma unroll 2
   for (int n = 0; n < rounds; n++) {
     const int head = base + n * hop;
-    const bool live = head < heads;
+    const bool live = head < end;
     Pack<X, VEC> a[ITEMS], b[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {

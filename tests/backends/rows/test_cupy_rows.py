@@ -1,5 +1,7 @@
 """CUDA kernels over rows that no other backend has, against the float64 oracle, strictly."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracles
 import pytest
@@ -9,6 +11,7 @@ from strict_cupy import strict_cupy
 from tolerance import assert_close, rms
 
 from boostr import Tensor, ops, zeros
+from boostr.backends.cupy.rows import rope
 from boostr.backends.cupy.rows.activation import gated
 from boostr.backends.cupy.rows.rope import Norms, Tables, rope_write
 from boostr.ops import norm as norm_ops
@@ -52,6 +55,32 @@ def test_rope_write(T, normed, cached, dtype, stored, D, half, layout, cupy_back
     for held, before, want in zip(ts[5:7], caches, (want_k, want_v), strict=True):
         truth = oracles.kv_write(before.astype(np.float64), want, slots)
         assert_close(held.numpy(), truth, dtype=stored, reduce=2, scale=scale)
+
+
+@pytest.mark.parametrize("sms", (1, 5))
+@pytest.mark.parametrize(("D", "half"), SIZES[::3])
+@pytest.mark.parametrize(("T", "H", "K"), ((65, 9, 3), (701, 3, 1), (334, 40, 8)))
+@pytest.mark.parametrize("over", (None, "head", "all"))
+def test_tokens_that_share_a_block(over, T, H, K, D, half, sms, cupy_backend, rng, monkeypatch):
+    """As on a GPU that so many tokens fill: bit for bit what comes of a block for each token."""
+    cos, sin, rows = rope_case(rng, D, half, T)
+    wide = (H * D, K * D) if over == "all" else (D, D)
+    gains = [normal(rng, (n,)) if over else None for n in wide]
+    x, *made = tensors(
+        cupy_backend, normal(rng, (T, (H + 2 * K) * D), "bfloat16"), *gains, cos, sin, rows
+    )
+    data = [None if t is None else t.data for t in made]
+    norms, tables = Norms(*data[:2], 1e-5, over=over or "head"), Tables(*data[2:])
+
+    def run(sms):
+        monkeypatch.setattr(cupy_backend, "caps", replace(cupy_backend.caps, sms=sms))
+        out = rope_write(cupy_backend, x.data, H, K, D, norms, tables)
+        one = ops.rope(x.reshape(T, H + 2 * K, D), *made[2:])
+        return [Tensor.wrap(y, cupy_backend).numpy() for y in out] + [one.numpy()]
+
+    assert rope._spread(T, H + 2 * K, 4, 1000)[0][0] == T > rope._spread(T, H + 2 * K, 4, sms)[0][0]
+    for got, want in zip(run(sms), run(1000), strict=True):
+        np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

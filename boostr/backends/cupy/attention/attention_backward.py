@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from boostr import dtypes, env
 from boostr.backends.base import Kernel
+from boostr.backends.cupy.rows.rows import power_of_two
 from boostr.backends.cupy.runtime.kernels import Variant
 from boostr.tensor import Tensor
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 256
 _UNLIMITED = 1 << 30
+_TOKENS = 4  # of a group of threads of `backward_prepare`
 _LARGE = 160 * 1024  # bytes of shared memory a block: A100, H100; other GPUs from sm_80 have 99 KB
 
 
@@ -207,9 +209,14 @@ class _Call:
         """dq, dk, dv, not yet written."""
         return tuple(self.backend.empty(x.shape, x.dtype) for x in (self.q, self.k, self.v))
 
-    def prepare_grid(self, numbers: int) -> tuple[int]:
+    def spread(self, numbers: int) -> int:
         """Enough blocks of 256 for `numbers` independent pieces, at most 16 for each core."""
-        return (max(1, min(-(-numbers // 256), 16 * self.backend.caps.sms)),)
+        return max(1, min(-(-numbers // 256), 16 * self.backend.caps.sms))
+
+    def prepare_blocks(self, DP: int, pieces: int) -> int:
+        """A group of threads for every head of so many tokens; enough to clear the pieces."""
+        groups = -(-len(self.q) // _TOKENS) * self.q.shape[1]
+        return max(-(-groups * power_of_two(DP // 8) // 256), self.spread(pieces // 8))
 
 
 def _on_tensor_cores(q: Tensor, k: Tensor, v: Tensor, capability: int) -> bool:
@@ -240,7 +247,7 @@ def _strides(*arrays: Any) -> list[int]:
 def _ends(kind: str, DP: int, tile: Keys | Hopper) -> dict[str, Any]:
     """Macros of attention_backward_ends.cu that go with a tile."""
     return {"TYPE": kind, "DP": DP, "TILE_Q": tile.TILE_Q, "WARP_COUNT": tile.WARP_COUNT,
-            "QM": tile.QM}  # fmt: skip
+            "QM": tile.QM, "TOKENS": _TOKENS}  # fmt: skip
 
 
 def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
@@ -258,7 +265,7 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
     pieces = 0 if sums is None else sums.size // 4
     backend.launch(
         "attention_backward_ends", "backward_prepare",
-        call.prepare_grid(max(Tq * H * 16, pieces)), (256,),
+        (call.prepare_blocks(DP, pieces),), (256,),
         [call.g, call.out, call.lse, call.g_lse, stats, sums, *outputs, call.cu_q, call.cu_k, B, H,
          K, D, Tq, Tk, dtypes.int64.type(pieces)],
         **ends,
@@ -314,7 +321,7 @@ def _run_plain(call: _Call) -> tuple[Any, Any, Any]:
 
     before = [call.g, call.out, call.lse, call.g_lse, stats, *outputs, *lengths, *sizes, Tk]
     after = [*lengths, call.alibi, *sizes, *call.mask]
-    launch("backward_prepare", call.prepare_grid(32 * Tq * H), before)
+    launch("backward_prepare", (call.spread(32 * Tq * H),), before)
     launch("backward_keys", (Tk // kept + B, K), [*inputs, dk, dv, *after], shared)
     launch("backward_queries", (Tq // kept + B, H), [*inputs, dq, *after], shared)
     return outputs

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
 _THREADS = 256
+_RESIDENT = 2048  # threads of a multiprocessor
+_HEADS = 4  # of one team of threads at most, where there is more work than fits at once
 _MOST_ITEMS = 8
 
 
@@ -33,6 +35,22 @@ def _shape(D: int, half: int, run: int) -> dict[str, int]:
     runs = -(-(half + (D - 2 * half + 1) // 2) // run)
     lanes = min(32, power_of_two(runs))
     return {"VEC": run, "ITEMS": -(-runs // lanes), "LANES": lanes}
+
+
+def _spread(T: int, heads: int, lanes: int, sms: int) -> tuple[tuple[int, int], int, int]:
+    """(grid, threads of a block, teams of `lanes` threads of a token).
+
+    A token has a block, or several blocks if there are few tokens. If there are many, blocks have
+    several tokens, and teams several heads: starting a block and reading tables is not free.
+    """
+    full = -(-heads * lanes // _THREADS)
+    rounds = max(full, min(_HEADS, T * heads * lanes // (_RESIDENT * sms)))
+    own = -(-heads // rounds) * lanes
+    tokens = min(_THREADS // own, T // (4 * sms))
+    threads = -(-own * max(1, tokens) // 32) * 32
+    if tokens <= 1:
+        return (T, full if 2 * sms > T else 1), threads, threads // lanes
+    return (-(-T // (threads // own)), 1), threads, own // lanes
 
 
 class Tables(NamedTuple):
@@ -79,17 +97,14 @@ def _launch(
     starts += [a.data.ptr for a in (out, k_out, v_out, *tables[:2], *gains) if a is not None]
     item = x.itemsize if k_out is None else min(x.itemsize, k_out.itemsize)
     shape = _shape(D, half, _run_pairs(D, half, item, *starts))
-    lanes = shape["LANES"]
-    rounds = -(-heads * lanes // _THREADS)
-    teams = -(-heads // rounds)
-    threads = -(-teams * lanes // 32) * 32
-    shares = rounds if 2 * backend.caps.sms > T else 1
+    grid, threads, teams = _spread(T, heads, shape["LANES"], backend.caps.sms)
     total = 0 if k_out is None else k_out.size // max(K * D, 1)
     cache = x.dtype if k_out is None else k_out.dtype
     backend.launch(
-        "rope", "rope", (T, shares), (threads,),
-        [x, out, k_out, v_out, *tables[:4], slots, *gains, H, K, D, half, total, np.int64(stride),
-         float(norms.eps), float(norms.offset), 0 if norms.over == "head" else D, turn],
+        "rope", "rope", grid, (threads,),
+        [x, out, k_out, v_out, *tables[:4], slots, *gains, T, teams, H, K, D, half, total,
+         np.int64(stride), float(norms.eps), float(norms.offset),
+         0 if norms.over == "head" else D, turn],
         dependent=True, X=backend.c_type(x.dtype), C=backend.c_type(cache),
         INTERLEAVED=int(tables.interleaved), **norms.macros(), **shape,
     )  # fmt: skip
