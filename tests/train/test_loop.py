@@ -112,9 +112,12 @@ def test_compiled_is_eager(make, sequences, backend, rng):
                 loss, norm = step._step()
                 losses.append((loss.item(), norm.item()))
         found.append((losses, [p.numpy().copy() for p in model.parameters()]))
-    assert found[0][0] == found[1][0]
+    # CuPy's scattered sums, of the embedding's composite, come in any order
+    atomics = backend.name == "cupy" and isinstance(backend.kernel("embedding_backward"), str)
+    close = {"rtol": 1e-5, "atol": 1e-6} if atomics else {"rtol": 0, "atol": 0}
+    np.testing.assert_allclose(found[0][0], found[1][0], **close)
     for a, b in zip(found[0][1], found[1][1], strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, **close)
 
 
 def test_a_partial_pack_is_filled(make, sequences):

@@ -7,63 +7,67 @@ from typing import Any
 
 import cupy
 
-_LEAST = 512  # bytes, to which CuPy's pools round
-_FINE_ABOVE, _GRAIN = 1 << 24, 1 << 20  # bytes; above, blocks are multiples of the grain
+from boostr.backends.cupy.runtime.spans import Place, Spans
+
+_GRAIN = 512  # bytes, to which pieces are rounded
+_SMALL = 1 << 20  # bytes; such pieces lie apart, as each would split what a large one needs
+_SEGMENT = 4 << 20  # bytes of a segment of small pieces
+_PAGE = 2 << 20  # bytes, of which the device gives whole ones; segments of large pieces have as
+# many as the piece for which they are made
 
 
 class Arena:
-    """Blocks that every program of the arena uses from the start. What a program's arrays held is
+    """Segments that every program of the arena uses from the start. What a program's arrays held is
     the next one's to write, though they live on: they are read between runs, or never again."""
 
     def __init__(self) -> None:
         self._pool = cupy.cuda.MemoryPool()
-        self._blocks: list[tuple[int, Any]] = []  # bytes, CuPy's pointer
+        self._spans = Spans(), Spans()  # of small pieces and of large ones
+        self._segments: tuple[list[Any], list[Any]] = [], []  # CuPy's pointers
         self.begin()
 
     def begin(self) -> None:
         """Another program is recorded."""
-        self._returned: deque[tuple[int, Any]] = deque()  # arrays of earlier ones go elsewhere
-        self._free: dict[int, list[tuple[int, Any]]] = {}
-        self._returned.extend(self._blocks)
+        self._returned: deque[_Piece] = deque()  # arrays of earlier ones go elsewhere
+        for spans in self._spans:
+            spans.free_all()
 
     def malloc(self, nbytes: int) -> cupy.cuda.MemoryPointer:
         """An allocator for CuPy, for arrays that are made while a program is recorded."""
         while self._returned:
-            block = self._returned.popleft()
-            self._free.setdefault(block[0], []).append(block)
-        size = _size_class(nbytes)
-        free = self._free.get(size)
-        if free:
-            block = free.pop()
-        else:
-            block = (size, self._pool.malloc(size))
-            self._blocks.append(block)
-        pointer = block[1]
-        owner = _Piece(block, self._returned)
-        memory = cupy.cuda.UnownedMemory(pointer.ptr, size, owner, pointer.device_id)
+            kind, place, size = self._returned.popleft()
+            self._spans[kind].give(place, size)
+        size = max(-(-nbytes // _GRAIN), 1) * _GRAIN
+        kind = int(size > _SMALL)
+        spans, segments = self._spans[kind], self._segments[kind]
+        place = spans.take(size)
+        if place is None:
+            grown = -(-size // _PAGE) * _PAGE if kind else _SEGMENT
+            segments.append(self._pool.malloc(grown))
+            spans.add(grown)
+            place = spans.take(size)
+            assert place is not None
+        segment = segments[place[0]]
+        owner = _Owner((kind, place, size), self._returned, segment)
+        memory = cupy.cuda.UnownedMemory(segment.ptr + place[1], size, owner, segment.device_id)
         return cupy.cuda.MemoryPointer(memory, 0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all blocks."""
-        return sum(size for size, _ in self._blocks)
+        """Bytes of all segments."""
+        return sum(sum(spans.sizes) for spans in self._spans)
 
 
-class _Piece:
-    """A block while an array has it; its memory lives as long as either."""
+_Piece = tuple[int, Place, int]  # small or large, where, bytes
 
-    __slots__ = ("_block", "_returned")
 
-    def __init__(self, block: tuple[int, Any], returned: deque[tuple[int, Any]]) -> None:
-        self._block, self._returned = block, returned
+class _Owner:
+    """A piece while an array has it; its segment lives as long as that or the arena."""
+
+    __slots__ = ("_piece", "_returned", "_segment")
+
+    def __init__(self, piece: _Piece, returned: deque[_Piece], segment: Any) -> None:
+        self._piece, self._returned, self._segment = piece, returned, segment
 
     def __del__(self) -> None:
-        self._returned.append(self._block)  # nothing else: a collection may run anywhere
-
-
-def _size_class(nbytes: int) -> int:
-    """Powers of two in four steps; above 16 MiB multiples of 1 MiB."""
-    if nbytes > _FINE_ABOVE:
-        return -(-nbytes // _GRAIN) * _GRAIN
-    step = max(1 << max((nbytes - 1).bit_length() - 3, 0), _LEAST)
-    return max(_LEAST, -(-nbytes // step) * step)
+        self._returned.append(self._piece)  # nothing else: a collection may run anywhere
