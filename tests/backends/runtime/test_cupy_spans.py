@@ -1,5 +1,7 @@
 """Where an arena's pieces lie: never two in one place, and all of a segment again at the end."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,7 @@ from boostr.backends.cupy.runtime.spans import Spans
 def overlap(held: list[tuple[int, int, int]]) -> bool:
     """Whether two of (segment, start, size) share a byte."""
     ordered = sorted(held)
-    return any(
-        a[0] == b[0] and a[1] + a[2] > b[1] for a, b in zip(ordered, ordered[1:], strict=False)
-    )
+    return any(a[0] == b[0] and a[1] + a[2] > b[1] for a, b in itertools.pairwise(ordered))
 
 
 def test_the_smallest_range_that_holds_a_piece():

@@ -84,7 +84,7 @@ def _linear(
 
 def _rounded(weight: Weight, dtype: np.dtype) -> Weight:
     """The weight decoded to `dtype`, unless its products round x."""
-    if isinstance(weight, Tensor) or form_of(weight).rounds_input:
+    if isinstance(weight, Tensor) or weight.scheme.activations_int8:
         return weight
     return dequantize(weight, dtype)
 

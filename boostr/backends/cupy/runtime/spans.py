@@ -23,7 +23,7 @@ class Spans:
         """All segments are free, whatever was cut from them."""
         self._by_size = sorted((n, i, 0) for i, n in enumerate(self.sizes))
         self._size_at: dict[Place, int] = {(i, 0): n for i, n in enumerate(self.sizes)}
-        self._start_of: dict[Place, int] = {(i, n): 0 for i, n in enumerate(self.sizes)}  # by ends
+        self._start_of: dict[Place, int] = dict.fromkeys(enumerate(self.sizes), 0)  # by ends
 
     def add(self, size: int) -> None:
         """Another segment."""
