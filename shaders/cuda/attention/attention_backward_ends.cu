@@ -19,13 +19,31 @@ DEVICE void fill_zero(TYPE* x, i64 from, i64 to, i64 step, i64 start) {
   for (i64 i = from + start; i < to; i += step) x[i] = from_float<TYPE>(0.f);
 }
 
+// Zeros for all heads, in the slots before those of the empty segments at the end, which are many
+// where a batch may have many segments.
+DEVICE void clear_sums(float4* dq_sum, const int* cu_q, int B, int H, int slots) {
+  constexpr int SLOT = M * DP / 4, PIECE = 256 * 4;
+  int b = 0;  // the first of them, or B
+  for (int i = threadIdx.x; i - (int)threadIdx.x < B; i += 256)
+    b += __syncthreads_count(i < B && cu_q[i] < cu_q[B]);
+  const i64 used = (i64)min(first_slot(cu_q, b, M), slots) * SLOT;
+  const int pieces = (int)((used + PIECE - 1) / PIECE);
+  for (int piece = blockIdx.x; piece < H * pieces; piece += gridDim.x) {
+    float4* to = dq_sum + (i64)(piece / pieces) * slots * SLOT;
+    const i64 from = (i64)(piece % pieces) * PIECE + threadIdx.x;
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      if (from + u * 256 < used) to[from + u * 256] = make_float4(0.f, 0.f, 0.f, 0.f);
+  }
+}
+
 // A group of LANES threads makes the stats of TOKENS tokens of one head, so that they are a whole
 // sector; groups side by side have heads side by side, whose rows are one piece. All the blocks of
 // a grid clear their shares while what they have read is on its way.
 extern "C" __global__ void __launch_bounds__(256) backward_prepare(
     const TYPE* g, const TYPE* out, const float* lse, const float* g_lse, float2* stats,
     float4* dq_sum, TYPE* dq, TYPE* dk, TYPE* dv, const int* cu_q, const int* cu_k, int B, int H,
-    int K, int D, int Tq, int Tk, i64 sums) {
+    int K, int D, int Tq, int Tk, int slots) {
   constexpr int LANES = DP <= 64 ? 8 : DP <= 128 ? 16 : 32;
   const int lane = threadIdx.x & (LANES - 1), column = lane * 8;
   const int group = blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
@@ -44,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(256) backward_prepare(
   const float l = writes ? lse[row] : 0.f, outside = writes ? g_lse[row] : 0.f;
   const int end_q = cu_q[B], end_k = cu_k[B];
 
+  if (dq_sum) clear_sums(dq_sum, cu_q, B, H, slots);
   const i64 step = (i64)gridDim.x * 256, start = (i64)blockIdx.x * 256 + threadIdx.x;
-  for (i64 i = start; i < sums; i += step) dq_sum[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   fill_zero(dq, (i64)end_q * H * D, (i64)Tq * H * D, step, start);
   fill_zero(dk, (i64)end_k * K * D, (i64)Tk * K * D, step, start);
   fill_zero(dv, (i64)end_k * K * D, (i64)Tk * K * D, step, start);

@@ -267,7 +267,7 @@ def _run_tiles(call: _Call) -> tuple[Any, Any, Any]:
         "attention_backward_ends", "backward_prepare",
         (call.prepare_blocks(DP, pieces),), (256,),
         [call.g, call.out, call.lse, call.g_lse, stats, sums, *outputs, call.cu_q, call.cu_k, B, H,
-         K, D, Tq, Tk, dtypes.int64.type(pieces)],
+         K, D, Tq, Tk, slots],
         **ends,
     )  # fmt: skip
     inputs = [call.q, call.k, call.v, call.g, stats]
