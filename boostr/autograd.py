@@ -9,7 +9,7 @@ the last tensor above it, and while a backward walks it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,10 +122,10 @@ class Node:
         return arg
 
     def backward(
-        self, gradients: list[Tensor | None], into: Tensor | None = None
+        self, gradients: list[Tensor | None], earlier: Tensor | None = None
     ) -> Iterator[Tensor | None]:
         """The gradient for each of `places`, from those of the results; that of the first one
-        perhaps added to `into` and so the same tensor."""
+        with `earlier`, as the op's `adds` says."""
         if self.args is None:
             raise OptionError(
                 f"backward: an earlier backward has used up what it needs of {self.op.name}; give "
@@ -143,7 +143,7 @@ class Node:
         single = self.count == 1
         outputs = self.outputs[0] if single else self.outputs
         given = gradients[0] if single else tuple(gradients)
-        options = {**self.options, "into": into} if self.op.adds_up else self.options
+        options = {**self.options, self.op.adds: earlier} if self.op.adds else self.options
         return _flatten(self.args, self.op.vjp(given, outputs, *self.args, **options))
 
     def _through_composite(self, gradients: list[Tensor | None]) -> Iterator[Tensor | None]:
@@ -211,10 +211,15 @@ def gradients(
     gradient: Tensor | None = None,
     *,
     retain: bool = False,
+    passed: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """d(output)/d(input) · gradient for each input; None where output does not depend on it."""
+    """d(output)/d(input) · gradient for each input; None where output does not depend on it.
+    `passed` is added to that of the first."""
     wanted = [_key(place_of(tensor)) for tensor in inputs]
-    found = _sweep([output], [_seed(output, gradient)], retain=retain, wanted=frozenset(wanted))
+    outputs, seeds = [output], [_seed(output, gradient)]
+    if passed is not None:
+        outputs, seeds = [output, inputs[0]], [*seeds, passed]
+    found = _sweep(outputs, seeds, retain=retain, wanted=frozenset(wanted))
     return [found.get(key) for key in wanted]
 
 
@@ -253,15 +258,15 @@ def _sweep(
     own: set[tuple[int, int]] = set()  # of `found`, what nobody else has: it may be written
     leaves = {} if leaves is None else leaves
 
-    def add(place: Place, gradient: Tensor, unshared: bool = False) -> None:
+    def add(place: Place, gradient: Tensor, adds: str | None = None) -> None:
         key = _key(place)
         if not isinstance(place[0], Node):
             leaves[key] = place[0]
-        known = found.get(key)
+        known = None if adds == "passed" else found.get(key)
         if known is gradient and key in own:
             return  # it was added to it
         found[key] = gradient if known is None else known + gradient
-        if known is not None or unshared:
+        if known is not None or adds:
             own.add(key)
 
     with no_grad():
@@ -274,16 +279,22 @@ def _sweep(
             given = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
             own.difference_update(keys)
             if any(g is not None for g in given):
-                first = node.places[0] if node.op.adds_up else None
-                into = found[_key(first)] if first is not None and _key(first) in own else None
-                made = node.backward(given, into)
+                first = node.places[0] if node.op.adds else None
+                usable = found if node.op.adds == "passed" else own
+                made = node.backward(given, _earlier(first, found, usable))
                 for place, gradient in zip(node.places, made, strict=True):
                     if place is not None and gradient is not None:
-                        add(place, gradient, unshared=place is first)
+                        add(place, gradient, node.op.adds if place is first else None)
             del given
             if not retain:
                 node.release()
     return found
+
+
+def _earlier(place: Place | None, found: dict, usable: Container) -> Tensor | None:
+    """What was found for a place, if that is among the `usable`."""
+    key = None if place is None else _key(place)
+    return found[key] if key in usable else None
 
 
 def _topological(outputs: list[Tensor]) -> list[Node]:

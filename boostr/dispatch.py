@@ -41,7 +41,9 @@ class Op:
             positional argument (a list for a list), None too where its `requires_grad` is false.
             Without one, the composite is differentiated; that of a fusion is recorded in its place.
             If it takes `into`, a tensor or None, it may add the gradient of the first argument to
-            that tensor and return it, where it would else return a new one that nobody shares.
+            that tensor and return it, where it would else return a new one that nobody shares. If
+            it takes `passed`, a tensor or None, that is the rest of this gradient, from elsewhere:
+            it reads it and returns a new tensor, the sum.
         saves: what `vjp` reads the values of: its names of arguments, numbers of results; or as a
             mapping, to the argument whose gradient it is read for, None for any. Of others it has
             `shape`, `dtype`, `backend`, `requires_grad`. Default: of all.
@@ -65,7 +67,8 @@ class Op:
         self.primitive = primitive
         self.fusion = fusion
         self.reads = _reads(vjp, saves)
-        self.adds_up = vjp is not None and "into" in inspect.signature(vjp).parameters
+        names = inspect.signature(vjp).parameters if vjp is not None else ()
+        self.adds = next((name for name in ("into", "passed") if name in names), None)
         if not primitive:
             OPS[name] = self
 

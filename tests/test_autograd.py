@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import oracles_rows
 import pytest
 from draws import leaves, normal, refused
 
@@ -15,6 +16,7 @@ from boostr.backends import Kernel
 from boostr.dispatch import OPS, Op
 from boostr.errors import OptionError, ShapeError
 from boostr.ops import core, linear, rms_norm
+from boostr.ops import norm as norm_ops
 
 
 def leaf(values) -> Any:
@@ -319,3 +321,33 @@ def test_products_add_to_gradients_that_nobody_shares(plain_backend, rng, monkey
     wanted = 2 * values[4] @ (values[1] + values[2] + values[3] + np.eye(4))
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
     assert [into is None for into in made] == [True, False, False]
+
+
+def test_norms_add_the_rest_of_a_gradient(plain_backend, rng, monkeypatch):
+    """In their own pass, and leave it as it is: it may be somebody else's."""
+    x, w, g = (rng.standard_normal(s).astype(np.float32) for s in ((5, 4), (4,), (5, 4)))
+    leaf, weight, given = (Tensor(v, backend=plain_backend) for v in (x, w, g))
+    leaf.requires_grad = True
+    seen = []
+    known = norm_ops._rms_norm_backward
+    monkeypatch.setattr(
+        norm_ops, "_rms_norm_backward", lambda *args: seen.append(args[1]) or known(*args)
+    )
+    h = leaf * 2.0
+    (found,) = gradients(h + rms_norm(h, weight) + rms_norm(h, weight), [leaf], given)
+    np.testing.assert_array_equal(given.numpy(), g)
+    own = oracles_rows.rms_norm_backward(g, 2 * x, w)[0]
+    np.testing.assert_allclose(found.numpy(), 2 * (g + 2 * own), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2 and all(p is not None for p in seen)
+
+
+def test_a_rest_that_is_given():
+    """`passed` goes to the first input alone, through the norm or beside it."""
+    x, w = (Tensor(np.ones(s), backend="numpy", requires_grad=True) for s in ((2, 3), (3,)))
+    rest = Tensor(np.full((2, 3), 5.0), backend="numpy")
+    for y in (x * w, rms_norm(x, w)):
+        one, two = (gradients(y, [x, w], y.full_like(1.0), retain=True, passed=p)
+                    for p in (None, rest))  # fmt: skip
+        np.testing.assert_allclose(two[0].numpy(), one[0].numpy() + 5.0)
+        np.testing.assert_array_equal(two[1].numpy(), one[1].numpy())
+    np.testing.assert_array_equal(rest.numpy(), 5.0)

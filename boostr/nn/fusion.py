@@ -122,10 +122,10 @@ def _activated(made: Tensor | tuple[Tensor, ...], activation: str) -> Tensor:
 
 def _products_vjp(
     given, outputs, x: Tensor, norm: Norm | None, weights: list, biases: list,
-    activation: str | None, dtype: np.dtype,
+    activation: str | None, dtype: np.dtype, passed: Tensor | None = None,
 ):  # fmt: skip
     """The norm is computed again, so that its result need not be kept; the gradients of what all
-    products read are added up by the products."""
+    products read are added up by the products, and `passed` by the norm."""
     with autograd.set_enabled(True):
         h = x if norm is None else normed(x, norm)
     dh, dweights, dbiases = None, [], []
@@ -140,9 +140,10 @@ def _products_vjp(
         dweights.append(dweight)
         dbiases.append(dbias)
     if norm is None or dh is None:
-        return dh, None, dweights, dbiases, None, None
+        dx = dh if dh is None or passed is None else passed + dh
+        return dx, None, dweights, dbiases, None, None
     inputs = [x, norm.weight] if norm.bias is None else [x, norm.weight, norm.bias]
-    dx, *dnorm = autograd.gradients(h, inputs, dh)
+    dx, *dnorm = autograd.gradients(h, inputs, dh, passed=passed)
     return dx, (None, *dnorm, *[None] * (4 - len(dnorm))), dweights, dbiases, None, None
 
 

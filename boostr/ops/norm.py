@@ -194,9 +194,9 @@ def _with_passed(dh: Tensor, passed: Tensor | None, h: Tensor) -> Tensor:
     return core.cast(dh if passed is None else dh + wide(passed), h.dtype)
 
 
-def _rms_vjp(g, y, x, weight, eps, weight_offset):
+def _rms_vjp(g, y, x, weight, eps, weight_offset, passed=None):
     wants = weight.requires_grad
-    return *_rms_norm_backward(g, None, x, weight, eps, weight_offset, wants), None, None
+    return *_rms_norm_backward(g, passed, x, weight, eps, weight_offset, wants), None, None
 
 
 def _add_rms_vjp(grads, outputs, x, residual, weight, eps, weight_offset):
@@ -208,9 +208,9 @@ def _add_rms_vjp(grads, outputs, x, residual, weight, eps, weight_offset):
     return dh, dh, dw, None, None
 
 
-def _layer_vjp(g, y, x, weight, bias, eps):
+def _layer_vjp(g, y, x, weight, bias, eps, passed=None):
     wants = weight.requires_grad or (bias is not None and bias.requires_grad)
-    dh, dw, db = _layer_norm_backward(g, None, x, weight, eps, wants)
+    dh, dw, db = _layer_norm_backward(g, passed, x, weight, eps, wants)
     return dh, dw, _as_bias(db, bias), None
 
 
