@@ -105,11 +105,12 @@ norm_backward(const X* g, const X* passed, const X* x, const W* weight, X* dh, f
 #if ITEMS
   constexpr int steps = ITEMS;
   constexpr int words = VEC * (int)sizeof(X) / 4;
-  constexpr int wanted = 40 + ITEMS * (4 * words + VEC * (2 + LAYER));
+  constexpr int wanted = 40 + 24 * ADD + ITEMS * ((4 + 2 * ADD) * words + VEC * (2 + LAYER));
   constexpr bool ahead = wanted <= 255 && wanted * LANES * ROWS <= 65536;
   float sum_w[ITEMS][VEC] = {}, sum_b[ITEMS][VEC] = {}, kept_w[ITEMS][VEC];
-  Run row_g[ITEMS], row_x[ITEMS], next_g[ITEMS], next_x[ITEMS];
-  auto fetch = [&](Run(&to_g)[ITEMS], Run(&to_x)[ITEMS], int row) {
+  constexpr int added = ADD ? ITEMS : 1;
+  Run row_g[ITEMS], row_x[ITEMS], row_p[added], next_g[ITEMS], next_x[ITEMS], next_p[added];
+  auto fetch = [&](Run(&to_g)[ITEMS], Run(&to_x)[ITEMS], Run(&to_p)[added], int row) {
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
       to_g[i].clear();
@@ -117,10 +118,11 @@ norm_backward(const X* g, const X* passed, const X* x, const W* weight, X* dh, f
       if (row < rows && INSIDE(i)) {
         to_g[i] = load_pack<X, VEC>(g + (i64)row * E + COLUMN(i));
         to_x[i] = load_pack<X, VEC>(x + (i64)row * E + COLUMN(i));
+        if (ADD) to_p[i] = load_pack<X, VEC>(passed + (i64)row * E + COLUMN(i));
       }
     }
   };
-  if (ahead) fetch(next_g, next_x, group);
+  if (ahead) fetch(next_g, next_x, next_p, group);
   load_gain(weight, lane, E, offset, kept_w);
 #else
   const int steps = (E + LANES * VEC - 1) / (LANES * VEC);
@@ -143,17 +145,20 @@ norm_backward(const X* g, const X* passed, const X* x, const W* weight, X* dh, f
       for (int i = 0; i < ITEMS; i++) {
         row_g[i] = next_g[i];
         row_x[i] = next_x[i];
+        if (ADD) row_p[i] = next_p[i];
       }
-      fetch(next_g, next_x, row + groups);
+      fetch(next_g, next_x, next_p, row + groups);
     } else {
-      fetch(row_g, row_x, row);
+      fetch(row_g, row_x, row_p, row);
     }
 #define RUN_X(i) row_x[i]
+#define RUN_P(i) row_p[i]
 #define GET_RUNS(i)               \
   Run a = row_x[i], b = row_g[i]; \
   float(&w)[VEC] = kept_w[i]
 #else
 #define RUN_X(i) load_pack<X, VEC>(x + at + COLUMN(i))
+#define RUN_P(i) load_pack<X, VEC>(passed + at + COLUMN(i))
 #define GET_RUNS(i)                                            \
   Run a = RUN_X(i), b = load_pack<X, VEC>(g + at + COLUMN(i)); \
   Pack<W, VEC> v = load_pack<W, VEC>(weight + COLUMN(i));      \
@@ -195,7 +200,7 @@ norm_backward(const X* g, const X* passed, const X* x, const W* weight, X* dh, f
       }
 #endif
 #if ADD
-      Run p = load_pack<X, VEC>(passed + at + COLUMN(i));
+      Run p = RUN_P(i);
 #pragma unroll
       for (int j = 0; j < VEC; j++) result[j] += p[j];
 #endif

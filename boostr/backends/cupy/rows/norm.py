@@ -178,6 +178,7 @@ VARIANTS = [
     *(v for E in (64, 576, 8192) for v in _variants("bf16", "bf16", 8, E, 0, 0)),
     *(v for E in (2048, 8192) for v in _variants("bf16", "float", 8, E, 1, 1)),
     *(v for E in (576, 8192) for v in _variants("float", "float", 4, E, 1, 1)),
+    *(v for E in (576, 2048, 4096, 8192) for v in _variants("bf16", "bf16", 8, E, 1, 0)),
     *_variants("f16", "float", 1, 33, 1, 1),
     *_variants("bf16", "bf16", 8, 100000, 1, 1),
     *(
