@@ -62,13 +62,18 @@ def test_a_failure_aborts_what_waits_on_the_device(monkeypatch):
     from boostr.backends.cupy.runtime import nccl
 
     fakes, group = [FakeNccl(), FakeNccl()], Group(2)
-    monkeypatch.setattr(nccl, "_apart", lambda do: do())
+    threads = []
+    apart = nccl._apart
+    monkeypatch.setattr(nccl, "_apart", lambda do: threads.append(apart(do)) or threads[-1])
     monkeypatch.setattr(nccl, "library", FakeNccl)
     ranks = [nccl.NcclRank(group, i, SimpleNamespace(), fakes[i]) for i in range(2)]
     group.fail(1, ValueError())
     for rank, fake in zip(ranks, fakes, strict=True):
         rank.close()
         assert fake.calls == [("abort",)]
+    for thread in threads:
+        thread.join()
+    assert [fake.calls for fake in fakes] == [[("abort",)]] * 2
 
 
 def test_a_missing_nccl_names_the_pip_line(monkeypatch):

@@ -48,7 +48,8 @@ class NcclRank(Communicator):
     def __init__(self, group: Group, rank: int, backend: CupyBackend, communicator: Any) -> None:
         super().__init__(group, rank, backend)
         self._nccl, self._communicator = library(), communicator
-        group.on_failure(lambda: _apart(communicator.abort))  # ends kernels that wait for others
+        self._aborts, self._aborted = threading.Lock(), False
+        group.on_failure(lambda: _apart(self._abort))  # ends kernels that wait for others
 
     def all_reduce(self, arrays: Sequence[Array]) -> None:
         """All arrays as one group, which NCCL sends together."""
@@ -66,8 +67,15 @@ class NcclRank(Communicator):
 
     def close(self) -> None:
         gc.collect()  # a program and what it was recorded of hold each other
-        if self.group.failure is None:
-            _apart(self._communicator.destroy).join(_PATIENCE)
+        failed = self.group.failure is not None
+        # a process that ends while NCCL does would crash
+        _apart(self._abort if failed else self._communicator.destroy).join(_PATIENCE)
+
+    def _abort(self) -> None:
+        with self._aborts:
+            if not self._aborted:
+                self._communicator.abort()
+                self._aborted = True
 
 
 def _apart(do: Callable[[], None]) -> threading.Thread:
