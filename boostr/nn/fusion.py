@@ -17,6 +17,7 @@ from boostr import autograd, dtypes, ops
 from boostr.dispatch import Op, is_recorded
 from boostr.errors import OptionError, ShapeError
 from boostr.operands import Cache, HeadNorms, Norm, Rope
+from boostr.ops.activation import gated_again
 from boostr.ops.linear import (
     Weight,
     bias_gradient,
@@ -328,16 +329,30 @@ def _activated_product_vjp(
     g: Tensor, y: Tensor, made: list, activation: str, weight: Any, bias: Tensor | None,
     residual: Tensor | None, factor: float,
 ):  # fmt: skip
-    with autograd.set_enabled(True):
-        h = _activated(tuple(made), activation)
     scaled = g if factor == 1.0 else g * factor
     dmade = dweight = None
-    if h.requires_grad:
-        dh = linear_input_gradient(scaled, weight, h.dtype, None)
-        dmade = autograd.gradients(h, made, dh)
-    if isinstance(weight, Tensor) and weight.requires_grad:
-        dweight = linear_weight_gradient(scaled, h.detach(), weight.dtype, None)
+    trained = isinstance(weight, Tensor) and weight.requires_grad
+    if any(part.requires_grad for part in made):
+        dh = linear_input_gradient(scaled, weight, made[0].dtype, None)
+        dmade, h = _activated_vjp(dh, made, activation, trained)
+    else:
+        h = _activated(tuple(made), activation)
+    if trained:
+        dweight = linear_weight_gradient(scaled, h, weight.dtype, None)
     return dmade, None, dweight, bias_gradient(scaled, bias), g, None
+
+
+def _activated_vjp(
+    dh: Tensor, made: list[Tensor], activation: str, again: bool
+) -> tuple[Sequence[Tensor | None], Tensor]:
+    """(gradients of what was activated, the result of that, which may be wanted `again`): for the
+    usual gated ones both at once, if they are."""
+    if again and len(made) == 2 and activation in ("silu", "gelu", "gelu_tanh"):
+        *dmade, h = gated_again(activation, dh, *made)
+        return dmade, h
+    with autograd.set_enabled(True):
+        h = _activated(tuple(made), activation)
+    return autograd.gradients(h, made, dh), h.detach()
 
 
 def add_norm(x: Tensor, norm: Norm, residual: Tensor, factor: float = 1.0) -> Tensor:

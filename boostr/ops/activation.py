@@ -142,12 +142,23 @@ def _one_backward(g: Tensor, x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _gated_backward(
-    g: Tensor, gate: Tensor, up: Tensor, pair: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """(dgate, dup) of f(gate) · up, `pair` being f and f' of gate."""
+    g: Tensor, gate: Tensor, up: Tensor, pair: tuple[Tensor, Tensor], again: bool
+) -> tuple[Tensor, ...]:
+    """(dgate, dup) of f(gate) · up, `pair` being f and f' of gate; behind them f(gate) · up, if it
+    is wanted again."""
     value, slope = pair
     dgate = core.cast(wide(g) * wide(up) * slope, gate.dtype)
-    return dgate, core.cast(wide(g) * value, up.dtype)
+    found = dgate, core.cast(wide(g) * value, up.dtype)
+    return (*found, core.cast(value * wide(up), gate.dtype)) if again else found
+
+
+def gated_again(activation: str, g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    """(dgate, dup, f(gate) · up), g being the gradient of f(gate) · up; f: "silu", "gelu" or
+    "gelu_tanh"."""
+    if activation == "silu":
+        return _swiglu_backward(g, gate, up, True)
+    form = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
+    return _geglu_backward(g, gate, up, form, True)
 
 
 _silu = Op("silu", _silu_composite, vjp=lambda g, y, x: (_silu_backward(g, x),), saves=("x",))
@@ -174,11 +185,14 @@ _gelu_backward = Op(
     "gelu_backward", lambda g, x, form: _one_backward(g, x, _gelu_slope(wide(x), form)[1])
 )
 _swiglu_backward = Op(
-    "swiglu_backward", lambda g, gate, up: _gated_backward(g, gate, up, _silu_slope(wide(gate)))
+    "swiglu_backward",
+    lambda g, gate, up, again=False: _gated_backward(g, gate, up, _silu_slope(wide(gate)), again),
 )
 _geglu_backward = Op(
     "geglu_backward",
-    lambda g, gate, up, form: _gated_backward(g, gate, up, _gelu_slope(wide(gate), form)),
+    lambda g, gate, up, form, again=False: _gated_backward(
+        g, gate, up, _gelu_slope(wide(gate), form), again
+    ),
 )
 _softmax = Op("softmax", _softmax_composite, vjp=_softmax_vjp, saves=(0,))
 _log_softmax = Op("log_softmax", _log_softmax_composite)

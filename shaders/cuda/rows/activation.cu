@@ -2,7 +2,7 @@
 //
 //   out = f(x) or f(x) * up (GATED); f: FORM 0 silu x / (1 + exp(-x)), 1 gelu x * Phi(x),
 //   2 gelu by tanh(sqrt(2/pi) (x + 0.044715 x^3)).
-//   gradient: dx = g * up * f'(x), dup = g * f(x).
+//   gradient: dx = g * up * f'(x), dup = g * f(x); with AGAIN also out, as it was rounded before.
 //   softmax exp(x - max) / sum, a row of -inf gives zeros; log_softmax x - max - log(sum) (LOG).
 //
 // f32 arithmetic; 16-bit types take the fast exp and division (their error is below the rounding).
@@ -12,7 +12,7 @@
 // of one matrix [T, 2F] do; what is dense comes as one long row.
 // Threads, softmax: as norm.cu, LANES threads a row, ROWS rows a block, ITEMS runs in registers.
 //
-// Macros: X type, VEC, and of the first THREADS, UNROLL, FORM, GATED; of softmax ITEMS, LANES,
+// Macros: X type, VEC, and of the first THREADS, UNROLL, FORM, GATED, AGAIN; of softmax ITEMS, LANES,
 // ROWS, LOG (and EXACT, which is not read).
 // Source: Elfwing et al. 2017; Hendrycks & Gimpel 2016; Shazeer 2020.
 #include "rows.cuh"
@@ -78,8 +78,8 @@ elementwise(const X* x, const X* up, X* out, i64 columns, int chunks, i64 x_stri
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-elementwise_backward(const X* g, const X* x, const X* up, X* dx, X* dup, i64 columns, int chunks,
-                     i64 g_stride, i64 x_stride, i64 up_stride, i64 out_stride) {
+elementwise_backward(const X* g, const X* x, const X* up, X* dx, X* dup, X* out, i64 columns,
+                     int chunks, i64 g_stride, i64 x_stride, i64 up_stride, i64 out_stride) {
   const i64 row = blockIdx.x / chunks;
   const i64 begin = ((i64)(blockIdx.x % chunks) * (THREADS * UNROLL) + threadIdx.x) * VEC;
   Pack<X, VEC> a[UNROLL], b[UNROLL], c[UNROLL];
@@ -97,16 +97,18 @@ elementwise_backward(const X* g, const X* x, const X* up, X* dx, X* dup, i64 col
   for (int u = 0; u < UNROLL; u++) {
     const i64 column = begin + u * THREADS * VEC;
     if (column >= columns) continue;
-    float y[VEC], z[VEC];
+    float y[VEC], z[VEC], o[VEC];
 #pragma unroll
     for (int j = 0; j < VEC; j++) {
       float slope;
       const float value = value_and_slope(a[u][j], slope);
       y[j] = c[u][j] * slope * (GATED ? b[u][j] : 1.f);
       z[j] = c[u][j] * value;
+      if (AGAIN) o[j] = value_of(a[u][j]) * b[u][j];
     }
     store_floats<X, VEC>(dx + row * out_stride + column, y);
     if (GATED) store_floats<X, VEC>(dup + row * out_stride + column, z);
+    if (AGAIN) store_floats<X, VEC>(out + row * out_stride + column, o);
   }
 }
 #endif

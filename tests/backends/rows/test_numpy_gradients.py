@@ -5,7 +5,12 @@ import numpy as np
 import oracles
 import pytest
 from backends.rows.test_gpu_loss import check_cross_entropy
-from backends.rows.test_gpu_rows import activation_ops, check_norm_gradient, slopes
+from backends.rows.test_gpu_rows import (
+    activation_ops,
+    check_again,
+    check_norm_gradient,
+    slopes,
+)
 from backends.rows.test_gpu_tables import TOKENS, check_embedding_gradient
 from backends.test_numpy_kernels import columns, numpy_backend, pool  # noqa: F401  (fixtures)
 from draws import normal, tensors
@@ -46,12 +51,13 @@ def test_activation(name, F, numpy_backend, rng):  # noqa: F811
     f, slope = slopes(name, x.astype(np.float64))
     size = 1 + np.abs(x)
     tx, tu, tg = tensors(numpy_backend, columns(x), columns(up), columns(g))
-    _, _, one, two = activation_ops(name)
+    _, gated, one, two = activation_ops(name)
     exact = {"dtype": "float32", "reduce": 1}
     assert_close(one(tg, tx).numpy(), g * slope, scale=3, **exact)
     dx, dup = two(tg, tx, tu)
     assert_close(dx.numpy(), g * slope * up, scale=3, **exact)
     assert_close(dup.numpy(), g * f, scale=3 * size, **exact)
+    check_again(two(tg, tx, tu, True), (dx, dup, gated(tx, tu)))
 
 
 @pytest.mark.parametrize(("T", "V", "E"), TOKENS)

@@ -34,13 +34,15 @@ def _elementwise(backend: CupyBackend, name: str, form: str, sources: list[Any],
     ins, outs = arrays[: len(sources)], arrays[len(sources) :]
     lengths = [np.int64(s) for s in strides[: len(sources)]]
     if not gated:  # the place of `up`
-        ins, outs = [*ins, None], [*outs, None][: len(outs) + (name != "elementwise")]
+        ins.append(None)
         lengths.append(np.int64(0))
+    if name == "elementwise_backward":
+        outs += [None] * (3 - len(outs))
     backend.launch(
         "activation", name, (count * chunks,), (_THREADS,),
         [*ins, *outs, np.int64(columns), chunks, *lengths, np.int64(strides[-1])],
         dependent=True, X=backend.c_type(sources[0].dtype), VEC=run, THREADS=_THREADS,
-        UNROLL=_UNROLL, FORM=FORMS[form], GATED=int(gated),
+        UNROLL=_UNROLL, FORM=FORMS[form], GATED=int(gated), AGAIN=int(len(outputs) == 3),
     )  # fmt: skip
 
 
@@ -59,12 +61,14 @@ def _backward(form: str, g: Tensor, x: Tensor) -> Tensor:
     return Tensor.wrap(dx, backend)
 
 
-def _gated_backward(form: str, g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _gated_backward(
+    form: str, g: Tensor, gate: Tensor, up: Tensor, again: bool
+) -> tuple[Tensor, ...]:
     backend: CupyBackend = gate.backend  # type: ignore[assignment]
-    found = [backend.empty(gate.shape, gate.dtype) for _ in range(2)]
+    found = [backend.empty(gate.shape, gate.dtype) for _ in range(2 + again)]
     sources = [g.data, gate.data, up.data]
     _elementwise(backend, "elementwise_backward", form, sources, found, True)
-    return Tensor.wrap(found[0], backend), Tensor.wrap(found[1], backend)
+    return tuple(Tensor.wrap(a, backend) for a in found)
 
 
 def gated(backend: CupyBackend, gate_up: Any, act: str) -> Any:
@@ -114,10 +118,11 @@ KERNELS = {
         lambda g, x, form: _backward(_form(form), g, x), refusals.activation_backward
     ),
     "swiglu_backward": Kernel(
-        lambda g, gate, up: _gated_backward("silu", g, gate, up), refusals.activation_backward
+        lambda g, gate, up, again=False: _gated_backward("silu", g, gate, up, again),
+        refusals.activation_backward,
     ),
     "geglu_backward": Kernel(
-        lambda g, gate, up, form: _gated_backward(_form(form), g, gate, up),
+        lambda g, gate, up, form, again=False: _gated_backward(_form(form), g, gate, up, again),
         refusals.activation_backward,
     ),
     "softmax": Kernel(_softmax, refusals.floats),
@@ -127,10 +132,11 @@ KERNELS = {
 VARIANTS = [
     *(
         Variant("activation", {"X": x, "VEC": run, "THREADS": _THREADS, "UNROLL": _UNROLL,
-                               "FORM": FORMS[form], "GATED": gate})
-        for x, run, form, gate in (
-            ("bf16", 8, "silu", 1), ("bf16", 8, "gelu", 1), ("bf16", 8, "gelu_tanh", 0),
-            ("float", 4, "gelu_tanh", 1), ("float", 4, "silu", 0), ("f16", 1, "gelu", 0),
+                               "FORM": FORMS[form], "GATED": gate, "AGAIN": again})
+        for x, run, form, gate, again in (
+            ("bf16", 8, "silu", 1, 0), ("bf16", 8, "gelu", 1, 1), ("bf16", 8, "gelu_tanh", 0, 0),
+            ("float", 4, "gelu_tanh", 1, 1), ("float", 4, "silu", 0, 0), ("f16", 1, "gelu", 0, 0),
+            ("bf16", 8, "silu", 1, 1), ("f16", 1, "silu", 1, 1),
         )
     ),
     *(

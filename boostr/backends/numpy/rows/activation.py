@@ -50,6 +50,13 @@ def _backward(
     return Tensor.wrap(dx, backend), None if dup is None else Tensor.wrap(dup, backend)
 
 
+def _gated_backward(
+    form: str, g: Tensor, gate: Tensor, up: Tensor, again: bool
+) -> tuple[Tensor | None, ...]:
+    found = _backward(form, g, gate, up)
+    return (*found, _elementwise(form, gate, up)) if again else found
+
+
 def _form(approximate: str) -> str:
     return "gelu_tanh" if approximate == "tanh" else "gelu"
 
@@ -78,9 +85,12 @@ KERNELS = {
     "geglu": Kernel(lambda gate, up, form: _elementwise(_form(form), gate, up), not_float32),
     "silu_backward": Kernel(lambda g, x: _backward("silu", g, x)[0], not_float32),
     "gelu_backward": Kernel(lambda g, x, form: _backward(_form(form), g, x)[0], not_float32),
-    "swiglu_backward": Kernel(lambda g, gate, up: _backward("silu", g, gate, up), not_float32),
+    "swiglu_backward": Kernel(
+        lambda g, gate, up, again=False: _gated_backward("silu", g, gate, up, again), not_float32
+    ),
     "geglu_backward": Kernel(
-        lambda g, gate, up, form: _backward(_form(form), g, gate, up), not_float32
+        lambda g, gate, up, form, again=False: _gated_backward(_form(form), g, gate, up, again),
+        not_float32,
     ),
     "softmax": Kernel(_softmax, _supports_last),
     "log_softmax": Kernel(lambda x, axis: _softmax(x, axis, True), _supports_last),

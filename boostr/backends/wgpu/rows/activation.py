@@ -38,6 +38,13 @@ def _elementwise(
     return [Tensor.wrap(a, backend) for a in made]
 
 
+def _gated_backward(
+    form: str, g: Tensor, gate: Tensor, up: Tensor, again: bool
+) -> tuple[Tensor, ...]:
+    value = _elementwise(form, gate, up) if again else []
+    return (*_elementwise(form, gate, up, g), *value)
+
+
 def _launch(
     backend: WgpuBackend, form: str, sources: list[Any], made: list[Any], up: object, g: object
 ) -> None:
@@ -129,10 +136,11 @@ KERNELS = {
         lambda g, x, form: _elementwise(_form(form), x, None, g)[0], refusals.activation_backward
     ),
     "swiglu_backward": Kernel(
-        lambda g, gate, up: tuple(_elementwise("silu", gate, up, g)), refusals.activation_backward
+        lambda g, gate, up, again=False: _gated_backward("silu", g, gate, up, again),
+        refusals.activation_backward,
     ),
     "geglu_backward": Kernel(
-        lambda g, gate, up, form: tuple(_elementwise(_form(form), gate, up, g)),
+        lambda g, gate, up, form, again=False: _gated_backward(_form(form), g, gate, up, again),
         refusals.activation_backward,
     ),
     "softmax": Kernel(_softmax, refusals.floats),
