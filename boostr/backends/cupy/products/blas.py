@@ -20,7 +20,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from boostr import dtypes
-from boostr.backends.cupy.products import blas_tuning
 from boostr.errors import BackendError
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class _Key:
     accumulate: bool
 
 
-class Plan:
+class _Plan:
     """One product prepared: descriptors, and the algorithm that the heuristics chose."""
 
     def __init__(self, handle: ctypes.c_void_p, key: _Key) -> None:
@@ -139,14 +138,11 @@ class Plan:
         self.layouts = [_layout(operand, key.batch) for operand in (key.a, key.b, key.c, key.d)]
         real = ctypes.c_double if double else ctypes.c_float
         self.alpha, self.beta = real(1), real(1 if key.accumulate else 0)
-        self.key, self.tuned = key, False
-        self.use(self.algorithms(handle, 1)[0])
+        self.found = _Heuristic()
+        self.key = key
+        self._choose(handle, key)
         self.alpha_at, self.beta_at = map(ctypes.addressof, (self.alpha, self.beta))
-
-    def use(self, algorithm: _Heuristic) -> None:
-        """Run this one from now on."""
-        self._algorithm = algorithm
-        self.algorithm_at = ctypes.addressof(algorithm)
+        self.algorithm_at = ctypes.addressof(self.found)
 
     def describe(self, attribute: int, value: Any) -> None:
         status = library().cublasLtMatmulDescSetAttribute(
@@ -154,9 +150,8 @@ class Plan:
         )
         _check(status, f"attribute {attribute} of a product")
 
-    def algorithms(self, handle: ctypes.c_void_p, most: int) -> list[_Heuristic]:
-        """What the heuristics name, the best by their opinion first; one or more."""
-        lib, key, found = library(), self.key, (_Heuristic * most)()
+    def _choose(self, handle: ctypes.c_void_p, key: _Key) -> None:
+        lib = library()
         preference, count = ctypes.c_void_p(), ctypes.c_int()
         _check(lib.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)), "preference")
         wishes: list[tuple[int, Any]] = [
@@ -171,13 +166,12 @@ class Plan:
             )
             _check(status, f"preference {attribute}")
         status = lib.cublasLtMatmulAlgoGetHeuristic(
-            handle, self.desc, *self.layouts, preference, most, found, ctypes.byref(count),
+            handle, self.desc, *self.layouts, preference, 1,
+            ctypes.byref(self.found), ctypes.byref(count),
         )  # fmt: skip
         lib.cublasLtMatmulPreferenceDestroy(preference)
-        usable = [] if status else [one for one in found[: count.value] if not one.state]
-        if not usable:
+        if status or not count.value or self.found.state:
             _check(status or 15, f"no algorithm for {key}")
-        return usable
 
 
 def _layout(operand: Operand, batch: int) -> ctypes.c_void_p:
@@ -204,12 +198,12 @@ class Blas:
 
     def __init__(self, backend: CupyBackend) -> None:
         backend.stream_pointer()  # makes the device current
-        self.handle, self.workspace_bytes = ctypes.c_void_p(), _WORKSPACE_BYTES
-        _check(library().cublasLtCreate(ctypes.byref(self.handle)), "start")
+        self._handle = ctypes.c_void_p()
+        _check(library().cublasLtCreate(ctypes.byref(self._handle)), "start")
         self._workspace = backend.lasting(backend.empty, (_WORKSPACE_BYTES,), np.uint8)
         self._workspace_at = self._workspace.data.ptr
-        self._plans: dict[_Key, Plan] = {}
-        self.known: dict[tuple, Plan] = {}  # plans by what `linear` has at hand
+        self._plans: dict[_Key, _Plan] = {}
+        self.known: dict[tuple, _Plan] = {}  # plans by what `linear` has at hand
         self._matmul = library().cublasLtMatmul
         self._matmul.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
         self._whole = backend.whole  # a product may be several kernels that share the workspace
@@ -223,39 +217,29 @@ class Blas:
         batch: int = 1,
         bias: int = 0,
         accumulate: bool = False,
-        tuned: bool = False,
     ) -> None:
         """D = op(A) op(B) [+ bias of D's rows] [+ C]; addresses in the order A, B, C, D."""
         key = _Key(*operands, batch, bias and _alignment(bias), accumulate)
-        plan = self.plan(key)
-        if tuned and not plan.tuned:
-            plan.tuned = True
-            if blas_tuning.is_worth_tuning(plan):
-                blas_tuning.tune(self, plan)
-        self.launch(stream, plan, pointers, bias)
+        self.launch(stream, self.plan(key), pointers, bias)
 
-    def plan(self, key: _Key) -> Plan:
+    def plan(self, key: _Key) -> _Plan:
         """The plan of a product, made when it is first asked for."""
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = Plan(self.handle, key)
+            plan = self._plans[key] = _Plan(self._handle, key)
         return plan
 
-    def launch(self, stream: int, plan: Plan, pointers: tuple[int, ...], bias: int) -> None:
+    def launch(self, stream: int, plan: _Plan, pointers: tuple[int, ...], bias: int) -> None:
         """Start a product; addresses in the order A, B, C, D."""
+        a, b, c, d = pointers
+        la, lb, lc, ld = plan.layouts
         with self._whole:
             if bias:
                 plan.describe(_DESC_BIAS_POINTER, ctypes.c_void_p(bias))
-            self.start(stream, plan, pointers, self._workspace_at)
-
-    def start(self, stream: int, plan: Plan, pointers: tuple[int, ...], workspace: int) -> None:
-        """The same with a workspace that nobody uses meanwhile, the bias being told."""
-        a, b, c, d = pointers
-        la, lb, lc, ld = plan.layouts
-        status = self._matmul(
-            self.handle, plan.desc, plan.alpha_at, a, la, b, lb, plan.beta_at, c, lc, d, ld,
-            plan.algorithm_at, workspace, _WORKSPACE_BYTES, stream,
-        )  # fmt: skip
+            status = self._matmul(
+                self._handle, plan.desc, plan.alpha_at, a, la, b, lb, plan.beta_at, c, lc, d, ld,
+                plan.algorithm_at, self._workspace_at, _WORKSPACE_BYTES, stream,
+            )  # fmt: skip
         if status:
             _check(status, f"product of {plan.key}")
 
@@ -312,17 +296,15 @@ def linear(
 
 
 # -- a @ b with broadcast leading axes ---------------------------------------------------------
-def matmul(
-    backend: CupyBackend, a: Any, b: Any, dtype: Any = None, add_to: Any = None,
-    tuned: bool = False,
-) -> Any:  # fmt: skip
+def matmul(backend: CupyBackend, a: Any, b: Any, dtype: Any = None, add_to: Any = None) -> Any:
     """[..., M, K] @ [..., K, N] of one float dtype; summed in float32, float64 in float64.
 
     `dtype` of the result: a's by default, or float32 of 16-bit operands. The product is added to
-    `add_to`, a dense array of it, if there is one. tuned: see `blas_tuning`.
+    `add_to`, a dense array of it, if there is one.
     """
-    lead, out = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), add_to
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
+    out = add_to
     if out is None:
         out = backend.empty((*lead, M, N), a.dtype if dtype is None else dtype)
     if out.size == 0 or (add_to is not None and K == 0):
@@ -351,7 +333,7 @@ def matmul(
         )
         prepare(backend).run(
             backend.stream_pointer(), operands, (pb, pa, pd, pd), batch=count,  # type: ignore[arg-type]
-            accumulate=add_to is not None, tuned=tuned,
+            accumulate=add_to is not None,
         )  # fmt: skip
     return out
 

@@ -53,10 +53,10 @@ def _input_gradient(g: Tensor, weight: Weight, dtype: np.dtype, into: Tensor | N
     w = weight if isinstance(weight, Tensor) else dequantize(weight, dtype)
     sides = (_matrix(backend, g, dtype), _matrix(backend, w, dtype))
     if into is not None:
-        blas.matmul(backend, *sides, add_to=into.data.reshape(-1, w.shape[1]), tuned=True)
+        blas.matmul(backend, *sides, add_to=into.data.reshape(-1, w.shape[1]))
         into.written()
         return into
-    dx = blas.matmul(backend, *sides, tuned=True)
+    dx = blas.matmul(backend, *sides)
     return Tensor.wrap(dx.reshape(*g.shape[:-1], w.shape[1]), backend)
 
 
@@ -64,11 +64,11 @@ def _weight_gradient(g: Tensor, x: Tensor, dtype: np.dtype, into: Tensor | None)
     backend: CupyBackend = g.backend  # type: ignore[assignment]
     rows, inputs = _matrix(backend, g, x.dtype), _matrix(backend, x, x.dtype)
     if into is not None:
-        blas.matmul(backend, rows.T, inputs, add_to=into.data, tuned=True)
+        blas.matmul(backend, rows.T, inputs, add_to=into.data)
         into.written()
         return into
     made = x.dtype if dtype == x.dtype else dtypes.float32  # the sums themselves
-    dw = blas.matmul(backend, rows.T, inputs, made, tuned=True)
+    dw = blas.matmul(backend, rows.T, inputs, made)
     return Tensor.wrap(dw if made == dtype else backend.cast(dw, dtype), backend)
 
 
