@@ -62,10 +62,11 @@ class Launches:
         yield from map(self._decode_alone, alone)
         scored = [chunk for chunk in plan.chunks if isinstance(chunk.job.owner, Scoring)]
         prompts = [chunk for chunk in plan.chunks if not isinstance(chunk.job.owner, Scoring)]
-        own = [[chunk] for chunk in prompts if chunk.job.deterministic]
-        shared = [chunk for chunk in prompts if not chunk.job.deterministic]
-        for chunks in [*own, shared] if shared else own:
-            yield from self._prefill(chunks, busy=bool(plan.decoding))
+        for chunk in prompts:
+            if chunk.job.deterministic:  # a pass of one size, whoever else is at work
+                yield from self._prefill([chunk], busy=False)
+        if shared := [chunk for chunk in prompts if not chunk.job.deterministic]:
+            yield from self._prefill(shared, busy=bool(plan.decoding))
         if scored:
             yield self._score(scored)
 
