@@ -79,6 +79,8 @@ SHAPES = [
       for n in (16, 128)),
     *(Shape(f"64 new on 16384, D {D}, GQA 4", (16384,), 32, 8, D, True, 16384, 64)
       for D in (128, 64)),
+    *(Shape(f"{new} new on {keys}, D 64, GQA 4, blocks of 128", (keys,), 32, 8, 64, True, 128, new)
+      for keys in (1024, 4096, 16384) for new in (32, 96, 128, 256)),
 ]  # fmt: skip
 
 

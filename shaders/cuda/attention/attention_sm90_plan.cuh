@@ -20,8 +20,6 @@ DEVICE int block_prefix(int x, int* room) {  // inclusive, over 1024 threads
   return x + before;
 }
 
-DEVICE int keys_of(const int* kv, int b) { return PAGED ? kv[b] : kv[b + 1] - kv[b]; }
-
 // Block 0 writes the plan; the others zero the rows of tokens that are in no segment.
 // kv: cu_seqlens_k [B + 1], or kv_lens [B] when PAGED. l2_bytes: what a group of heads may fill.
 extern "C" __global__ void __launch_bounds__(1024) attention_plan(

@@ -19,7 +19,8 @@ from boostr.errors import BackendError
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")
 MODULES = [
     *OPS_OF, "attention.attention_combine", "attention.attention_decode",
-    "attention.attention_sm90", "products.gemv", "products.gemv_qkv", "rows.pointwise",
+    "attention.attention_sm90", "attention.attention_split_sm90", "products.gemv",
+    "products.gemv_qkv", "rows.pointwise",
 ]  # fmt: skip
 
 

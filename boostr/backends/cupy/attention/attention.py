@@ -1,6 +1,7 @@
 """Attention on CUDA: which kernel serves a call, and the launches of the mma.sync and SIMT kernels.
 
-In order: split keys for few queries (`attention_decode`), the Hopper kernel (`attention_sm90`),
+In order: split keys for few queries (`attention_decode`), for some more on Hopper
+(`attention_split_sm90`), its kernel for many (`attention_sm90`),
 `shaders/cuda/attention/attention.cu` (tensor cores, 16-bit), `attention_simt.cu` (everything else).
 Packed keys and values are read by the first of these (int8) or become floats for the others.
 """
@@ -16,7 +17,11 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.cupy.attention import attention_decode, attention_sm90
+from boostr.backends.cupy.attention import (
+    attention_decode,
+    attention_sm90,
+    attention_split_sm90,
+)
 from boostr.backends.cupy.attention.attention_combine import combine
 from boostr.backends.cupy.attention.cache import unpack
 from boostr.backends.cupy.runtime.kernels import Variant
@@ -282,10 +287,13 @@ def _simt_defines(q_type: str, kv_type: str, v_width: int, paged: bool) -> dict[
 # (whether it takes a call, what runs it), in order; a decode step's few queries go to split keys
 _HOPPER = (attention_sm90.supports, attention_sm90.run)
 _HOPPER_PAGED = (attention_sm90.paged_supports, attention_sm90.paged_run)
+_HOPPER_SPLIT = (attention_split_sm90.supports, attention_split_sm90.run)
 _SPECIALISTS: dict[str, tuple[tuple[Callable, Callable], ...]] = {
     "varlen_attention": (_HOPPER,),
-    "paged_attention": ((attention_decode.supports, attention_decode.attend), _HOPPER_PAGED),
-}
+    "paged_attention": (
+        (attention_decode.supports, attention_decode.attend), _HOPPER_SPLIT, _HOPPER_PAGED,
+    ),
+}  # fmt: skip
 
 
 def _specialist(

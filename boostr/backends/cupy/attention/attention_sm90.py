@@ -23,6 +23,7 @@ _FAR = 1 << 30  # a window side without end
 _DTYPES = (dtypes.float16, dtypes.bfloat16)
 _FLAGS = ("RIGHT", "LEFT", "PAGED", "SOFTCAP", "ALIBI", "SINKS")
 _MOST_ROWS = 192  # of queries in a work item
+PAGE_TILE = 128  # keys of a tile of a paged cache
 _ALIGN = 1024 + 256  # of the tiles; barriers
 
 
@@ -47,13 +48,23 @@ def tiles(D: int, flags: Mapping[str, Any], few: bool) -> dict[str, int]:
     }  # fmt: skip
 
 
+def flags_of(options: Any, alibi: Any, sinks: Any, paged: bool) -> dict[str, int]:
+    """The macros of a call's options."""
+    right = 0 if options.causal else options.right
+    return {
+        "RIGHT": int(right >= 0), "LEFT": int(options.left >= 0 or paged), "PAGED": int(paged),
+        "SOFTCAP": int(options.softcap > 0), "ALIBI": int(alibi is not None),
+        "SINKS": int(sinks is not None),
+    }  # fmt: skip
+
+
 def shared_bytes(D: int, tile: dict[str, int]) -> int:
     """Shared memory of one block: tiles of q, STAGES tiles of k and of v, barriers."""
     rows = 64 * tile["CONSUMERS"] * tile["Q_BUFFERS"] + 2 * tile["STAGES"] * tile["TILE_N"]
     return rows * D * 2 + _ALIGN
 
 
-def _variant(
+def variant(
     dtype: str, D: int, flags: Mapping[str, Any], tile: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """All macros of a specialisation. A flag that is not given is off."""
@@ -64,7 +75,7 @@ def _variant(
 _CAUSAL, _WINDOW = {"RIGHT": 1}, {"RIGHT": 1, "LEFT": 1}
 _GENERAL = {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 1, "ALIBI": 1, "SINKS": 1}
 VARIANTS = [
-    Variant(FAMILY, _variant(dtype, D, flags), least=90, only="sm_90a")
+    Variant(FAMILY, variant(dtype, D, flags), least=90, only="sm_90a")
     for dtype, D, flags in (
         ("bf16", 64, {}), ("bf16", 64, _CAUSAL), ("bf16", 64, _WINDOW), ("bf16", 64, _GENERAL),
         ("bf16", 128, {}), ("bf16", 128, _CAUSAL), ("bf16", 128, _WINDOW),
@@ -84,8 +95,8 @@ def paged_supports(
 ) -> str | None:
     """None, or why this kernel cannot serve the arguments of op "paged_attention"."""
     bs, columns = k_cache.shape[1], block_table.shape[1]
-    if bs % 128 and (columns > 1 or options.left >= 0):
-        return f"a block of {bs} keys does not hold whole tiles of 128"
+    if bs % PAGE_TILE and (columns > 1 or options.left >= 0):
+        return f"a block of {bs} keys does not hold whole tiles of {PAGE_TILE}"
     if not (mappable(k_cache.data) and mappable(v_cache.data)):
         return "the cache's rows are not 16-byte aligned"
     return _refusal(q, k_cache, v_cache, options)
@@ -128,18 +139,11 @@ def _attend(
     Tq, H, D = q.shape
     K, B = k.shape[-2], cu_seqlens_q.size - 1
     right = 0 if options.causal else options.right
-    flags = {
-        "RIGHT": int(right >= 0),
-        "LEFT": int(options.left >= 0 or table is not None),
-        "PAGED": int(table is not None),
-        "SOFTCAP": int(options.softcap > 0),
-        "ALIBI": int(alibi is not None),
-        "SINKS": int(sinks is not None),
-    }
+    flags = flags_of(options, alibi, sinks, table is not None)
     few = _most_items(Tq, H, B, _MOST_ROWS) < 2 * backend.caps.sms
-    defines = _variant(backend.c_type(q.dtype), D, flags, tile or tiles(D, flags, few))
+    defines = variant(backend.c_type(q.dtype), D, flags, tile or tiles(D, flags, few))
     rows, threads = 64 * defines["CONSUMERS"], 128 * (defines["CONSUMERS"] + 1)
-    read = [_mappable(backend, x.data) for x in (q, k, v)]  # kept until the launch
+    read = [mappable_rows(backend, x.data) for x in (q, k, v)]  # kept until the launch
     boxes = rows, defines["TILE_N"], defines["TILE_N"]
     maps = [tensor_map(x, (box, 1, 64)) for x, box in zip(read, boxes, strict=True)]
     cu_q, kv = backend.dense(cu_seqlens_q.data), backend.dense(kv.data)
@@ -151,12 +155,12 @@ def _attend(
         (plan, cu_q, kv, out, lse, B, Tq, H, K, backend.caps.l2_bytes // 2), **defines,
     )  # fmt: skip
     columns, bs = (table.shape[1], k.shape[1]) if table is not None else (1, 1)
-    alibi, sinks = _floats(backend, alibi), _floats(backend, sinks)
+    alibi, sinks = floats(backend, alibi), floats(backend, sinks)
     blocks = min(backend.caps.sms, _most_items(Tq, H, B, rows))
     backend.launch(
         FAMILY, "attention_sm90", (blocks,), (threads,),
         (*maps, out, lse, plan, cu_q, kv, table, alibi, sinks, B, H, K, columns, bs,
-         _side(options.left), _side(right), int(options.bottom_right), float(options.scale),
+         side(options.left), side(right), int(options.bottom_right), float(options.scale),
          float(options.softcap)),
         shared_bytes=shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
@@ -168,16 +172,16 @@ def _most_items(Tq: int, H: int, B: int, rows: int) -> int:
     return H * min(Tq, Tq // rows + B)
 
 
-def _mappable(backend: CupyBackend, x: Any) -> Any:
+def mappable_rows(backend: CupyBackend, x: Any) -> Any:
     """x as [tokens, heads, D] that a tensor map can read; a cache's blocks lie end to end."""
     if x.ndim == 4:
         x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     return x if mappable(x) else backend.copy(x)
 
 
-def _side(window: int) -> int:
+def side(window: int) -> int:
     return _FAR if window < 0 else min(window, _FAR)
 
 
-def _floats(backend: CupyBackend, x: Tensor | None) -> Any:
+def floats(backend: CupyBackend, x: Tensor | None) -> Any:
     return None if x is None else backend.dense(backend.cast(x.data, np.dtype(np.float32)))

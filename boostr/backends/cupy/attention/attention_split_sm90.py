@@ -1,0 +1,121 @@
+"""Attention of few queries over many keys on Hopper: launches of `attention_split_sm90.cu`.
+
+A turn of a chat asks with some dozens of tokens what a paged cache of thousands holds: too few work
+items for `attention_sm90`. Here a cluster of blocks shares the keys of an item, and the heads of a
+kv head share its rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boostr.backends.cupy.attention import attention_sm90 as whole
+from boostr.backends.cupy.runtime.kernels import Variant
+from boostr.backends.cupy.runtime.tensor_map import tensor_map
+from boostr.tensor import Tensor
+
+if TYPE_CHECKING:
+    from boostr.backends.cupy.backend import CupyBackend
+
+FAMILY = "attention_split_sm90"
+SPLITS = (8, 4, 2)  # blocks of a cluster; 8 is the most that every Hopper has room for
+ROWS = 128  # of an item: tokens times heads
+_LEAST_TILES = 2  # of keys, that a block is worth
+
+
+# -- how a call is cut -----------------------------------------------------------------------------
+def pack_of(group: int, alibi: bool) -> int:
+    """How many of a kv head's `group` heads share a tile; one, where each has a slope."""
+    return 1 if alibi else next(n for n in (8, 4, 2, 1) if group % n == 0)
+
+
+def items_of(T: int, B: int, H: int, pack: int) -> int:
+    """Work items that are enough for any cu_seqlens of B segments over T tokens."""
+    return (-(-T * pack // ROWS) + B - 1) * (H // pack)
+
+
+def splits_of(items: int, keys: int, sms: int) -> int:
+    """Blocks that share the keys of an item: as many as the GPU has room for; 1: none share."""
+    tiles = keys // (_LEAST_TILES * whole.PAGE_TILE)
+    return next((s for s in SPLITS if items * s <= sms and s <= tiles), 1)
+
+
+def _keys(T: int, B: int, capacity: int, options: Any) -> int:
+    """How many keys the queries of a segment may see; their true number is on the device."""
+    if options.left >= 0 and (options.causal or options.right >= 0):
+        return min(capacity, options.left + max(options.right, 0) + T // B)
+    return capacity
+
+
+def _cut(
+    q: Tensor, k_cache: Tensor, cu: Tensor, table: Tensor, alibi: Any, options: Any
+) -> tuple[int, int, int]:
+    """(heads of a tile, work items, blocks of an item)."""
+    backend: CupyBackend = q.backend  # type: ignore[assignment]
+    T, H, _ = q.shape
+    B = cu.size - 1
+    pack = pack_of(H // k_cache.shape[-2], alibi is not None)
+    items = items_of(T, B, H, pack)
+    keys = _keys(T, B, table.shape[1] * k_cache.shape[1], options)
+    return pack, items, splits_of(items, keys, backend.caps.sms)
+
+
+def _defines(dtype: str, D: int, splits: int, pack: int, flags: dict[str, int]) -> dict[str, Any]:
+    tile = whole.tiles(D, flags, True) | {"Q_BUFFERS": 1}
+    return whole.variant(dtype, D, flags, tile) | {"SPLIT": splits, "PACK": pack}
+
+
+# -- the op ----------------------------------------------------------------------------------------
+def supports(
+    q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
+) -> str | None:
+    """None, or why this kernel cannot or should not serve op "paged_attention"."""
+    refusal = whole.paged_supports(
+        q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
+    )
+    if refusal is not None:
+        return refusal
+    if _cut(q, k_cache, cu_seqlens_q, block_table, alibi, options)[2] == 1:
+        return f"{q.shape[0]} queries fill the GPU, or see few keys"
+    return None
+
+
+def run(
+    q, k_cache, v_cache, cu_seqlens_q, block_table, kv_lens, alibi, sinks, options
+) -> tuple[Tensor, Tensor]:
+    """Op "paged_attention"."""
+    backend: CupyBackend = q.backend
+    (Tq, H, D), B, (bs, K) = q.shape, cu_seqlens_q.size - 1, k_cache.shape[1:3]
+    pack, items, splits = _cut(q, k_cache, cu_seqlens_q, block_table, alibi, options)
+    right = 0 if options.causal else options.right
+    flags = whole.flags_of(options, alibi, sinks, paged=True)
+    defines = _defines(backend.c_type(q.dtype), D, splits, pack, flags)
+    read = [whole.mappable_rows(backend, x.data) for x in (q, k_cache, v_cache)]
+    boxes = (ROWS // pack, pack), (defines["TILE_N"], 1), (defines["TILE_N"], 1)
+    maps = [tensor_map(x, (*box, 64)) for x, box in zip(read, boxes, strict=True)]
+    cu, lens, table = (backend.dense(x.data) for x in (cu_seqlens_q, kv_lens, block_table))
+    out, lse = backend.empty((Tq, H, D), q.dtype), backend.empty((Tq, H), np.dtype(np.float32))
+    backend.launch(
+        FAMILY, "attention_split", (splits, items), (128 * (defines["CONSUMERS"] + 1),),
+        (*maps, out, lse, cu, lens, table, whole.floats(backend, alibi),
+         whole.floats(backend, sinks), Tq, B, H, K, table.shape[1], bs, whole.side(options.left),
+         whole.side(right), int(options.bottom_right), float(options.scale),
+         float(options.softcap)),
+        shared_bytes=whole.shared_bytes(D, defines), dependent=True, **defines,
+    )  # fmt: skip
+    return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
+
+
+# -- for the compile gate --------------------------------------------------------------------------
+_CAUSAL = {"RIGHT": 1, "LEFT": 1, "PAGED": 1, "SOFTCAP": 0, "ALIBI": 0, "SINKS": 0}
+VARIANTS = [
+    Variant(FAMILY, _defines(dtype, D, splits, pack, flags), least=90, only="sm_90a")
+    for dtype, D, splits, pack, flags in (
+        ("bf16", 64, 4, 4, _CAUSAL), ("bf16", 64, 8, 4, _CAUSAL), ("bf16", 128, 2, 8, _CAUSAL),
+        ("bf16", 128, 8, 4, _CAUSAL), ("f16", 64, 2, 1, _CAUSAL),
+        ("bf16", 64, 8, 2, _CAUSAL | {"RIGHT": 0, "SOFTCAP": 1, "SINKS": 1}),
+        ("bf16", 128, 8, 1, _CAUSAL | {"SOFTCAP": 1, "ALIBI": 1, "SINKS": 1}),
+    )
+]  # fmt: skip
