@@ -11,7 +11,7 @@ from draws import large, normal, tensors
 from ops.linear_cases import FORMS, close, product, turned, weight
 from packed import fitted
 from strict_wgpu import BARE, strict_wgpu
-from tolerance import assert_close
+from tolerance import assert_close, term_rms
 
 from boostr import Tensor, dispatch, dtypes
 from boostr.errors import BackendError
@@ -195,6 +195,84 @@ def test_every_tile_of_matrices(matrices, rng, splits, monkeypatch):
         w, truth = weight(matrices, rng, form, 140, 720, "bfloat16")
         got = linear(Tensor(x, backend=matrices), w)
         close(got, product(x, w, truth), x, truth, "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("shape", [(40, 72, 80), (304, 136, 576), (96, 264, 1000)], ids=str)
+def test_lines_across(matrices, rng, dtype, shape, monkeypatch):
+    """Gradients: g · w, where w's lines lie across, and gᵀ · x, where both do; any number of
+    lines. Columns of all sizes, as sums are, down to those that float16 rounds to 0."""
+    from boostr.backends.wgpu.products import gemm_matrix
+
+    N, K, T = shape
+    most = 18 if dtype == "bfloat16" else 0
+    of_g, of_x, of_w = (10.0 ** rng.integers(-most, most + 1, n) for n in (K, N, N))
+    g, x = normal(rng, (T, K), dtype, of_g), normal(rng, (T, N), dtype, of_x)
+    w = normal(rng, (K, N), dtype, of_w)
+    kept = takes_all(gemm_matrix, monkeypatch)
+    for left, right, truth in (
+        (Tensor(g, backend=matrices), w, g), (turned(matrices, g.T), x, g.T),
+    ):  # fmt: skip
+        got = left @ Tensor(right, backend=matrices)
+        want = truth.astype(np.float64) @ right.astype(np.float64)
+        scale = term_rms(truth, right.T)
+        assert_close(got.numpy(), want, dtype=dtype, reduce=truth.shape[1], scale=scale)
+    assert kept == [None, None]
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_tile_of_lines_across(matrices, rng, splits, monkeypatch):
+    from boostr.backends.wgpu.products import gemm_matrix
+
+    a, b = normal(rng, (200, 720), "bfloat16"), normal(rng, (720, 136), "bfloat16")
+    want = a.astype(np.float64) @ b.astype(np.float64)
+    for tile in gemm_matrix.TILES:
+        plan = gemm_matrix.MatrixPlan(tile, splits)
+        monkeypatch.setattr(gemm_matrix, "choose", lambda *args, plan=plan: plan)
+        for left in (Tensor(a, backend=matrices), turned(matrices, a)):
+            got = left @ Tensor(b, backend=matrices)
+            assert_close(got.numpy(), want, dtype="bfloat16", reduce=720)
+
+
+def takes_all(module, monkeypatch):
+    """What `takes` answers from here on."""
+    plain, kept = module.takes, []
+    monkeypatch.setattr(module, "takes", lambda *args: kept.append(plain(*args)) or kept[-1])
+    return kept
+
+
+def test_threads_bring_the_same_columns_of_every_line():
+    """gemm_matrix.wgsl keeps the powers of two of one run of columns a thread."""
+    from boostr.backends.wgpu.products.gemm_matrix import TILES
+
+    for tile, lanes in itertools.product(TILES, (16, 32, 64)):
+        assert all(tile.threads(lanes) % (n // 8) == 0 for n in (tile.BM, tile.BN))
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("shape", [(1, 8), (1100, 24), (5, 136)], ids=str)
+def test_powers_of_columns(wgpu, rng, dtype, shape):
+    """The largest number of a column lies in [2^13, 2^14) over its power; 0 and inf give finite
+    ones."""
+    from boostr.backends.wgpu.products import gemm_matrix
+    from boostr.backends.wgpu.products.gemm_operands import Operand
+
+    most = 4 if dtype == "float16" else 30
+    sizes = 10.0 ** rng.integers(-most, most, shape[1])
+    x = normal(rng, shape, dtype, sizes)
+    x[:, 3], x[0, 5] = 0, np.inf
+    tx = Tensor(x, backend=wgpu)
+    powers = wgpu.full((shape[1] + 5,), 7, dtypes.float32)
+    turned_x = Operand.of_matrix(wgpu, wgpu.permute(tx.data, (1, 0)))
+    gemm_matrix._powers(wgpu, turned_x, powers, 3)
+    got = Tensor.wrap(powers, wgpu).numpy()
+    assert (got[:3] == 7).all() and (got[-2:] == 7).all()
+    largest, got = np.abs(x.astype(np.float64)).max(0), got[3:-2].astype(np.float64)
+    assert (np.frexp(got)[0] == 0.5).all() and np.isfinite(got).all()
+    plain = np.isfinite(largest) & (largest > 0)
+    assert plain.sum() == shape[1] - 2
+    scaled = largest[plain] / got[plain]
+    assert (scaled >= 2.0**13).all() and (scaled < 2.0**14).all()
 
 
 @pytest.mark.parametrize(("x_size", "w_size"), [(1e6, 1), (1e-30, 1), (1, 1e4), (1, 1e-4)])

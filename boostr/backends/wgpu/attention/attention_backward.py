@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 # As in attention.py: for heads of up to so many columns, from the best to the smallest
 QUERIES: dict[int, tuple[Tiles, ...]] = {
-    64: (Tiles(8, 16, 4, 8, 16, 16), Tiles(8, 8, 4, 8, 8, 16)),
+    64: (Tiles(8, 16, 8, 8, 16, 16), Tiles(8, 16, 4, 8, 16, 16), Tiles(8, 8, 4, 8, 8, 16)),
     128: (Tiles(16, 8, 8, 4, 16, 16), Tiles(16, 8, 4, 4, 8, 8)),
     256: (Tiles(16, 8, 4, 4, 16, 16, UNROLL=2), Tiles(16, 4, 4, 4, 8, 8, UNROLL=2)),
 }
 KEYS: dict[int, tuple[Tiles, ...]] = {
-    64: (Tiles(8, 16, 4, 8, 16, 16), Tiles(8, 8, 4, 8, 8, 16)),
+    64: (Tiles(16, 8, 8, 4, 16, 16), Tiles(8, 8, 4, 8, 8, 16)),
     128: (Tiles(16, 16, 4, 4, 16, 16), Tiles(16, 8, 4, 4, 8, 8)),
     256: (Tiles(16, 8, 4, 4, 16, 16, UNROLL=2), Tiles(16, 4, 4, 4, 8, 8, UNROLL=2)),
 }

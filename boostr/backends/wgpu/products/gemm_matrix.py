@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from boostr.backends.wgpu.backend import WgpuBackend
 
 _HALF, _INT8 = ("f16", "f32"), ("i8", "i32")
+_FEWEST = 16  # rows for which columns of w are read once more, for their largest numbers
 _CORES, _MULTIPLIES = 132, 2048  # an H100's; of a core in a clock
 
 
@@ -110,11 +111,16 @@ def takes(backend: WgpuBackend, x: Operand, w: Operand, y: GpuArray) -> str | No
         return "float32 has no matrices"
     if not (w.form.is_float or w.form.row_scaled) and y.dtype == dtypes.float32:
         return "a float32 result of scaled weights needs float32 products"
+    if x.batch or w.batch or y.shape[0] != 1:
+        return "batches"
+    if (x.across and not w.across) or (w.across and x.rows < _FEWEST):
+        return "lines of x alone across, or few rows"
     unit = 16 if integers else 8
-    if x.across or w.across or x.batch or w.batch or y.shape[0] != 1:
-        return "lines across, or batches"
-    places = [w.array.offset, w.line, *((x.array.offset, x.line) if integers else ())]
-    if y.shape[-1] % 4 or x.inputs % unit or any(n % unit for n in places):
+    lengths = [x.rows if x.across else x.inputs, *((w.rows,) if w.across else ())]
+    places = [w.array.offset, w.line]
+    if integers or x.across:
+        places += [x.array.offset, x.line]
+    if y.shape[-1] % 4 or any(n % unit for n in lengths + places):
         return "rows off 16 bytes"
     return None
 
@@ -133,12 +139,18 @@ def product(
     room = min(backend.caps.binding_bytes // (4 * M * width), 16)
     plan = plan or choose(backend.caps, M, N, K, room, integers)
     # numbers that can lie beyond f16: the product is made again if one does
-    guarded = w.name == "bf16" or not (w.form.is_float or (w.form.row_scaled and not w.form.table))
+    guarded = not w.across and (
+        w.name == "bf16" or not (w.form.is_float or (w.form.row_scaled and not w.form.table))
+    )
     places = (x.array.offset, x.line)
     flag = None
     scaled = ends
-    if not integers and (x.name != "f16" or guarded or any(n % 8 for n in places)):
-        x, x_scale, flag = _halves(backend, x)
+    if w.across:
+        x, powers = _across(backend, x, w)
+        scaled = Ends(ends.bias, ends.residual, powers)
+    elif not integers and (x.name != "f16" or guarded or any(n % 8 for n in places)):
+        x_scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
+        x = _halves(backend, x, x_scale, flag)
         scaled = Ends(ends.bias, ends.residual, x_scale)
     depth = plan.tile.depth(integers)
     steps = -(-K // depth)
@@ -169,29 +181,47 @@ def _launch(
         [x.array, *w.reads(), *scales, *([] if split else ends.tail())],
         [part] if flag is None else [part, flag],
         parameters(backend, x, w, 8, ends, part, (N, x.inputs, share, splits, column)),
-        X=x.name, FORM=w.form, FULL=x.inputs % tile.depth(integers) == 0,
-        X_SCALED=ends.x_scale is not None and not integers,
+        X=x.name, FORM=w.form, X_ACROSS=x.across, W_ACROSS=w.across,
+        FULL=x.inputs % tile.depth(integers) == 0, X_SCALED=ends.x_scale is not None and not integers,
         SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
 
 
-def _halves(backend: WgpuBackend, x: Operand) -> tuple[Operand, GpuArray, GpuArray]:
-    """Rows of x in f16, what to multiply them by, and a 0."""
+def _across(backend: WgpuBackend, x: Operand, w: Operand) -> tuple[Operand, GpuArray]:
+    """x, its rows in f16 unless they lie across; what to multiply them by and, behind, columns."""
+    powers = backend.empty((x.rows + w.rows,), np.float32)
+    _powers(backend, w, powers, x.rows)
+    if x.across:
+        _powers(backend, x, powers, 0)
+        return x, powers
+    return _halves(backend, x, powers, backend.empty((1,), np.uint32)), powers
+
+
+def _powers(backend: WgpuBackend, x: Operand, powers: GpuArray, start: int) -> None:
+    """powers[start:] of x's rows, which lie across."""
+    backend.launch(
+        "gemm_matrix_powers", "powers", -(-x.rows // 16), [x.array], [powers],
+        (x.rows, x.inputs, backend.offset(x.array), x.line, backend.offset(powers) + start),
+        X=x.name,
+    )  # fmt: skip
+
+
+def _halves(backend: WgpuBackend, x: Operand, scale: GpuArray, flag: GpuArray) -> Operand:
+    """Rows of x in f16; scale: what to multiply them by, flag: a 0."""
     M, K = x.rows, x.inputs
     if x.array.offset % 4 or x.line % 4:
         x = Operand.of_matrix(backend, backend.copy(x.array))
     y = backend.empty((M, K), np.float16)
-    scale, flag = backend.empty((M,), np.float32), backend.empty((1,), np.uint32)
     backend.launch(
         "gemm_matrix_rows", "rows", M, [x.array], [y, scale, flag],
         (M, K, backend.offset(x.array), x.line), X=x.name,
     )  # fmt: skip
-    return Operand(y, Form("f16"), M, K, K), scale, flag
+    return Operand(y, Form("f16"), M, K, K)
 
 
 _COMMON = {
-    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "X": "f16",
+    "LANES": 32, "MM": 16, "MN": 16, "MK": 16, "X": "f16", "X_ACROSS": False, "W_ACROSS": False,
     "X_SCALED": True, "SPLIT": False, "FULL": True, "OUT": "bf16", "BIAS": "", "RESIDUAL": "",
 }  # fmt: skip
 _NEEDS = ("matrices",)
@@ -214,5 +244,14 @@ VARIANTS = [
             "OUT": out, **LARGE.values(True)}, _NEEDS)
         for split, out in ((False, "bf16"), (True, "i32"))
     ),
+    *(
+        Variant("gemm_matrix", {
+            **_COMMON, "X": kind if x else "f16", "FORM": Form(kind), "X_ACROSS": x,
+            "W_ACROSS": True, **tile.values(False), "SPLIT": x, "OUT": "f32" if x else "bf16",
+            "FULL": full}, _NEEDS)
+        for tile in TILES
+        for x, kind, full in ((False, "bf16", True), (True, "bf16", True), (True, "f16", False))
+    ),
     *(Variant("gemm_matrix_rows", {"X": x}) for x in ("f32", "f16", "bf16")),
+    *(Variant("gemm_matrix_powers", {"X": x}) for x in ("f16", "bf16")),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Gradients of linear: dx = g · weight, dweight = gᵀ · x, by the tiled products of `gemm.py` with
-float32 sums, which read operands of any float type and strides. Packed weights are decoded to x's
-dtype first."""
+"""Gradients of linear: dx = g · weight, dweight = gᵀ · x, by the products of `gemm.py` with float32
+sums, which read operands of any float type and strides: on tensor cores, too, where there are any.
+Packed weights are decoded to x's dtype first."""
 
 from __future__ import annotations
 
