@@ -182,7 +182,8 @@ def _launch(
         [part] if flag is None else [part, flag],
         parameters(backend, x, w, 8, ends, part, (N, x.inputs, share, splits, column)),
         X=x.name, FORM=w.form, X_ACROSS=x.across, W_ACROSS=w.across,
-        FULL=x.inputs % tile.depth(integers) == 0, X_SCALED=ends.x_scale is not None and not integers,
+        FULL=x.inputs % tile.depth(integers) == 0,
+        X_SCALED=ends.x_scale is not None and not integers,
         SPLIT=split, OUT=wgsl.name_of(part.dtype), **ends.values(not split),
         LANES=caps.subgroup_max, MM=MM, MN=MN, MK=MK, **tile.values(integers),
     )  # fmt: skip
