@@ -214,10 +214,12 @@ def gradients(
     passed: Tensor | None = None,
 ) -> list[Tensor | None]:
     """d(output)/d(input) · gradient for each input; None where output does not depend on it.
-    `passed` is added to that of the first."""
+    `passed`, of its shape, is added to that of the first."""
     wanted = [_key(place_of(tensor)) for tensor in inputs]
     outputs, seeds = [output], [_seed(output, gradient)]
     if passed is not None:
+        if not inputs or passed.shape != inputs[0].shape:
+            raise ShapeError(f"gradients: passed is {passed.shape}, which no first input has")
         outputs, seeds = [output, inputs[0]], [*seeds, passed]
     found = _sweep(outputs, seeds, retain=retain, wanted=frozenset(wanted))
     return [found.get(key) for key in wanted]
@@ -277,7 +279,6 @@ def _sweep(
             node = order.pop()
             keys = [(id(node), index) for index in range(node.count)]
             given = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
-            own.difference_update(keys)
             if any(g is not None for g in given):
                 first = node.places[0] if node.op.adds else None
                 usable = found if node.op.adds == "passed" else own

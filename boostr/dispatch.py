@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 from boostr import autograd, backends, env
 from boostr.backends.base import Backend
@@ -40,13 +40,12 @@ class Op:
         vjp: `(gradients, outputs, *args, **options) -> tuple`, a gradient or None for each
             positional argument (a list for a list), None too where its `requires_grad` is false.
             Without one, the composite is differentiated; that of a fusion is recorded in its place.
-            If it takes `into`, a tensor or None, it may add the gradient of the first argument to
-            that tensor and return it, where it would else return a new one that nobody shares. If
-            it takes `passed`, a tensor or None, that is the rest of this gradient, from elsewhere:
-            it reads it and returns a new tensor, the sum.
         saves: what `vjp` reads the values of: its names of arguments, numbers of results; or as a
             mapping, to the argument whose gradient it is read for, None for any. Of others it has
             `shape`, `dtype`, `backend`, `requires_grad`. Default: of all.
+        adds: an option of `vjp`, a tensor or None: what else the gradient of the first argument is
+            the sum of. "into": it may add its own to that tensor and return it, where it would else
+            return a new one that nobody shares; "passed": it only reads it, and returns the sum.
         fusion: the composite is a sequence of ops that have kernels of their own; strict mode lets
             it run, since it checks these.
     """
@@ -58,6 +57,7 @@ class Op:
         vjp: Callable[..., tuple[Any, ...]] | None = None,
         *,
         saves: Saves | None = None,
+        adds: Literal["into", "passed"] | None = None,
         primitive: bool = False,
         fusion: bool = False,
     ) -> None:
@@ -67,8 +67,7 @@ class Op:
         self.primitive = primitive
         self.fusion = fusion
         self.reads = _reads(vjp, saves)
-        names = inspect.signature(vjp).parameters if vjp is not None else ()
-        self.adds = next((name for name in ("into", "passed") if name in names), None)
+        self.adds = adds
         if not primitive:
             OPS[name] = self
 

@@ -10,7 +10,7 @@ import oracles_rows
 import pytest
 from draws import leaves, normal, refused
 
-from boostr import Tensor, autograd, backends, dtypes
+from boostr import Tensor, autograd, backends, dispatch, dtypes
 from boostr.autograd import gradcheck, gradients, no_grad
 from boostr.backends import Kernel
 from boostr.dispatch import OPS, Op
@@ -321,6 +321,29 @@ def test_products_add_to_gradients_that_nobody_shares(plain_backend, rng, monkey
     wanted = 2 * values[4] @ (values[1] + values[2] + values[3] + np.eye(4))
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
     assert [into is None for into in made] == [True, False, False]
+
+
+def test_products_leave_gradients_that_others_have(plain_backend, rng, monkeypatch):
+    """One that was given and is found for their input first; one that is not dense."""
+    values = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 4), (4, 4), (4, 4))]
+    x, a, g = (Tensor(v, backend=plain_backend) for v in values)
+    x.requires_grad = True
+    made = []
+    module = sys.modules["boostr.ops.linear"]
+    known = module.linear_input_gradient
+    monkeypatch.setattr(
+        module, "linear_input_gradient", lambda *args: made.append(args[3]) or known(*args)
+    )
+    h = x * 2.0
+    (found,) = gradients(h + linear(h, a), [x], g)
+    np.testing.assert_array_equal(g.numpy(), values[2])
+    np.testing.assert_allclose(found.numpy(), 2 * values[2] @ (values[1] + np.eye(4)), 1e-5, 1e-5)
+    assert made == [None]
+    with dispatch.strict(plain_backend.kernel("linear") is not None):
+        h = x * 2.0
+        (found,) = gradients((h.T + h.T * 2.0).T + linear(h, a) + linear(h, a), [x], g)
+    wanted = 2 * values[2] @ (2 * values[1] + 3 * np.eye(4))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_norms_add_the_rest_of_a_gradient(plain_backend, rng, monkeypatch):

@@ -314,7 +314,7 @@ class Scheduler:
 
     def _room(self) -> list[int]:
         """Blocks of each group that nobody needs: prompts on their way get all of theirs, and every
-        row one more that will ever need it."""
+        row one more, unless it has all that it may ever hold."""
         room = [pool.free for pool in self.pools]
         for job in (*self._prefilling, *self._running):
             for group, most in enumerate(job.most):

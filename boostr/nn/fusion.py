@@ -345,8 +345,8 @@ def _activated_product_vjp(
 def _activated_vjp(
     dh: Tensor, made: list[Tensor], activation: str, again: bool
 ) -> tuple[Sequence[Tensor | None], Tensor]:
-    """(gradients of what was activated, the result of that, which may be wanted `again`): for the
-    usual gated ones both at once, if they are."""
+    """(gradients of what was activated, and its result). Where that is wanted `again`, the usual
+    gated ones make both at once."""
     if again and len(made) == 2 and activation in ("silu", "gelu", "gelu_tanh"):
         *dmade, h = gated_again(activation, dh, *made)
         return dmade, h
@@ -366,7 +366,12 @@ def _norm_added(x: Tensor, norm: Norm, residual: Tensor, factor: float) -> Tenso
 
 
 _products = Op(
-    "products", _products_of, _products_vjp, saves=("x", "norm", "weights", "biases"), fusion=True
+    "products",
+    _products_of,
+    _products_vjp,
+    saves=("x", "norm", "weights", "biases"),
+    adds="passed",
+    fusion=True,
 )
 _attention_inputs = Op("attention_inputs", _inputs_of, fusion=True)
 _attend = Op("attend", _attended, fusion=True)

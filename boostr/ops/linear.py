@@ -40,7 +40,7 @@ def linear(
         bias: [N].   residual: [..., N] in x's dtype.
         dtype: of the result; default x's.
         rounded: a packed weight may be rounded to x's dtype before the product, as its gradient
-            does, where that is faster; so are the weights under an adapter that is trained.
+            does, where that is faster; so may one under an adapter that is on the tape.
     Returns:
         [..., N].
     Gradient: x, a float weight, an adapter, bias, residual.
@@ -75,7 +75,7 @@ def _composite(
     rounded: bool,
 ) -> Tensor:
     if isinstance(weight, LowRank):
-        return _adapted(x, weight, bias, residual, dtype)
+        return _adapted(x, weight, bias, residual, dtype, rounded)
     if isinstance(weight, Recorded):
         weight.see(x)
         return linear(x, weight.base, bias, residual, dtype, rounded=rounded)
@@ -96,11 +96,13 @@ def _composite(
 
 
 def _adapted(
-    x: Tensor, weight: LowRank, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype
-) -> Tensor:
+    x: Tensor, weight: LowRank, bias: Tensor | None, residual: Tensor | None, dtype: np.dtype,
+    rounded: bool,
+) -> Tensor:  # fmt: skip
     """x (base + scale · up · down)ᵀ, as products of x with each: base's kernels serve it. Factors
     that are kept in float32, to be trained, are multiplied in x's dtype."""
-    y = linear(x, weight.base, bias, residual, dtype, rounded=weight.down.requires_grad)
+    rounded = rounded or is_recorded([weight.down, weight.up])
+    y = linear(x, weight.base, bias, residual, dtype, rounded=rounded)
     down, up = core.cast(weight.down, x.dtype), core.cast(weight.up, x.dtype)
     if weight.dropout is not None and is_recorded([weight.down]):
         low = linear(dropout(x, *weight.dropout), down) * weight.scale
@@ -194,6 +196,6 @@ def bias_gradient(g: Tensor, bias: Tensor | None) -> Tensor | None:
     return core.cast(core.sum(wide(g).reshape(-1, bias.shape[0]), 0), bias.dtype)
 
 
-_linear = Op("linear", _composite, vjp=_vjp, saves={"x": "weight", "weight": "x"})
+_linear = Op("linear", _composite, vjp=_vjp, saves={"x": "weight", "weight": "x"}, adds="into")
 linear_input_gradient = Op("linear_input_gradient", _input_gradient)
 linear_weight_gradient = Op("linear_weight_gradient", _weight_gradient)

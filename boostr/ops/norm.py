@@ -228,9 +228,9 @@ def _as_bias(db: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return db if db is None or bias is None else core.cast(db, bias.dtype)
 
 
-_rms_norm = Op("rms_norm", _rms, vjp=_rms_vjp, saves=("x", "weight"))
+_rms_norm = Op("rms_norm", _rms, vjp=_rms_vjp, saves=("x", "weight"), adds="passed")
 _add_rms_norm = Op("add_rms_norm", _add_rms, vjp=_add_rms_vjp, saves=("weight", 1))
-_layer_norm = Op("layer_norm", _layer, vjp=_layer_vjp, saves=("x", "weight"))
+_layer_norm = Op("layer_norm", _layer, vjp=_layer_vjp, saves=("x", "weight"), adds="passed")
 _add_layer_norm = Op("add_layer_norm", _add_layer, vjp=_add_layer_vjp, saves=("weight", 1))
 _rms_norm_backward = Op("rms_norm_backward", _rms_backward)
 _layer_norm_backward = Op("layer_norm_backward", _layer_backward)

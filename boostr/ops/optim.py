@@ -165,6 +165,8 @@ def scaled(grad: Tensor, scale: Scalar) -> Tensor:
     if isinstance(scale, Tensor):
         scale = core.cast(scale, grad.dtype)
         return core.where(scale == 0, 0.0, grad * scale)
+    if scale == 1:
+        return grad
     return grad * scale if scale else grad.full_like(0)
 
 

@@ -87,7 +87,7 @@ def test_a_flush_is_one_upload_and_a_launch_for_each_tensor(slots, started):
     assert len(started) == 4
 
 
-def test_a_row_moves_with_what_it_has(slots):
+def test_a_row_moves_with_its_state_and_tables(slots):
     slots.table(0, COLUMNS)
     begin(slots, 4)
     slots.move(4, 1)

@@ -10,9 +10,10 @@ from draws import every, in_turn, large, leaves, normal, refused, strided, tenso
 from ops.linear_cases import product
 from tolerance import assert_close, rms
 
-from boostr import Tensor, dtypes
+from boostr import Tensor, dtypes, no_grad
 from boostr.autograd import gradcheck
 from boostr.errors import DTypeError, ShapeError
+from boostr.operands import LowRank
 from boostr.ops.linear import linear
 from boostr.ops.quant import dequantize, quantize
 from boostr.quant.scheme import SCHEMES
@@ -126,6 +127,33 @@ def test_weights_that_may_be_rounded(scheme, plain_backend, rng):
     got = linear(Tensor(x, backend=plain_backend), w, rounded=True)
     want = product(x, w, truth)
     assert_close(got.numpy(), want, dtype="bfloat16", reduce=K, scale=rms(x) * rms(truth) + 1)
+
+
+@pytest.mark.parametrize("trained", ["up", "down", "neither"])
+def test_an_adapter_on_the_tape_may_round_its_base(trained, rng, monkeypatch):
+    """In training alone, whichever factor is trained; else where the caller says so."""
+    module, asked = import_module("boostr.ops.linear"), []
+    known = module._linear
+
+    def noted(x, weight, *rest):
+        asked.append((type(weight).__name__, rest[-1]))
+        return known(x, weight, *rest)
+
+    monkeypatch.setattr(module, "_linear", noted)
+    x, w, down, up = tensors(
+        "numpy", *(normal(rng, s) for s in ((3, 64), (8, 64), (2, 64), (8, 2)))
+    )
+    down.requires_grad, up.requires_grad = trained == "down", trained == "up"
+    weight = LowRank(quantize(w, "int8"), down, up, 1.0)
+
+    def base(**options):
+        asked.clear()
+        linear(x, weight, **options)
+        return dict(asked)["QuantizedTensor"]
+
+    assert base() is (trained != "neither") and base(rounded=True) is True
+    with no_grad():
+        assert base() is False
 
 
 SLICED = (packed.FORMS, (1, 20))

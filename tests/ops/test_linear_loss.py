@@ -72,6 +72,23 @@ def test_gradient(reduction, cap, backend64, rng, monkeypatch):
     gradcheck(loss, [h, w, b])
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_a_bias_gets_gradients_that_are_not_rounded(cap, plain_backend, rng):
+    """Those of logits are of 16 bits only where nothing but products of 16 bits reads them."""
+    h, w, b, targets = drawn(rng, "bfloat16")
+    wide = np.float64(h) @ np.float64(w).T + b
+    logits = wide if cap is None else cap * np.tanh(wide / cap)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    d = p / p.sum(1, keepdims=True)
+    d[np.arange(T), np.maximum(targets, 0)] -= 1
+    d = np.where(targets[:, None] < 0, 0, d / (T - 2))
+    want = (d if cap is None else d * (1 - np.tanh(wide / cap) ** 2)).sum(0)
+    th, tw, tb, tt = tensors(plain_backend, h, w, b, targets)
+    tb.requires_grad = True
+    linear_cross_entropy(th, tw, tt, bias=tb, softcap=cap).backward()
+    np.testing.assert_allclose(tb.grad.numpy(), want, rtol=0, atol=2e-4 * np.abs(want).max())
+
+
 def test_as_cross_entropy_of_linear(backend, dtype, rng):
     """Value and gradients are those of the two ops, in the dtypes of what they are of."""
     h, w, _, targets = drawn(rng, dtype)

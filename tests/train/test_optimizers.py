@@ -106,7 +106,7 @@ def test_refuses():
         train.SGD([Tensor(mapped, backend="numpy", requires_grad=True)])
 
 
-@pytest.mark.parametrize("kind", [train.AdamW, train.SGD, train.Lion])
+@pytest.mark.parametrize("kind", [train.AdamW, train.SGD, train.Lion, train.Muon, train.AdamW8bit])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_gradients_that_are_not_finite_move_nothing(kind, bad, backend, rng):
     p = Tensor(rng.standard_normal((3, 5)), "float32", backend, requires_grad=True)

@@ -12,7 +12,8 @@
 // of one matrix [T, 2F] do; what is dense comes as one long row.
 // Threads, softmax: as norm.cu, LANES threads a row, ROWS rows a block, ITEMS runs in registers.
 //
-// Macros: X type, VEC, and of the first THREADS, UNROLL, FORM, GATED, AGAIN; of softmax ITEMS, LANES,
+// Macros: X type, VEC, and of the first THREADS, UNROLL, FORM, GATED, AGAIN; of softmax ITEMS,
+// LANES,
 // ROWS, LOG (and EXACT, which is not read).
 // Source: Elfwing et al. 2017; Hendrycks & Gimpel 2016; Shazeer 2020.
 #include "rows.cuh"

@@ -38,7 +38,7 @@ DEVICE Pack load_row(const LOGIT* p) {
 struct Layout {
   int head, packs, tail;
   template <typename T> DEVICE Layout(const T* row, int V) {
-    int skew = (int)((u64)row / sizeof(T)) % WIDTH;
+    int skew = (int)((u64)row / sizeof(T) % (u64)WIDTH);
     head = min(skew ? WIDTH - skew : 0, V);
     packs = (V - head) / WIDTH;
     tail = head + packs * WIDTH;

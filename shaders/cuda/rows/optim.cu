@@ -1,7 +1,8 @@
 // AdamW over many tensors in one launch, in place, and the norm of many tensors; see
 // boostr/ops/optim.py.
 //
-//   g = grad * grad_scale, 0 where that is 0;   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
+//   g = grad * grad_scale, 0 where that is 0
+//   m += (1 - beta1) (g - m);   v += (1 - beta2) (g^2 - v)
 //   p = p (1 - lr wd) - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 //
 // Shapes: up to TENSORS flat tensors of any lengths; `Table` holds their addresses by value.

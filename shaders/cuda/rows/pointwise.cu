@@ -1,7 +1,8 @@
 // What tapes do most between kernels, on dense arrays of n elements: sums of two arrays, and one in
 // another type, perhaps times a scalar.
 //
-//   combine: out = a OPERATION b, rounded once.      convert: out = x * factor; factor 1 if it is null.
+//   combine: out = a OPERATION b, rounded once.
+//   convert: out = x * factor; 1 where factor is null.
 //
 // Threads: UNROLL runs each, in accesses of 16 bytes; the last elements one by one. A run is 16
 // bytes, of convert 8 elements.
@@ -13,7 +14,9 @@
 
 #ifdef OPERATION
 #define RUN (16 / (int)sizeof(X))
-DEVICE float combined(float a, float b) { return OPERATION == 0 ? a + b : OPERATION == 1 ? a - b : a * b; }
+DEVICE float combined(float a, float b) {
+  return OPERATION == 0 ? a + b : OPERATION == 1 ? a - b : a * b;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 combine(const X* a, const X* b, X* out, i64 n) {

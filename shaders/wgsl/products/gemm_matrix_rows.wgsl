@@ -1,5 +1,5 @@
 // Rows of x [M, K] as f16 times a power of two each, for gemm_matrix.wgsl: scale[m] = 2^e brings
-// them back. Exact for bf16 and f16 down to 2^-30 of a row's largest number; f32 is rounded.
+// them back. Exact for bf16 down to 2^-30 of a row's largest number, f16 to 2^-27; f32 is rounded.
 //
 // A workgroup to a row; y: [M, K] in words, K % 8 == 0. Clears `flag`.
 struct Params { M: u32, K: u32, offset: u32, line: u32 }

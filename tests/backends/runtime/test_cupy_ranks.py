@@ -76,6 +76,20 @@ def test_a_failure_aborts_what_waits_on_the_device(monkeypatch):
     assert [fake.calls for fake in fakes] == [[("abort",)]] * 2
 
 
+def test_a_communicator_ends_once(monkeypatch):
+    """A rank that fails when another has ended does not end that one again."""
+    pytest.importorskip("cupy")
+    from boostr.backends.cupy.runtime import nccl
+
+    monkeypatch.setattr(nccl, "library", FakeNccl)
+    fake, group = FakeNccl(), Group(2)
+    rank = nccl.NcclRank(group, 0, SimpleNamespace(), fake)
+    rank.close()
+    group.fail(1, KeyboardInterrupt())
+    rank.close()
+    assert fake.calls == [("destroy",)]
+
+
 def test_a_missing_nccl_names_the_pip_line(monkeypatch):
     cupy = pytest.importorskip("cupy")
     from boostr.backends.cupy.runtime import nccl

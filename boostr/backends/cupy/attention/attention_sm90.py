@@ -155,13 +155,13 @@ def _attend(
         (plan, cu_q, kv, out, lse, B, Tq, H, K, backend.caps.l2_bytes // 2), **defines,
     )  # fmt: skip
     columns, bs = (table.shape[1], k.shape[1]) if table is not None else (1, 1)
-    alibi, sinks = floats(backend, alibi), floats(backend, sinks)
+    alibi, sinks = dense_float32(backend, alibi), dense_float32(backend, sinks)
     blocks = min(backend.caps.sms, _most_items(Tq, H, B, rows))
     backend.launch(
         FAMILY, "attention_sm90", (blocks,), (threads,),
         (*maps, out, lse, plan, cu_q, kv, table, alibi, sinks, B, H, K, columns, bs,
-         side(options.left), side(right), int(options.bottom_right), float(options.scale),
-         float(options.softcap)),
+         window_side(options.left), window_side(right), int(options.bottom_right),
+         float(options.scale), float(options.softcap)),
         shared_bytes=shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
@@ -179,9 +179,11 @@ def mappable_rows(backend: CupyBackend, x: Any) -> Any:
     return x if mappable(x) else backend.copy(x)
 
 
-def side(window: int) -> int:
+def window_side(window: int) -> int:
+    """How far a query sees to one side; negative is without end."""
     return _FAR if window < 0 else min(window, _FAR)
 
 
-def floats(backend: CupyBackend, x: Tensor | None) -> Any:
+def dense_float32(backend: CupyBackend, x: Tensor | None) -> Any:
+    """Its array as kernels read it, or None."""
     return None if x is None else backend.dense(backend.cast(x.data, np.dtype(np.float32)))

@@ -43,7 +43,7 @@ def splits_of(items: int, keys: int, sms: int) -> int:
 
 
 def _keys(T: int, B: int, capacity: int, options: Any) -> int:
-    """How many keys the queries of a segment may see; their true number is on the device."""
+    """About how many keys the queries of a segment see; their numbers are on the device."""
     if options.left >= 0 and (options.causal or options.right >= 0):
         return min(capacity, options.left + max(options.right, 0) + T // B)
     return capacity
@@ -99,10 +99,10 @@ def run(
     out, lse = backend.empty((Tq, H, D), q.dtype), backend.empty((Tq, H), np.dtype(np.float32))
     backend.launch(
         FAMILY, "attention_split", (splits, items), (128 * (defines["CONSUMERS"] + 1),),
-        (*maps, out, lse, cu, lens, table, whole.floats(backend, alibi),
-         whole.floats(backend, sinks), Tq, B, H, K, table.shape[1], bs, whole.side(options.left),
-         whole.side(right), int(options.bottom_right), float(options.scale),
-         float(options.softcap)),
+        (*maps, out, lse, cu, lens, table, whole.dense_float32(backend, alibi),
+         whole.dense_float32(backend, sinks), Tq, B, H, K, table.shape[1], bs,
+         whole.window_side(options.left), whole.window_side(right), int(options.bottom_right),
+         float(options.scale), float(options.softcap)),
         shared_bytes=whole.shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from boostr.backends.cupy.backend import CupyBackend
 
 FEW = 8  # rows of x that the GEMV takes
-_MANY = 1024  # rows that pay for decoding a weight for cuBLASLt, which multiplies codes by none
+_MANY = 1024  # rows that pay for decoding a weight: cuBLASLt does not read codes
 _SKINNY = 16  # rows up to which `gemm_mma` reads 16-bit weights as fast as cuBLASLt
 
 

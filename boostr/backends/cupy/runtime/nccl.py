@@ -48,8 +48,9 @@ class NcclRank(Communicator):
     def __init__(self, group: Group, rank: int, backend: CupyBackend, communicator: Any) -> None:
         super().__init__(group, rank, backend)
         self._nccl, self._communicator = library(), communicator
-        self._aborts, self._aborted = threading.Lock(), False
-        group.on_failure(lambda: _apart(self._abort))  # ends kernels that wait for others
+        self._lock, self._ended = threading.Lock(), False
+        # ends kernels that wait for others
+        group.on_failure(lambda: _apart(lambda: self._end(communicator.abort)))
 
     def all_reduce(self, arrays: Sequence[Array]) -> None:
         """All arrays as one group, which NCCL sends together."""
@@ -67,15 +68,17 @@ class NcclRank(Communicator):
 
     def close(self) -> None:
         gc.collect()  # a program and what it was recorded of hold each other
-        failed = self.group.failure is not None
+        nccl = self._communicator
+        do = nccl.destroy if self.group.failure is None else nccl.abort
         # a process that ends while NCCL does would crash
-        _apart(self._abort if failed else self._communicator.destroy).join(_PATIENCE)
+        _apart(lambda: self._end(do)).join(_PATIENCE)
 
-    def _abort(self) -> None:
-        with self._aborts:
-            if not self._aborted:
-                self._communicator.abort()
-                self._aborted = True
+    def _end(self, do: Callable[[], object]) -> None:
+        """End the communicator, which has one end."""
+        with self._lock:
+            if not self._ended:
+                do()
+                self._ended = True
 
 
 def _apart(do: Callable[[], None]) -> threading.Thread:
