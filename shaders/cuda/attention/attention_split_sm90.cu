@@ -83,15 +83,6 @@ DEVICE void clear_unowned(T* out, float* lse, const int* cu_seqlens_q, int B, in
 }
 
 // -- joining -------------------------------------------------------------------------------------
-DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// Another block's shared memory, at this block's address `p`.
-DEVICE u32 peer(u32 p, int block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
-  return there;
-}
 DEVICE float2 load_two(u32 p) {
   float2 x;
   asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(p)

@@ -59,16 +59,11 @@ typedef float acc_t;
 
 #include "gemm_sm90_products.cuh"
 
-DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
 // Four words of another block's shared memory, at this block's address `p`.
 DEVICE uint4 shared_of(u32 p, int block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
   uint4 v;
   asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(there));
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(peer(p, block)));
   return v;
 }
 DEVICE float4 sum_shares(u32 p) {

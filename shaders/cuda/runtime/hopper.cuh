@@ -6,6 +6,17 @@
 // A tensor map made by cuTensorMapEncodeTiled; a `const __grid_constant__` kernel parameter.
 struct alignas(64) TensorMap { u64 words[16]; };
 
+// -- clusters ------------------------------------------------------------------------------------
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Another block's shared memory, at this block's address `p`.
+DEVICE u32 peer(u32 p, int block) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(p), "r"(block));
+  return there;
+}
+
 // -- mbarriers: `address` is a shared address of 8 bytes -----------------------------------------
 DEVICE void mbarrier_init(u32 address, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals));
