@@ -50,10 +50,9 @@ def tiles(D: int, flags: Mapping[str, Any], few: bool) -> dict[str, int]:
 
 def flags_of(options: Any, alibi: Any, sinks: Any, paged: bool) -> dict[str, int]:
     """The macros of a call's options."""
-    right = 0 if options.causal else options.right
     return {
-        "RIGHT": int(right >= 0), "LEFT": int(options.left >= 0 or paged), "PAGED": int(paged),
-        "SOFTCAP": int(options.softcap > 0), "ALIBI": int(alibi is not None),
+        "RIGHT": int(_right(options) >= 0), "LEFT": int(options.left >= 0 or paged),
+        "PAGED": int(paged), "SOFTCAP": int(options.softcap > 0), "ALIBI": int(alibi is not None),
         "SINKS": int(sinks is not None),
     }  # fmt: skip
 
@@ -138,7 +137,6 @@ def _attend(
     backend: CupyBackend = q.backend  # type: ignore[assignment]
     Tq, H, D = q.shape
     K, B = k.shape[-2], cu_seqlens_q.size - 1
-    right = 0 if options.causal else options.right
     flags = flags_of(options, alibi, sinks, table is not None)
     few = _most_items(Tq, H, B, _MOST_ROWS) < 2 * backend.caps.sms
     defines = variant(backend.c_type(q.dtype), D, flags, tile or tiles(D, flags, few))
@@ -160,8 +158,7 @@ def _attend(
     backend.launch(
         FAMILY, "attention_sm90", (blocks,), (threads,),
         (*maps, out, lse, plan, cu_q, kv, table, alibi, sinks, B, H, K, columns, bs,
-         window_side(options.left), window_side(right), int(options.bottom_right),
-         float(options.scale), float(options.softcap)),
+         *mask_and_scales(options)),
         shared_bytes=shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
@@ -179,9 +176,17 @@ def mappable_rows(backend: CupyBackend, x: Any) -> Any:
     return x if mappable(x) else backend.copy(x)
 
 
-def window_side(window: int) -> int:
-    """How far a query sees to one side; negative is without end."""
-    return _FAR if window < 0 else min(window, _FAR)
+def mask_and_scales(options: Any) -> tuple[int | float, ...]:
+    """The end of the kernels' arguments: what a query sees, and how scores are scaled."""
+    left, right = (
+        _FAR if side < 0 else min(side, _FAR) for side in (options.left, _right(options))
+    )
+    return left, right, int(options.bottom_right), float(options.scale), float(options.softcap)
+
+
+def _right(options: Any) -> int:
+    """How far a query sees to its right; negative is without end."""
+    return 0 if options.causal else options.right
 
 
 def dense_float32(backend: CupyBackend, x: Tensor | None) -> Any:

@@ -89,7 +89,6 @@ def run(
     backend: CupyBackend = q.backend
     (Tq, H, D), B, (bs, K) = q.shape, cu_seqlens_q.size - 1, k_cache.shape[1:3]
     pack, items, splits = _cut(q, k_cache, cu_seqlens_q, block_table, alibi, options)
-    right = 0 if options.causal else options.right
     flags = whole.flags_of(options, alibi, sinks, paged=True)
     defines = _defines(backend.c_type(q.dtype), D, splits, pack, flags)
     read = [whole.mappable_rows(backend, x.data) for x in (q, k_cache, v_cache)]
@@ -101,8 +100,7 @@ def run(
         FAMILY, "attention_split", (splits, items), (128 * (defines["CONSUMERS"] + 1),),
         (*maps, out, lse, cu, lens, table, whole.dense_float32(backend, alibi),
          whole.dense_float32(backend, sinks), Tq, B, H, K, table.shape[1], bs,
-         whole.window_side(options.left), whole.window_side(right), int(options.bottom_right),
-         float(options.scale), float(options.softcap)),
+         *whole.mask_and_scales(options)),
         shared_bytes=whole.shared_bytes(D, defines), dependent=True, **defines,
     )  # fmt: skip
     return Tensor.wrap(out, backend), Tensor.wrap(lse, backend)
