@@ -17,7 +17,7 @@ from boostr import autograd, dtypes, ops
 from boostr.dispatch import Op, is_recorded
 from boostr.errors import OptionError, ShapeError
 from boostr.operands import Cache, HeadNorms, Norm, Rope
-from boostr.ops.activation import gated_again
+from boostr.ops.activation import GATED_AGAIN
 from boostr.ops.linear import (
     Weight,
     bias_gradient,
@@ -347,8 +347,8 @@ def _activated_vjp(
 ) -> tuple[Sequence[Tensor | None], Tensor]:
     """(gradients of what was activated, and its result). Where that is wanted `again`, the usual
     gated ones make both at once."""
-    if again and len(made) == 2 and activation in ("silu", "gelu", "gelu_tanh"):
-        *dmade, h = gated_again(activation, dh, *made)
+    if again and len(made) == 2 and activation in GATED_AGAIN:
+        *dmade, h = GATED_AGAIN[activation](dh, *made)
         return dmade, h
     with autograd.set_enabled(True):
         h = _activated(tuple(made), activation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from boostr import dtypes
 from boostr.dispatch import Op
@@ -152,13 +153,12 @@ def _gated_backward(
     return (*found, core.cast(value * wide(up), gate.dtype)) if again else found
 
 
-def gated_again(activation: str, g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
-    """(dgate, dup, f(gate) · up), g being the gradient of f(gate) · up; f: "silu", "gelu" or
-    "gelu_tanh"."""
-    if activation == "silu":
-        return _swiglu_backward(g, gate, up, True)
-    form = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
-    return _geglu_backward(g, gate, up, form, True)
+# activation f -> (g, gate, up) -> (dgate, dup, f(gate) · up), g being the gradient of f(gate) · up
+GATED_AGAIN: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]] = {
+    "silu": lambda g, gate, up: _swiglu_backward(g, gate, up, True),
+    "gelu": lambda g, gate, up: _geglu_backward(g, gate, up, "none", True),
+    "gelu_tanh": lambda g, gate, up: _geglu_backward(g, gate, up, "tanh", True),
+}
 
 
 _silu = Op("silu", _silu_composite, vjp=lambda g, y, x: (_silu_backward(g, x),), saves=("x",))

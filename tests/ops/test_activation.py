@@ -92,7 +92,7 @@ def test_gradient_of_every_dtype(name, backend, dtype, rng):
     gated(gate, other).backward(Tensor(g, backend=backend))
     assert_close(gate.grad.numpy(), wg * slope * wu, dtype=dtype, reduce=1, scale=3)
     assert_close(other.grad.numpy(), wg * truth(wx), dtype=dtype, reduce=1, scale=3)
-    again = activation.gated_again(name.replace("-", "_"), *tensors(backend, g, x, up))
+    again = activation.GATED_AGAIN[name.replace("-", "_")](*tensors(backend, g, x, up))
     alone = gated(*tensors(backend, x, up))
     for found, part in zip(again, (gate.grad, other.grad, alone), strict=True):
         assert found.dtype == part.dtype
