@@ -303,42 +303,41 @@ def test_refuses():
         gradcheck(lambda x: x * 2, [Tensor([1.0], backend="numpy", requires_grad=True)])
 
 
-def test_products_add_to_gradients_that_nobody_shares(plain_backend, rng, monkeypatch):
+@pytest.fixture
+def added_to(monkeypatch) -> list[Tensor | None]:
+    """What each gradient of a product's input was to be added to."""
+    module, seen = sys.modules["boostr.ops.linear"], []
+    known = module.linear_input_gradient
+    monkeypatch.setattr(
+        module, "linear_input_gradient", lambda *args: seen.append(args[3]) or known(*args)
+    )
+    return seen
+
+
+def test_products_add_to_gradients_that_nobody_shares(plain_backend, rng, added_to):
     """Of what several products read; a gradient that was given, or goes to two places, stays."""
     values = [rng.standard_normal(shape) for shape in ((5, 4), (4, 4), (4, 4), (4, 4), (5, 4))]
     x, a, b, c, g = (Tensor(v.astype(np.float32), backend=plain_backend) for v in values)
     x.requires_grad = True
-    made = []
-    module = sys.modules["boostr.ops.linear"]
-    known = module.linear_input_gradient
-    monkeypatch.setattr(
-        module, "linear_input_gradient", lambda *args: made.append(args[3]) or known(*args)
-    )
     h = x * 2.0
     y = linear(h, a, residual=h) + linear(h, b) + linear(h, c)
     (found,) = gradients(y, [x], g)
     np.testing.assert_array_equal(g.numpy(), values[4].astype(np.float32))
     wanted = 2 * values[4] @ (values[1] + values[2] + values[3] + np.eye(4))
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
-    assert [into is None for into in made] == [True, False, False]
+    assert [into is None for into in added_to] == [True, False, False]
 
 
-def test_products_leave_gradients_that_others_have(plain_backend, rng, monkeypatch):
+def test_products_leave_gradients_that_others_have(plain_backend, rng, added_to):
     """One that was given and is found for their input first; one that is not dense."""
     values = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 4), (4, 4), (4, 4))]
     x, a, g = (Tensor(v, backend=plain_backend) for v in values)
     x.requires_grad = True
-    made = []
-    module = sys.modules["boostr.ops.linear"]
-    known = module.linear_input_gradient
-    monkeypatch.setattr(
-        module, "linear_input_gradient", lambda *args: made.append(args[3]) or known(*args)
-    )
     h = x * 2.0
     (found,) = gradients(h + linear(h, a), [x], g)
     np.testing.assert_array_equal(g.numpy(), values[2])
     np.testing.assert_allclose(found.numpy(), 2 * values[2] @ (values[1] + np.eye(4)), 1e-5, 1e-5)
-    assert made == [None]
+    assert added_to == [None]
     with dispatch.strict(plain_backend.kernel("linear") is not None):
         h = x * 2.0
         (found,) = gradients((h.T + h.T * 2.0).T + linear(h, a) + linear(h, a), [x], g)
