@@ -1,19 +1,21 @@
 """Schedulers and jobs for tests, and rounds without a device."""
 
 from boostr.engine.blocks import BlockPool
-from boostr.engine.scheduler import Job, Scheduler
+from boostr.engine.job import Job
+from boostr.engine.scheduler import Scheduler
 
 
 def scheduler(
-    blocks=100, size=4, windows=(None,), rows=8, prefill=64, chunk=64, root=b"model", sharing=True
-):
+    blocks=100, size=4, windows=(None,), rows=8, prefill=64, chunk=64, root=b"model", sharing=True,
+    ahead=(),
+):  # fmt: skip
     pools = [BlockPool(blocks, size) for _ in windows]
-    return Scheduler(pools, windows, rows, prefill, root, sharing, chunk)
+    return Scheduler(pools, windows, rows, prefill, root, sharing, chunk, ahead=ahead)
 
 
-def submitted(plans, length, limit=10, first=0, salt=b""):
+def submitted(plans, length, limit=10, first=0, salt=b"", leader=None):
     """A job whose prompt counts from `first` on."""
-    job = Job(list(range(first, first + length)), length, limit, salt)
+    job = Job(list(range(first, first + length)), length, limit, salt, leader=leader)
     plans.submit(job)
     return job
 

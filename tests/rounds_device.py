@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from boostr.engine.scheduler import Job, Round
+from boostr.engine.job import Job
+from boostr.engine.round import Round
 
 END, VOCABULARY = 0, 5
 
@@ -76,31 +77,38 @@ class Row:
 
 
 class RoundsDevice:
-    """`cut`: of deterministic jobs."""
+    """`cut`: of deterministic jobs.   `decoding`: the first so many rows are stepped."""
 
-    def __init__(self, windows: Sequence[int | None], size: int, cut: int) -> None:
+    def __init__(self, windows: Sequence[int | None], size: int, cut: int, decoding: int) -> None:
         self.windows, self.size, self.cut, self.version = windows, size, cut, 0
+        self.decoding = decoding
         self.rows: dict[int, Row] = {}
         self.memory: dict[tuple[int, int, int], tuple[int, int, object]] = {}
 
     def execute(self, found: Round) -> list[tuple[Job, int, int | None]]:
         """Run a round. What each step chose: (job, its `preemptions`, token or None: it had ended
         on the device)."""
+        for _, source, target in found.moves:
+            assert source >= self.decoding > target
+            self.rows[target] = self.rows.pop(source)
         for row in found.cleared:
             self.rows.pop(row, None)
         assert len({write[:3] for write in found.writes}) == len(found.writes), "a race"
         for row, group, column, block in found.writes:
             self._row(row).tables[group][column] = block
-        self._copy([copy[1:] for copy in found.copies])
         results = [(job, job.preemptions, self._step(job)) for job in found.decoding]
         decoding = {job.row for job in found.decoding}
-        rest = [row for i, row in self.rows.items() if i not in decoding]
+        assert all(row < self.decoding for row in decoding)
+        apart = {*decoding, *range(self.decoding, 2 * self.decoding + 99)}
+        rest = [row for i, row in self.rows.items() if i not in apart]
         assert all(not row.active or row.cut for row in rest)
         for chunk in reversed(found.chunks):  # each stands for itself, in whatever order
             token = self._compute(chunk.job, chunk.start, chunk.stop)
             if chunk.final:
                 self._choose(chunk.job, token, chunk.job.limit - chunk.job.launched)
                 results.append((chunk.job, chunk.job.preemptions, token))
+                results += [self._join(job, chunk.job) for job in chunk.alike]
+        self._copy([copy[1:] for copy in found.copies])
         return results
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
@@ -147,12 +155,20 @@ class RoundsDevice:
             self._read(row, position)
         return continuation(row.contents[-1], job.owner)
 
+    def _join(self, job: Job, leader: Job) -> tuple[Job, int, int | None]:
+        """The first step of a job that goes on from its leader's prompt."""
+        row, its = self._row(job.row), self.rows[leader.row]
+        row.contents, row.version = list(its.contents), its.version
+        token = continuation(row.contents[-1], job.owner)
+        self._choose(job, token, job.limit - job.launched)
+        return job, job.preemptions, token
+
     def _write(self, row: Row, position: int, written: tuple[int, int]) -> None:
         column, offset = divmod(position, self.size)
         for group, table in enumerate(row.tables):
             block = table[column]
             assert block >= 0, "a write to no block"
-            others = (other for other in self.rows.values() if other is not row)
+            others = (o for o in self.rows.values() if o is not row and o.contents)
             assert all(other.tables[group].get(column) != block for other in others), "shared"
             self.memory[group, block, offset] = (row.contents[position], row.version, written)
 

@@ -35,6 +35,7 @@ from boostr.errors import BackendError, FallbackError
 Made = TypeVar("Made")
 _INTERRUPT = KeyboardInterrupt()
 _TORN = "another caller's interrupt (Ctrl-C) came between a token and its text; generate it again"
+_AHEAD = 16  # rows of prompts that are computed before one to decode them in is free
 _PATIENCE = 1.0  # seconds, after which who waits looks again: an interrupt may cost it its notice
 
 
@@ -70,7 +71,8 @@ class Engine:
         """Empty rows and a scheduler without jobs, over the memory there is."""
         backend, pool = self.backend, self.pool
         columns = -(-self._context // pool.block_size)
-        slots = Slots(backend, backend.sequence_rows, columns, len(pool.windows))
+        rows, ahead = backend.sequence_rows, 0 if pool.rows.row_bytes else _AHEAD
+        slots = Slots(backend, rows + ahead, columns, len(pool.windows))
         self.steps = Steps(self.runner, pool, slots)
         self._scheduler = Scheduler(
             [BlockPool(count, pool.block_size) for count in pool.counts],
@@ -81,6 +83,7 @@ class Engine:
             share_prefixes=self.prefixes_off is None,
             chunk=self._chunk,
             beside=backend.prefill_beside,
+            ahead=range(rows, rows + ahead),
         )
         self._launches = Launches(self.steps, self._scheduler)
         self._pending.clear()
@@ -111,7 +114,10 @@ class Engine:
         self._check_process()
         outbox = Outbox(self._lock, len(sequences) if whole else 0)
         by_length = self.runner.rotary.depends_on_length
-        requests = [Request(sequence, outbox, by_length) for sequence in sequences]
+        requests: list[Request] = []
+        for sequence in sequences:
+            before = requests[-1] if requests else None
+            requests.append(Request(sequence, outbox, by_length, before))
         return self._served(requests, outbox, os.getpid())
 
     def losses(self, sequences: Sequence[Sequence[int]], first: int = 0) -> list[np.ndarray]:

@@ -73,7 +73,7 @@ class FixedRows:
 
     def _part(self, prompt: Sequence[int], row: int, start: int, stop: int) -> Part:
         ids = np.asarray(prompt[start:stop], np.int32)
-        return Part(ids, start, len(prompt), self._tables[row], -1, row)
+        return Part(ids, start, len(prompt), self._tables[row], [-1], row)
 
     def begin(
         self,

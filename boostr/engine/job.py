@@ -18,6 +18,7 @@ class Job:
         salt: jobs share the blocks of equal prefixes only with those of the same salt.
         owner: what the engine hangs on it.
         shares: whether it takes what others computed of its prompt, and leaves it for others.
+        leader: an earlier one of the same prompt, neither of them deterministic: it begins with that.
         deterministic: what it computes does not depend on others: see `Scheduler`.
         state: waiting in the queue; prefilling and running in a row; done.
         row: of the device's state.
@@ -38,6 +39,7 @@ class Job:
     owner: Any = None
     deterministic: bool = False
     shares: bool = True
+    leader: Job | None = None
     state: State = field(default="waiting", init=False)
     row: int | None = field(default=None, init=False)
     computed: int = field(default=0, init=False)

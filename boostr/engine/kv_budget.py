@@ -66,15 +66,11 @@ def wanted_room(
 
 
 def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
-    """The most tokens of each job, but for those that it finds: one that continues the prompt of
-    the job before it needs no blocks for that."""
-    lengths, before = [], []
-    for job in jobs:
-        prompt = job.tokens[: job.prompt_length]
-        found = len(prompt) // block_size * block_size if prompt == before and job.shares else 0
-        lengths.append(len(prompt) + job.limit - found)
-        before = prompt
-    return lengths
+    """The most tokens of each job, but for those that it shares with its leader."""
+    found = [job.prompt_length // block_size * block_size if job.leader else 0 for job in jobs]
+    return [
+        job.prompt_length + job.limit - shared for job, shared in zip(jobs, found, strict=True)
+    ]
 
 
 def _needs(

@@ -10,7 +10,8 @@ import numpy as np
 from boostr.engine.job import Job
 from boostr.engine.passes import Outcome, Part, Variant
 from boostr.engine.request import Request
-from boostr.engine.scheduler import Chunk, Round, Scheduler
+from boostr.engine.round import Chunk, Round
+from boostr.engine.scheduler import Scheduler
 from boostr.engine.scoring import Scored, Scoring
 from boostr.engine.sequence import TokenLogprobs
 from boostr.engine.steps import Steps
@@ -46,11 +47,12 @@ class Launches:
     def place(self, plan: Round) -> None:
         """Rows and block tables as the round wants them."""
         slots = self._slots
+        for job, source, target in plan.moves:
+            self._move(job, source, target)
         for row in plan.cleared:
             slots.clear(row)
         for row, group, column, block in plan.writes:
             slots.place(row, group, column, block)
-        self._steps.pool.copy([copy[1:] for copy in plan.copies])
         if plan.cleared:
             self._close_up(plan.decoding)
 
@@ -69,6 +71,10 @@ class Launches:
             yield from self._prefill(shared, busy=bool(plan.decoding))
         if scored:
             yield self._score(scored)
+        self._steps.pool.copy([copy[1:] for copy in plan.copies])
+        alike = [(chunk.job.row, job.row) for chunk in plan.chunks for job in chunk.alike]
+        if alike:
+            self._steps.pool.rows.copy(*zip(*alike, strict=True))
 
     def _close_up(self, jobs: Sequence[Job]) -> None:
         """Move rows down where a step gets narrower by it."""
@@ -76,9 +82,12 @@ class Launches:
         while (moved := self._scheduler.move_down(least)) is not None:
             job, source = moved
             assert job.row is not None
-            self._steps.move(source, job.row)
-            if not isinstance(job.owner, Scoring):
-                self._slots.admit(job.row, job.owner.sequence.options, job.owner.seed)
+            self._move(job, source, job.row)
+
+    def _move(self, job: Job, source: int, target: int) -> None:
+        self._steps.move(source, target)
+        if not isinstance(job.owner, Scoring):
+            self._slots.admit(target, job.owner.sequence.options, job.owner.seed)
 
     def _decode(self, jobs: Sequence[Job]) -> Reading:
         variant, rows, longest = Variant(), 0, 0
@@ -93,19 +102,19 @@ class Launches:
         assert job.row is not None
         self._slots.give(job.row, fields.DRAWS, job.accepted)
         chunk = Chunk(job, len(job.tokens) - 1, len(job.tokens), final=True)
-        part = self._part(chunk, job.prompt_length, job.row)
+        part = self._part(chunk, job.prompt_length, [job.row])
         outcome = self._steps.prefill([part], job.owner.variant)
         return self._reading(outcome, [(0, job, job.preemptions)])
 
     def _prefill(self, chunks: Sequence[Chunk], busy: bool) -> Iterator[Reading]:
         variant, parts, ends = Variant(), [], []
-        for index, chunk in enumerate(chunks):
-            job, row = chunk.job, -1
-            variant |= job.owner.variant
-            if chunk.final:
-                row = self._begin(job)
-                ends.append((index, job, job.preemptions))
-            parts.append(self._part(chunk, job.prompt_length, row))
+        for chunk in chunks:
+            begin = [chunk.job, *chunk.alike] if chunk.final else []
+            ends += [(len(ends) + i, job, job.preemptions) for i, job in enumerate(begin)]
+            rows = [self._begin(job) for job in begin]
+            for job in begin or [chunk.job]:
+                variant |= job.owner.variant
+            parts.append(self._part(chunk, chunk.job.prompt_length, rows))
         if ends or self._slots.backend.records_prefill:  # one program, whether a prompt ends or not
             outcome = self._steps.prefill(parts, variant, busy)
             if ends:
@@ -115,7 +124,7 @@ class Launches:
 
     def _score(self, chunks: Sequence[Chunk]) -> Scored:
         parts = [  # rotated by the whole length, of which the last token is not computed
-            self._part(chunk, chunk.job.prompt_length + 1, -1) for chunk in chunks
+            self._part(chunk, chunk.job.prompt_length + 1, []) for chunk in chunks
         ]
         hidden = self._steps.hidden(parts)
         made = Scored.of_pass(self._steps.runner, hidden, chunks)
@@ -125,11 +134,11 @@ class Launches:
         return made
 
     @staticmethod
-    def _part(chunk: Chunk, whole: int, row: int) -> Part:
+    def _part(chunk: Chunk, whole: int, rows: Sequence[int]) -> Part:
         ids = np.array(chunk.job.tokens[chunk.start : chunk.stop], np.int32)
         home = chunk.job.row
         assert home is not None
-        return Part(ids, chunk.start, whole, chunk.job.tables, row, home)
+        return Part(ids, chunk.start, whole, chunk.job.tables, rows, home)
 
     def _begin(self, job: Job) -> int:
         """The job's row takes part from now on; its number."""

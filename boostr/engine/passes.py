@@ -50,7 +50,8 @@ class Part:
 
     Attributes:
         ids: int32 [n].   start: position of the first.   whole: tokens of the whole prompt.
-        tables: its blocks in each group.   row: whose next token is chosen behind them, or -1.
+        tables: its blocks in each group.
+        rows: whose next token is chosen behind them; of -1 it is told, and goes nowhere.
         home: the sequence's row, for what layers keep of it as a whole.
     """
 
@@ -58,7 +59,7 @@ class Part:
     start: int
     whole: int
     tables: Sequence[Sequence[int]]
-    row: int
+    rows: Sequence[int]
     home: int
 
     @property
@@ -112,7 +113,7 @@ class DecodeStep:
 
 class PromptStep:
     """At most T tokens of at most B prompts, into the pool. Without a variant it gives their hidden
-    states [T, E]; with one the first token of those that have a row, which takes part from then on.
+    states [T, E]; with one the first tokens of at most B rows, which take part from then on.
     """
 
     def __init__(
@@ -136,6 +137,8 @@ class PromptStep:
         """Say what the next run computes."""
         counts = [len(part.ids) for part in parts]
         ends = np.cumsum(counts)
+        rows = [row for part in parts for row in part.rows]
+        last = np.repeat(ends - 1, [len(part.rows) for part in parts])
         positions = np.concatenate([np.arange(p.start, p.stop) for p in parts])
         values = (
             (np.concatenate([part.ids for part in parts]), 0),
@@ -143,8 +146,8 @@ class PromptStep:
             (np.repeat(np.arange(len(parts)), counts), -1),
             ([0, *ends], ends[-1]),
             ([part.stop for part in parts], 0),
-            (ends - 1, 0),
-            ([part.row for part in parts], -1),
+            (last, 0),
+            (rows, -1),
             ([part.home for part in parts], -1),
             ([part.start > 0 for part in parts], 0),
         )

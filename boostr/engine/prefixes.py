@@ -1,7 +1,5 @@
 """Prefixes: which full blocks of tokens are computed, or are just being computed, and by whom.
 
-Of a prompt that somebody has computed to its end, what does not fill a block can be copied.
-
 The key of a block is chained (see `blocks.chain`), so it says all tokens up to the block's end; the
 first one's parent is made of the model's fingerprint and the job's salt. All groups of layers use
 the same keys, each in its own pool.
@@ -10,7 +8,7 @@ the same keys, each in its own pool.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from boostr.engine.blocks import BlockPool, chain
 from boostr.engine.job import Job
@@ -39,7 +37,6 @@ class Prefixes:
         self._pools, self._windows, self._size = pools, windows, size
         self._root, self._enabled, self._cut = root, enabled, cut
         self._computing: dict[bytes, Job] = {}
-        self._ends: dict[bytes, Job] = {}  # by the keys of prompts' last blocks that are not full
 
     def first_seen(self, position: int, window: int | None) -> int:
         """The first column that a token at `position` still sees."""
@@ -111,50 +108,25 @@ class Prefixes:
         job.awaited = next(coming, None)
         return job.awaited is not None
 
-    def tables(self, job: Job, count: int, position: int) -> list[list[int]]:
-        """The first `count` columns for each group, as far as a token at `position` sees them:
-        blocks that have one holder more now."""
+    def tables(self, job: Job, count: int) -> list[list[int]]:
+        """The first `count` columns for each group, as far as the next token sees them: blocks that
+        have one holder more now."""
         tables = []
         for pool, window in zip(self._pools, self._windows, strict=True):
-            first = self.first_seen(position, window)
+            first = self.first_seen(count * self._size, window)
             keys = (job.keys or [])[first:count]
             blocks = [block for key in keys if (block := pool.find(key)) is not None]
             pool.share(blocks)
             tables.append([-1] * first + blocks)
         return tables
 
-    def known_end(self, job: Job, count: int) -> list[int]:
-        """For each group the block behind `count` full ones, where somebody has computed all tokens
-        of the job and keeps some of them there; else none."""
-        end, size = len(job.tokens) - 1, self._size
-        if job.keys is None or job.deterministic or count != end // size or not end % size:
-            return []
-        if len(job.keys) > count:
-            found = [pool.find(job.keys[count]) for pool in self._pools]
-        else:
-            other = self._ends.get(self._end_key(job))
-            found = [table[count] for table in other.tables] if other else []
-        blocks = [block for block in found if block is not None and block >= 0]
-        return blocks if len(blocks) == len(self._pools) else []
-
-    def copies(self, job: Job, ends: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """(group, source, target): new blocks of the job for what `known_end` gave."""
-        for group, source in enumerate(ends):
-            job.tables[group] += self._pools[group].take(1)
-            yield group, source, job.tables[group][-1]
-
-    def _end_key(self, job: Job) -> bytes:
-        keys, size = job.keys or [], self._size
-        parent = keys[-1] if keys else self._first_parent(job)
-        return next(chain(parent, job.tokens[len(keys) * size :], size))
-
     def begin(self, job: Job) -> None:
         """An admitted job computes all its full blocks that were not found."""
         for key in (job.keys or [])[job.entered :]:
             self._computing.setdefault(key, job)
 
-    def enter(self, job: Job, stop: int, final: bool = False) -> None:
-        """The blocks of its first `stop` tokens are computed; `final`: they are the prompt."""
+    def enter(self, job: Job, stop: int) -> None:
+        """The full blocks of its first `stop` tokens are computed."""
         if job.keys is None:
             return
         self.hash(job)
@@ -165,14 +137,11 @@ class Prefixes:
                     pool.enter(table[column], key)
             self._arrived(job, key)
             job.entered = column + 1
-        if final and not job.deterministic and stop % self._size:
-            self._ends[self._end_key(job)] = job
 
     def end(self, job: Job) -> None:
         """A job leaves: what it has not computed yet is nobody's."""
         for key in (job.keys or [])[job.entered :]:
             self._arrived(job, key)
-        self._ends = {key: other for key, other in self._ends.items() if other is not job}
 
     def _arrived(self, job: Job, key: bytes) -> None:
         if self._computing.get(key) is job:
@@ -182,6 +151,5 @@ class Prefixes:
         """The model is another one now; jobs are for the caller to deal with."""
         self._root = root
         self._computing.clear()
-        self._ends.clear()
         for pool in self._pools:
             pool.forget()

@@ -63,13 +63,20 @@ class Request:
 
     Args:
         by_length: whether keys depend on the prompt's length: it shares those of its own alone.
+        before: the one before it in its call; where it has the same prompt, both begin at once.
     Attributes:
         outbox: shared by the requests of one call.   job: what the scheduler knows of it.
         seed: of its draws.   strict: whether its caller forbids composites.
         torn: between a token and its piece: only an interrupt leaves it so.
     """
 
-    def __init__(self, sequence: Generation, outbox: Outbox, by_length: bool = False) -> None:
+    def __init__(
+        self,
+        sequence: Generation,
+        outbox: Outbox,
+        by_length: bool = False,
+        before: Request | None = None,
+    ) -> None:
         options = sequence.options
         self.sequence, self.outbox = sequence, outbox
         self._salt = b"%d" % len(sequence.prompt) if by_length else b""
@@ -78,6 +85,9 @@ class Request:
         self.variant = Variant(
             options.temperature > 0, options.penalizes, options.logprobs is not None
         )
+        self._leader: Request | None = None
+        if before is not None and before._goes_before(sequence):
+            self._leader = before._leader or before
         self.cached = 0
         self.done = self.torn = False
         self.job = self.new_job()
@@ -87,8 +97,16 @@ class Request:
         """The rest of it as a job: the prompt, and the output so far where it is not made again."""
         sequence, same = self.sequence, self.sequence.options.deterministic
         tokens = [*sequence.prompt, *(() if same else sequence.output)]
-        self.job = Job(tokens, len(sequence.prompt), sequence.limit, self._salt, self, same)
+        leader = self._leader and self._leader.job
+        self.job = Job(
+            tokens, len(sequence.prompt), sequence.limit, self._salt, self, same, leader=leader
+        )
         return self.job
+
+    def _goes_before(self, other: Generation) -> bool:
+        own = self.sequence
+        apart = own.options.deterministic or other.options.deterministic
+        return not apart and own.prompt == other.prompt
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """The next token; -1: its logits are not finite."""

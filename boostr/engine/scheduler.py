@@ -7,7 +7,10 @@ never waits for results; the engine reports tokens with `accept` when it has rea
 
 The rules: jobs are admitted first come, first served; running rows get blocks before prompts do;
 out of blocks, the job that arrived last gives up its row and goes back to the queue, to be computed
-again from the tokens it has. So the first to arrive always gets on, and nobody starves.
+again from the tokens it has. So the first to arrive always gets on, and nobody starves. A pass over
+prompts takes along some for which there is no row to decode them in yet: they ride nearly for free,
+and have one when the next is given back. Jobs of one prompt begin with the first of them: it is
+computed once, in blocks that they share but for the last, of which each gets a copy.
 
 A deterministic job's passes are made of its own tokens alone, and always of the same: its prompt is
 cut at multiples of `cut`, and the next token waits until the one before it is known. One that loses
@@ -20,43 +23,12 @@ import heapq
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from boostr.engine.blocks import BlockPool, most_blocks
 from boostr.engine.job import Job
 from boostr.engine.prefixes import Prefixes
+from boostr.engine.round import Chunk, Round
 from boostr.errors import BackendError, OptionError
-
-__all__ = ["Chunk", "Job", "Round", "Scheduler"]
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens [start, stop) of a job to compute; `final`: the next token is chosen after them."""
-
-    job: Job
-    start: int
-    stop: int
-    final: bool
-
-
-@dataclass(slots=True)
-class Round:
-    """What to launch, in this order.
-
-    Attributes:
-        cleared: rows whose jobs have left, which must stop.
-        writes: (row, group, column, block) of the block tables; a block of -1: none.
-        copies: (row, group, source, block): what a row's block begins as; all are read first.
-        decoding: running jobs that compute one token each.
-        chunks: of prompts, in order of arrival; the row of a final one runs from the next round on.
-    """
-
-    cleared: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    decoding: list[Job] = field(default_factory=list)
-    writes: list[tuple[int, int, int, int]] = field(default_factory=list)
-    copies: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 def _order(job: Job) -> int:
@@ -69,7 +41,8 @@ class Scheduler:
     Args:
         pools: of each group of layers, with blocks of one size; none: rows are the only limit.
         windows: of each group: a token at position p sees those after p - window; None: all.
-        rows: of the device's state.
+        rows: of the device's state, in which jobs decode.   ahead: rows behind these, of prompts
+            that are computed before there is one to decode them in.
         prefill_tokens: the most prompt tokens of a round.   chunk: those of one job.
         beside: the most prompt tokens of a round in which rows decode, which wait for them; None:
             prefill_tokens.
@@ -87,6 +60,7 @@ class Scheduler:
         share_prefixes: bool = True,
         chunk: int = 512,
         beside: int | None = None,
+        ahead: Sequence[int] = (),
     ) -> None:
         sizes = {pool.size for pool in pools} or {1}
         if len(pools) != len(windows) or len(sizes) > 1:
@@ -99,7 +73,7 @@ class Scheduler:
         self.cut = self.beside - self.beside % self.size
         sharing = share_prefixes and bool(pools)
         self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing, self.cut)
-        self._free_rows = list(range(rows))  # a heap
+        self._free_rows = [*range(rows), *ahead]  # a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
         self._running: list[Job] = []
@@ -199,9 +173,9 @@ class Scheduler:
         row below it; the job and the row that it had. None: there is nothing to gain."""
         if not self._free_rows or not self._running:
             return None
-        job = max(self._running, key=lambda job: job.row or 0)
+        job = max(self._running, key=lambda job: (not self._is_ahead(job), job.row))
         row = job.row
-        if row is None or row < least or self._free_rows[0] > row:
+        if row is None or row < least or self._is_ahead(job) or self._free_rows[0] > row:
             return None
         job.row = heapq.heapreplace(self._free_rows, row)
         return job, row
@@ -215,17 +189,17 @@ class Scheduler:
         self._prefill(found)
         found.cleared, self._cleared = self._cleared, []
         if self._lost:
-            found.decoding = [job for job in found.decoding if job.row is not None]
-            found.chunks = [chunk for chunk in found.chunks if chunk.job.row is not None]
-            found.writes = [write for write in found.writes if write[0] not in self._lost]
-            found.copies = [copy for copy in found.copies if copy[0] not in self._lost]
+            found.leave_out(self._lost)
         for chunk in found.chunks:  # only now: a program does not read what it writes
-            self._prefixes.enter(chunk.job, chunk.stop, chunk.final)
+            self._prefixes.enter(chunk.job, chunk.stop)
         return found
 
     def _decode(self, found: Round) -> None:
         decoding = found.decoding
+        rows = self.rows
         for job in self._running:  # who is preempted meanwhile is behind this one
+            if job.row >= rows and not self._descend(job, found):  # type: ignore[operator]
+                continue
             if job.deterministic and job.launched > job.accepted:
                 continue
             if job.computed == job.pause and not self._proceed(job, found):
@@ -233,6 +207,21 @@ class Scheduler:
             job.computed += 1
             job.launched += 1
             decoding.append(job)
+
+    def _is_ahead(self, job: Job) -> bool:
+        """Whether it has a row that does not decode."""
+        return job.row is not None and job.row >= self.rows
+
+    def _descend(self, job: Job, found: Round) -> bool:
+        """Give a job that was computed ahead a row to decode in, if one is free."""
+        source = job.row
+        if source is None or self._lost or not self._free_rows or self._free_rows[0] >= self.rows:
+            return False
+        row = job.row = heapq.heapreplace(self._free_rows, source)
+        if row in self._cleared:  # it is written over, and not to be cleared behind that
+            self._cleared.remove(row)
+        found.moves.append((job, source, row))
+        return True
 
     def _proceed(self, job: Job, found: Round) -> bool:
         """Blocks for the tokens up to the next `pause`; False: it decodes nothing now."""
@@ -247,20 +236,51 @@ class Scheduler:
         for job in list(self._prefilling):
             if job.state == "prefilling" and budget:
                 budget -= self._next_chunk(job, budget, found)
-        place = 0
-        looked_at = min(len(self._waiting), self.rows)
-        while budget and self._free_rows and not self._lost and place < looked_at:
+        self._let_in(budget, found)
+
+    def _let_in(self, budget: int, found: Round) -> None:
+        """Admit who waits, in order of arrival."""
+        place, looked_at = 0, min(len(self._waiting), self.rows)
+        while self._free_rows and not self._lost and place < looked_at:
             job = self._waiting[place]
             if self._was_refused(job):
                 break
-            if self._prefixes.is_coming(job):
-                place += 1  # it will find a block more soon; meanwhile others may pass
-            elif self._admit(job, found):
-                del self._waiting[place]
-                looked_at -= 1
-                budget -= self._next_chunk(job, budget, found)
-            else:
+            end = self._end_of_alike(job, found)
+            if end is None and self._is_coming(job):
+                place += 1  # what it needs is there soon; meanwhile others may pass
+                continue
+            if end is not None:
+                if not self._join(job, end, found):
+                    break
+            elif not (self._may_begin(job, budget, found) and self._admit(job, found)):
                 break
+            del self._waiting[place]
+            looked_at -= 1
+            if end is None:
+                budget -= self._next_chunk(job, budget, found)
+
+    def _may_begin(self, job: Job, budget: int, found: Round) -> bool:
+        """Whether there is a row to decode it in, or a pass that takes all of it along."""
+        if budget and self._free_rows[0] < self.rows:
+            return True
+        return bool(found.chunks) and len(job.tokens) <= budget and not job.deterministic
+
+    def _is_coming(self, job: Job) -> bool:
+        """Whether somebody is just computing what this job would use."""
+        if self._is_alike(job) and job.leader in self._prefilling:
+            return True
+        return self._prefixes.is_coming(job)
+
+    @staticmethod
+    def _is_alike(job: Job) -> bool:
+        """Whether its leader and it have the same tokens."""
+        return job.leader is not None and not (job.accepted or job.leader.accepted)
+
+    def _end_of_alike(self, job: Job, found: Round) -> Chunk | None:
+        """The end of its leader's prompt, if this round computes it."""
+        if not self._is_alike(job):
+            return None
+        return next((c for c in found.chunks if c.job is job.leader and c.final), None)
 
     def _next_chunk(self, job: Job, budget: int, found: Round) -> int:
         """Plan the next tokens of a prompt; how many."""
@@ -273,11 +293,8 @@ class Scheduler:
         found.chunks.append(Chunk(job, start, stop, final))
         job.computed = stop
         if final:
-            job.launched += 1
-            job.pause = stop
-            job.state = "running"
             self._prefilling.remove(job)
-            insort(self._running, job, key=_order)
+            self._run(job)
         return stop - start
 
     def _admit(self, job: Job, found: Round) -> bool:
@@ -285,9 +302,7 @@ class Scheduler:
         its tokens."""
         room = self._room()
         count = self._prefixes.hit(job)
-        ends = self._prefixes.known_end(job, count)
-        position = len(job.tokens) - 1 if ends else count * self.size
-        job.tables = self._prefixes.tables(job, count, position)
+        job.tables = self._prefixes.tables(job, count)
         job.first = [table.count(-1) for table in job.tables]
         needed = self.blocks_for(len(job.tokens))
         left = self._room()  # some of the blocks it found were free
@@ -295,16 +310,50 @@ class Scheduler:
             self._release(job)
             self._refused = (job.order, room)
             return False
-        job.computed, job.entered, job.state = position, count, "prefilling"
-        if not job.preemptions:
-            job.cached = job.computed
-        row = job.row = heapq.heappop(self._free_rows)
-        found.copies += [(row, *copy) for copy in self._prefixes.copies(job, ends)]
-        for group, table in enumerate(job.tables):
-            found.writes += [(row, group, column, block) for column, block in enumerate(table)]
+        job.computed, job.entered, job.state = count * self.size, count, "prefilling"
+        self._seat(job, found)
         self._prefixes.begin(job)
         insort(self._prefilling, job, key=_order)
         return True
+
+    def _join(self, job: Job, end: Chunk, found: Round) -> bool:
+        """Let a waiting job go on from the end of its leader's prompt, if there is room for that.
+        It came later, so it is preempted before its leader."""
+        room = self._room()
+        full, rest = divmod(end.stop, self.size)
+        if rest and any(left < 1 for left in room):
+            self._refused = (job.order, room)
+            return False
+        copies = []
+        for group, (pool, table) in enumerate(zip(self.pools, end.job.tables, strict=True)):
+            first = self._prefixes.first_seen(end.stop, self.windows[group])
+            pool.share(table[first:full])
+            own = pool.take(1) if rest else []
+            copies += [(group, table[full], block) for block in own]
+            job.tables.append([-1] * first + table[first:full] + own)
+            job.first.append(first)
+        job.computed, job.entered = end.stop, full
+        job.keys = None if end.job.keys is None else [*end.job.keys]
+        self._seat(job, found)
+        found.copies += [(job.row, *copy) for copy in copies]  # type: ignore[misc]
+        end.alike.append(job)
+        self._run(job)
+        return True
+
+    def _seat(self, job: Job, found: Round) -> None:
+        """Give a job with its first blocks the lowest free row."""
+        if not job.preemptions:
+            job.cached = job.computed
+        row = job.row = heapq.heappop(self._free_rows)
+        for group, table in enumerate(job.tables):
+            found.writes += [(row, group, column, block) for column, block in enumerate(table)]
+
+    def _run(self, job: Job) -> None:
+        """All its tokens are computed, and the next one is chosen."""
+        job.launched += 1
+        job.pause = job.computed
+        job.state = "running"
+        insort(self._running, job, key=_order)
 
     def _was_refused(self, job: Job) -> bool:
         """Whether there is no more room than when this job found too little."""

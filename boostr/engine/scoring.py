@@ -12,8 +12,8 @@ from boostr.autograd import no_grad
 from boostr.dispatch import is_strict
 from boostr.engine.job import Job
 from boostr.engine.request import Outbox
+from boostr.engine.round import Chunk
 from boostr.engine.runner import Runner
-from boostr.engine.scheduler import Chunk
 from boostr.ops import core
 from boostr.tensor import Tensor
 

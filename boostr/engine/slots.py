@@ -128,8 +128,8 @@ class Slots:
         at = Tensor(places, backend=backend)
         backend.put_rows(state.reshape(-1).data, at.data, new.data)
         for group, mirror in enumerate(self._mirror):
-            for column_number in np.flatnonzero(mirror[source] >= 0).tolist():
-                self.place(target, group, column_number, int(mirror[source, column_number]))
+            for number in np.flatnonzero(mirror[source] != mirror[target]).tolist():
+                self.place(target, group, number, int(mirror[source, number]))
         self.clear(source)
 
     def clear(self, row: int) -> None:

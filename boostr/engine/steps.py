@@ -104,8 +104,7 @@ class Steps:
         return self._prompts(parts, None)
 
     def prefill(self, parts: Sequence[Part], variant: Variant, busy: bool = False) -> Outcome:
-        """Compute parts of prompts; choose the next token of those that have a row: row i is of
-        parts[i].
+        """Compute parts of prompts; choose the next tokens of their rows, in order.
 
         busy: other sequences are decoded, so that passes of the same tokens will have now one part
             and now some: all get one program, where so many tokens make its room for more cheap.
@@ -114,9 +113,10 @@ class Steps:
 
     def _prompts(self, parts: Sequence[Part], variant: Variant | None, busy: bool = False) -> Any:
         if variant is not None and variant.penalized:
-            self.penalties_for(max(part.row for part in parts))
+            self.penalties_for(max((row for part in parts for row in part.rows), default=0))
         self.slots.flush()
-        T, B = sum(len(part.ids) for part in parts), len(parts)
+        T = sum(len(part.ids) for part in parts)
+        B = max(len(parts), sum(len(part.rows) for part in parts))
         width = self.width(max(part.stop for part in parts))
         by_length = self.runner.rotary.depends_on_length
         padded = self.backend.records_prefill and not by_length

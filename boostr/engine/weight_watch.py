@@ -16,8 +16,9 @@ class WeightWatch:
     """The trees of modules as they were seen last: weights, and what else modules have that is
     public; the first look finds all of it new.
 
-    A look compares places, and walks the tree only when one has changed. A part that was replaced
-    lives until the next look; a weight does not.
+    A look compares lists, places where an attribute of any module was set since the last one, and
+    walks the tree only when one has changed. A part that was replaced lives until the next look; a
+    weight does not.
     """
 
     def __init__(self, *modules: Module) -> None:
@@ -25,11 +26,13 @@ class WeightWatch:
         self._weights, self._parts = _Places(), _Places()
         self._lists: list[tuple[list, tuple]] = []  # and what was in them
         self._versions: list[int] | None = None
+        self._edits = -1  # of all modules
 
     def changed(self) -> tuple[bool, bool]:
         """Since the last call: (whether others stand in their place, whether any was written)."""
-        weights = self._weights.values()
-        replaced = self._versions is None or not self._in_place(weights)
+        edits, weights = Module.edits, self._weights.values()
+        replaced = not (self._same_lists() and (edits == self._edits or self._in_place(weights)))
+        self._edits = edits
         if replaced:
             self._weights, self._parts, self._lists = _Places(), _Places(), []
             for module in self._modules:
@@ -40,15 +43,17 @@ class WeightWatch:
         self._versions = versions
         return replaced, written
 
+    def _same_lists(self) -> bool:
+        return all(
+            len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in self._lists
+        )
+
     def _in_place(self, weights: list[Any]) -> bool:
+        if self._versions is None:
+            return False
         seen = (reference() for reference in self._weights.held)
-        return (
-            all(map(operator.is_, weights, seen))
-            and all(map(operator.is_, self._parts.values(), self._parts.held))
-            and all(
-                len(now) == len(then) and all(map(operator.is_, now, then))
-                for now, then in self._lists
-            )
+        return all(map(operator.is_, weights, seen)) and all(
+            map(operator.is_, self._parts.values(), self._parts.held)
         )
 
     def _walk(self, module: Module) -> None:

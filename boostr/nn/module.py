@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Feed:
 
 class Module:
     """Attributes that are parameters, modules or lists of modules form the tree; those that begin
-    with _ are not of it.
+    with _ are not of it. `edits` says how often one of the tree was set or deleted in any module.
 
     `adjacent` names linear layers that read the same input: a backend that multiplies them at once
     wants their weights to lie end to end. `replaced` names the parameters that came whole with an
@@ -67,6 +67,20 @@ class Module:
 
     adjacent: tuple[str, ...] = ()
     replaced: frozenset[str] = frozenset()
+    edits: ClassVar[int] = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        Module._edited(name)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        Module._edited(name)
+
+    @staticmethod
+    def _edited(name: str) -> None:
+        if not name.startswith("_"):  # behind the edit: who reads the count then sees it
+            Module.edits += 1
 
     def places(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(name, owner, attribute) of every parameter, in order of definition."""

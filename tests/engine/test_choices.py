@@ -61,14 +61,15 @@ def test_without_a_seed_every_choice_has_a_fresh_one(model):
     assert len({tuple(choice.token_ids) for choice in done.choices}) == 4
 
 
+@pytest.mark.parametrize("blocks", [0, 3])
 @pytest.mark.parametrize("kind", ["full", "by length"])
-def test_the_prompt_is_computed_once(where, kind, tmp_path):
+def test_the_prompt_is_computed_once(where, kind, blocks, tmp_path):
     changes = KINDS[kind] | {"max_position_embeddings": 1024}
     model = boostr.load(make_tiny(tmp_path / "model", **changes), backend=where)
-    prompt = prompt_of(model, 3)
+    prompt = prompt_of(model, blocks)
     done = model.generate(prompt, options=SAMPLED, n=5)
     first, *others = (choice.timings.prompt_tokens for choice in done.choices)
-    assert first == len(prompt) and others == [1] * 4
+    assert first == len(prompt) and others == [0] * 4
     fresh = boostr.load(tmp_path / "model", backend=where)
     alone = fresh.generate(prompt, options=SAMPLED, seed=9)
     assert done.choices[4].token_ids == alone.token_ids

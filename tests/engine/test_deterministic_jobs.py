@@ -4,7 +4,7 @@ again."""
 import pytest
 from plans import run, scheduler, short_of_blocks, spans, submitted
 
-from boostr.engine.scheduler import Job
+from boostr.engine.job import Job
 from boostr.errors import OptionError
 
 

@@ -56,13 +56,13 @@ def test_another_prompt_starts_over_where_they_part(model, folder, where):
         assert end.timings.prompt_tokens == 3 + len(tail)
 
 
-def test_the_same_prompt_again_computes_its_last_token(model):
+def test_the_same_prompt_again_computes_its_last_block(model):
     size = model.backend.kv_block
     prompt = (model.encode("abc") * size)[: 2 * size]
     once, first = last(model, prompt, max_tokens=1)
     again, second = last(model, prompt, max_tokens=1)
     assert once == again and np.isfinite(second.timings.prompt_seconds)
-    assert (first.timings.prompt_tokens, second.timings.prompt_tokens) == (2 * size, 1)
+    assert (first.timings.prompt_tokens, second.timings.prompt_tokens) == (2 * size, size)
 
 
 def test_prompts_of_a_batch_share_what_they_begin_with(model):

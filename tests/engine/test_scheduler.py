@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from plans import run, scheduler, short_of_blocks, spans, submitted
 
 from boostr.engine.blocks import BlockPool
-from boostr.engine.scheduler import Job, Scheduler
+from boostr.engine.job import Job
+from boostr.engine.scheduler import Scheduler
 from boostr.errors import BackendError, OptionError
 
 # --- rounds ---

@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from rounds_device import END, VOCABULARY, Owner, RoundsDevice, alone
 
 from boostr.engine.blocks import BlockPool
-from boostr.engine.scheduler import Job, Scheduler
+from boostr.engine.job import Job
+from boostr.engine.scheduler import Scheduler
 from boostr.errors import OptionError
 
 WINDOWS = ([None], [4], [None, 3], [1, None, 9], [6, 2], [])
@@ -32,12 +33,13 @@ class Jobs(RuleBasedStateMachine):
         prefill=st.integers(1, 20),
         chunk=st.integers(1, 12),
         sharing=st.sampled_from((True, True, False)),
+        ahead=st.integers(0, 3),
     )
-    def start(self, windows, size, rows, blocks, prefill, chunk, sharing):
+    def start(self, windows, size, rows, blocks, prefill, chunk, sharing, ahead):
         self.windows = windows
         self.prefill, self.chunk, self.size, self.rows = prefill, chunk, size, rows
-        self.sharing = sharing
-        self.device = RoundsDevice(windows, size, prefill - prefill % size)
+        self.sharing, self.ahead = sharing, range(rows + 2, rows + 2 + ahead)
+        self.device = RoundsDevice(windows, size, prefill - prefill % size, rows)
         self._renew(blocks + 2 * group for group in range(len(windows)))
         self.jobs: list[Job] = []
         self.flying: list = []  # what the steps that nobody has read yet chose
@@ -46,7 +48,7 @@ class Jobs(RuleBasedStateMachine):
         self.pools = [BlockPool(count, self.size) for count in counts]
         self.scheduler = Scheduler(
             self.pools, self.windows, self.rows, self.prefill, self._root(), self.sharing,
-            self.chunk,
+            self.chunk, ahead=self.ahead,
         )  # fmt: skip
 
     def _root(self):
@@ -67,9 +69,14 @@ class Jobs(RuleBasedStateMachine):
     def submit(self, family, length, tail, limit, salt, ends, n, deterministic):
         """n continuations of a prompt, which share its blocks and draw each in its own way."""
         prompt = [(i * i + family) % 3 + 1 for i in range(length)] + tail
+        leader = None
         for seed in range(n):
             owner = Owner(ends, seed)
-            self._submit(Job(list(prompt), len(prompt), limit, salt, owner, deterministic))
+            job = Job(
+                list(prompt), len(prompt), limit, salt, owner, deterministic, leader=leader
+            )
+            self._submit(job)
+            leader = None if deterministic else leader or job
 
     @precondition(lambda self: self.jobs)
     @rule(which=st.integers(0), tail=st.integers(1, VOCABULARY - 1))
@@ -173,7 +180,9 @@ class Jobs(RuleBasedStateMachine):
             return job
         tokens = job.tokens[: job.prompt_length if job.deterministic else None]
         same = job.deterministic
-        rest = Job(tokens, job.prompt_length, job.limit, job.salt, job.owner, same)
+        rest = Job(
+            tokens, job.prompt_length, job.limit, job.salt, job.owner, same, leader=job.leader
+        )
         self.scheduler.submit(rest)
         return rest
 
@@ -194,8 +203,8 @@ class Jobs(RuleBasedStateMachine):
             assert chunk.final == (chunk.stop == len(chunk.job.tokens))
 
     def _check_order(self, before):
-        """First come, first served, but for those whose prefix is coming; the oldest never loses
-        its row."""
+        """First come, first served, but for those whose prefix or leader is coming; the oldest
+        never loses its row."""
         had = [job for job in self.jobs if before[job][0] in ("prefilling", "running")]
         if had:
             assert had[0].preemptions == before[had[0]][1]
@@ -204,6 +213,8 @@ class Jobs(RuleBasedStateMachine):
         passed = [job for job in self.jobs if job.state == "waiting"]
         for job in passed if new else []:
             if job is self.jobs[-1] or self.jobs.index(job) > self.jobs.index(new[-1]):
+                continue
+            if job.leader is not None and job.leader.state == "prefilling":
                 continue
             computed = {other: before[other][2] for other in have}
             assert self.sharing
@@ -215,7 +226,7 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def rows_have_one_job(self):
         rows = [job.row for job in self.jobs if job.row is not None]
-        assert len(set(rows)) == len(rows) and all(0 <= row < self.rows for row in rows)
+        assert len(set(rows)) == len(rows) and {*rows} <= {*range(self.rows), *self.ahead}
         for job in self.jobs:
             assert (job.row is not None) == (job.state in ("prefilling", "running"))
             assert job.accepted <= job.launched <= job.limit or job.state == "done"
