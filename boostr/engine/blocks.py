@@ -44,6 +44,11 @@ def most_blocks(length: int, windows: Sequence[int | None], size: int, chunk: in
     return most
 
 
+def first_seen(position: int, window: int | None, size: int) -> int:
+    """The first column of blocks of `size` that a token at `position` still sees."""
+    return 0 if window is None else max(0, position - window + 1) // size
+
+
 class BlockPool:
     """`count` blocks 0 .. count - 1 of `size` tokens each."""
 

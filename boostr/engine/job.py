@@ -18,7 +18,7 @@ class Job:
         salt: jobs share the blocks of equal prefixes only with those of the same salt.
         owner: what the engine hangs on it.
         shares: whether it takes what others computed of its prompt, and leaves it for others.
-        leader: an earlier one of the same prompt, neither of them deterministic: it begins with that.
+        leader: an earlier one of the same prompt, with which it begins; neither is deterministic.
         deterministic: what it computes does not depend on others: see `Scheduler`.
         state: waiting in the queue; prefilling and running in a row; done.
         row: of the device's state.
@@ -64,6 +64,12 @@ class Job:
     def accepted(self) -> int:
         """Output tokens that are known."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def same(self) -> Job | None:
+        """Its leader, as long as both have the same tokens."""
+        leader = self.leader
+        return None if leader is None or self.accepted or leader.accepted else leader
 
     def held(self, group: int) -> int:
         """Blocks of a group that it holds."""

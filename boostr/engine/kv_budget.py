@@ -68,9 +68,7 @@ def wanted_room(
 def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
     """The most tokens of each job, but for those that it shares with its leader."""
     found = [job.prompt_length // block_size * block_size if job.leader else 0 for job in jobs]
-    return [
-        job.prompt_length + job.limit - shared for job, shared in zip(jobs, found, strict=True)
-    ]
+    return [job.prompt_length + job.limit - shared for job, shared in zip(jobs, found, strict=True)]
 
 
 def _needs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from boostr.engine.blocks import BlockPool, chain
+from boostr.engine.blocks import BlockPool, chain, first_seen
 from boostr.engine.job import Job
 
 
@@ -37,10 +37,6 @@ class Prefixes:
         self._pools, self._windows, self._size = pools, windows, size
         self._root, self._enabled, self._cut = root, enabled, cut
         self._computing: dict[bytes, Job] = {}
-
-    def first_seen(self, position: int, window: int | None) -> int:
-        """The first column that a token at `position` still sees."""
-        return 0 if window is None else max(0, position - window + 1) // self._size
 
     def hash(self, job: Job) -> None:
         """Make the keys of the full blocks of its tokens that it has not got yet."""
@@ -90,7 +86,7 @@ class Prefixes:
             missing = (j for j in range(count) if pool.find(keys[j]) is None)
             return next(missing, count)
         while True:
-            seen = range(self.first_seen(count * self._size, window), count)
+            seen = range(first_seen(count * self._size, window, self._size), count)
             missing = next((j for j in reversed(seen) if pool.find(keys[j]) is None), None)
             if missing is None:
                 return count
@@ -113,7 +109,7 @@ class Prefixes:
         have one holder more now."""
         tables = []
         for pool, window in zip(self._pools, self._windows, strict=True):
-            first = self.first_seen(count * self._size, window)
+            first = first_seen(count * self._size, window, self._size)
             keys = (job.keys or [])[first:count]
             blocks = [block for key in keys if (block := pool.find(key)) is not None]
             pool.share(blocks)

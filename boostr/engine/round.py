@@ -39,6 +39,10 @@ class Round:
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int, int, int]] = field(default_factory=list)
 
+    def end_of(self, job: Job | None) -> Chunk | None:
+        """The last chunk of a job's prompt, if it is in this round."""
+        return next((chunk for chunk in self.chunks if chunk.final and chunk.job is job), None)
+
     def leave_out(self, rows: set[int]) -> None:
         """Without jobs that have lost their rows, which these are."""
         self.decoding = [job for job in self.decoding if job.row is not None]

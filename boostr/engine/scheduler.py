@@ -28,6 +28,7 @@ from boostr.engine.blocks import BlockPool, most_blocks
 from boostr.engine.job import Job
 from boostr.engine.prefixes import Prefixes
 from boostr.engine.round import Chunk, Round
+from boostr.engine.tables import Tables
 from boostr.errors import BackendError, OptionError
 
 
@@ -73,6 +74,7 @@ class Scheduler:
         self.cut = self.beside - self.beside % self.size
         sharing = share_prefixes and bool(pools)
         self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing, self.cut)
+        self._tables = Tables(self.pools, self.windows, self.size)
         self._free_rows = [*range(rows), *ahead]  # a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
@@ -241,11 +243,11 @@ class Scheduler:
     def _let_in(self, budget: int, found: Round) -> None:
         """Admit who waits, in order of arrival."""
         place, looked_at = 0, min(len(self._waiting), self.rows)
-        while self._free_rows and not self._lost and place < looked_at:
+        while place < looked_at and self._has_row(found) and not self._lost:
             job = self._waiting[place]
             if self._was_refused(job):
                 break
-            end = self._end_of_alike(job, found)
+            end = found.end_of(job.same)
             if end is None and self._is_coming(job):
                 place += 1  # what it needs is there soon; meanwhile others may pass
                 continue
@@ -259,28 +261,20 @@ class Scheduler:
             if end is None:
                 budget -= self._next_chunk(job, budget, found)
 
+    def _has_row(self, found: Round) -> bool:
+        """Whether there is a row to decode in, or another one and a pass."""
+        free = self._free_rows
+        return bool(free) and (free[0] < self.rows or bool(found.chunks))
+
     def _may_begin(self, job: Job, budget: int, found: Round) -> bool:
         """Whether there is a row to decode it in, or a pass that takes all of it along."""
         if budget and self._free_rows[0] < self.rows:
             return True
-        return bool(found.chunks) and len(job.tokens) <= budget and not job.deterministic
+        return len(job.tokens) <= budget and not job.deterministic
 
     def _is_coming(self, job: Job) -> bool:
         """Whether somebody is just computing what this job would use."""
-        if self._is_alike(job) and job.leader in self._prefilling:
-            return True
-        return self._prefixes.is_coming(job)
-
-    @staticmethod
-    def _is_alike(job: Job) -> bool:
-        """Whether its leader and it have the same tokens."""
-        return job.leader is not None and not (job.accepted or job.leader.accepted)
-
-    def _end_of_alike(self, job: Job, found: Round) -> Chunk | None:
-        """The end of its leader's prompt, if this round computes it."""
-        if not self._is_alike(job):
-            return None
-        return next((c for c in found.chunks if c.job is job.leader and c.final), None)
+        return job.same in self._prefilling or self._prefixes.is_coming(job)
 
     def _next_chunk(self, job: Job, budget: int, found: Round) -> int:
         """Plan the next tokens of a prompt; how many."""
@@ -307,7 +301,7 @@ class Scheduler:
         needed = self.blocks_for(len(job.tokens))
         left = self._room()  # some of the blocks it found were free
         if any(n - job.held(g) > left[g] for g, n in enumerate(needed)):
-            self._release(job)
+            self._tables.release(job)
             self._refused = (job.order, room)
             return False
         job.computed, job.entered, job.state = count * self.size, count, "prefilling"
@@ -320,19 +314,11 @@ class Scheduler:
         """Let a waiting job go on from the end of its leader's prompt, if there is room for that.
         It came later, so it is preempted before its leader."""
         room = self._room()
-        full, rest = divmod(end.stop, self.size)
-        if rest and any(left < 1 for left in room):
+        if end.stop % self.size and any(left < 1 for left in room):
             self._refused = (job.order, room)
             return False
-        copies = []
-        for group, (pool, table) in enumerate(zip(self.pools, end.job.tables, strict=True)):
-            first = self._prefixes.first_seen(end.stop, self.windows[group])
-            pool.share(table[first:full])
-            own = pool.take(1) if rest else []
-            copies += [(group, table[full], block) for block in own]
-            job.tables.append([-1] * first + table[first:full] + own)
-            job.first.append(first)
-        job.computed, job.entered = end.stop, full
+        copies = self._tables.join(job, end.job)
+        job.computed, job.entered = end.stop, end.stop // self.size
         job.keys = None if end.job.keys is None else [*end.job.keys]
         self._seat(job, found)
         found.copies += [(job.row, *copy) for copy in copies]  # type: ignore[misc]
@@ -362,63 +348,31 @@ class Scheduler:
         return all(now <= then for now, then in zip(self._room(), self._refused[1], strict=True))
 
     def _room(self) -> list[int]:
-        """Blocks of each group that nobody needs: prompts on their way get all of theirs, and every
-        row one more, unless it has all that it may ever hold."""
-        room = [pool.free for pool in self.pools]
-        for job in (*self._prefilling, *self._running):
-            for group, most in enumerate(job.most):
-                room[group] -= job.held(group) < most
-        for job in self._prefilling:
-            for group, most in enumerate(self.blocks_for(len(job.tokens))):
-                room[group] -= max(0, most - job.held(group))
-        return room
+        """See `Tables.room`."""
+        return self._tables.room(self._prefilling, self._running, self.blocks_for)
 
     # --- blocks of a job ---
     def _cover(self, job: Job, stop: int, found: Round) -> bool:
-        """Give a job its blocks for tokens up to `stop`, after taking those it sees no more.
-
-        A prompt gets all of its blocks at once, except where a window will pass them. False: there
-        were none, and it was preempted.
-        """
-        for group, window in enumerate(self.windows):
-            table = job.tables[group]
-            if window is not None:
-                self._pass_over(job, group, window, found)
-            reach = stop if window is not None else max(stop, len(job.tokens))
-            missing = -(-reach // self.size) - len(table)
-            if missing <= 0:
-                continue
-            if not self._make_free(missing, group, job):
-                return False
-            for block in self.pools[group].take(missing):
-                found.writes.append((job.row, group, len(table), block))  # type: ignore[arg-type]
-                table.append(block)
+        """Give a job its blocks for tokens up to `stop`, after taking those it sees no more. False:
+        there were none, and it was preempted."""
+        self._tables.pass_over(job, found)
+        for group in range(len(self.pools)):
+            missing = self._tables.missing(job, group, stop)
+            if missing > 0:
+                if not self._make_free(missing, group, job):
+                    return False
+                self._tables.extend(job, group, missing, found)
         return True
-
-    def _pass_over(self, job: Job, group: int, window: int, found: Round) -> None:
-        """Give back the blocks that are wholly behind the window of the next token."""
-        first, table = self._prefixes.first_seen(job.computed, window), job.tables[group]
-        passed = range(job.first[group], first)
-        if passed:
-            self.pools[group].release(table[passed.start : first])
-            for column in passed:
-                table[column] = -1
-                found.writes.append((job.row, group, column, -1))  # type: ignore[arg-type]
-            job.first[group] = first
 
     def _make_free(self, count: int, group: int, job: Job) -> bool:
         """Preempt the youngest until `count` blocks are free; False: `job` itself was."""
         while self.pools[group].free < count and len(self._prefilling) + len(self._running) > 1:
-            youngest = self._youngest()
+            youngest = max((*self._prefilling[-1:], *self._running[-1:]), key=_order)
             self._lost.add(youngest.row)  # type: ignore[arg-type]
             self._preempt(youngest)
             if youngest is job:
                 return False
         return True
-
-    def _youngest(self) -> Job:
-        """The last to arrive of those who have a row."""
-        return max((*self._prefilling[-1:], *self._running[-1:]), key=_order)
 
     def _preempt(self, job: Job) -> None:
         """Back to the queue, with the tokens that are accepted; its full blocks keep their keys."""
@@ -437,12 +391,7 @@ class Scheduler:
         """Take a job's row and blocks."""
         (self._running if job.state == "running" else self._prefilling).remove(job)
         self._prefixes.end(job)
-        self._release(job)
+        self._tables.release(job)
         self._cleared.append(job.row)  # type: ignore[arg-type]
         heapq.heappush(self._free_rows, job.row)  # type: ignore[arg-type]
         job.row, job.computed, job.entered = None, 0, 0
-
-    def _release(self, job: Job) -> None:
-        for pool, table, first in zip(self.pools, job.tables, job.first, strict=True):
-            pool.release(table[first:])
-        job.tables, job.first = [], []

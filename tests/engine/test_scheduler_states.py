@@ -72,9 +72,7 @@ class Jobs(RuleBasedStateMachine):
         leader = None
         for seed in range(n):
             owner = Owner(ends, seed)
-            job = Job(
-                list(prompt), len(prompt), limit, salt, owner, deterministic, leader=leader
-            )
+            job = Job(list(prompt), len(prompt), limit, salt, owner, deterministic, leader=leader)
             self._submit(job)
             leader = None if deterministic else leader or job
 
