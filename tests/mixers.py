@@ -1,6 +1,7 @@
 """Layers that keep something else than keys and values, for tests alone, in primitives: shaped as
-Mamba 2 (a recurrent state [H, D, N] behind a short convolution) and as MLA (a latent of each
-token). Whole packed passes at once, so that a program can record them.
+Mamba 2 (a recurrent state [H, D, N] behind a short convolution), as MLA (a latent of each token), a
+layer that reads what another keeps, and one that attends to another sequence. Whole packed passes
+at once, so that a program can record them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from boostr.engine.model import LanguageModel
 from boostr.nn import fusion
 from boostr.nn.linear import Linear
 from boostr.nn.module import Module
-from boostr.nn.states import Conv, Latent, Recurrent
+from boostr.nn.states import Conv, Cross, Latent, Recurrent, Shares
 from boostr.ops import core
 from boostr.tensor import arange, zeros
 
@@ -125,7 +126,7 @@ def _kept(state, shape, backend):
 
 
 def put_into(model, kinds):
-    """The model with other mixers in its layers: "state", "latent" or None for its own."""
+    """The model with other mixers in its layers, of MIXERS, or None for its own."""
     module, rng = model.module, np.random.default_rng(3)
     features = module.config.hidden_size
 
@@ -134,8 +135,8 @@ def put_into(model, kinds):
 
     for layer, kind in enumerate(kinds):
         if kind is not None:
-            made = {"state": StateMixer, "latent": LatentMixer}[kind]
-            module.model.layers[layer].self_attn = made(layer, features, weights, model.backend)
+            made = MIXERS[kind](layer, features, weights, model.backend)
+            module.model.layers[layer].self_attn = made
     return LanguageModel(module, model.tokenizer, model.backend, model.source, [*model.eos_ids])
 
 
@@ -159,12 +160,99 @@ class LatentMixer(Module):
 
     def __call__(self, x, norm, batch, residual, factor):
         y = x if norm is None else norm(x)
-        c = ops.linear(y, self.down).reshape(len(x), 1, -1)
         q = ops.linear(y, self.q_proj).reshape(len(x), HEADS, -1)
-        cache, cu = batch.cache(self._layer), batch.cu_seqlens
+        cache, cu, c = batch.cache(self._layer), batch.cu_seqlens, self._latents(y, batch)
         if cache is None:
             mixed, _ = ops.varlen_attention(q, c, c, cu, cu, causal=True)
             return self.out_proj(mixed.reshape(len(x), -1), residual, factor)
-        ops.kv_write(c, c, cache.keys, cache.values, cache.slots)
         out = self.out_proj
         return fusion.attend(q, cache, cu, out.weight, out.bias, residual, factor=factor)
+
+    def _latents(self, y, batch):
+        """c, where there is no cache."""
+        c, cache = ops.linear(y, self.down).reshape(len(y), 1, -1), batch.cache(self._layer)
+        if cache is not None:
+            ops.kv_write(c, c, cache.keys, cache.values, cache.slots)
+        batch.shared[self._layer] = c
+        return c
+
+
+class SharingMixer(LatentMixer):
+    """The same over what the first layer keeps."""
+
+    def states(self):
+        return [Shares(0)]
+
+    def _latents(self, y, batch):
+        return batch.shared[0]
+
+
+class CrossMixer(Module):
+    """x -> o(attention(q, k, v)), where k, v are up to SOURCE products of the first token's x. So
+    many are read as the first token's id says; those behind them are nan."""
+
+    SOURCE = 5
+    readers = ()
+
+    def __init__(self, layer: int, features: int, weights, backend) -> None:
+        def made(*shape):
+            return Tensor(weights(shape), backend=backend)
+
+        each = self.SOURCE * WIDTH
+        self.k_proj, self.v_proj = (made(each, features) for _ in range(2))
+        self.q_proj = made(CHANNELS, features)
+        self.out_proj = Linear(CHANNELS, features)
+        self.out_proj.weight = made(features, CHANNELS)
+        self._layer = layer
+
+    def states(self):
+        return [Cross(1, WIDTH, self.SOURCE)]
+
+    def __call__(self, x, norm, batch, residual, factor):
+        y = x if norm is None else norm(x)
+        kept, of = batch.states.get(self._layer), Segments(batch.cu_seqlens, len(x)).of
+        q = ops.linear(y, self.q_proj).reshape(len(x), HEADS, WIDTH)
+        if kept and kept[0].begun is None:  # a decode step: rows are blocks
+            keys, values, counts = kept
+            table = keys.rows.reshape(-1, 1)
+            mixed, _ = ops.paged_attention(
+                q, keys.values, values.values, batch.cu_seqlens, table, ops.read_rows(counts),
+                causal=False,
+            )  # fmt: skip
+        else:
+            mixed = self._attended(q, of, *self._source(y, batch, kept))
+        return self.out_proj(mixed.reshape(len(x), -1), residual, factor)
+
+    def _source(self, y, batch, kept):
+        """k, v [B, SOURCE, 1, D] and how many of them, int32 [B]: new ones of who begins."""
+        first, backend = core.take(y, batch.first_tokens), y.backend
+        counts = core.take(batch.ids, batch.first_tokens) % self.SOURCE + 1
+        there = arange(self.SOURCE, backend=backend) < counts.reshape(-1, 1)
+        new = [
+            core.where(
+                there.reshape(-1, self.SOURCE, 1, 1),
+                ops.linear(first, weight).reshape(-1, self.SOURCE, 1, WIDTH),
+                float("nan"),
+            )
+            for weight in (self.k_proj, self.v_proj)
+        ] + [counts]
+        if kept is None:
+            return new
+        for state, value in zip(kept, new, strict=True):
+            ops.begin_rows(state, value)
+        return [ops.read_rows(state._replace(begun=None)) for state in kept]
+
+    def _attended(self, q, of, keys, values, counts):
+        """[T, H, D], in primitives."""
+        there = arange(self.SOURCE, backend=q.backend) < core.take(counts, of).reshape(-1, 1)
+        there = there.reshape(-1, 1, self.SOURCE)
+        k, v = (core.take(x, of).reshape(-1, 1, self.SOURCE, WIDTH) for x in (keys, values))
+        scores = core.sum(q.reshape(-1, HEADS, 1, WIDTH) * k, -1) * WIDTH**-0.5
+        weights = ops.softmax(core.where(there, scores, float("-inf")))
+        parts = weights.reshape(-1, HEADS, self.SOURCE, 1) * v
+        return core.sum(core.where(there.reshape(-1, 1, self.SOURCE, 1), parts, 0), 2)
+
+
+MIXERS = {
+    "state": StateMixer, "latent": LatentMixer, "shared": SharingMixer, "cross": CrossMixer,
+}  # fmt: skip

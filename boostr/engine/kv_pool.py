@@ -15,7 +15,7 @@ from boostr import env, ops
 from boostr.backends.base import Backend
 from boostr.engine.row_pool import RowPool
 from boostr.errors import BackendError
-from boostr.nn.states import ByToken, Conv, Latent, Paged, Recurrent, State, token_bytes
+from boostr.nn.states import ByRow, ByToken, Shares, State, token_bytes
 from boostr.operands import KV, Cache, planes_of
 from boostr.ops import core
 from boostr.ops.cache import new_kv
@@ -54,7 +54,7 @@ class KVPool:
         self.backend, self.block_size = backend, block_size
         self._states = _listed(states)
         self._dtype, self._packed = dtype, packed
-        by_token = _by_token(states)
+        by_token, self._shared = _by_token(states), _shared(states)
         self.windows = tuple(dict.fromkeys(state.window for state in by_token.values()))
         self._groups = [
             _Group({i: s for i, s in by_token.items() if s.window == window}, {}, {})
@@ -154,7 +154,7 @@ class KVPool:
             for layer, keys in group.keys.items():
                 values = group.values.get(layer, keys)
                 found[layer] = Cache(keys, values, slots, table, kv_lens)
-        return found
+        return found | {layer: found[source] for layer, source in self._shared.items()}
 
 
 def _listed(states: Sequence[Sequence[State]]) -> list[list[State]]:
@@ -162,15 +162,33 @@ def _listed(states: Sequence[Sequence[State]]) -> list[list[State]]:
 
 
 def _by_token(states: Sequence[Sequence[State]]) -> dict[int, ByToken]:
-    """What each layer keeps of every token."""
+    """What each layer keeps of every token.
+
+    Raises BackendError for one that keeps several such things.
+    """
     found = {}
     for layer, kept in enumerate(states):
-        for state in kept:
-            if isinstance(state, Paged | Latent) and layer not in found:
-                found[layer] = state
-            elif not isinstance(state, Recurrent | Conv):
-                raise BackendError(
-                    f"layer {layer} keeps {state}; a pool keeps one of Paged and Latent in a "
-                    "layer, and any of Recurrent and Conv"
-                )
+        by_token = [state for state in kept if not isinstance(state, ByRow)]
+        if len(by_token) > 1:
+            raise BackendError(
+                f"layer {layer} keeps {by_token[1]} beside {by_token[0]}; a layer has one of "
+                "Paged, Latent and Shares, and any of Recurrent, Conv and Cross"
+            )
+        if by_token and isinstance(by_token[0], ByToken):
+            found[layer] = by_token[0]
+    return found
+
+
+def _shared(states: Sequence[Sequence[State]]) -> dict[int, int]:
+    """Which layer's keys and values others read.
+
+    Raises BackendError where that one is not before them, or has none.
+    """
+    found = {i: s.layer for i, kept in enumerate(states) for s in kept if isinstance(s, Shares)}
+    for layer, source in found.items():
+        if source not in range(layer) or not any(isinstance(s, ByToken) for s in states[source]):
+            raise BackendError(
+                f"layer {layer} keeps {Shares(source)}; that must be a layer before it which keeps "
+                "one of Paged and Latent"
+            )
     return found

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from boostr.backends.base import Backend
-from boostr.nn.states import Conv, Recurrent, State, row_bytes
+from boostr.nn.states import ByRow, State, row_bytes
 from boostr.operands import StateRows
 from boostr.ops import core
 from boostr.tensor import Tensor, zeros
@@ -29,7 +29,7 @@ class RowPool:
         self, states: Sequence[Sequence[State]], backend: Backend, activations: np.dtype
     ) -> None:
         self._backend, self._activations = backend, activations
-        by_row = {i: [s for s in kept if isinstance(s, Recurrent | Conv)]
+        by_row = {i: [s for s in kept if isinstance(s, ByRow)]
                   for i, kept in enumerate(states)}  # fmt: skip
         self._states = {layer: kept for layer, kept in by_row.items() if kept}
         every = [state for kept in self._states.values() for state in kept]
@@ -52,8 +52,9 @@ class RowPool:
         made = {}
         for layer, kept in self._states.items():
             made[layer] = [
-                zeros((count, *state.shape), state.dtype or self._activations, self._backend)
+                zeros((count, *shape), dtype or self._activations, self._backend)
                 for state in kept
+                for shape, dtype in state.tensors
             ]
             for new, old in zip(made[layer], self._rows.get(layer, ()), strict=False):
                 new[: len(old)].assign(old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from boostr.errors import ShapeError
 from boostr.operands import Cache, Rope, StateRows
@@ -21,6 +22,7 @@ class Batch:
         ropes: the tables of each name that the model's `ropes` has.
         caches: by layer; empty without a cache.
         states: by layer, what it keeps of a sequence as a whole, in the order of its `states()`.
+        shared: by layer, what others read of it where there is no cache; the layer puts it there.
         types: int32 [T], of each token, where the model has a table of types; None: all 0.
         distance_bias: float [H, 2M+1], of scores in every layer, see `ops.varlen_attention`.
         embeddings: float [T, E], what the first layer reads in place of the ids' rows; None: those.
@@ -32,6 +34,7 @@ class Batch:
     ropes: Mapping[str, Rope] = field(default_factory=dict)
     caches: Mapping[int, Cache] = field(default_factory=dict)
     states: Mapping[int, tuple[StateRows, ...]] = field(default_factory=dict)
+    shared: dict[int, Any] = field(default_factory=dict)
     types: Tensor | None = None
     distance_bias: Tensor | None = None
     embeddings: Tensor | None = None

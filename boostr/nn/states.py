@@ -1,8 +1,9 @@
 """What a layer keeps of a sequence between forward passes, as declarations: the engine allocates.
 
 A layer's `states()` gives one of these for each thing it keeps. What grows by the token lies in
-blocks that sequences take (`Paged`, `Latent`); what has one size lies in a row of each sequence
-(`Recurrent`, `Conv`) and is known at its last token only, so that no prefix of it can be shared.
+blocks that sequences take (`Paged`, `Latent`), which other layers may read, too (`Shares`); what
+has one size lies in a row of each sequence (`Recurrent`, `Conv`, `Cross`) and is of all its tokens,
+so that no prefix of it can be shared.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.quant.kv import KVForm
+
+RowTensor = tuple[tuple[int, ...], np.dtype | None]  # of one sequence; None: as activations
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Recurrent:
     dtype: np.dtype | None = dtypes.float32
     rewindable: bool = False
 
+    @property
+    def tensors(self) -> tuple[RowTensor, ...]:
+        return ((self.shape, self.dtype),)
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -77,28 +84,41 @@ class Conv:
     dtype: np.dtype | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.width - 1, self.channels
+    def tensors(self) -> tuple[RowTensor, ...]:
+        return (((self.width - 1, self.channels), self.dtype),)
 
 
 @dataclass(frozen=True)
 class Cross:
-    """Keys and values of another sequence, written once."""
+    """Keys [length, K, D] and values of another sequence, such as an encoder's, and int32 [], how
+    many there are: the pass over a sequence's first tokens writes them, see `ops.begin_rows`.
+
+    Later passes only read them. A decode step may give the rows to `ops.paged_attention` as blocks
+    of `length` tokens; a pass that begins sequences must not, as attention reads old keys early.
+    """
 
     kv_heads: int
     head_dim: int
+    length: int
+    dtype: np.dtype | None = None
+
+    @property
+    def tensors(self) -> tuple[RowTensor, ...]:
+        each = (self.length, self.kv_heads, self.head_dim), self.dtype
+        return each, each, ((), dtypes.int32)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What layer `layer` keeps is read; nothing of its own."""
+    """Keys and values of an earlier layer are read, and none are kept: `batch.cache` gives those,
+    without a cache `batch.shared`."""
 
     layer: int
 
 
 ByToken = Paged | Latent
-ByRow = Recurrent | Conv
-State = ByToken | ByRow | Cross | Shares
+ByRow = Recurrent | Conv | Cross
+State = ByToken | ByRow | Shares
 
 
 def token_bytes(state: ByToken, activations: np.dtype, packed: KVForm | None = None) -> int:
@@ -110,4 +130,4 @@ def token_bytes(state: ByToken, activations: np.dtype, packed: KVForm | None = N
 
 def row_bytes(state: ByRow, activations: np.dtype) -> int:
     """Bytes of one sequence."""
-    return math.prod(state.shape) * (state.dtype or activations).itemsize
+    return sum(math.prod(s) * (dtype or activations).itemsize for s, dtype in state.tensors)

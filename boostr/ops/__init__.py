@@ -33,13 +33,13 @@ from boostr.ops.sampling import (
     record_tokens,
     sample,
 )
-from boostr.ops.states import read_rows, write_rows
+from boostr.ops.states import begin_rows, read_rows, write_rows
 
 __all__ = [
-    "adamw", "adamw_step", "add_bias", "advance_rows", "clip_scale", "core", "cross_entropy",
-    "dequantize", "dropout", "embedding", "filtered_probabilities", "geglu", "gelu", "global_norm",
-    "greedy", "kv_write", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
-    "paged_attention", "penalize", "quantize", "quick_gelu", "read_rows", "record_tokens", "relu",
-    "relu2", "rms_norm", "rope", "sample", "silu", "slot_mapping", "softmax", "swiglu",
-    "top_logprobs", "varlen_attention", "write_rows",
+    "adamw", "adamw_step", "add_bias", "advance_rows", "begin_rows", "clip_scale", "core",
+    "cross_entropy", "dequantize", "dropout", "embedding", "filtered_probabilities", "geglu",
+    "gelu", "global_norm", "greedy", "kv_write", "layer_norm", "linear", "linear_cross_entropy",
+    "log_softmax", "paged_attention", "penalize", "quantize", "quick_gelu", "read_rows",
+    "record_tokens", "relu", "relu2", "rms_norm", "rope", "sample", "silu", "slot_mapping",
+    "softmax", "swiglu", "top_logprobs", "varlen_attention", "write_rows",
 ]  # fmt: skip

@@ -39,6 +39,13 @@ def write_rows(state: StateRows, new: Tensor) -> None:
     values.backend.put_rows(values.data, rows.data, kept.data)
 
 
+def begin_rows(state: StateRows, new: Tensor) -> None:
+    """`write_rows` of the sequences that have not begun; the others keep what they have."""
+    if state.begun is not None:
+        rows = core.where(core.ne(state.begun, 0), -1, state.rows)
+        write_rows(state._replace(rows=rows), new)
+
+
 def _check(call: str, state: StateRows) -> None:
     for name, x in (("rows", state.rows), ("begun", state.begun)):
         if x is not None and (x.dtype != dtypes.int32 or x.shape != (state.rows.size,)):

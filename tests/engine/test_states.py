@@ -22,12 +22,13 @@ from boostr.engine.scoring import Scoring
 from boostr.engine.steps import Steps
 from boostr.errors import BackendError, OptionError
 from boostr.nn.batch import Batch
-from boostr.nn.states import Cross, Recurrent
+from boostr.nn.states import Latent, Paged, Recurrent, Shares
 
 KINDS = {
     "state between attention": (None, "state", None),
     "states alone": ("state", "state"),
     "latents and a state": ("latent", "state", "latent"),
+    "another's latents and another sequence": ("latent", "cross", "shared"),
 }
 OPTIONS = (
     {}, {"temperature": 0.9, "seed": 3}, {"repetition_penalty": 1.3}, {"deterministic": True},
@@ -70,11 +71,12 @@ def counted(monkeypatch, owner, name):
 
 
 def spoil(pool, row=slice(None)):
-    """Nan in a row, or in all: of those who were there before."""
+    """Nan, or a 9, in a row or in all: of those who were there before."""
     for kept in pool.rows._rows.values():
         for values in kept:
             part = values[row]
-            part.assign(np.full(part.shape, np.nan, values.dtype))
+            value = np.nan if values.dtype.kind == "f" else 9
+            part.assign(np.full(part.shape, value, values.dtype))
 
 
 def mixed_alone(mixer, x):
@@ -226,9 +228,24 @@ def test_prefixes_are_not_shared_and_choices_are_alike(fresh):
     first, second = (model.generate(prompt, max_tokens=4) for _ in range(2))
     assert first.token_ids == second.token_ids
     assert second.timings.prompt_tokens == len(prompt)
-    assert "Recurrent" in model.engine.prefixes_off
+    assert any(kind in model.engine.prefixes_off for kind in ("Recurrent", "Cross"))
     found = model.generate_batch([prompt] * 3, max_tokens=4)
     assert [c.token_ids for c in found] == [first.token_ids] * 3
+    assert [c.timings.prompt_tokens for c in found] == [len(prompt), 0, 0]
+
+
+def test_choices_go_on_from_the_rows_of_the_first(fresh):
+    """From a prompt in chunks, shorter and longer than a block."""
+    model, alone = fresh(), fresh()
+    size = model.backend.prefill_chunk
+    for length in (3, size + 9):
+        ids = [(5 * i) % 240 + 3 for i in range(length)]
+        options = SamplingOptions(max_tokens=6, temperature=1.2, seed=4, n=3)
+        done = model.generate(ids, options=options)
+        assert [c.timings.prompt_tokens for c in done.choices] == [length, 0, 0]
+        for i, choice in enumerate(done.choices):
+            one = alone.generate(ids, options=options, n=1, seed=4 + i)
+            assert choice.token_ids == one.token_ids
 
 
 def test_a_row_that_is_copied_goes_on_alike(fresh):
@@ -244,8 +261,24 @@ def test_a_row_that_is_copied_goes_on_alike(fresh):
     np.testing.assert_allclose(logits[2], logits[0], atol=1e-5)
 
 
-def test_what_no_pool_holds_is_refused():
-    backend = backends.get("numpy")
-    for states in ([[Cross(2, 8)]], [[Recurrent((3,)), Cross(2, 8)]]):
-        with refused(BackendError, "layer 0 keeps Cross", "any of Recurrent and Conv"):
-            KVPool(states, backend, 16, np.dtype("float32"))
+@pytest.mark.parametrize(
+    "states, said",
+    [
+        ([[Latent(8), Recurrent((3,)), Paged(2, 8, 8)]], ("layer 0 keeps Paged", "beside Latent")),
+        ([[Latent(8)], [Latent(8), Shares(0)]], ("layer 1 keeps Shares", "beside Latent")),
+        ([[Shares(0)]], ("layer 0 keeps Shares(layer=0)", "a layer before it")),
+        ([[Latent(8)], [Shares(0)], [Shares(1)]], ("layer 2 keeps Shares(layer=1)",)),
+        ([[Recurrent((3,))], [Shares(0)]], ("layer 1 keeps Shares(layer=0)", "Paged and Latent")),
+    ],
+)
+def test_what_no_pool_holds_is_refused(states, said):
+    with refused(BackendError, *said):
+        KVPool(states, backends.get("numpy"), 16, np.dtype("float32"))
+
+
+def test_what_others_read_takes_no_memory():
+    pools = [
+        KVPool(states, backends.get("numpy"), 16, np.dtype("float32"))
+        for states in ([[Latent(8)]], [[Latent(8)], [Shares(0)]])
+    ]
+    assert pools[0].block_bytes(0) == pools[1].block_bytes(0) and not pools[1].rows.row_bytes
