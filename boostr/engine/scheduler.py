@@ -75,7 +75,7 @@ class Scheduler:
         sharing = share_prefixes and bool(pools)
         self._prefixes = Prefixes(self.pools, self.windows, self.size, root, sharing, self.cut)
         self._tables = Tables(self.pools, self.windows, self.size)
-        self._free_rows = [*range(rows), *ahead]  # a heap
+        self._free_rows, self._ahead = [*range(rows), *ahead], len(ahead)  # the rows: a heap
         self._waiting: deque[Job] = deque()  # these three in order of arrival
         self._prefilling: list[Job] = []
         self._running: list[Job] = []
@@ -242,7 +242,7 @@ class Scheduler:
 
     def _let_in(self, budget: int, found: Round) -> None:
         """Admit who waits, in order of arrival."""
-        place, looked_at = 0, min(len(self._waiting), self.rows)
+        place, looked_at = 0, min(len(self._waiting), self.rows + self._ahead)
         while place < looked_at and self._has_row(found) and not self._lost:
             job = self._waiting[place]
             if self._was_refused(job):
