@@ -30,10 +30,10 @@ from model_shapes import MODELS, prompts
 
 from boostr.engine.engine import Engine
 from boostr.engine.fixed_rows import FixedRows
-from boostr.engine.job import Job
+from boostr.engine.launches import Reading
 from boostr.engine.options import SamplingOptions
-from boostr.engine.passes import Outcome
 from boostr.engine.runner import Runner
+from boostr.engine.scoring import Scored
 from boostr.engine.sequence import Sequence as Generation
 
 NEW = 128
@@ -81,11 +81,11 @@ class Watched(Engine):
 
     waited, rounds = 0.0, 0
 
-    def _read(self, outcome: Outcome, rows: list[tuple[int, Job, int]]) -> None:
-        super()._read(outcome, rows)
-        self.rounds += 1
-        last = self._pending.pop()
-        self._pending.append(last._replace(reads=[self._timed(read) for read in last.reads]))
+    def _deliver(self, reading: Reading | Scored) -> None:
+        if isinstance(reading, Reading):
+            self.rounds += 1
+            reading = reading._replace(reads=[self._timed(read) for read in reading.reads])
+        super()._deliver(reading)
 
     def _timed(self, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
         def timed() -> np.ndarray:

@@ -123,8 +123,9 @@ class PromptStep:
         self._runner, self._pool, self._variant = steps.runner, steps.pool, variant
         self._slots, self._penalties = steps.slots, steps.penalties
         sizes = [T, T, T, B + 1, B, B, B, B, B, *([B * width] * groups)]
-        self._host = np.zeros(sum(sizes), np.int32)  # what one upload a pass brings over
-        self._inputs = steps.runner.tensor(self._host.copy())
+        fillers = np.array([0, 0, -1, 0, 0, 0, -1, -1, 0, *[-1] * groups], np.int32).repeat(sizes)
+        self._empty, self._host = fillers, fillers.copy()  # what one upload a pass brings over
+        self._inputs = steps.runner.tensor(fillers.copy())
         spans = list(pairwise([0, *np.cumsum(sizes).tolist()]))
         self._fields = [self._host[start:end] for start, end in spans]
         parts = [self._inputs[start:end] for start, end in spans]
@@ -135,35 +136,26 @@ class PromptStep:
 
     def fill(self, parts: Sequence[Part]) -> None:
         """Say what the next run computes."""
-        counts = [len(part.ids) for part in parts]
-        ends = np.cumsum(counts)
-        rows = [row for part in parts for row in part.rows]
-        last = np.repeat(ends - 1, [len(part.rows) for part in parts])
-        positions = np.concatenate([np.arange(p.start, p.stop) for p in parts])
-        values = (
-            (np.concatenate([part.ids for part in parts]), 0),
-            (positions, 0),
-            (np.repeat(np.arange(len(parts)), counts), -1),
-            ([0, *ends], ends[-1]),
-            ([part.stop for part in parts], 0),
-            (last, 0),
-            (rows, -1),
-            ([part.home for part in parts], -1),
-            ([part.start > 0 for part in parts], 0),
-        )
-        for target, (known, filler) in zip(self._fields, values, strict=False):
-            target[: len(known)] = known
-            target[len(known) :] = filler
-        for group, table in enumerate(self._fields[len(values) :]):
-            table.fill(-1)
-            for index, part in enumerate(parts):
-                blocks = part.tables[group][: self._width]
+        self._host[:] = self._empty
+        ids, positions, owners, cu, lengths, last, places, homes, begun, *tables = self._fields
+        stop = rows = 0
+        for index, part in enumerate(parts):
+            start, stop = stop, stop + len(part.ids)
+            ids[start:stop], owners[start:stop] = part.ids, index
+            positions[start:stop] = np.arange(part.start, part.stop)
+            cu[index + 1 :], lengths[index] = stop, part.stop
+            homes[index], begun[index] = part.home, part.start > 0
+            for row in part.rows:
+                last[rows], places[rows] = stop - 1, row
+                rows += 1
+            for table, known in zip(tables, part.tables, strict=True):
+                blocks = known[: self._width]
                 table[index * self._width : index * self._width + len(blocks)] = blocks
         self._inputs.assign(self._host)
         rotary = self._runner.rotary
         if rotary.depends_on_length:
-            whole = [part.whole for part in parts]
-            self._ropes = rotary.prompt(positions, self._positions, counts, whole)
+            counts, whole = [len(part.ids) for part in parts], [part.whole for part in parts]
+            self._ropes = rotary.prompt(positions[:stop], self._positions, counts, whole)
         elif self._ropes is None:
             self._ropes = rotary.decode(self._width * self._pool.block_size, self._positions)
 

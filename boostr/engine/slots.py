@@ -1,15 +1,14 @@
 """Slots: the rows of state on the device that decode steps work on, one for each sequence.
 
-The host changes rows only between programs: it notes what is to be written, and `flush` uploads all
-of it at once and writes it in a launch for each tensor. What a step changes (ids, positions,
-lengths, ends) the device changes itself, see `ops.advance_rows`; the host may be some steps late
-and never needs to know.
+The host changes rows only between programs: it notes what is to be written, and `flush` uploads
+what the next pass reads at once and writes it in a launch for each tensor. What a step changes
+(ids, positions, lengths, ends) the device changes itself, see `ops.advance_rows`; the host may be
+some steps late and never needs to know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -29,15 +28,6 @@ _SEEDS = _TOP_K + 1
 _ALL = _SEEDS + 2
 
 
-class _Field:
-    """An int32 tensor whose elements are written one by one."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.flat = tensor.reshape(-1)
-        self.changes: dict[int, int] = {}
-
-
 class Slots:
     """`rows` rows, all empty.
 
@@ -51,10 +41,12 @@ class Slots:
         self.backend, self.rows, self.columns = backend, rows, columns
         empty = np.zeros((_ALL, rows), np.int32)
         empty[[fields.OWNERS, *range(fields.ENDS, fields.FIELDS)]] = -1
-        self._memory = _Field(Tensor(empty, backend=backend))
-        self.state = self._memory.tensor[: fields.FIELDS]
+        self._memory = Tensor(empty, backend=backend)
+        self._changes: dict[int, int] = {}  # of its elements
+        self.state = self._memory[: fields.FIELDS]
         self._mirror = [np.full((rows, columns), -1, np.int32) for _ in range(groups)]
-        self._tables: dict[tuple[int, int], _Field] = {}
+        # by width and group, and the rows of each that are not what the mirror says
+        self._tables: dict[int, dict[int, tuple[Tensor, set[int]]]] = {}
 
     def field(self, number: int, count: int) -> Tensor:
         """A field of the first rows, int32 [count]: a view."""
@@ -62,7 +54,7 @@ class Slots:
 
     def sampling(self) -> dict[str, Tensor]:
         """What `ops.sample` takes, of all rows: views."""
-        memory = self._memory.tensor
+        memory = self._memory
         floats = self._seen_as(memory[_TEMPERATURE:_TOP_K], dtypes.float32)
         found = {name: floats[i] for i, name in enumerate(_FLOATS)}
         seeds = self._seen_as(memory[_SEEDS:].reshape(self.rows, 2), dtypes.uint32)
@@ -73,19 +65,17 @@ class Slots:
 
     def table(self, group: int, width: int) -> Tensor:
         """The first `width` columns of a group's block table, int32 [rows, width]."""
-        key = (group, width)
-        if key not in self._tables:
+        known = self._tables.setdefault(width, {})
+        if group not in known:
             made = Tensor(self._mirror[group][:, :width].copy(), backend=self.backend)
-            self._tables[key] = _Field(made)
-        return self._tables[key].tensor
+            known[group] = made, set()
+        return known[group][0]
 
     # -- what the host writes --------------------------------------------------------------------
     def place(self, row: int, group: int, column: int, block: int) -> None:
         """Give a row a block; -1 takes it away."""
         self._mirror[group][row, column] = block
-        for (of, width), field in self._tables.items():
-            if of == group and column < width:
-                field.changes[row * width + column] = block
+        self._placed(row)
 
     def admit(self, row: int, options: SamplingOptions, seed: int) -> None:
         """Note how the row draws."""
@@ -94,7 +84,7 @@ class Slots:
         self._write(row, dict(enumerate(bits, _TEMPERATURE)) | {_TOP_K: options.top_k})
         place = _SEEDS * self.rows + row * 2
         words = seed_words([seed])[0].view(np.int32).tolist()
-        self._memory.changes |= {place: words[0], place + 1: words[1]}
+        self._changes |= {place: words[0], place + 1: words[1]}
 
     def activate(
         self, row: int, length: int, drawn: int, limit: int, end_ids: Sequence[int]
@@ -127,40 +117,51 @@ class Slots:
         places = np.arange(fields.FIELDS, dtype=np.int32) * self.rows + target
         at = Tensor(places, backend=backend)
         backend.put_rows(state.reshape(-1).data, at.data, new.data)
-        for group, mirror in enumerate(self._mirror):
-            for number in np.flatnonzero(mirror[source] != mirror[target]).tolist():
-                self.place(target, group, number, int(mirror[source, number]))
+        for mirror in self._mirror:
+            mirror[target] = mirror[source]
+        self._placed(target)
         self.clear(source)
 
     def clear(self, row: int) -> None:
         """The row stops: it writes nothing and sees nothing."""
         self._write(row, {fields.OWNERS: -1, fields.LENGTHS: 0})
-        for group, mirror in enumerate(self._mirror):
-            for column in np.flatnonzero(mirror[row] >= 0).tolist():
-                self.place(row, group, column, -1)
+        for mirror in self._mirror:
+            mirror[row] = -1
+        self._placed(row)
+
+    def _placed(self, row: int) -> None:
+        for known in self._tables.values():
+            for _, rows in known.values():
+                rows.add(row)
 
     def _write(self, row: int, values: dict[int, int]) -> None:
         for field, value in values.items():
-            self._memory.changes[field * self.rows + row] = value
+            self._changes[field * self.rows + row] = value
 
-    def flush(self) -> None:
-        """Write what was noted; launched behind the programs that were started before."""
-        changed = [f for f in (self._memory, *self._tables.values()) if f.changes]
-        if not changed:
+    def flush(self, width: int | None = None) -> None:
+        """Write what was noted, of tables those of this width that there are; launched behind the
+        programs that were started before."""
+        targets, parts, changes = [], [], self._changes
+        if changes:
+            targets.append(self._memory.reshape(-1))
+            parts += (np.fromiter(part, np.int32) for part in (changes, changes.values()))
+        for group, (table, dirty) in self._tables.get(width or 0, {}).items():
+            if dirty:
+                rows = np.fromiter(dirty, np.int32)
+                targets.append(table)
+                parts += rows, self._mirror[group][rows, :width]
+                dirty.clear()
+        if not parts:
             return
-        numbers = (part for f in changed for part in (f.changes, f.changes.values()))
-        packed = Tensor(np.fromiter(chain.from_iterable(numbers), np.int32), backend=self.backend)
+        packed = Tensor(np.concatenate([part.ravel() for part in parts]), backend=self.backend)
         start = 0
-        for field in changed:
-            half = start + len(field.changes)
-            stop = half + len(field.changes)
-            places, values = (
-                self.backend.slice(packed.data, (part,))
-                for part in (slice(start, half, 1), slice(half, stop, 1))
-            )
-            self.backend.put_rows(field.flat.data, places, values)
-            field.changes.clear()
+        for target, places, values in zip(targets, parts[::2], parts[1::2], strict=True):
+            half = start + len(places)
+            at, stop = packed[start:half], half + values.size
+            new = packed[half:stop].reshape(values.shape)
+            self.backend.put_rows(target.data, at.data, new.data)
             start = stop
+        changes.clear()
 
 
 class Penalties:

@@ -90,7 +90,7 @@ class Steps:
         width = self.width(positions)
         if variant.penalized:
             self.penalties_for(B - 1)
-        self.slots.flush()
+        self.slots.flush(width)
         key = ("decode", B, width, variant)
         outcome, self.decoding = self.programs.step(
             key, lambda: DecodeStep(self, B, width, variant)

@@ -38,6 +38,17 @@ def test_rows_are_those_of_the_sequences(shape, dtype, backend, rng):
     np.testing.assert_array_equal(values.numpy().astype("float32"), before)
 
 
+def test_only_sequences_that_begin_write_what_begins(backend, rng):
+    kept = normal(rng, (4, 3)).astype("float32")
+    values = Tensor(kept.copy(), backend=backend)
+    new = normal(rng, (3, 3)).astype("float32")
+    ops.begin_rows(state(values, [2, 0, -1], [1, 0, 0], backend), Tensor(new, backend=backend))
+    kept[0] = new[1]
+    np.testing.assert_array_equal(values.numpy(), kept)
+    ops.begin_rows(state(values, [2, 0, 1], None, backend), Tensor(new, backend=backend))
+    np.testing.assert_array_equal(values.numpy(), kept)
+
+
 def test_a_program_goes_on_from_what_it_wrote(backend, rng):
     kept = normal(rng, (4, 3)).astype("float32")
     values = Tensor(kept.copy(), backend=backend)
