@@ -10,7 +10,7 @@
 //
 // A block: the first warp loads, three more clear the rows of tokens that are in no segment,
 // CONSUMERS warpgroups compute 64 rows each. One launch, nothing but the result is written.
-// Macros: those of attention_sm90.cuh, PAGED 1, Q_BUFFERS 1; SPLIT 2, 4 or 8.
+// Macros: those of attention_sm90.cuh, PAGED 1, Q_BUFFERS 1; SPLIT 2, 3, 4, 6 or 8.
 // Limits: those of attention_sm90.cu. Queries by a tensor map with boxes of PACK heads.
 #include "attention_sm90.cuh"
 #include "attention.cuh"
@@ -115,7 +115,7 @@ DEVICE void keep_sums(const Output& o, const Rows& r, int group, u8* room) {
 
 // Four columns a thread of the rows that are this block's to write.
 DEVICE void join(const Item& it, u32 room, T* out, float* lse, const float* sinks, int H) {
-  constexpr int PIECES = D / 4, SHARE = TILE_M / SPLIT;
+  constexpr int PIECES = D / 4, SHARE = (TILE_M + SPLIT - 1) / SPLIT;
   int thread = threadIdx.x - LOADERS;
 #pragma unroll 1
   for (int i = thread; i < SHARE * PIECES; i += 128 * CONSUMERS) {

@@ -32,15 +32,17 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("T", "B", "H", "K", "keys", "expected"),
     [
-        (128, 1, 32, 8, 8192, (4, 32, 4)),  # a hit of the prefix cache, 1B
+        (128, 1, 32, 8, 8192, (4, 32, 3)),  # a hit of the prefix cache, 1B
         (32, 1, 32, 8, 8192, (4, 8, 8)),
         (256, 1, 32, 8, 8192, (4, 64, 2)),
         (128, 4, 32, 8, 2048, (4, 56, 2)),
         (128, 1, 32, 8, 512, (4, 32, 2)),  # two tiles of keys a block
+        (64, 1, 32, 8, 8192, (4, 16, 6)),
+        (64, 1, 32, 8, 2048, (4, 16, 2)),  # few keys are not worth a larger cluster
         (128, 1, 32, 8, 256, (4, 32, 1)),
         (2048, 1, 32, 8, 8192, (4, 512, 1)),  # long prompts fill the GPU by themselves
-        (64, 1, 14, 2, 4096, (1, 14, 8)),  # 7 heads a kv head
-        (64, 1, 12, 2, 4096, (2, 6, 8)),
+        (64, 1, 14, 2, 4096, (1, 14, 4)),  # 7 heads a kv head
+        (64, 1, 12, 2, 8192, (2, 6, 8)),
     ],
 )
 def test_cut(T, B, H, K, keys, expected):
@@ -76,7 +78,7 @@ def test_launch_fits_the_kernel(monkeypatch):
     split.run(*call)
     ((family, name, defines),) = backend.launched
     assert (family, name) == ("attention_split_sm90", "attention_split")
-    assert (defines["SPLIT"], defines["PACK"], defines["PAGED"]) == (8, 4, 1)
+    assert (defines["SPLIT"], defines["PACK"], defines["PAGED"]) == (4, 4, 1)
     assert boxes == [(32, 4, 64), (128, 1, 64), (128, 1, 64)]
 
 
@@ -96,7 +98,7 @@ def hopper(cupy_backend):
     return cupy_backend
 
 
-@pytest.fixture(params=[2, 4, 8])
+@pytest.fixture(params=[2, 3, 6, 8])
 def splits(request, monkeypatch):
     """So many blocks share the keys, whatever would be chosen."""
     monkeypatch.setattr(split, "splits_of", lambda *args: request.param)
