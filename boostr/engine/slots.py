@@ -9,6 +9,7 @@ some steps late and never needs to know.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Slots:
         empty = np.zeros((_ALL, rows), np.int32)
         empty[[fields.OWNERS, *range(fields.ENDS, fields.FIELDS)]] = -1
         self._memory = Tensor(empty, backend=backend)
+        self._flat = self._memory.reshape(-1)
         self._changes: dict[int, int] = {}  # of its elements
         self.state = self._memory[: fields.FIELDS]
         self._mirror = [np.full((rows, columns), -1, np.int32) for _ in range(groups)]
@@ -141,9 +143,9 @@ class Slots:
     def flush(self, width: int | None = None) -> None:
         """Write what was noted, of tables those of this width that there are; launched behind the
         programs that were started before."""
-        targets, parts, changes = [], [], self._changes
+        targets, parts, changes, backend = [], [], self._changes, self.backend
         if changes:
-            targets.append(self._memory.reshape(-1))
+            targets.append(self._flat)
             parts += (np.fromiter(part, np.int32) for part in (changes, changes.values()))
         for group, (table, dirty) in self._tables.get(width or 0, {}).items():
             if dirty:
@@ -153,14 +155,13 @@ class Slots:
                 dirty.clear()
         if not parts:
             return
-        packed = Tensor(np.concatenate([part.ravel() for part in parts]), backend=self.backend)
-        start = 0
-        for target, places, values in zip(targets, parts[::2], parts[1::2], strict=True):
-            half = start + len(places)
-            at, stop = packed[start:half], half + values.size
-            new = packed[half:stop].reshape(values.shape)
-            self.backend.put_rows(target.data, at.data, new.data)
-            start = stop
+        packed = Tensor(np.concatenate([part.ravel() for part in parts]), backend=backend)
+        spans = pairwise(accumulate((part.size for part in parts), initial=0))
+        pieces = [backend.slice(packed.data, (slice(*span, 1),)) for span in spans]
+        for target, at, new, values in zip(
+            targets, pieces[::2], pieces[1::2], parts[1::2], strict=True
+        ):
+            backend.put_rows(target.data, at, backend.reshape(new, values.shape))
         changes.clear()
 
 
