@@ -59,8 +59,9 @@ class Steps:
         return max(1, min(-(-most // self.pool.block_size), self.slots.columns))
 
     def row_bucket(self, count: int) -> int:
-        """Rows of the decode step that `count` rows get."""
-        return min(_bucket(count, self.backend.row_buckets), self.slots.rows)
+        """Rows of the decode step, or of penalties, that `count` rows get."""
+        most = self.slots.rows
+        return min(_bucket(count, (*self.backend.row_buckets, most)), most)
 
     def penalties_for(self, row: int, biases: int = 0) -> Penalties:
         """Room for the penalties of this row, and so many biases."""
