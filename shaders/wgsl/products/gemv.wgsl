@@ -89,20 +89,22 @@ fn finish(it: Item, shares: u32) {
 # endif
 }
 
+# macro rows(batch)
+#   for r in range(BATCH)
+  let row{{ r }} = min(team * {{ R }}u + {{ batch }} * {{ BATCH }}u + {{ r }}u, p.N - 1u);
+#   endfor
+# endmacro
 {{ g.entry() }}
   if (group * {{ g.TEAMS * R }}u >= p.N) { return; }
-# for r in range(R)
-  let row{{ r }} = min(team * {{ R }}u + {{ r }}u, p.N - 1u);
-# endfor
 # if ITEMS <= THREADS
   // read before the product, so that nobody waits for it behind the barrier
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(["w"] * R) }}
+{{ g.accumulate(rows, ["w"] * BATCH) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
-{{ g.accumulate(["w"] * R) }}
+{{ g.accumulate(rows, ["w"] * BATCH) }}
 {{ g.meet() }}
   for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
     finish(item_of(group, item), shares);

@@ -1,6 +1,7 @@
 // y [M, F] = act(h Gᵀ) · (h Uᵀ), h = x or norm(x): the gated half of a feed-forward layer.
-// Threads and values: gemv_rows.wgsl. A team's R rows are R/2 of G and the same of U, so that a
-// thread that finishes two results has all four sums; two results are a word of 16-bit ones.
+// Threads and values: gemv_rows.wgsl. A team's R rows are R/2 of G and the same of U, half and half
+// in every batch, so that a thread that finishes two results has all four sums; two results are a
+// word of 16-bit ones.
 // More values: OUT, BIAS, UP_BIAS (dtypes, or ""), ACT (of gemv_activation.wgsl), XS (of a
 // rounded x).
 # import "gemv_rows.wgsl" as g with context
@@ -69,11 +70,12 @@ fn item_of(group: u32, item: u32) -> Item {
 # else
   let up_bias_pair = vec2<f32>();
 # endif
-  return Item(m, own, 2u * pair * {{ M }}u + m, n, gate, gate_bias, up, up_bias_pair);
+  let i = (2u * pair / {{ BATCH // 2 }}u * {{ BATCH }}u + 2u * pair % {{ BATCH // 2 }}u) * {{ M }}u + m;
+  return Item(m, own, i, n, gate, gate_bias, up, up_bias_pair);
 }
 fn finish(it: Item, shares: u32) {
   if (it.m >= p.M || it.n >= p.N) { return; }
-  let j = it.i + {{ R // 2 * M }}u;
+  let j = it.i + {{ BATCH // 2 * M }}u;
   var z = vec2<f32>(f32(total(it.own, it.i, shares)), f32(total(it.own, it.i + {{ M }}u, shares)));
   var u = vec2<f32>(f32(total(it.own, j, shares)), f32(total(it.own, j + {{ M }}u, shares)));
 # if g.LATE
@@ -93,21 +95,24 @@ fn finish(it: Item, shares: u32) {
 # endif
 }
 
+# macro rows(batch)
+#   set half = BATCH // 2
+#   for r in range(half)
+  let row{{ r }} = min(team * {{ R // 2 }}u + {{ batch }} * {{ half }}u + {{ r }}u, p.N - 1u);
+  let row{{ half + r }} = row{{ r }};
+#   endfor
+# endmacro
 {{ g.entry() }}
   if (group * {{ g.TEAMS * R // 2 }}u >= p.N) { return; }
-# for r in range(R // 2)
-  let row{{ r }} = min(team * {{ R // 2 }}u + {{ r }}u, p.N - 1u);
-  let row{{ R // 2 + r }} = row{{ r }};
-# endfor
 # if ITEMS <= THREADS
   // read before the product, so that nobody waits for it behind the barrier
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(["w"] * (R // 2) + ["up"] * (R // 2)) }}
+{{ g.accumulate(rows, ["w"] * (BATCH // 2) + ["up"] * (BATCH // 2)) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
-{{ g.accumulate(["w"] * (R // 2) + ["up"] * (R // 2)) }}
+{{ g.accumulate(rows, ["w"] * (BATCH // 2) + ["up"] * (BATCH // 2)) }}
 {{ g.meet() }}
   for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
     finish(item_of(group, item), shares);

@@ -88,21 +88,23 @@ fn finish(it: Item, shares: u32) {
   settle(it.head, it.j, it.m, turned(fma(y, it.factor, it.rest), it.turn), it.turn.slot);
 }
 
+# macro rows(batch)
+#   for r in range(BATCH)
+  let row{{ r }} = row_of(team * {{ R // 4 }}u + {{ batch }} * {{ BATCH // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
+#   endfor
+# endmacro
 {{ g.entry() }}
   if (group * {{ g.TEAMS * R // 4 }}u >= p.heads * {{ D // 4 }}u) { return; }
-# for r in range(R)
-  let row{{ r }} = row_of(team * {{ R // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
-# endfor
 # if ITEMS <= THREADS
   // read before the product, so that nobody waits for it behind the barrier; what hangs on a first
   // read is asked for when the weights are on their way
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(["w"] * R, "if (thread < %du) { it.turn = turn_of(it.turn, it.head, it.j); }" % ITEMS) }}
+{{ g.accumulate(rows, ["w"] * BATCH, "if (thread < %du) { it.turn = turn_of(it.turn, it.head, it.j); }" % ITEMS) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else
-{{ g.accumulate(["w"] * R) }}
+{{ g.accumulate(rows, ["w"] * BATCH) }}
 {{ g.meet() }}
   for (var item = thread; item < {{ ITEMS }}u; item += {{ THREADS }}u) {
     var it = item_of(group, item);

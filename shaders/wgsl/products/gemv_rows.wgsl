@@ -5,14 +5,18 @@
 // their inputs out in chunks of CHUNK (16 bytes of codes or 16-bit floats): chunk c goes to thread
 // c % TEAM. A thread first issues the loads of UNROLL chunks of all R rows, then those of x, then
 // multiplies. Sums meet by shuffles within a subgroup and through shared memory across them, once.
+// DIGITS (gemv_digits.wgsl): a thread keeps its chunks of x for all R rows, which it takes BATCH at a
+// time: when it has multiplied a chunk of one it asks for that of the next batch.
 // RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
 // Layer norm: every workgroup first makes the mean and the variance of the rows of x.
 // Values: FORM (of the weight, boostr/quant/forms.py; planes.wgsl reads it), SLOW (rows or x off 16
-//   bytes: CHUNK 1), X, K, M (rows of x that the text holds; p.M are real), THREADS, TEAM, R,
-//   UNROLL, LANES (of a subgroup, 0: only the device knows), INPUT ("plain", or "combine": x from
-//   the splits of attention), NORM (a `NormForm` of gemv_input.py, or "").
+//   bytes: CHUNK 1), X, K, M (rows of x that the text holds; p.M are real), THREADS, TEAM, R, BATCH
+//   (R without DIGITS), UNROLL, LANES (of a subgroup, 0: only the device knows), DIGITS, INPUT
+//   ("plain", or "combine": x from the splits of attention), NORM (a `NormForm` of gemv_input.py,
+//   or "").
 # import "planes.wgsl" as planes with context
 # from "reduce_rows.wgsl" import reduction with context
+# import "gemv_digits.wgsl" as digits with context
 # set ROUNDED = FORM.rounds_input
 # set WORDS = 0 if SLOW else 4
 # set CHUNK = 1 if SLOW else {0: 8, 8: 16}.get(planes.BITS, 32)
@@ -26,12 +30,14 @@
 # set bases = planes.bases
 # set TEAMS = THREADS // TEAM
 # set SUM = "i32" if ROUNDED else "f32"
-# set DIGITS = (caps.dot4_native and planes.BITS and not (SLOW or ROUNDED or planes.LOOKED_UP)
-                and X != "f32")
-# set LATE = NORM and not NORM.layer
+# set LATE = NORM and not NORM.layer and not DIGITS
 # set SUMS = R * M + (M if LATE else 0)
 # set SUBGROUPS = caps.subgroup_max > 0
 # set LEAST = [TEAM, (LANES or caps.subgroup_min) if SUBGROUPS else 1]|min
+# set MOST = [TEAM, LANES or caps.subgroup_max]|min
+// Chunks of a row that a thread keeps, and whether the last of them may lie behind the row's end.
+# set HELD = (CHUNKS + TEAM - 1) // TEAM
+# set EDGE = CHUNKS % TEAM != 0
 
 # macro declarations()
 fn add4(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
@@ -121,69 +127,7 @@ fn shifted(x: Input, b: Input) -> Input {
 }
 #   endif
 #   if DIGITS
-// A chunk of x as whole numbers q = 256 high + low, both signed bytes: x = scale · q within 2^-17 of
-// the chunk's largest. Of these and codes instructions make sums of four products, exactly.
-struct Digits {
-  scale: f32, {% for i in range(SPANS) %}ones{{ i }}: i32, {% endfor %}
-  {% for i in range(CHUNK // 16) %}low{{ i }}: vec4<u32>, high{{ i }}: vec4<u32>, {% endfor %}
-}
-fn most8(x: Eight) -> f32 {
-  let most = max(abs(x.a), abs(x.b));
-  return max(max(most.x, most.y), max(most.z, most.w));
-}
-// q + 128 in the low 16 bits of each, as the number that is added has no other bits there.
-fn whole(x: vec4<f32>, up: f32) -> vec4<u32> {
-  return bitcast<vec4<u32>>(fma(x, vec4<f32>(up), vec4<f32>(12583040.0)));
-}
-fn either(q: vec4<u32>) -> u32 { return q.x | q.y | q.z | q.w; }
-// The low and the high bytes of four.
-fn split(q: vec4<u32>) -> vec2<u32> {
-  let even = (q.x & 0xffffu) | (q.z << 16u);
-  let odd = (q.y & 0xffffu) | (q.w << 16u);
-  let low = (even & 0x00ff00ffu) | ((odd << 8u) & 0xff00ff00u);
-  return vec2<u32>(low ^ 0x80808080u, ((even >> 8u) & 0x00ff00ffu) | (odd & 0xff00ff00u));
-}
-fn ones(low: vec4<u32>, high: vec4<u32>) -> i32 {
-  return four_dots(low, vec4<u32>(0x01010101u)) + 256 * four_dots(high, vec4<u32>(0x01010101u));
-}
-fn four_dots(a: vec4<u32>, b: vec4<u32>) -> i32 {
-  return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y)
-       + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
-}
-fn digits(x: Input) -> Digits {
-  var most = most8(x.e0);
-#     for i in range(1, CHUNK // 8)
-  most = max(most, most8(x.e{{ i }}));
-#     endfor
-  let up = select(0.0, 32639.0 / most, most > 1e-30);
-  var all = 0u;
-#     for i in range(CHUNK // 16)
-  let a{{ i }} = whole(x.e{{ 2 * i }}.a, up);
-  let b{{ i }} = whole(x.e{{ 2 * i }}.b, up);
-  let c{{ i }} = whole(x.e{{ 2 * i + 1 }}.a, up);
-  let d{{ i }} = whole(x.e{{ 2 * i + 1 }}.b, up);
-  all |= either(a{{ i }}) | either(b{{ i }}) | either(c{{ i }}) | either(d{{ i }});
-  let ab{{ i }} = vec4<u32>(split(a{{ i }}), split(b{{ i }}));
-  let cd{{ i }} = vec4<u32>(split(c{{ i }}), split(d{{ i }}));
-  let low{{ i }} = vec4<u32>(ab{{ i }}.xz, cd{{ i }}.xz);
-  let high{{ i }} = vec4<u32>(ab{{ i }}.yw, cd{{ i }}.yw);
-#     endfor
-  // a nan of x, which `max` may drop, has this bit, and no number has
-  let scale = select(most / 32639.0, bitcast<f32>(all | 0x7fc00000u), (all & 0x04000000u) != 0u);
-  return Digits(
-    scale,
-#     for i in range(SPANS)
-#       if FORM.zero or FORM.offsets
-    {% for j in range(PARTS * i, PARTS * (i + 1)) %}
-      {{- " + " if not loop.first }}ones(low{{ j }}, high{{ j }}){% endfor %},
-#       else
-    0,
-#       endif
-#     endfor
-    {% for i in range(CHUNK // 16) %}low{{ i }}, high{{ i }}, {% endfor %}
-
-  );
-}
+{{ digits.functions(K, CHUNK, SPANS, NORM, THREADS) }}
 #   endif
 # endif
 
@@ -238,8 +182,8 @@ fn times(w: Chunk, x: Digits, sum: f32) -> f32 {
 #       for part in range(PARTS * i, PARTS * (i + 1))
     let b{{ part }} = {{ planes.bytes_of("w", "%du" % (16 * part)) }}
         {{- " & vec4<u32>(0x%08xu)" % ((2 ** planes.BITS - 1) * 0x01010101) if planes.BITS < 8 }};
-    low += four_dots(b{{ part }}, x.low{{ part }});
-    high += four_dots(b{{ part }}, x.high{{ part }});
+    low += low_dots(b{{ part }}, x.e{{ 2 * part }}, x.e{{ 2 * part + 1 }});
+    high += high_dots(b{{ part }}, x.e{{ 2 * part }}, x.e{{ 2 * part + 1 }});
 #       endfor
     var s = f32(256 * high + low{{ " - %d * x.ones%d" % (FORM.zero, i) if FORM.zero }});
 #       if planes.ZEROS
@@ -383,11 +327,14 @@ norm_base: u32,{{ " norm_bias_base: u32," if NORM_ARRAYS | length > 1 }}
 fn {{ function }}(c: u32) -> Input { return {{ name }}[p.{{ name }}_base + c]{{ more }}; }
 #   else
 {{ read(binding, name, "f32", 4) }}
+fn {{ function }}8(i: u32) -> Eight {
+  let at = p.{{ name }}_base + 2u * i;
+  return Eight({{ name }}[at]{{ more }}, {{ name }}[at + 1u]{{ more }});
+}
 fn {{ function }}(c: u32) -> Input {
-  let i = p.{{ name }}_base + c * {{ CHUNK // 4 }}u;
   return Input(
 #     for e in range(CHUNK // 8)
-    Eight({{ name }}[i + {{ 2 * e }}u]{{ more }}, {{ name }}[i + {{ 2 * e + 1 }}u]{{ more }}),
+    {{ function }}8({{ CHUNK // 8 }}u * c + {{ e }}u),
 #     endfor
   );
 }
@@ -428,7 +375,6 @@ fn {{ function }}(c: u32) -> Input {
 // Chunks at, at + TEAM, ...; under `edge` the last of them may lie behind the row's end. What
 // `meanwhile` says is done while the weights are on their way.
 # macro batch(names, steps, edge, meanwhile="")
-#   set ready = "digits" if DIGITS else ""
   {
 #   for u in range(steps)
 #     set last = edge and u == steps - 1
@@ -463,9 +409,9 @@ fn {{ function }}(c: u32) -> Input {
 #       endif
 #       if LATE
     sum{{ R * M + m }} += squares(x{{ u }}_{{ m }});
-    let h{{ u }}_{{ m }} = {{ ready }}(scaled(x{{ u }}_{{ m }}, g{{ u }}));
+    let h{{ u }}_{{ m }} = scaled(x{{ u }}_{{ m }}, g{{ u }});
 #       else
-    let h{{ u }}_{{ m }} = {{ ready }}(x{{ u }}_{{ m }});
+    let h{{ u }}_{{ m }} = x{{ u }}_{{ m }};
 #       endif
 #       for r in range(R)
     sum{{ r * M + m }} = times(w{{ u }}_{{ r }}, h{{ u }}_{{ m }}, sum{{ r * M + m }});
@@ -475,28 +421,76 @@ fn {{ function }}(c: u32) -> Input {
   }
 # endmacro
 
-// sum{r·M + m} = row r of the team (row0, row1, ... of the weights `names`) · row m of x; with NORM
-// sum{R·M + m} = the sum of squares of row m of x, where the norm is by these.
-# macro accumulate(names, meanwhile="")
+// Sums of a team's rows · rows of x, of each thread on its own: sum{r·M + m} = row r (`rows(batch)`
+// names row0, row1, ..., of the weights `names`) · row m of x; with LATE sum{R·M + m} = the sum of
+// squares of row m of x. Under DIGITS those of a batch are gathered as soon as they are made.
+# macro accumulate(rows, names, meanwhile="")
 #   if NORM and NORM.layer
 {{ statistics() }}
 #   endif
+#   if DIGITS
+{{ _in_digits(rows, names, meanwhile) }}
+#   else
+{{ rows("0u") }}
+{{ _streamed(names, meanwhile) }}
+#   endif
+# endmacro
+# macro _in_digits(rows, names, meanwhile)
+  let at = thread % {{ TEAM }}u;
+#   for h in range(HELD)
+#     set last = EDGE and h == HELD - 1
+  let c{{ h }} = {{ "min(at + %du, %du)" % (h * TEAM, CHUNKS - 1) if last else "at + %du" % (h * TEAM) }};
+#   endfor
+{{ rows("0u") }}
+#   for h in range(HELD)
+#     for name in names
+  var w{{ h }}_{{ loop.index0 }} = {{ name }}_chunk(row{{ loop.index0 }}, c{{ h }});
+#     endfor
+#   endfor
+  {{ meanwhile }}
+{{ digits.share(K, CHUNK, NORM, THREADS, "%du" % LANES if LANES else "lanes") }}
+#   for h in range(HELD)
+  let x{{ h }} = kept_digits(c{{ h }}, {{ "inverse" if NORM and not NORM.layer else "1.0" }}
+    {{- ", at + %du < %du" % (h * TEAM, CHUNKS) if EDGE and h == HELD - 1 else ", true" }});
+#   endfor
+#   set batches = R // BATCH
+#   if batches > 1
+  for (var batch = 0u; batch < {{ batches - 1 }}u; batch++) {
+{{ rows("(batch + 1u)") }}
+#     for name in names
+#       set r = loop.index0
+    var sum{{ r }} = 0.0;
+#       for h in range(HELD)
+    sum{{ r }} = times(w{{ h }}_{{ r }}, x{{ h }}, sum{{ r }});
+    w{{ h }}_{{ r }} = {{ name }}_chunk(row{{ r }}, c{{ h }});
+#       endfor
+#     endfor
+{{ gather(0, BATCH, "batch * %du" % BATCH) }}
+  }
+#   endif
+#   for r in range(BATCH)
+  var sum{{ r }} = 0.0;
+#     for h in range(HELD)
+  sum{{ r }} = times(w{{ h }}_{{ r }}, x{{ h }}, sum{{ r }});
+#     endfor
+#   endfor
+{{ gather(0, BATCH, "%du" % (R - BATCH)) }}
+# endmacro
+# macro _streamed(names, meanwhile)
 #   for i in range(SUMS)
   var sum{{ i }}: {{ SUM }} = {{ SUM }}(0);
 #   endfor
-#   set steps = (CHUNKS + TEAM - 1) // TEAM
-#   set edge = CHUNKS % TEAM != 0
   var at = thread % {{ TEAM }}u;
 #   if not UNROLL
   // one text for all chunks: a software adapter takes seconds to compile each copy
   {{ meanwhile }}
-  for (var s = 0u; s < {{ steps }}u; s++) {
-{{ batch(names, 1, edge) }}
+  for (var s = 0u; s < {{ HELD }}u; s++) {
+{{ batch(names, 1, EDGE) }}
     at += {{ TEAM }}u;
   }
 #   else
-#     set looped = (steps - (1 if edge else 0)) // UNROLL * UNROLL
-#     set rest = steps - looped
+#     set looped = (HELD - (1 if EDGE else 0)) // UNROLL * UNROLL
+#     set rest = HELD - looped
 #     set first = UNROLL if looped and (meanwhile or looped == UNROLL) else 0
 #     if first
 {{ batch(names, UNROLL, false, meanwhile) }}
@@ -509,38 +503,55 @@ fn {{ function }}(c: u32) -> Input {
   }
 #     endif
 #     if rest
-{{ batch(names, rest, edge, "" if looped else meanwhile) }}
+{{ batch(names, rest, EDGE, "" if looped else meanwhile) }}
 #     endif
+#   endif
+{{ gather(0, R * M, "0u") }}
+#   if LATE
+{{ gather(R * M, M, "%du" % (R * M)) }}
 #   endif
 # endmacro
 
-# macro meet()
+// sum{of}, sum{of + 1}, ... (`count`, a power of 2), each added up over the threads of a team that are
+// in one subgroup, put at `first` and behind in their share of `meeting`. At every step half of the
+// threads keep one half of the sums and give the other, so that there are fewer and fewer.
+# macro gather(of, count, first)
+  {
+#   set n = namespace(left=count, which="")
 #   if SUBGROUPS
-#     if LANES
-  const width = {{ [TEAM, LANES]|min }}u;
-#     else
-  let width = min({{ TEAM }}u, lanes);
-#     endif
-#     for d in (1, 2, 4, 8, 16, 32, 64) if d < TEAM and d < (LANES or caps.subgroup_max)
-#       for i in range(SUMS)
-#         if LANES
-  sum{{ i }} += subgroupShuffleXor(sum{{ i }}, {{ d }}u);
-#         else
-  sum{{ i }} += select({{ SUM }}(0), subgroupShuffleXor(sum{{ i }}, {{ d }}u), {{ d }}u < width);
-#         endif
-#       endfor
+#     for d in (1, 2, 4, 8, 16, 32, 64) if d < MOST
+#       if n.left > 1 and d < LEAST
+#         set n.left = n.left // 2
+    let odd{{ d }} = (thread & {{ d }}u) != 0u;
+#         for i in range(of, of + n.left)
+    sum{{ i }} = select(sum{{ i }}, sum{{ i + n.left }}, odd{{ d }})
+      + subgroupShuffleXor(select(sum{{ i + n.left }}, sum{{ i }}, odd{{ d }}), {{ d }}u);
+#         endfor
+#         set n.which = n.which ~ " + select(0u, %du, odd%d)" % (n.left, d)
+#       else
+#         for i in range(of, of + n.left)
+#           if LANES
+    sum{{ i }} += subgroupShuffleXor(sum{{ i }}, {{ d }}u);
+#           else
+    sum{{ i }} += select({{ SUM }}(0), subgroupShuffleXor(sum{{ i }}, {{ d }}u), {{ d }}u < width);
+#           endif
+#         endfor
+#       endif
 #     endfor
-#   else
-  const width = 1u;
 #   endif
-  if (thread % width == 0u) {
-    let place = thread / width * {{ SUMS }}u;
-#   for i in range(SUMS)
-    meeting[place + {{ i }}u] = sum{{ i }};
+    if (thread % width < {{ count // n.left }}u) {
+      let place = thread / width * {{ SUMS }}u + {{ first }}{{ n.which }};
+#   for i in range(n.left)
+      meeting[place + {{ i }}u] = sum{{ of + i }};
 #   endfor
+    }
   }
+# endmacro
+
+// Waits for all sums; `shares` are those that a team's lie in.
+# macro meet()
   workgroupBarrier();
-  let shares = {{ TEAM }}u / width;  // that a team's sums lie in
+  let shares = {{ TEAM }}u / width;
 # endmacro
 
 // Opens the entry point, and names its thread and its group of rows.
@@ -558,4 +569,11 @@ fn main(
 {{ planes.open_table("thread") }}
   let group = flat_workgroup(workgroup_id, num_workgroups);
   let team = group * {{ TEAMS }}u + thread / {{ TEAM }}u;
+#   if not SUBGROUPS
+  const width = 1u;
+#   elif LANES
+  const width = {{ MOST }}u;
+#   else
+  let width = min({{ TEAM }}u, lanes);
+#   endif
 # endmacro

@@ -107,32 +107,64 @@ def test_bare(rng, form):
         check_product(bare, rng, form, "bfloat16", 1, 21, 96, norm=True)
 
 
-@pytest.mark.parametrize("form", ("int8", "q8_0", "q4_0", "q4_1", "q6_k"))
-def test_two_bytes_of_x(rng, form):
-    """As on GPUs whose dot products of bytes are instructions; blocks of x of every size."""
-    with strict_wgpu(dot4_native=True) as backend:
-        check_product(backend, rng, form, "bfloat16", 2, 21, 160, norm=True)
-        K = packed.fitted(form, 160)
-        w, values = weight(backend, rng, form, 21, K)
-        sizes = np.exp2(rng.integers(-30, 30, (1, K // 32, 1)))
-        x = (normal(rng, (1, K // 32, 32)) * sizes).astype(BF16)
-        x[0, 1] = 0
-        largest = np.abs(x.astype("f8")).max(-1, keepdims=True) + 0 * x.astype("f8")
-        x = x.reshape(1, K)
-        y = backend.to_numpy(gemv.gemv(backend, up(backend, x), w, out_dtype=np.float32))
-        bound = largest.reshape(1, K) @ np.abs(values).T * 2.0**-16
-        assert (np.abs(y - x.astype("f8") @ values.T) <= bound).all()
+@pytest.fixture
+def dot4():
+    """As on GPUs whose dot products of bytes are instructions."""
+    with strict_wgpu(dot4_native=True) as found:
+        yield found
 
 
-def test_a_nan_of_x_is_not_lost(rng):
+IN_DIGITS = ("int8", "q8_0", "int4-g128", "q4_0", "q4_1", "q5_k", "q6_k", "q2_k", "q3_k")
+# batches of a team's rows; teams that share x; chunks that a thread keeps
+BATCHED = (Tile(32, 8, 4, 1), Tile(64, 16, 12, 1, batch=4), Tile(32, 32, 16, 1, batch=8))
+
+
+@pytest.mark.parametrize("form", IN_DIGITS)
+def test_two_bytes_of_x(dot4, rng, form):
+    """Blocks of x of every size."""
+    check_product(dot4, rng, form, "bfloat16", 1, 21, 160, norm=True)
+    K = packed.fitted(form, 160)
+    w, values = weight(dot4, rng, form, 21, K)
+    sizes = np.exp2(rng.integers(-30, 30, (1, K // 32, 1)))
+    x = (normal(rng, (1, K // 32, 32)) * sizes).astype(BF16)
+    x[0, 1] = 0
+    largest = np.abs(x.astype("f8")).max(-1, keepdims=True) + 0 * x.astype("f8")
+    x = x.reshape(1, K)
+    y = dot4.to_numpy(gemv.gemv(dot4, up(dot4, x), w, out_dtype=np.float32))
+    bound = largest.reshape(1, K) @ np.abs(values).T * 2.0**-16
+    assert (np.abs(y - x.astype("f8") @ values.T) <= bound).all()
+
+
+@pytest.mark.parametrize("tile", BATCHED, ids=str)
+@pytest.mark.parametrize("form", IN_DIGITS)
+def test_batches_of_rows(dot4, rng, form, tile):
+    for N, K in ((61, 1056), (7, 256), (24, 288)):
+        check_product(dot4, rng, form, "bfloat16", 1, N, K, norm=True, tile=tile)
+    check_gated(dot4, rng, form, "silu", 1, 45, 288, tile=tile)
+    check_qkv(dot4, rng, form, 1, 3, 1, 16, 16, 288, interleaved=False, together=True, tile=tile)
+
+
+@pytest.mark.parametrize("form", ("int8", "q4_1"))
+def test_layer_norm_before_two_bytes_of_x(dot4, rng, form):
+    K = 288
+    w, values = weight(dot4, rng, form, 21, K)
+    x, gain, bias = normal(rng, (1, K), "bfloat16"), rng.random(K), rng.standard_normal(K)
+    gain, bias = gain.astype(np.float32), bias.astype(np.float32)
+    norm = gemv.Norm(up(dot4, gain), EPS, layer=True, bias=up(dot4, bias))
+    y = gemv.gemv(dot4, up(dot4, x), w, out_dtype=np.float32, norm=norm)
+    h = x.astype("f8")
+    h = (h - h.mean()) / np.sqrt(h.var() + EPS) * gain + bias
+    close(dot4, y, h @ values.T, "float32", form, K, rms(h) * rms(values), WIDE_C)
+
+
+def test_a_nan_of_x_is_not_lost(dot4, rng):
     """The largest of numbers of which one is nan may be any."""
-    with strict_wgpu(dot4_native=True) as backend:
-        w, _ = weight(backend, rng, "q4_0", 21, 96)
-        for bad in (np.nan, np.inf):
-            x = normal(rng, (1, 96), "bfloat16")
-            x[0, 40] = bad
-            y = backend.to_numpy(gemv.gemv(backend, up(backend, x), w, out_dtype=np.float32))
-            assert not np.isfinite(y).any()
+    w, _ = weight(dot4, rng, "q4_0", 21, 96)
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        x = normal(rng, (1, 96), "bfloat16")
+        x[0, 40] = bad
+        y = dot4.to_numpy(gemv.gemv(dot4, up(dot4, x), w, out_dtype=np.float32))
+        assert not np.isfinite(y).any()
 
 
 def test_weights_larger_than_a_binding(rng):
@@ -140,6 +172,11 @@ def test_weights_larger_than_a_binding(rng):
         for form in ("bfloat16", "int8", "q8_0", "w8a8", "q4_1", "q6_k"):
             check_product(small, rng, form, "bfloat16", 2, 301, 96)
         check_gated(small, rng, "bfloat16", "silu", 1, 150, 96)
+
+
+@pytest.mark.parametrize("form", ("int8-g64", "q6_k"))
+def test_combine_to_two_bytes(dot4, rng, form):
+    test_combine(dot4, rng, form, 1)
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "int8-g64", "q8_0", "q6_k"))

@@ -20,15 +20,15 @@ from boostr.backends.wgpu.products.gemv_input import (
     Norm,
     NormForm,
     base,
-    common_values,
     name_or_none,
     norm_arrays,
     norm_bases,
     prepared,
     present,
+    specialised,
     x_base,
 )
-from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, choose, padded_rows, stored
+from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, stored, takes_digits
 from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight, stored_form
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.kernels import Variant
@@ -72,9 +72,10 @@ def combine_gemv(
     """
     M, _, S, pitch = partials.shape
     w = stored(backend, weight)
-    given = Input(partials, M, None, None, False, {"X": "f32", "XS": w.K})
-    values = {"INPUT": "combine", "PARTS_S": S, "PARTS_DV": pitch - 4}
     dtype = np.dtype(dtype)
+    narrow = dtype.itemsize == 2
+    given = Input(partials, M, None, None, False, narrow, {"X": "f32", "XS": w.K})
+    values = {"INPUT": "combine", "PARTS_S": S, "PARTS_DV": pitch - 4}
     return product(backend, given, [w], [partials], bias, residual, dtype, tile, values, factor)
 
 
@@ -98,7 +99,6 @@ def product(
     odd = any(w.N % 2 for w in weights) and (M > 1 or len(weights) > 1)
     made = np.dtype(np.float32) if odd else out_dtype
     out = backend.empty((M, N), made)
-    rows = padded_rows(M)
     bias = None if bias is None else backend.dense(bias)
     residual = None if residual is None else backend.dense(residual)
     values = {
@@ -109,8 +109,8 @@ def product(
     eps = given.norm.eps if given.norm else 0.0
     before = 0
     for w in weights:
-        cut = tile or choose(backend.caps, w._replace(N=N), rows)
-        known = {**common_values(w, given, cut, rows), **values}
+        cut, known = specialised(backend, w, given, N, 2, tile)
+        known |= values
         for first, part in w.parts(backend):
             params = [
                 M, part.N, before + first, N, x_base(backend, given),
@@ -140,13 +140,13 @@ def norm_gated_gemv(
     g, u = stored(backend, gate, off), stored(backend, up, off)
     g, u = g._replace(slow=g.slow or u.slow), u._replace(slow=g.slow or u.slow)
     given, F = prepared(backend, x, g, norm), g.N
-    M, rows = given.M, padded_rows(given.M)
+    M = given.M
     made = np.dtype(np.float32) if M > 1 and F % 2 else x.dtype
     out = backend.empty((M, F), made)
-    tile = tile or choose(backend.caps, g._replace(N=2 * F), rows, least=4)
+    cut, known = specialised(backend, g, given, 2 * F, 4, tile)
     bias, up_bias = (None if b is None else backend.dense(b) for b in (gate_bias, up_bias))
     values = {
-        **common_values(g, given, tile, rows), "OUT": name_of(made), "BIAS": name_or_none(bias),
+        **known, "OUT": name_of(made), "BIAS": name_or_none(bias),
         "UP_BIAS": name_or_none(up_bias), "ACT": act,
     }  # fmt: skip
     for (first, g_part), (_, u_part) in zip(g.parts(backend), u.parts(backend), strict=True):
@@ -160,14 +160,17 @@ def norm_gated_gemv(
             *present(given.x, given.scales), *g_part.planes, *u_part.planes,
             *norm_arrays(given), *present(bias, up_bias),
         ]  # fmt: skip
-        grid = -(-2 * g_part.N // tile.group)
+        grid = -(-2 * g_part.N // cut.group)
         backend.launch("gemv_gated", "main", grid, reads, [out], params, **values)
     return out if made == x.dtype else backend.cast(out, x.dtype)
 
 
 # -- what the compile gate builds ----------------------------------------------------------------
+CODES = [form for form in FORMS if takes_digits(form)]
 SMALL, LARGE = Tile(32, 8, 4, 0), Tile(256, 64, 4, 2)  # for subgroups of any size
 KNOWN = Tile(96, 96, 4, 2, lanes=32)
+# x in digits: two teams that take three batches; one team that takes one
+TEAMS, DIGITS = Tile(64, 32, 12, 1, batch=4), Tile(96, 96, 8, 1, lanes=32, batch=8)
 RMS, LAYER = NormForm(), NormForm(layer=True, offset=1.0, bias=True)
 
 BF16, INT8 = Form("bf16"), scheme_form(SCHEMES["int8"])
@@ -180,7 +183,8 @@ def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: A
     x = "f32" if form.codes == "f32" or form.rounds_input else "bf16"
     common = {
         "FORM": form, "SLOW": False, "K": K, "M": M, "NORM": "" if form.rounds_input else RMS,
-        "INPUT": "plain", "X": x, "XS": K, **tile.values(), "OUT": x, "BIAS": "",
+        "INPUT": "plain", "X": x, "XS": K, "DIGITS": tile.batch > 0,
+        **tile.values(), "OUT": x, "BIAS": "",
     }  # fmt: skip
     own = {
         "gemv": {"RESIDUAL": x, "ACT": "", "SCALED": False},
@@ -190,7 +194,7 @@ def variant(family: str, form: Form, M: int = 1, tile: Tile = SMALL, **values: A
             "FACTORS": False,
         },
     }[family]  # fmt: skip
-    needs = () if tile is SMALL else ("subgroup_max",)
+    needs = () if tile is SMALL else ("subgroup_max", *(("dot4",) if tile.batch else ()))
     return Variant(family, {**common, **own, **values}, needs)
 
 
@@ -202,6 +206,10 @@ VARIANTS = [
     *(variant("gemv", form, 1 << i % 4) for i, form in enumerate(FORMS)),
     *(variant("gemv", form, 1, LARGE) for form in FORMS),
     *(variant("gemv", form, 2, KNOWN, X="f32", OUT="f32") for form in FORMS),
+    *(variant("gemv", form, 1, TEAMS) for form in CODES),
+    *(variant("gemv_gated", form, 1, DIGITS) for form in CODES),
+    variant("gemv", INT8, 1, DIGITS, NORM=LAYER),
+    variant("gemv", INT8, 1, DIGITS, NORM=""),
     *(variant("gemv", form, 2, **ODD) for form in FORMS if form.codes not in PACKED),
     variant("gemv", BF16, 1, LARGE, BIAS="f32", RESIDUAL="f32", ACT="gelu"),
     variant("gemv", BF16, 8, LARGE, OUT="f32", BIAS="f32", RESIDUAL=""),
@@ -210,6 +218,7 @@ VARIANTS = [
     variant("gemv", Form("c4", 8, 32, "f16"), 8, LARGE, NORM=LAYER._replace(offset=0.0)),
     variant("gemv", BF16, 1, LARGE, **_COMBINED),
     variant("gemv", INT8, 2, **_COMBINED, SCALED=True, BIAS="f32"),
+    variant("gemv", INT8, 1, DIGITS, **_COMBINED),
     variant("gemv_gated", BF16, 1, LARGE, BIAS="f32", UP_BIAS="f32"),
     variant("gemv_gated", BF16, 2, KNOWN),
     variant("gemv_gated", INT8, 2, ACT="gelu", NORM=NormForm(offset=1.0)),

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from boostr.backends.wgpu.products.gemv_plan import Stored, Tile
+from boostr.backends.wgpu.products.gemv_plan import (
+    Stored,
+    Tile,
+    choose,
+    in_digits,
+    padded_rows,
+)
 from boostr.backends.wgpu.runtime.array import GpuArray
 from boostr.backends.wgpu.runtime.wgsl import name_of
 
@@ -43,6 +49,7 @@ class Input(NamedTuple):
 
     Attributes:
         scales: float32 [M] of a rounded x.   norm: what is left to the product.
+        narrow: whether x, or what it is made of, is of 16 bits.
     """
 
     x: GpuArray
@@ -50,6 +57,7 @@ class Input(NamedTuple):
     scales: GpuArray | None
     norm: Norm | None
     slow: bool
+    narrow: bool
     values: dict[str, Any]
 
 
@@ -58,12 +66,13 @@ def prepared(backend: WgpuBackend, x: GpuArray, w: Stored, norm: Norm | None) ->
     M, K = x.shape
     if w.form.rounds_input:
         values, scales = quantized_rows(backend, x, norm)
-        return Input(values, M, scales, None, w.slow, {"X": "f32", "XS": values.shape[1]})
+        return Input(values, M, scales, None, w.slow, False, {"X": "f32", "XS": values.shape[1]})
     x = aligned(backend, x)
     if norm is not None:
         weight, bias = (a and aligned(backend, a) for a in (norm.weight, norm.bias))
         norm = norm._replace(weight=weight, bias=bias)
-    return Input(x, M, None, norm, w.slow, {"X": name_of(x.dtype), "XS": K})
+    narrow = x.dtype.itemsize == 2
+    return Input(x, M, None, norm, w.slow, narrow, {"X": name_of(x.dtype), "XS": K})
 
 
 def aligned(backend: WgpuBackend, x: GpuArray) -> GpuArray:
@@ -91,10 +100,16 @@ def quantized_rows(
     return values, scales
 
 
-def common_values(w: Stored, given: Input, tile: Tile, M: int) -> dict[str, Any]:
-    """What every product's source is specialised by."""
-    return {
-        "FORM": w.form, "SLOW": given.slow, "K": w.K, "M": M,
+def specialised(
+    backend: WgpuBackend, w: Stored, given: Input, N: int, least: int, tile: Tile | None
+) -> tuple[Tile, dict[str, Any]]:
+    """How to cut a product with w, one of weights of N rows in all, and what its source is
+    specialised by; `least`: what the rows of a team must be a multiple of."""
+    M = padded_rows(given.M)
+    digits = given.narrow and in_digits(backend.caps, w, M)
+    tile = tile or choose(backend.caps, w._replace(N=N), M, least, digits)
+    return tile, {
+        "FORM": w.form, "SLOW": given.slow, "K": w.K, "M": M, "DIGITS": digits,
         "NORM": given.norm.form if given.norm else "", "INPUT": "plain", **given.values,
         **tile.values(),
     }  # fmt: skip

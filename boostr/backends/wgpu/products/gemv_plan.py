@@ -95,6 +95,7 @@ class Tile:
         unroll: chunks of every row whose loads are in flight together; 0: one, and the text has
             no second copy for the first or last of them, which is quick to compile.
         lanes: of a subgroup; 0 where only the device knows.
+        batch: rows at a time where x is in digits; 0: all of them.
     """
 
     threads: int
@@ -102,6 +103,7 @@ class Tile:
     rows: int
     unroll: int
     lanes: int = 0
+    batch: int = 0
 
     @property
     def group(self) -> int:
@@ -111,13 +113,29 @@ class Tile:
     def values(self) -> dict[str, Any]:
         """What sources are specialised by."""
         names = {"rows": "R"}
-        return {names.get(name, name.upper()): value for name, value in asdict(self).items()}
+        known = {**asdict(self), "batch": self.batch or self.rows}
+        return {names.get(name, name.upper()): value for name, value in known.items()}
 
 
 _GROUPS = 264  # workgroups that a discrete GPU should have to do
+_MEETING = 6144  # bytes of shared memory that sums may take beside digits of x
 
 
-def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
+def in_digits(caps: Caps, w: Stored, rows: int) -> bool:
+    """Whether a product with x of 16 bits multiplies bytes of it (`gemv_digits.wgsl`)."""
+    able = caps.dot4_native and caps.subgroup_max > 0 and rows == 1 and not w.slow
+    room = 2 * w.K + 4 * w.chunks + _MEETING <= caps.workgroup_bytes
+    return able and room and takes_digits(w.form)
+
+
+def takes_digits(form: Form) -> bool:
+    """Whether its codes are whole numbers, and x is not rounded to bytes anyway."""
+    return form.codes in ("c8", *stored_planes.PACKED) and not (form.table or form.rounds_input)
+
+
+def choose(
+    caps: Caps, w: Stored, rows: int, least: int = 2, digits: bool = False
+) -> Tile:
     """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
 
     Measured on an H100 (packed codes on an H200): a row is best read at once by as many threads as
@@ -127,6 +145,8 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
     if not caps.subgroup_max or caps.kind == "software":
         return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
     known = lanes(caps)
+    if digits:
+        return _tile_in_digits(caps, w, known, least)
     floats = known and rows == 1 and w.form.is_float
     most_team = min(512 if floats else 256, caps.workgroup_threads)
     if known and w.chunks <= most_team:
@@ -149,6 +169,18 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2) -> Tile:
         most //= 2
     unroll = min(steps, max(most, 1))
     return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
+
+
+def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
+    most, unit = min(512, caps.workgroup_threads), known or caps.subgroup_max
+    held = -(-w.chunks // most)
+    team = -(-w.chunks // (held * unit)) * unit
+    teams = max(256 // team, 1)
+    batch = max(8 // held, least)
+    while batch > least and w.N < teams * batch * _GROUPS:
+        batch //= 2
+    batches = max(round(w.N / (teams * batch * _GROUPS)), 1)
+    return Tile(team * teams, team, batch * batches, 1, known, batch)
 
 
 def lanes(caps: Caps) -> int:

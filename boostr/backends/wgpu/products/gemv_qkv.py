@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from boostr.backends.wgpu.products.gemv import (
     BF16,
+    DIGITS,
     INT8,
     KNOWN,
     LARGE,
     LAYER,
     ODD,
     ROUNDED,
+    TEAMS,
     product,
     variant,
 )
@@ -24,20 +26,18 @@ from boostr.backends.wgpu.products.gemv_input import (
     Input,
     Norm,
     base,
-    common_values,
     name_or_none,
     norm_arrays,
     norm_bases,
     prepared,
     present,
+    specialised,
     x_base,
 )
 from boostr.backends.wgpu.products.gemv_plan import (
     Stored,
     Tile,
-    choose,
     joined,
-    padded_rows,
     stored,
 )
 from boostr.backends.wgpu.products.planes import FORMS, PACKED, Weight
@@ -180,14 +180,14 @@ def _qkv(
     biases: list[GpuArray | None], tile: Tile | None,
 ) -> None:  # fmt: skip
     """The product and all behind it in one kernel, for each part of the weight."""
-    M, D, rows = given.M, to.q.shape[2], padded_rows(given.M)
+    M, D = given.M, to.q.shape[2]
     total = sum(w.N for w in weights)
     values = {**to.values(), "BIAS": name_or_none(biases[0])}
     eps = given.norm.eps if given.norm else 0.0
     head = 0
     for w in weights:
-        cut = tile or choose(backend.caps, w._replace(N=total), rows, least=4)
-        known = {**common_values(w, given, cut, rows), **values}
+        cut, known = specialised(backend, w, given, total, 4, tile)
+        known |= values
         params = [
             M, w.N // D, head, x_base(backend, given), *w.bases(backend),
             *(base(backend, b) for b in biases), *norm_bases(backend, given),
@@ -236,6 +236,8 @@ _NORMS: Any = Norms(None, None, 0.0)  # type: ignore[arg-type]
 VARIANTS = [
     variant("gemv_qkv", BF16, 1, LARGE),
     variant("gemv_qkv", BF16, 1, KNOWN),
+    variant("gemv_qkv", INT8, 1, DIGITS),
+    variant("gemv_qkv", Form("c4", 8, 32, "f16"), 1, TEAMS),
     variant("gemv_qkv", BF16, 4, INTERLEAVED=True, ROT=8, CACHE="f32", BIAS="f32"),
     variant("gemv_qkv", INT8, 2, LARGE, ROT=8, SLOTS=False, NORM=LAYER),
     variant("gemv_qkv", ROUNDED, 2, SLOTS=False),

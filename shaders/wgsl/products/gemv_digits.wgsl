@@ -1,0 +1,113 @@
+// One row of x for products with codes by instructions that add up four products of bytes
+// (gemv_rows.wgsl imports it): x = scale · q within 2^-17 of the largest of its chunk, where q =
+// 256 high + low and both are signed bytes, so that products with codes are exact.
+// A workgroup makes them once, in shared memory, a thread eight at a time; then each thread reads
+// the chunks that it keeps.
+// Values: those of gemv_rows.wgsl; chunks of CHUNK = 16 or 32 inputs, SPANS groups of codes in each.
+# from "reduce_rows.wgsl" import reduction with context
+# macro functions(K, CHUNK, SPANS, NORM, THREADS)
+struct Digits {
+  scale: f32, {% for i in range(SPANS) %}ones{{ i }}: i32, {% endfor %}
+  {% for e in range(CHUNK // 8) %}e{{ e }}: vec4<u32>, {% endfor %}
+
+}
+// Of eight inputs: the low bytes in x and y, the high bytes in z and w.
+{{ workgroup("digits", "vec4<u32>", K // 8) }}
+{{ workgroup("digit_scales", "f32", K // CHUNK) }}
+#   if NORM and not NORM.layer
+{{ reduction("all_squares", "f32", "add", THREADS) }}
+#   endif
+fn low_dots(b: vec4<u32>, e: vec4<u32>, f: vec4<u32>) -> i32 {
+  return dot4I8Packed(b.x, e.x) + dot4I8Packed(b.y, e.y)
+       + dot4I8Packed(b.z, f.x) + dot4I8Packed(b.w, f.y);
+}
+fn high_dots(b: vec4<u32>, e: vec4<u32>, f: vec4<u32>) -> i32 {
+  return dot4I8Packed(b.x, e.z) + dot4I8Packed(b.y, e.w)
+       + dot4I8Packed(b.z, f.z) + dot4I8Packed(b.w, f.w);
+}
+// The largest |x| of eight as its bits, among which those of a nan are the largest.
+fn most8(x: Eight) -> u32 {
+  let a = bitcast<vec4<u32>>(x.a) & vec4<u32>(0x7fffffffu);
+  let b = bitcast<vec4<u32>>(x.b) & vec4<u32>(0x7fffffffu);
+  let most = max(a, b);
+  return max(max(most.x, most.y), max(most.z, most.w));
+}
+// q + 128 in the low 16 bits of each, as the number that is added has no other bits there.
+fn whole(x: vec4<f32>, up: f32) -> vec4<u32> {
+  return bitcast<vec4<u32>>(fma(x, vec4<f32>(up), vec4<f32>(12583040.0)));
+}
+// The low and the high bytes of four.
+fn split(q: vec4<u32>) -> vec2<u32> {
+  let even = (q.x & 0xffffu) | (q.z << 16u);
+  let odd = (q.y & 0xffffu) | (q.w << 16u);
+  let low = (even & 0x00ff00ffu) | ((odd << 8u) & 0xff00ff00u);
+  return vec2<u32>(low ^ 0x80808080u, ((even >> 8u) & 0x00ff00ffu) | (odd & 0xff00ff00u));
+}
+// Chunk c, its scale times a factor; of zeros unless `live`.
+fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
+#   for e in range(CHUNK // 8)
+  let e{{ e }} = digits[{{ CHUNK // 8 }}u * c + {{ e }}u];
+#   endfor
+#   if FORM.zero or FORM.offsets
+  const one = vec4<u32>(0x01010101u);
+#   endif
+  return Digits(
+    select(0.0, digit_scales[c] * factor, live),
+#   set parts = CHUNK // 16 // SPANS
+#   for i in range(SPANS)
+#     if FORM.zero or FORM.offsets
+    {% for j in range(parts * i, parts * (i + 1)) %}
+      {{- " + " if not loop.first -}}
+      256 * high_dots(one, e{{ 2 * j }}, e{{ 2 * j + 1 }}) + low_dots(one, e{{ 2 * j }}, e{{ 2 * j + 1 }})
+    {%- endfor %},
+#     else
+    0,
+#     endif
+#   endfor
+    {% for e in range(CHUNK // 8) %}e{{ e }}, {% endfor %}
+
+  );
+}
+# endmacro
+
+// Fills shared memory from x or norm(x).
+# macro share(K, CHUNK, NORM, THREADS, lanes)
+#   set steps = (K // 8 + THREADS - 1) // THREADS
+#   set edge = K // 8 % THREADS != 0
+#   set rms = NORM and not NORM.layer
+  var squares = 0.0;
+  for (var s = 0u; s < {{ steps }}u; s++) {
+    let i = s * {{ THREADS }}u + thread;
+    let own = {{ "min(i, %du)" % (K // 8 - 1) if edge else "i" }};
+    var x = eight(0u, own);
+#   if rms
+    squares += {{ "select(0.0, squares8(x), i < %du)" % (K // 8) if edge else "squares8(x)" }};
+    x = scaled8(x, gains8(own));
+#   elif NORM
+    x = scaled8(centred8(x, mean0, inverse0), gains8(own));
+#     if NORM.bias
+    x = shifted8(x, shifts8(own));
+#     endif
+#   endif
+    var bits = most8(x);
+#   for d in (1, 2) if d < CHUNK // 8
+    bits = max(bits, subgroupShuffleXor(bits, {{ d }}u));
+#   endfor
+    let most = bitcast<f32>(bits);
+    let up = select(0.0, 32639.0 / most, most > 1e-30);
+    let a = split(whole(x.a, up));
+    let b = split(whole(x.b, up));
+#   if edge
+    if (i < {{ K // 8 }}u) {
+#   else
+    {
+#   endif
+      digits[i] = vec4<u32>(a.x, b.x, a.y, b.y);
+      if (i % {{ CHUNK // 8 }}u == 0u) { digit_scales[i / {{ CHUNK // 8 }}u] = most / 32639.0; }
+    }
+  }
+#   if rms
+  let inverse = inverseSqrt(all_squares(squares, 0u, thread, {{ lanes }}) / {{ K }}.0 + p.eps);
+#   endif
+  workgroupBarrier();
+# endmacro
