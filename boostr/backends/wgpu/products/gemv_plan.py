@@ -179,7 +179,8 @@ def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
     batch = max(8 // held, least)
     while batch > least and w.N < teams * batch * _GROUPS:
         batch //= 2
-    batches = max(round(w.N / (teams * batch * _GROUPS)), 1)
+    most_batches = _MEETING // (4 * batch * team * teams // (known or caps.subgroup_min))
+    batches = min(max(round(w.N / (teams * batch * _GROUPS)), 1), most_batches)
     return Tile(team * teams, team, batch * batches, 1, known, batch)
 
 
