@@ -133,9 +133,7 @@ def takes_digits(form: Form) -> bool:
     return form.codes in ("c8", *stored_planes.PACKED) and not (form.table or form.rounds_input)
 
 
-def choose(
-    caps: Caps, w: Stored, rows: int, least: int = 2, digits: bool = False
-) -> Tile:
+def choose(caps: Caps, w: Stored, rows: int, least: int = 2, digits: bool = False) -> Tile:
     """The tile for `rows` rows of x; `least`: what the rows of a team must be a multiple of.
 
     Measured on an H100 (packed codes on an H200): a row is best read at once by as many threads as
@@ -177,7 +175,7 @@ def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
     team = -(-w.chunks // (held * unit)) * unit
     teams = max(256 // team, 1)
     batch = max(8 // held, least)
-    while batch > least and w.N < teams * batch * _GROUPS:
+    while batch > least and teams * batch * _GROUPS > w.N:
         batch //= 2
     most_batches = _MEETING // (4 * batch * team * teams // (known or caps.subgroup_min))
     batches = min(max(round(w.N / (teams * batch * _GROUPS)), 1), most_batches)
