@@ -89,9 +89,9 @@ fn finish(it: Item, shares: u32) {
 # endif
 }
 
-# macro rows(batch)
+# macro rows(batch, name="row")
 #   for r in range(BATCH)
-  let row{{ r }} = min(team * {{ R }}u + {{ batch }} * {{ BATCH }}u + {{ r }}u, p.N - 1u);
+  let {{ name }}{{ r }} = min(team * {{ R }}u + {{ batch }} * {{ BATCH }}u + {{ r }}u, p.N - 1u);
 #   endfor
 # endmacro
 {{ g.entry() }}

@@ -70,44 +70,57 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 }
 # endmacro
 
-// Fills shared memory from x or norm(x).
-# macro share(K, CHUNK, NORM, THREADS, lanes)
+// Asks for x and what a norm multiplies it by, so that they arrive before weights that are asked for
+// next. (Of attention's splits a thread reads too much to keep it that long.)
+# macro ask(K, NORM, THREADS)
 #   set steps = (K // 8 + THREADS - 1) // THREADS
-#   set edge = K // 8 % THREADS != 0
+#   for s in range(steps)
+#     set edge = K // 8 % THREADS != 0 and s == steps - 1
+  let i{{ s }} = thread + {{ s * THREADS }}u;
+  let live{{ s }} = {{ "i%d < %du" % (s, K // 8) if edge else "true" }};
+  let own{{ s }} = {{ "min(i%d, %du)" % (s, K // 8 - 1) if edge else "i%d" % s }};
+#     if INPUT == "plain"
+  let raw{{ s }} = x[p.x_base + own{{ s }}];
+#     endif
+#     if NORM
+  let gain{{ s }} = gains8(own{{ s }});
+#     endif
+#   endfor
+# endmacro
+// Fills shared memory from what `ask` has asked for.
+# macro share(K, CHUNK, NORM, THREADS, lanes)
 #   set rms = NORM and not NORM.layer
   var squares = 0.0;
-  for (var s = 0u; s < {{ steps }}u; s++) {
-    let i = s * {{ THREADS }}u + thread;
-    let own = {{ "min(i, %du)" % (K // 8 - 1) if edge else "i" }};
-    var x = eight(0u, own);
-#   if rms
-    squares += {{ "select(0.0, squares8(x), i < %du)" % (K // 8) if edge else "squares8(x)" }};
-    x = scaled8(x, gains8(own));
-#   elif NORM
-    x = scaled8(centred8(x, mean0, inverse0), gains8(own));
-#     if NORM.bias
-    x = shifted8(x, shifts8(own));
+#   for s in range((K // 8 + THREADS - 1) // THREADS)
+  {
+    var x = {{ "eight_of(raw%d)" % s if INPUT == "plain" else "eight(0u, own%d)" % s }};
+#     if rms
+    squares += select(0.0, squares8(x), live{{ s }});
+    x = scaled8(x, gain{{ s }});
+#     elif NORM
+    x = scaled8(centred8(x, mean0, inverse0), gain{{ s }});
+#       if NORM.bias
+    x = shifted8(x, shifts8(own{{ s }}));
+#       endif
 #     endif
-#   endif
     var bits = most8(x);
-#   for d in (1, 2) if d < CHUNK // 8
+#     for d in (1, 2) if d < CHUNK // 8
     bits = max(bits, subgroupShuffleXor(bits, {{ d }}u));
-#   endfor
+#     endfor
     let most = bitcast<f32>(bits);
     let up = select(0.0, 32639.0 / most, most > 1e-30);
     let a = split(whole(x.a, up));
     let b = split(whole(x.b, up));
-#   if edge
-    if (i < {{ K // 8 }}u) {
-#   else
-    {
-#   endif
-      digits[i] = vec4<u32>(a.x, b.x, a.y, b.y);
-      if (i % {{ CHUNK // 8 }}u == 0u) { digit_scales[i / {{ CHUNK // 8 }}u] = most / 32639.0; }
+    if (live{{ s }}) {
+      digits[i{{ s }}] = vec4<u32>(a.x, b.x, a.y, b.y);
+      if (i{{ s }} % {{ CHUNK // 8 }}u == 0u) { digit_scales[i{{ s }} / {{ CHUNK // 8 }}u] = most / 32639.0; }
     }
   }
+#   endfor
 #   if rms
   let inverse = inverseSqrt(all_squares(squares, 0u, thread, {{ lanes }}) / {{ K }}.0 + p.eps);
 #   endif
-  workgroupBarrier();
+#   if not rms or THREADS <= caps.subgroup_min
+  workgroupBarrier();  // else that of the sum is one
+#   endif
 # endmacro

@@ -95,11 +95,11 @@ fn finish(it: Item, shares: u32) {
 # endif
 }
 
-# macro rows(batch)
+# macro rows(batch, name="row")
 #   set half = BATCH // 2
 #   for r in range(half)
-  let row{{ r }} = min(team * {{ R // 2 }}u + {{ batch }} * {{ half }}u + {{ r }}u, p.N - 1u);
-  let row{{ half + r }} = row{{ r }};
+  let {{ name }}{{ r }} = min(team * {{ R // 2 }}u + {{ batch }} * {{ half }}u + {{ r }}u, p.N - 1u);
+  let {{ name }}{{ half + r }} = {{ name }}{{ r }};
 #   endfor
 # endmacro
 {{ g.entry() }}

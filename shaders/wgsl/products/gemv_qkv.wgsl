@@ -88,9 +88,9 @@ fn finish(it: Item, shares: u32) {
   settle(it.head, it.j, it.m, turned(fma(y, it.factor, it.rest), it.turn), it.turn.slot);
 }
 
-# macro rows(batch)
+# macro rows(batch, name="row")
 #   for r in range(BATCH)
-  let row{{ r }} = row_of(team * {{ R // 4 }}u + {{ batch }} * {{ BATCH // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
+  let {{ name }}{{ r }} = row_of(team * {{ R // 4 }}u + {{ batch }} * {{ BATCH // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
 #   endfor
 # endmacro
 {{ g.entry() }}

@@ -85,11 +85,11 @@ fn eight(m: u32, i: u32) -> Eight {
 }
 #   else
 {{ read(0, "x", X, 4) }}
-fn eight(m: u32, i: u32) -> Eight {
-  let v = x[p.x_base + m * {{ K // 8 }}u + i];
+fn eight_of(v: vec4<u32>) -> Eight {
   return Eight(vec4<f32>(unpack_{{ X }}(v.x), unpack_{{ X }}(v.y)),
                vec4<f32>(unpack_{{ X }}(v.z), unpack_{{ X }}(v.w)));
 }
+fn eight(m: u32, i: u32) -> Eight { return eight_of(x[p.x_base + m * {{ K // 8 }}u + i]); }
 #   endif
 fn input(m: u32, c: u32) -> Input {
   return Input({% for i in parts %}eight(m, {{ parts|length }}u * c + {{ i }}u), {% endfor %});
@@ -282,21 +282,23 @@ fn {{ name }}_chunk(row: u32, c: u32) -> Chunk {
   return Chunk({{ name }}[at], {{ name }}[at + 1u]);
 #   elif FORM.is_float
   return {{ name }}[p.{{ name }}_base + row * {{ K // 8 }}u + c];
+#   elif ROUNDED
+  return {{ name }}_raw(row, c * {{ CHUNK }}u).q;
 #   else
-  let raw = {{ name }}_raw(row, c * {{ CHUNK }}u);
-#     if ROUNDED
-  return raw.q;
-#     else
-  return Chunk(
-    raw.q, {{ "raw.h," if planes.HIGH }}
-#       for i in range(SPANS) if GROUPED
-#         set at = "(raw, row, c * %du + %du)" % (CHUNK, i * GROUP)
-    {{ name }}_scale{{ at }}, {{ "%s_offset%s," % (name, at) if FORM.offsets }}
-#       endfor
-  );
-#     endif
+  return {{ name }}_decoded({{ name }}_raw(row, c * {{ CHUNK }}u), row, c);
 #   endif
 }
+#   if planes.BITS and not (SLOW or ROUNDED)
+fn {{ name }}_decoded(raw: Raw, row: u32, c: u32) -> Chunk {
+  return Chunk(
+    raw.q, {{ "raw.h," if planes.HIGH }}
+#     for i in range(SPANS) if GROUPED
+#       set at = "(raw, row, c * %du + %du)" % (CHUNK, i * GROUP)
+    {{ name }}_scale{{ at }}, {{ "%s_offset%s," % (name, at) if FORM.offsets }}
+#     endfor
+  );
+}
+#   endif
 // What a finished sum of a row is multiplied by.
 fn {{ name }}_scale_of(row: u32) -> f32 {
 #   if FORM.row_scaled
@@ -421,21 +423,22 @@ fn {{ function }}(c: u32) -> Input {
   }
 # endmacro
 
-// Sums of a team's rows · rows of x, of each thread on its own: sum{r·M + m} = row r (`rows(batch)`
+// Sums of a team's rows · rows of x, of each thread on its own: sum{r·M + m} = row r (`rows(batch, name="row")`
 // names row0, row1, ..., of the weights `names`) · row m of x; with LATE sum{R·M + m} = the sum of
 // squares of row m of x. Under DIGITS those of a batch are gathered as soon as they are made.
 # macro accumulate(rows, names, meanwhile="")
-#   if NORM and NORM.layer
-{{ statistics() }}
-#   endif
 #   if DIGITS
 {{ _in_digits(rows, names, meanwhile) }}
 #   else
+#     if NORM and NORM.layer
+{{ statistics() }}
+#     endif
 {{ rows("0u") }}
 {{ _streamed(names, meanwhile) }}
 #   endif
 # endmacro
 # macro _in_digits(rows, names, meanwhile)
+{{ digits.ask(K, NORM, THREADS) }}
   let at = thread % {{ TEAM }}u;
 #   for h in range(HELD)
 #     set last = EDGE and h == HELD - 1
@@ -444,10 +447,13 @@ fn {{ function }}(c: u32) -> Input {
 {{ rows("0u") }}
 #   for h in range(HELD)
 #     for name in names
-  var w{{ h }}_{{ loop.index0 }} = {{ name }}_chunk(row{{ loop.index0 }}, c{{ h }});
+  var w{{ h }}_{{ loop.index0 }} = {{ name }}_raw(row{{ loop.index0 }}, c{{ h }} * {{ CHUNK }}u);
 #     endfor
 #   endfor
   {{ meanwhile }}
+#   if NORM and NORM.layer
+{{ statistics() }}
+#   endif
 {{ digits.share(K, CHUNK, NORM, THREADS, "%du" % LANES if LANES else "lanes") }}
 #   for h in range(HELD)
   let x{{ h }} = kept_digits(c{{ h }}, {{ "inverse" if NORM and not NORM.layer else "1.0" }}
@@ -455,26 +461,31 @@ fn {{ function }}(c: u32) -> Input {
 #   endfor
 #   set batches = R // BATCH
 #   if batches > 1
-  for (var batch = 0u; batch < {{ batches - 1 }}u; batch++) {
-{{ rows("(batch + 1u)") }}
+  for (var batch = 0u; batch < {{ batches }}u; batch++) {
+    // the last batch asks for its own rows once more: a second text would not fit the caches
+    let next = min(batch + 1u, {{ batches - 1 }}u);
+{{ rows("batch") }}
+{{ rows("next", "next") }}
 #     for name in names
 #       set r = loop.index0
     var sum{{ r }} = 0.0;
 #       for h in range(HELD)
-    sum{{ r }} = times(w{{ h }}_{{ r }}, x{{ h }}, sum{{ r }});
-    w{{ h }}_{{ r }} = {{ name }}_chunk(row{{ r }}, c{{ h }});
+    sum{{ r }} = times({{ name }}_decoded(w{{ h }}_{{ r }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
+    w{{ h }}_{{ r }} = {{ name }}_raw(next{{ r }}, c{{ h }} * {{ CHUNK }}u);
 #       endfor
 #     endfor
 {{ gather(0, BATCH, "batch * %du" % BATCH) }}
   }
-#   endif
-#   for r in range(BATCH)
+#   else
+#     for name in names
+#       set r = loop.index0
   var sum{{ r }} = 0.0;
-#     for h in range(HELD)
-  sum{{ r }} = times(w{{ h }}_{{ r }}, x{{ h }}, sum{{ r }});
+#       for h in range(HELD)
+  sum{{ r }} = times({{ name }}_decoded(w{{ h }}_{{ r }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
+#       endfor
 #     endfor
-#   endfor
-{{ gather(0, BATCH, "%du" % (R - BATCH)) }}
+{{ gather(0, BATCH, "0u") }}
+#   endif
 # endmacro
 # macro _streamed(names, meanwhile)
 #   for i in range(SUMS)

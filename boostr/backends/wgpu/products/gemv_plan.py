@@ -177,8 +177,8 @@ def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
     batch = max(8 // held, least)
     while batch > least and teams * batch * _GROUPS > w.N:
         batch //= 2
-    most_batches = _MEETING // (4 * batch * team * teams // (known or caps.subgroup_min))
-    batches = min(max(round(w.N / (teams * batch * _GROUPS)), 1), most_batches)
+    groups = _GROUPS if team <= 256 else _GROUPS // 2
+    batches = min(max(round(w.N / (teams * batch * groups)), 1), 8)
     return Tile(team * teams, team, batch * batches, 1, known, batch)
 
 
