@@ -1,11 +1,12 @@
 // One row of x for products with codes by instructions that add up four products of bytes
-// (gemv_rows.wgsl imports it): x = scale · q within 2^-17 of the largest of its chunk, where q =
-// 256 high + low and both are signed bytes, so that products with codes are exact.
-// A workgroup makes them once, in shared memory, a thread eight at a time; then each thread reads
-// the chunks that it keeps.
-// Values: those of gemv_rows.wgsl; chunks of CHUNK = 16 or 32 inputs, SPANS groups of codes in each.
+// (gemv_rows.wgsl imports it, whose values it sees): x = scale · q within 2^-17 of the largest of
+// its chunk, where q = 256 high + low and both are signed bytes, so that sums of products with
+// codes are exact. A workgroup makes them once, in shared memory, a thread eight at a time (EIGHTS
+// turns); then each thread reads the chunks that it keeps.
 # from "reduce_rows.wgsl" import reduction with context
-# macro functions(K, CHUNK, SPANS, NORM, THREADS)
+# set EIGHTS = (K // 8 + THREADS - 1) // THREADS
+# set RMS = NORM and not NORM.layer
+# macro functions()
 struct Digits {
   scale: f32, {% for i in range(SPANS) %}ones{{ i }}: i32, {% endfor %}
   {% for e in range(CHUNK // 8) %}e{{ e }}: vec4<u32>, {% endfor %}
@@ -14,7 +15,7 @@ struct Digits {
 // Of eight inputs: the low bytes in x and y, the high bytes in z and w.
 {{ workgroup("digits", "vec4<u32>", K // 8) }}
 {{ workgroup("digit_scales", "f32", K // CHUNK) }}
-#   if NORM and not NORM.layer
+#   if RMS
 {{ reduction("all_squares", "f32", "add", THREADS) }}
 #   endif
 fn low_dots(b: vec4<u32>, e: vec4<u32>, f: vec4<u32>) -> i32 {
@@ -24,6 +25,10 @@ fn low_dots(b: vec4<u32>, e: vec4<u32>, f: vec4<u32>) -> i32 {
 fn high_dots(b: vec4<u32>, e: vec4<u32>, f: vec4<u32>) -> i32 {
   return dot4I8Packed(b.x, e.z) + dot4I8Packed(b.y, e.w)
        + dot4I8Packed(b.z, f.z) + dot4I8Packed(b.w, f.w);
+}
+fn ones(e: vec4<u32>, f: vec4<u32>) -> i32 {
+  const one = vec4<u32>(0x01010101u);
+  return 256 * high_dots(one, e, f) + low_dots(one, e, f);
 }
 // The largest |x| of eight as its bits, among which those of a nan are the largest.
 fn most8(x: Eight) -> u32 {
@@ -48,9 +53,6 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 #   for e in range(CHUNK // 8)
   let e{{ e }} = digits[{{ CHUNK // 8 }}u * c + {{ e }}u];
 #   endfor
-#   if FORM.zero or FORM.offsets
-  const one = vec4<u32>(0x01010101u);
-#   endif
   return Digits(
     select(0.0, digit_scales[c] * factor, live),
 #   set parts = CHUNK // 16 // SPANS
@@ -58,7 +60,7 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 #     if FORM.zero or FORM.offsets
     {% for j in range(parts * i, parts * (i + 1)) %}
       {{- " + " if not loop.first -}}
-      256 * high_dots(one, e{{ 2 * j }}, e{{ 2 * j + 1 }}) + low_dots(one, e{{ 2 * j }}, e{{ 2 * j + 1 }})
+      ones(e{{ 2 * j }}, e{{ 2 * j + 1 }})
     {%- endfor %},
 #     else
     0,
@@ -70,12 +72,11 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 }
 # endmacro
 
-// Asks for x and what a norm multiplies it by, so that they arrive before weights that are asked for
-// next. (Of attention's splits a thread reads too much to keep it that long.)
-# macro ask(K, NORM, THREADS)
-#   set steps = (K // 8 + THREADS - 1) // THREADS
-#   for s in range(steps)
-#     set edge = K // 8 % THREADS != 0 and s == steps - 1
+// Asks for x and what a norm multiplies it by, so that they arrive before the weights, which are
+// asked for next. (Of attention's splits a thread reads too much to keep it that long.)
+# macro ask()
+#   for s in range(EIGHTS)
+#     set edge = K // 8 % THREADS != 0 and s == EIGHTS - 1
   let i{{ s }} = thread + {{ s * THREADS }}u;
   let live{{ s }} = {{ "i%d < %du" % (s, K // 8) if edge else "true" }};
   let own{{ s }} = {{ "min(i%d, %du)" % (s, K // 8 - 1) if edge else "i%d" % s }};
@@ -88,13 +89,12 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 #   endfor
 # endmacro
 // Fills shared memory from what `ask` has asked for.
-# macro share(K, CHUNK, NORM, THREADS, lanes)
-#   set rms = NORM and not NORM.layer
+# macro share()
   var squares = 0.0;
-#   for s in range((K // 8 + THREADS - 1) // THREADS)
+#   for s in range(EIGHTS)
   {
     var x = {{ "eight_of(raw%d)" % s if INPUT == "plain" else "eight(0u, own%d)" % s }};
-#     if rms
+#     if RMS
     squares += select(0.0, squares8(x), live{{ s }});
     x = scaled8(x, gain{{ s }});
 #     elif NORM
@@ -113,14 +113,18 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
     let b = split(whole(x.b, up));
     if (live{{ s }}) {
       digits[i{{ s }}] = vec4<u32>(a.x, b.x, a.y, b.y);
-      if (i{{ s }} % {{ CHUNK // 8 }}u == 0u) { digit_scales[i{{ s }} / {{ CHUNK // 8 }}u] = most / 32639.0; }
+      if (thread % {{ CHUNK // 8 }}u == 0u) {
+        digit_scales[i{{ s }} / {{ CHUNK // 8 }}u] = most / 32639.0;
+      }
     }
   }
 #   endfor
-#   if rms
-  let inverse = inverseSqrt(all_squares(squares, 0u, thread, {{ lanes }}) / {{ K }}.0 + p.eps);
+#   if RMS
+#     set lanes = "%du" % LANES if LANES else "lanes"
+  let mean_square = all_squares(squares, 0u, thread, {{ lanes }}) / {{ K }}.0;
+  let inverse = inverseSqrt(mean_square + p.eps);
 #   endif
-#   if not rms or THREADS <= caps.subgroup_min
+#   if not RMS or THREADS <= caps.subgroup_min
   workgroupBarrier();  // else that of the sum is one
 #   endif
 # endmacro

@@ -70,7 +70,8 @@ fn item_of(group: u32, item: u32) -> Item {
 # else
   let up_bias_pair = vec2<f32>();
 # endif
-  let i = (2u * pair / {{ BATCH // 2 }}u * {{ BATCH }}u + 2u * pair % {{ BATCH // 2 }}u) * {{ M }}u + m;
+  let batch = 2u * pair / {{ BATCH // 2 }}u;
+  let i = (batch * {{ BATCH }}u + 2u * pair % {{ BATCH // 2 }}u) * {{ M }}u + m;
   return Item(m, own, i, n, gate, gate_bias, up, up_bias_pair);
 }
 fn finish(it: Item, shares: u32) {
@@ -98,7 +99,8 @@ fn finish(it: Item, shares: u32) {
 # macro rows(batch, name="row")
 #   set half = BATCH // 2
 #   for r in range(half)
-  let {{ name }}{{ r }} = min(team * {{ R // 2 }}u + {{ batch }} * {{ half }}u + {{ r }}u, p.N - 1u);
+#     set row = "team * %du + %s * %du + %du" % (R // 2, batch, half, r)
+  let {{ name }}{{ r }} = min({{ row }}, p.N - 1u);
   let {{ name }}{{ half + r }} = {{ name }}{{ r }};
 #   endfor
 # endmacro

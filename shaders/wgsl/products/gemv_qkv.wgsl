@@ -90,7 +90,8 @@ fn finish(it: Item, shares: u32) {
 
 # macro rows(batch, name="row")
 #   for r in range(BATCH)
-  let {{ name }}{{ r }} = row_of(team * {{ R // 4 }}u + {{ batch }} * {{ BATCH // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
+  let {{ name }}{{ r }} = row_of(
+    team * {{ R // 4 }}u + {{ batch }} * {{ BATCH // 4 }}u + {{ r // 4 }}u, {{ r % 4 }}u);
 #   endfor
 # endmacro
 {{ g.entry() }}
@@ -100,7 +101,8 @@ fn finish(it: Item, shares: u32) {
   // read is asked for when the weights are on their way
   var it: Item;
   if (thread < {{ ITEMS }}u) { it = item_of(group, thread); }
-{{ g.accumulate(rows, ["w"] * BATCH, "if (thread < %du) { it.turn = turn_of(it.turn, it.head, it.j); }" % ITEMS) }}
+# set turn = "if (thread < %du) { it.turn = turn_of(it.turn, it.head, it.j); }" % ITEMS
+{{ g.accumulate(rows, ["w"] * BATCH, turn) }}
 {{ g.meet() }}
   if (thread < {{ ITEMS }}u) { finish(it, shares); }
 # else

@@ -5,8 +5,8 @@
 // their inputs out in chunks of CHUNK (16 bytes of codes or 16-bit floats): chunk c goes to thread
 // c % TEAM. A thread first issues the loads of UNROLL chunks of all R rows, then those of x, then
 // multiplies. Sums meet by shuffles within a subgroup and through shared memory across them, once.
-// DIGITS (gemv_digits.wgsl): a thread keeps its chunks of x for all R rows, which it takes BATCH at a
-// time: when it has multiplied a chunk of one it asks for that of the next batch.
+// DIGITS (gemv_digits.wgsl): a thread keeps its chunks of x for all R rows, which it takes BATCH at
+// a time: when it has multiplied a chunk of one it asks for that of the next batch's.
 // RMS norm: y = (sum w·g·x) / rms(x), so the mean square is just one more sum and delays nothing.
 // Layer norm: every workgroup first makes the mean and the variance of the rows of x.
 // Values: FORM (of the weight, boostr/quant/forms.py; planes.wgsl reads it), SLOW (rows or x off 16
@@ -16,7 +16,6 @@
 //   or "").
 # import "planes.wgsl" as planes with context
 # from "reduce_rows.wgsl" import reduction with context
-# import "gemv_digits.wgsl" as digits with context
 # set ROUNDED = FORM.rounds_input
 # set WORDS = 0 if SLOW else 4
 # set CHUNK = 1 if SLOW else {0: 8, 8: 16}.get(planes.BITS, 32)
@@ -38,6 +37,9 @@
 // Chunks of a row that a thread keeps, and whether the last of them may lie behind the row's end.
 # set HELD = (CHUNKS + TEAM - 1) // TEAM
 # set EDGE = CHUNKS % TEAM != 0
+# import "gemv_digits.wgsl" as digits with context
+# import "gemv_sums.wgsl" as sums with context
+# set meet = sums.meet
 
 # macro declarations()
 fn add4(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
@@ -127,7 +129,7 @@ fn shifted(x: Input, b: Input) -> Input {
 }
 #   endif
 #   if DIGITS
-{{ digits.functions(K, CHUNK, SPANS, NORM, THREADS) }}
+{{ digits.functions() }}
 #   endif
 # endif
 
@@ -238,28 +240,7 @@ fn times(w: Chunk, x: Input, sum: f32) -> f32 {
 #   endif
 # endif
 
-// -- the sums of a team's threads meet in shared memory ------------------------------------------
-{{ workgroup("meeting", SUM, THREADS // LEAST * SUMS) }}
-fn total(team: u32, i: u32, shares: u32) -> {{ SUM }} {
-# if LANES and SUBGROUPS
-  let at = team * {{ TEAM // LEAST * SUMS }}u + i;
-  var sum = meeting[at];
-#   for s in range(1, TEAM // LEAST)
-  sum += meeting[at + {{ s * SUMS }}u];
-#   endfor
-  return sum;
-# else
-  var sum = {{ SUM }}(0);
-  for (var s = 0u; s < shares; s++) { sum += meeting[(team * shares + s) * {{ SUMS }}u + i]; }
-  return sum;
-# endif
-}
-# if LATE
-// 1 / rms of row m of x.
-fn inverse_rms(team: u32, m: u32, shares: u32) -> f32 {
-  return inverseSqrt(total(team, {{ R * M }}u + m, shares) / {{ K }}.0 + p.eps);
-}
-# endif
+{{ sums.functions() }}
 # endmacro
 
 // Binds a weight's planes.
@@ -423,9 +404,10 @@ fn {{ function }}(c: u32) -> Input {
   }
 # endmacro
 
-// Sums of a team's rows · rows of x, of each thread on its own: sum{r·M + m} = row r (`rows(batch, name="row")`
-// names row0, row1, ..., of the weights `names`) · row m of x; with LATE sum{R·M + m} = the sum of
-// squares of row m of x. Under DIGITS those of a batch are gathered as soon as they are made.
+// Sums of a team's rows · rows of x: row r · row m of x goes to place r·M + m of `meeting`, and
+// with LATE the sum of squares of row m of x to R·M + m. `rows(batch, name)` declares NAME0,
+// NAME1, ..., which are of the weights `names`; `meanwhile` is done while the first weights are on
+// their way.
 # macro accumulate(rows, names, meanwhile="")
 #   if DIGITS
 {{ _in_digits(rows, names, meanwhile) }}
@@ -438,11 +420,12 @@ fn {{ function }}(c: u32) -> Input {
 #   endif
 # endmacro
 # macro _in_digits(rows, names, meanwhile)
-{{ digits.ask(K, NORM, THREADS) }}
+{{ digits.ask() }}
   let at = thread % {{ TEAM }}u;
 #   for h in range(HELD)
 #     set last = EDGE and h == HELD - 1
-  let c{{ h }} = {{ "min(at + %du, %du)" % (h * TEAM, CHUNKS - 1) if last else "at + %du" % (h * TEAM) }};
+#     set c = "at + %du" % (h * TEAM)
+  let c{{ h }} = {{ "min(%s, %du)" % (c, CHUNKS - 1) if last else c }};
 #   endfor
 {{ rows("0u") }}
 #   for h in range(HELD)
@@ -454,7 +437,7 @@ fn {{ function }}(c: u32) -> Input {
 #   if NORM and NORM.layer
 {{ statistics() }}
 #   endif
-{{ digits.share(K, CHUNK, NORM, THREADS, "%du" % LANES if LANES else "lanes") }}
+{{ digits.share() }}
 #   for h in range(HELD)
   let x{{ h }} = kept_digits(c{{ h }}, {{ "inverse" if NORM and not NORM.layer else "1.0" }}
     {{- ", at + %du < %du" % (h * TEAM, CHUNKS) if EDGE and h == HELD - 1 else ", true" }});
@@ -470,21 +453,23 @@ fn {{ function }}(c: u32) -> Input {
 #       set r = loop.index0
     var sum{{ r }} = 0.0;
 #       for h in range(HELD)
-    sum{{ r }} = times({{ name }}_decoded(w{{ h }}_{{ r }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
-    w{{ h }}_{{ r }} = {{ name }}_raw(next{{ r }}, c{{ h }} * {{ CHUNK }}u);
+#         set w = "w%d_%d" % (h, r)
+    sum{{ r }} = times({{ name }}_decoded({{ w }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
+    {{ w }} = {{ name }}_raw(next{{ r }}, c{{ h }} * {{ CHUNK }}u);
 #       endfor
 #     endfor
-{{ gather(0, BATCH, "batch * %du" % BATCH) }}
+{{ sums.gather(0, BATCH, "batch * %du" % BATCH) }}
   }
 #   else
 #     for name in names
 #       set r = loop.index0
   var sum{{ r }} = 0.0;
 #       for h in range(HELD)
-  sum{{ r }} = times({{ name }}_decoded(w{{ h }}_{{ r }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
+#         set w = "w%d_%d" % (h, r)
+  sum{{ r }} = times({{ name }}_decoded({{ w }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
 #       endfor
 #     endfor
-{{ gather(0, BATCH, "0u") }}
+{{ sums.gather(0, BATCH, "0u") }}
 #   endif
 # endmacro
 # macro _streamed(names, meanwhile)
@@ -517,52 +502,10 @@ fn {{ function }}(c: u32) -> Input {
 {{ batch(names, rest, EDGE, "" if looped else meanwhile) }}
 #     endif
 #   endif
-{{ gather(0, R * M, "0u") }}
+{{ sums.gather(0, R * M, "0u") }}
 #   if LATE
-{{ gather(R * M, M, "%du" % (R * M)) }}
+{{ sums.gather(R * M, M, "%du" % (R * M)) }}
 #   endif
-# endmacro
-
-// sum{of}, sum{of + 1}, ... (`count`, a power of 2), each added up over the threads of a team that are
-// in one subgroup, put at `first` and behind in their share of `meeting`. At every step half of the
-// threads keep one half of the sums and give the other, so that there are fewer and fewer.
-# macro gather(of, count, first)
-  {
-#   set n = namespace(left=count, which="")
-#   if SUBGROUPS
-#     for d in (1, 2, 4, 8, 16, 32, 64) if d < MOST
-#       if n.left > 1 and d < LEAST
-#         set n.left = n.left // 2
-    let odd{{ d }} = (thread & {{ d }}u) != 0u;
-#         for i in range(of, of + n.left)
-    sum{{ i }} = select(sum{{ i }}, sum{{ i + n.left }}, odd{{ d }})
-      + subgroupShuffleXor(select(sum{{ i + n.left }}, sum{{ i }}, odd{{ d }}), {{ d }}u);
-#         endfor
-#         set n.which = n.which ~ " + select(0u, %du, odd%d)" % (n.left, d)
-#       else
-#         for i in range(of, of + n.left)
-#           if LANES
-    sum{{ i }} += subgroupShuffleXor(sum{{ i }}, {{ d }}u);
-#           else
-    sum{{ i }} += select({{ SUM }}(0), subgroupShuffleXor(sum{{ i }}, {{ d }}u), {{ d }}u < width);
-#           endif
-#         endfor
-#       endif
-#     endfor
-#   endif
-    if (thread % width < {{ count // n.left }}u) {
-      let place = thread / width * {{ SUMS }}u + {{ first }}{{ n.which }};
-#   for i in range(n.left)
-      meeting[place + {{ i }}u] = sum{{ of + i }};
-#   endfor
-    }
-  }
-# endmacro
-
-// Waits for all sums; `shares` are those that a team's lie in.
-# macro meet()
-  workgroupBarrier();
-  let shares = {{ TEAM }}u / width;
 # endmacro
 
 // Opens the entry point, and names its thread and its group of rows.
