@@ -1,5 +1,5 @@
 // One row of x for products with codes by instructions that add up four products of bytes
-// (gemv_rows.wgsl imports it, whose values it sees): x = scale · q within 2^-17 of the largest of
+// (gemv_rows.wgsl imports it, whose values it sees): x = scale · q within 2^-16 of the largest of
 // its chunk, where q = 256 high + low and both are signed bytes, so that sums of products with
 // codes are exact. A workgroup makes them once, in shared memory, a thread eight at a time (EIGHTS
 // turns); then each thread reads the chunks that it keeps.

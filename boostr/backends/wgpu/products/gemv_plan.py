@@ -118,13 +118,13 @@ class Tile:
 
 
 _GROUPS = 264  # workgroups that a discrete GPU should have to do
-_MEETING = 6144  # bytes of shared memory that sums may take beside digits of x
+_SUMS, _OTHER = 4096, 1024  # bytes of shared memory beside digits of x
 
 
 def in_digits(caps: Caps, w: Stored, rows: int) -> bool:
     """Whether a product with x of 16 bits multiplies bytes of it (`gemv_digits.wgsl`)."""
     able = caps.dot4_native and caps.subgroup_max > 0 and rows == 1 and not w.slow
-    room = 2 * w.K + 4 * w.chunks + _MEETING <= caps.workgroup_bytes
+    room = 2 * w.K + 4 * w.chunks + _SUMS + _OTHER <= caps.workgroup_bytes
     return able and room and takes_digits(w.form)
 
 
@@ -178,7 +178,9 @@ def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
     while batch > least and teams * batch * _GROUPS > w.N:
         batch //= 2
     groups = _GROUPS if team <= 256 else _GROUPS // 2
-    batches = min(max(round(w.N / (teams * batch * groups)), 1), 8)
+    shares = team * teams // (known or caps.subgroup_min)
+    most_batches = max(min(_SUMS // (4 * batch * shares), 8), 1)
+    batches = min(max(round(w.N / (teams * batch * groups)), 1), most_batches)
     return Tile(team * teams, team, batch * batches, 1, known, batch)
 
 
