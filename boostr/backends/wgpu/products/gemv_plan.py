@@ -144,7 +144,7 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2, digits: bool = Fals
         return Tile(32, 8, 4, 0 if caps.kind == "software" else 1)
     known = lanes(caps)
     if digits:
-        return _tile_in_digits(caps, w, known, least)
+        return _tile_in_digits(caps, w, known)
     floats = known and rows == 1 and w.form.is_float
     most_team = min(512 if floats else 256, caps.workgroup_threads)
     if known and w.chunks <= most_team:
@@ -169,14 +169,15 @@ def choose(caps: Caps, w: Stored, rows: int, least: int = 2, digits: bool = Fals
     return Tile(team if known else max(team, 128), team, each, unroll, lanes=known)
 
 
-def _tile_in_digits(caps: Caps, w: Stored, known: int, least: int) -> Tile:
+def _tile_in_digits(caps: Caps, w: Stored, known: int) -> Tile:
     most, unit = min(512, caps.workgroup_threads), known or caps.subgroup_max
     held = -(-w.chunks // most)
     team = -(-w.chunks // (held * unit)) * unit
-    teams = max(256 // team, 1)
-    batch = max(8 // held, least)
-    while batch > least and teams * batch * _GROUPS > w.N:
-        batch //= 2
+    teams, batch = max(256 // team, 1), 8 if held == 1 else 4
+    if teams * batch * _GROUPS > w.N:
+        batch = 4
+    while teams > 1 and teams * batch * _GROUPS > w.N:
+        teams //= 2
     groups = _GROUPS if team <= 256 else _GROUPS // 2
     shares = team * teams // (known or caps.subgroup_min)
     most_batches = max(min(_SUMS // (4 * batch * shares), 8), 1)
