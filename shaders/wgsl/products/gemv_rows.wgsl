@@ -433,11 +433,11 @@ fn {{ function }}(c: u32) -> Input {
   var w{{ h }}_{{ loop.index0 }} = {{ name }}_raw(row{{ loop.index0 }}, c{{ h }} * {{ CHUNK }}u);
 #     endfor
 #   endfor
-  {{ meanwhile }}
 #   if NORM and NORM.layer
 {{ statistics() }}
 #   endif
 {{ digits.share() }}
+  {{ meanwhile }}
 #   for h in range(HELD)
   let x{{ h }} = kept_digits(c{{ h }}, {{ "inverse" if NORM and not NORM.layer else "1.0" }}
     {{- ", at + %du < %du" % (h * TEAM, CHUNKS) if EDGE and h == HELD - 1 else ", true" }});
