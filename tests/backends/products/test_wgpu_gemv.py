@@ -32,8 +32,10 @@ from tolerance import rms
 from boostr import Tensor, dtypes
 from boostr.backends.wgpu.products import gemv, gemv_qkv
 from boostr.backends.wgpu.products.gemv_input import quantized_rows
-from boostr.backends.wgpu.products.gemv_plan import Tile
+from boostr.backends.wgpu.products.gemv_plan import Stored, Tile, choose, in_digits
 from boostr.backends.wgpu.products.planes import form_refusal
+from boostr.backends.wgpu.runtime.device import Caps
+from boostr.backends.wgpu.runtime.wgsl import shared_bytes
 from boostr.quant.forms import scheme_form
 from boostr.quant.pack import pack_codes
 from boostr.quant.scheme import SCHEMES
@@ -146,6 +148,26 @@ def test_batches_of_everything(dot4, rng, form):
         check_product(dot4, rng, form, "bfloat16", 1, 7, 288, tile=tile)
         check_gated(dot4, rng, form, "silu", 1, 45, 288, tile=tile)
         check_qkv(dot4, rng, form, 1, 3, 1, 16, 16, 288, interleaved=False, tile=tile)
+
+
+@pytest.mark.parametrize("lanes", ((8, 32), (32, 32), (32, 64)))
+@pytest.mark.parametrize("form", ("int8", "q4_k"))
+def test_digits_of_x_fit(form, lanes):
+    """Into the threads and the shared memory of a GPU, whatever the shape."""
+    caps = Caps(
+        "any", "any", "any", dot4=True, dot4_native=True, subgroup_min=lanes[0],
+        subgroup_max=lanes[1], workgroup_bytes=32768,
+    )  # fmt: skip
+    for N, K in itertools.product((64, 2048, 28672), (768, 4096, 12288, 16384)):
+        w = Stored(scheme_form(SCHEMES[form]), (), N, K, False)
+        assert in_digits(caps, w, 1) == (K < 16384)
+        if K == 16384:
+            continue
+        tile = choose(caps, w, 1, 4, True)
+        assert tile.threads <= caps.workgroup_threads
+        assert not tile.rows % tile.batch
+        source = gemv.variant("gemv", w.form, 1, tile, K=K, XS=K).source(caps)
+        assert shared_bytes(source) <= caps.workgroup_bytes
 
 
 @pytest.mark.parametrize("form", ("int8", "q4_1"))
