@@ -1,4 +1,4 @@
-// One row of x for products with codes by instructions that add up four products of bytes
+// Rows of x for products with codes by instructions that add up four products of bytes
 // (gemv_rows.wgsl imports it, whose values it sees): x = scale · q within 2^-16 of the largest of
 // its chunk, where q = 256 high + low and both are signed bytes, so that sums of products with
 // codes are exact. A workgroup makes them once, in shared memory, a thread eight at a time (EIGHTS
@@ -13,8 +13,8 @@ struct Digits {
 
 }
 // Of eight inputs: the low bytes in x and y, the high bytes in z and w.
-{{ workgroup("digits", "vec4<u32>", K // 8) }}
-{{ workgroup("digit_scales", "f32", K // CHUNK) }}
+{{ workgroup("digits", "vec4<u32>", M * K // 8) }}
+{{ workgroup("digit_scales", "f32", M * CHUNKS) }}
 #   if RMS
 {{ reduction("all_squares", "f32", "add", THREADS) }}
 #   endif
@@ -48,13 +48,13 @@ fn split(q: vec4<u32>) -> vec2<u32> {
   let low = (even & 0x00ff00ffu) | ((odd << 8u) & 0xff00ff00u);
   return vec2<u32>(low ^ 0x80808080u, ((even >> 8u) & 0x00ff00ffu) | (odd & 0xff00ff00u));
 }
-// Chunk c, its scale times a factor; of zeros unless `live`.
-fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
+// Chunk c of row m, its scale times a factor; of zeros unless `live`.
+fn kept_digits(m: u32, c: u32, factor: f32, live: bool) -> Digits {
 #   for e in range(CHUNK // 8)
-  let e{{ e }} = digits[{{ CHUNK // 8 }}u * c + {{ e }}u];
+  let e{{ e }} = digits[m * {{ K // 8 }}u + {{ CHUNK // 8 }}u * c + {{ e }}u];
 #   endfor
   return Digits(
-    select(0.0, digit_scales[c] * factor, live),
+    select(0.0, digit_scales[m * {{ CHUNKS }}u + c] * factor, live),
 #   set parts = CHUNK // 16 // SPANS
 #   for i in range(SPANS)
 #     if FORM.zero or FORM.offsets
@@ -72,6 +72,12 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 }
 # endmacro
 
+# macro factor(m)
+{{ "rms%d" % m if RMS else "1.0" }}
+{%- endmacro %}
+# macro row(m)
+{{ "min(%du, p.M - 1u)" % m if m else "0u" }}
+{%- endmacro %}
 // Asks for x and what a norm multiplies it by, so that they arrive before the weights, which are
 // asked for next. (Of attention's splits a thread reads too much to keep it that long.)
 # macro ask()
@@ -81,7 +87,9 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
   let live{{ s }} = {{ "i%d < %du" % (s, K // 8) if edge else "true" }};
   let own{{ s }} = {{ "min(i%d, %du)" % (s, K // 8 - 1) if edge else "i%d" % s }};
 #     if INPUT == "plain"
-  let raw{{ s }} = x[p.x_base + own{{ s }}];
+#       for m in range(M)
+  let raw{{ s }}_{{ m }} = x[p.x_base + {{ row(m) }} * {{ K // 8 }}u + own{{ s }}];
+#       endfor
 #     endif
 #     if NORM
   let gain{{ s }} = gains8(own{{ s }});
@@ -90,39 +98,43 @@ fn kept_digits(c: u32, factor: f32, live: bool) -> Digits {
 # endmacro
 // Fills shared memory from what `ask` has asked for.
 # macro share()
-  var squares = 0.0;
-#   for s in range(EIGHTS)
+#   for m in range(M)
+  var squares{{ m }} = 0.0;
+#     for s in range(EIGHTS)
   {
-    var x = {{ "eight_of(raw%d)" % s if INPUT == "plain" else "eight(0u, own%d)" % s }};
-#     if RMS
-    squares += select(0.0, squares8(x), live{{ s }});
+    var x = {{ "eight_of(raw%d_%d)" % (s, m) if INPUT == "plain" else "eight(%s, own%d)" % (row(m), s) }};
+#       if RMS
+    squares{{ m }} += select(0.0, squares8(x), live{{ s }});
     x = scaled8(x, gain{{ s }});
-#     elif NORM
-    x = scaled8(centred8(x, mean0, inverse0), gain{{ s }});
-#       if NORM.bias
+#       elif NORM
+    x = scaled8(centred8(x, mean{{ m }}, inverse{{ m }}), gain{{ s }});
+#         if NORM.bias
     x = shifted8(x, shifts8(own{{ s }}));
+#         endif
 #       endif
-#     endif
     var bits = most8(x);
-#     for d in (1, 2) if d < CHUNK // 8
+#       for d in (1, 2) if d < CHUNK // 8
     bits = max(bits, subgroupShuffleXor(bits, {{ d }}u));
-#     endfor
+#       endfor
     let most = bitcast<f32>(bits);
     let up = select(0.0, 32639.0 / most, most > 1e-30);
     let a = split(whole(x.a, up));
     let b = split(whole(x.b, up));
     if (live{{ s }}) {
-      digits[i{{ s }}] = vec4<u32>(a.x, b.x, a.y, b.y);
+      digits[{{ m * K // 8 }}u + i{{ s }}] = vec4<u32>(a.x, b.x, a.y, b.y);
       if (thread % {{ CHUNK // 8 }}u == 0u) {
-        digit_scales[i{{ s }} / {{ CHUNK // 8 }}u] = most / 32639.0;
+        digit_scales[{{ m * CHUNKS }}u + i{{ s }} / {{ CHUNK // 8 }}u] = most / 32639.0;
       }
     }
   }
+#     endfor
 #   endfor
 #   if RMS
 #     set lanes = "%du" % LANES if LANES else "lanes"
-  let mean_square = all_squares(squares, 0u, thread, {{ lanes }}) / {{ K }}.0;
-  let inverse = inverseSqrt(mean_square + p.eps);
+#     for m in range(M)
+  let mean_square{{ m }} = all_squares(squares{{ m }}, {{ m % 2 }}u, thread, {{ lanes }}) / {{ K }}.0;
+  let rms{{ m }} = inverseSqrt(mean_square{{ m }} + p.eps);
+#     endfor
 #   endif
 #   if not RMS or THREADS <= caps.subgroup_min
   workgroupBarrier();  // else that of the sum is one

@@ -439,38 +439,47 @@ fn {{ function }}(c: u32) -> Input {
 {{ digits.share() }}
   {{ meanwhile }}
 #   for h in range(HELD)
-  let x{{ h }} = kept_digits(c{{ h }}, {{ "inverse" if NORM and not NORM.layer else "1.0" }}
-    {{- ", at + %du < %du" % (h * TEAM, CHUNKS) if EDGE and h == HELD - 1 else ", true" }});
+#     set live = "at + %du < %du" % (h * TEAM, CHUNKS) if EDGE and h == HELD - 1 else "true"
+#     for m in range(M)
+  let x{{ h }}_{{ m }} = kept_digits({{ m }}u, c{{ h }}, {{ digits.factor(m) }}, {{ live }});
+#     endfor
 #   endfor
 #   set batches = R // BATCH
 #   if batches > 1
   for (var batch = 0u; batch < {{ batches }}u; batch++) {
-    // the last batch asks for its own rows once more: a second text would not fit the caches
-    let next = min(batch + 1u, {{ batches - 1 }}u);
+    let more = batch < {{ batches - 1 }}u;
 {{ rows("batch") }}
-{{ rows("next", "next") }}
+{{ rows("(batch + 1u)", "next") }}
 #     for name in names
 #       set r = loop.index0
-    var sum{{ r }} = 0.0;
+{{ _row_in_digits(name, r) }}
+    if (more) {
 #       for h in range(HELD)
-#         set w = "w%d_%d" % (h, r)
-    sum{{ r }} = times({{ name }}_decoded({{ w }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
-    {{ w }} = {{ name }}_raw(next{{ r }}, c{{ h }} * {{ CHUNK }}u);
+      w{{ h }}_{{ r }} = {{ name }}_raw(next{{ r }}, c{{ h }} * {{ CHUNK }}u);
 #       endfor
+    }
 #     endfor
-{{ sums.gather(0, BATCH, "batch * %du" % BATCH) }}
+{{ sums.gather(0, BATCH * M, "batch * %du" % (BATCH * M)) }}
   }
 #   else
 #     for name in names
-#       set r = loop.index0
-  var sum{{ r }} = 0.0;
-#       for h in range(HELD)
-#         set w = "w%d_%d" % (h, r)
-  sum{{ r }} = times({{ name }}_decoded({{ w }}, row{{ r }}, c{{ h }}), x{{ h }}, sum{{ r }});
-#       endfor
+{{ _row_in_digits(name, loop.index0) }}
 #     endfor
-{{ sums.gather(0, BATCH, "0u") }}
+{{ sums.gather(0, BATCH * M, "0u") }}
 #   endif
+# endmacro
+# macro _row_in_digits(name, r)
+#   for m in range(M)
+  var sum{{ r * M + m }} = 0.0;
+#   endfor
+#   for h in range(HELD)
+  {
+    let w = {{ name }}_decoded(w{{ h }}_{{ r }}, row{{ r }}, c{{ h }});
+#     for m in range(M)
+    sum{{ r * M + m }} = times(w, x{{ h }}_{{ m }}, sum{{ r * M + m }});
+#     endfor
+  }
+#   endfor
 # endmacro
 # macro _streamed(names, meanwhile)
 #   for i in range(SUMS)

@@ -146,7 +146,8 @@ def test_batches_of_rows(dot4, rng, form):
 def test_batches_of_everything(dot4, rng, form):
     for tile in BATCHED:
         check_product(dot4, rng, form, "bfloat16", 1, 7, 288, tile=tile)
-        check_gated(dot4, rng, form, "silu", 1, 45, 288, tile=tile)
+        check_product(dot4, rng, form, "bfloat16", 3, 61, 288, norm=True, tile=tile)
+        check_gated(dot4, rng, form, "silu", 2, 45, 288, tile=tile)
         check_qkv(dot4, rng, form, 1, 3, 1, 16, 16, 288, interleaved=False, tile=tile)
 
 
@@ -160,14 +161,15 @@ def test_digits_of_x_fit(form, lanes):
     )  # fmt: skip
     for N, K in itertools.product((64, 2048, 28672), (768, 4096, 12288, 16384)):
         w = Stored(scheme_form(SCHEMES[form]), (), N, K, False)
-        assert in_digits(caps, w, 1) == (K < 16384)
-        if K == 16384:
-            continue
-        tile = choose(caps, w, 1, 4, True)
-        assert tile.threads <= caps.workgroup_threads
-        assert not tile.rows % tile.batch
-        source = gemv.variant("gemv", w.form, 1, tile, K=K, XS=K).source(caps)
-        assert shared_bytes(source) <= caps.workgroup_bytes
+        for M in (1, 4, 8):
+            assert in_digits(caps, w, M) == (M <= 4 and K * M < 16384)
+            if not in_digits(caps, w, M):
+                continue
+            tile = choose(caps, w, M, 4, True)
+            assert tile.threads <= caps.workgroup_threads
+            assert not tile.rows % tile.batch
+            source = gemv.variant("gemv", w.form, M, tile, K=K, XS=K).source(caps)
+            assert shared_bytes(source) <= caps.workgroup_bytes
 
 
 @pytest.mark.parametrize("form", ("int8", "q4_1"))
@@ -202,7 +204,8 @@ def test_weights_larger_than_a_binding(rng):
 
 @pytest.mark.parametrize("form", ("int8-g64", "q6_k"))
 def test_combine_to_two_bytes(dot4, rng, form):
-    test_combine(dot4, rng, form, 1)
+    for M in (1, 2):
+        test_combine(dot4, rng, form, M)
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "int8-g64", "q8_0", "q6_k"))
