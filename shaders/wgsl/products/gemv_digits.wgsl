@@ -102,7 +102,11 @@ fn kept_digits(m: u32, c: u32, factor: f32, live: bool) -> Digits {
   var squares{{ m }} = 0.0;
 #     for s in range(EIGHTS)
   {
-    var x = {{ "eight_of(raw%d_%d)" % (s, m) if INPUT == "plain" else "eight(%s, own%d)" % (row(m), s) }};
+#       if INPUT == "plain"
+    var x = eight_of(raw{{ s }}_{{ m }});
+#       else
+    var x = eight({{ row(m) }}, own{{ s }});
+#       endif
 #       if RMS
     squares{{ m }} += select(0.0, squares8(x), live{{ s }});
     x = scaled8(x, gain{{ s }});
@@ -132,8 +136,8 @@ fn kept_digits(m: u32, c: u32, factor: f32, live: bool) -> Digits {
 #   if RMS
 #     set lanes = "%du" % LANES if LANES else "lanes"
 #     for m in range(M)
-  let mean_square{{ m }} = all_squares(squares{{ m }}, {{ m % 2 }}u, thread, {{ lanes }}) / {{ K }}.0;
-  let rms{{ m }} = inverseSqrt(mean_square{{ m }} + p.eps);
+  let total{{ m }} = all_squares(squares{{ m }}, {{ m % 2 }}u, thread, {{ lanes }});
+  let rms{{ m }} = inverseSqrt(total{{ m }} / {{ K }}.0 + p.eps);
 #     endfor
 #   endif
 #   if not RMS or THREADS <= caps.subgroup_min

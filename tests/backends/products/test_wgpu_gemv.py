@@ -159,7 +159,7 @@ def test_digits_of_x_fit(form, lanes):
         "any", "any", "any", dot4=True, dot4_native=True, subgroup_min=lanes[0],
         subgroup_max=lanes[1], workgroup_bytes=32768,
     )  # fmt: skip
-    for N, K in itertools.product((64, 2048, 28672), (768, 4096, 12288, 16384)):
+    for N, K in itertools.product((64, 2048, 28672), (768, 4096, 8192, 16384)):
         w = Stored(scheme_form(SCHEMES[form]), (), N, K, False)
         for M in (1, 4, 8):
             assert in_digits(caps, w, M) == (M <= 4 and K * M < 16384)

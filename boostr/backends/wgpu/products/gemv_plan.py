@@ -91,7 +91,7 @@ class Tile:
     """How a workgroup shares rows out (see `gemv_rows.wgsl`).
 
     Attributes:
-        threads: of a workgroup.   team: threads that share rows.   rows: of a team at a time.
+        threads: of a workgroup.   team: threads that share rows.   rows: of a team.
         unroll: chunks of every row whose loads are in flight together; 0: one, and the text has
             no second copy for the first or last of them, which is quick to compile.
         lanes: of a subgroup; 0 where only the device knows.
@@ -118,7 +118,7 @@ class Tile:
 
 
 _GROUPS = 264  # workgroups that a discrete GPU should have to do
-_SUMS, _OTHER = 4096, 1024  # bytes of shared memory beside digits of x
+_SUMS, _OTHER = 4096, 2048  # bytes of shared memory beside digits of x
 
 
 def in_digits(caps: Caps, w: Stored, rows: int) -> bool:
@@ -175,7 +175,7 @@ def _tile_in_digits(caps: Caps, w: Stored, rows: int, known: int) -> Tile:
     most, unit = min(512, caps.workgroup_threads), known or caps.subgroup_max
     held = -(-w.chunks // most)
     team = -(-w.chunks // (held * unit)) * unit
-    little = w.K <= 16 * team
+    little = 16 * team >= w.K
     teams, batch = max(256 // team, 1), 8 if rows * held == 1 and not little else 4
     if teams * batch * _GROUPS // 2 > w.N:
         batch = 4
