@@ -177,9 +177,9 @@ def _tile_in_digits(caps: Caps, w: Stored, rows: int, known: int) -> Tile:
     team = -(-w.chunks // (held * unit)) * unit
     little = 16 * team >= w.K
     teams, batch = max(256 // team, 1), 8 if rows * held == 1 and not little else 4
-    if teams * batch * _GROUPS // 2 > w.N:
+    if 0.9 * teams * batch * _GROUPS > w.N:
         batch = 4
-    while teams > 1 and teams * batch * _GROUPS // 2 > w.N:
+    while teams > 1 and 0.9 * teams * batch * _GROUPS > w.N:
         teams //= 2
     groups = (2 if little else 1) * _GROUPS // (1 if team <= 256 else 2)
     batches = round(w.N / (teams * batch * groups))
