@@ -4,7 +4,7 @@
 // it is or through a norm (gemv_input.cuh).
 // With ACT it is y = ACT(sum (+ bias)) (residual): an MLP's first half, or the second half of a
 // gated pair whose weights are not stored alike.
-// Grid: as many blocks as fill the device at most; each takes neighbouring units of rows
+// Grid: as many blocks as fill the device at most; each takes neighbouring rows
 // (gemv_rows.cuh). Shared: ring | x | partial sums. Launched dependently.
 // Limits: K >= 1, x rows contiguous; not SLOW: rows of w and x start at multiples of 16 bytes.
 #include "prelude.cuh"
@@ -37,19 +37,19 @@ struct Product : Input {
   OUT_T* out;
   float scale;
   int N;
-  int units, first, stride;
+  int base, end, units, first, stride;
   float factor[PER_LANE], add[PER_LANE], rest[PER_LANE];
 
   DEVICE int index(int unit, int lane_row, int r) const {
-    return (unit * PER_LANE + r) * LANE_ROWS + lane_row;
+    return base + (unit * PER_LANE + r) * LANE_ROWS + lane_row;
   }
   DEVICE Planes at(int unit, int lane_row, int r) const {
-    return weight_row(weight, min(index(unit, lane_row, r), N - 1), K);
+    return weight_row(weight, min(index(unit, lane_row, r), end - 1), K);
   }
-  DEVICE void fixed(int unit, int lane_row, int) {
+  DEVICE void fixed(int unit, int lane_row) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
-      const int n = min(index(unit, lane_row, r), N - 1);
+      const int n = min(index(unit, lane_row, r), end - 1);
       factor[r] = row_scale(weight, n);
       add[r] = bias ? to_float(bias[n]) : 0.f;
     }
@@ -57,7 +57,7 @@ struct Product : Input {
   DEVICE void fresh(int unit, int lane_row, int m) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
-      const int n = min(index(unit, lane_row, r), N - 1);
+      const int n = min(index(unit, lane_row, r), end - 1);
       rest[r] = residual ? to_float(residual[(i64)m * N + n]) : NO_REST;
     }
   }
@@ -71,13 +71,13 @@ struct Product : Input {
 #else
       y = SCALED ? fmaf(scale, y, rest[r]) : y + rest[r];
 #endif
-      if (n < N) out[(i64)m * N + n] = from_float<OUT_T>(y);
+      if (n < end) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }
   }
 };
 
 // gemv[min(SMs * blocks, units / TEAMS), THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(X_T* x, Planes weight, const BIAS_T* bias, const REST_T* residual, OUT_T* out,
      const NORM_T* norm, const NORM_T* norm_bias, int M, int N, int K, float eps, float offset,
      float scale) {
@@ -88,6 +88,6 @@ gemv(X_T* x, Planes weight, const BIAS_T* bias, const REST_T* residual, OUT_T* o
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.weight = weight, job.bias = bias, job.residual = residual, job.out = out, job.N = N;
   job.scale = scale;
-  share_out(job, (N + UNIT_ROWS - 1) / UNIT_ROWS);
+  share_out<UNIT_ROWS>(job, 0, N);
   stream_rows(job, shared, K);
 }

@@ -19,19 +19,19 @@ struct Gated : Input {
   const BIAS_T* up_bias;
   X_T* out;
   int F;
-  int units, first, stride;
+  int base, end, units, first, stride;
   float factor[PER_LANE], add[PER_LANE];
 
   DEVICE int index(int unit, int lane_row, int r) const {
-    return (unit * (PER_LANE / 2) + r / 2) * LANE_ROWS + lane_row;
+    return base + (unit * (PER_LANE / 2) + r / 2) * LANE_ROWS + lane_row;
   }
   DEVICE Planes at(int unit, int lane_row, int r) const {
-    return weight_row(r & 1 ? up : gate, min(index(unit, lane_row, r), F - 1), K);
+    return weight_row(r & 1 ? up : gate, min(index(unit, lane_row, r), end - 1), K);
   }
-  DEVICE void fixed(int unit, int lane_row, int) {
+  DEVICE void fixed(int unit, int lane_row) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
-      const int f = min(index(unit, lane_row, r), F - 1);
+      const int f = min(index(unit, lane_row, r), end - 1);
       const BIAS_T* bias = r & 1 ? up_bias : gate_bias;
       factor[r] = row_scale(r & 1 ? up : gate, f);
       add[r] = bias ? to_float(bias[f]) : 0.f;
@@ -44,13 +44,13 @@ struct Gated : Input {
       const int f = index(unit, lane_row, r);
       const float g = (float)total[r] * x_factor * factor[r] + add[r];
       const float u = (float)total[r + 1] * x_factor * factor[r + 1] + add[r + 1];
-      if (f < F) out[(i64)m * F + f] = from_float<X_T>(activated(g) * u);
+      if (f < end) out[(i64)m * F + f] = from_float<X_T>(activated(g) * u);
     }
   }
 };
 
 // gemv_gated[min(SMs * blocks, units / TEAMS), THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv_gated(X_T* x, Planes gate, const BIAS_T* gate_bias, Planes up, const BIAS_T* up_bias,
            X_T* out, const NORM_T* norm, const NORM_T* norm_bias, int M, int F, int K, float eps,
            float offset) {
@@ -61,6 +61,6 @@ gemv_gated(X_T* x, Planes gate, const BIAS_T* gate_bias, Planes up, const BIAS_T
   job.M = M, job.K = K, job.eps = eps, job.offset = offset;
   job.gate = gate, job.gate_bias = gate_bias, job.up = up, job.up_bias = up_bias;
   job.out = out, job.F = F;
-  share_out(job, (F + UNIT_ROWS / 2 - 1) / (UNIT_ROWS / 2));
+  share_out<UNIT_ROWS / 2>(job, 0, F);
   stream_rows(job, shared, K);
 }

@@ -146,8 +146,8 @@ struct Input {
     const u32 low = __byte_perm(left, right, 0x5410) ^ 0x80808080u;
     const int at = place(4 * q);
     *(u32*)(row + at) = high;
-    *(u32*)(row + stride + at) = low;
-    float* block = (float*)(row + 2 * stride + at / 4 * BLOCK_FLOATS);  // of the first of 16
+    *(u32*)(row + at + LANES * V) = low;
+    float* block = (float*)(row + 2 * stride) + q / 4 * BLOCK_FLOATS;
     const float scale = top * (1.f / 32512.f);
     if ((q & 3) == 0) block[0] = scale;
     if (SUMMED) {  // of what the digits say, so that zero and offset meet the same values

@@ -54,7 +54,7 @@ struct Heads : Input {
   const HEAD_NORM_T* k_norm;
   float* values;  // QK_NORM: shared, [ROWS][2 * pairs of this block]
   int heads, kv_heads, q_pitch, kv_pitch, D, half;  // half = R / 2
-  int pairs, base;  // pairs: of the launch's heads, or of this block; base: their first
+  int base, end;  // of all pairs of heads, this block's
   int units, first, stride;
   float factor[2], add[2], c, s;
   int slot;
@@ -62,9 +62,11 @@ struct Heads : Input {
   struct Place {
     int head, i;  // of all heads q, k, v; pair in the head
   };
-  DEVICE int index(int unit, int lane_row) const { return unit * LANE_ROWS + lane_row; }
+  DEVICE int index(int unit, int lane_row, int = 0) const {
+    return base + unit * LANE_ROWS + lane_row;
+  }
   DEVICE Place find(int pair) const {
-    const int p = base + min(pair, pairs - 1), head = p / (D / 2);
+    const int p = min(pair, end - 1), head = p / (D / 2);
     return {head, p - head * (D / 2)};
   }
   // The head's row that is number r of pair i.
@@ -83,7 +85,7 @@ struct Heads : Input {
     const Place at = find(index(unit, lane_row));
     return weight_row(projection(at.head).weight, row_in(at.head, at.i, r), K);
   }
-  DEVICE void fixed(int unit, int lane_row, int) {
+  DEVICE void fixed(int unit, int lane_row) {
     const Place at = find(index(unit, lane_row));
     const Projection w = projection(at.head);
 #pragma unroll
@@ -113,8 +115,8 @@ struct Heads : Input {
     const int pair = index(unit, lane_row);
     const float a = (float)total[0] * x_factor * factor[0] + add[0];
     const float b = (float)total[1] * x_factor * factor[1] + add[1];
-    if (pair >= pairs) return;
-    if (QK_NORM) *(float2*)(values + ((i64)t * pairs + pair) * 2) = make_float2(a, b);
+    if (pair >= end) return;
+    if (QK_NORM) *(float2*)(values + ((i64)t * (end - base) + pair - base) * 2) = make_float2(a, b);
     else write(find(pair), t, a, b);
   }
   DEVICE void write(Place at, int t, float a, float b) const {
@@ -134,7 +136,8 @@ struct Heads : Input {
   // The block's values are in shared memory: norm, rope, store.
   DEVICE void finish_head(float head_eps, float head_offset) {
     __shared__ float squares[ROWS];
-    const int head = find(0).head, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int pairs = end - base;
+    const int head = find(base).head, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const bool normed = head < heads + kv_heads;
     __syncthreads();
     for (int t = warp; t < M; t += BLOCK_WARPS) {
@@ -150,7 +153,7 @@ struct Heads : Input {
     const HEAD_NORM_T* norm_weight = head < heads ? q_norm : k_norm;
     for (int i = threadIdx.x; i < M * pairs; i += THREADS) {
       const int t = i / pairs;
-      const Place at = find(i - t * pairs);
+      const Place at = find(base + i - t * pairs);
       load_turn(at, t);
       float a = values[2 * i], b = values[2 * i + 1];
       if (normed) {
@@ -190,7 +193,7 @@ struct Heads : Input {
 };
 
 // gemv_qkv[min(SMs * blocks, units / TEAMS) or some_heads * CLUSTER, THREADS]
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #if QK_NORM && CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
@@ -214,14 +217,8 @@ gemv_qkv(X_T* x, Planes q, const BIAS_T* q_bias, Planes k, const BIAS_T* k_bias,
   job.heads = heads, job.kv_heads = kv_heads, job.D = D, job.half = half;
   job.q_pitch = q_pitch, job.kv_pitch = kv_pitch;
   job.values = (float*)behind(shared, K);
-#if QK_NORM
-  job.pairs = D / 2 / CLUSTER, job.base = (first_head * CLUSTER + blockIdx.x) * job.pairs;
-  job.first = (threadIdx.x >> 5) / KSPLIT, job.stride = TEAMS;
-  job.units = (job.pairs + LANE_ROWS - 1) / LANE_ROWS;
-#else
-  job.pairs = some_heads * (D / 2), job.base = first_head * (D / 2);
-  share_out(job, (job.pairs + LANE_ROWS - 1) / LANE_ROWS);
-#endif
+  // with QK_NORM a block has D / 2 / CLUSTER pairs of one head
+  share_out<LANE_ROWS>(job, first_head * (D / 2), some_heads * (D / 2));
   stream_rows(job, shared, K);
 #if QK_NORM
   job.finish_head(head_eps, head_offset);

@@ -16,16 +16,23 @@
 // SLOW: element by element from global memory, for rows that are not 16-byte aligned.
 //
 // DIGITS (weights of codes, x of 16 bits): x is kept in block floating point, 16 values with one
-// scale and two signed digits of base 256 each, so that dp4a does four products at a time: a tenth
-// of the instructions. Its error, 2^-16 of the largest of 16, is below x's own rounding. SUMMED: the
-// sum of the 16 lies beside their scale, for what is added to codes (zero and offset).
+// scale and two signed digits of base 256 each, so that tensor cores multiply bytes. Its error,
+// 2^-16 of the largest of 16, is below x's own rounding. SUMMED: the sum of the 16 lies beside their
+// scale, for what is added to codes (zero and offset). LANES is 4 and rows come in pairs: lane
+// 4 g + t has bytes of rows g and g + 8 where A of m16n8k32 wants them, of inputs of its own. In B
+// the two digits of these inputs are columns 2 t and 2 t + 1, which are zero elsewhere: so C gives
+// each lane the sums of its own inputs alone, to be scaled by their groups.
 //
 // What the host knows of K and the grid shortens the code, which small kernels wait for: WHOLE
 // (rows end with a stage), SINGLE (a team has one unit at most), FILLED (its stages fit the ring).
 //
+// A block takes neighbouring rows, as many as others, so that few blocks read from one page of
+// memory.
+//
 // Macros: those of weights.cuh, X_T (x's type), PACKED (x in shared memory keeps X_T, else it is
-// f32), ROWS, LANES 8|16|32, PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW, PIECE,
-// HIGH_PIECE.
+// f32), ROWS, LANES 8|16|32 (DIGITS: 4), PER_LANE, UNROLL, STAGES, KSPLIT, BLOCK_WARPS, FETCH, SLOW,
+// PIECE, HIGH_PIECE.
+#include "mma.cuh"
 #ifndef PIECE
 #define PIECE 16
 #endif
@@ -67,6 +74,8 @@ typedef float Sum;
 
 const int THREADS = BLOCK_WARPS * 32;
 const int TEAMS = BLOCK_WARPS / KSPLIT;
+// Two chained kernels of few rows fit an SM's registers.
+const int RESIDENT = DIGITS && ROWS <= 2 && BLOCK_WARPS <= 8 ? 2 : 1;
 const int LANE_ROWS = 32 / LANES;  // rows that a warp reads side by side
 const int UNIT_ROWS = LANE_ROWS * PER_LANE;
 const int STEP = LANES * Chunk::ELEMENTS;  // inputs of a row that its lanes decode at a time
@@ -76,12 +85,16 @@ const bool GROUPED = GROUP != 0, SUMMED = DIGITS && (ZERO || OFFSETS);
 const bool TOGETHER = GROUPED || HIGH_BITS;  // whether lanes read what others copied
 // bytes of a row in a stage, plane by plane
 const int SLOT = CHUNKS * Chunk::BYTES, HIGH_SLOT = CHUNKS * Chunk::HIGH_BYTES;
+// Four lanes read half of the banks at once: rows that are read together begin in different ones,
+// those of codes by a swap of neighbouring pieces in every other row.
+const int SWAP = LANES == 4 && SLOT % 128 == 0 ? 64 : 0;
+const int HIGH_PITCH = LANES == 4 ? (UNROLL | 1) * LANES * Chunk::HIGH_BYTES : HIGH_SLOT;
 const int SCALES = GROUPED ? DEPTH / GROUP_INPUTS : 0, SUPERS = SUPER ? DEPTH / SUPER_INPUTS : 0;
 const int SCALE_SLOT = SCALES * (int)sizeof(SCALE_T), SUPER_SLOT = SUPERS * 4;
 const int OFFSET_SLOT = OFFSETS ? SCALES * (int)sizeof(OFFSET_T) : 0;
 const int FLOOR_SLOT = FLOORS ? SUPER_SLOT : 0;
 // where the planes of a unit begin in a stage
-const int HIGH_AT = UNIT_ROWS * SLOT, SCALES_AT = HIGH_AT + UNIT_ROWS * HIGH_SLOT;
+const int HIGH_AT = UNIT_ROWS * SLOT, SCALES_AT = HIGH_AT + UNIT_ROWS * HIGH_PITCH;
 const int SUPERS_AT = SCALES_AT + (UNIT_ROWS * SCALE_SLOT + 15) / 16 * 16;
 const int OFFSETS_AT = SUPERS_AT + (UNIT_ROWS * SUPER_SLOT + 15) / 16 * 16;
 const int FLOORS_AT = OFFSETS_AT + (UNIT_ROWS * OFFSET_SLOT + 15) / 16 * 16;
@@ -94,19 +107,21 @@ static_assert(!GROUPED || SCALES * GROUP == DEPTH, "a stage holds whole groups")
 static_assert(SUPERS * SUPER == (SUPER ? DEPTH : 0), "a stage holds whole super-groups");
 static_assert(SCALE_SLOT % PIECE == 0 && OFFSET_SLOT % PIECE == 0 && HIGH_SLOT % HIGH_PIECE == 0,
               "a stage holds whole pieces");
+static_assert(!DIGITS || (LANES == 4 && PER_LANE % 2 == 0), "pairs of rows are rows of A");
 
 // Where x[k] lies in its row in shared memory: so that the 16-byte reads of LANES lanes follow each
-// other without bank conflicts.
+// other without bank conflicts. Under DIGITS its high digit; the low one is LANES * V behind.
+const int BETWEEN = (DIGITS ? 2 : 1) * LANES * V;  // one such read of all lanes and the next
 DEVICE int place(int k) {
-  if (SLOW || Chunk::ELEMENTS <= V) return k;
+  if (SLOW || (!DIGITS && Chunk::ELEMENTS <= V)) return k;
   const int in_step = k % STEP, chunk = in_step / Chunk::ELEMENTS, e = in_step % Chunk::ELEMENTS;
-  return k - in_step + e / V * (LANES * V) + chunk * V + e % V;
+  return (k - in_step) / (LANES * V) * BETWEEN + e / V * BETWEEN + chunk * V + e % V;
 }
 // Length of a row of x in shared memory, in values.
 DEVICE int x_stride(int K) { return (K + STEP - 1) / STEP * STEP; }
 
 // Shared memory behind the ring: x, the teams' partial sums, and from `behind` what a kernel adds.
-// Under DIGITS a row is its high digits, its low digits, and for each 16 a scale (and a sum), f32.
+// Under DIGITS a row is its digits, and for each 16 a scale (and a sum), f32.
 const int BLOCK_FLOATS = SUMMED ? 2 : 1;
 DEVICE int x_pitch(int stride) {  // distance of rows, in values
   return DIGITS ? stride * 2 + stride / 4 * BLOCK_FLOATS : stride;
@@ -156,9 +171,11 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 #endif
 }
 
+DEVICE int swap(int lane_row) { return lane_row & 1 ? SWAP : 0; }
+
 // -- one warp's stream of stages -----------------------------------------------------------------
-// Job: what the rows are. at(unit, lane_row, r) -> the planes of a row; units, first, stride: where
-// they end and which are this team's.
+// Job: what the rows are. at(unit, lane_row, r) -> the planes of a row; index(unit, lane_row, r) <
+// end: whether it is the block's; units, first, stride: where units end and which are this team's.
 template <class Job> struct Stream {
   const Job& job;
   u32 ring;                   // shared address of this warp's stages
@@ -166,6 +183,7 @@ template <class Job> struct Stream {
   int lane, lane_row, part;   // part: which of the team's warps
   int unit, step, slot;       // what is asked for next
   Planes row[PER_LANE];
+  bool is_row[PER_LANE];      // not past the block's last
 
   DEVICE Stream(const Job& j, u8* shared, int K_) : job(j), K(K_) {
     const int warp = threadIdx.x >> 5;
@@ -181,7 +199,10 @@ template <class Job> struct Stream {
   DEVICE void find_rows() {
     if (unit >= job.units) return;
 #pragma unroll
-    for (int r = 0; r < PER_LANE; r++) row[r] = job.at(unit, lane_row, r);
+    for (int r = 0; r < PER_LANE; r++) {
+      row[r] = job.at(unit, lane_row, r);
+      is_row[r] = job.index(unit, lane_row, r) < job.end;
+    }
   }
 
   // Ask for the next stage, if there is one.
@@ -190,9 +211,10 @@ template <class Job> struct Stream {
       const u32 to = ring + slot * STAGE_BYTES;
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) {
+        if (!is_row[r]) continue;
         const int n = r * LANE_ROWS + lane_row;
-        ask_plane<SLOT, 16>(to + n * SLOT, row[r].codes, code_bytes(K));
-        ask_plane<HIGH_SLOT, HIGH_PIECE>(to + HIGH_AT + n * HIGH_SLOT, row[r].high,
+        ask_plane<SLOT, 16>(to + n * SLOT, row[r].codes, code_bytes(K), swap(lane_row));
+        ask_plane<HIGH_SLOT, HIGH_PIECE>(to + HIGH_AT + n * HIGH_PITCH, row[r].high,
                                          high_bytes(K));
         ask_plane<SCALE_SLOT, PIECE>(to + SCALES_AT + n * SCALE_SLOT, row[r].scales,
                                      groups_of(K) * (int)sizeof(SCALE_T));
@@ -213,13 +235,14 @@ template <class Job> struct Stream {
   }
 
   // This lane's pieces of the BYTES of a row that are in this stage; nothing past the row's end.
-  template <int BYTES, int SIZE> DEVICE void ask_plane(u32 to, const void* row, int row_bytes) {
+  template <int BYTES, int SIZE>
+  DEVICE void ask_plane(u32 to, const void* row, int row_bytes, int swapped = 0) {
     constexpr int PIECES = BYTES / SIZE;
 #pragma unroll
     for (int i = 0; i < PIECES; i += LANES) {
       const int in_stage = (i + lane) * SIZE, at = step * BYTES + in_stage;
       if (PIECES % LANES && i + lane >= PIECES) continue;
-      if (WHOLE || at < row_bytes) copy_piece<SIZE>(to + in_stage, (const u8*)row + at);
+      if (WHOLE || at < row_bytes) copy_piece<SIZE>(to + (in_stage ^ swapped), (const u8*)row + at);
     }
   }
 };
@@ -273,37 +296,51 @@ struct Affine {
 };
 const int SPAN = Chunk::ELEMENTS / Chunk::SCALES;  // inputs of a chunk that share a scale
 
-// row: of x in shared memory; at: where this lane's values of the chunk are in it.
+// C begins with the bits of the float 1.5 * 2^23: so it ends with those of that plus its sum.
+#define SUM_BITS 0x4b400000u
+DEVICE float sum_of(u32 bits) { return __uint_as_float(bits) - 12582912.f; }
+
+// digits, blocks: of the first row of x, what this lane reads for the chunk. inside: whether the
+// lane has a chunk, else it only helps the others; has_digits: as a column of B.
+template <bool LAST>
 DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE],
-                            const i8* row, int at, int stride, Sums& sums) {
+                            const i8* digits, const float* blocks, int pitch, bool inside,
+                            bool has_digits, Sums& sums) {
 #pragma unroll
-  for (int j = 0; j < Chunk::ELEMENTS; j += 16)
+  for (int span = 0; span < Chunk::ELEMENTS; span += SPAN)
 #pragma unroll
     for (int m = 0; m < ROWS; m++) {
-      const i8* own = row + m * x_pitch(stride);
-      const int k = at + j * LANES;
-      const uint4 h = *(const uint4*)(own + k), l = *(const uint4*)(own + stride + k);
-      const float* block = (const float*)(own + 2 * stride + k / 4 * BLOCK_FLOATS);  // 16 | k
-      const float2 both = SUMMED ? *(const float2*)block : make_float2(*block, 0.f);
-      const u32 high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
+      float part[PER_LANE], x_sum = 0.f;
+#pragma unroll
+      for (int r = 0; r < PER_LANE; r++) part[r] = 0.f;
+#pragma unroll
+      for (int j = span; j < span + SPAN; j += 16) {
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (has_digits) x = *(const uint4*)(digits + m * pitch + j / 16 * BETWEEN);
+        const float* block = blocks + m * (pitch / 4) + j / 16 * BLOCK_FLOATS;
+        const float2 both = SUMMED ? *(const float2*)block : make_float2(*block, 0.f);
+        x_sum += both.y;
+#pragma unroll
+        for (int r = 0; r < PER_LANE; r += 2) {
+          u32 c[4] = {SUM_BITS, SUM_BITS, SUM_BITS, SUM_BITS};
+          const int i = j / 4;
+          const u32 left[4] = {w[r].bytes(i), w[r + 1].bytes(i), w[r].bytes(i + 1),
+                               w[r + 1].bytes(i + 1)};
+          const u32 right[4] = {w[r].bytes(i + 2), w[r + 1].bytes(i + 2), w[r].bytes(i + 3),
+                                w[r + 1].bytes(i + 3)};
+          mma_16832(c, left, x.x, x.y);
+          mma_16832(c, right, x.z, x.w);
+          part[r] = fmaf(both.x, fmaf(256.f, sum_of(c[0]), sum_of(c[1])), part[r]);
+          part[r + 1] = fmaf(both.x, fmaf(256.f, sum_of(c[2]), sum_of(c[3])), part[r + 1]);
+        }
+      }
+      if (LAST && !inside) continue;
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) {
-        int a = 0, b = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          a = __dp4a((int)w[r].bytes(j / 4 + i), (int)high[i], a);
-          b = __dp4a((int)w[r].bytes(j / 4 + i), (int)low[i], b);
-        }
-        Sum& sum = sums.at[r][m][SUMS == 2 ? j / 16 & 1 : 0];
-        const float products = (float)(a * 256 + b);
-        if (!GROUPED && !SUMMED) {
-          sum = fmaf(both.x, products, sum);
-          continue;
-        }
-        float part = both.x * products;
-        if (ZERO) part = fmaf(-(float)ZERO, both.y, part);
-        sum = GROUPED ? fmaf(affine[r].scale[j / SPAN], part, sum) : sum + part;
-        if (OFFSETS) sum = fmaf(affine[r].offset[j / SPAN], both.y, sum);
+        Sum& sum = sums.at[r][m][SUMS == 2 ? span / SPAN & 1 : 0];
+        if (ZERO) part[r] = fmaf(-(float)ZERO, x_sum, part[r]);
+        sum = GROUPED ? fmaf(affine[r].scale[span / SPAN], part[r], sum) : sum + part[r];
+        if (OFFSETS) sum = fmaf(affine[r].offset[span / SPAN], x_sum, sum);
       }
     }
 }
@@ -370,23 +407,31 @@ DEVICE void multiply_stage(const Stream<Job>& s, int step, const u8* stage, cons
 #pragma unroll
   for (int u = 0; u < UNROLL; u++) {
     const int chunk = u * LANES + s.lane;
-    if (LAST && (step * CHUNKS + chunk) * Chunk::ELEMENTS >= s.K) break;
+    const bool inside = !LAST || (step * CHUNKS + chunk) * Chunk::ELEMENTS < s.K;
+    // lanes that multiply together end together
+    if (LAST && !(DIGITS ? (step * CHUNKS + u * LANES) * Chunk::ELEMENTS < s.K : inside)) break;
     Chunk w[PER_LANE];
     Affine affine[PER_LANE];
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = r * LANE_ROWS + s.lane_row;
-      w[r].load(stage + n * SLOT + chunk * Chunk::BYTES,
-                stage + HIGH_AT + n * HIGH_SLOT + chunk * Chunk::HIGH_BYTES);
+      w[r].load(stage + n * SLOT + (chunk * Chunk::BYTES ^ swap(s.lane_row)),
+                stage + HIGH_AT + n * HIGH_PITCH + chunk * Chunk::HIGH_BYTES);
       affine[r].load(stage, n, chunk);
     }
+#if DIGITS
+    const int k = step * DEPTH + u * STEP, own = s.lane * V + (s.lane_row & 1) * (LANES * V);
+    const float* blocks = (const float*)(x + 2 * stride);
+    multiply_digits<LAST>(w, affine, x + 2 * k + own,
+                          blocks + (k + s.lane * Chunk::ELEMENTS) / 16 * BLOCK_FLOATS,
+                          x_pitch(stride), inside, inside && s.lane_row / 2 == s.lane, sums);
+#else
     const Xs* from = x + step * DEPTH + u * STEP + s.lane * V;
 #if ROUNDS
     multiply_int8(w, from, stride, sums);
-#elif DIGITS
-    multiply_digits(w, affine, x, (int)(from - x), stride, sums);
 #else
     multiply(w, affine, from, stride, sums);
+#endif
 #endif
   }
 }
@@ -414,54 +459,60 @@ DEVICE void multiply_slow(const Job& job, int unit, int lane, int lane_row, int 
   }
 }
 
-// The totals of this lane's rows for row `lane` of x (lanes >= ROWS get none: false). With KSPLIT
-// the team's first warp alone gets them.
+// A lane finishes rows `lane`, `lane + LANES`, ... of x.
+const int OWN = ROWS > LANES ? ROWS / LANES : 1;
+
+// The totals of this lane's rows for its rows of x (lanes >= ROWS get none). With KSPLIT the team's
+// first warp alone gets them: else false.
 DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* room,
-                   Sum (&total)[PER_LANE]) {
+                   Sum (&total)[OWN][PER_LANE]) {
 #pragma unroll
-  for (int r = 0; r < PER_LANE; r++) {
-    total[r] = 0;
+  for (int r = 0; r < PER_LANE; r++)
 #pragma unroll
     for (int m = 0; m < ROWS; m++) {
       Sum sum = sums.total(r, m);
 #pragma unroll
       for (int d = LANES / 2; d; d >>= 1) sum += __shfl_xor_sync(FULL_MASK, sum, d);
-      if (m == lane) total[r] = sum;
+      if (m % LANES == lane) total[m / LANES][r] = sum;
     }
-  }
-  if (KSPLIT == 1) return lane < ROWS;
+  if (KSPLIT == 1) return true;
   const int team = threadIdx.x / (32 * KSPLIT);
-  Sum* own = room + ((turn & 1) * TEAMS + team) * (KSPLIT * UNIT_ROWS * ROWS);
-  const int at = lane_row * ROWS + lane;
+  Sum* own = room + ((turn & 1) * TEAMS + team) * (KSPLIT * UNIT_ROWS * ROWS) + lane_row * ROWS;
   if (lane < ROWS) {
 #pragma unroll
-    for (int r = 0; r < PER_LANE; r++)
-      own[(part * PER_LANE + r) * (LANE_ROWS * ROWS) + at] = total[r];
+    for (int i = 0; i < OWN * PER_LANE; i++) {
+      const int r = i % PER_LANE, m = i / PER_LANE * LANES + lane;
+      own[(part * PER_LANE + r) * (LANE_ROWS * ROWS) + m] = total[i / PER_LANE][r];
+    }
   }
   asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(KSPLIT * 32) : "memory");
-  if (part || lane >= ROWS) return false;
+  if (part) return false;
+  if (lane < ROWS) {
 #pragma unroll
-  for (int r = 0; r < PER_LANE; r++) {
-    total[r] = 0;
+    for (int i = 0; i < OWN * PER_LANE; i++) {
+      const int r = i % PER_LANE, m = i / PER_LANE * LANES + lane;
+      Sum sum = 0;
 #pragma unroll
-    for (int p = 0; p < KSPLIT; p++) total[r] += own[(p * PER_LANE + r) * (LANE_ROWS * ROWS) + at];
+      for (int p = 0; p < KSPLIT; p++) sum += own[(p * PER_LANE + r) * (LANE_ROWS * ROWS) + m];
+      total[i / PER_LANE][r] = sum;
+    }
   }
   return true;
 }
 
-// A block takes neighbouring units, so that few blocks read from one page of memory; it is 1 % of
-// a whole model's step.
-template <class Job> DEVICE void share_out(Job& job, int units) {
+// This block's part of `count` rows (or pairs of them) from `from` on, PER_UNIT of them in a unit.
+template <int PER_UNIT, class Job> DEVICE void share_out(Job& job, int from, int count) {
   const int blocks = gridDim.x, block = blockIdx.x;
-  job.first = (int)((i64)units * block / blocks) + (threadIdx.x >> 5) / KSPLIT;
-  job.units = (int)((i64)units * (block + 1) / blocks);
-  job.stride = TEAMS;
+  job.base = from + (int)((i64)count * block / blocks);
+  job.end = from + (int)((i64)count * (block + 1) / blocks);
+  job.units = (job.end - job.base + PER_UNIT - 1) / PER_UNIT;
+  job.first = (threadIdx.x >> 5) / KSPLIT, job.stride = TEAMS;
 }
 
 // The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which
 // loads constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after
-// that; fixed(unit, ...) and fresh(unit, ...), which load what the epilogue needs, constants and
-// what kernels write; finish(unit, ..., totals).
+// that; fixed(unit, lane_row) and fresh(unit, lane_row, row), which load what the epilogue needs,
+// constants and what kernels write; finish(unit, lane_row, row, totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
   Stream<Job> stream(job, shared, K);
   const int stride = x_stride(K);
@@ -473,7 +524,7 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
   }
   const int lane = stream.lane, lane_row = stream.lane_row, part = stream.part;
   const bool writes = part == 0 && lane < job.M;
-  if (writes && job.first < job.units) job.fixed(job.first, lane_row, lane);
+  if (writes && job.first < job.units) job.fixed(job.first, lane_row);
   job.ready();
   pdl_launch();
   pdl_wait();
@@ -502,11 +553,20 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
         if (++slot == STAGES) slot = 0;
       }
     }
-    Sum total[PER_LANE];
-    if (reduce(sums, lane, lane_row, part, round, room, total) && lane < job.M) {
-      job.finish(unit, lane_row, lane, total);
+    Sum total[OWN][PER_LANE];
+    if (reduce(sums, lane, lane_row, part, round, room, total) && writes) {
+      job.finish(unit, lane_row, lane, total[0]);
+#pragma unroll
+      for (int i = 1; i < OWN; i++) {
+        const int m = lane + i * LANES;
+        if (m >= job.M) break;
+        job.settle(m);
+        job.fresh(unit, lane_row, m);
+        job.finish(unit, lane_row, m, total[i]);
+      }
       if (!SINGLE && unit + job.stride < job.units) {
-        job.fixed(unit + job.stride, lane_row, lane);
+        if (OWN > 1) job.settle(lane);
+        job.fixed(unit + job.stride, lane_row);
         job.fresh(unit + job.stride, lane_row, lane);
       }
     }

@@ -35,6 +35,7 @@ from boostr.backends.cupy.products.gemv_qkv import HeadNorm, qkv_rope_write
 from boostr.backends.cupy.products.stored import form_refusal
 from boostr.backends.cupy.rows.rope import Tables
 from boostr.quant.forms import scheme_form
+from boostr.quant.scheme import SCHEMES
 
 BF16 = ml_dtypes.bfloat16
 
@@ -65,12 +66,26 @@ def test_plans(cupy_backend, rng, lanes, per_lane, ksplit):
     plan = Plan(lanes, per_lane, 2, 3, ksplit, fetch=fetch)
     check_product(cupy_backend, rng, "bfloat16", "bfloat16", 1, 301, 1856, plan=plan)
     for form in BLOCKS:
-        check_product(cupy_backend, rng, form, "bfloat16", 1, 301, fitted(form, 1856), plan=plan)
+        check_product(cupy_backend, rng, form, "float32", 1, 301, fitted(form, 1856), plan=plan)
     if per_lane == 2:
         plan = replace(plan, unroll=1, packed=True)
-        for form in ("int8", *BLOCKS):
-            K = fitted(form, 1856)
-            check_product(cupy_backend, rng, form, "bfloat16", 4, 301, K, norm=True, plan=plan)
+        for form in ("w8a8", *BLOCKS):
+            dtype, K = "bfloat16" if form == "w8a8" else "float32", fitted(form, 1856)
+            check_product(cupy_backend, rng, form, dtype, 4, 301, K, norm=True, plan=plan)
+
+
+@pytest.mark.parametrize("unroll", (2, 3, 4))
+@pytest.mark.parametrize("per_lane", (2, 4))
+@pytest.mark.parametrize(("ksplit", "M"), [(1, 1), (2, 8), (8, 1), (8, 7)])
+def test_plans_of_digits(cupy_backend, rng, unroll, per_lane, ksplit, M):
+    """Rows that end with a stage and within one, in blocks whose last unit is not full."""
+    fetch = 1 if cupy_backend.caps.compute_capability >= 80 else 0
+    plan = Plan(4, per_lane, unroll, 2, ksplit, fetch=fetch)
+    for form in ("int8", *BLOCKS):
+        if plan.depth(scheme_form(SCHEMES[form])) % (SCHEMES[form].super_size or 1):
+            continue
+        for K in (3072, 1856):
+            check_product(cupy_backend, rng, form, "bfloat16", M, 1057, fitted(form, K), plan=plan)
 
 
 @pytest.mark.parametrize("form", BLOCKS)
@@ -147,7 +162,8 @@ def test_qkv_of_rows_with_partial_rotary(cupy_backend, rng, form):
 def test_qkv_with_head_norms(cupy_backend, rng, form, cluster):
     if cluster > 1 and cupy_backend.caps.compute_capability < 90:
         pytest.skip("clusters are for a later device")
-    plan = Plan(unroll=1, stages=2, ksplit=min(cluster, 4), cluster=cluster)
+    lanes = 8 if form == "bfloat16" else 4
+    plan = Plan(lanes, unroll=2, stages=2, ksplit=min(cluster, 4), cluster=cluster)
     for M in (1, 3):
         check_qkv(
             cupy_backend, rng, form, M, 4, 2, 128, 128, 1024, interleaved=False, head_norm=True,

@@ -14,6 +14,7 @@ fetch weights before they wait), and return device arrays:
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,17 +45,20 @@ class Norm(NamedTuple):
 
 
 def launch(
-    backend: CupyBackend, family: str, plan: Plan, w: Stored, units: int, args: list, shared: int,
-    blocks: int = 0, **defines: int | str,
+    backend: CupyBackend, family: str, plan: Plan, w: Stored, count: int, of_unit: int,
+    args: list, shared: int, blocks: int = 0, **defines: int | str,
 ) -> None:  # fmt: skip
-    """`units` units of rows for all blocks, or for each of `blocks` blocks."""
-    grid = blocks or max(1, min(backend.caps.sms * plan.blocks_per_sm, units))
-    teams = plan.warps // plan.ksplit * (1 if blocks else grid)
+    """`count` rows, or pairs of them, `of_unit` of them in a unit, shared out to the blocks: half
+    a unit for each at least, or to `blocks` blocks.
+    """
+    most = backend.caps.sms * plan.blocks_per_sm
+    grid = blocks or min(most, -(-count // max(1, of_unit // 2)))
+    units = math.ceil(math.ceil(count / grid) / of_unit)  # of a block
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
         family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
         dependent=backend.early, KEEP=plan.keep(int(defines["ROWS"]), w.K),
-        **plan.limits(w, units, teams), **plan.defines(w.form, item, w.pieces), **defines,
+        **plan.limits(w, units), **plan.defines(w.form, item, w.pieces), **defines,
     )  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def gemv(
     ]  # fmt: skip
     gated: dict[str, Any] = {"ACT": act.upper()} if act else {"SCALED": int(factor != 1.0)}
     launch(
-        backend, "gemv", plan, w, -(-w.N // plan.unit_rows), args, shared, **gated,
+        backend, "gemv", plan, w, w.N, plan.unit_rows, args, shared, **gated,
         **input_macros(norm), ROWS=rows, X_T=C_TYPES[x.dtype], OUT_T=c_type(out),
         REST_T=c_type(residual), BIAS_T=c_type(bias),
     )  # fmt: skip
@@ -166,10 +170,9 @@ def norm_gated_gemv(
         x, *g.planes, gate_bias, *u.planes, up_bias, out, *vectors(norm), M, g.N, K,
         *floats(norm),
     ]  # fmt: skip
-    units = -(-g.N // (plan.unit_rows // 2))
     launch(
-        backend, "gemv_gated", plan, g, units, args, shared, ROWS=rows, X_T=C_TYPES[x.dtype],
-        **input_macros(norm), ACT=act.upper(), BIAS_T=c_type(gate_bias),
+        backend, "gemv_gated", plan, g, g.N, plan.unit_rows // 2, args, shared, ROWS=rows,
+        X_T=C_TYPES[x.dtype], **input_macros(norm), ACT=act.upper(), BIAS_T=c_type(gate_bias),
     )  # fmt: skip
     return out
 
@@ -179,14 +182,15 @@ def variant(
     family: str, form: Form, rows: int = 1, least: int = 75, **defines: int | str
 ) -> Variant:
     x = {"f32": "float", "f16": "f16"}.get(form.codes, "bf16")
-    plan = Plan(fetch=1 if least >= 80 else 0, packed=rows > 2 and form.codes != "f32")
-    both = {
-        "ROWS": rows,
-        "X_T": x,
-        "INPUT": "RMS_NORM",
-        **plan.defines(form, 4 if x == "float" else 2),
-        **defines,
-    }
+    x = defines.get("X_T", x)
+    plan = Plan(
+        fetch=1 if least >= 80 else 0, packed=rows > 2 and form.codes != "f32",
+        slow=bool(defines.get("SLOW")),
+    )  # fmt: skip
+    item = 4 if x == "float" else 2
+    if plan.digits(form, item):
+        plan = replace(plan, lanes=4)
+    both = {"ROWS": rows, "X_T": x, "INPUT": "RMS_NORM", **plan.defines(form, item), **defines}
     return Variant(family, both, least)
 
 
@@ -203,14 +207,11 @@ VARIANTS = [
     ),
     *(variant("gemv", form_of_scheme(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
     *(variant("gemv", form, least=80) for form in SNIPPETS.values()),
-    *(
-        variant("gemv", form_of_scheme(s), least=80, X_T="float", DIGITS=0)
-        for s in ("q4_1", "q6_k")
-    ),
+    *(variant("gemv", form_of_scheme(s), least=80, X_T="float") for s in ("q4_1", "q6_k")),
     variant("gemv", BF16, 8, 80),
     variant("gemv", form_of_scheme("q8_0"), least=80, PIECE=2),
     variant("gemv", form_of_scheme("q6_k")),
-    variant("gemv", form_of_scheme("q6_k"), SLOW=1, DIGITS=0),
+    variant("gemv", form_of_scheme("q6_k"), SLOW=1),
     variant("gemv", BF16, least=80, KSPLIT=4, OUT_T="float"),
     variant("gemv", BF16, INPUT="PLAIN", SLOW=1),
     variant("gemv", form_of_scheme("q6_k"), least=80, REST_T="float", ACT="GELU_TANH"),

@@ -33,8 +33,9 @@ class Plan:
     """How a kernel is cut up; the macros of gemv_rows.cuh.
 
     Attributes:
-        lanes: that share a row.   per_lane: rows of a lane.   unroll: chunks of a lane and row in
-            a stage.   stages: on their way at once.   ksplit: warps that share a row.
+        lanes: that share a row; 4 for `digits`.   per_lane: rows of a lane.   unroll: chunks of a
+            lane and row in a stage.   stages: on their way at once.
+        ksplit: warps that share a row.
         fetch: 1 with cp.async (sm_80), else 0.   packed: x in shared memory keeps its 16 bits.
         slow: rows are not 16-byte aligned.   cluster: blocks of a head (`qkv_rope_write`).
     """
@@ -62,7 +63,9 @@ class Plan:
     def ring_bytes(self, form: Form) -> int:
         if self.slow:
             return 0
-        stage = self.unit_rows * self.lanes * self.unroll * CHUNK[form.codes][1]
+        pitch = self.unroll | 1 if self.lanes == 4 else self.unroll  # of high bits; HIGH_PITCH
+        row = self.unroll * 16 + pitch * (CHUNK[form.codes][1] - 16)
+        stage = self.unit_rows * self.lanes * row
         for slot in self.small_slots(form):
             stage += _up(self.unit_rows * slot, 16)
         return self.warps * self.stages * stage
@@ -104,11 +107,11 @@ class Plan:
         groups = -(-K // (4 * (self.warps // rows) * 32))
         return next((n for n in (1, 2, 4) if groups <= n), 8)
 
-    def limits(self, w: Stored, units: int, teams: int) -> dict[str, int | str]:
-        """What is known of the loops when `teams` teams share `units` units."""
+    def limits(self, w: Stored, units: int) -> dict[str, int | str]:
+        """What is known of the loops of blocks of at most `units` units."""
         depth = self.depth(w.form)
         stages = -(-w.K // (depth * self.ksplit))
-        single = units <= teams
+        single = units <= self.warps // self.ksplit
         return {
             "WHOLE": int(w.K % depth == 0), "SINGLE": int(single),
             "FILLED": int(single and stages <= self.stages),
@@ -146,13 +149,9 @@ _RING = 80 << 10  # bytes on their way to an SM; two chained kernels fit its sha
 # for a matrix such as attention's output projection: fits beside a block of decode attention, which
 # takes 139 KB for heads of 128, so that its first weights arrive while attention runs
 _RING_BESIDE, _BESIDE_BYTES = 64 << 10, 40 << 20
-_RING_PACKED = 72 << 10  # the same of packed codes: two stages of 16 warps
 _X_BYTES = 24 << 10  # of x in shared memory as f32; more of it is kept in 16 bits
 _STAGE = 3072  # most bytes of a stage of one warp
 _SMALL = 64 << 10  # bytes of a weight for each SM up to which latency decides, not bandwidth
-# bytes of 4-bit codes for each SM, as of 8B's gate and up, and down: 16 warps with three stages are
-# 2 to 16 % faster on an H200 than what `_CUTS` gives
-_LARGE, _RING_LARGE = (160 << 10, 512 << 10), 120 << 10
 _NARROW = {32: 0.0, 16: 0.06, 8: 0.15}  # what short pieces of a row cost
 
 
@@ -189,18 +188,10 @@ def _choose(
     plan, best = _base(caps, w, rows, item), 1e9
     inputs = CHUNK[w.form.codes][0]
     chunks = -(-w.K // inputs)
+    if plan.digits(w.form, item):
+        return _of_digits(caps, plan, w, rows, count, item)
     small = count * w.row_bytes <= _SMALL * caps.sms
     beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
-    large = w.form.codes == "c4" and of_integers(w.form)
-    large = large and _LARGE[0] <= count * w.row_bytes / caps.sms <= _LARGE[1]
-    packed = small and count >= 12 * caps.sms and inputs > 16
-    if rows == 1 and 2 in per_lanes and (packed or large):
-        # what a lane reads of x weighs more than its weights, so two rows share it
-        wide = replace(plan, lanes=32, per_lane=2, warps=16)
-        ring = _RING_LARGE if large else _RING_PACKED if beside else _RING
-        wide = _deepened(caps, wide, w, rows, count, item, ring)
-        if wide.stages > 1 or wide.unroll * wide.lanes >= chunks:
-            return wide
     for lanes, per_lane, warps, ksplit in _CUTS:
         if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
             continue
@@ -218,6 +209,21 @@ def _choose(
     return _deepened(caps, plan, w, rows, count, item, _RING_BESIDE if beside else _RING)
 
 
+def _of_digits(
+    caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, warps: int = 8
+) -> Plan:
+    """All warps of a block share a unit, if a row has as many stages."""
+    plan = replace(plan, lanes=4, per_lane=2, warps=warps)
+    steps = -(-w.K // (4 * CHUNK[w.form.codes][0]))
+    least = max(1, max(w.form.group, w.form.super) // (4 * CHUNK[w.form.codes][0]))
+    unroll = next((n for n in (4, 2, 1) if n % least == 0 and n * warps <= steps), least)
+    ksplit = next(n for n in (8, 4, 2, 1) if n == 1 or n * unroll <= steps)
+    plan = replace(plan, unroll=unroll, ksplit=ksplit)
+    stage = replace(plan, stages=1).ring_bytes(w.form)
+    left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
+    return replace(plan, stages=max(1, min(8, min(_RING, left - 8192) // stage)))
+
+
 def choose_for_block(
     backend: CupyBackend, w: Stored, rows: int, count: int, item: int, cluster: int
 ) -> Plan:
@@ -225,6 +231,8 @@ def choose_for_block(
     caps, layout = backend.caps, Layout.of(w)
     plan = _base(caps, layout, rows, item)
     plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
+    if plan.digits(w.form, item):
+        return _of_digits(caps, plan, layout, rows, count, item)
     while plan.ksplit < 8 and count * plan.ksplit <= plan.warps:
         plan = replace(plan, ksplit=2 * plan.ksplit)
     return _deepened(caps, plan, layout, rows, count * caps.sms, item)
