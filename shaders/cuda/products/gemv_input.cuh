@@ -149,7 +149,7 @@ struct Input {
     *(u32*)(row + at + LANES * V) = low;
     float* block = (float*)(row + 2 * stride) + q / 4 * BLOCK_FLOATS;
     const float scale = top * (1.f / 32512.f);
-    if ((q & 3) == 0) block[0] = scale;
+    if ((q & 3) == 0) block[0] = Chunk::RAISED && q & 4 ? scale * (1.f / 16) : scale;
     if (SUMMED) {  // of what the digits say, so that zero and offset meet the same values
       int sum = 256 * __dp4a((int)high, 0x01010101, 0);
       sum = __dp4a((int)low, 0x01010101, sum);

@@ -171,6 +171,11 @@ DEVICE void copies_wait() {  // for all but the youngest STAGES - 1 groups
 #endif
 }
 
+// The same, which the compiler does not find anew at every use.
+DEVICE int found(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
 DEVICE int swap(int lane_row) { return lane_row & 1 ? SWAP : 0; }
 
 // -- one warp's stream of stages -----------------------------------------------------------------
@@ -182,7 +187,9 @@ template <class Job> struct Stream {
   int K, steps;               // steps: stages of a row
   int lane, lane_row, part;   // part: which of the team's warps
   int unit, step, slot;       // what is asked for next
-  Planes row[PER_LANE];
+  int own_digits, own_blocks; // where this lane's begin, in bytes
+  bool has_digits;            // a lane without has zeros of B
+  Planes row[PER_LANE];       // this lane's pieces of what is asked for next
   bool is_row[PER_LANE];      // not past the block's last
 
   DEVICE Stream(const Job& j, u8* shared, int K_) : job(j), K(K_) {
@@ -191,6 +198,9 @@ template <class Job> struct Stream {
     lane = (threadIdx.x & 31) % LANES, lane_row = (threadIdx.x & 31) / LANES;
     part = warp % KSPLIT;
     steps = (K + DEPTH - 1) / DEPTH;
+    own_digits = found(lane * V + lane_row % 2 * (LANES * V));
+    own_blocks = found(lane * (Chunk::ELEMENTS / 16) * BLOCK_FLOATS * 4);
+    has_digits = lane_row / 2 == lane;
     unit = job.first, step = part, slot = 0;
     if (part >= steps) unit = job.units;  // nothing for this warp
     find_rows();
@@ -201,8 +211,21 @@ template <class Job> struct Stream {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       row[r] = job.at(unit, lane_row, r);
+      row[r].codes += lane * 16, row[r].high += lane * HIGH_PIECE;
+      skip(row[r].scales, lane * PIECE), skip(row[r].supers, lane * 4);
+      skip(row[r].offsets, lane * PIECE), skip(row[r].floors, lane * 4);
+      advance(row[r], part);
       is_row[r] = job.index(unit, lane_row, r) < job.end;
     }
+  }
+
+  template <typename T> DEVICE static void skip(const T*& plane, int bytes) {
+    plane = (const T*)((const u8*)plane + bytes);
+  }
+  DEVICE static void advance(Planes& row, int stages) {
+    row.codes += stages * SLOT, row.high += stages * HIGH_SLOT;
+    row.scales += stages * SCALES, row.supers += stages * SUPERS;
+    row.offsets += stages * SCALES, row.floors += stages * SUPERS;
   }
 
   // Ask for the next stage, if there is one.
@@ -223,6 +246,7 @@ template <class Job> struct Stream {
         ask_plane<OFFSET_SLOT, PIECE>(to + OFFSETS_AT + n * OFFSET_SLOT, row[r].offsets,
                                       groups_of(K) * (int)sizeof(OFFSET_T));
         ask_plane<FLOOR_SLOT, 4>(to + FLOORS_AT + n * FLOOR_SLOT, row[r].floors, supers_of(K) * 4);
+        advance(row[r], KSPLIT);
       }
       step += KSPLIT;
       if (step >= steps) {
@@ -234,15 +258,16 @@ template <class Job> struct Stream {
     slot = slot + 1 == STAGES ? 0 : slot + 1;
   }
 
-  // This lane's pieces of the BYTES of a row that are in this stage; nothing past the row's end.
+  // This lane's pieces of the BYTES of a row that are in this stage, from `from` on; nothing past
+  // the row's end.
   template <int BYTES, int SIZE>
-  DEVICE void ask_plane(u32 to, const void* row, int row_bytes, int swapped = 0) {
+  DEVICE void ask_plane(u32 to, const void* from, int row_bytes, int swapped = 0) {
     constexpr int PIECES = BYTES / SIZE;
 #pragma unroll
     for (int i = 0; i < PIECES; i += LANES) {
-      const int in_stage = (i + lane) * SIZE, at = step * BYTES + in_stage;
       if (PIECES % LANES && i + lane >= PIECES) continue;
-      if (WHOLE || at < row_bytes) copy_piece<SIZE>(to + (in_stage ^ swapped), (const u8*)row + at);
+      if (WHOLE || step * BYTES + (i + lane) * SIZE < row_bytes)
+        copy_piece<SIZE>(to + lane * SIZE + (i * SIZE ^ swapped), (const u8*)from + i * SIZE);
     }
   }
 };
@@ -324,12 +349,12 @@ DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[P
         for (int r = 0; r < PER_LANE; r += 2) {
           u32 c[4] = {SUM_BITS, SUM_BITS, SUM_BITS, SUM_BITS};
           const int i = j / 4;
-          const u32 left[4] = {w[r].bytes(i), w[r + 1].bytes(i), w[r].bytes(i + 1),
-                               w[r + 1].bytes(i + 1)};
-          const u32 right[4] = {w[r].bytes(i + 2), w[r + 1].bytes(i + 2), w[r].bytes(i + 3),
-                                w[r + 1].bytes(i + 3)};
-          mma_16832(c, left, x.x, x.y);
-          mma_16832(c, right, x.z, x.w);
+          const u32 left[4] = {w[r].raised(i), w[r + 1].raised(i), w[r].raised(i + 1),
+                               w[r + 1].raised(i + 1)};
+          const u32 right[4] = {w[r].raised(i + 2), w[r + 1].raised(i + 2), w[r].raised(i + 3),
+                                w[r + 1].raised(i + 3)};
+          mma_16832<SIGNED>(c, left, x.x, x.y);
+          mma_16832<SIGNED>(c, right, x.z, x.w);
           part[r] = fmaf(both.x, fmaf(256.f, sum_of(c[0]), sum_of(c[1])), part[r]);
           part[r + 1] = fmaf(both.x, fmaf(256.f, sum_of(c[2]), sum_of(c[3])), part[r + 1]);
         }
@@ -415,16 +440,15 @@ DEVICE void multiply_stage(const Stream<Job>& s, int step, const u8* stage, cons
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = r * LANE_ROWS + s.lane_row;
-      w[r].load(stage + n * SLOT + (chunk * Chunk::BYTES ^ swap(s.lane_row)),
+      w[r].load(stage + n * SLOT + s.lane * 16 + (u * LANES * 16 ^ swap(s.lane_row)),
                 stage + HIGH_AT + n * HIGH_PITCH + chunk * Chunk::HIGH_BYTES);
       affine[r].load(stage, n, chunk);
     }
 #if DIGITS
-    const int k = step * DEPTH + u * STEP, own = s.lane * V + (s.lane_row & 1) * (LANES * V);
-    const float* blocks = (const float*)(x + 2 * stride);
-    multiply_digits<LAST>(w, affine, x + 2 * k + own,
-                          blocks + (k + s.lane * Chunk::ELEMENTS) / 16 * BLOCK_FLOATS,
-                          x_pitch(stride), inside, inside && s.lane_row / 2 == s.lane, sums);
+    const int k = step * DEPTH + u * STEP;
+    multiply_digits<LAST>(w, affine, x + s.own_digits + 2 * k,
+                          (const float*)(x + 2 * stride + s.own_blocks) + k / 16 * BLOCK_FLOATS,
+                          x_pitch(stride), inside, inside && s.has_digits, sums);
 #else
     const Xs* from = x + step * DEPTH + u * STEP + s.lane * V;
 #if ROUNDS

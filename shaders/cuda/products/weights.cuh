@@ -285,6 +285,11 @@ struct Chunk {
     const int high = i / 8 * HIGH_BITS + (i & HIGH_BITS - 1);
     return four_codes(word[low], HIGH_BITS ? above[high] : 0, i % 8);
   }
+  // The same; RAISED: 16 times that in the second 16 of 32 inputs, which takes no shift.
+  static const bool RAISED = CODES == C4 && !LOOKED_UP;
+  DEVICE u32 raised(int i) const {
+    return RAISED && i & 4 ? word[i & 3] & 0xf0f0f0f0u : bytes(i);
+  }
   // Numbers 4 i .. 4 i + 3 as floats, without their zero, or w itself.
   DEVICE void four(int i, float (&w)[4]) const {
     if (CODES == F32) {

@@ -50,22 +50,26 @@ template <> DEVICE void mma_16816<bf16>(float (&c)[4], const u32 (&a)[4], u32 b0
 #endif
 }
 
-// -- bytes: m16n8k32 with int32 sums. Lane 4 g + t has four of A's bytes in each word: a[0] =
+// -- bytes, A's with a sign or not: m16n8k32 with int32 sums. Lane 4 g + t has four of A's bytes in each word: a[0] =
 // (g, 4t..4t+3), a[1] = (g+8, 4t..), a[2] = (g, 4t+16..), a[3] = (g+8, 4t+16..); of B b0 =
 // (4t..4t+3, g), b1 = (4t+16.., g); C as above.
-DEVICE void mma_16832(u32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define MMA_BYTES(A)                                                                             \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." A ".s8.s32 "                                      \
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                    \
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                           \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 #else  // the same product as quarters
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                 : "+r"(c[i % 2 * 2]), "+r"(c[i % 2 * 2 + 1]) : "r"(a[i]), "r"(i < 2 ? b0 : b1));
+#define MMA_BYTES(A)                                                                             \
+  for (int i = 0; i < 4; i++)                                                                    \
+  asm("mma.sync.aligned.m8n8k16.row.col.s32." A ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"          \
+      : "+r"(c[i % 2 * 2]), "+r"(c[i % 2 * 2 + 1]) : "r"(a[i]), "r"(i < 2 ? b0 : b1))
 #endif
+template <bool SIGN> DEVICE void mma_16832(u32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  if (SIGN) MMA_BYTES("s8");
+  else MMA_BYTES("u8");
 }
+#undef MMA_BYTES
 
 // -- tiles in shared memory -----------------------------------------------------------------------
 // Rows of CHUNKS pieces of 16 bytes (8 numbers), laid so that the 8 rows of one ldmatrix matrix
