@@ -38,7 +38,9 @@ struct Product : Input {
   float scale;
   int N;
   int base, end, units, first, stride;
-  float factor[PER_LANE], add[PER_LANE], rest[PER_LANE];
+  float factor[PER_LANE];
+  BIAS_T add[PER_LANE];  // as stored: who converts it waits for it
+  REST_T rest[PER_LANE];
 
   DEVICE int index(int unit, int lane_row, int r) const {
     return base + (unit * PER_LANE + r) * LANE_ROWS + lane_row;
@@ -51,25 +53,25 @@ struct Product : Input {
     for (int r = 0; r < PER_LANE; r++) {
       const int n = min(index(unit, lane_row, r), end - 1);
       factor[r] = row_scale(weight, n);
-      add[r] = bias ? to_float(bias[n]) : 0.f;
+      add[r] = bias ? bias[n] : from_float<BIAS_T>(0.f);
     }
   }
   DEVICE void fresh(int unit, int lane_row, int m) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = min(index(unit, lane_row, r), end - 1);
-      rest[r] = residual ? to_float(residual[(i64)m * N + n]) : NO_REST;
+      rest[r] = residual ? residual[(i64)m * N + n] : from_float<REST_T>(NO_REST);
     }
   }
   DEVICE void finish(int unit, int lane_row, int m, const Sum (&total)[PER_LANE]) {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r++) {
       const int n = index(unit, lane_row, r);
-      float y = (float)total[r] * x_factor * factor[r] + add[r];
+      float y = (float)total[r] * x_factor * factor[r] + to_float(add[r]);
 #ifdef ACT
-      y = activated(y) * rest[r];
+      y = activated(y) * to_float(rest[r]);
 #else
-      y = SCALED ? fmaf(scale, y, rest[r]) : y + rest[r];
+      y = SCALED ? fmaf(scale, y, to_float(rest[r])) : y + to_float(rest[r]);
 #endif
       if (n < end) out[(i64)m * N + n] = from_float<OUT_T>(y);
     }

@@ -20,7 +20,8 @@ struct Gated : Input {
   X_T* out;
   int F;
   int base, end, units, first, stride;
-  float factor[PER_LANE], add[PER_LANE];
+  float factor[PER_LANE];
+  BIAS_T add[PER_LANE];  // as stored: who converts it waits for it
 
   DEVICE int index(int unit, int lane_row, int r) const {
     return base + (unit * (PER_LANE / 2) + r / 2) * LANE_ROWS + lane_row;
@@ -34,7 +35,7 @@ struct Gated : Input {
       const int f = min(index(unit, lane_row, r), end - 1);
       const BIAS_T* bias = r & 1 ? up_bias : gate_bias;
       factor[r] = row_scale(r & 1 ? up : gate, f);
-      add[r] = bias ? to_float(bias[f]) : 0.f;
+      add[r] = bias ? bias[f] : from_float<BIAS_T>(0.f);
     }
   }
   DEVICE void fresh(int, int, int) {}
@@ -42,8 +43,8 @@ struct Gated : Input {
 #pragma unroll
     for (int r = 0; r < PER_LANE; r += 2) {
       const int f = index(unit, lane_row, r);
-      const float g = (float)total[r] * x_factor * factor[r] + add[r];
-      const float u = (float)total[r + 1] * x_factor * factor[r + 1] + add[r + 1];
+      const float g = (float)total[r] * x_factor * factor[r] + to_float(add[r]);
+      const float u = (float)total[r + 1] * x_factor * factor[r + 1] + to_float(add[r + 1]);
       if (f < end) out[(i64)m * F + f] = from_float<X_T>(activated(g) * u);
     }
   }

@@ -4,8 +4,9 @@
 //   INPUT LAYER_NORM  (x - mean(x)) / sqrt(var(x) + eps) (weight + offset) + bias, rounded to X_T
 // Under ROUNDS each row is then rounded to int8 by absmax / 127, half to even (`quantize_rows`).
 // Thread mapping: the block's warps are shared out evenly to the rows; a thread takes every
-// ROW_THREADS-th group of four values. After gemv_rows.cuh, with macros INPUT, NORM_T and KEEP
-// (1, 2, 4: the groups of four values of a thread; 8: if there are more).
+// ROW_THREADS-th group of four values, or of the 16 that share a scale under DIGITS. After
+// gemv_rows.cuh, with macros INPUT, NORM_T and KEEP (1, 2, 4: the groups of a thread; 8: if there
+// are more).
 #define PLAIN 0
 #define RMS_NORM 1
 #define LAYER_NORM 2
@@ -23,6 +24,8 @@ static_assert(BLOCK_WARPS % ROWS == 0, "every row of x has the same number of wa
 const int ROW_WARPS = BLOCK_WARPS / ROWS;
 const int ROW_THREADS = ROW_WARPS * 32;
 const bool MORE = KEEP == 8;  // K may need more groups of a thread than it keeps: read again
+const int KEPT = MORE && DIGITS ? 2 : KEEP;
+const int Q = DIGITS ? 16 : 4;  // values of a group
 
 const int ROOMS = INPUT == LAYER_NORM ? 3 : 2;  // of sums over the threads of a row
 
@@ -42,59 +45,69 @@ struct Input {
   float* room;    // shared memory for ROOMS * BLOCK_WARPS floats
   int M, K;       // M <= ROWS: rows that there are; rows past them read the last one
   float eps, offset;
-  float weight[INPUT != PLAIN ? KEEP : 1][4];  // zeros past the end
-  float shift[INPUT == LAYER_NORM ? KEEP : 1][4];
+  // A group as it is stored.
+  template <typename T> struct Stored {
+    static const int WIDE = Q * sizeof(T) % 16 ? 4 : 16 / sizeof(T);
+    Vec<T, WIDE> part[Q / WIDE];
+    DEVICE float operator[](int e) const { return part[e / WIDE][e % WIDE]; }
+  };
+  Stored<X_T> kept[KEPT];
+  Stored<NORM_T> weight[INPUT != PLAIN ? KEPT : 1];  // zeros past the end
+  Stored<NORM_T> shift[INPUT == LAYER_NORM ? KEPT : 1];
   float x_factor;  // of this lane's row of x, once `settle` has found it
 
-  DEVICE int quads() const { return (K + 3) / 4; }
+  DEVICE int groups() const { return (K + Q - 1) / Q; }
 
   // Constants, before the kernel before this one has ended.
   DEVICE void ready() {
 #if INPUT != PLAIN
 #pragma unroll
-    for (int i = 0; i < KEEP; i++) {
-      const int q = threadIdx.x % ROW_THREADS + i * ROW_THREADS;
-#pragma unroll
-      for (int e = 0; e < 4; e++) weight[i][e] = 0.f;
-      if (q < quads()) load_four(norm, q, weight[i]);
+    for (int i = 0; i < KEPT; i++) {
+      weight[i] = load(norm, group(i));
 #if INPUT == LAYER_NORM
-#pragma unroll
-      for (int e = 0; e < 4; e++) shift[i][e] = 0.f;
-      if (norm_bias && q < quads()) load_four(norm_bias, q, shift[i]);
+      shift[i] = load(norm_bias, norm_bias ? group(i) : groups());
 #endif
     }
 #endif
   }
-
-  template <typename T> DEVICE void load_four(const T* row, int q, float (&v)[4]) const {
-    if (!SLOW) {
-      const Vec<T, 4> four = load_vec<T, 4>(row + 4 * q);
+  // What of x is kept, after it; what is loaded waits for nobody.
+  DEVICE void fetch() {
 #pragma unroll
-      for (int e = 0; e < 4; e++) v[e] = four[e];
-    } else {
-#pragma unroll
-      for (int e = 0; e < 4; e++) v[e] = 4 * q + e < K ? to_float(row[4 * q + e]) : 0.f;
-    }
+    for (int i = 0; i < KEPT; i++) kept[i] = load(x_row(threadIdx.x / ROW_THREADS), group(i));
   }
 
-  DEVICE void raw(int m, int q, float (&v)[4]) const {
-    load_four(x + (i64)min(m, M - 1) * K, q, v);
+  DEVICE static int group(int i) { return threadIdx.x % ROW_THREADS + i * ROW_THREADS; }
+  DEVICE const X_T* x_row(int m) const { return x + (i64)min(m, M - 1) * K; }
+  // Zeros past the end.
+  template <typename T> DEVICE Stored<T> load(const T* row, int q) const {
+    Stored<T> found;
+    const int wide = Stored<T>::WIDE;
+#pragma unroll
+    for (int i = 0; i < Q / wide; i++) {
+      if (!SLOW && q < groups()) {
+        found.part[i] = load_vec<T, wide>(row + Q * q + i * wide);
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < wide; e++) {
+        const int k = Q * q + i * wide + e;
+        found.part[i].at[e] = SLOW && k < K && q < groups() ? row[k] : from_float<T>(0.f);
+      }
+    }
+    return found;
   }
 
   // f(values, group, i) for all groups of this thread; i < 0 where nothing of the group was kept.
   // All lanes of a warp call it together; past the end with zeros.
-  template <class F> DEVICE void each(int m, float (&kept)[KEEP][4], F f) const {
+  template <class F> DEVICE void each(int m, F f) const {
     const int t = threadIdx.x % ROW_THREADS;
 #pragma unroll
-    for (int i = 0; i < KEEP; i++) {
-      const int q = t + i * ROW_THREADS;
-      if (q - (t & 31) < quads()) f(kept[i], q, i);
+    for (int i = 0; i < KEPT; i++) {
+      const int q = group(i);
+      if (q - (t & 31) < groups()) f(kept[i], q, i);
     }
-    for (int q = t + KEEP * ROW_THREADS; MORE && q - (t & 31) < quads(); q += ROW_THREADS) {
-      float v[4] = {0.f, 0.f, 0.f, 0.f};
-      if (q < quads()) raw(m, q, v);
-      f(v, q, -1);
-    }
+    for (int q = group(KEPT); MORE && q - (t & 31) < groups(); q += ROW_THREADS)
+      f(load(x_row(m), q), q, -1);
   }
 
   // Of all threads of a row of x, known to them; each call has a room of its own, a maximum 1.
@@ -111,13 +124,13 @@ struct Input {
     return value;
   }
 
-  template <typename T> DEVICE static void put(T* to, const float (&v)[4]) {
+  template <typename T> DEVICE static void put(T* to, const float (&v)[Q]) {
     Vec<T, 4> four;
 #pragma unroll
     for (int e = 0; e < 4; e++) four.at[e] = from_float<T>(v[e]);
     store_vec<T, 4>(to, four);
   }
-  DEVICE static void put(i8* to, const float (&v)[4]) {
+  DEVICE static void put(i8* to, const float (&v)[Q]) {
     u32 word = 0;
 #pragma unroll
     for (int e = 0; e < 4; e++) word |= ((u32)(int)v[e] & 255u) << (8 * e);
@@ -125,39 +138,36 @@ struct Input {
   }
 
 #if DIGITS
-  // Four lanes have the 16 values that share a scale (K is a multiple of 16).
-  DEVICE void put_digits(i8* row, int q, int stride, const float (&v)[4]) const {
+  DEVICE void put_digits(i8* row, int q, int stride, const float (&v)[Q]) const {
     u32 most = 0;  // of non-negative floats as integers, so that a NaN is the largest and stays
 #pragma unroll
-    for (int e = 0; e < 4; e++) most = max(most, __float_as_uint(v[e]) & 0x7fffffffu);
-    most = max(most, __shfl_xor_sync(FULL_MASK, most, 1));
-    most = max(most, __shfl_xor_sync(FULL_MASK, most, 2));
+    for (int e = 0; e < Q; e++) most = max(most, __float_as_uint(v[e]) & 0x7fffffffu);
     const float top = __uint_as_float(most);
-    if (q >= quads()) return;
     // v * inverse + 128 as the low 16 bits of a float near 1.5 * 2^23: the high byte is the first
     // digit, the low byte - 128 the second
     const float inverse = top > 0.f ? __fdividef(32512.f, top) : 0.f;
-    u32 bits[4];
+    u32 high[4], low[4];
+    int sums[2] = {0, 0};  // of what the digits say, so that zero and offset meet the same values
 #pragma unroll
-    for (int e = 0; e < 4; e++) bits[e] = __float_as_uint(fmaf(v[e], inverse, 12582912.f + 128.f));
-    const u32 left = __byte_perm(bits[0], bits[1], 0x5140);  // low, low, high, high
-    const u32 right = __byte_perm(bits[2], bits[3], 0x5140);
-    const u32 high = __byte_perm(left, right, 0x7632);
-    const u32 low = __byte_perm(left, right, 0x5410) ^ 0x80808080u;
-    const int at = place(4 * q);
-    *(u32*)(row + at) = high;
-    *(u32*)(row + at + LANES * V) = low;
-    float* block = (float*)(row + 2 * stride) + q / 4 * BLOCK_FLOATS;
-    const float scale = top * (1.f / 32512.f);
-    if ((q & 3) == 0) block[0] = Chunk::RAISED && q & 4 ? scale * (1.f / 16) : scale;
-    if (SUMMED) {  // of what the digits say, so that zero and offset meet the same values
-      int sum = 256 * __dp4a((int)high, 0x01010101, 0);
-      sum = __dp4a((int)low, 0x01010101, sum);
-      const u32 four = 15u << (threadIdx.x & 28);
-      sum += __shfl_xor_sync(four, sum, 1);
-      sum += __shfl_xor_sync(four, sum, 2);
-      if ((q & 3) == 0) block[1] = scale * (float)sum;
+    for (int i = 0; i < 4; i++) {
+      u32 bits[4];
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        bits[e] = __float_as_uint(fmaf(v[4 * i + e], inverse, 12582912.f + 128.f));
+      const u32 left = __byte_perm(bits[0], bits[1], 0x5140);  // low, low, high, high
+      const u32 right = __byte_perm(bits[2], bits[3], 0x5140);
+      high[i] = __byte_perm(left, right, 0x7632);
+      low[i] = __byte_perm(left, right, 0x5410) ^ 0x80808080u;
+      sums[0] = __dp4a((int)high[i], 0x01010101, sums[0]);
+      sums[1] = __dp4a((int)low[i], 0x01010101, sums[1]);
     }
+    i8* to = row + place(Q * q);
+    *(uint4*)to = make_uint4(high[0], high[1], high[2], high[3]);
+    *(uint4*)(to + LANES * V) = make_uint4(low[0], low[1], low[2], low[3]);
+    float* block = (float*)(row + 2 * stride) + q * BLOCK_FLOATS;
+    const float scale = top * (1.f / 32512.f);
+    block[0] = Chunk::RAISED && q & 1 ? scale * (1.f / 16) : scale;
+    if (SUMMED) block[1] = scale * (float)(256 * sums[0] + sums[1]);
   }
 #endif
 
@@ -172,27 +182,22 @@ struct Input {
     }
   }
 
-  // The caller synchronises after it.
+  // After `fetch`; the caller synchronises after it.
   DEVICE void fill(Xs* shared, int stride) {
-    const int m = threadIdx.x / ROW_THREADS, t = threadIdx.x % ROW_THREADS;
-    float kept[KEEP][4];
-#pragma unroll
-    for (int i = 0; i < KEEP; i++) {
-      const int q = t + i * ROW_THREADS;
-#pragma unroll
-      for (int e = 0; e < 4; e++) kept[i][e] = 0.f;
-      if (q < quads()) raw(m, q, kept[i]);
-    }
+    const int m = threadIdx.x / ROW_THREADS;
     float scale = 0.f, top = 0.f, mean = 0.f;
     if (INPUT == LAYER_NORM) {
       float sum = 0.f;
-      each(m, kept, [&](const float (&v)[4], int, int) { sum += (v[0] + v[1]) + (v[2] + v[3]); });
+      each(m, [&](const Stored<X_T>& v, int, int) {
+#pragma unroll
+        for (int e = 0; e < Q; e += 4) sum += (v[e] + v[e + 1]) + (v[e + 2] + v[e + 3]);
+      });
       mean = __fdividef(over_row<false>(sum), (float)K);
       float squares = 0.f;
-      each(m, kept, [&](const float (&v)[4], int q, int) {
+      each(m, [&](const Stored<X_T>& v, int q, int) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const float d = 4 * q + e < K ? v[e] - mean : 0.f;
+        for (int e = 0; e < Q; e++) {
+          const float d = Q * q + e < K ? v[e] - mean : 0.f;
           squares = fmaf(d, d, squares);
         }
       });
@@ -200,59 +205,59 @@ struct Input {
     }
     if (INPUT == RMS_NORM) {
       float squares = 0.f;
-      each(m, kept, [&](const float (&v)[4], int, int) {
-        squares += v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
+      each(m, [&](const Stored<X_T>& v, int, int) {
+#pragma unroll
+        for (int e = 0; e < Q; e += 2) squares += fmaf(v[e], v[e], v[e + 1] * v[e + 1]);
       });
       if (LATE) {
         squares = warp_sum(squares);
         if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = squares;
-        scale = 1.f;
       } else {
         scale = rsqrtf(__fdividef(over_row<false>(squares), (float)K) + eps);
       }
     }
-    auto value = [&](const float (&v)[4], int q, int i, float (&out)[4]) {
-      float w[4] = {0.f, 0.f, 0.f, 0.f}, b[4] = {0.f, 0.f, 0.f, 0.f};
-      if (INPUT != PLAIN && i < 0 && q < quads()) load_four(norm, q, w);
-      if (INPUT == LAYER_NORM && i < 0 && norm_bias && q < quads()) load_four(norm_bias, q, b);
+    auto value = [&](const Stored<X_T>& v, int q, int i, float (&out)[Q]) {
+      Stored<NORM_T> w, b;
+      if (INPUT != PLAIN) w = i < 0 ? load(norm, q) : weight[i < 0 ? 0 : i];
+      if (INPUT == LAYER_NORM)
+        b = i < 0 ? load(norm_bias, norm_bias ? q : groups()) : shift[i < 0 ? 0 : i];
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
+      for (int e = 0; e < Q; e++) {
         out[e] = v[e];
         if (INPUT == LAYER_NORM) {
-          const float factor = (i < 0 ? w[e] : weight[i < 0 ? 0 : i % KEEP][e]) + offset;
-          const float more = i < 0 ? b[e] : shift[i < 0 ? 0 : i % KEEP][e];
-          const float y = to_float(from_float<X_T>(fmaf((v[e] - mean) * scale, factor, more)));
-          out[e] = 4 * q + e < K ? y : 0.f;
+          const float y = fmaf((v[e] - mean) * scale, w[e] + offset, b[e]);
+          out[e] = Q * q + e < K ? to_float(from_float<X_T>(y)) : 0.f;
         }
         if (INPUT == RMS_NORM) {
-          const float factor = (i < 0 ? w[e] : weight[i < 0 ? 0 : i % KEEP][e]) + offset;
+          const float factor = w[e] + offset;
           out[e] = LATE ? v[e] * factor : to_float(from_float<X_T>(v[e] * scale * factor));
         }
       }
     };
     if (ROUNDS) {
-      each(m, kept, [&](const float (&v)[4], int q, int i) {
-        float out[4];
+      each(m, [&](const Stored<X_T>& v, int q, int i) {
+        float out[Q];
         value(v, q, i, out);
 #pragma unroll
-        for (int e = 0; e < 4; e++) top = fmaxf(top, fabsf(out[e]));
+        for (int e = 0; e < Q; e++) top = fmaxf(top, fabsf(out[e]));
       });
       top = over_row<true>(top) / 127.f;
-      if (t == 0) scales[m] = top;
+      if (threadIdx.x % ROW_THREADS == 0) scales[m] = top;
       if (top == 0.f) top = 1.f;
     }
     Xs* row = shared + m * x_pitch(stride);
-    each(m, kept, [&](const float (&v)[4], int q, int i) {
-      float out[4];
+    each(m, [&](const Stored<X_T>& v, int q, int i) {
+      float out[Q];
       value(v, q, i, out);
       if (ROUNDS) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) out[e] = fminf(fmaxf(rintf(out[e] / top), -127.f), 127.f);
+        for (int e = 0; e < Q; e++) out[e] = fminf(fmaxf(rintf(out[e] / top), -127.f), 127.f);
       }
+      if (q >= groups()) return;
 #if DIGITS
       put_digits(row, q, stride, out);
 #else
-      if (q < quads()) put(row + place(4 * q), out);
+      put(row + place(Q * q), out);
 #endif
     });
   }

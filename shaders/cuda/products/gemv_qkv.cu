@@ -56,7 +56,8 @@ struct Heads : Input {
   int heads, kv_heads, q_pitch, kv_pitch, D, half;  // half = R / 2
   int base, end;  // of all pairs of heads, this block's
   int units, first, stride;
-  float factor[2], add[2], c, s;
+  float factor[2], c, s;
+  BIAS_T add[2];  // as stored: who converts it waits for it
   int slot;
 
   struct Place {
@@ -92,7 +93,7 @@ struct Heads : Input {
     for (int r = 0; r < 2; r++) {
       const int row = row_in(at.head, at.i, r);
       factor[r] = row_scale(w.weight, row);
-      add[r] = w.bias ? to_float(w.bias[row]) : 0.f;
+      add[r] = w.bias ? w.bias[row] : from_float<BIAS_T>(0.f);
     }
   }
   DEVICE void fresh(int unit, int lane_row, int t) {
@@ -113,8 +114,8 @@ struct Heads : Input {
   }
   DEVICE void finish(int unit, int lane_row, int t, const Sum (&total)[2]) {
     const int pair = index(unit, lane_row);
-    const float a = (float)total[0] * x_factor * factor[0] + add[0];
-    const float b = (float)total[1] * x_factor * factor[1] + add[1];
+    const float a = (float)total[0] * x_factor * factor[0] + to_float(add[0]);
+    const float b = (float)total[1] * x_factor * factor[1] + to_float(add[1]);
     if (pair >= end) return;
     if (QK_NORM) *(float2*)(values + ((i64)t * (end - base) + pair - base) * 2) = make_float2(a, b);
     else write(find(pair), t, a, b);

@@ -6,7 +6,8 @@
 // cut into stages of UNROLL chunks a lane; STAGES of them are on their way to shared memory at any
 // time, so that a warp never waits for one row to end before it asks for the next, and the first
 // stages are asked for before `pdl_wait`: weights are constant, so they arrive while the kernel
-// before this one still runs. KSPLIT warps, a team, share a unit: they take its stages in turn.
+// before this one still runs. KSPLIT warps, a team, share a unit: they take its stages in turn, and
+// after a BATCH of units they meet, for each to add up the sums of one unit and to finish it.
 //
 // A stage is the planes of a unit's rows one after the other: codes, high bits, scales, supers,
 // offsets, floors. Each lane copies the codes that it will read itself (FETCH 1, cp.async; FETCH 0,
@@ -100,7 +101,8 @@ const int OFFSETS_AT = SUPERS_AT + (UNIT_ROWS * SUPER_SLOT + 15) / 16 * 16;
 const int FLOORS_AT = OFFSETS_AT + (UNIT_ROWS * OFFSET_SLOT + 15) / 16 * 16;
 const int STAGE_BYTES = FLOORS_AT + (UNIT_ROWS * FLOOR_SLOT + 15) / 16 * 16;
 const int RING_BYTES = SLOW ? 0 : BLOCK_WARPS * STAGES * STAGE_BYTES;
-const int PARTIAL_BYTES = KSPLIT > 1 ? 2 * BLOCK_WARPS * UNIT_ROWS * ROWS * 4 : 0;
+const int BATCH = ROWS <= 2 ? KSPLIT : 1, UNIT_SUMS = UNIT_ROWS * ROWS;
+const int PARTIAL_BYTES = KSPLIT > 1 ? 2 * BLOCK_WARPS * BATCH * UNIT_SUMS * 4 : 0;
 const int V = 16 / sizeof(Xs);       // values of x in a 16-byte read
 const int SUMS = ROWS <= 2 ? 2 : 1;  // accumulators of a row in a lane
 static_assert(!GROUPED || SCALES * GROUP == DEPTH, "a stage holds whole groups");
@@ -486,10 +488,8 @@ DEVICE void multiply_slow(const Job& job, int unit, int lane, int lane_row, int 
 // A lane finishes rows `lane`, `lane + LANES`, ... of x.
 const int OWN = ROWS > LANES ? ROWS / LANES : 1;
 
-// The totals of this lane's rows for its rows of x (lanes >= ROWS get none). With KSPLIT the team's
-// first warp alone gets them: else false.
-DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* room,
-                   Sum (&total)[OWN][PER_LANE]) {
+// The sums over the lanes of a row, of this lane's rows for its rows of x (lanes >= ROWS get none).
+DEVICE void over_lanes(const Sums& sums, int lane, Sum (&total)[OWN][PER_LANE]) {
 #pragma unroll
   for (int r = 0; r < PER_LANE; r++)
 #pragma unroll
@@ -499,29 +499,17 @@ DEVICE bool reduce(Sums& sums, int lane, int lane_row, int part, int turn, Sum* 
       for (int d = LANES / 2; d; d >>= 1) sum += __shfl_xor_sync(FULL_MASK, sum, d);
       if (m % LANES == lane) total[m / LANES][r] = sum;
     }
-  if (KSPLIT == 1) return true;
-  const int team = threadIdx.x / (32 * KSPLIT);
-  Sum* own = room + ((turn & 1) * TEAMS + team) * (KSPLIT * UNIT_ROWS * ROWS) + lane_row * ROWS;
-  if (lane < ROWS) {
+}
+
+// f(total, where): for each of them, and where it lies among the totals of a unit.
+template <class F>
+DEVICE void each_total(Sum (&total)[OWN][PER_LANE], int lane, int lane_row, F f) {
+  if (lane >= ROWS) return;
 #pragma unroll
-    for (int i = 0; i < OWN * PER_LANE; i++) {
-      const int r = i % PER_LANE, m = i / PER_LANE * LANES + lane;
-      own[(part * PER_LANE + r) * (LANE_ROWS * ROWS) + m] = total[i / PER_LANE][r];
-    }
-  }
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(KSPLIT * 32) : "memory");
-  if (part) return false;
-  if (lane < ROWS) {
+  for (int i = 0; i < OWN; i++)
 #pragma unroll
-    for (int i = 0; i < OWN * PER_LANE; i++) {
-      const int r = i % PER_LANE, m = i / PER_LANE * LANES + lane;
-      Sum sum = 0;
-#pragma unroll
-      for (int p = 0; p < KSPLIT; p++) sum += own[(p * PER_LANE + r) * (LANE_ROWS * ROWS) + m];
-      total[i / PER_LANE][r] = sum;
-    }
-  }
-  return true;
+    for (int r = 0; r < PER_LANE; r++)
+      f(total[i][r], (r * LANE_ROWS + lane_row) * ROWS + i * LANES + lane);
 }
 
 // This block's part of `count` rows (or pairs of them) from `from` on, PER_UNIT of them in a unit.
@@ -534,9 +522,9 @@ template <int PER_UNIT, class Job> DEVICE void share_out(Job& job, int from, int
 }
 
 // The whole kernel. `shared`: RING_BYTES, then x, then PARTIAL_BYTES. Job also has ready(), which
-// loads constants for fill(x), which fills the shared x after pdl_wait, and settle(row) after
-// that; fixed(unit, lane_row) and fresh(unit, lane_row, row), which load what the epilogue needs,
-// constants and what kernels write; finish(unit, lane_row, row, totals).
+// loads constants for fill(x), which fills the shared x after pdl_wait and fetch(), and settle(row)
+// after that; fixed(unit, lane_row) and fresh(unit, lane_row, row), which load what the epilogue
+// needs, constants and what kernels write; finish(unit, lane_row, row, totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
   Stream<Job> stream(job, shared, K);
   const int stride = x_stride(K);
@@ -547,38 +535,63 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
     for (int i = 0; i < STAGES; i++) stream.ask();
   }
   const int lane = stream.lane, lane_row = stream.lane_row, part = stream.part;
-  const bool writes = part == 0 && lane < job.M;
-  if (writes && job.first < job.units) job.fixed(job.first, lane_row);
+  const int mine = part * job.stride;  // of a batch, the unit that this warp finishes
+  const bool writes = part < BATCH && lane < job.M;
+  if (writes && job.first + mine < job.units) job.fixed(job.first + mine, lane_row);
   job.ready();
   pdl_launch();
   pdl_wait();
-  if (writes && job.first < job.units) job.fresh(job.first, lane_row, lane);
+  job.fetch();
+  if (writes && job.first + mine < job.units) job.fresh(job.first + mine, lane_row, lane);
   job.fill(x, stride);
   __syncthreads();
   if (writes) job.settle(lane);
-  int slot = 0, round = 0;
-  for (int unit = job.first; unit < job.units; unit += job.stride, round++) {
-    Sums sums;
-    sums.clear();
-    if (SLOW) {
-      multiply_slow(job, unit, lane, lane_row, part, K, x, stride, sums);
-    } else {
-      for (int step = part; step < stream.steps; step += KSPLIT) {
-        const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
-        copies_wait();
-        if (TOGETHER) __syncwarp();
-        if (WHOLE || (step + 1) * DEPTH <= K)
-          multiply_stage<false>(stream, step, stage, x, stride, sums);
-        else
-          multiply_stage<true>(stream, step, stage, x, stride, sums);
-        if (TOGETHER) __syncwarp();
-        if (FILLED) copies_commit();
-        else stream.ask();
-        if (++slot == STAGES) slot = 0;
-      }
-    }
+  const int team = threadIdx.x / (32 * KSPLIT);
+  int slot = 0, turn = 0;
+  for (int batch = job.first; batch < job.units; batch += BATCH * job.stride, turn ^= 1) {
+    Sum* sums_of_batch = room + (turn * TEAMS + team) * (BATCH * KSPLIT * UNIT_SUMS);
     Sum total[OWN][PER_LANE];
-    if (reduce(sums, lane, lane_row, part, round, room, total) && writes) {
+#pragma unroll 1
+    for (int i = 0; i < BATCH; i++) {
+      const int unit = batch + i * job.stride;
+      if (unit >= job.units) break;
+      Sums sums;
+      sums.clear();
+      if (SLOW) {
+        multiply_slow(job, unit, lane, lane_row, part, K, x, stride, sums);
+      } else {
+        for (int step = part; step < stream.steps; step += KSPLIT) {
+          const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
+          copies_wait();
+          if (TOGETHER) __syncwarp();
+          if (WHOLE || (step + 1) * DEPTH <= K)
+            multiply_stage<false>(stream, step, stage, x, stride, sums);
+          else
+            multiply_stage<true>(stream, step, stage, x, stride, sums);
+          if (TOGETHER) __syncwarp();
+          if (FILLED) copies_commit();
+          else stream.ask();
+          if (++slot == STAGES) slot = 0;
+        }
+      }
+      over_lanes(sums, lane, total);
+      if (KSPLIT > 1)
+        each_total(total, lane, lane_row, [&](Sum sum, int at) {
+          sums_of_batch[(i * KSPLIT + part) * UNIT_SUMS + at] = sum;
+        });
+    }
+    const int unit = batch + mine;
+    if (KSPLIT > 1) {
+      asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(KSPLIT * 32) : "memory");
+      if (part < BATCH && unit < job.units)
+        each_total(total, lane, lane_row, [&](Sum& sum, int at) {
+          sum = 0;
+#pragma unroll
+          for (int p = 0; p < KSPLIT; p++)
+            sum += sums_of_batch[(part * KSPLIT + p) * UNIT_SUMS + at];
+        });
+    }
+    if (writes && unit < job.units) {
       job.finish(unit, lane_row, lane, total[0]);
 #pragma unroll
       for (int i = 1; i < OWN; i++) {
@@ -588,10 +601,11 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
         job.fresh(unit, lane_row, m);
         job.finish(unit, lane_row, m, total[i]);
       }
-      if (!SINGLE && unit + job.stride < job.units) {
+      const int next = unit + BATCH * job.stride;
+      if (!SINGLE && next < job.units) {
         if (OWN > 1) job.settle(lane);
-        job.fixed(unit + job.stride, lane_row);
-        job.fresh(unit + job.stride, lane_row, lane);
+        job.fixed(next, lane_row);
+        job.fresh(next, lane_row, lane);
       }
     }
     if (SINGLE) break;

@@ -69,7 +69,7 @@ def test_tables_are_words_of_bytes():
 
 
 @pytest.mark.parametrize("form", [*map(scheme_form, SCHEMES.values()), *TOY_FORMS], ids=str)
-@pytest.mark.parametrize("lanes", [8, 16, 32])
+@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
 def test_pieces_end_with_stages_and_rows(form, lanes):
     """What is copied at once divides the planes of a stage, and those of a row."""
     plan = Plan(lanes=lanes, unroll=1)

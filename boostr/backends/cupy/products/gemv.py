@@ -57,7 +57,8 @@ def launch(
     item = {"float": 4}.get(str(defines["X_T"]), 2)
     backend.launch(
         family, family, (grid,), (plan.warps * 32,), args, shared_bytes=shared,
-        dependent=backend.early, KEEP=plan.keep(int(defines["ROWS"]), w.K),
+        dependent=backend.early,
+        KEEP=plan.keep(int(defines["ROWS"]), w.K, plan.digits(w.form, item)),
         **plan.limits(w, units), **plan.defines(w.form, item, w.pieces), **defines,
     )  # fmt: skip
 

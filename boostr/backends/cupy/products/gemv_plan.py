@@ -100,11 +100,12 @@ class Plan:
         return _up(rows * stride * (1 if form.rounds_input else item if self.packed else 4), 16)
 
     def partial_bytes(self, rows: int) -> int:
-        return 2 * self.warps * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
+        batch = self.ksplit if rows <= 2 else 1
+        return 2 * self.warps * batch * self.unit_rows * rows * 4 if self.ksplit > 1 else 0
 
-    def keep(self, rows: int, K: int) -> int:
-        """How many groups of four values of x a thread keeps in registers; 8 may be too few."""
-        groups = -(-K // (4 * (self.warps // rows) * 32))
+    def keep(self, rows: int, K: int, digits: bool) -> int:
+        """How many groups of values of x a thread keeps in registers; 8 may be too few."""
+        groups = -(-K // ((16 if digits else 4) * (self.warps // rows) * 32))
         return next((n for n in (1, 2, 4) if groups <= n), 8)
 
     def limits(self, w: Stored, units: int) -> dict[str, int | str]:
