@@ -140,9 +140,7 @@ def step_bytes(runner: Runner, batch: int, length: int) -> int:
     weights = module.weights()
     skipped = [] if module.lm_head is None else ["model.embed_tokens.weight"]
     matrices = sum(w.nbytes for name, w in weights.items() if name not in skipped)
-    states = [state for kept in module.states() for state in kept]
-    row = sum(state.bytes_per_token(module.activation_dtype) for state in states)
-    return matrices + batch * length * row
+    return matrices + batch * length * runner.kv_token_bytes
 
 
 def prompts(batch: int, length: int, vocab: int) -> list[list[int]]:

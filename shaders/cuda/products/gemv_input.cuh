@@ -106,8 +106,13 @@ struct Input {
       const int q = group(i);
       if (q - (t & 31) < groups()) f(kept[i], q, i);
     }
-    for (int q = group(KEPT); MORE && q - (t & 31) < groups(); q += ROW_THREADS)
-      f(load(x_row(m), q), q, -1);
+    for (int first = KEPT; MORE && group(first) - (t & 31) < groups(); first += KEPT) {
+      Stored<X_T> more[KEPT];  // whose loads are on their way together
+#pragma unroll
+      for (int i = 0; i < KEPT; i++) more[i] = load(x_row(m), group(first + i));
+#pragma unroll
+      for (int i = 0; i < KEPT; i++) f(more[i], group(first + i), -1);
+    }
   }
 
   // Of all threads of a row of x, known to them; each call has a room of its own, a maximum 1.

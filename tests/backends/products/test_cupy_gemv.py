@@ -80,7 +80,7 @@ def test_plans(cupy_backend, rng, lanes, per_lane, ksplit):
 def test_plans_of_digits(cupy_backend, rng, unroll, per_lane, ksplit, M):
     """Rows that end with a stage and within one, in blocks whose last unit is not full."""
     fetch = 1 if cupy_backend.caps.compute_capability >= 80 else 0
-    plan = Plan(4, per_lane, unroll, 2, ksplit, fetch=fetch)
+    plan = Plan(4, per_lane, unroll, 4 // per_lane, ksplit, fetch=fetch)
     for form in ("int8", *BLOCKS):
         if plan.depth(scheme_form(SCHEMES[form])) % (SCHEMES[form].super_size or 1):
             continue

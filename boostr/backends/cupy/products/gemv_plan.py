@@ -187,12 +187,12 @@ def _choose(
 ) -> Plan:
     """The cheapest of all ways to share the rows out, by how many warps have nothing to do."""
     plan, best = _base(caps, w, rows, item), 1e9
+    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
     inputs = CHUNK[w.form.codes][0]
     chunks = -(-w.K // inputs)
     if plan.digits(w.form, item):
-        return _of_digits(caps, plan, w, rows, count, item)
+        return _of_digits(caps, plan, w, rows, count, item, beside)
     small = count * w.row_bytes <= _SMALL * caps.sms
-    beside = 1 in per_lanes and count >= w.K and count * w.row_bytes <= _BESIDE_BYTES
     for lanes, per_lane, warps, ksplit in _CUTS:
         if per_lane not in per_lanes or warps % rows or (rows > 2 and per_lane * rows > 16):
             continue
@@ -211,18 +211,33 @@ def _choose(
 
 
 def _of_digits(
-    caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, warps: int = 8
+    caps: Any, plan: Plan, w: Layout, rows: int, count: int, item: int, beside: bool = False
 ) -> Plan:
-    """All warps of a block share a unit, if a row has as many stages."""
-    plan = replace(plan, lanes=4, per_lane=2, warps=warps)
-    steps = -(-w.K // (4 * CHUNK[w.form.codes][0]))
-    least = max(1, max(w.form.group, w.form.super) // (4 * CHUNK[w.form.codes][0]))
-    unroll = next((n for n in (4, 2, 1) if n % least == 0 and n * warps <= steps), least)
-    ksplit = next(n for n in (8, 4, 2, 1) if n == 1 or n * unroll <= steps)
-    plan = replace(plan, unroll=unroll, ksplit=ksplit)
-    stage = replace(plan, stages=1).ring_bytes(w.form)
-    left = caps.shared_bytes - plan.x_bytes(w.form, rows, w.K, item) - plan.partial_bytes(rows)
-    return replace(plan, stages=max(1, min(8, min(_RING, left - 8192) // stage)))
+    """As many warps share a unit as leave none idle; two chained kernels of few rows fit an SM."""
+    form, inputs = w.form, plan.lanes * CHUNK[w.form.codes][0]
+    steps = -(-w.K // inputs)
+    units = math.ceil(count / caps.sms / plan.unit_rows)  # of a block
+
+    def cost(ksplit: int) -> float:
+        teams = plan.warps // ksplit
+        idle = math.ceil(units / teams) * teams / units
+        return idle + (0.08 if form.codes == "c8" else 0.05) * math.log2(ksplit)
+
+    least = max(1, max(form.group, form.super) // inputs)
+    # asking for a stage of many planes is dear
+    for unroll in (4, 2, 1) if form.offsets else (2, 1):
+        unroll = max(unroll, least)
+        if unroll > max(steps, least):
+            continue
+        ksplits = [n for n in (1, 2, 4, 8) if n == 1 or n * unroll <= steps]
+        plan = replace(plan, unroll=unroll, ksplit=min(ksplits, key=cost))
+        stage = replace(plan, stages=1).ring_bytes(form)
+        others = plan.x_bytes(form, rows, w.K, item) + plan.partial_bytes(rows) + 2048
+        ring = _RING_BESIDE if beside else caps.shared_bytes // 2 - others if rows <= 2 else _RING
+        plan = replace(plan, stages=max(1, min(10, min(ring, caps.shared_bytes - others) // stage)))
+        if plan.stages > 1:
+            break
+    return plan
 
 
 def choose_for_block(
@@ -231,9 +246,10 @@ def choose_for_block(
     """The plan where each block has `count` rows of its own, in pairs, and no others."""
     caps, layout = backend.caps, Layout.of(w)
     plan = _base(caps, layout, rows, item)
-    plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
     if plan.digits(w.form, item):
-        return _of_digits(caps, plan, layout, rows, count, item)
+        plan = _of_digits(caps, plan, layout, rows, count * caps.sms, item)
+        return replace(plan, cluster=cluster)
+    plan = replace(plan, lanes=32, per_lane=2, warps=16, cluster=cluster)
     while plan.ksplit < 8 and count * plan.ksplit <= plan.warps:
         plan = replace(plan, ksplit=2 * plan.ksplit)
     return _deepened(caps, plan, layout, rows, count * caps.sms, item)
@@ -243,7 +259,8 @@ def _base(caps: Any, w: Layout, rows: int, item: int) -> Plan:
     large = rows > 2 or 4 * rows * w.K > _X_BYTES
     packed = large and item == 2 and w.form.codes != "f32" and not w.form.rounds_input
     fetch = 1 if caps.compute_capability >= 80 else 0
-    return Plan(fetch=fetch, packed=packed, slow=not w.fast)
+    plan = Plan(fetch=fetch, packed=packed, slow=not w.fast)
+    return replace(plan, lanes=4) if plan.digits(w.form, item) else plan
 
 
 _CUTS = [

@@ -120,9 +120,8 @@ def _launches(
             to.slots, first, some, H, KH, to.q_pitch, to.kv_pitch, D, half, M, K, *floats(norm),
             float(own.eps), float(own.offset),
         ]  # fmt: skip
-        pairs = D // 2 // cut.cluster if head_norm else some * (D // 2)
         launch(
-            backend, "gemv_qkv", cut, w, -(-pairs // (32 // cut.lanes)), args,
+            backend, "gemv_qkv", cut, w, some * (D // 2), 32 // cut.lanes, args,
             shared_bytes(backend, cut, w, rows, item, values),
             some * cut.cluster if head_norm else 0, ROWS=rows, X_T=C_TYPES[x.dtype],
             **input_macros(norm), BIAS_T=c_type(bias), QK_NORM=int(bool(head_norm)),
