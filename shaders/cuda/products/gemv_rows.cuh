@@ -236,18 +236,19 @@ template <class Job> struct Stream {
       const u32 to = ring + slot * STAGE_BYTES;
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) {
-        if (!is_row[r]) continue;
         const int n = r * LANE_ROWS + lane_row;
-        ask_plane<SLOT, 16>(to + n * SLOT, row[r].codes, code_bytes(K), swap(lane_row));
-        ask_plane<HIGH_SLOT, HIGH_PIECE>(to + HIGH_AT + n * HIGH_PITCH, row[r].high,
+        const bool is = is_row[r];
+        ask_plane<SLOT, 16>(is, to + n * SLOT, row[r].codes, code_bytes(K), swap(lane_row));
+        ask_plane<HIGH_SLOT, HIGH_PIECE>(is, to + HIGH_AT + n * HIGH_PITCH, row[r].high,
                                          high_bytes(K));
-        ask_plane<SCALE_SLOT, PIECE>(to + SCALES_AT + n * SCALE_SLOT, row[r].scales,
+        ask_plane<SCALE_SLOT, PIECE>(is, to + SCALES_AT + n * SCALE_SLOT, row[r].scales,
                                      groups_of(K) * (int)sizeof(SCALE_T));
-        ask_plane<SUPER_SLOT, 4>(to + SUPERS_AT + n * SUPER_SLOT, row[r].supers,
+        ask_plane<SUPER_SLOT, 4>(is, to + SUPERS_AT + n * SUPER_SLOT, row[r].supers,
                                  supers_of(K) * 4);
-        ask_plane<OFFSET_SLOT, PIECE>(to + OFFSETS_AT + n * OFFSET_SLOT, row[r].offsets,
+        ask_plane<OFFSET_SLOT, PIECE>(is, to + OFFSETS_AT + n * OFFSET_SLOT, row[r].offsets,
                                       groups_of(K) * (int)sizeof(OFFSET_T));
-        ask_plane<FLOOR_SLOT, 4>(to + FLOORS_AT + n * FLOOR_SLOT, row[r].floors, supers_of(K) * 4);
+        ask_plane<FLOOR_SLOT, 4>(is, to + FLOORS_AT + n * FLOOR_SLOT, row[r].floors,
+                                 supers_of(K) * 4);
         advance(row[r], KSPLIT);
       }
       step += KSPLIT;
@@ -263,12 +264,12 @@ template <class Job> struct Stream {
   // This lane's pieces of the BYTES of a row that are in this stage, from `from` on; nothing past
   // the row's end.
   template <int BYTES, int SIZE>
-  DEVICE void ask_plane(u32 to, const void* from, int row_bytes, int swapped = 0) {
+  DEVICE void ask_plane(bool is_row, u32 to, const void* from, int row_bytes, int swapped = 0) {
     constexpr int PIECES = BYTES / SIZE;
 #pragma unroll
     for (int i = 0; i < PIECES; i += LANES) {
-      if (PIECES % LANES && i + lane >= PIECES) continue;
-      if (WHOLE || step * BYTES + (i + lane) * SIZE < row_bytes)
+      const bool is_piece = PIECES % LANES == 0 || i + lane < PIECES;
+      if (is_row && is_piece && (WHOLE || step * BYTES + (i + lane) * SIZE < row_bytes))
         copy_piece<SIZE>(to + lane * SIZE + (i * SIZE ^ swapped), (const u8*)from + i * SIZE);
     }
   }
