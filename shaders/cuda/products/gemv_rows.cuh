@@ -197,7 +197,7 @@ template <class Job> struct Stream {
   DEVICE Stream(const Job& j, u8* shared, int K_) : job(j), K(K_) {
     const int warp = threadIdx.x >> 5;
     ring = shared_address(shared) + warp * (STAGES * STAGE_BYTES);
-    lane = (threadIdx.x & 31) % LANES, lane_row = (threadIdx.x & 31) / LANES;
+    lane = found((threadIdx.x & 31) % LANES), lane_row = found((threadIdx.x & 31) / LANES);
     part = warp % KSPLIT;
     steps = (K + DEPTH - 1) / DEPTH;
     own_digits = found(lane * V + lane_row % 2 * (LANES * V));
@@ -527,6 +527,7 @@ template <int PER_UNIT, class Job> DEVICE void share_out(Job& job, int from, int
 // after that; fixed(unit, lane_row) and fresh(unit, lane_row, row), which load what the epilogue
 // needs, constants and what kernels write; finish(unit, lane_row, row, totals).
 template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
+  shared = (u8*)__cvta_shared_to_generic(found(shared_address(shared)));
   Stream<Job> stream(job, shared, K);
   const int stride = x_stride(K);
   Xs* x = (Xs*)(shared + RING_BYTES);
@@ -548,7 +549,9 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
   __syncthreads();
   if (writes) job.settle(lane);
   const int team = threadIdx.x / (32 * KSPLIT);
-  int slot = 0, turn = 0;
+  const int first_slot = found((threadIdx.x >> 5) * (STAGES * STAGE_BYTES));
+  const int last = first_slot + (STAGES - 1) * STAGE_BYTES;
+  int slot = first_slot, turn = 0;
   for (int batch = job.first; batch < job.units; batch += BATCH * job.stride, turn ^= 1) {
     Sum* sums_of_batch = room + (turn * TEAMS + team) * (BATCH * KSPLIT * UNIT_SUMS);
     Sum total[OWN][PER_LANE];
@@ -562,7 +565,7 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
         multiply_slow(job, unit, lane, lane_row, part, K, x, stride, sums);
       } else {
         for (int step = part; step < stream.steps; step += KSPLIT) {
-          const u8* stage = shared + ((threadIdx.x >> 5) * STAGES + slot) * STAGE_BYTES;
+          const u8* stage = shared + slot;
           copies_wait();
           if (TOGETHER) __syncwarp();
           if (WHOLE || (step + 1) * DEPTH <= K)
@@ -572,7 +575,7 @@ template <class Job> DEVICE void stream_rows(Job& job, u8* shared, int K) {
           if (TOGETHER) __syncwarp();
           if (FILLED) copies_commit();
           else stream.ask();
-          if (++slot == STAGES) slot = 0;
+          slot = slot == last ? first_slot : slot + STAGE_BYTES;
         }
       }
       over_lanes(sums, lane, total);
