@@ -98,20 +98,17 @@ struct Input {
   }
 
   // f(values, group, i) for all groups of this thread; i < 0 where nothing of the group was kept.
-  // All lanes of a warp call it together; past the end with zeros.
   template <class F> DEVICE void each(int m, F f) const {
-    const int t = threadIdx.x % ROW_THREADS;
 #pragma unroll
-    for (int i = 0; i < KEPT; i++) {
-      const int q = group(i);
-      if (q - (t & 31) < groups()) f(kept[i], q, i);
-    }
-    for (int first = KEPT; MORE && group(first) - (t & 31) < groups(); first += KEPT) {
+    for (int i = 0; i < KEPT; i++)
+      if (group(i) < groups()) f(kept[i], group(i), i);
+    for (int first = KEPT; MORE && group(first) < groups(); first += KEPT) {
       Stored<X_T> more[KEPT];  // whose loads are on their way together
 #pragma unroll
       for (int i = 0; i < KEPT; i++) more[i] = load(x_row(m), group(first + i));
 #pragma unroll
-      for (int i = 0; i < KEPT; i++) f(more[i], group(first + i), -1);
+      for (int i = 0; i < KEPT; i++)
+        if (group(first + i) < groups()) f(more[i], group(first + i), -1);
     }
   }
 
@@ -258,7 +255,6 @@ struct Input {
 #pragma unroll
         for (int e = 0; e < Q; e++) out[e] = fminf(fmaxf(rintf(out[e] / top), -127.f), 127.f);
       }
-      if (q >= groups()) return;
 #if DIGITS
       put_digits(row, q, stride, out);
 #else
