@@ -26,6 +26,8 @@ const int ROW_THREADS = ROW_WARPS * 32;
 const bool MORE = KEEP == 8;  // K may need more groups of a thread than it keeps: read again
 const int KEPT = MORE && DIGITS ? 2 : KEEP;
 const int Q = DIGITS ? 16 : 4;  // values of a group
+// Two chained kernels of few rows fit an SM's registers.
+const int RESIDENT = DIGITS && ROWS <= 2 && BLOCK_WARPS <= 8 && !MORE ? 2 : 1;
 
 const int ROOMS = INPUT == LAYER_NORM ? 3 : 2;  // of sums over the threads of a row
 

@@ -30,6 +30,7 @@ DEVICE void multiply_int8(const Chunk (&w)[PER_LANE], const i8* x, int stride, S
 
 // What the groups of a chunk are multiplied by, and what is added to each of their inputs.
 struct Affine {
+  static const int SPAN = Chunk::ELEMENTS / Chunk::SCALES;  // inputs of a chunk that share a scale
   float scale[Chunk::SCALES], offset[Chunk::SCALES];
 
   // n: the row in the stage; chunk: in its row.
@@ -46,8 +47,6 @@ struct Affine {
     }
   }
 };
-const int SPAN = Chunk::ELEMENTS / Chunk::SCALES;  // inputs of a chunk that share a scale
-
 // C begins with the bits of the float 1.5 * 2^23: so it ends with those of that plus its sum.
 #define SUM_BITS 0x4b400000u
 DEVICE float sum_of(u32 bits) { return __uint_as_float(bits) - 12582912.f; }
@@ -59,14 +58,14 @@ DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[P
                             const i8* digits, const float* blocks, int pitch, bool inside,
                             bool has_digits, Sums& sums) {
 #pragma unroll
-  for (int span = 0; span < Chunk::ELEMENTS; span += SPAN)
+  for (int span = 0; span < Chunk::ELEMENTS; span += Affine::SPAN)
 #pragma unroll
     for (int m = 0; m < ROWS; m++) {
       float part[PER_LANE], x_sum = 0.f;
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) part[r] = 0.f;
 #pragma unroll
-      for (int j = span; j < span + SPAN; j += 16) {
+      for (int j = span; j < span + Affine::SPAN; j += 16) {
         uint4 x = make_uint4(0, 0, 0, 0);
         if (has_digits) x = *(const uint4*)(digits + m * pitch + j / 16 * BETWEEN);
         const float* block = blocks + m * (pitch / 4) + j / 16 * BLOCK_FLOATS;
@@ -89,10 +88,10 @@ DEVICE void multiply_digits(const Chunk (&w)[PER_LANE], const Affine (&affine)[P
       if (LAST && !inside) continue;
 #pragma unroll
       for (int r = 0; r < PER_LANE; r++) {
-        Sum& sum = sums.at[r][m][SUMS == 2 ? span / SPAN & 1 : 0];
+        Sum& sum = sums.at[r][m][SUMS == 2 ? span / Affine::SPAN & 1 : 0];
         if (ZERO) part[r] = fmaf(-(float)ZERO, x_sum, part[r]);
-        sum = GROUPED ? fmaf(affine[r].scale[span / SPAN], part[r], sum) : sum + part[r];
-        if (OFFSETS) sum = fmaf(affine[r].offset[span / SPAN], x_sum, sum);
+        sum = GROUPED ? fmaf(affine[r].scale[span / Affine::SPAN], part[r], sum) : sum + part[r];
+        if (OFFSETS) sum = fmaf(affine[r].offset[span / Affine::SPAN], x_sum, sum);
       }
     }
 }
@@ -101,7 +100,7 @@ template <typename T>
 DEVICE void multiply(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE], const T* x,
                      int stride, Sums& sums) {
 #pragma unroll
-  for (int span = 0; span < Chunk::ELEMENTS; span += SPAN) {
+  for (int span = 0; span < Chunk::ELEMENTS; span += Affine::SPAN) {
     float part[PER_LANE][ROWS][SUMS], x_sum[ROWS];
     if (GROUPED) {
 #pragma unroll
@@ -110,7 +109,7 @@ DEVICE void multiply(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE
       for (int m = 0; m < ROWS; m++) x_sum[m] = 0.f;
     }
 #pragma unroll
-    for (int j = span; j < span + SPAN; j += V) {
+    for (int j = span; j < span + Affine::SPAN; j += V) {
       Vec<T, V> values[ROWS];
 #pragma unroll
       for (int m = 0; m < ROWS; m++) values[m] = load_vec<T, V>(x + m * stride + j * LANES);
@@ -138,7 +137,7 @@ DEVICE void multiply(const Chunk (&w)[PER_LANE], const Affine (&affine)[PER_LANE
         }
       }
     }
-    const int i = span / SPAN;
+    const int i = span / Affine::SPAN;
 #pragma unroll
     for (int r = 0; r < (GROUPED ? PER_LANE : 0); r++)
 #pragma unroll

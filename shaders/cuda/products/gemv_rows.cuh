@@ -75,8 +75,6 @@ typedef float Sum;
 
 const int THREADS = BLOCK_WARPS * 32;
 const int TEAMS = BLOCK_WARPS / KSPLIT;
-// Two chained kernels of few rows fit an SM's registers.
-const int RESIDENT = DIGITS && ROWS <= 2 && BLOCK_WARPS <= 8 ? 2 : 1;
 const int LANE_ROWS = 32 / LANES;  // rows that a warp reads side by side
 const int UNIT_ROWS = LANE_ROWS * PER_LANE;
 const int STEP = LANES * Chunk::ELEMENTS;  // inputs of a row that its lanes decode at a time

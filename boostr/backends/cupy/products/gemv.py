@@ -208,6 +208,7 @@ VARIANTS = [
     ),
     *(variant("gemv", form_of_scheme(s), 8, 80) for s in ("int8", "q8_0", "q6_k")),
     *(variant("gemv", form, least=80) for form in SNIPPETS.values()),
+    *(variant("gemv", form_of_scheme(s), least=80, KEEP=1) for s in ("int8", "q4_k", "q6_k")),
     *(variant("gemv", form_of_scheme(s), least=80, X_T="float") for s in ("q4_1", "q6_k")),
     variant("gemv", BF16, 8, 80),
     variant("gemv", form_of_scheme("q8_0"), least=80, PIECE=2),
