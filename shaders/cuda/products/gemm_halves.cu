@@ -2,20 +2,13 @@
 // of weights into its range.
 //   halves[m, k] = x[m, k] / x_downs[m], whose largest is in [2^13, 2^14)
 //   |w[n, k]| / downs[n] < 2^15, for rows n of up to three weights one after the other
-// Rows of zeros have 1. halves: [M, ldh], zero from K to ldh; M may be 0.
+// Rows of zeros have 1. halves: [M, ldh], zero from K to ldh; M may be 0, and so may all rows of w.
 // Grid: M blocks, then one for each 8 rows of weights; 256 threads. x: 16-byte accesses where `wide`.
-// Macros: those of weights.cuh, X (c type of x), MOST (float: the largest number of a code less ZERO).
-#include "prelude.cuh"
-#include "weights.cuh"
-
-// 2^e, e the least with most / 2^e < 2^CEILING; not so small that 1 / 2^e is none.
-template <int CEILING> DEVICE float power_below(float most) {
-  const int exponent = (int)(__float_as_uint(most) >> 23) + 1 - CEILING;
-  return most > 0.f ? __uint_as_float((u32)min(max(exponent, 27), 227) << 23) : 1.f;
-}
+// Macros: those of gemm_powers.cuh, X (c type of x).
+#include "gemm_powers.cuh"
 
 // A thread keeps so many pieces of 8 values in registers; longer rows are read twice.
-#define HELD 8
+#define HELD 2
 #define STRIDE (8 * 256)
 
 DEVICE void halve_row(const X* x, f16* halves, int ldh, float* down, int K, bool wide) {
@@ -58,20 +51,6 @@ DEVICE void halve_row(const X* x, f16* halves, int ldh, float* down, int K, bool
   for (int k = rest; k < ldh; k += STRIDE) put(k, eight(k));
 }
 
-// By one warp.
-DEVICE float largest(const Planes& row, int K) {
-  float most = 0.f;
-#pragma unroll 4
-  for (int g = threadIdx.x % 32; g < groups_of(K); g += 32) {
-    const int k = GROUP * g;
-    const float scale = scale_at(row, k);
-    const float floor = FLOORS ? row.floors[k / SUPER_INPUTS] : 1.f;
-    const float offset = OFFSETS ? full_offset(row.offsets[g], floor, scale) : 0.f;
-    most = fmaxf(most, fabsf(scale) * MOST + fabsf(offset));
-  }
-  return warp_max(most);
-}
-
 extern "C" __global__ void __launch_bounds__(256) gemm_halves(
     const X* x, i64 ldx, f16* halves, i64 ldh, float* x_downs, Planes w0, Planes w1, Planes w2,
     int n0, int n1, int n2, float* downs, int M, int K, int wide) {
@@ -84,9 +63,6 @@ extern "C" __global__ void __launch_bounds__(256) gemm_halves(
   }
   const int n = (m - M) * 8 + threadIdx.x / 32;
   if (n >= n0 + n1 + n2) return;
-  const Planes row = n < n0        ? weight_row(w0, n, K)
-                     : n < n0 + n1 ? weight_row(w1, n - n0, K)
-                                   : weight_row(w2, n - n0 - n1, K);
-  const float most = largest(row, K);
+  const float most = warp_max(largest<32>(row_of(w0, w1, w2, n0, n1, n, K), threadIdx.x % 32, K));
   if (threadIdx.x % 32 == 0) downs[n] = power_below<15>(most);
 }

@@ -475,5 +475,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_mma(
                 residual ? residual + corner : nullptr, y + corner, ldy, w.left, tokens,
                 (wide && (column0 & 3) == 0)};
   auto read = [&](int token, int row) { return *(const float4*)(out + token * LD_TILE + row); };
-  store_tile<THREADS, 4>(read, e, threadIdx.x, 0, TOKENS * ROWS / 4);
+  Writer<ROWS, THREADS>(e, threadIdx.x).store<4>(read, threadIdx.x, TOKENS * ROWS / 4);
 }

@@ -1,7 +1,8 @@
 // y[M, N] = x[M, K] w[N, K]^T on Hopper's warpgroup products, the weight read in its stored form.
 //
-// w of x's type (few tokens), codes, or (ROUNDS) bytes times bytes; then + bias[n] + residual[m, n],
-// rounded once to OUT. The formulas and the weights side by side are those of gemm_mma.cu.
+// w of x's type (few tokens, or decoded once for many by gemm_decode.cu), codes, or (ROUNDS) bytes
+// times bytes; then + bias[n] + residual[m, n], rounded once to OUT. The formulas and the weights
+// side by side are those of gemm_mma.cu; `downs` are more scales of rows, if any.
 // Codes are exact 16-bit floats, and scales multiply their sums: of rows, or under FEW (up to 64
 // tokens) of groups. Otherwise weights of groups, and of float tables, are FOLDED: f16, each
 // rounded once or, if its scale is no f16, twice, after a power of two has brought the row into
@@ -14,6 +15,8 @@
 // How they multiply is in gemm_sm90_products.cuh and the files that it includes.
 // The SHARES blocks of K are one cluster: each adds a part of the tile from all their shared
 // memories, in order (deterministic), and writes it (gemm_epilogue.cuh).
+// Many tokens by weights of x's type (STAYS) are multiplied by blocks that make one tile after
+// another; two of neighbouring rows are a cluster, each of which copies half of x for both.
 //
 // Macros: those of weights.cuh (TABLE_FLOATS: TABLE is of f16), X (bf16 | f16 | i8), OUT, BIAS,
 // RESIDUAL, GROUPS (1 | 2), TOKENS (8, 16, 32, 64, 128, 256), STAGES, SHARES (up to 8), FEW (1:
@@ -42,6 +45,8 @@
 #define STAGE_BYTES (HIGH_AT + ROWS * HIGH_ROW)
 #define ACC (TOKENS / 2)  // accumulators of a thread
 #define MANY (TOKENS >= 128)
+#define STAYS (MANY && SHARES == 1 && IS_FLOAT)
+#define PAIR (STAYS ? 2 : 1)
 #define CONSUMERS (128 * GROUPS)
 #define THREADS (CONSUMERS + (MANY ? 128 : 32))
 #ifndef BLOCKS
@@ -85,6 +90,12 @@ struct Piece {  // of one weight: a block's rows
   const BIAS* bias;
   int first, left, column;  // first row in the weight, rows from there to its end, column in y
 };
+struct Tile {
+  Piece w;
+  int token0;
+  Walk walk;
+  bool twice;  // another block makes it too
+};
 
 DEVICE void load_box(u32 target, const TensorMap* map, u32 barrier, int x, int y) {
   asm volatile(
@@ -92,52 +103,89 @@ DEVICE void load_box(u32 target, const TensorMap* map, u32 barrier, int x, int y
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(target), "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
 }
-DEVICE void produce(Ring ring, Piece w, const TensorMap* x, int token0, Walk walk, bool early) {
-  const int ahead = min(walk.count, STAGES);
-  prefetch_map(w.map), prefetch_map(x);
+// To the same place of both blocks of a pair.
+DEVICE void load_box_twice(u32 target, const TensorMap* map, u32 barrier, int x, int y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target), "l"(map), "r"(barrier),
+      "r"(x), "r"(y), "h"((u16)3)
+      : "memory");
+}
+// first: of the block, whose weights may be on their way before the kernels ahead have ended.
+DEVICE void produce(Ring ring, const Tile& tile, const TensorMap* x, bool first, bool early) {
+  const Walk walk = tile.walk;
+  const int ahead = first ? min(walk.count, STAGES) : 0;
+  auto full = [&](int i) { return ring.full + (ring.done + i) % STAGES * 8; };
   auto weights = [&](int i) {
-    const u32 full = ring.full + i % STAGES * 8;
-    mbarrier_expect(full, STAGE_BYTES);
-    load_box(stage_of(ring, i), w.map, full, CODE_AT(walk.k(i)), w.first);
+    mbarrier_wait(ring.empty + (ring.done + i) % STAGES * 8, ((ring.done + i) / STAGES & 1) ^ 1);
+    mbarrier_expect(full(i), STAGE_BYTES);
+    load_box(stage_of(ring, i), tile.w.map, full(i), CODE_AT(walk.k(i)), tile.w.first);
     if (HIGH_ROW)
-      load_box(stage_of(ring, i) + HIGH_AT, w.high, full, walk.k(i) / 8 * HIGH_BITS, w.first);
+      load_box(stage_of(ring, i) + HIGH_AT, tile.w.high, full(i), walk.k(i) / 8 * HIGH_BITS,
+               tile.w.first);
   };
   auto tokens = [&](int i) {
-    for (int box = 0; box < X_BOXES; ++box)
-      load_box(stage_of(ring, i) + W_STAGE + box * X_BOX, x, ring.full + i % STAGES * 8,
-               walk.k(i) + box * 64, token0);
+    const u32 to = stage_of(ring, i) + W_STAGE;
+    const int half = blockIdx.x % PAIR;
+    if (PAIR == 2)
+      load_box_twice(to + half * X_BOX / 2, x, full(i), walk.k(i), tile.token0 + half * TOKENS / 2);
+    for (int box = 0; box < (PAIR == 1 ? X_BOXES : 0); ++box)
+      load_box(to + box * X_BOX, x, full(i), walk.k(i) + box * 64, tile.token0);
   };
-  if (!early) pdl_wait();
+  if (first && !early) pdl_wait();
   for (int i = 0; i < ahead; ++i) weights(i);
-  if (early) pdl_wait();
+  if (first && early) pdl_wait();
   for (int i = 0; i < ahead; ++i) tokens(i);
-  for (int i = ahead; i < walk.count; ++i) {
-    mbarrier_wait(ring.empty + i % STAGES * 8, (i / STAGES & 1) ^ 1);
-    weights(i);
-    tokens(i);
-  }
+  for (int i = ahead; i < walk.count; ++i) weights(i), tokens(i);
 }
 
-DEVICE void consume(Ring ring, const Work& w, u32 tile, int K) {
-  const int thread = threadIdx.x, group = thread >> 7, t = thread & 3;
-  const int local = group * 64 + (thread % 128 >> 5) * 16 + ((thread & 31) >> 2);
-  acc_t acc[ACC] = {};
-  multiply(acc, ring, group, w, K);
-  named_sync(1, CONSUMERS);  // the ring becomes the tile of results
+// Which row of the tile the first accumulators of this thread are of.
+DEVICE int local_row() {
+  return threadIdx.x / 128 * 64 + (threadIdx.x % 128 >> 5) * 16 + ((threadIdx.x & 31) >> 2);
+}
+// Accumulators FROM .. FROM + COUNT - 1 of the thread to `tile` [tokens][PITCH], at row `row`.
+template <int FROM, int COUNT, int PITCH>
+DEVICE void put_sums(const acc_t (&acc)[ACC], u32 tile, int row) {
 #pragma unroll
-  for (int j = 0; j < ACC; ++j) {
-    const int token = j / 4 * 8 + 2 * t + (j & 1), row = local + (j >> 1 & 1) * 8;
+  for (int j = 0; j < COUNT; ++j) {
+    const int token = j / 4 * 8 + 2 * (threadIdx.x & 3) + (j & 1);
     u32 word;
-    memcpy(&word, &acc[j], 4);
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(tile + (token * LD_TILE + row) * 4), "r"(word)
-                 : "memory");
+    memcpy(&word, &acc[FROM + j], 4);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(
+                     tile + (token * PITCH + row + (j >> 1 & 1) * 8) * 4), "r"(word) : "memory");
   }
 }
 
-// Grid: (row tiles of all weights x token tiles, SHARES); eight token tiles go together through the
-// rows (see gemm_mma.cu).
+#if STAYS
+#define PIECE 32  // tokens
+#define LD_PIECE 68
+// A warpgroup writes its 64 rows, PIECE tokens at a time, while the other may still multiply.
+template <int FROM = 0>
+DEVICE void write_rows(const acc_t (&acc)[ACC], u32 room, const Writer<64, 128>& writer) {
+  const int group = threadIdx.x / 128, first = FROM * 2 * 16;
+  put_sums<FROM, PIECE / 2, LD_PIECE>(acc, room, local_row() % 64);
+  named_sync(1 + group, 128);
+  auto read = [&](int token, int row) {
+    const u32 p = room + (token % PIECE * LD_PIECE + row) * 4;
+    u32 word[4];
+    acc_t v[4];
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(p));
+    memcpy(v, word, sizeof(v));
+    return make_float4((float)v[0], (float)v[1], (float)v[2], (float)v[3]);
+  };
+  writer.store<4>(read, first + threadIdx.x % 128, first + PIECE * 16);
+  named_sync(1 + group, 128);
+  if constexpr (FROM + PIECE / 2 < ACC) write_rows<FROM + PIECE / 2>(acc, room, writer);
+}
+#endif
+
+// Grid: (blocks, SHARES): of each tile one, or, if they stay, as many as fit; row tiles of all
+// weights x token tiles, of which eight go together through the rows (see gemm_mma.cu).
 extern "C" __global__ void
-#if SHARES > 1
+#if STAYS
+__cluster_dims__(2, 1, 1)
+#elif SHARES > 1
 __cluster_dims__(1, SHARES, 1)
 #endif
 __launch_bounds__(THREADS, BLOCKS) gemm_sm90(
@@ -150,53 +198,91 @@ __launch_bounds__(THREADS, BLOCKS) gemm_sm90(
     i64 ldy, int M, int K, int wide, int early) {
   extern __shared__ __align__(1024) char room[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
-  __shared__ Work work;
-  __shared__ Epilogue end;
+  __shared__ Work works[STAYS ? GROUPS : 1];
+  __shared__ Epilogue ends[STAYS ? GROUPS : 1];
   pdl_launch();
   const int tiles0 = (n0 + ROWS - 1) / ROWS, tiles1 = (n1 + ROWS - 1) / ROWS;
   const int row_tiles = tiles0 + tiles1 + (n2 + ROWS - 1) / ROWS;
-  const int token_tiles = (M + TOKENS - 1) / TOKENS;
-  const int band = blockIdx.x / (8 * row_tiles), in_band = blockIdx.x % (8 * row_tiles);
-  const int band_tokens = min(8, token_tiles - band * 8);
-  const int token0 = (band * 8 + in_band % band_tokens) * TOKENS;
-  const int tile = in_band / band_tokens;
-  Piece w = {&map0, &high0, w0, b0, tile * ROWS, n0, 0};
-  if (tile >= tiles0) {
-    const int last = tile - tiles0 - tiles1;
-    w = {&map1, &high1, w1, b1, (tile - tiles0) * ROWS, n1, n0};
-    if (last >= 0) w = {&map2, &high2, w2, b2, last * ROWS, n2, n0 + n1};
-  }
-  w.left -= w.first;
-  const int steps = (K + BK - 1) / BK, share = blockIdx.y, begin = steps * share / SHARES;
-  Walk walk = {begin, steps * (share + 1) / SHARES - begin, 0};
-  walk.turn = walk.count ? tile * 5 % walk.count : 0;
-  const Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
-                     shared_address(barriers) + STAGES * 8};
+  const int token_tiles = (M + TOKENS - 1) / TOKENS, pairs = (row_tiles + PAIR - 1) / PAIR;
+  // of the `at`-th pair
+  auto tile_of = [&](int at) {
+    const int band = at / (8 * pairs), in_band = at % (8 * pairs);
+    const int band_tokens = min(8, token_tiles - band * 8), pair = in_band / band_tokens;
+    const int own = pair * PAIR + blockIdx.x % PAIR, tile = min(own, row_tiles - 1);
+    Piece w = {&map0, &high0, w0, b0, tile * ROWS, n0, 0};
+    if (tile >= tiles0) {
+      const int last = tile - tiles0 - tiles1;
+      w = {&map1, &high1, w1, b1, (tile - tiles0) * ROWS, n1, n0};
+      if (last >= 0) w = {&map2, &high2, w2, b2, last * ROWS, n2, n0 + n1};
+    }
+    w.left -= w.first;
+    const int steps = (K + BK - 1) / BK, share = blockIdx.y, begin = steps * share / SHARES;
+    Walk walk = {begin, steps * (share + 1) / SHARES - begin, 0};
+    walk.turn = walk.count ? pair * 5 % walk.count : 0;
+    return Tile{w, (band * 8 + in_band % band_tokens) * TOKENS, walk, own > tile};
+  };
+  // What a warpgroup, or the block, works on; rows from `skipped` on are written.
+  auto begin = [&](const Tile& tile, Work& work, Epilogue& end, int skipped) {
+    const Piece& w = tile.w;
+    const float* w_downs = downs ? downs + w.column + w.first : nullptr;
+    work = {weight_row(w.at, w.first, K), w_downs, w.left, tile.walk};
+    const int first = w.first + skipped;
+    const i64 corner = (i64)tile.token0 * ldy + w.column + first;
+    end = {FOLDED ? nullptr : work.at.scales + skipped,
+           x_scales ? x_scales + tile.token0 : nullptr, w.bias ? w.bias + first : nullptr,
+           residual ? residual + corner : nullptr, y + corner, ldy,
+           tile.twice ? 0 : w.left - skipped, M - tile.token0, wide && (w.column & 3) == 0,
+           w_downs ? w_downs + skipped : nullptr};
+  };
+  Ring ring = {(shared_address(room) + 1023) & ~1023u, shared_address(barriers),
+               shared_address(barriers) + STAGES * 8, 0};
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(ring.full + s * 8, 1);
-      mbarrier_init(ring.empty + s * 8, 4 * GROUPS);  // a lane of each warp that multiplies
+      mbarrier_init(ring.empty + s * 8, 4 * GROUPS * PAIR);  // a lane of each warp that multiplies
     }
     mbarrier_init_fence();
-    const float* w_downs = FOLDED ? downs + w.column + w.first : nullptr;
-    work = {weight_row(w.at, w.first, K), w_downs, w.left, walk};
-    const i64 corner = (i64)token0 * ldy + w.column + w.first;
-    end = {FOLDED ? nullptr : work.at.scales, x_scales ? x_scales + token0 : nullptr,
-           w.bias ? w.bias + w.first : nullptr,
-           residual ? residual + corner : nullptr, y + corner, ldy, w.left, M - token0,
-           wide && (w.column & 3) == 0, w_downs};
+    if (!STAYS) begin(tile_of(blockIdx.x), works[0], ends[0], 0);
   }
-  __syncthreads();
+  if (STAYS) cluster_sync();
+  else __syncthreads();
+  const int first = blockIdx.x / PAIR;
+  const int last = STAYS ? pairs * token_tiles : first + 1, turn = gridDim.x / PAIR;
   if (threadIdx.x >= CONSUMERS) {
-    if (MANY) registers_down<24>();
-    if (threadIdx.x == CONSUMERS) produce(ring, w, &x_map, token0, walk, early);
+    if (MANY) registers_down<40>();
+    if (threadIdx.x == CONSUMERS) {
+      for (int at = first; at < last; at += turn) {
+        const Tile tile = tile_of(at);
+        produce(ring, tile, &x_map, at == first, early);
+        ring.done += tile.walk.count;
+      }
+    }
     __syncwarp();
     if (SHARES > 1) cluster_sync(), cluster_sync();
+    if (STAYS) cluster_sync();
     return;
   }
-  if (MANY) registers_up<GROUPS == 2 ? 240 : 208>();
+  if (MANY) registers_up<GROUPS == 2 ? 232 : 208>();
   if (FOLDED || !early) pdl_wait();
-  consume(ring, work, ring.stages, K);
+  const int group = threadIdx.x / 128;
+#if STAYS
+  const u32 own_room = ring.stages + STAGES * STAGE_BYTES + group * PIECE * LD_PIECE * 4;
+  for (int at = first; at < last; at += turn) {
+    if (threadIdx.x % 128 == 0) begin(tile_of(at), works[group], ends[group], group * 64);
+    named_sync(1 + group, 128);
+    acc_t acc[ACC] = {};
+    multiply(acc, ring, group, works[group], K);
+    release(ring, works[group].walk.count - 1);
+    ring.done += works[group].walk.count;
+    if (at == first) pdl_wait();
+    write_rows(acc, own_room, Writer<64, 128>(ends[group], threadIdx.x % 128));
+  }
+  cluster_sync();  // until then the other block says here what it has read
+#else
+  acc_t acc[ACC] = {};
+  multiply(acc, ring, group, works[0], K);
+  named_sync(1, CONSUMERS);  // the ring becomes the tile of results
+  put_sums<0, ACC, LD_TILE>(acc, ring.stages, local_row());
   pdl_wait();
   if (SHARES > 1) cluster_sync();
   else named_sync(1, CONSUMERS);
@@ -204,7 +290,9 @@ __launch_bounds__(THREADS, BLOCKS) gemm_sm90(
     return sum_shares(ring.stages + (token * LD_TILE + row) * 4);
   };
   constexpr int FOURS = TOKENS * ROWS / 4;
-  store_tile<CONSUMERS, MANY ? 8 : 4>(read, end, threadIdx.x, FOURS * blockIdx.y / SHARES,
-                                      FOURS * (blockIdx.y + 1) / SHARES);
+  const int four = FOURS * blockIdx.y / SHARES + threadIdx.x;
+  Writer<ROWS, CONSUMERS>(ends[0], four)
+      .store<MANY ? 8 : 4>(read, four, FOURS * (blockIdx.y + 1) / SHARES);
   if (SHARES > 1) cluster_sync();  // until then the others read this block's memory
+#endif
 }

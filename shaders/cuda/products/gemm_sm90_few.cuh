@@ -4,8 +4,8 @@
 #include "gemm_terms.cuh"
 
 #define SUMS_X (OFFSETS && !ZEROS)
-// inputs whose products are under way at once; 64 if registers suffice
-#define UNIT (GROUP % 64 ? 32 : 64)
+// inputs whose products are under way at once; 64 if registers suffice, also for a second block
+#define UNIT (GROUP % 64 || (GROUP && TOKENS == 64 && BLOCKS == 2) ? 32 : 64)
 #define UNITS (BK / UNIT)
 #define SPANS (UNIT / 32)
 #define PARTS (GROUP && GROUP < UNIT ? UNIT / GROUP : 1)  // of a unit, with sums of their own
@@ -32,21 +32,22 @@ DEVICE Small of_lane(const Small& s, int from) {
 struct Raw {
   u32 code[2][LOW_BITS ? 1 : 2][LOW_BITS == 2 ? 1 : 2], high[2];
 
-  DEVICE void load(u32 stage, int row, int span) {
-    const int t = threadIdx.x & 3;
+  // own: where the lane's first codes are in the stage. Others are there with bits of the address
+  // flipped, as chunks of 16 bytes are swizzled, and 8 rows on, which are swizzled alike.
+  DEVICE void load(u32 stage, u32 own, int row, int span) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = row + half * 8;
 #pragma unroll
       for (int i = 0; i < (LOW_BITS ? 1 : 2); ++i)
 #pragma unroll
         for (int side = 0; side < (LOW_BITS == 2 ? 1 : 2); ++side) {
-          const int at = span * 4 * (LOW_BITS ? LOW_BITS : 8) + i * 16 + side * 8 + 2 * t;
-          code[half][i][side] = shared_u16(code_address(stage, r, at));
+          const int at = span * 4 * (LOW_BITS ? LOW_BITS : 8) + i * 16 + side * 8;
+          code[half][i][side] = shared_u16((own ^ at / 16 * 16) + at % 16 + half * 8 * W_ROW);
         }
 #if HIGH_BITS
+      const int t = threadIdx.x & 3;
       const int at = span * 4 * HIGH_BITS + (HIGH_BITS == 2 ? 2 * t : 2 * (t & 1));
-      high[half] = shared_u16(byte_address<HIGH_ROW>(stage + HIGH_AT, r, at));
+      high[half] = shared_u16(byte_address<HIGH_ROW>(stage + HIGH_AT, row + half * 8, at));
 #endif
     }
   }
@@ -119,9 +120,11 @@ DEVICE void multiply(float (&acc)[ACC], Ring ring, int group, const Work& w, int
   Fragments a[2];
   Raw raw[SPANS];
   Small next = fetch(w, row, min(t, count - 1), K), these = next, now, before;
+  const u32 first = code_address(0, row, 2 * t);
   auto load = [&](int i, int unit) {
+    const u32 stage = stage_of(ring, i);
 #pragma unroll
-    for (int s = 0; s < SPANS; ++s) raw[s].load(stage_of(ring, i), row, unit * SPANS + s);
+    for (int s = 0; s < SPANS; ++s) raw[s].load(stage, stage + first, row, unit * SPANS + s);
   };
   // Waits for the products of a unit of stage i.
   auto end_unit = [&](int i, int unit, const Small& small) {
@@ -143,7 +146,8 @@ DEVICE void multiply(float (&acc)[ACC], Ring ring, int group, const Work& w, int
       if (i + 4 < count) next = fetch(w, row, min(i + 4 + t, count - 1), K);
     }
     now = of_lane(these, i % 4);
-    const u64 b = swizzled_descriptor(stage_of(ring, i) + W_STAGE);
+    // a lane's, so that the compiler knows that it is the same for all: four instructions a product
+    const u64 b = swizzled_descriptor(__shfl_sync(FULL_MASK, stage_of(ring, i) + W_STAGE, 0));
 #pragma unroll
     for (int unit = 0; unit < UNITS; ++unit) {
       Fragments& own = a[OVERLAP ? unit % 2 : 0];

@@ -5,6 +5,7 @@
 
 struct Ring {
   u32 stages, full, empty;  // shared addresses; barriers 8 bytes apart
+  int done;                 // stages of the tiles before this one
 };
 
 // Which step of K stage i of `count` holds: blocks start at different places, so that they do not
@@ -26,13 +27,18 @@ struct Work {
 };
 
 DEVICE void wait_full(Ring ring, int i) {
-  mbarrier_wait(ring.full + i % STAGES * 8, i / STAGES & 1);
+  mbarrier_wait(ring.full + (ring.done + i) % STAGES * 8, (ring.done + i) / STAGES & 1);
 }
-// Stage i may be overwritten: said by a lane of each warp.
+// Stage i may be overwritten: said by a lane of each warp, to each block that writes there.
 DEVICE void release(Ring ring, int i) {
-  if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + i % STAGES * 8);
+  const int lane = threadIdx.x % 32;
+  const u32 empty = ring.empty + (ring.done + i) % STAGES * 8;
+  if (PAIR == 1 && lane == 0) mbarrier_arrive(empty);
+  if (PAIR == 2 && lane < 2) mbarrier_arrive_at(peer(empty, lane));
 }
-DEVICE u32 stage_of(Ring ring, int i) { return ring.stages + i % STAGES * STAGE_BYTES; }
+DEVICE u32 stage_of(Ring ring, int i) {
+  return ring.stages + (ring.done + i) % STAGES * STAGE_BYTES;
+}
 
 #if !CODED
 DEVICE void one_step(acc_t (&acc)[ACC], u64 a, u64 b) {
@@ -43,6 +49,7 @@ DEVICE void one_step(acc_t (&acc)[ACC], u64 a, u64 b) {
 #endif
 }
 DEVICE void multiply(acc_t (&acc)[ACC], Ring ring, int group, const Work& w, int) {
+  pin(acc);
   for (int i = 0; i < w.walk.count; ++i) {
     wait_full(ring, i);
     const u64 a = swizzled_descriptor(stage_of(ring, i) + group * 64 * 128);

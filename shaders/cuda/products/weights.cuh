@@ -236,10 +236,11 @@ DEVICE u32 kept(u32 magic, int number) {
 DEVICE u32 spread_halves(u32 bytes, u32 magic, bf16) {
   if (CODES == E4M3) return two_e4m3(bytes << 8, bf16());
   const u32 value = (bytes & 0x007f007fu) | magic;
-  u32 minus = 0xc300c300u | (SIGNED ? bytes & 0x00800080u : ZERO * 0x00010001u);
-  if (SIGNED && ZERO) minus = (bytes >> 7 & 0x00010001u) * 0xc300u;  // of codes below 0 alone
+  u32 less = 0x43004300u + (SIGNED ? 0 : ZERO) * 0x00010001u;
+  if (SIGNED) less = (bytes & 0x00800080u) | magic;
+  if (SIGNED && ZERO) less = (bytes >> 7 & 0x00010001u) * 0x4300u;  // of codes below 0 alone
   u32 pair;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(value), "r"(0x3f803f80u), "r"(minus));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(less), "r"(0xbf80bf80u), "r"(value));
   return pair;
 }
 // f16: 0x6400 | u is 1024 + u, and u = v + 128 for a signed byte.

@@ -28,6 +28,11 @@ DEVICE void mbarrier_init_fence() {
 DEVICE void mbarrier_arrive(u32 address) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
 }
+// At the barrier of any block of the cluster, by its address there (`peer`).
+DEVICE void mbarrier_arrive_at(u32 address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address)
+               : "memory");
+}
 // Arrive, and let the phase also wait for `bytes` of bulk copies.
 DEVICE void mbarrier_expect(u32 address, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)

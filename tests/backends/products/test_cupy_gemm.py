@@ -9,7 +9,8 @@ from tolerance import EPS, assert_close, term_rms
 from toys import TOYS, drawn, meaning
 
 from boostr import Tensor
-from boostr.backends.cupy.products import gemm, gemm_sm90
+from boostr.backends.cupy.products import gemm, gemm_sm90, gemm_sm90_plan
+from boostr.backends.cupy.products.gemm_halves import Halves, folded, halve
 from boostr.backends.cupy.products.stored import Stored, form_refusal, of_integers
 from boostr.ops.linear import linear
 from boostr.ops.quant import dequantize
@@ -32,7 +33,7 @@ FOLDED = 2.0**-9 / EPS["float32"]
 def on_hopper(backend, scheme, few=False):
     """The bound for this scheme there, where others may run as on every GPU."""
     hopper = backend.caps.compute_capability == 90 and not few
-    return FOLDED if hopper and gemm_sm90.folded(scheme_form(scheme)) else EXACT
+    return FOLDED if hopper and folded(scheme_form(scheme)) else EXACT
 
 
 def case(backend, rng, scheme, M, N, K, dtype="bfloat16"):
@@ -80,6 +81,7 @@ PLANS = {
     "shares": gemm_sm90.Warpgroups(2, 128, 3, shares=3),
     "one group": gemm_sm90.Warpgroups(1, 64, 3),
     "more shares than steps": gemm_sm90.Warpgroups(1, 16, 3, shares=8),
+    "half as wide": gemm_sm90.Warpgroups(2, 128, 4),
     "few": gemm_sm90.Warpgroups(2, 64, 3, few=True),
     "few by one group": gemm_sm90.Warpgroups(1, 32, 3, few=True),
     "few, a share for each step": gemm_sm90.Warpgroups(2, 16, 2, shares=6, few=True),
@@ -106,6 +108,25 @@ def test_warpgroups(cupy_backend, rng, scheme, plan):
     out = Tensor(np.full((cut.tokens + 13, 300), np.nan, np.float32), backend=cupy_backend)
     gemm_sm90.hopper(cupy_backend, x.data, weights, biases, None, out.data, plan=cut)
     check(out, want + bias, K, term, on_hopper(cupy_backend, scheme, cut.few))
+
+
+@pytest.mark.parametrize("scheme", WIDE, ids=lambda scheme: scheme.name)
+def test_decoded_once(cupy_backend, rng, scheme, monkeypatch):
+    """Many rows, by pieces of weights side by side; more tiles than multiprocessors."""
+    M, K = 4500, 256
+    rows = Stored.of(case(cupy_backend, rng, scheme, 9, 8, K)[1], cupy_backend)
+    if cupy_backend.caps.compute_capability != 90 or not gemm_sm90_plan.decodes([rows], M):
+        pytest.skip("not decoded")
+    monkeypatch.setattr(gemm_sm90_plan, "_DECODED_BYTES", 640 * K * 2)
+    x, w, want, term = case(cupy_backend, rng, scheme, M, 1100, K)
+    bias, residual = normal(rng, (1100,)), normal(rng, (M, 1100))
+    tb, tr = tensors(cupy_backend, bias, residual)
+    pieces = [(0, 140), (140, 1100)]
+    weights = [Stored.of(w.rows(*piece), cupy_backend) for piece in pieces]
+    out = Tensor(np.full((M, 1100), np.nan, np.float32), backend=cupy_backend)
+    biases = [tb.data[a:b] for a, b in pieces]
+    gemm_sm90.hopper(cupy_backend, x.data, weights, biases, tr.data, out.data)
+    check(out, want + bias + residual, K, term, on_hopper(cupy_backend, scheme))
 
 
 APART = [s for s in WIDE if s.scale in ("f32", "bf16") and s.offsets not in ("f16", "u8")]
@@ -136,17 +157,22 @@ def test_rows_far_apart(cupy_backend, rng, scheme, dtype):
     assert_close(got / x_sizes / sizes.T, want, dtype="float32", reduce=K, scale=term, c=c)
 
 
+def halved(backend, x, stored):
+    """(x as float16, powers of its rows, factors of the weights' rows) on the host."""
+    made = Halves.room(backend, x.data)
+    factors = backend.empty((sum(w.N for w in stored),), np.float32)
+    halve(backend, x.data, made, stored, factors)
+    return (Tensor.wrap(part, backend).numpy() for part in (*made, factors))
+
+
 @pytest.mark.parametrize("scheme", WIDE, ids=lambda scheme: scheme.name)
 def test_powers_of_rows(cupy_backend, rng, scheme):
     """x becomes float16 without loss, and no weight can leave its range."""
     x, w, _, _ = case(cupy_backend, rng, scheme, 5, 21, 768)
     stored = [Stored.of(w.rows(0, 9), cupy_backend), Stored.of(w.rows(9, 21), cupy_backend)]
-    if not gemm_sm90.folded(stored[0].form):
+    if not folded(stored[0].form):
         pytest.skip("multiplied as it is")
-    halves, powers, downs = (
-        Tensor.wrap(part, cupy_backend).numpy()
-        for part in gemm_sm90.halves(cupy_backend, x.data, stored)
-    )
+    halves, powers, downs = halved(cupy_backend, x, stored)
     np.testing.assert_array_equal(halves * powers[:, None].astype(np.float64), x.numpy())
     assert ((np.abs(halves).max(1) >= 2**13) & (np.abs(halves).max(1) < 2**14)).all()
     dense = dequantize(w).numpy().astype(np.float64)
@@ -161,10 +187,7 @@ def test_long_rows_as_float16(cupy_backend, rng):
     for K in (16384 + 4096 + 8, 16384 + 33):
         x, w, _, _ = case(cupy_backend, rng, WIDE[0], 3, 2, K)
         stored = [Stored.of(w, cupy_backend)]
-        got, powers, _ = (
-            Tensor.wrap(part, cupy_backend).numpy()
-            for part in gemm_sm90.halves(cupy_backend, x.data, stored)
-        )
+        got, powers, _ = halved(cupy_backend, x, stored)
         scaled = got.astype(np.float64) * powers[:, None]
         np.testing.assert_array_equal(scaled[:, :K], x.numpy())
         assert not got[:, K:].any()

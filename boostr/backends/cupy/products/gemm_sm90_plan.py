@@ -29,11 +29,15 @@ class Warpgroups:
     blocks: int = 1
     few: bool = False
 
+    def stays(self, form: Form) -> bool:
+        """Whether a block makes one tile after another, in pairs that share their tokens."""
+        return form.is_float and self.tokens >= 128 and self.shares == 1
+
     def shared_bytes(self, form: Form) -> int:
-        tile = self.tokens * (64 * self.groups + 4) * 4
-        return (
-            max(self.stage_bytes(form) * self.stages, tile) + 1024
-        )  # it begins at such a multiple
+        ring, start = self.stage_bytes(form) * self.stages, 1024  # it begins at such a multiple
+        if self.stays(form):
+            return ring + self.groups * 32 * 68 * 4 + start
+        return max(ring, self.tokens * (64 * self.groups + 4) * 4) + start
 
     def stage_bytes(self, form: Form) -> int:
         x = self.tokens * (256 if self.few else 128)
@@ -54,6 +58,9 @@ class Warpgroups:
 
 
 FEW_TOKENS = 64
+# tokens that pay for decoding a weight once: of all forms, and of those slow to decode
+_MANY_TOKENS, _MANY_OF_SLOW = 4096, 1024
+_DECODED_BYTES = 128 << 20  # at a time; pieces of less leave multiprocessors idle at their ends
 _RING, _HALF_RING = 208 << 10, 104 << 10
 # Few tokens, measured on an H100: bytes of the ring, and blocks on a multiprocessor. A ring of half
 # of its memory leaves room for the next kernel's first weights.
@@ -79,23 +86,41 @@ def pick_warpgroups(backend: CupyBackend, weights: list[Stored], M: int) -> Warp
     tiles, steps = _tiles(weights, 64 * groups) * -(-M // tokens), -(-K // (128 if rounds else 64))
     stages = min(room // Warpgroups(groups, tokens, 1).stage_bytes(form), 8)
     least = 2 if rounds else 4  # steps that a share is worth
-    return Warpgroups(groups, tokens, stages, max(1, min(8, blocks // tiles, steps // least)))
+    shares = max(1, min(8, blocks // tiles, steps // least))
+    return Warpgroups(groups, tokens, stages, shares)
 
 
 def _streaming(backend: CupyBackend, weights: list[Stored], M: int) -> Warpgroups:
     """Two blocks a multiprocessor, if registers suffice. Clusters of up to 8 blocks do not fill all
-    multiprocessors: with more than three quarters of the places taken, some blocks wait for others
-    to end (1.2 to 1.5 times the time on an H200)."""
+    multiprocessors: with more than three quarters of the places taken, or of two on each seven
+    eighths, some blocks wait for others to end (1.2 to 1.5 times the time on an H200)."""
     form, tokens = weights[0].form, _token_tile(M)
     # fragments of two spans, or four f32 scales a row and stage, beside the accumulators
     crowded = form.group >= 64 and form.codes in ("c8", "e4m3")
     crowded |= 0 < form.group < 64 and form.scale == "f32" and M > 16
-    blocks = 2 if _accumulators(form, M) <= 32 and not crowded else 1
+    light = form.codes == "c4" and form.group >= 128 and not form.offsets and form.scale != "f32"
+    blocks = 2 if _accumulators(form, M) <= (64 if light else 32) and not crowded else 1
     plan = Warpgroups(2, tokens, 1, 1, blocks, True)
     stages = min((_HALF_RING if blocks == 2 else _RING) // plan.stage_bytes(form), 8)
-    places, steps = blocks * backend.caps.sms * 3 // 4, -(-weights[0].K // 128)
-    shares = max(1, min(8, places // _tiles(weights, 128), steps // 4))
+    places = backend.caps.sms * 7 // 4 if blocks == 2 else backend.caps.sms * 3 // 4
+    steps = -(-weights[0].K // 128)
+    worth = max(steps // 5, min(steps // 4, 4))  # shares of 5 steps each, or 4 shares of 4
+    shares = max(1, min(8, places // _tiles(weights, 128), worth))
     return Warpgroups(2, tokens, stages, shares, blocks, True)
+
+
+def decodes(weights: list[Stored], M: int) -> bool:
+    """Whether weights are decoded to 16 bits before `gemm_sm90.cu` multiplies."""
+    form = weights[0].form
+    least = _MANY_OF_SLOW if form.super or form.table else _MANY_TOKENS
+    coded = not form.is_float and not form.rounds_input
+    return coded and least <= M and all(w.in_eights for w in weights)
+
+
+def decoded_rows(N: int, K: int) -> int:
+    """Of N rows, how many to decode at a time."""
+    pieces = -(-N * K * 2 // _DECODED_BYTES)
+    return -(-N // (pieces * 128)) * 128
 
 
 def _tiles(weights: list[Stored], rows: int) -> int:
@@ -117,25 +142,22 @@ def streams(backend: CupyBackend, weights: list[Stored], M: int) -> bool:
     """Whether `gemm_sm90_few.cuh` should multiply by codes.
 
     It must know the form, and the copy engine reads high bits. Measured on an H200 with 8B's and
-    1B's matrices, against what is left to others here:
-      up to 16 tokens   1.2 to 1.5 times as fast by more matrices than fill the GPU; by fewer only
-                        by 4 bits in groups of 64 or more, else 0.8 to 1.1
-      up to 32          1.1 to 1.7 times, but 0.8 to 1.0 by small matrices in groups of 16 or 32
-      up to 64          1.1 to 2.1 times
-    and with a scale a row 0.8 times where tiles are neither enough for two blocks a multiprocessor
-    nor so few that K is shared out.
+    1B's matrices it takes 0.5 to 1.0 times as long as the others do. What is left to these:
+      1.0 to 1.2 times  where tiles are neither enough for two blocks a multiprocessor nor so few
+                        that K is shared out: up to 16 tokens, but for 4 bits in groups of 64 or
+                        more, and more tokens by a scale a row
+      1.0 to 1.1 times  17 to 32 tokens by small matrices of forms that fill the registers
     """
     form, sms = weights[0].form, backend.caps.sms
     if M > FEW_TOKENS or form.rounds_input or not (of_integers(form) or form.codes == "e4m3"):
         return False
     if form.super % 128 or any(w.pieces[0] != 16 for w in weights) or _accumulators(form, M) > 96:
         return False
-    tiles, light = _tiles(weights, 128), form.codes == "c4" and form.group >= 64
-    if M <= 16:
-        return 2 * tiles > 3 * sms or (light and not form.offsets)
-    if not form.group:
-        return not 3 * sms < 4 * tiles <= 4 * sms
-    return M > 32 or light or 4 * tiles > sms
+    tiles = _tiles(weights, 128)
+    if 3 * sms < 4 * tiles <= 4 * sms and (M <= 16 or not form.group):
+        return form.codes == "c4" and form.group >= 64
+    full = form.group > 0 and (form.group < 32 or form.scale == "f32")
+    return not (16 < M <= 32 and 4 * tiles <= sms and full)
 
 
 def hopper_takes(backend: CupyBackend, weights: list[Stored], M: int) -> bool:

@@ -4,6 +4,7 @@
 |---|---|
 | f16 or bf16, of one type | cuBLASLt; `gemm_sm90.cu` up to 32 rows, `gemm_mma.cu` up to 16 |
 | f16 or bf16, codes | `gemm_mma.cu`; on Hopper mostly `gemm_sm90.cu`: `gemm_sm90_plan.py` |
+| the same, 1024 or 4096 rows and more | on Hopper decoded once for `gemm_sm90.cu` |
 | f16 or bf16, codes that may be rounded | from 1024 rows decoded for cuBLASLt |
 | any, w8a8 | x rounded by `gemm_int8.cu`, then products of int8 in the first two |
 | f32, f32 | cuBLASLt, without TF32 |
@@ -20,7 +21,7 @@ import numpy as np
 
 from boostr import dtypes
 from boostr.backends.base import Kernel
-from boostr.backends.cupy.products import blas, gemm, gemm_sm90, gemm_sm90_plan
+from boostr.backends.cupy.products import blas, gemm, gemm_halves, gemm_sm90, gemm_sm90_plan
 from boostr.backends.cupy.products.quant import dequantize
 from boostr.backends.cupy.products.stored import NO_PLANES, Stored, Weight, form_refusal
 from boostr.quant.forms import form_of
@@ -213,4 +214,4 @@ class _Joined:
 
 
 KERNELS = {"linear": Kernel(_linear, _supports)}
-VARIANTS = [*gemm.VARIANTS, *gemm_sm90.VARIANTS]
+VARIANTS = [*gemm.VARIANTS, *gemm_halves.VARIANTS, *gemm_sm90.VARIANTS]

@@ -55,6 +55,11 @@ class Stored(NamedTuple):
             planes = tuple(p if p is None else p.reshape(-1, p.shape[-1]) for p in planes)
         return cls(form, planes, math.prod(lead), K)
 
+    def rows(self, start: int, end: int) -> Stored:
+        """Rows start .. end - 1 of it."""
+        planes = tuple(None if p is None else p[start:end] for p in self.planes)
+        return self._replace(planes=planes, N=end - start)
+
     @property
     def codes(self) -> Any:
         """Floats of the weight's own dtype, or its packed codes."""
