@@ -20,6 +20,7 @@ from tolerance import THREE_DIGITS, TWO_DIGITS, assert_close, rms
 pytest.importorskip("numba")
 from boostr import Tensor, dispatch
 from boostr.backends.numpy.kernels.runtime import layout
+from boostr.backends.numpy.products.linear import INTEGERS
 from boostr.backends.numpy.runtime import jit, threads
 from boostr.ops.quant import dequantize
 from boostr.quant.forms import Form, scheme_form
@@ -199,37 +200,38 @@ def test_digits(pool, form, digits, M, N, K):
     case.check(c=IN_DIGITS[digits])
 
 
-def many_in_digits(case, steps, per_item):
+def many_in_integers(case, steps, per_item):
     """The calls of the tiled product in integers; a panel has the blocks of so many steps."""
     target = jit.target()
+    family, block = INTEGERS[target.dots_bytes]
     rows, lanes = target.tile_rows(case.M, digits=True), target.lanes
     tiles, panels = -(-case.M // rows), -(-case.N // (target.digit_tile[1] * lanes))
-    case.scratch(tiles * case.K // 32 * layout.digit_block(rows))
+    case.scratch(tiles * case.K // 32 * block(rows))
     case.params[layout.TILES_PER_ITEM] = per_item
     calls = threads.Calls()
-    calls.add(jit.kernel("gemm_digits.pack", rows=rows), case.params, tiles, 1)
+    calls.add(jit.kernel(f"{family}.pack", rows=rows), case.params, tiles, 1)
     constants = {"form": case.form, "depth": 8 * lanes * steps, "rows": rows}
-    product = jit.kernel("gemm_digits.product", **constants)
+    product = jit.kernel(f"{family}.product", **constants)
     calls.add(product, case.params, panels * -(-tiles // per_item), 1)
     return calls.freeze().records
 
 
-# without such an instruction sums of products of bytes do not fit, and the plan is not this kernel
-BYTES = ("int8", "int8-g64", "q8_0") if jit.target().dots_bytes else ()
-MANY_DIGITS = (*BYTES, "q5_0", "q4_0", "q4_1", "q2_k", "q4_k", "q6_k")
+MANY_INTEGERS = ("int8", "int8-g64", "q8_0", "q5_0", "q4_0", "q4_1", "q2_k", "q4_k", "q6_k")
+if not jit.target().int8_dot:  # the plan has no such product
+    MANY_INTEGERS = ()
 
 
-@pytest.mark.parametrize("form", MANY_DIGITS)
+@pytest.mark.parametrize("form", MANY_INTEGERS)
 @pytest.mark.parametrize(("M", "N", "K"), ((9, 37, 96), (17, 5, 32), (64, 70, 288), (3, 33, 1056)))
-def test_many_rows_in_digits(pool, form, M, N, K):
+def test_many_rows_in_integers(pool, form, M, N, K):
     case = Case(form, M, N, fitted(form, K))
-    pool.run(many_in_digits(case, steps=2, per_item=3))
+    pool.run(many_in_integers(case, steps=2, per_item=3))
     case.check(c=TWO_DIGITS)
 
 
 LARGEST = [
     *((in_digits, *pair) for pair in DIGITS),
-    *((lambda case, _: many_in_digits(case, 2, 1), form, 2) for form in MANY_DIGITS),
+    *((lambda case, _: many_in_integers(case, 2, 1), form, 2) for form in MANY_INTEGERS),
 ]
 
 

@@ -19,8 +19,11 @@ _LEAST_ITEMS = 4  # pieces of work of a GEMM for each thread, so that they finis
 _GRAIN = 32  # rows of w that a thread takes at the least
 DEPTH = 576  # columns of a weight panel that are decoded at a time; they stay in the L2 cache
 _INT8_DEPTH = 2048  # the same of w8a8
-_DIGIT_DEPTH = 2048  # the same of products in digits
+_INTEGER_DEPTH = 2048  # the same of products of codes and integers
+# by whether an instruction dots bytes: the product in integers, and the bytes of a block of its x
+INTEGERS = {True: ("gemm_digits", layout.digit_block), False: ("gemm_words", layout.word_block)}
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
+_FEW_UNDER_WORDS = 4  # the same where `gemm_words` is the tiled product
 
 
 def _supports(
@@ -67,12 +70,14 @@ def few_rows(form: Form, K: int, rounds: bool) -> int:
     """The rows of x up to which a GEMV is faster than the tiled product."""
     if rounds:
         return 4 if jit.target().int8_dot else FEW
-    return _few_in_digits(form) if tiles_digits(form, K) else FEW
+    if not tiles_integers(form, K):
+        return FEW
+    return _few_in_digits(form) if jit.target().dots_bytes else _FEW_UNDER_WORDS
 
 
-def tiles_digits(form: Form, K: int) -> bool:
-    """Whether the tiled product meets codes of a form with digits of x."""
-    return jit.target().dots_bytes and has_integers(form, K)
+def tiles_integers(form: Form, K: int) -> bool:
+    """Whether the tiled product meets codes of a form with integers of x."""
+    return bool(jit.target().int8_dot) and has_integers(form, K)
 
 
 def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, reads, out) -> None:
@@ -165,11 +170,15 @@ def _gemm(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         backend.launch("int8.round_rows", q, items=M, grain=8, reads=reads, writes=[rounded])
         p[layout.X], p[layout.LDX] = address(rounded), K
         reads = [rounded, *reads[1:]]
-    target, digits = jit.target(), tiles_digits(form, K)
-    family, depth = ("gemm_digits", _DIGIT_DEPTH) if digits else ("gemm", DEPTH)
-    rows, vectors = target.tile_rows(M, digits), (target.digit_tile if digits else target.tile)[1]
+    target, integers = jit.target(), tiles_integers(form, K)
+    family, depth, block = "gemm", DEPTH, layout.float_block
+    if integers:
+        family, block = INTEGERS[target.dots_bytes]
+        depth = _INTEGER_DEPTH
+    rows = target.tile_rows(M, integers)
+    vectors = (target.digit_tile if integers else target.tile)[1]
     tiles, panels, blocks = -(-M // rows), -(-N // (vectors * target.lanes)), -(-K // 32)
-    nbytes = tiles * blocks * (layout.digit_block(rows) if digits else 128 * rows)
+    nbytes = tiles * blocks * block(rows)
     packed = pack(backend, p, f"{family}.pack", nbytes, tiles, reads[0], grain=2, rows=rows)
     p[layout.PACKED] = address(packed)
     backend.launch(

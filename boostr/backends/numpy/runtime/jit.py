@@ -74,8 +74,10 @@ class Target:
 
     @property
     def digit_tile(self) -> tuple[int, int]:
-        """The same of the product in digits, where 8 words of each vector of columns are in
-        registers too."""
+        """The same of the product of integer codes; where bytes meet digits, 8 words of each vector
+        of columns are in registers too."""
+        if not self.dots_bytes:
+            return self.tile
         return (4, 2) if self.has("avx512f") or self.has("neon") else (4, 1)
 
     def tile_rows(self, rows: int, digits: bool) -> int:
@@ -107,7 +109,8 @@ class Target:
         """The instruction of the int8 product for many rows; "" where float32 is as good.
 
         VNNI and NEON's dot product do four times the multiplications of an f32 instruction.
-        `pmaddwd` does twice as many and needs an addition, which other ports do.
+        `pmaddwd` does twice as many and needs an addition, which other ports do; not so with 512
+        bits on Intel, where what is left are operands of half the bytes.
         """
         if self.vnni or (self.has("avxvnni") and self.lanes == 8):
             return "dpbusd"

@@ -1,7 +1,8 @@
-"""Panels of integer codes for `gemm_digits.py`: NR rows of w, side by side.
+"""Panels of integer codes for `gemm_digits.py` and `gemm_words.py`: NR rows of w, side by side.
 
-Each block of 32 inputs of a panel is WORDS vectors [NR] of 4 neighbouring code bytes (`steps.py`),
-then the scales and offsets [NR] of its groups, which `extras` counts.
+Each block of 32 inputs of a panel is WORDS vectors [NR], then the scales and offsets [NR] of its
+groups, which `extras` counts. A word is 4 neighbouring code bytes (`steps.py`), or where products
+are of 16 bits two codes less their centre: of such 4 the first and the third, then the others.
 
 Rows are read a vector of words at a time and transposed as they are stored: a word of a field of
 `bits` holds the bits of 4 inputs 8 / bits times, those of word t bits + j of the block in word j,
@@ -33,6 +34,7 @@ from boostr.backends.numpy.kernels.products.weights import (
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
 from boostr.backends.numpy.kernels.runtime.simd import (
+    I16,
     I32,
     I64,
     LANES,
@@ -46,7 +48,8 @@ from boostr.backends.numpy.runtime import jit
 COLUMN_VECTORS = jit.target().digit_tile[1]
 N = layout.N
 NR = COLUMN_VECTORS * LANES
-WORDS = BLOCK // 4
+GROUP = layout.int8_group(jit.target().int8_dot)  # codes of a word
+WORDS = BLOCK // GROUP
 _QUAD = ir.VectorType(I32, ROWS)
 
 
@@ -112,6 +115,17 @@ def _moved(builder, value, shift):
     return move(value, constant(abs(shift), VI))
 
 
+def _words(builder, form, codes):
+    """The vectors of words that a vector of bytes as stored becomes."""
+    numbers = number_bytes(builder, form, codes)
+    if GROUP == 4:
+        return [numbers]
+    kind = ir.VectorType(I16, 2 * LANES)
+    pairs, middle = builder.bitcast(numbers, kind), constant(centre(form), kind)
+    both = builder.and_(pairs, constant(0xFF, kind)), builder.lshr(pairs, constant(8, kind))
+    return [builder.sub(half, middle) for half in both]
+
+
 def _store_codes(builder, form, planes, block, valid, target):
     place = 0
     names = ("codes", "high")
@@ -121,16 +135,18 @@ def _store_codes(builder, form, planes, block, valid, target):
         mask = constant(((1 << bits) - 1) * 0x01010101 << place, VI)
         for i, value in enumerate(raw):
             for turn in range(8 // bits):
-                where = i // bits, turn * bits + i % bits
+                where = i // bits, (turn * bits + i % bits) * 4 // GROUP
                 code = value
                 if bits < 8:
                     code = builder.and_(_moved(builder, value, turn * bits - place), mask)
                 if name == "high":
                     below = builder.load(target.place(*where, VI), align=4)
                     code = builder.or_(code, below)
+                words = [code]
                 if name == names[len(widths) - 1]:
-                    code = number_bytes(builder, form, builder.bitcast(code, VB))
-                target.store(code, *where)
+                    words = _words(builder, form, builder.bitcast(code, VB))
+                for j, word in enumerate(words):
+                    target.store(word, where[0], where[1] + j)
         place += bits
 
 

@@ -226,24 +226,28 @@ def begin(typingctx, rows, offsets, real):
     return signature(result, rows, types.int64, types.int64), codegen
 
 
-@intrinsic
-def step(typingctx, a, b, acc):
-    """acc[r, v] += products of word r at `a` with the words of column vector v at `b`."""
+def stepper(apart: int):
+    """An intrinsic op(a, b, acc): acc[r, v] += products of the word of row r, at a + r * apart,
+    with the words of column vector v at `b`."""
 
-    def codegen(context, builder, sig, values):
-        out = [builder.extract_value(values[2], i) for i in range(len(acc))]
-        columns = [
-            builder.load(_at(builder, values[1], v * LANES * 4, _VI), align=4)
-            for v in range(COLUMN_VECTORS)
-        ]
-        for r in range(len(acc) // COLUMN_VECTORS):
-            x = splat(builder, builder.load(_at(builder, values[0], r * 4, I32), align=4), LANES)
-            for v in range(COLUMN_VECTORS):
-                i = r * COLUMN_VECTORS + v
-                out[i] = _dot(builder, out[i], columns[v], x)
-        return context.make_tuple(builder, acc, out)
+    def op(typingctx, a, b, acc):
+        def codegen(context, builder, sig, values):
+            out = [builder.extract_value(values[2], i) for i in range(len(acc))]
+            columns = [
+                builder.load(_at(builder, values[1], v * LANES * 4, _VI), align=4)
+                for v in range(COLUMN_VECTORS)
+            ]
+            for r in range(len(acc) // COLUMN_VECTORS):
+                word = builder.load(_at(builder, values[0], r * apart, I32), align=4)
+                x = splat(builder, word, LANES)
+                for v in range(COLUMN_VECTORS):
+                    i = r * COLUMN_VECTORS + v
+                    out[i] = _dot(builder, out[i], columns[v], x)
+            return context.make_tuple(builder, acc, out)
 
-    return signature(acc, a, b, acc), codegen
+        return signature(acc, a, b, acc), codegen
+
+    return intrinsic(op)
 
 
 @inline
@@ -289,6 +293,7 @@ def product(depth: int, rows: int):
     `depth` is DEPTH, a multiple of SPAN; `rows` those of a tile.
     """
     panel_words, tile_words, ask = depth // GROUP * NR, rows * NR, asker(W8A8, NR)
+    step = stepper(4)
 
     def kernel(params, start, stop):
         length, per_item = params[K], params[TILES_PER_ITEM]

@@ -52,9 +52,19 @@ def digit_record(lanes: int, digits: int) -> int:
     return (2 * digits + 5) * 4 * lanes
 
 
+def float_block(rows: int) -> int:
+    """Bytes of a block of 32 elements of a tile of so many rows of x, for `gemm`."""
+    return rows * 128
+
+
 def digit_block(rows: int) -> int:
-    """Bytes of a block of 32 elements of a tile of so many rows of x, for `gemm_digits`."""
+    """The same for `gemm_digits`."""
     return rows * (64 + 20)
+
+
+def word_block(rows: int) -> int:
+    """The same for `gemm_words`."""
+    return rows * (64 + 16)
 
 
 # packed x of `int8_gemm`: a head of scales and, from INT8_OFFSETS on, of offsets; then words
