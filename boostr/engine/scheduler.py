@@ -270,7 +270,7 @@ class Scheduler:
         """Whether there is a row to decode it in, or a pass that takes all of it along."""
         if budget and self._free_rows[0] < self.rows:
             return True
-        return len(job.tokens) <= budget and not job.deterministic
+        return len(job.tokens) <= min(budget, self.chunk) and not job.deterministic
 
     def _is_coming(self, job: Job) -> bool:
         """Whether somebody is just computing what this job would use."""

@@ -122,6 +122,10 @@ def test_only_whole_prompts_ride_along():
     _, long = submitted(plans, 5), submitted(plans, 4, first=50)
     plans.plan()
     assert long.state == "waiting"
+    plans = scheduler(rows=1, prefill=8, chunk=4, ahead=(3, 4))
+    _, long = submitted(plans, 2), submitted(plans, 6, first=50)  # two chunks
+    plans.plan()
+    assert long.state == "waiting"
     plans = scheduler(rows=1, prefill=8, chunk=8, ahead=(3, 4))
     submitted(plans, 5)
     plans.submit(Job([50, 51], 2, 5, deterministic=True))
