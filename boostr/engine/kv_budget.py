@@ -66,9 +66,14 @@ def wanted_room(
 
 
 def own_lengths(jobs: Sequence[Job], block_size: int) -> list[int]:
-    """The most tokens of each job, but for those that it shares with its leader."""
-    found = [job.prompt_length // block_size * block_size if job.leader else 0 for job in jobs]
-    return [job.prompt_length + job.limit - shared for job, shared in zip(jobs, found, strict=True)]
+    """The most tokens of each job, but for those that it shares with its leader. One that may have
+    more than that counts whole, so that the largest does."""
+    lengths = []
+    for job in jobs:
+        prompt, leader = job.prompt_length, job.leader
+        shares = leader is not None and leader.limit >= job.limit
+        lengths.append((prompt % block_size if shares else prompt) + job.limit)
+    return lengths
 
 
 def _needs(

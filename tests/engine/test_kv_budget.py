@@ -130,6 +130,17 @@ def test_the_least_budget_gives_the_same_tokens(where, folder):
     assert tight.engine.pool.nbytes == budget
 
 
+def test_a_prompt_that_is_shared_counts_for_who_wants_more_tokens(where, folder):
+    free, tight = (boostr.load(folder, backend=where) for _ in range(2))
+    prompt, pool = [7 * i % 240 + 3 for i in range(200)], tight.engine.pool
+    options = [boostr.SamplingOptions(max_tokens=n) for n in (1, 100)]
+    truth = [free.generate(prompt, options=own).token_ids for own in options]
+    least = most_blocks(200 + 100, pool.windows, pool.block_size, pool.block_size)
+    tight.engine.kv_memory = sum(pool.block_bytes(g) * n for g, n in enumerate(least))
+    found = tight.generate_batch([prompt, prompt], options=options)
+    assert [c.token_ids for c in found] == truth
+
+
 def test_a_pool_shrinks_when_the_budget_does(where, folder):
     model = boostr.load(folder, backend=where)
     truth = model.generate([5] * 300, max_tokens=9).token_ids
