@@ -84,7 +84,8 @@ def _needs(
     by_group = list(zip(*needs, strict=True))
     rows = 0
     if pool.rows.row_bytes:  # as many as steps are recorded for
-        rows = next((n for n in backend.row_buckets if n >= len(lengths)), backend.sequence_rows)
+        most = backend.sequence_rows
+        rows = min(next((n for n in backend.row_buckets if n >= len(lengths)), most), most)
     return [*map(max, by_group), min(rows, 1)], [*map(sum, by_group), rows]
 
 

@@ -59,8 +59,10 @@ class Steps:
         return max(1, min(-(-most // self.pool.block_size), self.slots.columns))
 
     def row_bucket(self, count: int) -> int:
-        """Rows of the decode step, or of penalties, that `count` rows get."""
-        most = self.slots.rows
+        """Rows of the decode step, or of penalties, that `count` rows get. Behind `sequence_rows`
+        are those of prompts computed ahead, which no step takes along."""
+        decoded, every = self.backend.sequence_rows, self.slots.rows
+        most = min(decoded, every) if count <= decoded else every
         return min(_bucket(count, (*self.backend.row_buckets, most)), most)
 
     def penalties_for(self, row: int, biases: int = 0) -> Penalties:

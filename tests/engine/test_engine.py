@@ -57,6 +57,17 @@ def test_every_interleaving_gives_each_alone(model, folder, where):
     assert free_blocks(model) == model.engine.pool.counts
 
 
+def test_rows_of_prompts_computed_ahead_are_not_stepped(where, folder, monkeypatch):
+    """Also where as many rows as are decoded at most are no bucket of theirs."""
+    prompts = [[30 + i, 31, 32] for i in range(7)]
+    alone = boostr.load(folder, backend=where)
+    truth = [alone.generate(p, max_tokens=9).token_ids for p in prompts]
+    monkeypatch.setattr(where, "sequence_rows", 3)
+    model = boostr.load(folder, backend=where)
+    found = model.generate_batch(prompts, max_tokens=9)
+    assert [c.token_ids for c in found] == truth
+
+
 def test_sequences_that_do_not_fit_wait_or_are_computed_again(model, folder, where, monkeypatch):
     pool = model.engine.pool
     monkeypatch.setenv(env.KV_MEMORY.name, str(sum(pool.block_bytes(g) for g in (0,)) * 6))

@@ -126,6 +126,15 @@ def test_chunks_and_steps_give_the_logits_of_the_whole(fresh, rng):
         np.testing.assert_allclose(rows.step()[1].numpy()[1], whole[at], **close)
 
 
+def test_there_are_no_more_rows_than_are_decoded(where, fresh, monkeypatch):
+    prompts = [[9 + i, 5, 77] for i in range(4)]
+    truth = [c.token_ids for c in fresh().generate_batch(prompts, max_tokens=3)]
+    monkeypatch.setattr(where, "sequence_rows", 3)  # four have a bucket of more
+    model = fresh()
+    assert [c.token_ids for c in model.generate_batch(prompts, max_tokens=3)] == truth
+    assert model.engine.pool.rows.count == 3
+
+
 def test_every_interleaving_gives_each_alone(fresh, monkeypatch):
     """Streams that are read slowly or dropped, in memory that is too small for all."""
     rng = random.Random(5)
