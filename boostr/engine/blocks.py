@@ -20,7 +20,7 @@ class BlocksExhausted(OutOfMemoryError):  # noqa: N818
 
 
 def chain(parent: bytes, ids: Sequence[int], size: int) -> Iterator[bytes]:
-    """The keys of blocks of `size` tokens, the last of which may have fewer: 16 bytes of BLAKE2b
+    """The keys of the blocks of `size` tokens that these ids fill: 16 bytes of BLAKE2b
     over the key before it, that of the first being `parent`, and its token ids as int32."""
     tokens = struct.pack(f"<{len(ids)}i", *ids)
     for start in range(0, len(tokens), 4 * size):

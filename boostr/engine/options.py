@@ -58,7 +58,7 @@ class SamplingOptions:
         deterministic: tokens and logprobs have the same bits whatever else runs, and whatever ran
             before; only on backends that promise it (numpy). It shares no pass with others, so many
             at once take as long as one after the other.
-        n: continuations of the prompt, computed once but for its last token. The i-th draws with
+        n: continuations of the prompt, which is computed once. The i-th draws with
             seed + i, as one alone with that seed would; without a seed each has a fresh one.
     """
 
