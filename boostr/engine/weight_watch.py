@@ -26,13 +26,13 @@ class WeightWatch:
         self._weights, self._parts = _Places(), _Places()
         self._lists: list[tuple[list, tuple]] = []  # and what was in them
         self._versions: list[int] | None = None
-        self._edits = -1  # of all modules
+        self._edit: object = None  # the last of any module
 
     def changed(self) -> tuple[bool, bool]:
         """Since the last call: (whether others stand in their place, whether any was written)."""
-        edits, weights = Module.edits, self._weights.values()
-        replaced = not (self._same_lists() and (edits == self._edits or self._in_place(weights)))
-        self._edits = edits
+        edit, weights = Module.edits[0], self._weights.values()
+        replaced = not (self._same_lists() and (edit is self._edit or self._in_place(weights)))
+        self._edit = edit
         if replaced:
             self._weights, self._parts, self._lists = _Places(), _Places(), []
             for module in self._modules:

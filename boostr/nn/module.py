@@ -58,7 +58,8 @@ class Feed:
 
 class Module:
     """Attributes that are parameters, modules or lists of modules form the tree; those that begin
-    with _ are not of it. `edits` says how often one of the tree was set or deleted in any module.
+    with _ are not of it. `edits[0]` is another object after one of the tree was set or deleted in
+    any module.
 
     `adjacent` names linear layers that read the same input: a backend that multiplies them at once
     wants their weights to lie end to end. `replaced` names the parameters that came whole with an
@@ -67,7 +68,7 @@ class Module:
 
     adjacent: tuple[str, ...] = ()
     replaced: frozenset[str] = frozenset()
-    edits: ClassVar[int] = 0
+    edits: ClassVar[list[object]] = [object()]  # a list, as setting what a class has is dear
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -79,8 +80,8 @@ class Module:
 
     @staticmethod
     def _edited(name: str) -> None:
-        if not name.startswith("_"):  # behind the edit: who reads the count then sees it
-            Module.edits += 1
+        if not name.startswith("_"):  # behind the edit: who looks then sees it
+            Module.edits[0] = object()
 
     def places(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """(name, owner, attribute) of every parameter, in order of definition."""
