@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -23,6 +24,8 @@ _ADAPTER = "BOOSTR_TESTED_ADAPTER"
 if env.BACKEND.text().startswith("wgpu"):
     os.environ[_ADAPTER] = os.environ.pop(env.BACKEND.name)
 os.environ.setdefault(_ADAPTER, "wgpu")  # this module may be imported twice
+# llvmpipe compiles for 4 lanes in half of the time, and most of what it does here is to compile
+os.environ.setdefault("LP_NATIVE_VECTOR_WIDTH", "128")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 settings.register_profile("boostr", deadline=None)  # a busy machine is no failure
 settings.load_profile("boostr")
@@ -89,6 +92,11 @@ def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> Non
     for name in ("large", "kernel") if composite else ("large",):
         if request.node.get_closest_marker(name):
             pytest.skip("too large for a GPU in software")
+
+
+def pytest_collection_finish() -> None:
+    """Forty thousand tests are nothing that a collector must look through again and again."""
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

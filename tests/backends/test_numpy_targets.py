@@ -34,6 +34,8 @@ def test_narrower_vectors(lanes, features):
     here = jit.target()
     if not (here.has("avx2") and here.has("fma")):
         pytest.skip("this processor has no AVX2 with FMA")
+    if lanes == here.lanes:
+        pytest.skip("this processor's own vectors have 8 lanes")
     off = "-avx512f" if lanes == 8 else "-avx512f,-avx2"
     assert jit.Target("haswell", f"{features},{off}").lanes == lanes
     chosen = " or ".join(f"({part})" for part in SELECTION)
