@@ -84,14 +84,19 @@ def on_hardware(backend: backends.Backend) -> bool:
 
 
 def skip_large(request: pytest.FixtureRequest, backend: backends.Backend) -> None:
-    """End a test that is marked `large`, or `kernel` where it is about composites, where it would
-    take too long; `--large` runs it."""
-    if backend.name == "numpy" or request.config.getoption("--large") or on_hardware(backend):
+    """End a test that is marked `rare`, or, on a GPU in software, `large` or, where it is about
+    composites, `kernel`: it would take too long. `--large` runs it."""
+    if request.config.getoption("--large") or on_hardware(backend):
         return
+    software = backend.name != "numpy"
     composite = str(getattr(request, "param", "")).endswith(COMPOSITE)
-    for name in ("large", "kernel") if composite else ("large",):
-        if request.node.get_closest_marker(name):
-            pytest.skip("too large for a GPU in software")
+    for name, why, holds in (
+        ("rare", "a kernel more to compile, like others", not composite),
+        ("large", "too large for a GPU in software", software),
+        ("kernel", "too large for a GPU in software", software and composite),
+    ):
+        if holds and request.node.get_closest_marker(name):
+            pytest.skip(why)
 
 
 def pytest_collection_finish() -> None:
@@ -100,7 +105,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--large", action="store_true", help="what a GPU in software takes long for")
+    parser.addoption("--large", action="store_true", help="what takes long without a GPU")
     parser.addoption("--schedules", type=int, default=10, help="of requests that are played")
 
 

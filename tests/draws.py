@@ -45,6 +45,11 @@ def large(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.large)
 
 
+def rare(*values: Any) -> Any:
+    """Values of a parameter that have a kernel of their own, like others that are compiled."""
+    return pytest.param(*values, marks=pytest.mark.rare)
+
+
 def kernels_alone(few: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
     """The rows, of which a GPU in software goes through `few` without kernels."""
     marks = pytest.mark.kernel

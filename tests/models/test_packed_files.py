@@ -183,7 +183,12 @@ def case(request):
     return CASES[request.param]
 
 
-def test_logits(case, tmp_path):
+def test_logits(case, tmp_path, monkeypatch):
+    """Products decode the weights: a kernel for each of so many forms takes a second to compile,
+    and `test_numpy_rows.py` and the next but one meet them all."""
+    numpy = backends.get("numpy")
+    kernel = numpy.kernel
+    monkeypatch.setattr(numpy, "kernel", lambda op: "slow" if op == "linear" else kernel(op))
     meant = files.make(tmp_path / "m", case.packer, case.config, case.sizes, case.embed)
     want = files.logits(meant)
     model = boostr.load(tmp_path / "m", backend="numpy")

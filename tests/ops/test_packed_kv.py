@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import oracles_kv
 import pytest
-from draws import kernels_alone, large, normal, refused, strided, tensors
+from draws import kernels_alone, normal, rare, refused, strided, tensors
 from ops import paged_cases
 from ops.attention_cases import CASES, Case, close, draw
 from ops.test_attention import FEW, paged, placed
@@ -26,6 +26,8 @@ HEADS = [
     Case("narrow-values", (1, 3), (20, 33), H=6, K=2, D=96, Dv=32, options={"causal": True}),
     replace(BY_NAME["everything"], D=64),
 ]  # fmt: skip
+
+WIDTHS = [n for n, c in BY_NAME.items() if n != "head-dim-1" and (c.D != 16 or c.Dv)]  # see HEADS
 
 
 def held(backend, pair):
@@ -111,8 +113,7 @@ def attend(backend, rng, case, form, bs, columns=None, dtype="float32"):
 
 @pytest.mark.parametrize(
     "name",
-    kernels_alone(FEW, [n for n, c in BY_NAME.items() if c.D <= 64])
-    + [large(n) for n, c in BY_NAME.items() if c.D > 64],
+    [*kernels_alone(FEW, [n for n in BY_NAME if n not in WIDTHS]), *map(rare, WIDTHS)],
 )
 def test_edge_table(name, backend, rng):
     attend(backend, rng, BY_NAME[name], "int8", 16)
@@ -122,10 +123,14 @@ def test_small_blocks(backend, rng):
     attend(backend, rng, BY_NAME["everything"], "int8", 3)
 
 
-@forms
 @pytest.mark.parametrize(
-    "case", [large(c) if c.D > 128 else c for c in HEADS], ids=lambda c: c.name
-)
+    ("case", "form"),
+    [
+        rare(case, form) if i % 2 == j or (case.D > 128 and form == "int4") else (case, form)
+        for i, case in enumerate(HEADS) for j, form in enumerate(KV_FORMS)
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)  # fmt: skip
 def test_heads(case, form, backend, rng):
     attend(backend, rng, case, form, 16)
 

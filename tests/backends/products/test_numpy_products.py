@@ -352,7 +352,8 @@ def test_order_of_calls(pool):
 # what is left out has its like in what is not, or in test_numpy_targets.py
 OTHERS = (
     "q2_k or q3_k or q4_0 or q4_k or q5 or nf4 or fp8 or iq or nvfp4 or bf16 or g32 or g64 or g128 "
-    "or 1-5-7 or 2-9-90 or 5-8-31 or 1-1-1 or 17-5- or 9-37- or 2-7-1536 or 1-5-32"
+    "or q8_0 or q4_1-3 or q6_k-3 "
+    "or 1-5-7 or 2-9-90 or 5-8-31 or 1-1-1 or 17-5- or 9-37- or 2-7-1536 or 1-5-32 or 8-6-224"
 )
 NARROW = """
 import sys
