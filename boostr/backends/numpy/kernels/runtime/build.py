@@ -4,17 +4,20 @@ Imported only when something must be compiled. The IR that comes out needs nothi
 Python: no reference counts, no error objects; `jit.py` checks that.
 """
 
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
-from numba import types
+from numba import config, types
+from numba.core.compiler_lock import global_compiler_lock
 
 from boostr.backends.numpy.kernels.runtime.memory import Pointer
+from boostr.backends.numpy.kernels.runtime.simd import OPTIONS
 
-# -inf is a mask value in attention and NaN must stay visible, so nnan and ninf stay off.
 njit: Any = numba.njit  # untyped: its published overloads do not know these options
-FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 
 _ENTRY = """
 define void @{symbol}(i64 %params, i64 %start, i64 %stop) {{
@@ -26,6 +29,22 @@ define void @{symbol}(i64 %params, i64 %start, i64 %stop) {{
 """
 
 
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """numba leaves its IR as it is, since `jit.py` optimises it, and no garbage is collected, of
+    which there is little. Other threads, which may compile functions of their own, wait."""
+    with global_compiler_lock:
+        level, collecting = config.OPT, gc.isenabled()
+        config.OPT = 0
+        gc.disable()
+        try:
+            yield
+        finally:
+            config.OPT = level
+            if collecting:
+                gc.enable()
+
+
 def llvm_ir(function, symbol: str) -> str:
     """The LLVM IR of a kernel.
 
@@ -34,10 +53,8 @@ def llvm_ir(function, symbol: str) -> str:
     entry with its hidden result and error arguments and drops the status: kernels cannot raise.
     """
     signature: Any = types.void(Pointer("i64"), types.int64, types.int64)
-    compiled: Any = njit(
-        signature, no_cpython_wrapper=True, no_cfunc_wrapper=True, nogil=True,
-        error_model="numpy", boundscheck=False, fastmath=FASTMATH,
-    )(function)  # fmt: skip
+    with _quickly():
+        compiled: Any = njit(signature, **OPTIONS)(function)
     (result,) = compiled.overloads.values()
     inner = result.fndesc.llvm_func_name
     text = result.library.get_llvm_str()
