@@ -13,6 +13,7 @@ from typing import Any
 import numba
 from numba import config, types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
 from boostr.backends.numpy.kernels.runtime.memory import Pointer
 from boostr.backends.numpy.kernels.runtime.simd import OPTIONS
@@ -34,8 +35,9 @@ def _quickly() -> Iterator[None]:
     """numba leaves its IR as it is, since `jit.py` optimises it, and no garbage is collected, of
     which there is little. Other threads, which may compile functions of their own, wait."""
     with global_compiler_lock:
+        _ = cpu_target.target_context  # for all of this process; not made yet, it would be so below
         level, collecting = config.OPT, gc.isenabled()
-        config.OPT = 0
+        config.OPT = type(level)(0)
         gc.disable()
         try:
             yield
