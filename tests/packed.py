@@ -14,6 +14,7 @@ from toys import drawn, meaning
 
 from boostr import Tensor
 from boostr.backends import Backend
+from boostr.backends.numpy.runtime import jit
 from boostr.quant.gguf import BLOCK_TYPES, planes
 from boostr.quant.scheme import SCHEMES, QuantizedTensor, Scheme
 
@@ -50,7 +51,8 @@ def product_c(backend: Backend, scheme: Scheme, rows: int) -> float | None:
     floats = scheme.values == "e4m3" or any(value % 1 for value in numbers)
     if backend.name != "numpy" or floats or scheme.activations_int8:
         return None
-    return THREE_DIGITS if rows <= 2 and (scheme.bits == 8 or scheme.values) else TWO_DIGITS
+    three = rows <= 2 and (scheme.bits == 8 or scheme.values) and jit.target().int8_dot != "pmaddwd"
+    return THREE_DIGITS if three else TWO_DIGITS
 
 
 def group_of(scheme: str) -> int | None:

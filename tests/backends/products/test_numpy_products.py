@@ -176,9 +176,10 @@ def test_no_columns(two):
 DIGITS = [
     (form, digits)
     for form in ("int8", "int8-g64", "int8-g128", "q8_0", "q4_0", "q4_1", "q6_k")
-    for digits in ((3,) if SCHEMES[form].bits == 8 else (2, 3))
+    for digits in ((1, 3) if SCHEMES[form].bits == 8 else (1, 2, 3))
+    if digits > 1 or jit.target().int8_dot == "pmaddwd"
 ]
-IN_DIGITS = {2: TWO_DIGITS, 3: THREE_DIGITS}
+IN_DIGITS = {1: TWO_DIGITS, 2: TWO_DIGITS, 3: THREE_DIGITS}
 
 
 def in_digits(case, digits):

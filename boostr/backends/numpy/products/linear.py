@@ -104,18 +104,22 @@ def digits_of(form: Form, rows: int, K: int) -> int:
     """The digits that x has in `gemv_digits.py`; 0 where it does not know the form, or where
     decoding the weights once for all rows of x is faster.
 
-    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits.
+    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits. One of
+    16 bits is so for all where no instruction dots bytes.
     """
     if not has_integers(form, K) or rows > _few_in_digits(form):
         return 0
-    return 3 if form.codes == "c8" or form.table else 2
+    target, wide = jit.target(), form.codes == "c8" or form.table
+    if target.int8_dot == "pmaddwd":
+        return 1 if wide or not target.adds_pairs else 2
+    return 3 if wide else 2
 
 
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
     of them, three digits or two scales a block, than the tiled product."""
     more = form.table or form.group == 16
-    return 2 if form.codes == "c8" or (more and jit.target().dots_bytes) else 4
+    return 2 if (form.codes == "c8" or more) and jit.target().dots_bytes else 4
 
 
 def has_integers(form: Form, K: int) -> bool:

@@ -120,6 +120,11 @@ class Target:
         return "pmaddwd" if self.has(wanted) else ""
 
     @property
+    def adds_pairs(self) -> bool:
+        """Whether an instruction adds two products of bytes in 16 bits (`pmaddubsw`)."""
+        return self.has({16: "avx512bw", 8: "avx2", 4: "ssse3"}[self.lanes])
+
+    @property
     def dots_bytes(self) -> bool:
         """Whether an instruction adds 4 products of bytes to 32 bits."""
         return self.int8_dot in ("dpbusd", "sdot")

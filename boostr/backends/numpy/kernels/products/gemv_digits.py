@@ -1,23 +1,28 @@
 """Integer codes times few rows of x in integers: x is cut into signed bytes, "digits".
 
 Each block of 32 elements of x becomes fixed point: x = s v with s = max|x| / L and whole numbers v,
-v = 256 d1 + d0 of two digits, L = 32512; or v = 2**14 d2 + 2**7 d1 + d0 of three, L near 2**20. The
-error is at most s / 2: 2**-16 or 2**-21 of the block's largest element. Then for the inputs that
-share a scale d and an offset m, w = d (u - b - zero) + m, where u are unsigned bytes (`steps.py`),
+v = 256 d1 + d0 of two digits, L = 32512; or v = 2**14 d2 + 2**7 d1 + d0 of three, L near 2**20; or
+one digit of 16 bits, v itself, L = 32512. The error is at most s / 2: 2**-16 or 2**-21 of the
+block's largest element. Then for the inputs that share a scale d and an offset m,
+w = d (u - b - zero) + m, where u are unsigned bytes (`steps.py`),
 
     sum of x w = (s d) sum(v (u - c)) + (m + d (c - b - zero)) s sum(v)
 
 for any c: the middle of bytes and of tables, or two large numbers would cancel; 0 for codes of
 fewer bits, as a lane's sum of 8 products of theirs is exact in f32 (two digits), and the second sum
-costs less than to subtract c in each lane. The dot products of unsigned codes and signed bytes are
-what `vpdpbusd` does 4 at a time, so this costs a third of decoding the weights to f32; where there
-is `vpmaddubsw` instead, which adds two products up in 16 bits, codes of 8 bits want the small
-digits of base 128. One int32 lane gets 4 or 8 inputs: |sum(v (u - c))| <= 2**30, and what overflows
-on the way there does so modulo 2**32.
+costs less than to subtract c in each lane. One int32 lane gets 4 or 8 inputs:
+|sum(v (u - c))| <= 2**30, and what overflows on the way there does so modulo 2**32.
+
+The dot products of unsigned codes and signed bytes are what `vpdpbusd` does 4 at a time, so two
+digits cost a third of decoding the weights to f32. Where there is `vpmaddubsw` instead, which adds
+two products up in 16 bits, codes of at most 7 bits meet two digits too: the sums of both halves of
+a block fit, and `vpmaddwd` weighs and adds them. Codes of 8 bits meet one digit of 16 bits there,
+every other one at a time, which costs less than three of base 128, as would fit.
 
 `split` writes for each step of a row of x, blocks past its end as zeros,
     2 D vectors of 4 LANES bytes: for the digits, the highest first, the elements 0..15 of each
-    block, then the 16..31
+    block, then the 16..31; one digit: of the elements 0..15 the even ones, then the odd ones, as
+    the codes of a word of bytes fall apart, then the same of the others
     2 vectors of LANES i32: sum(v) over the 4 elements of each lane, for the two halves
     3 vectors of LANES f32: s, then s sum(v) of the two halves of each block, once for each of ROWS
     rows of w, as scales and offsets lie that they meet
@@ -82,13 +87,17 @@ from boostr.backends.numpy.runtime import jit
 X, LDX, M, K, PACKED = layout.X, layout.LDX, layout.M, layout.K, layout.PACKED
 SCALES = layout.SCALES
 BASE_BITS = {2: 8, 3: 7}  # of so many digits
-LARGEST = {2: 32512.0, 3: 1032192.0}  # 127 * 2**8, 63 * 2**14: there is room for rounding
+# 127 * 2**8, 63 * 2**14: there is room for rounding
+LARGEST = {1: 32512.0, 2: 32512.0, 3: 1032192.0}
 # pairs of products added up as i16, and pairs of these as i32
 _PAIRS = {
-    16: ("avx512bw", "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
-    8: ("avx2", "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
-    4: ("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
 }  # fmt: skip
+
+
+VW = ir.VectorType(I16, 2 * LANES)
 
 
 # ---------------------------------------------------------------- x
@@ -136,11 +145,14 @@ def digit_storer(digits: int):
     def op(typingctx, record, block, values):
         def codegen(context, builder, sig, args):
             base = builder.add(args[0], builder.mul(args[1], I64(16)))
-            narrow = ir.VectorType(I8, LANES)
+            sums, narrow = 2 * layout.digit_bytes(digits), ir.VectorType(I8, LANES)
             for v in range(VECTORS):
                 value = builder.extract_value(args[2], v)
                 side, within = divmod(v * LANES, 16)
-                _store_sums(builder, base, (2 * digits + side) * BYTES + within, value)
+                _store_sums(builder, base, (sums + side) * BYTES + within, value)
+                if digits == 1:
+                    _store_words(builder, base, 2 * side * BYTES + within, value)
+                    continue
                 for place, digit in enumerate(cut(builder, value, digits)):
                     where = at(builder, base, (2 * place + side) * BYTES + within, narrow)
                     builder.store(builder.trunc(digit, narrow), where, align=1)
@@ -161,10 +173,20 @@ def _store_sums(builder, base, offset, value):
     builder.store(total, at(builder, base, offset, total.type), align=4)
 
 
+def _store_words(builder, base, offset, value):
+    """The even lanes of an i32 vector as LANES / 2 i16, and the odd ones a vector further on."""
+    narrow = ir.VectorType(I16, LANES // 2)
+    for part in range(2):
+        order = ir.Constant(ir.VectorType(I32, LANES // 2), list(range(part, LANES, 2)))
+        words = builder.trunc(builder.shuffle_vector(value, value, order), narrow)
+        builder.store(words, at(builder, base, offset + part * BYTES, narrow), align=4)
+
+
 def split(digits: int):
     """Item i is block i % B of the steps of row i // B of x, B = STEP blocks for each step."""
     store, largest = digit_storer(digits), LARGEST[digits]
-    size, scales = layout.digit_record(LANES, digits), (2 * digits + 2) * BYTES
+    size = layout.digit_record(LANES, digits)
+    scales = (2 * layout.digit_bytes(digits) + 2) * BYTES
 
     def kernel(params, start, stop):
         blocks = params[K] // BLOCK
@@ -197,11 +219,10 @@ def dot(builder, total, codes, digits):
         return call(builder, f"llvm.x86.avx512.vpdpbusd.{LANES * 32}", VI, [total, *words])
     if SIGNED:
         return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", VI, [total, codes, digits])
-    feature, pairs_of, quads_of = _PAIRS[LANES]
-    if here.has(feature):
-        pairs = ir.VectorType(I16, 2 * LANES)
-        products = call(builder, pairs_of, pairs, [codes, digits])
-        return builder.add(total, call(builder, quads_of, VI, [products, constant(1, pairs)]))
+    pairs_of, quads_of = _PAIRS[LANES]
+    if here.adds_pairs:
+        products = call(builder, pairs_of, VW, [codes, digits])
+        return builder.add(total, call(builder, quads_of, VI, [products, constant(1, VW)]))
     wide = ir.VectorType(I32, BYTES)
     products = builder.mul(builder.zext(codes, wide), builder.sext(digits, wide))
     for part in range(4):
@@ -214,8 +235,8 @@ class _Record:
     """A step of a row of x, each vector of it loaded where it is first used."""
 
     def __init__(self, builder, form, digits, address):
-        self.builder, self.digits, self.address, self.loaded = builder, digits, address, {}
-        self.base, self.centre = constant(BASE_BITS[digits], VI), origin(form)
+        self.builder, self.form, self.digits, self.address = builder, form, digits, address
+        self.sums_at, self.centre, self.loaded = 2 * layout.digit_bytes(digits), origin(form), {}
 
     def part(self, kind, index):
         if index not in self.loaded:
@@ -225,30 +246,67 @@ class _Record:
 
     def scale(self):
         """s, in the lanes of `step_groups`."""
-        return self.part(VF, 2 * self.digits + 2)
+        return self.part(VF, self.sums_at + 2)
 
     def scaled_sums(self, halves):
         """s sum(v) over the halves, in the lanes of `step_groups`."""
-        parts = [self.part(VF, 2 * self.digits + 3 + half) for half in halves]
+        parts = [self.part(VF, self.sums_at + 3 + half) for half in halves]
         return parts[0] if len(parts) == 1 else self.builder.fadd(*parts)
 
     def sums(self, halves):
         """sum(v) of each lane, over the halves of the blocks."""
-        parts = [self.part(VI, 2 * self.digits + half) for half in halves]
+        parts = [self.part(VI, self.sums_at + half) for half in halves]
         return parts[0] if len(parts) == 1 else self.builder.add(*parts)
 
     def product(self, codes, halves):
         """sum(v (u - c)) of each lane, as f32."""
-        builder, total = self.builder, constant(0, VI)
-        for digit in range(self.digits):
-            if digit:
-                total = builder.shl(total, self.base)
-            for half in halves:
-                total = dot(builder, total, codes[half], self.part(VB, 2 * digit + half))
+        builder = self.builder
+        if self.digits == 1:
+            total = self._in_words(codes, halves)
+        elif self.digits == 2 and jit.target().int8_dot == "pmaddwd":
+            total = self._in_pairs(codes, halves)
+        else:
+            total = self._in_digits(codes, halves)
         if self.centre:  # a power of two
             shift = constant(self.centre.bit_length() - 1, VI)
             total = builder.sub(total, builder.shl(self.sums(halves), shift))
         return builder.sitofp(total, VF)
+
+    def _in_digits(self, codes, halves):
+        builder, total = self.builder, constant(0, VI)
+        for digit in range(self.digits):
+            if digit:
+                total = builder.shl(total, constant(BASE_BITS[self.digits], VI))
+            for half in halves:
+                total = dot(builder, total, codes[half], self.part(VB, 2 * digit + half))
+        return total
+
+    def _in_words(self, codes, halves):
+        """The even and the odd codes of each word of bytes as words."""
+        builder, (_, quads_of) = self.builder, _PAIRS[LANES]
+        total, mask, eight = constant(0, VI), constant(255, VW), constant(8, VW)
+        for half in halves:
+            words = builder.bitcast(codes[half], VW)
+            for part, some in enumerate((builder.and_(words, mask), builder.lshr(words, eight))):
+                pair = [some, self.part(VW, 2 * half + part)]
+                total = builder.add(total, call(builder, quads_of, VI, pair))
+        return total
+
+    def _in_pairs(self, codes, halves):
+        """Sums of two products in 16 bits, of both halves where they fit; then weighed."""
+        builder, (pairs_of, quads_of) = self.builder, _PAIRS[LANES]
+        total, together = constant(0, VI), sum(fields(self.form)) <= 6
+        for digit, weight in enumerate((1 << BASE_BITS[2], 1)):
+            pairs = [
+                call(builder, pairs_of, VW, [codes[half], self.part(VB, 2 * digit + half)])
+                for half in halves
+            ]
+            if together:  # |2 * 2 * 63 * 128| < 2**15
+                pairs = [reduce(builder.add, pairs)]
+            for some in pairs:
+                quads = call(builder, quads_of, VI, [some, constant(weight, VW)])
+                total = builder.add(total, quads)
+        return total
 
 
 def fma(builder, a, b, c):

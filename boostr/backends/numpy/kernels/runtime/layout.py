@@ -49,7 +49,12 @@ REPACK_PARAMS = 17
 
 def digit_record(lanes: int, digits: int) -> int:
     """Bytes of one step of split x, LANES * 8 elements, for `gemv_digits.gemv`."""
-    return (2 * digits + 5) * 4 * lanes
+    return (2 * digit_bytes(digits) + 5) * 4 * lanes
+
+
+def digit_bytes(digits: int) -> int:
+    """Bytes of an element of split x: one digit has two."""
+    return max(digits, 2)
 
 
 def float_block(rows: int) -> int:
