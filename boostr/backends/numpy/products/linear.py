@@ -118,8 +118,10 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
     of them, three digits or two scales a block, than the tiled product."""
-    more = form.table or form.group == 16
-    return 2 if (form.codes == "c8" or more) and jit.target().dots_bytes else 4
+    target, more = jit.target(), form.table or form.group == 16
+    if target.int8_dot == "pmaddwd":
+        return _FEW_UNDER_WORDS
+    return 2 if form.codes == "c8" or (more and target.dots_bytes) else 4
 
 
 def has_integers(form: Form, K: int) -> bool:
