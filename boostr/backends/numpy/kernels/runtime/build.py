@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numba
-from numba import config, types
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
+from numba import types
 
 from boostr.backends.numpy.kernels.runtime.memory import Pointer
 from boostr.backends.numpy.kernels.runtime.simd import OPTIONS
@@ -31,20 +29,15 @@ define void @{symbol}(i64 %params, i64 %start, i64 %stop) {{
 
 
 @contextmanager
-def _quickly() -> Iterator[None]:
-    """numba leaves its IR as it is, since `jit.py` optimises it, and no garbage is collected, of
-    which there is little. Other threads, which may compile functions of their own, wait."""
-    with global_compiler_lock:
-        _ = cpu_target.target_context  # for all of this process; not made yet, it would be so below
-        level, collecting = config.OPT, gc.isenabled()
-        config.OPT = type(level)(0)
-        gc.disable()
-        try:
-            yield
-        finally:
-            config.OPT = level
-            if collecting:
-                gc.enable()
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: there is little, and much to look through."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def llvm_ir(function, symbol: str) -> str:
@@ -55,7 +48,7 @@ def llvm_ir(function, symbol: str) -> str:
     entry with its hidden result and error arguments and drops the status: kernels cannot raise.
     """
     signature: Any = types.void(Pointer("i64"), types.int64, types.int64)
-    with _quickly():
+    with _uncollected():
         compiled: Any = njit(signature, **OPTIONS)(function)
     (result,) = compiled.overloads.values()
     inner = result.fndesc.llvm_func_name
