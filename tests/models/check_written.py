@@ -5,6 +5,7 @@
 Needs torch, transformers, compressed-tensors, bitsandbytes, mlx and mlx-lm; readers that are not
 installed are named and left out. A small model is drawn, written in every scheme and run by boostr
 and by its reader; logits must agree to 2e-3 of the largest (bf16: mlx rounds activations: 3e-2).
+vLLM, which pins its own torch, is asked by `check_written_vllm.py`.
 """
 
 from __future__ import annotations
