@@ -1,6 +1,8 @@
 """Products on the CPU with every number of rows of x from 1 to 33: each has the kernel, the tiles
 and the digits that the plan gives it."""
 
+from itertools import product
+
 import numpy as np
 import packed
 import pytest
@@ -80,3 +82,14 @@ def test_bits_of_a_row_among_many(form, numpy_backend, rng):
     for T in (*range(FEW + 1, 34), 47):
         got = linear(Tensor(x[-T:], backend=numpy_backend), w).numpy()
         np.testing.assert_array_equal(got, want[-T:], err_msg=f"{T} rows")
+
+
+@pytest.mark.parametrize("form", ("int8", "w8a8", "q4_0"))
+def test_what_is_no_number_is_seen(form, numpy_backend, rng):
+    """A row of x with nan or an infinity in it has no finite product, and others have theirs."""
+    w, _ = weight(numpy_backend, rng, form, 1184)
+    for T, bad, at in product((1, 2, 4, 9), (np.nan, np.inf), (0, 13, 30, 1183)):
+        x = normal(rng, (T, 1184))
+        x[0, at] = bad
+        finite = np.isfinite(linear(Tensor(x, backend=numpy_backend), w).numpy())
+        assert not finite[0].any() and finite[1:].all(), f"{T} rows, {bad} at {at}"

@@ -61,7 +61,15 @@ from boostr.backends.numpy.kernels.products.weights import (
     split_rows,
 )
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at, f32, prefetch, put, spread, stack
+from boostr.backends.numpy.kernels.runtime.memory import (
+    at,
+    f32,
+    float_param,
+    prefetch,
+    put,
+    spread,
+    stack,
+)
 from boostr.backends.numpy.kernels.runtime.simd import (
     I8,
     I16,
@@ -69,6 +77,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I64,
     LANES,
     absolute,
+    bits_i32,
     call,
     constant,
     fill,
@@ -105,11 +114,12 @@ VW = ir.VectorType(I16, 2 * LANES)
 
 @inline
 def fixed_point(values, largest):
-    """(whole numbers v, s) of a block's `values` = s v, |v| <= largest."""
-    tops = vector(0.0)
+    """(whole numbers v, s) of a block's `values` = s v, |v| <= largest; s is nan if one of them is,
+    and infinite if one is: as bits, nan is above infinity."""
+    tops = vector(0)
     for v in range(VECTORS):
-        tops = maximum(absolute(values[v]), tops)
-    top = reduce_max(tops)
+        tops = maximum(bits_i32(absolute(values[v])), tops)
+    top = float_param(reduce_max(tops))
     inverse = largest / top if top > 0.0 else 0.0
     return to_i32(rint(mul(values, inverse))), top / largest
 

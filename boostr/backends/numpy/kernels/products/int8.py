@@ -22,6 +22,7 @@ from boostr.backends.numpy.kernels.runtime.memory import (
     _count_mask,
     _read,
     f32,
+    float_param,
     i32,
     load_n,
     prefetch,
@@ -74,11 +75,11 @@ def store_i16(typingctx, address, value):
 
 @inline
 def row_scale(x, length):
-    """max|x| / 127 of a row."""
-    top = vector(0.0)
+    """max|x| / 127 of a row, nan if an element is: as bits, nan is above infinity."""
+    top = vector(0)
     for k in range(0, length, LANES):
-        top = maximum(absolute(load_n(x, k, length - k)), top)
-    return float32(float64(reduce_max(top)) / 127.0)
+        top = maximum(bits_i32(absolute(load_n(x, k, length - k))), top)
+    return float32(float64(float_param(reduce_max(top))) / 127.0)
 
 
 @inline
