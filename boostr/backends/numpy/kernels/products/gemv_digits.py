@@ -15,9 +15,10 @@ costs less than to subtract c in each lane. One int32 lane gets 4 or 8 inputs:
 
 The dot products of unsigned codes and signed bytes are what `vpdpbusd` does 4 at a time, so two
 digits cost a third of decoding the weights to f32. Where there is `vpmaddubsw` instead, which adds
-two products up in 16 bits, codes of at most 7 bits meet two digits too: the sums of both halves of
-a block fit, and `vpmaddwd` weighs and adds them. Codes of 8 bits meet one digit of 16 bits there,
-every other one at a time, which costs less than three of base 128, as would fit.
+two products up in 16 bits, codes of at most 7 bits meet two digits too, and `vpmaddwd` weighs and
+adds the sums; of at most 6 bits, the sums of both halves of a block fit in 16 together. Bytes meet
+one digit of 16 bits there, every other byte at a time, which costs less than three of base 128, as
+would fit; without it (SSE2) all codes do.
 
 `split` writes for each step of a row of x, blocks past its end as zeros,
     2 D vectors of 4 LANES bytes: for the digits, the highest first, the elements 0..15 of each
@@ -273,7 +274,7 @@ class _Record:
         builder = self.builder
         if self.digits == 1:
             total = self._in_words(codes, halves)
-        elif self.digits == 2 and jit.target().int8_dot == "pmaddwd":
+        elif self.digits == 2 and jit.target().adds_pairs and not jit.target().dots_bytes:
             total = self._in_pairs(codes, halves)
         else:
             total = self._in_digits(codes, halves)
