@@ -185,7 +185,7 @@ def case(request):
 
 def test_logits(case, tmp_path, monkeypatch):
     """Products decode the weights: a kernel for each of so many forms takes a second to compile,
-    and `test_numpy_rows.py` and the next but one meet them all."""
+    and `test_numpy_schemes.py` meets every kind, `test_logits_on_every_backend` some files."""
     numpy = backends.get("numpy")
     kernel = numpy.kernel
     monkeypatch.setattr(numpy, "kernel", lambda op: "slow" if op == "linear" else kernel(op))

@@ -72,7 +72,7 @@ def few_rows(form: Form, K: int, rounds: bool) -> int:
         return 4 if jit.target().int8_dot else FEW
     if not tiles_integers(form, K):
         return FEW
-    return _few_in_digits(form) if jit.target().dots_bytes else _FEW_UNDER_WORDS
+    return _few_in_digits(form)
 
 
 def tiles_integers(form: Form, K: int) -> bool:
@@ -104,8 +104,9 @@ def digits_of(form: Form, rows: int, K: int) -> int:
     """The digits that x has in `gemv_digits.py`; 0 where it does not know the form, or where
     decoding the weights once for all rows of x is faster.
 
-    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits. One of
-    16 bits is so for all where no instruction dots bytes.
+    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits. Where
+    words are multiplied in place of bytes (`pmaddwd`), bytes and tables have one, of 16 bits; so
+    have all codes where no instruction adds pairs of products of bytes.
     """
     if not has_integers(form, K) or rows > _few_in_digits(form):
         return 0
@@ -117,7 +118,8 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
-    of them, three digits or two scales a block, than the tiled product."""
+    of them, three digits or two scales a block, than the tiled product. Beside `gemm_words` as many
+    for every form."""
     target, more = jit.target(), form.table or form.group == 16
     if target.int8_dot == "pmaddwd":
         return _FEW_UNDER_WORDS
