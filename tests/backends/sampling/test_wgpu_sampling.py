@@ -1,5 +1,7 @@
 """Draws and argmax in WGSL for other classes of GPU than the adapter is."""
 
+import os
+
 import numpy as np
 import pytest
 from backends.sampling.test_gpu_sampling import check_draws, logits
@@ -15,10 +17,12 @@ from boostr.ops import core
 def other(request):
     """With nothing; and with subgroups of a known size, vectors, and more threads."""
     caps = BARE
-    if request.param == "discrete":  # lavapipe runs 8 lanes side by side, whatever it may do
-        lanes = {"subgroup_min": 8, "subgroup_max": 8}
+    if request.param == "discrete":
+        # lavapipe runs the lanes of a vector side by side (`conftest.py`), whatever it may do
+        n = int(os.environ["LP_NATIVE_VECTOR_WIDTH"]) // 32
+        lanes = {"subgroup_min": n, "subgroup_max": n}
         given = on_hardware(open_backend("wgpu"))
-        caps = {} if given else {"kind": "discrete", "workgroup_threads": 64, **lanes}
+        caps = {} if given else {"kind": "discrete", "workgroup_threads": n * n, **lanes}
     with strict_wgpu(**caps) as backend:
         yield backend
 
