@@ -4,19 +4,17 @@ Imported only when something must be compiled. The IR that comes out needs nothi
 Python: no reference counts, no error objects; `jit.py` checks that.
 """
 
-import gc
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numba
 from numba import types
 
 from boostr.backends.numpy.kernels.runtime.memory import Pointer
-from boostr.backends.numpy.kernels.runtime.simd import OPTIONS
 
+# -inf is a mask value in attention and NaN must stay visible, so nnan and ninf stay off.
 njit: Any = numba.njit  # untyped: its published overloads do not know these options
+FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 
 _ENTRY = """
 define void @{symbol}(i64 %params, i64 %start, i64 %stop) {{
@@ -28,18 +26,6 @@ define void @{symbol}(i64 %params, i64 %start, i64 %stop) {{
 """
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected meanwhile: there is little, and much to look through."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def llvm_ir(function, symbol: str) -> str:
     """The LLVM IR of a kernel.
 
@@ -48,8 +34,10 @@ def llvm_ir(function, symbol: str) -> str:
     entry with its hidden result and error arguments and drops the status: kernels cannot raise.
     """
     signature: Any = types.void(Pointer("i64"), types.int64, types.int64)
-    with _uncollected():
-        compiled: Any = njit(signature, **OPTIONS)(function)
+    compiled: Any = njit(
+        signature, no_cpython_wrapper=True, no_cfunc_wrapper=True, nogil=True,
+        error_model="numpy", boundscheck=False, fastmath=FASTMATH,
+    )(function)  # fmt: skip
     (result,) = compiled.overloads.values()
     inner = result.fndesc.llvm_func_name
     text = result.library.get_llvm_str()

@@ -25,13 +25,7 @@ intrinsic: Any = extending.intrinsic
 lower_builtin: Any = extending.lower_builtin
 infer_global: Any = templates.infer_global
 register_model: Any = extending.register_model
-# -inf is a mask value in attention and NaN must stay visible, so nnan and ninf stay off
-OPTIONS: dict[str, Any] = {
-    "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "nogil": True, "error_model": "numpy",
-    "boundscheck": False, "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"},
-}  # fmt: skip
-# for helpers of kernels: LLVM inlines them, as numba would compile them anew at each of their calls
-inline: Any = njit(forceinline=True, **OPTIONS)
+inline: Any = njit(inline="always")  # for helpers of kernels
 models, signature, AbstractTemplate = (
     extending.models,
     templates.signature,
