@@ -100,9 +100,7 @@ class Target:
     @property
     def shuffles_bytes(self) -> bool:
         """Whether an instruction looks up bytes in a table of 16."""
-        if self.lanes == 16:
-            return self.has("avx512bw")
-        return self.lanes == 8 or self.has("ssse3") or self.has("neon")
+        return self.adds_pairs or self.has("neon")
 
     @functools.cached_property
     def int8_dot(self) -> str:

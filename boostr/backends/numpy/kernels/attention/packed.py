@@ -21,7 +21,6 @@ from boostr.backends.numpy.kernels.runtime.memory import (
 )
 from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
-    absolute,
     bits_i32,
     inline,
     maximum,
@@ -29,9 +28,8 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     rint,
     to_f32,
     to_i32,
-    vector,
 )
-from boostr.backends.numpy.kernels.runtime.vmath import reduce_max, reduce_min
+from boostr.backends.numpy.kernels.runtime.vmath import largest_bits, reduce_max, reduce_min
 
 KV_HEADS, WIDTH, V_WIDTH = at.KV_HEADS, at.WIDTH, at.V_WIDTH
 K_CODES, K_SCALES, V_CODES, V_SCALES = at.K_CODES, at.K_SCALES, at.V_CODES, at.V_SCALES
@@ -102,15 +100,6 @@ def room_of(form: str, tile: int, widths: int) -> int:
 
 # -- writing ---------------------------------------------------------------------------------------
 @inline
-def _largest(x, first, last):
-    """The bits of the largest |x|: an order of numbers in which nan is above infinity."""
-    top = vector(0)
-    for d in range(first, last, LANES):
-        top = maximum(top, bits_i32(absolute(load_n(x, d, last - d))))
-    return reduce_max(top)
-
-
-@inline
 def _code(x, inverse, least, most):
     # from float64, where a product with the inverse is near enough to the quotient
     quotient = rint(float32(float64(x) * inverse))
@@ -119,7 +108,7 @@ def _code(x, inverse, least, most):
 
 @inline
 def _write_int8(x, codes, scales, row, D):
-    to, top = i8(codes) + row * D, _largest(x, 0, D)
+    to, top = i8(codes) + row * D, largest_bits(x, 0, D)
     scale = float32(float64(float_param(top)) / 127.0)
     f32(scales)[row] = scale if top < INFINITE else float32(NAN)
     inverse = 1.0 / float64(scale) if 0 < top < INFINITE else 0.0
@@ -144,7 +133,7 @@ def _write_int4(x, codes, scales, row, D):
         low, high = load(x, d), load(x, d)
         for e in range(d, d + GROUP, LANES):
             low, high = minimum(low, load(x, e)), maximum(high, load(x, e))
-        if _largest(x, d, d + GROUP) < INFINITE:
+        if largest_bits(x, d, d + GROUP) < INFINITE:
             floor = _put_bf16(pairs, d // 16 + 1, reduce_min(low))
             step = float64(reduce_max(high) - floor) / 15.0
             scale = _put_bf16(pairs, d // 16, step)

@@ -18,6 +18,8 @@ from boostr.backends.numpy.kernels.products.steps import (
     STEP,
     VB,
     VI,
+    VW,
+    byte_words,
     centre,
     has_offsets,
     number_bytes,
@@ -34,7 +36,6 @@ from boostr.backends.numpy.kernels.products.weights import (
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
 from boostr.backends.numpy.kernels.runtime.simd import (
-    I16,
     I32,
     I64,
     LANES,
@@ -120,10 +121,8 @@ def _words(builder, form, codes):
     numbers = number_bytes(builder, form, codes)
     if GROUP == 4:
         return [numbers]
-    kind = ir.VectorType(I16, 2 * LANES)
-    pairs, middle = builder.bitcast(numbers, kind), constant(centre(form), kind)
-    both = builder.and_(pairs, constant(0xFF, kind)), builder.lshr(pairs, constant(8, kind))
-    return [builder.sub(half, middle) for half in both]
+    middle = constant(centre(form), VW)
+    return [builder.sub(half, middle) for half in byte_words(builder, numbers)]
 
 
 def _store_codes(builder, form, planes, block, valid, target):

@@ -46,6 +46,8 @@ from boostr.backends.numpy.kernels.products.steps import (
     VB,
     VF,
     VI,
+    VW,
+    byte_words,
     centre,
     has_offsets,
     is_wide,
@@ -105,9 +107,6 @@ _PAIRS = {
     8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
 }  # fmt: skip
-
-
-VW = ir.VectorType(I16, 2 * LANES)
 
 
 # ---------------------------------------------------------------- x
@@ -295,10 +294,9 @@ class _Record:
     def _in_words(self, codes, halves):
         """The even and the odd codes of each word of bytes as words."""
         builder, (_, quads_of) = self.builder, _PAIRS[LANES]
-        total, mask, eight = constant(0, VI), constant(255, VW), constant(8, VW)
+        total = constant(0, VI)
         for half in halves:
-            words = builder.bitcast(codes[half], VW)
-            for part, some in enumerate((builder.and_(words, mask), builder.lshr(words, eight))):
+            for part, some in enumerate(byte_words(builder, codes[half])):
                 pair = [some, self.part(VW, 2 * half + part)]
                 total = builder.add(total, call(builder, quads_of, VI, pair))
         return total

@@ -37,7 +37,6 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     I64,
     LANES,
-    absolute,
     bits_i32,
     call,
     divide,
@@ -49,9 +48,8 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     rint,
     signature,
     to_i32,
-    vector,
 )
-from boostr.backends.numpy.kernels.runtime.vmath import reduce_add, reduce_max
+from boostr.backends.numpy.kernels.runtime.vmath import largest_bits, reduce_add
 from boostr.backends.numpy.runtime import jit
 
 X, LDX, CODES, SCALES = layout.X, layout.LDX, layout.CODES, layout.SCALES
@@ -76,10 +74,7 @@ def store_i16(typingctx, address, value):
 @inline
 def row_scale(x, length):
     """max|x| / 127 of a row, nan if an element is: as bits, nan is above infinity."""
-    top = vector(0)
-    for k in range(0, length, LANES):
-        top = maximum(bits_i32(absolute(load_n(x, k, length - k))), top)
-    return float32(float64(float_param(reduce_max(top))) / 127.0)
+    return float32(float64(float_param(largest_bits(x, 0, length))) / 127.0)
 
 
 @inline

@@ -14,12 +14,13 @@ from llvmlite import ir
 from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, fields, table_of
 from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode
-from boostr.backends.numpy.kernels.runtime.simd import F32, I8, I32, I64, LANES, call, constant
+from boostr.backends.numpy.kernels.runtime.simd import F32, I8, I16, I32, I64, LANES, call, constant
 from boostr.backends.numpy.runtime import jit
 
 STEP, ROWS = LANES // 4, 4
 BYTES = 4 * LANES  # of a vector
 VF, VI, VB = (ir.VectorType(e, n) for e, n in ((F32, LANES), (I32, LANES), (I8, BYTES)))
+VW = ir.VectorType(I16, 2 * LANES)
 SIGNED = jit.target().has("dotprod")  # whether the dot product takes codes as signed bytes
 _SHUFFLE = {
     16: "llvm.x86.avx512.pshuf.b.512", 8: "llvm.x86.avx2.pshuf.b", 4: "llvm.x86.ssse3.pshuf.b.128",
@@ -70,6 +71,12 @@ def number_bytes(builder, form, codes):
         return codes
     numbers = [int(value) + bias(form) for value in table_of(form)]
     return _shuffle(builder, constant(numbers * (BYTES // len(numbers)), VB), codes)
+
+
+def byte_words(builder, codes):
+    """The even and the odd bytes of a vector, each as a vector of words."""
+    words = builder.bitcast(codes, VW)
+    return builder.and_(words, constant(255, VW)), builder.lshr(words, constant(8, VW))
 
 
 def _shuffle(builder, table, index):

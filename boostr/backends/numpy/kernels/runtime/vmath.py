@@ -3,17 +3,24 @@
 from llvmlite import ir
 from numba import types
 
+from boostr.backends.numpy.kernels.runtime.memory import load_n
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I32,
+    LANES,
     Vec,
     _fma,
     _pick,
+    absolute,
+    bits_i32,
     call,
     elementwise,
+    inline,
     intrinsic,
+    maximum,
     signature,
     suffix,
+    vector,
 )
 
 
@@ -129,3 +136,12 @@ def _exp(builder, x):
 
 
 exp = elementwise(1, _exp, "e**a, error below 2 ulp; exp(-inf) = 0, exp(inf) = inf, NaN stays NaN")
+
+
+@inline
+def largest_bits(x, first, last):
+    """The bits of the largest |x|: an order of numbers in which nan is above infinity."""
+    top = vector(0)
+    for d in range(first, last, LANES):
+        top = maximum(top, bits_i32(absolute(load_n(x, d, last - d))))
+    return reduce_max(top)
