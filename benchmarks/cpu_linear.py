@@ -1,15 +1,15 @@
 """The linear kernels of the numpy backend against this machine's limits.
 
     python benchmarks/cpu_linear.py [--tables bytes,rows,gemm] [--forms q8_0,bf16] [--threads 2]
-        [--rounds 5]
+        [--rounds 5] [--shapes 8192x2048,...] [--rotation 128]
 
 bytes: weights' bytes per second with few rows of x, as a share of the read bandwidth that all
 threads reach, measured in the same rounds. rows: the time of more rows of x against one row's, all
-in turns. In both each shape is run over as many different matrices as fill 128 MB, more than the
-last-level cache, as a decode step does; random data. gemm: GFLOP/s with many rows beside numpy's
-BLAS, alternating with it. Best (and median) of the rounds: where others use the machine too, the
-best of both columns is what to compare. One thread is timed by its own clock, which stands still
-while others have the core.
+in turns. In both each shape is run over as many different matrices as fill 128 MB (--rotation),
+more than the last-level cache, as a decode step does; random data. gemm: GFLOP/s with many rows
+beside numpy's BLAS, alternating with it. Best (and median) of the rounds: where others use the
+machine too, the best of both columns is what to compare. One thread is timed by its own clock,
+which stands still while others have the core.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from boostr.tensor import Tensor
 SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576))
 WIDE = ((1536, 576), (8192, 2048), (49152, 576))  # of the table of rows
 PRODUCTS = ((512, 1536, 576), (512, 576, 1536), (512, 576, 576), (2048, 2048, 2048))
+READ = 128 << 20  # bytes of the read that the first table compares with
+Shapes = tuple[tuple[int, int], ...]
 FLOATS = {"f32": np.dtype("f4"), "bf16": dtypes.bfloat16, "f16": np.dtype("f2")}
-ROTATION = 128 << 20
 
 
 def bytes_read():
@@ -78,10 +79,12 @@ def nbytes(weight: Tensor | QuantizedTensor) -> int:
     return sum(part.data.nbytes for part in parts)
 
 
-def rotation(rng: np.random.Generator, form: str, N: int, K: int) -> list[Tensor | QuantizedTensor]:
-    """Matrices that fill the rotation."""
-    first = weight(rng, form, N, K)
-    return [first] + [weight(rng, form, N, K) for _ in range(ROTATION // nbytes(first) - 1)]
+def rotation(
+    rng: np.random.Generator, form: str, shape: tuple[int, int], size: int
+) -> list[Tensor | QuantizedTensor]:
+    """Matrices that fill `size` bytes."""
+    first = weight(rng, form, *shape)
+    return [first] + [weight(rng, form, *shape) for _ in range(size // nbytes(first) - 1)]
 
 
 def products(rng: np.random.Generator, rows: int, weights: list) -> Callable[[], object]:
@@ -101,36 +104,36 @@ def fits(form: str, K: int) -> bool:
     return form in FLOATS or K % SCHEMES[form].multiple == 0
 
 
-def read_shares(forms: list[str], rows: tuple[int, ...], rounds: int) -> None:
+def read_shares(forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int):
     """The table of GB/s with few rows of x."""
     rng = np.random.default_rng(0)
-    plain, sink = np.ones(ROTATION // 4, np.float32), np.zeros(ROTATION // 4096, np.float32)
+    plain, sink = np.ones(READ // 4, np.float32), np.zeros(READ // 4096, np.float32)
     reader = threads.Calls()
     read_params = np.array([plain.ctypes.data, sink.ctypes.data], np.int64)
-    reader.add(bytes_read(), read_params, ROTATION // 4096, 16)
+    reader.add(bytes_read(), read_params, READ // 4096, 16)
     reading = reader.freeze().records
     print(f"\n{threads.pool().threads} threads; GB/s of weights, best (median)")
     print(f"{'weights':10} {'shape':>12} {'rows':>5} {'read':>14} {'kernel':>14} {'share':>6}")
-    for form, (N, K) in ((f, s) for f in forms for s in SHAPES if fits(f, s[1])):
-        weights = rotation(rng, form, N, K)
-        size = sum(map(nbytes, weights)) / 1e9
+    for form, (N, K) in ((f, s) for f in forms for s in shapes if fits(f, s[1])):
+        weights = rotation(rng, form, (N, K), size)
+        gigabytes = sum(map(nbytes, weights)) / 1e9
         for M in rows:
             run, read, ran = products(rng, M, weights), [], []
             for _ in range(rounds + 1):
-                read.append(ROTATION / 1e9 / timed(lambda: threads.pool().run(reading)))
-                ran.append(size / timed(run))
+                read.append(READ / 1e9 / timed(lambda: threads.pool().run(reading)))
+                ran.append(gigabytes / timed(run))
             print(f"{form:10} {f'{N}x{K}':>12} {M:5} {beside(read, ran)}", flush=True)
 
 
-def row_costs(forms: list[str], rows: tuple[int, ...], rounds: int) -> None:
+def row_costs(forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int):
     """The table of the time of more rows against one."""
     rng = np.random.default_rng(2)
     print(
         f"\n{threads.pool().threads} threads; µs of one row, and how many times as long more take"
     )
     print(f"{'weights':10} {'shape':>12} {'1':>8} " + " ".join(f"{M:>6}" for M in rows))
-    for form, (N, K) in ((f, s) for f in forms for s in WIDE if fits(f, s[1])):
-        weights = rotation(rng, form, N, K)
+    for form, (N, K) in ((f, s) for f in forms for s in shapes if fits(f, s[1])):
+        weights = rotation(rng, form, (N, K), size)
         runs = [products(rng, M, weights) for M in (1, *rows)]
         rounds_ = [[timed(run) for run in runs] for _ in range(rounds + 1)]
         one, *more = (min(times) for times in zip(*rounds_, strict=True))
@@ -163,6 +166,10 @@ def beside(peer: list[float], ours: list[float]) -> str:
     return f"{both} {max(ours) / max(peer):6.0%}"
 
 
+def matrices(text: str) -> Shapes:
+    return tuple((int(N), int(K)) for N, K in (part.split("x") for part in text.split(",")))
+
+
 def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -175,16 +182,20 @@ def main() -> None:
     parser.add_argument("--few", type=numbers, default=(1, 4), help="rows of the table of bytes")
     parser.add_argument("--rows", type=numbers, default=(4, 8, 9, 12, 16, 24, 32))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", type=matrices, help="NxK,... of weights in place of SmolLM2's")
+    parser.add_argument("--rotation", type=int, default=128, help="MB of weights that take turns")
     options = parser.parse_args()
     forms = options.forms.split(",")
     if unknown := [form for form in forms if form not in (*FLOATS, *SCHEMES)]:
         parser.error(f"unknown weights {unknown}; known: {', '.join((*FLOATS, *SCHEMES))}")
     os.environ["BOOSTR_NUM_THREADS"] = str(options.threads)
+    size = options.rotation << 20
     with strict():
         if "bytes" in options.tables:
-            read_shares(forms, options.few, options.rounds)
+            shapes = options.shapes or SHAPES
+            read_shares(forms, shapes, size, options.few, options.rounds)
         if "rows" in options.tables:
-            row_costs(forms, options.rows, options.rounds)
+            row_costs(forms, options.shapes or WIDE, size, options.rows, options.rounds)
         if "gemm" in options.tables:
             beside_blas(forms, options.rounds)
     if jit.compiled:

@@ -188,7 +188,7 @@ def in_digits(case, digits):
     steps = -(-(K // 32) // (lanes // 4))
     case.scratch(M * steps * layout.digit_record(lanes, digits))
     calls = threads.Calls()
-    split = jit.kernel("gemv_digits.split", digits=digits)
+    split = jit.kernel("digits.split", digits=digits)
     calls.add(split, case.params, M * steps * (lanes // 4), 4)
     columns = next(c for c in (1, 2, 4, 8) if c >= M)
     function = jit.kernel("gemv_digits.gemv", form=case.form, columns=columns, digits=digits)

@@ -22,6 +22,7 @@ _INT8_DEPTH = 2048  # the same of w8a8
 _INTEGER_DEPTH = 2048  # the same of products of codes and integers
 # by whether an instruction dots bytes: the product in integers, and the bytes of a block of its x
 INTEGERS = {True: ("gemm_digits", layout.digit_block), False: ("gemm_words", layout.word_block)}
+_L1 = 32 << 10  # bytes, of most processors
 FEW = 8  # rows of x up to which the weights' bandwidth, not arithmetic, decides
 _FEW_UNDER_WORDS = 4  # the same where `gemm_words` is the tiled product
 
@@ -92,16 +93,18 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         constants = {"form": form, "columns": columns, "digits": digits}
         blocks = M * _steps(K) * (jit.target().lanes // 4)
         nbytes = M * _steps(K) * layout.digit_record(jit.target().lanes, digits)
-        packed = pack(backend, p, "gemv_digits.split", nbytes, blocks, reads[0], digits=digits)
+        packed = pack(backend, p, "digits.split", nbytes, blocks, reads[0], digits=digits)
     else:
         kernel, constants, packed = "linear.gemv", {"form": form, "columns": columns}, None
+        if form.is_float and columns <= 4 and columns * K * 4 >= _L1:
+            constants["rows"] = 4  # which share what they load of x
     if packed is not None:
         p[layout.PACKED], reads = address(packed), [*reads, packed]
     backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
 
 
 def digits_of(form: Form, rows: int, K: int) -> int:
-    """The digits that x has in `gemv_digits.py`; 0 where it does not know the form, or where
+    """The digits of x (`digits.py`); 0 where it does not know the form, or where
     decoding the weights once for all rows of x is faster.
 
     Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits. Where

@@ -216,7 +216,7 @@ def _normalise(o, lse, top, total, Dv):
 
 
 @inline
-def _plain(params, first, last, lowest, highest):
+def is_plain(params, first, last, lowest, highest):
     """Whether queries at lowest..highest see all keys first..last, with nothing to add."""
     if float_param(params[SOFTCAP]) != 0 or params[ALIBI] != 0:
         return False
@@ -264,7 +264,7 @@ def attention(D: int, Dv: int, kv: str):
                     keys[j] = keys[0]
                 k_rows, v_rows, k_first, v_first = tile(params, keys, values, n, kv, floats)
                 _multiply(qt, k_rows, k_first, n, s, D)
-                if not _plain(params, low, last - 1, lowest, highest):
+                if not is_plain(params, low, last - 1, lowest, highest):
                     _adjust(params, s, where, n, per_row)
                 top, total, decay = _weigh(s, n, top, total)
                 _add_values(o, v_rows, v_first, n, s, decay, Dv)

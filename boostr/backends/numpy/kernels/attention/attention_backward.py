@@ -14,7 +14,7 @@ took which item. Work is proportional to the pairs that see each other. Source: 
 
 from numba import float32
 
-from boostr.backends.numpy.kernels.attention.attention import _plain
+from boostr.backends.numpy.kernels.attention.attention import is_plain
 from boostr.backends.numpy.kernels.attention.attention_keys import (
     key_count,
     segment_of,
@@ -258,7 +258,7 @@ def attention_backward(room: int):
                     multiply(q, row, 4, kt, score_row, s, score_row, n, m, D, False)
                     multiply(g, row, 4, vt, score_row, dp, score_row, n, m, Dv, False)
                     lowest, highest = row0 // G + shift, (row0 + n - 1) // G + shift
-                    if _plain(params, first, first + m - 1, lowest, highest):
+                    if is_plain(params, first, first + m - 1, lowest, highest):
                         _weigh(f32(s), f32(dp), known, n, m)
                     else:
                         _weigh_masked(params, f32(s), f32(dp), known, n, m, first)

@@ -1,7 +1,8 @@
-"""Weights asked for before they are read: the next panel's, while a product runs in registers.
+"""Weights asked for before they are read, into L2: few loads can be on their way to L1.
 
-A panel is read row beside row, which prefetchers follow badly, and then nothing is read for as long
-as the product takes: without this, memory and arithmetic would wait for each other.
+Rows of weights side by side are streams, and each plane is one more: prefetchers follow them badly.
+A panel of a tiled product is read so, and then nothing is read for as long as the product takes:
+without this, memory and arithmetic would wait for each other.
 """
 
 from fractions import Fraction
@@ -12,7 +13,7 @@ from numba import types
 from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, block_bytes, fields
 from boostr.backends.numpy.kernels.products.weights import plane_names
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at
+from boostr.backends.numpy.kernels.runtime.memory import at, prefetch
 from boostr.backends.numpy.kernels.runtime.simd import (
     I8,
     I32,
@@ -23,8 +24,10 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     signature,
 )
 
+FAR = 8192  # bytes of codes between what a GEMV reads and what it asks for, at the least
 LINE = 64  # bytes
 _L2 = 2
+CODES = ("codes", "high")
 
 
 def _plane_bytes(form, name) -> Fraction:
@@ -37,6 +40,31 @@ def _plane_bytes(form, name) -> Fraction:
         return Fraction(4 * BLOCK, form.super)
     kinds = {"scales": form.scale, "offsets": form.offsets, "zeros": "i8"}
     return Fraction(STORED[kinds[name]][1] * BLOCK, form.group) if form.group else Fraction(0)
+
+
+@inline
+def groups_ahead(row_bytes, rows):
+    """How many groups of `rows` rows a GEMV asks ahead. Whole ones: planes stay in step, and the
+    last row of a group, which is read with the first, has been asked for as well."""
+    return max(1, -(-FAR // (row_bytes * rows)))
+
+
+def scale_asker(form, rows: int):
+    """ask(params, n): asks for all that `rows` rows from n on have beside codes."""
+    slots = tuple(layout.PLANES[name] for name in plane_names(form) if name not in CODES)
+
+    @inline
+    def ask(params, n):
+        for slot in slots:
+            start = params[slot] + n * params[slot + 1]
+            for line in range(0, rows * params[slot + 1], LINE):
+                prefetch(start + line, LINE, _L2)
+
+    @inline
+    def nothing(params, n):
+        pass
+
+    return ask if slots else nothing
 
 
 def asker(form, rows: int):

@@ -13,7 +13,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I64,
     LANES,
-    _fma,
+    emit_fma,
     inline,
     intrinsic,
     signature,
@@ -43,7 +43,7 @@ def _outer(builder, a, a_row, b, sums):
         where = at(builder, a, builder.mul(a_row, I64(r)), F32)
         left = splat(builder, builder.load(where, align=4), LANES)
         for v in range(COLUMN_VECTORS):
-            out.append(_fma(builder, left, right[v], sums[len(out)]))
+            out.append(emit_fma(builder, left, right[v], sums[len(out)]))
     return out
 
 

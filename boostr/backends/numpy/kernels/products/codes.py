@@ -7,7 +7,7 @@ are looked up in registers. Planes may lie at any address.
 
 from llvmlite import ir
 
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, decode, emit_read
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I8,
@@ -58,8 +58,8 @@ def elements(builder, stored: str, address, count):
         where = at(builder, address, v * LANES * size, kind)
         mask = None
         if count is not None:
-            mask = _count_mask(builder, builder.sub(count, I64(v * LANES)), LANES)
-        raw = _read(builder, where, kind, mask)
+            mask = count_mask(builder, builder.sub(count, I64(v * LANES)), LANES)
+        raw = emit_read(builder, where, kind, mask)
         vectors.append(decode(builder, raw, "i8" if stored == "c8" else stored))
     return vectors
 

@@ -34,7 +34,7 @@ from boostr.backends.numpy.kernels.products.weights import (
     split_rows,
 )
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, emit_read
 from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     I64,
@@ -97,12 +97,12 @@ def _raw_words(builder, plane, block, valid, bits):
         kind, mask = ir.VectorType(I32, width), None
         if valid is not None:
             real = builder.sub(builder.mul(valid, I64(bits)), I64(first))
-            mask = _count_mask(builder, real, width)
+            mask = count_mask(builder, real, width)
         order = constant([min(i, width - 1) for i in range(LANES)], VI)
         rows = []
         for row in plane:
             offset = builder.add(builder.mul(block, I64(4 * bits)), I64(4 * first))
-            raw = _read(builder, at(builder, row, offset, kind), kind, mask)
+            raw = emit_read(builder, at(builder, row, offset, kind), kind, mask)
             rows.append(raw if width == LANES else builder.shuffle_vector(raw, raw, order))
         found += transpose(builder, rows)[:width]
     return found

@@ -12,7 +12,7 @@ from boostr.backends.numpy.kernels.products.tiles import (
 )
 from boostr.backends.numpy.kernels.products.weights import decoder, plane_rows
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode, f32, put
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, decode, emit_read, f32, put
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I16,
@@ -76,10 +76,10 @@ def _block_transposer(form, masked: bool):
             for first in range(0, BLOCK, kind.count):
                 mask, vectors = None, []
                 if masked:
-                    mask = _count_mask(builder, builder.sub(args[3], I64(first)), kind.count)
+                    mask = count_mask(builder, builder.sub(args[3], I64(first)), kind.count)
                 for i in range(LANES):
                     row = builder.add(builder.extract_value(args[1], i), start)
-                    raw = _read(builder, at(builder, row, first * 4 // each, kind), kind, mask)
+                    raw = emit_read(builder, at(builder, row, first * 4 // each, kind), kind, mask)
                     vectors.append(builder.bitcast(raw, _VI))
                 for word, column in enumerate(transpose(builder, vectors)):
                     for e, value in enumerate(_elements(builder, column, form.codes)):

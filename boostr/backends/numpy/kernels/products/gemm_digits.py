@@ -29,16 +29,15 @@ from boostr.backends.numpy.kernels.products.digit_panels import (
     offsets_of,
     panel_filler,
 )
-from boostr.backends.numpy.kernels.products.gemm import writer
-from boostr.backends.numpy.kernels.products.gemv_digits import (
+from boostr.backends.numpy.kernels.products.digits import (
     BASE_BITS,
     LARGEST,
     by_halves,
     cut,
-    dot,
     fixed_point,
-    fma,
 )
+from boostr.backends.numpy.kernels.products.gemm import writer
+from boostr.backends.numpy.kernels.products.gemv_digits import dot
 from boostr.backends.numpy.kernels.products.steps import BYTES, VB, VF, VI, centre, parts
 from boostr.backends.numpy.kernels.products.weights import load_block, scales_last
 from boostr.backends.numpy.kernels.runtime import layout
@@ -49,6 +48,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     LANES,
     constant,
+    emit_fma,
     fill,
     intrinsic,
     signature,
@@ -182,10 +182,10 @@ def multiplier(form):
                         i, value = r * COLUMN_VECTORS + v, builder.sitofp(total, VF)
                         if part.scales:
                             value = builder.fmul(value, part.scales[v])
-                        out[i] = fma(builder, value, x.scale(r), out[i])
+                        out[i] = emit_fma(builder, value, x.scale(r), out[i])
                         if part.offsets:
                             sums = x.scaled_sums(r, part.halves)
-                            out[i] = fma(builder, part.offsets[v], sums, out[i])
+                            out[i] = emit_fma(builder, part.offsets[v], sums, out[i])
             return context.make_tuple(builder, acc, out)
 
         return signature(acc, panel, record, acc), codegen

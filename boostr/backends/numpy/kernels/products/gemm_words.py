@@ -30,13 +30,12 @@ from boostr.backends.numpy.kernels.products.digit_panels import (
     offsets_of,
     panel_filler,
 )
-from boostr.backends.numpy.kernels.products.gemm import writer
-from boostr.backends.numpy.kernels.products.gemv_digits import (
+from boostr.backends.numpy.kernels.products.digits import (
     LARGEST,
     by_halves,
     fixed_point,
-    fma,
 )
+from boostr.backends.numpy.kernels.products.gemm import writer
 from boostr.backends.numpy.kernels.products.int8_gemm import stepper
 from boostr.backends.numpy.kernels.products.steps import BYTES, VF, VI, parts
 from boostr.backends.numpy.kernels.products.weights import load_block, scales_last
@@ -48,6 +47,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     LANES,
     bits_i32,
     constant,
+    emit_fma,
     fill,
     intrinsic,
     signature,
@@ -133,9 +133,9 @@ def scaler(form):
                     value = builder.sitofp(builder.extract_value(args[1], i), VF)
                     if not scales_last(form):
                         value = builder.fmul(value, extra[0][v])
-                    value = fma(builder, value, s, builder.load(where, align=4))
+                    value = emit_fma(builder, value, s, builder.load(where, align=4))
                     if offset is not None:
-                        value = fma(builder, extra[-1][v], offset, value)
+                        value = emit_fma(builder, extra[-1][v], offset, value)
                     builder.store(value, where, align=4)
             return context.get_dummy_value()
 

@@ -1,9 +1,6 @@
-"""Integer codes times few rows of x in integers: x is cut into signed bytes, "digits".
+"""Integer codes times few rows of x in integers (`digits.py`).
 
-Each block of 32 elements of x becomes fixed point: x = s v with s = max|x| / L and whole numbers v,
-v = 256 d1 + d0 of two digits, L = 32512; or v = 2**14 d2 + 2**7 d1 + d0 of three, L near 2**20; or
-one digit of 16 bits, v itself, L = 32512. The error is at most s / 2: 2**-16 or 2**-21 of the
-block's largest element. Then for the inputs that share a scale d and an offset m,
+With x = s v in each block, for the inputs that share a scale d and an offset m,
 w = d (u - b - zero) + m, where u are unsigned bytes (`steps.py`),
 
     sum of x w = (s d) sum(v (u - c)) + (m + d (c - b - zero)) s sum(v)
@@ -20,14 +17,6 @@ adds the sums; of at most 6 bits, the sums of both halves of a block fit in 16 t
 one digit of 16 bits there, every other byte at a time, which costs less than three of base 128, as
 would fit; without it (SSE2) all codes do.
 
-`split` writes for each step of a row of x, blocks past its end as zeros,
-    2 D vectors of 4 LANES bytes: for the digits, the highest first, the elements 0..15 of each
-    block, then the 16..31; one digit: of the elements 0..15 the even ones, then the odd ones, as
-    the codes of a word of bytes fall apart, then the same of the others
-    2 vectors of LANES i32: sum(v) over the 4 elements of each lane, for the two halves
-    3 vectors of LANES f32: s, then s sum(v) of the two halves of each block, once for each of ROWS
-    rows of w, as scales and offsets lie that they meet
-
 Limits: K a multiple of 32; groups of 16 or a multiple of 32; super-scales of a multiple of 32 STEP.
 """
 
@@ -36,8 +25,10 @@ from functools import reduce
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS, block_bytes, fields
-from boostr.backends.numpy.kernels.products.linear import FAR, finish
+from boostr.backends.numpy.kernels.products.ahead import groups_ahead, scale_asker
+from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, fields
+from boostr.backends.numpy.kernels.products.digits import BASE_BITS
+from boostr.backends.numpy.kernels.products.linear import writer
 from boostr.backends.numpy.kernels.products.steps import (
     BYTES,
     ROWS,
@@ -57,7 +48,6 @@ from boostr.backends.numpy.kernels.products.steps import (
     super_of,
 )
 from boostr.backends.numpy.kernels.products.weights import (
-    load_block,
     plane_names,
     plane_rows,
     scales_last,
@@ -67,158 +57,33 @@ from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
     at,
     f32,
-    float_param,
     prefetch,
     put,
     spread,
     stack,
 )
 from boostr.backends.numpy.kernels.runtime.simd import (
-    I8,
-    I16,
     I32,
     I64,
     LANES,
-    absolute,
-    bits_i32,
     call,
     constant,
+    emit_fma,
     fill,
-    inline,
     intrinsic,
-    maximum,
-    mul,
-    rint,
     signature,
-    to_i32,
-    vector,
 )
-from boostr.backends.numpy.kernels.runtime.vmath import reduce_add, reduce_max
+from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 from boostr.backends.numpy.runtime import jit
 
 X, LDX, M, K, PACKED = layout.X, layout.LDX, layout.M, layout.K, layout.PACKED
 SCALES = layout.SCALES
-BASE_BITS = {2: 8, 3: 7}  # of so many digits
-# 127 * 2**8, 63 * 2**14: there is room for rounding
-LARGEST = {1: 32512.0, 2: 32512.0, 3: 1032192.0}
 # pairs of products added up as i16, and pairs of these as i32
 _PAIRS = {
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
     8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
 }  # fmt: skip
-
-
-# ---------------------------------------------------------------- x
-
-
-@inline
-def fixed_point(values, largest):
-    """(whole numbers v, s) of a block's `values` = s v, |v| <= largest; s is nan if one of them is,
-    and infinite if one is: as bits, nan is above infinity."""
-    tops = vector(0)
-    for v in range(VECTORS):
-        tops = maximum(bits_i32(absolute(values[v])), tops)
-    top = float_param(reduce_max(tops))
-    inverse = largest / top if top > 0.0 else 0.0
-    return to_i32(rint(mul(values, inverse))), top / largest
-
-
-@intrinsic
-def by_halves(typingctx, values):
-    """The vectors of each half of a block added up: two of them."""
-    result = types.UniTuple(values.dtype, 2)
-
-    def codegen(context, builder, sig, args):
-        parts = [builder.extract_value(args[0], v) for v in range(VECTORS)]
-        pairs = parts[: VECTORS // 2], parts[VECTORS // 2 :]
-        return context.make_tuple(builder, result, [reduce(builder.add, pair) for pair in pairs])
-
-    return signature(result, values), codegen
-
-
-def cut(builder, value, digits: int) -> list:
-    """The digits of a vector of whole numbers, the highest first."""
-    half, shift = (constant(n, VI) for n in (1 << BASE_BITS[digits] - 1, BASE_BITS[digits]))
-    found = []
-    for _ in range(digits):
-        above = builder.ashr(builder.add(value, half), shift)
-        found.insert(0, builder.sub(value, builder.shl(above, shift)))
-        value = above
-    return found
-
-
-def digit_storer(digits: int):
-    """An intrinsic op(record, block, values): writes digits and sums of the 32 whole numbers
-    `values` (VECTORS i32 vectors) of a block."""
-
-    def op(typingctx, record, block, values):
-        def codegen(context, builder, sig, args):
-            base = builder.add(args[0], builder.mul(args[1], I64(16)))
-            sums, narrow = 2 * layout.digit_bytes(digits), ir.VectorType(I8, LANES)
-            for v in range(VECTORS):
-                value = builder.extract_value(args[2], v)
-                side, within = divmod(v * LANES, 16)
-                _store_sums(builder, base, (sums + side) * BYTES + within, value)
-                if digits == 1:
-                    _store_words(builder, base, 2 * side * BYTES + within, value)
-                    continue
-                for place, digit in enumerate(cut(builder, value, digits)):
-                    where = at(builder, base, (2 * place + side) * BYTES + within, narrow)
-                    builder.store(builder.trunc(digit, narrow), where, align=1)
-            return context.get_dummy_value()
-
-        return signature(types.none, record, block, values), codegen
-
-    return intrinsic(op)
-
-
-def _store_sums(builder, base, offset, value):
-    """The sum of each 4 neighbouring lanes of an i32 vector, as LANES / 4 i32."""
-    quarters = []
-    for part in range(4):
-        order = ir.Constant(ir.VectorType(I32, LANES // 4), list(range(part, LANES, 4)))
-        quarters.append(builder.shuffle_vector(value, value, order))
-    total = builder.add(builder.add(*quarters[:2]), builder.add(*quarters[2:]))
-    builder.store(total, at(builder, base, offset, total.type), align=4)
-
-
-def _store_words(builder, base, offset, value):
-    """The even lanes of an i32 vector as LANES / 2 i16, and the odd ones a vector further on."""
-    narrow = ir.VectorType(I16, LANES // 2)
-    for part in range(2):
-        order = ir.Constant(ir.VectorType(I32, LANES // 2), list(range(part, LANES, 2)))
-        words = builder.trunc(builder.shuffle_vector(value, value, order), narrow)
-        builder.store(words, at(builder, base, offset + part * BYTES, narrow), align=4)
-
-
-def split(digits: int):
-    """Item i is block i % B of the steps of row i // B of x, B = STEP blocks for each step."""
-    store, largest = digit_storer(digits), LARGEST[digits]
-    size = layout.digit_record(LANES, digits)
-    scales = (2 * layout.digit_bytes(digits) + 2) * BYTES
-
-    def kernel(params, start, stop):
-        blocks = params[K] // BLOCK
-        steps = (blocks + STEP - 1) // STEP
-        for item in range(start, stop):
-            m, b = item // (steps * STEP), item % (steps * STEP)
-            record = params[PACKED] + (m * steps + b // STEP) * size
-            values = fill(VECTORS, 0.0)
-            if b < blocks:
-                values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
-            whole, s = fixed_point(values, largest)
-            store(record, b % STEP, whole)
-            lanes, sums = f32(record + scales) + b % STEP, reduce_add(by_halves(whole))
-            for r in range(ROWS):
-                lanes[r * STEP] = s
-                for half in range(2):
-                    lanes[(half + 1) * LANES + r * STEP] = s * sums[half]
-
-    return kernel
-
-
-# ---------------------------------------------------------------- the product
 
 
 def dot(builder, total, codes, digits):
@@ -318,10 +183,6 @@ class _Record:
         return total
 
 
-def fma(builder, a, b, c):
-    return call(builder, f"llvm.fma.v{LANES}f32", VF, [a, b, c])
-
-
 def origin(form) -> int:
     """c."""
     return centre(form) if is_wide(form) else 0
@@ -369,10 +230,10 @@ def _multiply(builder, form, rows, xs, place, out):
             factor = x.scale() if scale is None else builder.fmul(scale, x.scale())
             for r in range(ROWS):
                 i, row_factor = r * len(xs) + c, of_row(builder, factor, r if scale else 0)
-                out[i] = fma(builder, x.product(codes[r], halves), row_factor, out[i])
+                out[i] = emit_fma(builder, x.product(codes[r], halves), row_factor, out[i])
             if offset is not None:
                 i = ROWS * len(xs) + c
-                out[i] = fma(builder, offset, x.scaled_sums(halves), out[i])
+                out[i] = emit_fma(builder, offset, x.scaled_sums(halves), out[i])
 
 
 @intrinsic
@@ -401,22 +262,26 @@ def gemv(form, columns: int, digits: int):
     whole, partial = multiplier(form, digits, turn, False), multiplier(form, digits, 1, True)
     rows_of, tile, size = plane_rows(form, ROWS), ROWS * columns, layout.digit_record(LANES, digits)
     sums = tile + columns * has_offsets(form, origin(form))
-    names, row_scale = plane_names(form), scales_last(form)
-    ahead = turn * STEP * block_bytes(form) * ROWS
+    names, ask_scales = plane_names(form), scale_asker(form, ROWS)
+    write = writer(columns, 1, scales_last(form))
+    span = turn * STEP * block_bytes(form) * ROWS
     high = names.index("high") if "high" in names else 0
-    more = turn * STEP * 4 * fields(form)[1] * ROWS if high else 0
+    high_span = turn * STEP * 4 * fields(form)[1] * ROWS if high else 0
 
     def kernel(params, start, stop):
         blocks, count = params[K] // BLOCK, params[M]
         steps = (blocks + STEP - 1) // STEP
         results = f32(stack(tile))
+        ahead = groups_ahead(params[layout.CODES + 1], ROWS) * ROWS  # rows
+        far, high_far = ahead * params[layout.CODES + 1], ahead * params[layout.HIGH + 1]
         for n in range(start, stop, ROWS):
             ws = rows_of(params, n, stop - 1)
             acc = fill(sums, 0.0)
+            ask_scales(params, n + ahead)
             for i in range(0, blocks, turn * STEP):
-                prefetch(ws[0] + FAR + i // (turn * STEP) * ahead, ahead, 2)
+                prefetch(ws[0] + far + i // (turn * STEP) * span, span, 2)
                 if high:
-                    prefetch(ws[high] + FAR // 2 + i // (turn * STEP) * more, more, 2)
+                    prefetch(ws[high] + high_far + i // (turn * STEP) * high_span, high_span, 2)
                 records = params[PACKED] + i // STEP * size
                 if i + turn * STEP <= blocks:
                     xs = spread(columns, records, steps * size, 0, count - 1)
@@ -427,11 +292,6 @@ def gemv(form, columns: int, digits: int):
                         acc = partial(ws, xs, block, blocks - block, acc)
                         records += size
             put(results, reduce_add(settle(columns, acc)))
-            for r in range(min(ROWS, stop - n)):
-                for m in range(count):
-                    value = results[r * columns + m]
-                    if row_scale:
-                        value *= f32(params[SCALES])[n + r]
-                    finish(params, value, m, n + r)
+            write(params, results, n, min(ROWS, stop - n))
 
     return kernel

@@ -15,12 +15,13 @@ form i8 is the same product for many rows, up to f32 rounding of the sum; for pr
 from llvmlite import ir
 from numba import float32, float64, types
 
+from boostr.backends.numpy.kernels.products.ahead import groups_ahead
 from boostr.backends.numpy.kernels.products.codes import BLOCK
-from boostr.backends.numpy.kernels.products.linear import FAR, finish
+from boostr.backends.numpy.kernels.products.linear import finish
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
-    _count_mask,
-    _read,
+    count_mask,
+    emit_read,
     f32,
     float_param,
     i32,
@@ -151,14 +152,14 @@ def _multiply(rows, records, offset, acc, count=None):
             at = builder.add(args[2], I64(part))
             mask = None
             if count is not None:
-                mask = _count_mask(builder, builder.sub(args[4], I64(part)), 2 * LANES)
+                mask = count_mask(builder, builder.sub(args[4], I64(part)), 2 * LANES)
             xs = []
             for c in range(len(records)):
                 where = builder.add(builder.extract_value(args[1], c), builder.mul(at, I64(2)))
                 xs.append(builder.load(builder.inttoptr(where, ir.PointerType(_VS)), align=2))
             for r in range(len(rows)):
                 where = builder.add(builder.extract_value(args[0], r), at)
-                raw = _read(builder, builder.inttoptr(where, ir.PointerType(_VB)), _VB, mask)
+                raw = emit_read(builder, builder.inttoptr(where, ir.PointerType(_VB)), _VB, mask)
                 wide = builder.sext(raw, _VS)
                 for c, x in enumerate(xs):
                     i = r * len(records) + c
@@ -190,11 +191,12 @@ def gemv(columns: int, rows: int = 2):
         whole, size = length // BLOCK * BLOCK, record_bytes(length)
         xs = spread(columns, params[PACKED] + HEAD, size, 0, count - 1)
         results = i32(stack(tile))
+        far = groups_ahead(params[CODES + 1], rows) * rows * params[CODES + 1]
         for n in range(start, stop, rows):
             ws = spread(rows, params[CODES], params[CODES + 1], n, stop - 1)
             acc = bits_i32(fill(tile, 0.0))
             for k in range(0, whole, BLOCK):
-                prefetch(ws[0] + FAR + k * rows, step, 2)
+                prefetch(ws[0] + far + k * rows, step, 2)
                 acc = multiply(ws, xs, k, acc)
             if whole < length:
                 acc = multiply_n(ws, xs, whole, acc, length - whole)

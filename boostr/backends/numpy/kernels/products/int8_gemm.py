@@ -27,8 +27,8 @@ from boostr.backends.numpy.kernels.products.int8 import row_scale
 from boostr.backends.numpy.kernels.products.tiles import COLUMN_VECTORS, NR, transpose
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import (
-    _count_mask,
-    _read,
+    count_mask,
+    emit_read,
     f32,
     i32,
     load,
@@ -104,8 +104,8 @@ def _rounded(builder, address, divisor, count):
 
     parts = []
     for g in range(GROUP):
-        mask = _count_mask(builder, builder.sub(count, I64(g * LANES)), LANES)
-        x = _read(builder, _at(builder, address, g * LANES * 4, _VF), _VF, mask)
+        mask = count_mask(builder, builder.sub(count, I64(g * LANES)), LANES)
+        x = emit_read(builder, _at(builder, address, g * LANES * 4, _VF), _VF, mask)
         q = call(builder, f"llvm.rint.v{LANES}f32", _VF, [builder.fdiv(x, divisor, flags=("nsz",))])
         for order, bound in (("<", -127.0), (">", 127.0)):
             q = builder.select(builder.fcmp_ordered(order, q, const(bound)), const(bound), q)
@@ -187,13 +187,13 @@ def pack_panel(typingctx, panel, rows, k, count):
 
     def codegen(context, builder, sig, values):
         base, row_tuple, offset, valid = values
-        mask = _count_mask(builder, valid, SPAN)
+        mask = count_mask(builder, valid, SPAN)
         vectors = []
         for r in range(LANES):
             where = _at(
                 builder, builder.add(builder.extract_value(row_tuple, r), offset), 0, _BYTES
             )
-            raw = _read(builder, where, _BYTES, mask)
+            raw = emit_read(builder, where, _BYTES, mask)
             if GROUP == 2:
                 raw = builder.sext(raw, _ELEMENTS)
             words = builder.bitcast(raw, _VI)

@@ -5,6 +5,7 @@ a block of 32 elements of `rows` rows and multiplies it with the same block of a
 accumulating in rows * columns vectors of f32, which are added up at the end of the row.
 """
 
+from boostr.backends.numpy.kernels.products.ahead import groups_ahead, scale_asker
 from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, has_tail
 from boostr.backends.numpy.kernels.products.weights import (
     SPAN,
@@ -36,37 +37,35 @@ def finish(params, value, m, n):
     f32(params[Y])[m * params[LDY] + n] = value
 
 
-# Bytes; rows of weights side by side are streams, which prefetchers follow badly. They are fetched
-# into L2: what is on its way to L1 takes one of few places.
-FAR = 8192
-
-
 def gemv(form, columns: int, rows: int = 0):
     """`columns` >= M rows of x against `rows` rows of w at a time; one scale a row comes last.
 
     rows = 0 is the best for the form: plain floats and one x run at memory speed row by row;
-    decoding forms share the loads of x between two rows, and ask for their codes in order of
-    addresses.
+    decoding forms share the loads of x between two rows, and ask for what they read in order of
+    addresses (`ahead.py`).
     """
     rows = rows or (1 if columns == 1 and form.is_float else 2)
-    distance = FAR if rows > 1 else 0
+    asks, ask_scales = rows > 1, scale_asker(form, rows)
     whole, partial = decoder(form)
     rows_of, tails = plane_rows(form, rows), has_tail(form)
     step = block_bytes(form) * rows
     spans = has_spans(form) and columns <= 2
     contract_span, span_step = span_contractor(form), SPAN * step
     row_scale, sums = scales_last(form), 2 if rows * columns <= 4 else 1
-    tile = rows * columns * sums
+    tile, write = rows * columns * sums, writer(columns, sums, row_scale)
 
     def kernel(params, start, stop):
         length, count = params[K], params[M]
         blocks, tail = length // BLOCK, length % BLOCK
         xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
         results = f32(stack(tile))
+        far = groups_ahead(params[layout.CODES + 1], rows) * rows
         for n in range(start, stop, rows):
             ws = rows_of(params, n, stop - 1)
             acc = fill(tile, 0.0)
-            ahead = ws[0] + distance
+            ahead = ws[0] + far * params[layout.CODES + 1]
+            if asks:
+                ask_scales(params, n + far)
             scaled = 0
             if spans:
                 for b in range(0, blocks - SPAN + 1, SPAN):
@@ -74,20 +73,31 @@ def gemv(form, columns: int, rows: int = 0):
                     acc = contract_span(ws, xs, b, acc)
                 scaled = blocks // SPAN * SPAN
             for b in range(scaled, blocks):
-                if distance:
+                if asks:
                     prefetch(ahead + b * step, step, 2)
                 acc = contract(whole(ws, b), load_block(xs, b), acc)
             if tails and tail != 0:
                 x = load_block_n(xs, blocks, tail)
                 acc = contract(partial(ws, blocks, tail), x, acc)
             put(results, reduce_add(acc))
-            for r in range(min(rows, stop - n)):
-                for m in range(count):
-                    value = results[(r * columns + m) * sums]
-                    if sums == 2:
-                        value += results[(r * columns + m) * sums + 1]
-                    if row_scale:
-                        value *= f32(params[SCALES])[n + r]
-                    finish(params, value, m, n + r)
+            write(params, results, n, min(rows, stop - n))
 
     return kernel
+
+
+def writer(columns: int, sums: int, row_scale: bool):
+    """write(params, results, n, rows): y for `rows` rows of w from n on; `results` has `sums` parts
+    of each sum, for each row those of `columns` rows of x."""
+
+    @inline
+    def write(params, results, n, rows):
+        for r in range(rows):
+            for m in range(params[M]):
+                value = results[(r * columns + m) * sums]
+                if sums == 2:
+                    value += results[(r * columns + m) * sums + 1]
+                if row_scale:
+                    value *= f32(params[SCALES])[n + r]
+                finish(params, value, m, n + r)
+
+    return write

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, STORED, fields, table_of
 from boostr.backends.numpy.kernels.products.weights import scales_last
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at, decode
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, decode, emit_read
 from boostr.backends.numpy.kernels.runtime.simd import F32, I8, I16, I32, I64, LANES, call, constant
 from boostr.backends.numpy.runtime import jit
 
@@ -91,9 +91,9 @@ def _load(builder, plane, block, valid, size, kind):
     words = ir.VectorType(I32, size * STEP // 4)
     mask = None
     if valid is not None:
-        mask = _count_mask(builder, builder.mul(valid, I64(size // 4)), words.count)
+        mask = count_mask(builder, builder.mul(valid, I64(size // 4)), words.count)
     where = at(builder, plane, builder.mul(block, I64(size)), words)
-    return builder.bitcast(_read(builder, where, words, mask), kind)
+    return builder.bitcast(emit_read(builder, where, words, mask), kind)
 
 
 def _field(builder, plane, block, valid, bits, place):

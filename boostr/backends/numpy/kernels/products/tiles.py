@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, VECTORS
-from boostr.backends.numpy.kernels.runtime.memory import _count_mask, _read, at
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, emit_read
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I32,
@@ -89,7 +89,7 @@ def _packed_columns(builder, rows, mask):
     """(element, first row, LANES rows) of a block of R rows of LANES elements at these addresses,
     in the order of the packed tile."""
     zeros = ir.Constant(_VF, [0.0] * LANES)
-    vectors = [_read(builder, at(builder, row, 0, _VF), _VF, mask) for row in rows]
+    vectors = [emit_read(builder, at(builder, row, 0, _VF), _VF, mask) for row in rows]
     vectors += [zeros] * (-len(rows) % LANES)
     groups = [transpose(builder, vectors[g : g + LANES]) for g in range(0, len(vectors), LANES)]
     for i in range(LANES):
@@ -105,7 +105,7 @@ def _packer(whole: bool, doc: str):
             base, row_tuple, offset, valid = values
             start = builder.mul(offset, I64(4))
             places = [builder.add(builder.extract_value(row_tuple, r), start) for r in range(many)]
-            mask = None if whole else _count_mask(builder, valid, LANES)
+            mask = None if whole else count_mask(builder, valid, LANES)
             for i, first, column in _packed_columns(builder, places, mask):
                 where = at(builder, base, (i * many + first) * 4, _VF)
                 if whole:

@@ -37,8 +37,8 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     I64,
     LANES,
-    call,
     constant,
+    emit_fma,
     f32x,
     intrinsic,
     signature,
@@ -291,7 +291,7 @@ def contract(typingctx, w, x, acc):
             for r in range(rows):
                 for m in range(columns):
                     i = (r * columns + m) * sums + v % sums
-                    out[i] = _fma(builder, ws[r * VECTORS + v], xs[m * VECTORS + v], out[i])
+                    out[i] = emit_fma(builder, ws[r * VECTORS + v], xs[m * VECTORS + v], out[i])
         return context.make_tuple(builder, acc, out)
 
     return signature(acc, w, x, acc), codegen
@@ -355,8 +355,8 @@ def _span_sum(builder, codes, x, scales, total):
         part = None
         for b in range(g * blocks, (g + 1) * blocks):
             for w, v in zip(codes[b], x[b], strict=True):
-                part = builder.fmul(w, v) if part is None else _fma(builder, w, v, part)
-        total = _fma(builder, part, scale, total)
+                part = builder.fmul(w, v) if part is None else emit_fma(builder, w, v, part)
+        total = emit_fma(builder, part, scale, total)
     return total
 
 
@@ -371,7 +371,3 @@ def _span_scales(builder, form, row, block):
     values = decode(builder, builder.load(where, align=1), form.scale)
     lanes = ir.VectorType(I32, LANES)
     return [builder.shuffle_vector(values, values, constant(g, lanes)) for g in range(groups)]
-
-
-def _fma(builder, a, b, c):
-    return call(builder, f"llvm.fma.v{LANES}f32", _VF, [a, b, c])

@@ -82,7 +82,7 @@ f32, f64, i64, i32 = _maker("f32"), _maker("f64"), _maker("i64"), _maker("i32")
 i8, u8, bf16, f16 = _maker("i8"), _maker("u8"), _maker("bf16"), _maker("f16")
 
 
-def _locate(builder, base, index, size, llvm):
+def element_at(builder, base, index, size, llvm):
     """The typed LLVM pointer to element `index` of elements of `size` bytes."""
     index = builder.sext(index, I64) if index.type != I64 else index
     return builder.inttoptr(builder.add(base, builder.mul(index, I64(size))), ir.PointerType(llvm))
@@ -184,7 +184,7 @@ class _GetTyping(AbstractTemplate):
 @lower_builtin(operator.getitem, Pointer, types.Integer)
 def _get(context, builder, sig, values):
     pointer = sig.args[0]
-    where = _locate(builder, values[0], values[1], pointer.size, pointer.llvm)
+    where = element_at(builder, values[0], values[1], pointer.size, pointer.llvm)
     return _decode_item(builder, builder.load(where, align=1), pointer.form)
 
 
@@ -205,7 +205,7 @@ def _set(context, builder, sig, values):
     value = context.cast(builder, values[2], sig.args[2], pointer.item)
     if pointer.size == 1:
         value = builder.trunc(value, I8)
-    where = _locate(builder, values[0], values[1], pointer.size, pointer.llvm)
+    where = element_at(builder, values[0], values[1], pointer.size, pointer.llvm)
     builder.store(value, where, align=1)
     return context.get_dummy_value()
 
@@ -227,14 +227,14 @@ def _add(context, builder, sig, values):
 # ---------------------------------------------------------------- vectors
 
 
-def _count_mask(builder, count, lanes):
+def count_mask(builder, count, lanes):
     """The mask of the first `count` lanes."""
     count = builder.trunc(count, I32) if count.type != I32 else count
     numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
     return builder.icmp_signed("<", numbers, splat(builder, count, lanes))
 
 
-def _read(builder, where, kind, mask=None):
+def emit_read(builder, where, kind, mask=None):
     """An unaligned vector load, zeros where `mask` is given and not set."""
     if mask is None:
         return builder.load(where, align=1)
@@ -253,11 +253,11 @@ def _load(pointers, index, count=None, lanes=LANES):
     kind = ir.VectorType(pointer.llvm, lanes)
 
     def codegen(context, builder, sig, values):
-        mask = _count_mask(builder, values[2], lanes) if count is not None else None
+        mask = count_mask(builder, values[2], lanes) if count is not None else None
 
         def one(base):
-            where = _locate(builder, base, values[1], pointer.size, kind)
-            return decode(builder, _read(builder, where, kind, mask), pointer.form)
+            where = element_at(builder, base, values[1], pointer.size, kind)
+            return decode(builder, emit_read(builder, where, kind, mask), pointer.form)
 
         if not many:
             return one(values[0])
@@ -286,11 +286,11 @@ def _store(pointer, index, value, count=None):
 
     def codegen(context, builder, sig, values):
         data = values[2]
-        where = _locate(builder, values[0], values[1], 4, data.type)
+        where = element_at(builder, values[0], values[1], 4, data.type)
         if count is None:
             builder.store(data, where, align=1)
         else:
-            mask = _count_mask(builder, values[3], data.type.count)
+            mask = count_mask(builder, values[3], data.type.count)
             name = f"llvm.masked.store.{suffix(data.type)}.p0"
             call(builder, name, ir.VoidType(), [data, where, I32(1), mask])
         return context.get_dummy_value()
@@ -364,7 +364,7 @@ def put(typingctx, pointer, values):
         offset = 0
         for i in range(len(values)):
             value = builder.extract_value(args[1], i)
-            where = _locate(builder, args[0], I64(offset), 4, value.type)
+            where = element_at(builder, args[0], I64(offset), 4, value.type)
             builder.store(value, where, align=4)
             offset += getattr(value.type, "count", 1)
         return context.get_dummy_value()

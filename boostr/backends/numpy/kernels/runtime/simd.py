@@ -72,7 +72,9 @@ def splat(builder, value, lanes):
 
 
 def constant(value, kind):
-    """A vector of this type whose elements all are `value`, or are those of a list."""
+    """`value` as this type; a vector's elements all are it, or are those of a list."""
+    if not isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, value)
     return ir.Constant(kind, list(value) if isinstance(value, list) else [value] * kind.count)
 
 
@@ -221,7 +223,7 @@ def _either(float_op, int_op):
     return lambda builder, a, b: getattr(builder, float_op if _is_float(a) else int_op)(a, b)
 
 
-def _pick(order):
+def picker(order):
     """max or min that keep a NaN in the first argument; one instruction on x86."""
 
     def emit(builder, a, b):
@@ -231,7 +233,7 @@ def _pick(order):
     return emit
 
 
-def _fma(builder, a, b, c):
+def emit_fma(builder, a, b, c):
     if not _is_float(a):
         return builder.add(builder.mul(a, b), c)
     return call(builder, f"llvm.fma.{suffix(a.type)}", a.type, [a, b, c])
@@ -245,9 +247,9 @@ divide = elementwise(
     lambda builder, a, b: builder.fdiv(a, b, flags=("nsz",)),
     "a / b rounded once; the operator / may become a product with 1 / b",
 )
-fma = elementwise(3, _fma, "a * b + c, rounded once")
-maximum = elementwise(2, _pick(">"), "the larger of a and b")
-minimum = elementwise(2, _pick("<"), "the smaller of a and b")
+fma = elementwise(3, emit_fma, "a * b + c, rounded once")
+maximum = elementwise(2, picker(">"), "the larger of a and b")
+minimum = elementwise(2, picker("<"), "the smaller of a and b")
 absolute = elementwise(1, _unary("fabs"), "|a|")
 sqrt = elementwise(1, _unary("sqrt"), "square root")
 rint = elementwise(1, _unary("rint"), "to the nearest whole number, halves to even; still f32")

@@ -7,21 +7,29 @@ operation that it has to type.
 
 from llvmlite import ir
 
-from boostr.backends.numpy.kernels.runtime.simd import I32, _fma, _pick, call, elementwise, suffix
-from boostr.backends.numpy.kernels.runtime.vmath import _const, _exp
+from boostr.backends.numpy.kernels.runtime.simd import (
+    I32,
+    call,
+    constant,
+    elementwise,
+    emit_fma,
+    picker,
+    suffix,
+)
+from boostr.backends.numpy.kernels.runtime.vmath import emit_exp
 
 
 def _polynomial(builder, x, coefficients):
     """Horner's rule, the highest power first."""
-    total = _const(coefficients[0], x.type)
+    total = constant(coefficients[0], x.type)
     for c in coefficients[1:]:
-        total = _fma(builder, total, x, _const(c, x.type))
+        total = emit_fma(builder, total, x, constant(c, x.type))
     return total
 
 
 def _sigmoid(builder, x):
-    one = _const(1.0, x.type)
-    e = _exp(builder, builder.fsub(_const(0.0, x.type), x))
+    one = constant(1.0, x.type)
+    e = emit_exp(builder, builder.fsub(constant(0.0, x.type), x))
     return builder.fdiv(one, builder.fadd(one, e))
 
 
@@ -32,15 +40,15 @@ _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-
 
 def _tanh(builder, x):
     kind = x.type
-    one = _const(1.0, kind)
+    one = constant(1.0, kind)
     size = call(builder, f"llvm.fabs.{suffix(kind)}", kind, [x])
-    e = _exp(builder, builder.fadd(size, size))
-    large = builder.fsub(one, builder.fdiv(_const(2.0, kind), builder.fadd(e, one)))
+    e = emit_exp(builder, builder.fadd(size, size))
+    large = builder.fsub(one, builder.fdiv(constant(2.0, kind), builder.fadd(e, one)))
     large = call(builder, f"llvm.copysign.{suffix(kind)}", kind, [large, x])
     z = builder.fmul(x, x)
     p = builder.fmul(_polynomial(builder, z, _TANH), z)
-    small = builder.fcmp_ordered("<", size, _const(0.625, kind))
-    return builder.select(small, _fma(builder, p, x, x), large)
+    small = builder.fcmp_ordered("<", size, constant(0.625, kind))
+    return builder.select(small, emit_fma(builder, p, x, x), large)
 
 
 _ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06,
@@ -52,7 +60,7 @@ _ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03,
 
 def _erf(builder, x):
     """x · P(x²) / Q(x²), x clipped to ±4 where it is ±1: the fit of Eigen and XLA."""
-    x = _pick(">")(builder, _pick("<")(builder, x, _const(4.0, x.type)), _const(-4.0, x.type))
+    x = picker(">")(builder, picker("<")(builder, x, constant(4.0, x.type)), constant(-4.0, x.type))
     z = builder.fmul(x, x)
     p = builder.fmul(x, _polynomial(builder, z, _ERF_P))
     return builder.fdiv(p, _polynomial(builder, z, _ERF_Q))
@@ -67,31 +75,31 @@ def _log(builder, x):
     kind = x.type
     whole = ir.VectorType(I32, kind.count) if isinstance(kind, ir.VectorType) else I32
     bits = builder.bitcast(x, whole)
-    exponent = builder.sub(builder.ashr(bits, _const(23, whole)), _const(126, whole))
-    fraction = builder.and_(bits, _const(0x007FFFFF, whole))
-    m = builder.bitcast(builder.or_(fraction, _const(0x3F000000, whole)), kind)
+    exponent = builder.sub(builder.ashr(bits, constant(23, whole)), constant(126, whole))
+    fraction = builder.and_(bits, constant(0x007FFFFF, whole))
+    m = builder.bitcast(builder.or_(fraction, constant(0x3F000000, whole)), kind)
     e = builder.sitofp(exponent, kind)
-    low = builder.fcmp_ordered("<", m, _const(0.707106781186547524, kind))
-    e = builder.select(low, builder.fsub(e, _const(1.0, kind)), e)
-    m = builder.fsub(builder.select(low, builder.fadd(m, m), m), _const(1.0, kind))
+    low = builder.fcmp_ordered("<", m, constant(0.707106781186547524, kind))
+    e = builder.select(low, builder.fsub(e, constant(1.0, kind)), e)
+    m = builder.fsub(builder.select(low, builder.fadd(m, m), m), constant(1.0, kind))
     z = builder.fmul(m, m)
     y = builder.fmul(builder.fmul(_polynomial(builder, m, _LOG), m), z)
-    y = _fma(builder, e, _const(-2.12194440e-4, kind), y)
-    y = _fma(builder, z, _const(-0.5, kind), y)
-    y = _fma(builder, e, _const(0.693359375, kind), builder.fadd(m, y))
-    finite = builder.fcmp_ordered("<", x, _const(float("inf"), kind))
+    y = emit_fma(builder, e, constant(-2.12194440e-4, kind), y)
+    y = emit_fma(builder, z, constant(-0.5, kind), y)
+    y = emit_fma(builder, e, constant(0.693359375, kind), builder.fadd(m, y))
+    finite = builder.fcmp_ordered("<", x, constant(float("inf"), kind))
     return builder.select(finite, y, x)
 
 
 def _gelu(builder, x):
-    half = builder.fmul(x, _const(0.5, x.type))
-    return _fma(builder, half, _erf(builder, builder.fmul(x, _const(0.5**0.5, x.type))), half)
+    half = builder.fmul(x, constant(0.5, x.type))
+    return emit_fma(builder, half, _erf(builder, builder.fmul(x, constant(0.5**0.5, x.type))), half)
 
 
 def _gelu_tanh(builder, x):
     cube = builder.fmul(builder.fmul(x, x), x)
-    inner = _fma(builder, cube, _const(0.044715, x.type), x)
-    scaled = builder.fmul(inner, _const(1.5957691216057308, x.type))  # 2 sqrt(2 / pi)
+    inner = emit_fma(builder, cube, constant(0.044715, x.type), x)
+    scaled = builder.fmul(inner, constant(1.5957691216057308, x.type))  # 2 sqrt(2 / pi)
     return builder.fmul(x, _sigmoid(builder, scaled))
 
 
@@ -101,25 +109,25 @@ def _silu(builder, x):
 
 def _silu_slope(builder, x):
     """s + x s (1 - s), s = sigmoid(x)."""
-    s, one = _sigmoid(builder, x), _const(1.0, x.type)
-    return builder.fmul(s, _fma(builder, x, builder.fsub(one, s), one))
+    s, one = _sigmoid(builder, x), constant(1.0, x.type)
+    return builder.fmul(s, emit_fma(builder, x, builder.fsub(one, s), one))
 
 
 def _gelu_slope(builder, x):
     """Φ(x) + x φ(x), φ the density of the normal distribution."""
-    half = _const(0.5, x.type)
-    phi = _fma(builder, half, _erf(builder, builder.fmul(x, _const(0.5**0.5, x.type))), half)
-    e = _exp(builder, builder.fmul(builder.fmul(x, x), _const(-0.5, x.type)))
-    return _fma(builder, builder.fmul(x, _const(0.3989422804014327, x.type)), e, phi)
+    half = constant(0.5, x.type)
+    phi = emit_fma(builder, half, _erf(builder, builder.fmul(x, constant(0.5**0.5, x.type))), half)
+    e = emit_exp(builder, builder.fmul(builder.fmul(x, x), constant(-0.5, x.type)))
+    return emit_fma(builder, builder.fmul(x, constant(0.3989422804014327, x.type)), e, phi)
 
 
 def _gelu_tanh_slope(builder, x):
     """s + x s (1 - s) z'(x), where gelu_tanh is x s, s = sigmoid(z(x))."""
-    one, square = _const(1.0, x.type), builder.fmul(x, x)
-    twice = _const(1.5957691216057308, x.type)  # 2 sqrt(2 / pi)
-    cubic = _fma(builder, square, _const(0.044715, x.type), one)
+    one, square = constant(1.0, x.type), builder.fmul(x, x)
+    twice = constant(1.5957691216057308, x.type)  # 2 sqrt(2 / pi)
+    cubic = emit_fma(builder, square, constant(0.044715, x.type), one)
     s = _sigmoid(builder, builder.fmul(builder.fmul(x, twice), cubic))
-    rise = builder.fmul(_fma(builder, square, _const(3 * 0.044715, x.type), one), twice)
+    rise = builder.fmul(emit_fma(builder, square, constant(3 * 0.044715, x.type), one), twice)
     tail = builder.fmul(builder.fmul(x, rise), builder.fsub(one, s))
     return builder.fmul(s, builder.fadd(tail, one))
 

@@ -2,7 +2,7 @@
 
 from numba import types
 
-from boostr.backends.numpy.kernels.runtime.memory import Pointer, _locate
+from boostr.backends.numpy.kernels.runtime.memory import Pointer, element_at
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I64,
@@ -13,7 +13,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     signature,
     splat,
 )
-from boostr.backends.numpy.kernels.runtime.vmath import _add, _halves
+from boostr.backends.numpy.kernels.runtime.vmath import emit_add, interleaved
 
 
 @intrinsic
@@ -25,7 +25,7 @@ def pointers(typingctx, addresses, index, count):
 
     def codegen(context, builder, sig, values):
         words = [
-            builder.load(_locate(builder, values[0], builder.add(values[1], I64(i)), 8, I64))
+            builder.load(element_at(builder, values[0], builder.add(values[1], I64(i)), 8, I64))
             for i in range(len(result))
         ]
         return context.make_tuple(builder, result, words)
@@ -34,7 +34,7 @@ def pointers(typingctx, addresses, index, count):
 
 
 def _spread(builder, address, index):
-    return splat(builder, builder.load(_locate(builder, address, index, 4, F32), align=4), LANES)
+    return splat(builder, builder.load(element_at(builder, address, index, 4, F32), align=4), LANES)
 
 
 @intrinsic
@@ -77,7 +77,7 @@ def load_run(typingctx, row, index, count):
         out = []
         for i in range(len(result)):
             at = builder.add(values[1], I64(i * LANES))
-            out.append(builder.load(_locate(builder, values[0], at, 4, f32x.llvm), align=4))
+            out.append(builder.load(element_at(builder, values[0], at, 4, f32x.llvm), align=4))
         return context.make_tuple(builder, result, out)
 
     return signature(result, row, types.int64, count), codegen
@@ -94,7 +94,7 @@ def sum_each(typingctx, vectors):
         width = LANES // 2
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [_add(builder, *_halves(builder, a, b, width)) for a, b in pairs]
+            parts = [emit_add(builder, *interleaved(builder, a, b, width)) for a, b in pairs]
             width //= 2
         return parts[0]
 

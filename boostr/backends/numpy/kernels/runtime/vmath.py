@@ -9,22 +9,23 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     LANES,
     Vec,
-    _fma,
-    _pick,
     absolute,
     bits_i32,
     call,
+    constant,
     elementwise,
+    emit_fma,
     inline,
     intrinsic,
     maximum,
+    picker,
     signature,
     suffix,
     vector,
 )
 
 
-def _halves(builder, a, b, width):
+def interleaved(builder, a, b, width):
     """Interleaves two vectors' lanes by blocks of `width`: (low halves of a and b, high halves)."""
     lanes = a.type.count
     low, high = [], []
@@ -53,7 +54,7 @@ def _fold(builder, vectors, combine):
     width = lanes // 2
     while len(vectors) > 1:
         pairs = zip(vectors[::2], vectors[1::2], strict=True)
-        vectors = [combine(builder, *_halves(builder, a, b, width)) for a, b in pairs]
+        vectors = [combine(builder, *interleaved(builder, a, b, width)) for a, b in pairs]
         width //= 2
     one = vectors[0]
     while width >= 1:
@@ -64,7 +65,7 @@ def _fold(builder, vectors, combine):
     return [builder.extract_element(one, I32(i * (lanes // count))) for i in range(count)]
 
 
-def _add(builder, a, b):
+def emit_add(builder, a, b):
     return builder.fadd(a, b) if a.type.element == F32 else builder.add(a, b)
 
 
@@ -88,9 +89,11 @@ def _reduction(combine, doc):
     return intrinsic(op)
 
 
-reduce_add = _reduction(_add, "the sum over the lanes of a vector, or of each vector of a tuple")
-reduce_max = _reduction(_pick(">"), "the largest lane of a vector, or of each vector of a tuple")
-reduce_min = _reduction(_pick("<"), "the smallest lane of a vector, or of each vector of a tuple")
+reduce_add = _reduction(
+    emit_add, "the sum over the lanes of a vector, or of each vector of a tuple"
+)
+reduce_max = _reduction(picker(">"), "the largest lane of a vector, or of each vector of a tuple")
+reduce_min = _reduction(picker("<"), "the smallest lane of a vector, or of each vector of a tuple")
 
 # exp: Cephes' expf. ln 2 in two parts, the polynomial on |r| <= ln(2)/2 has error below 2**-24.
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
@@ -98,44 +101,40 @@ _EXP_POLY = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
              5.0000001201e-1)  # fmt: skip
 
 
-def _const(value, kind):
-    if isinstance(kind, ir.VectorType):
-        return ir.Constant(kind, [value] * kind.count)
-    return ir.Constant(kind, value)
-
-
 def _power_of_two(builder, n, whole):
     """2**n for whole i32 lanes in the range of normal exponents."""
-    biased = builder.shl(builder.add(n, _const(127, whole)), _const(23, whole))
+    biased = builder.shl(builder.add(n, constant(127, whole)), constant(23, whole))
     kind = ir.VectorType(F32, whole.count) if isinstance(whole, ir.VectorType) else F32
     return builder.bitcast(biased, kind)
 
 
-def _exp(builder, x):
+def emit_exp(builder, x):
     """exp(x) = 2**n * e**r; n is applied in two halves so that results near the ends stay right."""
     kind = x.type
     whole = ir.VectorType(I32, kind.count) if isinstance(kind, ir.VectorType) else I32
 
     def f(value):
-        return _const(value, kind)
+        return constant(value, kind)
 
-    bounded = _pick("<")(builder, _pick(">")(builder, x, f(-104.0)), f(89.0))
+    bounded = picker("<")(builder, picker(">")(builder, x, f(-104.0)), f(89.0))
     n = call(builder, f"llvm.rint.{suffix(kind)}", kind, [builder.fmul(bounded, f(_LOG2E))])
-    r = _fma(builder, n, f(-_LN2_HIGH), bounded)
-    r = _fma(builder, n, f(-_LN2_LOW), r)
+    r = emit_fma(builder, n, f(-_LN2_HIGH), bounded)
+    r = emit_fma(builder, n, f(-_LN2_LOW), r)
     poly = f(_EXP_POLY[0])
     for coefficient in _EXP_POLY[1:]:
-        poly = _fma(builder, poly, r, f(coefficient))
-    value = builder.fadd(_fma(builder, builder.fmul(r, r), poly, r), f(1.0))
+        poly = emit_fma(builder, poly, r, f(coefficient))
+    value = builder.fadd(emit_fma(builder, builder.fmul(r, r), poly, r), f(1.0))
     exponent = builder.fptosi(n, whole)
-    first = builder.ashr(exponent, _const(1, whole))
+    first = builder.ashr(exponent, constant(1, whole))
     # An explicit flag keeps the two products apart: reassociated, 2**64 * 2**64 would overflow.
     value = builder.fmul(value, _power_of_two(builder, first, whole), flags=("nsz",))
     second = _power_of_two(builder, builder.sub(exponent, first), whole)
     return builder.fmul(value, second, flags=("nsz",))
 
 
-exp = elementwise(1, _exp, "e**a, error below 2 ulp; exp(-inf) = 0, exp(inf) = inf, NaN stays NaN")
+exp = elementwise(
+    1, emit_exp, "e**a, error below 2 ulp; exp(-inf) = 0, exp(inf) = inf, NaN stays NaN"
+)
 
 
 @inline
