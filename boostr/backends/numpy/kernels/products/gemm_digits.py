@@ -168,6 +168,28 @@ class _Part:
         return [builder.add(builder.shl(h, base), t) for h, t in zip(high, low, strict=True)]
 
 
+def _added(builder, form, groups, x, r, sums):
+    """`sums` of row r with the products of a block added; x's scale last, as it takes the place of
+    a dot product."""
+    worth: list = [None] * COLUMN_VECTORS
+    for part in groups:
+        for v, total in enumerate(part.totals(builder, x, r, centre(form))):
+            value = builder.sitofp(total, VF)
+            if not part.scales:
+                worth[v] = value
+            elif worth[v] is None:
+                worth[v] = builder.fmul(value, part.scales[v])
+            else:
+                worth[v] = emit_fma(builder, value, part.scales[v], worth[v])
+    sums = [emit_fma(builder, w, x.scale(r), total) for w, total in zip(worth, sums, strict=True)]
+    for part in groups:
+        if part.offsets:
+            scaled = x.scaled_sums(r, part.halves)
+            pairs = zip(part.offsets, sums, strict=True)
+            sums = [emit_fma(builder, offset, scaled, total) for offset, total in pairs]
+    return sums
+
+
 def multiplier(form):
     """An intrinsic op(panel, record, acc): acc[r, v] += the products of a block."""
 
@@ -176,16 +198,10 @@ def multiplier(form):
             out = [builder.extract_value(args[2], i) for i in range(len(acc))]
             rows = len(acc) // COLUMN_VECTORS
             x = _Record(builder, rows, args[1])
-            for part in (_Part(builder, form, args[0], p) for p in range(parts(form))):
-                for r in range(rows):
-                    for v, total in enumerate(part.totals(builder, x, r, centre(form))):
-                        i, value = r * COLUMN_VECTORS + v, builder.sitofp(total, VF)
-                        if part.scales:
-                            value = builder.fmul(value, part.scales[v])
-                        out[i] = emit_fma(builder, value, x.scale(r), out[i])
-                        if part.offsets:
-                            sums = x.scaled_sums(r, part.halves)
-                            out[i] = emit_fma(builder, part.offsets[v], sums, out[i])
+            groups = [_Part(builder, form, args[0], p) for p in range(parts(form))]
+            for r in range(rows):
+                mine = slice(r * COLUMN_VECTORS, (r + 1) * COLUMN_VECTORS)
+                out[mine] = _added(builder, form, groups, x, r, out[mine])
             return context.make_tuple(builder, acc, out)
 
         return signature(acc, panel, record, acc), codegen
