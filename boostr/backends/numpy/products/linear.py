@@ -107,7 +107,8 @@ def digits_of(form: Form, rows: int, K: int) -> int:
     """The digits of x (`digits.py`); 0 where it does not know the form, or where
     decoding the weights once for all rows of x is faster.
 
-    Two are a fifth faster than three where arithmetic decides: codes of fewer than 8 bits. Where
+    Two are a fifth faster than three where arithmetic decides: more than two rows, and codes of fewer
+    than 8 bits. Where
     words are multiplied in place of bytes (`pmaddwd`), bytes and tables have one, of 16 bits; so
     have all codes where no instruction adds pairs of products of bytes.
     """
@@ -116,17 +117,17 @@ def digits_of(form: Form, rows: int, K: int) -> int:
     target, wide = jit.target(), form.codes == "c8" or form.table
     if target.int8_dot == "pmaddwd":
         return 1 if wide or not target.adds_pairs else 2
-    return 3 if wide else 2
+    return 3 if wide and rows <= 2 else 2
 
 
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
-    of them, three digits or two scales a block, than the tiled product. Beside `gemm_words` as many
+    of them, two scales a block or three digits, than the tiled product. Beside `gemm_words` as many
     for every form."""
     target, more = jit.target(), form.table or form.group == 16
     if target.int8_dot == "pmaddwd":
         return _FEW_UNDER_WORDS
-    return 2 if form.codes == "c8" or (more and target.dots_bytes) else 4
+    return 2 if more and target.dots_bytes else 4
 
 
 def has_integers(form: Form, K: int) -> bool:
