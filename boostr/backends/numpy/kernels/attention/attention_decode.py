@@ -1,8 +1,8 @@
 """Attention of single query rows: decode steps, where reading the cache is the work.
 
 One item is (query row t, split s). It goes through its keys in tiles of TILE, all heads of a tile
-together, so that the cache is read once, in the order of memory, and asks for the next tile while
-it works on one. A row's keys are divided into `splits` parts (flash-decoding) by what kv_lens says
+together, so that the cache is read once, in the order of memory, and asks for the next tile, be it
+the next item's, while it works on one. A row's keys are divided into `splits` parts (flash-decoding) by what kv_lens says
 when the kernel runs; part s writes its softmax(q k) v and log-sum-exp to out, lse
 [T, H, splits, ...], and `combine` joins them. With one split these are the results.
 Limits: H <= MAX_HEADS. Source: Dao et al. 2023, Flash-Decoding for long-context inference.
@@ -161,8 +161,13 @@ def _ask(table, first, last, codes, count):
 
 
 @inline
-def _part(params, t, split, b):
-    """(position of query t, first key, one past the last key) of one split of its keys."""
+def _part(params, item):
+    """(segment, position of the query, first key, one past the last key) of an item; segment -1 and
+    no keys where the query is in none, or there is no such item."""
+    split, t = item % params[SPLITS], item // params[SPLITS]
+    b = segment_of(params, t)
+    if b < 0:
+        return b, 0, 0, 0
     count = key_count(params, b)
     position = t - i32(params[CU_Q])[b] + shift_of(params, b, count)
     low, high = first_key(params, count, position), last_key(params, count, position)
@@ -170,7 +175,7 @@ def _part(params, t, split, b):
     size = (max(high - low, 0) + splits - 1) // splits
     size = (size + TILE - 1) // TILE * TILE
     low += split * size
-    return position, low, min(high, low + size)
+    return b, position, low, min(high, low + size)
 
 
 def decode(kv: str):
@@ -189,15 +194,15 @@ def decode(kv: str):
             split, t = item % splits, item // splits
             out, lse = f32(params[OUT]) + (t * H * splits + split) * Dv, f32(params[LSE])
             lse = lse + (t * H * splits + split)
-            b = segment_of(params, t)
+            b, position, low, high = _part(params, item)
             _begin(params, out, tops, totals, b >= 0 and split == 0)
-            position, low, high = 0, 0, 0
-            if b >= 0:
-                position, low, high = _part(params, t, split, b)
             n, turn, keys = 0, 0, room + 3 * TILE
             while n > 0 or low < high:  # works on n keys while it asks for the next ones
                 ask = room + turn * (3 * TILE)
-                last = min(low + TILE, high)
+                last, here = min(low + TILE, high), low < high
+                if not here:  # the last ones: of the next item
+                    b, _, low, high = _part(params, item + 1)
+                    last = min(low + TILE, high)
                 more = list_keys(params, b, low, last, ask, ask + TILE, ask + 2 * TILE)
                 low, turn = max(low, last), 1 - turn
                 for j in range(n, TILE):
@@ -221,6 +226,8 @@ def decode(kv: str):
                         row = out + h * splits * Dv
                         _add_values(row, v_rows, v_first, scores, n, decay, Dv)
                 keys, n = ask, more
+                if not here:
+                    break
             _end(params, out, lse, tops, totals)
 
     return kernel
