@@ -9,7 +9,7 @@ All weights of a model have the form, its embedding and head too; rows of q4_k, 
 multiples of 256 (--model 1B). Forms take turns, and figures are each form's best round, as other
 work on a shared machine only ever slows one down.
 
-With LLAMA_BENCH (see peers.py) llama.cpp runs beside us, on a file of the nearest type that
+With LLAMA_BENCH (see peers.py) llama.cpp takes turns with us, on a file of the nearest type that
 random_gguf.py writes into FOLDER (which needs the package gguf). Run it alone: on few cores its
 threads and ours wait for each other.
 """
@@ -135,9 +135,8 @@ def peer_rates(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
         random_gguf.write(arguments.model, kind, path)
     try:
         rates = peers.llama_bench(
-            path, threads=arguments.threads, prompt=PREFILL, generate=NEW,
-            repetitions=arguments.rounds,
-        )  # fmt: skip
+            path, threads=arguments.threads, prompt=PREFILL, generate=NEW, repetitions=1
+        )
     except peers.PeerMissingError as missing:
         print(f"skipped {kind}: {missing}")
         return {}
@@ -184,10 +183,13 @@ def main() -> None:
     config, tests = MODELS[arguments.model], arguments.tests.split(",")
     forms = [form for form in arguments.forms.split(",") if _fits(config, form)]
     os.environ[env.NUM_THREADS.name] = str(arguments.threads)
-    theirs = {kind: peer_rates(kind, arguments) for kind in {FORMS[form] for form in forms}}
+    theirs: dict[str, dict[str, float]] = {FORMS[form]: {} for form in forms}
     models = {form: Model(config, form) for form in forms}
     read = 0.0
     for _ in range(arguments.rounds + 1):  # the first compiles
+        for kind, best in theirs.items():
+            for test, rate in peer_rates(kind, arguments).items():
+                best[test] = max(best.get(test, 0.0), rate)
         read = max(read, read_bandwidth(arguments.threads))
         for model in models.values():
             for test in tests:
