@@ -107,10 +107,9 @@ def digits_of(form: Form, rows: int, K: int) -> int:
     """The digits of x (`digits.py`); 0 where it does not know the form, or where
     decoding the weights once for all rows of x is faster.
 
-    Two are a fifth faster than three where arithmetic decides: more than two rows, and codes of fewer
-    than 8 bits. Where
-    words are multiplied in place of bytes (`pmaddwd`), bytes and tables have one, of 16 bits; so
-    have all codes where no instruction adds pairs of products of bytes.
+    Two are a fifth faster than three where arithmetic decides: more than two rows, and codes of
+    fewer than 8 bits. Where words are multiplied in place of bytes (`pmaddwd`), bytes and tables
+    have one, of 16 bits; so have all codes where no instruction adds pairs of products of bytes.
     """
     if not has_integers(form, K) or rows > _few_in_digits(form):
         return 0

@@ -2,9 +2,10 @@
 
 One item is (query row t, split s). It goes through its keys in tiles of TILE, all heads of a tile
 together, so that the cache is read once, in the order of memory, and asks for the next tile, be it
-the next item's, while it works on one. A row's keys are divided into `splits` parts (flash-decoding) by what kv_lens says
-when the kernel runs; part s writes its softmax(q k) v and log-sum-exp to out, lse
-[T, H, splits, ...], and `combine` joins them. With one split these are the results.
+the next item's, while it works on one. A row's keys are divided into `splits` parts
+(flash-decoding) by what kv_lens says when the kernel runs; part s writes its softmax(q k) v and
+log-sum-exp to out, lse [T, H, splits, ...], and `combine` joins them. With one split these are the
+results.
 Limits: H <= MAX_HEADS. Source: Dao et al. 2023, Flash-Decoding for long-context inference.
 """
 
