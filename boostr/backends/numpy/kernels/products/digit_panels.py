@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 
 from boostr.backends.numpy.kernels.products.codes import BLOCK, fields
+from boostr.backends.numpy.kernels.products.gemm import writer
 from boostr.backends.numpy.kernels.products.steps import (
     ROWS,
     STEP,
@@ -34,7 +35,7 @@ from boostr.backends.numpy.kernels.products.weights import (
     split_rows,
 )
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, emit_read
+from boostr.backends.numpy.kernels.runtime.memory import at, count_mask, emit_read, f32, stack
 from boostr.backends.numpy.kernels.runtime.simd import (
     I32,
     I64,
@@ -47,7 +48,8 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 from boostr.backends.numpy.runtime import jit
 
 COLUMN_VECTORS = jit.target().digit_tile[1]
-N = layout.N
+M, N, K = layout.M, layout.N, layout.K
+PACKED, TILES_PER_ITEM = layout.PACKED, layout.TILES_PER_ITEM
 NR = COLUMN_VECTORS * LANES
 GROUP = layout.int8_group(jit.target().int8_dot)  # codes of a word
 WORDS = BLOCK // GROUP
@@ -196,3 +198,39 @@ def panel_filler(form):
                     partial(target + b * size, planes, block + b, here - b)
 
     return fill_panel
+
+
+def panel_walker(form, depth: int, rows: int, record_bytes: int, of_tile):
+    """A kernel that takes panels of NR rows of w against tiles of `rows` rows of packed x, a record
+    of `record_bytes` for each block.
+
+    Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
+    `depth` is DEPTH, a multiple of 32 STEP. of_tile(result, record, panel, here, params, n, block,
+    turn, turns) sets the sums [rows, NR] of `here` blocks, and asks (`ahead.asker`) for its share,
+    `turn` of `turns`, of as many blocks from `block` on of the panel at row n.
+    """
+    fill_panel, write = panel_filler(form), writer(rows, NR, scales_last(form))
+    chunk = depth // BLOCK
+    panel_floats, tile_floats = chunk * block_bytes(form) // 4, rows * NR
+
+    def kernel(params, start, stop):
+        blocks, per_item = params[K] // BLOCK, params[TILES_PER_ITEM]
+        tiles = (params[M] + rows - 1) // rows
+        groups = (tiles + per_item - 1) // per_item
+        panel, result = stack(panel_floats), f32(stack(tile_floats))
+        for item in range(start, stop):
+            n, first = item // groups * NR, item % groups * per_item
+            end = min(first + per_item, tiles)
+            for block in range(0, blocks, chunk):
+                here = min(chunk, blocks - block)
+                fill_panel(params, panel, n, block, here)
+                next_block = block + chunk if block + chunk < blocks else 0
+                next_n = n if next_block > 0 else n + NR
+                for t in range(first, end):
+                    record, turn = params[PACKED] + (t * blocks + block) * record_bytes, t - first
+                    of_tile(
+                        result, record, panel, here, params, next_n, next_block, turn, end - first
+                    )
+                    write(params, result, t, n, block)
+
+    return kernel

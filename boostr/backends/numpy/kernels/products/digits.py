@@ -46,7 +46,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 )
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add, reduce_max
 
-X, LDX, K, PACKED = layout.X, layout.LDX, layout.K, layout.PACKED
+X, LDX, M, K, PACKED = layout.X, layout.LDX, layout.M, layout.K, layout.PACKED
 BASE_BITS = {2: 8, 3: 7}  # of so many digits
 # 127 * 2**8, 63 * 2**14: there is room for rounding
 LARGEST = {1: 32512.0, 2: 32512.0, 3: 1032192.0}
@@ -154,5 +154,24 @@ def split(digits: int):
                 lanes[r * STEP] = s
                 for half in range(2):
                     lanes[(half + 1) * LANES + r * STEP] = s * sums[half]
+
+    return kernel
+
+
+def tile_packer(rows: int, size: int, write):
+    """A kernel whose item t is tile t of `rows` rows of x, those past M like the last one: a record
+    of `size` bytes for each block. write(record, r, v, s) writes what it has of row r."""
+    largest = LARGEST[2]
+
+    def kernel(params, start, stop):
+        blocks, last = params[K] // BLOCK, params[M] - 1
+        for tile in range(start, stop):
+            for b in range(blocks):
+                record = params[PACKED] + (tile * blocks + b) * size
+                for r in range(rows):
+                    m = min(tile * rows + r, last)
+                    values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
+                    whole, s = fixed_point(values, largest)
+                    write(record, r, whole, s)
 
     return kernel

@@ -27,21 +27,19 @@ from boostr.backends.numpy.kernels.products.digit_panels import (
     block_bytes,
     extras,
     offsets_of,
-    panel_filler,
+    panel_walker,
 )
 from boostr.backends.numpy.kernels.products.digits import (
     BASE_BITS,
-    LARGEST,
     by_halves,
     cut,
-    fixed_point,
+    tile_packer,
 )
-from boostr.backends.numpy.kernels.products.gemm import writer
 from boostr.backends.numpy.kernels.products.gemv_digits import dot
 from boostr.backends.numpy.kernels.products.steps import BYTES, VB, VF, VI, centre, parts
-from boostr.backends.numpy.kernels.products.weights import load_block, scales_last
+from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at, f32, i32, put, spread, stack
+from boostr.backends.numpy.kernels.runtime.memory import at, f32, i32, put
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I8,
@@ -50,14 +48,13 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     constant,
     emit_fma,
     fill,
+    inline,
     intrinsic,
     signature,
     splat,
 )
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
-X, LDX, M, N, K = layout.X, layout.LDX, layout.M, layout.N, layout.K
-PACKED, TILES_PER_ITEM = layout.PACKED, layout.TILES_PER_ITEM
 ROW = 2 * BLOCK  # bytes of a row's digits in a record
 
 
@@ -81,27 +78,18 @@ def store_digits(typingctx, target, values):
 
 
 def pack(rows: int):
-    """Item t is tile t, of `rows` rows of x; those past M repeat the last one."""
-    largest, size = LARGEST[2], layout.digit_block(rows)
+    """Item t is tile t, of `rows` rows of x."""
 
-    def kernel(params, start, stop):
-        blocks, last = params[K] // BLOCK, params[M] - 1
-        for tile in range(start, stop):
-            for b in range(blocks):
-                record = params[PACKED] + (tile * blocks + b) * size
-                rest = record + rows * ROW
-                for r in range(rows):
-                    m = min(tile * rows + r, last)
-                    values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
-                    whole, s = fixed_point(values, largest)
-                    store_digits(record + r * ROW, whole)
-                    sums = reduce_add(by_halves(whole))
-                    f32(rest)[r] = s
-                    for half in range(2):
-                        i32(rest)[(1 + half) * rows + r] = -sums[half]
-                        f32(rest)[(3 + half) * rows + r] = s * sums[half]
+    @inline
+    def write(record, r, whole, s):
+        store_digits(record + r * ROW, whole)
+        rest, sums = record + rows * ROW, reduce_add(by_halves(whole))
+        f32(rest)[r] = s
+        for half in range(2):
+            i32(rest)[(1 + half) * rows + r] = -sums[half]
+            f32(rest)[(3 + half) * rows + r] = s * sums[half]
 
-    return kernel
+    return tile_packer(rows, layout.digit_block(rows), write)
 
 
 class _Record:
@@ -210,37 +198,16 @@ def multiplier(form):
 
 
 def product(form, depth: int, rows: int):
-    """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
+    """See `digit_panels.panel_walker`."""
+    multiply, ask, tile = multiplier(form), asker(form, NR), rows * COLUMN_VECTORS
+    size, record_bytes = block_bytes(form), layout.digit_block(rows)
 
-    `depth` is DEPTH, a multiple of 32 STEP; `rows` those of a tile.
-    """
-    fill_panel, multiply, ask = panel_filler(form), multiplier(form), asker(form, NR)
-    write, size, chunk = writer(rows, NR, scales_last(form)), block_bytes(form), depth // BLOCK
-    panel_floats = chunk * size // 4
-    tile, tile_floats, record_bytes = rows * COLUMN_VECTORS, rows * NR, layout.digit_block(rows)
+    @inline
+    def of_tile(result, record, panel, here, params, n, block, turn, turns):
+        acc = fill(tile, 0.0)
+        for i in range(here):
+            ask(params, n, block + i, turn, turns)
+            acc = multiply(panel + i * size, record + i * record_bytes, acc)
+        put(result, acc)
 
-    def kernel(params, start, stop):
-        blocks, per_item = params[K] // BLOCK, params[TILES_PER_ITEM]
-        tiles = (params[M] + rows - 1) // rows
-        groups = (tiles + per_item - 1) // per_item
-        panel, result = stack(panel_floats), f32(stack(tile_floats))
-        for item in range(start, stop):
-            n, first = item // groups * NR, item % groups * per_item
-            for block in range(0, blocks, chunk):
-                here = min(chunk, blocks - block)
-                fill_panel(params, panel, n, block, here)
-                next_block = block + chunk if block + chunk < blocks else 0
-                next_n = n if next_block > 0 else n + NR
-                end = min(first + per_item, tiles)
-                for t in range(first, end):
-                    record, b = params[PACKED] + (t * blocks + block) * record_bytes, panel
-                    acc = fill(tile, 0.0)
-                    for i in range(here):
-                        ask(params, next_n, next_block + i, t - first, end - first)
-                        acc = multiply(b, record, acc)
-                        record += record_bytes
-                        b += size
-                    put(result, acc)
-                    write(params, result, t, n, block)
-
-    return kernel
+    return panel_walker(form, depth, rows, record_bytes, of_tile)

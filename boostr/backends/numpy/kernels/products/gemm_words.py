@@ -28,19 +28,17 @@ from boostr.backends.numpy.kernels.products.digit_panels import (
     block_bytes,
     extras,
     offsets_of,
-    panel_filler,
+    panel_walker,
 )
 from boostr.backends.numpy.kernels.products.digits import (
-    LARGEST,
     by_halves,
-    fixed_point,
+    tile_packer,
 )
-from boostr.backends.numpy.kernels.products.gemm import writer
 from boostr.backends.numpy.kernels.products.int8_gemm import stepper
 from boostr.backends.numpy.kernels.products.steps import BYTES, VF, VI, parts
-from boostr.backends.numpy.kernels.products.weights import load_block, scales_last
+from boostr.backends.numpy.kernels.products.weights import scales_last
 from boostr.backends.numpy.kernels.runtime import layout
-from boostr.backends.numpy.kernels.runtime.memory import at, f32, put, spread, stack
+from boostr.backends.numpy.kernels.runtime.memory import at, f32, put
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
     I16,
@@ -49,6 +47,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     constant,
     emit_fma,
     fill,
+    inline,
     intrinsic,
     signature,
     splat,
@@ -56,8 +55,6 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 )
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 
-X, LDX, M, N, K = layout.X, layout.LDX, layout.M, layout.N, layout.K
-PACKED, TILES_PER_ITEM = layout.PACKED, layout.TILES_PER_ITEM
 ROW = 2 * BLOCK  # bytes of a row's words in a record
 
 
@@ -81,27 +78,18 @@ def store_words(typingctx, target, values):
 
 
 def pack(rows: int):
-    """Item t is tile t, of `rows` rows of x; those past M repeat the last one."""
-    largest, size = LARGEST[2], layout.word_block(rows)
+    """Item t is tile t, of `rows` rows of x."""
 
-    def kernel(params, start, stop):
-        blocks, last = params[K] // BLOCK, params[M] - 1
-        for tile in range(start, stop):
-            for b in range(blocks):
-                record = params[PACKED] + (tile * blocks + b) * size
-                rest = f32(record + rows * ROW)
-                for r in range(rows):
-                    m = min(tile * rows + r, last)
-                    values = load_block(spread(1, params[X], params[LDX] * 4, m, m), b)
-                    whole, s = fixed_point(values, largest)
-                    store_words(record + r * ROW, whole)
-                    sums, s = reduce_add(to_f32(by_halves(whole))), float32(s)
-                    rest[r] = s
-                    rest[rows + r] = s * sums[0]
-                    rest[2 * rows + r] = s * sums[1]
-                    rest[3 * rows + r] = s * (sums[0] + sums[1])
+    @inline
+    def write(record, r, whole, s):
+        store_words(record + r * ROW, whole)
+        rest, sums, s = f32(record + rows * ROW), reduce_add(to_f32(by_halves(whole))), float32(s)
+        rest[r] = s
+        rest[rows + r] = s * sums[0]
+        rest[2 * rows + r] = s * sums[1]
+        rest[3 * rows + r] = s * (sums[0] + sums[1])
 
-    return kernel
+    return tile_packer(rows, layout.word_block(rows), write)
 
 
 # ---------------------------------------------------------------- the product
@@ -145,45 +133,25 @@ def scaler(form):
 
 
 def product(form, depth: int, rows: int):
-    """Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
-
-    `depth` is DEPTH, a multiple of 32 STEP; `rows` those of a tile.
-    """
-    fill_panel, step, ask = panel_filler(form), stepper(ROW), asker(form, NR)
-    scale = scaler(form)
-    write, size, chunk = writer(rows, NR, scales_last(form)), block_bytes(form), depth // BLOCK
-    panel_floats = chunk * size // 4
-    tile, tile_floats, record_bytes = rows * COLUMN_VECTORS, rows * NR, layout.word_block(rows)
+    """See `digit_panels.panel_walker`."""
+    step, ask, scale = stepper(ROW), asker(form, NR), scaler(form)
+    size, tile, record_bytes = block_bytes(form), rows * COLUMN_VECTORS, layout.word_block(rows)
     groups, words = parts(form), WORDS // parts(form)
     group_bytes, of_sums = extras(form) // groups * NR * 4, 1 if groups == 2 else 3
 
-    def kernel(params, start, stop):
-        blocks, per_item = params[K] // BLOCK, params[TILES_PER_ITEM]
-        tiles = (params[M] + rows - 1) // rows
-        shares = (tiles + per_item - 1) // per_item
-        panel, result = stack(panel_floats), stack(tile_floats)
-        for item in range(start, stop):
-            n, first = item // shares * NR, item % shares * per_item
-            for block in range(0, blocks, chunk):
-                here = min(chunk, blocks - block)
-                fill_panel(params, panel, n, block, here)
-                next_block = block + chunk if block + chunk < blocks else 0
-                next_n = n if next_block > 0 else n + NR
-                end = min(first + per_item, tiles)
-                for t in range(first, end):
-                    record, b = params[PACKED] + (t * blocks + block) * record_bytes, panel
-                    put(f32(result), fill(tile, 0.0))
-                    for i in range(here):
-                        ask(params, next_n, next_block + i, t - first, end - first)
-                        scales, extra = record + rows * ROW, b + WORDS * NR * 4
-                        for g in range(groups):
-                            total = bits_i32(fill(tile, 0.0))
-                            for w in range(g * words, (g + 1) * words):
-                                total = step(record + w * 4, b + w * NR * 4, total)
-                            sums = scales + (of_sums + g) * rows * 4
-                            scale(result, total, extra + g * group_bytes, scales, sums)
-                        record += record_bytes
-                        b += size
-                    write(params, f32(result), t, n, block)
+    @inline
+    def of_tile(result, record, panel, here, params, n, block, turn, turns):
+        put(result, fill(tile, 0.0))
+        for i in range(here):
+            ask(params, n, block + i, turn, turns)
+            scales, extra = record + rows * ROW, panel + WORDS * NR * 4
+            for g in range(groups):
+                total = bits_i32(fill(tile, 0.0))
+                for w in range(g * words, (g + 1) * words):
+                    total = step(record + w * 4, panel + w * NR * 4, total)
+                sums = scales + (of_sums + g) * rows * 4
+                scale(result, total, extra + g * group_bytes, scales, sums)
+            record += record_bytes
+            panel += size
 
-    return kernel
+    return panel_walker(form, depth, rows, record_bytes, of_tile)
