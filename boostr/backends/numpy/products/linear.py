@@ -121,12 +121,14 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
-    of them, two scales a block or three digits, than the tiled product. Beside `gemm_words` as many
-    for every form."""
-    target, more = jit.target(), form.table or form.group == 16
+    of them than the tiled product, two scales a block or, where no instruction dots bytes, three
+    digits. Beside `gemm_words` as many for every form."""
+    target = jit.target()
     if target.int8_dot == "pmaddwd":
         return _FEW_UNDER_WORDS
-    return 2 if more and target.dots_bytes else 4
+    if form.codes == "c8":
+        return 4 if target.dots_bytes else 2
+    return 2 if (form.table or form.group == 16) and target.dots_bytes else 4
 
 
 def has_integers(form: Form, K: int) -> bool:
