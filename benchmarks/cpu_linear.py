@@ -104,7 +104,9 @@ def fits(form: str, K: int) -> bool:
     return form in FLOATS or K % SCHEMES[form].multiple == 0
 
 
-def read_shares(forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int):
+def read_shares(
+    forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int
+) -> None:
     """The table of GB/s with few rows of x."""
     rng = np.random.default_rng(0)
     plain, sink = np.ones(READ // 4, np.float32), np.zeros(READ // 4096, np.float32)
@@ -125,7 +127,9 @@ def read_shares(forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ..
             print(f"{form:10} {f'{N}x{K}':>12} {M:5} {beside(read, ran)}", flush=True)
 
 
-def row_costs(forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int):
+def row_costs(
+    forms: list[str], shapes: Shapes, size: int, rows: tuple[int, ...], rounds: int
+) -> None:
     """The table of the time of more rows against one."""
     rng = np.random.default_rng(2)
     print(

@@ -10,8 +10,8 @@ multiples of 256 (--model 1B). Forms take turns, and figures are each form's bes
 work on a shared machine only ever slows one down.
 
 With LLAMA_BENCH (see peers.py) llama.cpp takes turns with us, on a file of the nearest type that
-random_gguf.py writes into FOLDER (which needs the package gguf). Run it alone: on few cores its
-threads and ours wait for each other.
+random_gguf.py writes into FOLDER (which needs the package gguf). Nothing else should run then: on
+few cores threads wait for each other.
 """
 
 from __future__ import annotations
@@ -187,9 +187,12 @@ def main() -> None:
     models = {form: Model(config, form) for form in forms}
     read = 0.0
     for _ in range(arguments.rounds + 1):  # the first compiles
-        for kind, best in theirs.items():
-            for test, rate in peer_rates(kind, arguments).items():
-                best[test] = max(best.get(test, 0.0), rate)
+        for kind in [*theirs]:
+            rates = peer_rates(kind, arguments)
+            if not rates:
+                del theirs[kind]
+            for test, rate in rates.items():
+                theirs[kind][test] = max(theirs[kind].get(test, 0.0), rate)
         read = max(read, read_bandwidth(arguments.threads))
         for model in models.values():
             for test in tests:

@@ -96,16 +96,24 @@ def _gemv(backend: NumpyBackend, p: list[int], form: Form, rounds: bool, sizes, 
         packed = pack(backend, p, "digits.split", nbytes, blocks, reads[0], digits=digits)
     else:
         kernel, constants, packed = "linear.gemv", {"form": form, "columns": columns}, None
-        if form.is_float and columns <= 4 and columns * K * 4 >= _L1:
+        if columns <= _most_columns(form) and columns * K * 4 >= _L1:
             constants["rows"] = 4  # which share what they load of x
     if packed is not None:
         p[layout.PACKED], reads = address(packed), [*reads, packed]
     backend.launch(kernel, p, items=N, grain=_GRAIN, reads=reads, writes=[out], **constants)
 
 
+def _most_columns(form: Form) -> int:
+    """The rows of x that four rows of floats may meet at once: their sums and, of 16 bits, what
+    they are decoded to must stay in registers."""
+    if not form.is_float:
+        return 0
+    return 4 if form.codes == "f32" or jit.target().registers == 32 else 2
+
+
 def digits_of(form: Form, rows: int, K: int) -> int:
-    """The digits of x (`digits.py`); 0 where it does not know the form, or where
-    decoding the weights once for all rows of x is faster.
+    """The digits of x (`digits.py`); 0 where they do not know the form, or where decoding the
+    weights once for all rows of x is faster.
 
     Two are a fifth faster than three where arithmetic decides: more than two rows, and codes of
     fewer than 8 bits. Where words are multiplied in place of bytes (`pmaddwd`), bytes and tables
@@ -121,8 +129,8 @@ def digits_of(form: Form, rows: int, K: int) -> int:
 
 def _few_in_digits(form: Form) -> int:
     """The rows of x up to which `gemv_digits.py` is fastest: fewer where it has more to do for each
-    of them than the tiled product, two scales a block or, where no instruction dots bytes, three
-    digits. Beside `gemm_words` as many for every form."""
+    of them than what else there is: two scales a block, a table, or bytes that no instruction dots.
+    Beside `gemm_words` as many for every form."""
     target = jit.target()
     if target.int8_dot == "pmaddwd":
         return _FEW_UNDER_WORDS

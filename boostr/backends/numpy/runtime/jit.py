@@ -61,6 +61,11 @@ class Target:
             return 16
         return 8 if self.has("avx2") else 4
 
+    @property
+    def registers(self) -> int:
+        """Vector registers."""
+        return 32 if self.has("avx512f") or self.has("neon") else 16
+
     @functools.cached_property
     def tile(self) -> tuple[int, int]:
         """(rows, vectors per row) of the matrix product's register tile.

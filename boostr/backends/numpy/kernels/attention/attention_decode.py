@@ -165,14 +165,14 @@ def _ask(table, first, last, codes, count):
 def _part(params, item):
     """(segment, position of the query, first key, one past the last key) of an item; segment -1 and
     no keys where the query is in none, or there is no such item."""
-    split, t = item % params[SPLITS], item // params[SPLITS]
+    splits = params[SPLITS]
+    split, t = item % splits, item // splits
     b = segment_of(params, t)
     if b < 0:
         return b, 0, 0, 0
     count = key_count(params, b)
     position = t - i32(params[CU_Q])[b] + shift_of(params, b, count)
     low, high = first_key(params, count, position), last_key(params, count, position)
-    splits = params[SPLITS]
     size = (max(high - low, 0) + splits - 1) // splits
     size = (size + TILE - 1) // TILE * TILE
     low += split * size
@@ -200,10 +200,10 @@ def decode(kv: str):
             n, turn, keys = 0, 0, room + 3 * TILE
             while n > 0 or low < high:  # works on n keys while it asks for the next ones
                 ask = room + turn * (3 * TILE)
-                last, here = min(low + TILE, high), low < high
-                if not here:  # the last ones: of the next item
+                here = low < high
+                if not here:  # its last keys are at hand: the next item's first ones
                     b, _, low, high = _part(params, item + 1)
-                    last = min(low + TILE, high)
+                last = min(low + TILE, high)
                 more = list_keys(params, b, low, last, ask, ask + TILE, ask + 2 * TILE)
                 low, turn = max(low, last), 1 - turn
                 for j in range(n, TILE):

@@ -24,10 +24,9 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     signature,
 )
 
-FAR = 8192  # bytes of codes between what a GEMV reads and what it asks for, at the least
 LINE = 64  # bytes
+_FAR = 8192  # bytes of codes between what a GEMV reads and what it asks for, at the least
 _L2 = 2
-CODES = ("codes", "high")
 
 
 def _plane_bytes(form, name) -> Fraction:
@@ -46,25 +45,28 @@ def _plane_bytes(form, name) -> Fraction:
 def groups_ahead(row_bytes, rows):
     """How many groups of `rows` rows a GEMV asks ahead. Whole ones: planes stay in step, and the
     last row of a group, which is read with the first, has been asked for as well."""
-    return max(1, -(-FAR // (row_bytes * rows)))
+    return max(1, -(-_FAR // (row_bytes * rows)))
 
 
 def scale_asker(form, rows: int):
-    """ask(params, n): asks for all that `rows` rows from n on have beside codes."""
-    slots = tuple(layout.PLANES[name] for name in plane_names(form) if name not in CODES)
+    """ask(params, n): asks for the scales and offsets of groups of `rows` rows from n on."""
+    rates = {layout.PLANES[n]: _plane_bytes(form, n) for n in plane_names(form)
+             if n not in ("codes", "high")}  # fmt: skip
+    planes = tuple((slot, rate.numerator, rate.denominator) for slot, rate in rates.items())
 
     @inline
     def ask(params, n):
-        for slot in slots:
-            start = params[slot] + n * params[slot + 1]
-            for line in range(0, rows * params[slot + 1], LINE):
+        for slot, some, blocks in planes:
+            start, step = params[slot] + n * params[slot + 1], params[slot + 1]
+            of_row = params[layout.K] // BLOCK * some // blocks  # less than `step` in a slice
+            for line in range(0, rows * min(of_row, step), LINE):
                 prefetch(start + line, LINE, _L2)
 
     @inline
     def nothing(params, n):
         pass
 
-    return ask if slots else nothing
+    return ask if planes else nothing
 
 
 def asker(form, rows: int):

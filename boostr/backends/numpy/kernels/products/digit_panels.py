@@ -1,4 +1,5 @@
-"""Panels of integer codes for `gemm_digits.py` and `gemm_words.py`: NR rows of w, side by side.
+"""Panels of integer codes for `gemm_digits.py` and `gemm_words.py`: NR rows of w, side by side; and
+the walk of panels past tiles of x.
 
 Each block of 32 inputs of a panel is WORDS vectors [NR], then the scales and offsets [NR] of its
 groups, which `extras` counts. A word is 4 neighbouring code bytes (`steps.py`), or where products
@@ -205,9 +206,10 @@ def panel_walker(form, depth: int, rows: int, record_bytes: int, of_tile):
     of `record_bytes` for each block.
 
     Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
-    `depth` is DEPTH, a multiple of 32 STEP. of_tile(result, record, panel, here, params, n, block,
-    turn, turns) sets the sums [rows, NR] of `here` blocks, and asks (`ahead.asker`) for its share,
-    `turn` of `turns`, of as many blocks from `block` on of the panel at row n.
+    `depth` inputs of a panel, a multiple of 32 STEP, are laid out at a time. of_tile(result, record,
+    panel, here, params, n, block, turn, turns) sets the sums [rows, NR] of `here` blocks, and asks
+    (`ahead.asker`) for its share, `turn` of `turns`, of as many blocks from `block` on of the panel
+    at row n.
     """
     fill_panel, write = panel_filler(form), writer(rows, NR, scales_last(form))
     chunk = depth // BLOCK

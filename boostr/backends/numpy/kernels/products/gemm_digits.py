@@ -10,9 +10,10 @@ then for all rows f32 s, and for each half of the block i32 -sum(v) and f32 s su
 `product` takes one panel of NR rows of w against a range of these tiles: it lays DEPTH columns of
 codes out on its stack (`digit_panels.py`). A block of the panel stays in registers while each row
 of the tile meets it: 16 dot products for each vector of rows of w, twice the multiplications of as
-many f32 instructions, then one conversion and two products for the scales. A tile of few rows is
-enough, as each word of x serves COLUMN_VECTORS vectors; what a tile adds up for a row does not
-depend on how many rows it has. Meanwhile the next panel is asked for (`ahead.py`).
+many f32 instructions, then for each group a conversion and a product with its scale, and one with
+x's. A tile of few rows is enough, as each word of x serves COLUMN_VECTORS vectors; what a tile adds
+up for a row does not depend on how many rows it has. Meanwhile the next panel is asked for
+(`ahead.py`).
 """
 
 from llvmlite import ir
@@ -157,8 +158,8 @@ class _Part:
 
 
 def _added(builder, form, groups, x, r, sums):
-    """`sums` of row r with the products of a block added; x's scale last, as it takes the place of
-    a dot product."""
+    """`sums` of row r with the products of a block added; x's scale last and once, as it costs as
+    much as a dot product."""
     worth: list = [None] * COLUMN_VECTORS
     for part in groups:
         for v, total in enumerate(part.totals(builder, x, r, centre(form))):

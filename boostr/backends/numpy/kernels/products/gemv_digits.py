@@ -11,7 +11,8 @@ costs less than to subtract c in each lane. One int32 lane gets 4 or 8 inputs:
 |sum(v (u - c))| <= 2**30, and what overflows on the way there does so modulo 2**32.
 
 The dot products of unsigned codes and signed bytes are what `vpdpbusd` does 4 at a time, so two
-digits cost a third of decoding the weights to f32. Where there is `vpmaddubsw` instead, which adds
+digits cost a third of decoding the weights to f32; one or two rows of x, for which memory is what
+limits bytes and tables, have three there. Where there is `vpmaddubsw` instead, which adds
 two products up in 16 bits, codes of at most 7 bits meet two digits too, and `vpmaddwd` weighs and
 adds the sums; of at most 6 bits, the sums of both halves of a block fit in 16 together. Bytes meet
 one digit of 16 bits there, every other byte at a time, which costs less than three of base 128, as
@@ -76,8 +77,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
 from boostr.backends.numpy.kernels.runtime.vmath import reduce_add
 from boostr.backends.numpy.runtime import jit
 
-X, LDX, M, K, PACKED = layout.X, layout.LDX, layout.M, layout.K, layout.PACKED
-SCALES = layout.SCALES
+M, K, PACKED = layout.M, layout.K, layout.PACKED
 # pairs of products added up as i16, and pairs of these as i32
 _PAIRS = {
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),

@@ -8,15 +8,12 @@ accumulating in rows * columns vectors of f32, which are added up at the end of 
 from boostr.backends.numpy.kernels.products.ahead import groups_ahead, scale_asker
 from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, has_tail
 from boostr.backends.numpy.kernels.products.weights import (
-    SPAN,
     contract,
     decoder,
-    has_spans,
     load_block,
     load_block_n,
     plane_rows,
     scales_last,
-    span_contractor,
 )
 from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import f32, prefetch, put, spread, stack
@@ -49,8 +46,6 @@ def gemv(form, columns: int, rows: int = 0):
     whole, partial = decoder(form)
     rows_of, tails = plane_rows(form, rows), has_tail(form)
     step = block_bytes(form) * rows
-    spans = has_spans(form) and columns <= 2
-    contract_span, span_step = span_contractor(form), SPAN * step
     row_scale, sums = scales_last(form), 2 if rows * columns <= 4 else 1
     tile, write = rows * columns * sums, writer(columns, sums, row_scale)
 
@@ -66,13 +61,7 @@ def gemv(form, columns: int, rows: int = 0):
             ahead = ws[0] + far * params[layout.CODES + 1]
             if asks:
                 ask_scales(params, n + far)
-            scaled = 0
-            if spans:
-                for b in range(0, blocks - SPAN + 1, SPAN):
-                    prefetch(ahead + b * step, span_step, 3)
-                    acc = contract_span(ws, xs, b, acc)
-                scaled = blocks // SPAN * SPAN
-            for b in range(scaled, blocks):
+            for b in range(blocks):
                 if asks:
                     prefetch(ahead + b * step, step, 2)
                 acc = contract(whole(ws, b), load_block(xs, b), acc)

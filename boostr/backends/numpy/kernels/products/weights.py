@@ -34,7 +34,6 @@ from boostr.backends.numpy.kernels.runtime import layout
 from boostr.backends.numpy.kernels.runtime.memory import at, decode
 from boostr.backends.numpy.kernels.runtime.simd import (
     F32,
-    I32,
     I64,
     LANES,
     constant,
@@ -295,79 +294,3 @@ def contract(typingctx, w, x, acc):
         return context.make_tuple(builder, acc, out)
 
     return signature(acc, w, x, acc), codegen
-
-
-# ---------------------------------------------------------------- several blocks, then their scales
-
-SPAN = 4  # blocks
-
-
-def has_spans(form) -> bool:
-    """Whether `span_contractor` has the form."""
-    plain = form.codes == "c8" and not (form.zero or form.super or form.offsets)
-    return (
-        plain
-        and form.factor == 1.0
-        and (form.group in (32, 64) or (form.group > 0 and form.group % 128 == 0))
-    )
-
-
-def span_contractor(form):
-    """An intrinsic op(w, x, block, acc): acc[r, m] += the products of SPAN blocks from `block`, a
-    multiple of SPAN, on.
-
-    `w` is what `plane_rows` gives, `x` a tuple of f32 rows. Sums are scaled instead of weights, and
-    the scales of a span are read at once: a third less to do than block by block for one row of x.
-    """
-
-    def op(typingctx, w, x, block, acc):
-        columns = len(x)
-
-        def codegen(context, builder, sig, values):
-            out = [builder.extract_value(values[3], i) for i in range(len(acc))]
-            offset = builder.mul(values[2], I64(BLOCK * 4))
-            xs = [builder.add(builder.extract_value(values[1], m), offset) for m in range(columns)]
-            blocks = range(0, SPAN * BLOCK * 4, BLOCK * 4)
-            xs = [[elements(builder, "f32", builder.add(a, I64(at_)), None) for at_ in blocks]
-                  for a in xs]  # fmt: skip
-            for r, row in enumerate(split_rows(builder, form, values[0])):
-                scales = _span_scales(builder, form, row, values[2])
-                codes = [
-                    numbers(builder, form, row, builder.add(values[2], I64(b)), None)
-                    for b in range(SPAN)
-                ]
-                for m in range(columns):
-                    i = (r * columns + m) * (
-                        len(acc) // (len(w) // len(plane_names(form)) * columns)
-                    )
-                    out[i] = _span_sum(builder, codes, xs[m], scales, out[i])
-            return context.make_tuple(builder, acc, out)
-
-        return signature(acc, w, x, types.int64, acc), codegen
-
-    return intrinsic(op)
-
-
-def _span_sum(builder, codes, x, scales, total):
-    """total + the sum over groups of scale * (sum of codes * x)."""
-    blocks = SPAN // len(scales)
-    for g, scale in enumerate(scales):
-        part = None
-        for b in range(g * blocks, (g + 1) * blocks):
-            for w, v in zip(codes[b], x[b], strict=True):
-                part = builder.fmul(w, v) if part is None else emit_fma(builder, w, v, part)
-        total = emit_fma(builder, part, scale, total)
-    return total
-
-
-def _span_scales(builder, form, row, block):
-    """The scales of the groups of a span, each in all lanes."""
-    groups = max(SPAN * BLOCK // form.group, 1)
-    index = builder.udiv(block, I64(form.group // BLOCK))
-    if groups == 1:
-        return [number(builder, row["scales"], index, form.scale)]
-    llvm, size = STORED[form.scale]
-    where = at(builder, row["scales"], builder.mul(index, I64(size)), ir.VectorType(llvm, groups))
-    values = decode(builder, builder.load(where, align=1), form.scale)
-    lanes = ir.VectorType(I32, LANES)
-    return [builder.shuffle_vector(values, values, constant(g, lanes)) for g in range(groups)]
