@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from boostr import dtypes
@@ -82,7 +84,7 @@ def _composite(
     if isinstance(weight, Ordered):
         x = core.take(x, weight.order, -1)
         return linear(x, weight.base, bias, residual, dtype, rounded=rounded)
-    h = wide(x).reshape(-1, x.shape[-1])
+    h = wide(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])  # also of no columns
     if isinstance(weight, QuantizedTensor) and weight.scheme.activations_int8:
         y = _rounded(h, weight)
     else:

@@ -66,6 +66,12 @@ def test_long_sums(backend, rng):
     close(linear(*tensors(backend, x, w)), oracles.linear(x, w), x, w, "float32")
 
 
+def test_no_columns(backend, rng):
+    x, w, b = normal(rng, (2, 3, 0)), normal(rng, (5, 0)), normal(rng, (5,))
+    got = linear(*tensors(backend, x, w, b)).numpy()
+    np.testing.assert_array_equal(got, np.broadcast_to(b, (2, 3, 5)))
+
+
 def test_weights_in_bands(backend, rng, monkeypatch):
     monkeypatch.setattr(import_module("boostr.ops.linear"), "_CHUNK", 64 * 3)
     x, w = normal(rng, (2, 64)), normal(rng, (10, 64), "bfloat16")

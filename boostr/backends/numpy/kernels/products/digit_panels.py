@@ -206,7 +206,7 @@ def panel_walker(form, depth: int, rows: int, record_bytes: int, of_tile):
     of `record_bytes` for each block.
 
     Item i: tiles (i % G) T .. of panel i // G; T = params[TILES_PER_ITEM], G = ceil(tiles / T).
-    `depth` inputs of a panel, a multiple of 32 STEP, are laid out at a time. of_tile(result, record,
+    `depth` inputs of a panel, a multiple of 32 STEP, are laid out at once. of_tile(result, record,
     panel, here, params, n, block, turn, turns) sets the sums [rows, NR] of `here` blocks, and asks
     (`ahead.asker`) for its share, `turn` of `turns`, of as many blocks from `block` on of the panel
     at row n.
