@@ -158,7 +158,8 @@ def print_table(
             cells.append(f"{ours:.0f}" if test in tests else "")
             if test == "decode":
                 cells.append(f"{ours * model.bytes / read:.0%}" if test in tests else "")
-            cells += [f"{other:.0f}", f"{ours / other:.2f}×"] if other else ["", ""]
+            known = other is not None and test in tests
+            cells += [f"{other:.0f}", f"{ours / other:.2f}×"] if known else ["", ""]
         print("| " + " | ".join(cells) + " |")
 
 
