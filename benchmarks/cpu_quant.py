@@ -133,10 +133,10 @@ def peer_rates(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
     path = arguments.gguf / f"{arguments.model}-{kind}.gguf"
     if not path.exists():
         random_gguf.write(arguments.model, kind, path)
+    lengths = {"prompt": ("prefill", PREFILL), "generate": ("decode", NEW)}
+    wanted = {key: n if test in arguments.tests else 0 for key, (test, n) in lengths.items()}
     try:
-        rates = peers.llama_bench(
-            path, threads=arguments.threads, prompt=PREFILL, generate=NEW, repetitions=1
-        )
+        rates = peers.llama_bench(path, threads=arguments.threads, repetitions=1, **wanted)
     except peers.PeerMissingError as missing:
         print(f"skipped {kind}: {missing}")
         return {}
@@ -158,8 +158,7 @@ def print_table(
             cells.append(f"{ours:.0f}" if test in tests else "")
             if test == "decode":
                 cells.append(f"{ours * model.bytes / read:.0%}" if test in tests else "")
-            known = other is not None and test in tests
-            cells += [f"{other:.0f}", f"{ours / other:.2f}×"] if known else ["", ""]
+            cells += [f"{other:.0f}", f"{ours / other:.2f}×"] if other else ["", ""]
         print("| " + " | ".join(cells) + " |")
 
 

@@ -42,10 +42,10 @@ def _plane_bytes(form, name) -> Fraction:
 
 
 @inline
-def groups_ahead(row_bytes, rows):
-    """How many groups of `rows` rows a GEMV asks ahead. Whole ones: planes stay in step, and the
-    last row of a group, which is read with the first, has been asked for as well."""
-    return max(1, -(-_FAR // (row_bytes * rows)))
+def rows_ahead(params, rows):
+    """How far ahead a GEMV asks that takes `rows` rows at a time. Whole groups of them: planes stay
+    in step, and the last row of a group, which is read with the first, has been asked for."""
+    return max(1, -(-_FAR // (params[layout.CODES + 1] * rows))) * rows
 
 
 def scale_asker(form, rows: int):

@@ -26,7 +26,7 @@ from functools import reduce
 from llvmlite import ir
 from numba import types
 
-from boostr.backends.numpy.kernels.products.ahead import groups_ahead, scale_asker
+from boostr.backends.numpy.kernels.products.ahead import rows_ahead, scale_asker
 from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, fields
 from boostr.backends.numpy.kernels.products.digits import BASE_BITS
 from boostr.backends.numpy.kernels.products.linear import writer
@@ -272,7 +272,7 @@ def gemv(form, columns: int, digits: int):
         blocks, count = params[K] // BLOCK, params[M]
         steps = (blocks + STEP - 1) // STEP
         results = f32(stack(tile))
-        ahead = groups_ahead(params[layout.CODES + 1], ROWS) * ROWS  # rows
+        ahead = rows_ahead(params, ROWS)
         far, high_far = ahead * params[layout.CODES + 1], ahead * params[layout.HIGH + 1]
         for n in range(start, stop, ROWS):
             ws = rows_of(params, n, stop - 1)

@@ -15,7 +15,7 @@ form i8 is the same product for many rows, up to f32 rounding of the sum; for pr
 from llvmlite import ir
 from numba import float32, float64, types
 
-from boostr.backends.numpy.kernels.products.ahead import groups_ahead
+from boostr.backends.numpy.kernels.products.ahead import rows_ahead
 from boostr.backends.numpy.kernels.products.codes import BLOCK
 from boostr.backends.numpy.kernels.products.linear import finish
 from boostr.backends.numpy.kernels.runtime import layout
@@ -191,7 +191,7 @@ def gemv(columns: int, rows: int = 2):
         whole, size = length // BLOCK * BLOCK, record_bytes(length)
         xs = spread(columns, params[PACKED] + HEAD, size, 0, count - 1)
         results = i32(stack(tile))
-        far = groups_ahead(params[CODES + 1], rows) * rows * params[CODES + 1]
+        far = rows_ahead(params, rows) * params[CODES + 1]
         for n in range(start, stop, rows):
             ws = spread(rows, params[CODES], params[CODES + 1], n, stop - 1)
             acc = bits_i32(fill(tile, 0.0))

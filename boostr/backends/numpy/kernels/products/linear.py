@@ -5,7 +5,7 @@ a block of 32 elements of `rows` rows and multiplies it with the same block of a
 accumulating in rows * columns vectors of f32, which are added up at the end of the row.
 """
 
-from boostr.backends.numpy.kernels.products.ahead import groups_ahead, scale_asker
+from boostr.backends.numpy.kernels.products.ahead import rows_ahead, scale_asker
 from boostr.backends.numpy.kernels.products.codes import BLOCK, block_bytes, has_tail
 from boostr.backends.numpy.kernels.products.weights import (
     contract,
@@ -54,7 +54,7 @@ def gemv(form, columns: int, rows: int = 0):
         blocks, tail = length // BLOCK, length % BLOCK
         xs = spread(columns, params[X], params[LDX] * 4, 0, count - 1)
         results = f32(stack(tile))
-        far = groups_ahead(params[layout.CODES + 1], rows) * rows
+        far = rows_ahead(params, rows)
         for n in range(start, stop, rows):
             ws = rows_of(params, n, stop - 1)
             acc = fill(tile, 0.0)

@@ -11,6 +11,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I64,
     LANES,
     call,
+    emit_fma,
     f32x,
     intrinsic,
     signature,
@@ -63,7 +64,7 @@ def outer(typingctx, a, b, acc):
             row = splat(builder, builder.load(where, align=4), LANES)
             for v in range(COLUMN_VECTORS):
                 i = r * COLUMN_VECTORS + v
-                out[i] = call(builder, f"llvm.fma.v{LANES}f32", _VF, [row, columns[v], out[i]])
+                out[i] = emit_fma(builder, row, columns[v], out[i])
         return context.make_tuple(builder, acc, out)
 
     return signature(acc, a, b, acc), codegen

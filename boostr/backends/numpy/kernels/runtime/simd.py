@@ -239,7 +239,8 @@ def emit_fma(builder, a, b, c):
     return call(builder, f"llvm.fma.{suffix(a.type)}", a.type, [a, b, c])
 
 
-add = elementwise(2, _either("fadd", "add"), "a + b")
+emit_add = _either("fadd", "add")
+add = elementwise(2, emit_add, "a + b")
 sub = elementwise(2, _either("fsub", "sub"), "a - b")
 mul = elementwise(2, _either("fmul", "mul"), "a * b")
 divide = elementwise(

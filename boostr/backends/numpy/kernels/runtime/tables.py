@@ -8,12 +8,13 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     I64,
     LANES,
     Vec,
+    emit_add,
     f32x,
     intrinsic,
     signature,
     splat,
 )
-from boostr.backends.numpy.kernels.runtime.vmath import emit_add, interleaved
+from boostr.backends.numpy.kernels.runtime.vmath import interleaved
 
 
 @intrinsic

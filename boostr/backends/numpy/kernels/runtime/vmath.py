@@ -14,6 +14,7 @@ from boostr.backends.numpy.kernels.runtime.simd import (
     call,
     constant,
     elementwise,
+    emit_add,
     emit_fma,
     inline,
     intrinsic,
@@ -63,10 +64,6 @@ def _fold(builder, vectors, combine):
         one = combine(builder, one, swapped)
         width //= 2
     return [builder.extract_element(one, I32(i * (lanes // count))) for i in range(count)]
-
-
-def emit_add(builder, a, b):
-    return builder.fadd(a, b) if a.type.element == F32 else builder.add(a, b)
 
 
 def _reduction(combine, doc):
